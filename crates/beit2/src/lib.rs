@@ -1,1 +1,18 @@
-//! beit2
+//! BEiT v2 (Peng et al. 2022, arXiv 2208.06366): visual tokenizer, masked image modeling, evaluation.
+//!
+//! This crate is the method. It reads no flags or environment variables and prints nothing; the binary
+//! `beit2` does. Start with [`tokenizer::VqKd`] and [`pretrain::MimModel`]; both are composed from
+//! [`vit`].
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+pub mod init;
+pub mod params;
+pub mod pixels;
+pub mod pretrain;
+pub mod tokenizer;
+pub mod train;
+pub mod vit;
+
+pub use error::Error;

@@ -1,0 +1,345 @@
+//! Every way in which data can be wrong, one sentence each: what is wrong, where, and what would be right.
+
+use std::path::PathBuf;
+
+/// Why encoded bytes did not become an [`Image`](crate::Image). The caller knows the file name and puts it in front.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The file holds no bytes.
+    #[error("the file is empty; an image file was expected")]
+    Empty,
+    /// More encoded bytes than [`Limits::max_file_bytes`](crate::Limits).
+    #[error("the file has {bytes} bytes, more than the limit of {limit} for one image")]
+    FileTooLarge {
+        /// Size found, in bytes.
+        bytes: u64,
+        /// Limit, in bytes.
+        limit: u64,
+    },
+    /// The content starts like none of the supported formats (the file name is not looked at).
+    #[error("the content is not a JPEG, PNG, WebP, GIF, BMP, TIFF or PNM image")]
+    UnknownFormat,
+    /// The header promises more pixels than allowed; nothing was allocated.
+    #[error(
+        "the image is {width} x {height} pixels, above the limit of {max_pixels} pixels and {max_side} per side"
+    )]
+    TooManyPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Limit on width x height.
+        max_pixels: u64,
+        /// Limit on each side.
+        max_side: u32,
+    },
+    /// One side is zero.
+    #[error("the image is {width} x {height} pixels; both sides must be at least 1")]
+    NoPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// The data end before the picture does.
+    #[error(
+        "the {format} image is truncated: its data end before the last row; copy the file again"
+    )]
+    Truncated {
+        /// Name of the format.
+        format: &'static str,
+    },
+    /// A kind of pixel this crate does not turn into 8-bit RGB.
+    #[error("the image has {kind} pixels; 8-bit or 16-bit integer pixels were expected")]
+    UnsupportedPixels {
+        /// Name of the pixel type.
+        kind: String,
+    },
+    /// The format's own decoder refused the data.
+    #[error("the image cannot be decoded: {reason}")]
+    Invalid {
+        /// The decoder's words.
+        reason: String,
+    },
+}
+
+/// Why a picture could not be transformed or stacked, or an augmentation's settings make no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransformError {
+    /// The pixel buffer does not have `width * height * 3` bytes.
+    #[error("an RGB image of {width} x {height} needs {expected} bytes, found {found}")]
+    BufferLength {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Bytes needed.
+        expected: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// A crop box that is empty or leaves the image.
+    #[error(
+        "the crop (left {left}, top {top}, {crop_w} x {crop_h}) does not lie inside the image of {width} x {height}"
+    )]
+    CropOutside {
+        /// Left edge, pixels.
+        left: u32,
+        /// Top edge, pixels.
+        top: u32,
+        /// Crop width, pixels.
+        crop_w: u32,
+        /// Crop height, pixels.
+        crop_h: u32,
+        /// Image width, pixels.
+        width: u32,
+        /// Image height, pixels.
+        height: u32,
+    },
+    /// A target size that is zero or absurdly large.
+    #[error("cannot resize to {width} x {height} pixels; each side must be 1 to {max}")]
+    TargetSize {
+        /// Width asked for.
+        width: u32,
+        /// Height asked for.
+        height: u32,
+        /// Largest side accepted.
+        max: u32,
+    },
+    /// Images of different sizes were put into one batch.
+    #[error(
+        "image {position} of the batch is {width} x {height}, the first is {first_w} x {first_h}; all must agree"
+    )]
+    MixedSizes {
+        /// Index in the batch.
+        position: usize,
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+        /// Width of the first image.
+        first_w: u32,
+        /// Height of the first image.
+        first_h: u32,
+    },
+    /// A setting outside its range.
+    #[error("{name} is {value}; it must be {expected}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// Value found.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+}
+
+/// A contradiction in a [`BlockMaskConfig`](crate::BlockMaskConfig).
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MaskError {
+    /// A grid without cells.
+    #[error("the mask grid is {grid_h} x {grid_w}; both sides must be 1 to {max}")]
+    Grid {
+        /// Rows.
+        grid_h: usize,
+        /// Columns.
+        grid_w: usize,
+        /// Largest side accepted.
+        max: usize,
+    },
+    /// More masked patches than patches.
+    #[error(
+        "{masked} masked patches were asked for, but the {grid_h} x {grid_w} grid has only {patches}; use at most {patches}"
+    )]
+    TooMany {
+        /// Masked patches asked for.
+        masked: usize,
+        /// Rows.
+        grid_h: usize,
+        /// Columns.
+        grid_w: usize,
+        /// Patches in the grid.
+        patches: usize,
+    },
+    /// Block size limits that contradict each other.
+    #[error("max_patches is {max}, below min_patches {min}; a block needs room for its minimum")]
+    Limits {
+        /// Smallest block area.
+        min: usize,
+        /// Largest block area.
+        max: usize,
+    },
+    /// An aspect limit outside (0, 1].
+    #[error("min_aspect is {0}; it must be above 0 and at most 1 (0.3 in the paper)")]
+    Aspect(f64),
+}
+
+/// Why a source of images could not be opened, or one of its samples could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No such file or folder.
+    #[error(
+        "{path}: no such file or folder; give a folder of images, a .tar shard, or a pattern like 'shard-{{000..003}}.tar'"
+    )]
+    Missing {
+        /// What was asked for.
+        path: String,
+    },
+    /// A file where a folder is needed.
+    #[error("{}: not a folder; a folder of images was expected", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file that is neither a folder nor a tar shard.
+    #[error("{path}: {problem}; give a folder of images or an uncompressed .tar shard")]
+    NotASource {
+        /// The path.
+        path: String,
+        /// What it is.
+        problem: String,
+    },
+    /// A folder or a set of shards that holds no image.
+    #[error("{place}: no images in it; looked for files ending in {extensions}")]
+    NoImages {
+        /// Folder or shards.
+        place: String,
+        /// Extensions looked for.
+        extensions: String,
+    },
+    /// A pattern that matches nothing or cannot be expanded.
+    #[error("pattern '{pattern}': {problem}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A shard that is not a sound tar file.
+    #[error("{shard}: {problem}")]
+    Shard {
+        /// Path or name of the shard.
+        shard: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A label that is not a number in range.
+    #[error("{shard}, member {member}: {problem}")]
+    Label {
+        /// Path or name of the shard.
+        shard: String,
+        /// Member of the shard.
+        member: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A sample larger than [`MAX_SAMPLE_BYTES`](crate::source::MAX_SAMPLE_BYTES).
+    #[error("{name}: {bytes} bytes is more than the limit of {limit} for one image")]
+    TooLarge {
+        /// Sample name.
+        name: String,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A sample number past the end (a caller's mistake).
+    #[error("sample {index} was asked for, but there are only {len}")]
+    Index {
+        /// Sample number.
+        index: usize,
+        /// Number of samples.
+        len: usize,
+    },
+    /// The operating system refused.
+    #[error("{path}: cannot {action}: {error}")]
+    Io {
+        /// Path or member.
+        path: String,
+        /// What was attempted.
+        action: &'static str,
+        /// The system's words.
+        error: std::io::Error,
+    },
+}
+
+/// Why a [`Loader`](crate::Loader) could not start or had to stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoaderError {
+    /// A setting outside its range.
+    #[error("loader setting {name} is {value}; it must be {expected}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// Value found.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// The source holds no samples.
+    #[error("the data source holds no samples; at least one image is needed")]
+    EmptySource,
+    /// With `drop_last`, one global batch must fit into the data.
+    #[error(
+        "a batch of {global_batch} does not fit into {samples} samples when incomplete batches are dropped; use a batch of at most {samples}"
+    )]
+    BatchTooLarge {
+        /// Batch size times world size.
+        global_batch: u64,
+        /// Samples in the source.
+        samples: u64,
+    },
+    /// A position past the end of an epoch.
+    #[error(
+        "cannot start at step {step} of epoch {epoch}: an epoch of this data has {steps} steps; did the data or the batch size change?"
+    )]
+    StartOutside {
+        /// Epoch asked for.
+        epoch: u64,
+        /// Step asked for.
+        step: u64,
+        /// Steps in an epoch.
+        steps: u64,
+    },
+    /// More unreadable samples than `max_bad_fraction` of the epoch.
+    #[error(
+        "{bad} of {samples} samples of epoch {epoch} could not be used, more than the {limit} allowed ({percent} %): {}{}",
+        first.join("; "),
+        if (*bad as usize) > first.len() { "; ..." } else { "" }
+    )]
+    TooManyBad {
+        /// Epoch in which it happened.
+        epoch: u64,
+        /// Unusable samples so far.
+        bad: u64,
+        /// How many were allowed.
+        limit: u64,
+        /// Samples in the epoch (of this rank).
+        samples: u64,
+        /// The limit as a percentage, ready to print.
+        percent: String,
+        /// The first few, as `name: reason`.
+        first: Vec<String>,
+    },
+    /// A sample and every replacement drawn for it were unusable.
+    #[error("{name}: {error}; {tries} other samples drawn in its place could not be used either")]
+    NoReplacement {
+        /// Name of the sample.
+        name: String,
+        /// Its own error.
+        error: String,
+        /// Replacements tried.
+        tries: u32,
+    },
+    /// The caller's work function, or the source, panicked.
+    #[error("a data worker crashed on {name}: {message}")]
+    WorkerPanicked {
+        /// Name of the sample.
+        name: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// Threads could not be started.
+    #[error("cannot start a data worker thread: {0}")]
+    Spawn(String),
+}

@@ -1,0 +1,171 @@
+//! Where encoded images come from: a folder or tar shards, behind one small trait.
+//!
+//! A source knows names, sizes and labels, and hands out encoded bytes by number. It never decodes. The order of samples is
+//! a function of their names alone, so that the same data give the same numbers on every machine.
+
+mod folder;
+mod pattern;
+mod positioned;
+mod tar;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use self::folder::FolderSource;
+pub use self::tar::{StaticShard, TarSource};
+use crate::error::SourceError;
+
+/// Largest encoded image that is read into memory: 256 MiB.
+pub const MAX_SAMPLE_BYTES: u64 = 256 << 20;
+
+/// File name endings that count as images, lower case. (Whether a file really is one is told from its content later.)
+pub const IMAGE_EXTENSIONS: [&str; 12] = [
+    "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
+];
+
+/// A numbered collection of encoded images, readable from many threads at once.
+pub trait Source: Send + Sync {
+    /// Number of samples.
+    fn len(&self) -> usize;
+
+    /// Encoded bytes of sample `index`. Fails when the file vanished, shrank, is larger than [`MAX_SAMPLE_BYTES`], or cannot
+    /// be read; the error names it.
+    fn read(&self, index: usize) -> Result<Vec<u8>, SourceError>;
+
+    /// What a person would look for: a path, or `shard:member`. Empty for an `index` past the end.
+    fn name(&self, index: usize) -> String;
+
+    /// Class number, an index into [`Self::classes`]; `None` in an unlabelled collection.
+    fn label(&self, index: usize) -> Option<u32>;
+
+    /// Names of the classes; empty when there are none.
+    fn classes(&self) -> &[String];
+
+    /// A stable hash (32 hexadecimal digits) of names, sizes and labels, the same wherever the data are stored; when it
+    /// changes, a run cannot be continued exactly.
+    fn fingerprint(&self) -> String;
+
+    /// Whether there are no samples.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Opens what a user typed: a folder of images, a folder that holds only `.tar` shards, one `.tar` file, or a pattern with
+/// `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files.
+pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
+    let path = Path::new(spec);
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => match shards_in(path)? {
+            Some(shards) => Ok(Arc::new(TarSource::open(&shards)?)),
+            None => Ok(Arc::new(FolderSource::open(path)?)),
+        },
+        Ok(_) => Ok(Arc::new(TarSource::open(&[path.to_path_buf()])?)),
+        Err(_) if pattern::is_pattern(spec) => {
+            Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(SourceError::Missing { path: spec.into() })
+        }
+        Err(error) => Err(SourceError::Io {
+            path: spec.into(),
+            action: "open it",
+            error,
+        }),
+    }
+}
+
+/// The sorted `.tar` files of a folder, if it holds some and nothing else that could be data.
+fn shards_in(dir: &Path) -> Result<Option<Vec<PathBuf>>, SourceError> {
+    let mut shards = Vec::new();
+    for entry in folder::list(dir)? {
+        if entry.is_dir || is_image_name(&entry.path) {
+            return Ok(None);
+        }
+        if has_extension(&entry.path, &["tar"]) {
+            shards.push(entry.path);
+        }
+    }
+    Ok((!shards.is_empty()).then_some(shards))
+}
+
+/// Whether the name ends like an image's.
+fn is_image_name(path: &Path) -> bool {
+    has_extension(path, &IMAGE_EXTENSIONS)
+}
+
+fn has_extension(path: &Path, wanted: &[&str]) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str());
+    extension.is_some_and(|e| wanted.iter().any(|w| e.eq_ignore_ascii_case(w)))
+}
+
+/// `.jpg, .png, ...`, for messages.
+fn dotted(extensions: &[&str]) -> String {
+    extensions
+        .iter()
+        .map(|e| format!(".{e}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// 128-bit FNV-1a: short, stable for ever, and good enough against accidental change (not against malice).
+struct Fingerprint(u128);
+
+impl Fingerprint {
+    fn new() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 =
+                (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
+        }
+    }
+
+    /// One sample; lengths are hashed too, so that no two lists run into each other.
+    fn sample(&mut self, name: &str, size: u64, label: Option<u32>) {
+        self.bytes(&(name.len() as u64).to_le_bytes());
+        self.bytes(name.as_bytes());
+        self.bytes(&size.to_le_bytes());
+        self.bytes(&label.map_or(u64::MAX, u64::from).to_le_bytes());
+    }
+
+    fn finish(self) -> String {
+        format!("{:032x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opening_nonsense_says_what_would_be_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let sentence = |path: &Path| open(&path.display().to_string()).err().unwrap().to_string();
+        let missing = dir.path().join("nowhere");
+        assert!(sentence(&missing).ends_with("nowhere: no such file or folder; give a folder of images, a .tar shard, or a pattern like 'shard-{000..003}.tar'"));
+        assert!(
+            sentence(dir.path())
+                .contains("no images in it; looked for files ending in .jpg .jpeg .png")
+        );
+        let text = dir.path().join("notes.txt");
+        std::fs::write(&text, "hello").unwrap();
+        assert!(
+            sentence(&text).contains("not a .tar file"),
+            "{}",
+            sentence(&text)
+        );
+        assert!(sentence(&dir.path().join("x-{0..2}.tar")).contains("x-0.tar"));
+        assert!(sentence(&dir.path().join("*.tar")).contains("matches no file"));
+    }
+
+    #[test]
+    fn fingerprint_is_pinned() {
+        let mut hash = Fingerprint::new();
+        hash.bytes(b"a");
+        // FNV-1a test vector.
+        assert_eq!(hash.finish(), "d228cb696f1a8caf78912b704e4a8964");
+    }
+}

@@ -1,0 +1,157 @@
+//! Cropping and resizing with Pillow's filters.
+//!
+//! Pillow's "bicubic" is the cubic kernel with a = -0.5 and its "lanczos" has three lobes; both widen when shrinking.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TransformError;
+use crate::image::Image;
+use crate::transform::crop::CropBox;
+use crate::transform::resample::resample;
+
+/// Largest side a picture may be resized to, in pixels.
+pub const MAX_TARGET_SIDE: u32 = 16_384;
+
+/// Resampling filter, with Pillow's meaning of the names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Triangle filter.
+    Bilinear,
+    /// Cubic with a = -0.5. The paper's choice for both views.
+    #[default]
+    Bicubic,
+    /// Lanczos with three lobes.
+    Lanczos,
+}
+
+/// Resizes to `width` x `height` pixels. A picture that has this size already is returned as it is.
+pub fn resize(
+    image: &Image,
+    width: u32,
+    height: u32,
+    filter: Interpolation,
+) -> Result<Image, TransformError> {
+    if !(1..=MAX_TARGET_SIDE).contains(&width) || !(1..=MAX_TARGET_SIDE).contains(&height) {
+        return Err(TransformError::TargetSize {
+            width,
+            height,
+            max: MAX_TARGET_SIDE,
+        });
+    }
+    image.check()?;
+    CropBox::whole(image.width, image.height).check(image.width, image.height)?; // not empty
+    if (image.width, image.height) == (width, height) {
+        return Ok(image.clone());
+    }
+    let size = |w: u32, h: u32| (w as usize, h as usize);
+    let data = resample(
+        &image.data,
+        size(image.width, image.height),
+        size(width, height),
+        filter,
+    );
+    Image::new(width, height, data)
+}
+
+/// Copies a box of pixels. A box outside the picture is [`TransformError::CropOutside`].
+pub fn crop(image: &Image, area: CropBox) -> Result<Image, TransformError> {
+    image.check()?;
+    area.check(image.width, image.height)?;
+    let mut data = Vec::with_capacity(area.width as usize * area.height as usize * 3);
+    for row in box_rows(image, area) {
+        data.extend_from_slice(row);
+    }
+    Image::new(area.width, area.height, data)
+}
+
+/// The rows of a box that lies inside the picture, each `area.width * 3` bytes.
+pub(crate) fn box_rows(image: &Image, area: CropBox) -> impl Iterator<Item = &[u8]> {
+    let stride = image.width as usize * 3;
+    let (start, length) = (area.left as usize * 3, area.width as usize * 3);
+    let rows = image.data.chunks_exact(stride.max(1));
+    rows.skip(area.top as usize)
+        .take(area.height as usize)
+        .map(move |row| &row[start..start + length])
+}
+
+/// Cuts a box out and resizes it: the pixels outside the box have no influence, as in torchvision's `resized_crop`.
+pub fn crop_resize(
+    image: &Image,
+    area: CropBox,
+    width: u32,
+    height: u32,
+    filter: Interpolation,
+) -> Result<Image, TransformError> {
+    resize(&crop(image, area)?, width, height, filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flat_pictures_stay_flat() {
+        let image = Image::new(37, 23, [9, 200, 77].repeat(37 * 23)).unwrap();
+        for filter in [
+            Interpolation::Bilinear,
+            Interpolation::Bicubic,
+            Interpolation::Lanczos,
+        ] {
+            for (w, h) in [(1, 1), (16, 16), (64, 50)] {
+                assert_eq!(
+                    resize(&image, w, h, filter).unwrap().data,
+                    [9, 200, 77].repeat((w * h) as usize)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn bad_sizes_are_errors() {
+        let image = Image::new(2, 2, vec![0; 12]).unwrap();
+        assert!(matches!(
+            resize(&image, 0, 4, Interpolation::Bicubic),
+            Err(TransformError::TargetSize { .. })
+        ));
+        assert!(resize(&image, 4, 1 << 20, Interpolation::Bicubic).is_err());
+        let area = CropBox {
+            top: 1,
+            left: 1,
+            height: 2,
+            width: 1,
+        };
+        assert!(matches!(
+            crop(&image, area),
+            Err(TransformError::CropOutside { .. })
+        ));
+        let empty = Image {
+            width: 0,
+            height: 0,
+            data: vec![],
+        };
+        assert!(resize(&empty, 4, 4, Interpolation::Bicubic).is_err());
+        let broken = Image {
+            width: 2,
+            height: 2,
+            data: vec![0; 5],
+        };
+        assert!(resize(&broken, 4, 4, Interpolation::Bicubic).is_err());
+    }
+
+    #[test]
+    fn crop_copies_the_box() {
+        let data: Vec<u8> = (0..27).collect();
+        let image = Image::new(3, 3, data).unwrap();
+        let area = CropBox {
+            top: 1,
+            left: 1,
+            height: 2,
+            width: 2,
+        };
+        assert_eq!(
+            crop(&image, area).unwrap().data,
+            [12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26]
+        );
+    }
+}

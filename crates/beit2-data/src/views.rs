@@ -1,0 +1,332 @@
+//! The two-view transform of BEiT v2 pretraining: one crop box, two sizes.
+//!
+//! The picture is jittered, flipped and cropped once; the crop is resized for the patch embedding of the model and, when the
+//! tokenizer wants another size or filter, a second time for the tokenizer. When both agree there is one picture and
+//! [`Views::token`] is `None`: the two views then differ only in normalisation, which happens on the device.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TransformError;
+use crate::image::Image;
+use crate::rng::{Key, unit};
+use crate::transform::crop::{CropBox, CropConfig};
+use crate::transform::flip::flip_horizontal;
+use crate::transform::jitter::JitterParams;
+use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop, resize};
+
+/// Settings of the two-view transform; the defaults are those of the paper's documented pretraining commands.
+///
+/// The tokenizer's own training (one view, no jitter) is `min_crop_scale = 0.08`, `color_jitter = 0`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TwoViewConfig {
+    /// Side of the patch view in pixels. Default 224.
+    pub input_size: u32,
+    /// Side of the token view in pixels. Default 224.
+    pub second_size: u32,
+    /// Filter of the patch view. Default bicubic.
+    pub interpolation: Interpolation,
+    /// Filter of the token view. Default bicubic, as documented (the reference's own default is lanczos).
+    pub second_interpolation: Interpolation,
+    /// Smallest crop as a share of the picture's area. Default 0.2 (the reference's own default is 0.08).
+    pub min_crop_scale: f64,
+    /// Strength of brightness, contrast and saturation jitter; 0 turns it off. Default 0.4.
+    pub color_jitter: f64,
+    /// Probability of a left-right flip. Default 0.5.
+    pub hflip: f64,
+}
+
+impl Default for TwoViewConfig {
+    fn default() -> Self {
+        Self {
+            input_size: 224,
+            second_size: 224,
+            interpolation: Interpolation::Bicubic,
+            second_interpolation: Interpolation::Bicubic,
+            min_crop_scale: 0.2,
+            color_jitter: 0.4,
+            hflip: 0.5,
+        }
+    }
+}
+
+impl TwoViewConfig {
+    /// Whether patch view and token view are the same pixels.
+    #[must_use]
+    pub fn is_one_view(&self) -> bool {
+        self.input_size == self.second_size && self.interpolation == self.second_interpolation
+    }
+
+    /// Fails with one sentence when a setting is out of range.
+    pub fn validate(&self) -> Result<(), TransformError> {
+        let bad = |name, value: String, expected| {
+            Err(TransformError::Setting {
+                name,
+                value,
+                expected,
+            })
+        };
+        for (name, size) in [
+            ("input_size", self.input_size),
+            ("second_size", self.second_size),
+        ] {
+            if !(1..=MAX_TARGET_SIDE).contains(&size) {
+                return bad(name, size.to_string(), "1 to 16384 pixels");
+            }
+        }
+        if !(self.min_crop_scale > 0.0 && self.min_crop_scale <= 1.0) {
+            return bad(
+                "min_crop_scale",
+                self.min_crop_scale.to_string(),
+                "above 0 and at most 1 (0.2 in the paper's recipe)",
+            );
+        }
+        if !(self.color_jitter >= 0.0 && self.color_jitter.is_finite()) {
+            return bad(
+                "color_jitter",
+                self.color_jitter.to_string(),
+                "0 (off) or more (0.4 in the paper's recipe)",
+            );
+        }
+        if !(0.0..=1.0).contains(&self.hflip) {
+            return bad("hflip", self.hflip.to_string(), "a probability from 0 to 1");
+        }
+        Ok(())
+    }
+}
+
+/// Everything random about one augmented picture; enough to make it again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ViewParams {
+    /// Colour operations, or none.
+    pub jitter: Option<JitterParams>,
+    /// Whether the picture is mirrored before it is cropped.
+    pub flip: bool,
+    /// The box, in the coordinates of the (possibly mirrored) picture.
+    pub crop: CropBox,
+}
+
+/// The views of one picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Views {
+    /// For the model. Shape `[input_size, input_size, 3]`.
+    pub patch: Image,
+    /// For the tokenizer, `[second_size, second_size, 3]`; `None` when it is the same pixels as `patch`.
+    pub token: Option<Image>,
+}
+
+impl Views {
+    /// The token view, wherever it is stored.
+    #[must_use]
+    pub fn token_view(&self) -> &Image {
+        self.token.as_ref().unwrap_or(&self.patch)
+    }
+}
+
+impl ViewParams {
+    /// Draws the parameters for a picture of `width` x `height` pixels, in the reference's order: jitter, flip, box.
+    #[must_use]
+    pub fn draw(config: &TwoViewConfig, width: u32, height: u32, key: &Key) -> Self {
+        let mut rng = key.rng();
+        let jitter = (config.color_jitter > 0.0)
+            .then(|| JitterParams::sample(&mut rng, config.color_jitter));
+        let flip = unit(&mut rng) < config.hflip;
+        let boxes = CropConfig {
+            min_scale: config.min_crop_scale,
+            ..CropConfig::default()
+        };
+        Self {
+            jitter,
+            flip,
+            crop: boxes.sample(&mut rng, width, height),
+        }
+    }
+
+    /// Whether the box has fewer pixels than a view, so that resizing enlarges. The reference does so silently; callers
+    /// should warn once when it is frequent, because the model then learns to predict interpolated pixels.
+    #[must_use]
+    pub fn upscales(&self, config: &TwoViewConfig) -> bool {
+        self.crop
+            .smaller_than(config.input_size.max(config.second_size))
+    }
+
+    /// Makes the views of a picture.
+    ///
+    /// The result is bit for bit that of jittering, flipping and cropping the whole picture (tested), but only the
+    /// pixels inside the box are jittered and mirrored. A box outside the picture is [`TransformError::CropOutside`].
+    pub fn apply(&self, config: &TwoViewConfig, image: &Image) -> Result<Views, TransformError> {
+        self.crop.check(image.width, image.height)?;
+        let area = if self.flip {
+            self.crop.mirrored(image.width)
+        } else {
+            self.crop
+        };
+        let mut cut = crop(image, area)?;
+        if let Some(jitter) = &self.jitter {
+            jitter.prepare(image).apply(&mut cut.data);
+        }
+        // Why before resizing: filters and rounding are not exactly symmetric, so a flip afterwards could differ in the last bit.
+        if self.flip {
+            flip_horizontal(&mut cut);
+        }
+        let token = if config.is_one_view() {
+            None
+        } else {
+            Some(resize(
+                &cut,
+                config.second_size,
+                config.second_size,
+                config.second_interpolation,
+            )?)
+        };
+        let patch = resize(
+            &cut,
+            config.input_size,
+            config.input_size,
+            config.interpolation,
+        )?;
+        Ok(Views { patch, token })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+    use crate::transform::resize::crop_resize;
+    use proptest::prelude::*;
+
+    fn key(seed: u64) -> Key {
+        Key {
+            seed,
+            epoch: 1,
+            index: 2,
+            purpose: Purpose::Augment,
+        }
+    }
+
+    fn noise(width: u32, height: u32, seed: u64) -> Image {
+        let mut rng = Key {
+            purpose: Purpose::Other(0),
+            ..key(seed)
+        }
+        .rng();
+        Image::new(
+            width,
+            height,
+            (0..width * height * 3)
+                .map(|_| rng.next_u32() as u8)
+                .collect(),
+        )
+        .unwrap()
+    }
+
+    /// The reference's order of operations, on whole pictures.
+    fn plain(params: &ViewParams, config: &TwoViewConfig, image: &Image) -> (Image, Image) {
+        let mut whole = image.clone();
+        if let Some(jitter) = &params.jitter {
+            jitter.apply(&mut whole);
+        }
+        if params.flip {
+            flip_horizontal(&mut whole);
+        }
+        let view = |size, filter| crop_resize(&whole, params.crop, size, size, filter).unwrap();
+        (
+            view(config.input_size, config.interpolation),
+            view(config.second_size, config.second_interpolation),
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn cropping_first_changes_no_bit(seed: u64, width in 1u32..90, height in 1u32..90, second in 8u32..40, lanczos: bool) {
+            let second_interpolation = if lanczos { Interpolation::Lanczos } else { Interpolation::Bicubic };
+            let config = TwoViewConfig { input_size: 24, second_size: second, second_interpolation, ..TwoViewConfig::default() };
+            let image = noise(width, height, seed);
+            let params = ViewParams::draw(&config, width, height, &key(seed));
+            let views = params.apply(&config, &image).unwrap();
+            let (patch, token) = plain(&params, &config, &image);
+            prop_assert_eq!(views.token.is_none(), config.is_one_view());
+            prop_assert_eq!(views.token_view(), &token);
+            prop_assert_eq!(views.patch, patch);
+        }
+    }
+
+    #[test]
+    fn small_boxes_are_reported() {
+        let config = TwoViewConfig::default();
+        let params = ViewParams {
+            jitter: None,
+            flip: false,
+            crop: CropBox::whole(224, 224),
+        };
+        assert!(!params.upscales(&config));
+        assert!(
+            ViewParams {
+                crop: CropBox::whole(500, 223),
+                ..params
+            }
+            .upscales(&config)
+        );
+        assert!(params.upscales(&TwoViewConfig {
+            second_size: 256,
+            ..config
+        }));
+    }
+
+    #[test]
+    fn a_box_of_another_picture_is_an_error() {
+        let config = TwoViewConfig {
+            input_size: 8,
+            second_size: 8,
+            ..TwoViewConfig::default()
+        };
+        let params = ViewParams {
+            jitter: None,
+            flip: true,
+            crop: CropBox::whole(50, 10),
+        };
+        assert!(matches!(
+            params.apply(&config, &noise(10, 10, 0)),
+            Err(TransformError::CropOutside { .. })
+        ));
+    }
+
+    #[test]
+    fn settings_are_checked_and_named() {
+        assert!(TwoViewConfig::default().validate().is_ok());
+        let bad = TwoViewConfig {
+            min_crop_scale: 0.0,
+            ..TwoViewConfig::default()
+        };
+        let sentence = bad.validate().unwrap_err().to_string();
+        assert_eq!(
+            sentence,
+            "min_crop_scale is 0; it must be above 0 and at most 1 (0.2 in the paper's recipe)"
+        );
+        assert!(
+            TwoViewConfig {
+                hflip: f64::NAN,
+                ..TwoViewConfig::default()
+            }
+            .validate()
+            .is_err()
+        );
+        assert!(
+            TwoViewConfig {
+                input_size: 0,
+                ..TwoViewConfig::default()
+            }
+            .validate()
+            .is_err()
+        );
+        let parsed: TwoViewConfig =
+            toml::from_str("input_size = 64\nsecond_interpolation = 'lanczos'").unwrap();
+        assert_eq!(
+            (parsed.input_size, parsed.second_interpolation),
+            (64, Interpolation::Lanczos)
+        );
+        assert!(toml::from_str::<TwoViewConfig>("inptu_size = 64").is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! The seam between the operations and the backends.
+//!
+//! One method per operation and one per backward formula, on a backend's own tensors, each with a
+//! default composed from Burn's primitives. A backend overrides what it can do better; `Autodiff`
+//! records the pair as one node of the graph. The functions of the crate root are what callers use.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use crate::{AdamwStep, attention, composed, cross_entropy, gelu, layer_norm, linear, residual_scale};
+
+/// What a backward pass must keep of an attention: its output and the log of each row's softmax
+/// sum `[B, H, Tq]`.
+pub type AttentionOutput<B> = (FloatTensor<B>, FloatTensor<B>);
+
+/// Gradients of an attention with respect to q, k, v and, when asked for, the bias.
+pub type AttentionGradients<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>);
+
+/// A Burn backend with the fused operations of this crate.
+///
+/// Methods take and return the backend's tensors; shapes are those of the functions of the same
+/// name in the crate root, and the last axis is the width `D` where one is named.
+pub trait Backend: BurnBackend {
+    /// [`gelu`](crate::gelu) without what a backward pass needs.
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::gelu::<Self>(x)
+    }
+
+    /// [`gelu`](crate::gelu) and its derivative at `x`; the backward pass is a product with it.
+    fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::gelu_train::<Self>(x)
+    }
+
+    /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row.
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::layer_norm::<Self>(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`layer_norm`](crate::layer_norm): of `x`, `weight` and `bias`.
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::layer_norm_backward::<Self>(x, weight, mean, rstd, grad)
+    }
+
+    /// [`linear`](crate::linear) on `x [.., in]`.
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        composed::linear::<Self>(x, weight, bias)
+    }
+
+    /// Gradient of [`linear`](crate::linear) with respect to its input: `grad·W`, `[.., in]`.
+    fn fused_linear_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear_backward_input::<Self>(weight, grad)
+    }
+
+    /// Gradient of [`linear`](crate::linear) with respect to its weight: `gradᵀ·x`, `[out, in]`.
+    fn fused_linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear_backward_weight::<Self>(x, grad)
+    }
+
+    /// Gradient of a bias that was added to each row: the sum of the rows of `grad`, `[out]`.
+    fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum_rows::<Self>(grad)
+    }
+
+    /// [`attention`](crate::attention).
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        composed::attention::<Self>(q, k, v, bias, heads, scale)
+    }
+
+    /// Gradients of [`attention`](crate::attention); the bias's only if `bias_grad`.
+    #[allow(clippy::too_many_arguments)]
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        composed::attention_backward::<Self>(q, k, v, bias, output, grad, heads, scale, bias_grad)
+    }
+
+    /// [`attention_qkv`](crate::attention_qkv).
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        composed::attention_qkv::<Self>(qkv, bias, heads, scale)
+    }
+
+    /// Gradients of [`attention_qkv`](crate::attention_qkv): of `qkv` and, if `bias_grad`, the bias.
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, heads, scale, bias_grad)
+    }
+
+    /// [`cross_entropy`](crate::cross_entropy) without what a backward pass needs.
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        composed::cross_entropy::<Self>(logits, targets)
+    }
+
+    /// [`cross_entropy`](crate::cross_entropy) and its gradient `[n, K]` with respect to the logits.
+    fn fused_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::cross_entropy_train::<Self>(logits, targets)
+    }
+
+    /// [`nearest_code`](crate::nearest_code).
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        composed::nearest_code::<Self>(z, codebook)
+    }
+
+    /// [`adamw`](crate::adamw).
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamwStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::adamw::<Self>(param, grad, m, v, step)
+    }
+
+    /// [`residual_scale`](crate::residual_scale) on `x`, `branch` `[.., D]`.
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::residual_scale::<Self>(x, branch, gamma)
+    }
+
+    /// Gradients of [`residual_scale`](crate::residual_scale): of `branch` and `gamma`; that of `x` is
+    /// `grad` itself.
+    fn fused_residual_scale_backward(
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::residual_scale_backward::<Self>(branch, gamma, grad)
+    }
+}
+
+/// A [`Backend`] that records gradients over an inner [`Backend`].
+pub trait AutodiffBackend: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
+impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
+
+// The backward methods keep their defaults: composed, they can be differentiated once more.
+impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::autodiff::<B, C>(x)
+    }
+
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        layer_norm::autodiff::<B, C>(x, weight, bias, eps)
+    }
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        linear::autodiff::<B, C>(x, weight, bias)
+    }
+
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        attention::autodiff::<B, C>(q, k, v, bias, heads, scale)
+    }
+
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        attention::autodiff_qkv::<B, C>(qkv, bias, heads, scale)
+    }
+
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        cross_entropy::autodiff::<B, C>(logits, targets)
+    }
+
+    // Ids have no gradient, as Burn's own `argmax`.
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        B::fused_nearest_code(z.primitive, codebook.primitive)
+    }
+
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        residual_scale::autodiff::<B, C>(x, branch, gamma)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<F, I> Backend for burn::backend::Cuda<F, I> where burn::backend::Cuda<F, I>: BurnBackend {}
+
+#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
+impl<F, I, T> Backend for burn::backend::wgpu::Wgpu<F, I, T> where
+    burn::backend::wgpu::Wgpu<F, I, T>: BurnBackend
+{
+}

@@ -1,0 +1,283 @@
+//! The fast CPU operations on the memory of Burn's `Flex` backend.
+//!
+//! Only 32-bit floats are fast; a tensor of another type takes the composed reference.
+
+use burn::backend::Flex;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Bytes, DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+
+use crate::backend::{AttentionGradients, AttentionOutput, Backend};
+use crate::{
+    AdamwStep, adamw, attention, composed, cross_entropy, gelu, layer_norm, linear, nearest_code,
+    residual_scale,
+};
+
+/// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
+/// against its start and its operands stay in the second-level cache.
+pub(crate) const GRAIN: usize = 16 * 1024;
+
+/// Whether every tensor holds 32-bit floats.
+pub(crate) fn is_f32(tensors: &[&FlexTensor]) -> bool {
+    tensors.iter().all(|t| t.dtype() == DType::F32)
+}
+
+/// The tensor with its elements in order and nothing around them; copied only if it is not so.
+pub(crate) fn owned(x: FlexTensor) -> FlexTensor {
+    let layout = x.layout();
+    let bytes = layout.num_elements() * size_of::<f32>();
+    if layout.is_contiguous() && layout.start_offset() == 0 && x.bytes().len() == bytes {
+        return x;
+    }
+    x.to_contiguous()
+}
+
+/// The elements of a tensor made by [`owned`], for writing; copied first if someone else holds them.
+pub(crate) fn values(x: &mut FlexTensor) -> &mut [f32] {
+    x.storage_mut::<f32>()
+}
+
+/// The elements of a tensor made by [`owned`].
+pub(crate) fn view(x: &FlexTensor) -> &[f32] {
+    x.storage::<f32>()
+}
+
+/// A new result of `n` elements.
+pub(crate) fn vector(n: usize) -> Buffer {
+    Buffer(vec![0.0; n])
+}
+
+/// Memory of a result while it is written.
+pub(crate) struct Buffer(Vec<f32>);
+
+impl Buffer {
+    pub(crate) fn into_tensor(self, shape: impl Into<Shape>) -> FlexTensor {
+        let shape = shape.into();
+        debug_assert_eq!(shape.num_elements(), self.0.len());
+        FlexTensor::new(Bytes::from_elems(self.0), Layout::contiguous(shape), DType::F32)
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+/// The elements of an integer tensor of any width.
+pub(crate) fn integers(x: &FlexTensor) -> Vec<i64> {
+    x.clone().into_data().iter::<i64>().collect()
+}
+
+/// How `n` rows are cut for sums over rows: rows of a group and number of groups. A function of `n`
+/// alone, so that sums do not depend on threads.
+pub(crate) fn row_groups(n: usize) -> (usize, usize) {
+    let rows = n.div_ceil(32).max(32);
+    (rows, n.div_ceil(rows))
+}
+
+impl Backend for Flex {
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { gelu::fast::forward(x) } else { composed::gelu::<Self>(x) }
+    }
+
+    fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x]) { gelu::fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
+    }
+
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x, &weight, &bias]) {
+            layer_norm::fast::forward(x, weight, bias, eps)
+        } else {
+            composed::layer_norm::<Self>(x, weight, bias, eps)
+        }
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x, &weight, &mean, &rstd, &grad]) {
+            layer_norm::fast::backward(x, weight, mean, rstd, grad)
+        } else {
+            composed::layer_norm_backward::<Self>(x, weight, mean, rstd, grad)
+        }
+    }
+
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&logits]) {
+            cross_entropy::fast::forward(logits, targets)
+        } else {
+            composed::cross_entropy::<Self>(logits, targets)
+        }
+    }
+
+    fn fused_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&logits]) {
+            cross_entropy::fast::forward_train(logits, targets)
+        } else {
+            composed::cross_entropy_train::<Self>(logits, targets)
+        }
+    }
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &weight]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            linear::fast::forward(x, weight, bias)
+        } else {
+            composed::linear::<Self>(x, weight, bias)
+        }
+    }
+
+    fn fused_linear_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&weight, &grad]) {
+            linear::fast::backward_input(weight, grad)
+        } else {
+            composed::linear_backward_input::<Self>(weight, grad)
+        }
+    }
+
+    fn fused_linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &grad]) {
+            linear::fast::backward_weight(x, grad)
+        } else {
+            composed::linear_backward_weight::<Self>(x, grad)
+        }
+    }
+
+    fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&grad]) { linear::fast::sum_rows(grad) } else { composed::sum_rows::<Self>(grad) }
+    }
+
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        if is_f32(&[&q, &k, &v]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            attention::attention_f32(q, k, v, bias, heads, scale)
+        } else {
+            composed::attention::<Self>(q, k, v, bias, heads, scale)
+        }
+    }
+
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        if plain && is_f32(&[&q, &k, &v, &output.0, &output.1, &grad]) {
+            attention::attention_backward_f32(q, k, v, bias, output, grad, heads, scale, bias_grad)
+        } else {
+            composed::attention_backward::<Self>(q, k, v, bias, output, grad, heads, scale, bias_grad)
+        }
+    }
+
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        heads: usize,
+        scale: f64,
+    ) -> AttentionOutput<Self> {
+        if is_f32(&[&qkv]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            attention::attention_qkv_f32(qkv, bias, heads, scale)
+        } else {
+            composed::attention_qkv::<Self>(qkv, bias, heads, scale)
+        }
+    }
+
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        if plain && is_f32(&[&qkv, &output.0, &output.1, &grad]) {
+            attention::attention_qkv_backward_f32(qkv, bias, output, grad, heads, scale, bias_grad)
+        } else {
+            composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, heads, scale, bias_grad)
+        }
+    }
+
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        if is_f32(&[&z, &codebook]) {
+            nearest_code::fast::nearest(z, codebook)
+        } else {
+            composed::nearest_code::<Self>(z, codebook)
+        }
+    }
+
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamwStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&param, &grad, &m, &v]) {
+            adamw::fast::step(param, grad, m, v, step)
+        } else {
+            composed::adamw::<Self>(param, grad, m, v, step)
+        }
+    }
+
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &branch, &gamma]) {
+            residual_scale::fast::forward(x, branch, gamma)
+        } else {
+            composed::residual_scale::<Self>(x, branch, gamma)
+        }
+    }
+
+    fn fused_residual_scale_backward(
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&branch, &gamma, &grad]) {
+            residual_scale::fast::backward(branch, gamma, grad)
+        } else {
+            composed::residual_scale_backward::<Self>(branch, gamma, grad)
+        }
+    }
+}

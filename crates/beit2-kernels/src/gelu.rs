@@ -1,0 +1,132 @@
+//! Exact GELU, `x·Φ(x)`.
+//!
+//! Contract: training keeps the derivative `Φ(x) + x·φ(x)` instead of the input, in the input's own
+//! buffer when nobody else holds it; both come from one exponential. Burn's own `gelu_backward` is a
+//! tanh approximation with rounded constants and is not used anywhere.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// Exact GELU, `x·Φ(x)` by the error function. Shape is kept.
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    wrap(B::fused_gelu(unwrap(x)))
+}
+
+/// [`gelu`](crate::gelu) composed from Burn's primitives.
+pub fn reference<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    let cdf = cdf(x.clone());
+    x * cdf
+}
+
+fn cdf<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    x.mul_scalar(std::f64::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0).mul_scalar(0.5)
+}
+
+pub(crate) fn reference_train<B: BurnBackend>(x: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let cdf = cdf(x.clone());
+    let density =
+        x.clone().powi_scalar(2).mul_scalar(-0.5).exp().mul_scalar(1.0 / (2.0 * std::f64::consts::PI).sqrt());
+    (x.clone() * cdf.clone(), cdf + x * density)
+}
+
+#[derive(Debug)]
+struct GeluBackward;
+
+impl<B: Backend> Backward<B, 1> for GeluBackward {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let slope = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::float_mul(grad, slope));
+    }
+}
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prep = Backward::<B, 1>::prepare::<C>(GeluBackward, [x.node.clone()]);
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (y, slope) = B::fused_gelu_train(x.primitive);
+            prep.finish(slope, y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::fused_gelu(x.primitive)),
+    }
+}
+
+pub(crate) mod fast {
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{GRAIN, owned, values, vector};
+    use crate::simd::{dispatch, normal};
+
+    pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
+        let mut x = owned(x);
+        values(&mut x).par_chunks_mut(GRAIN).for_each(in_place);
+        x
+    }
+
+    pub(crate) fn forward_train(x: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let mut x = owned(x);
+        let mut y = vector(x.layout().num_elements());
+        values(&mut x).par_chunks_mut(GRAIN).zip(y.par_chunks_mut(GRAIN)).for_each(|(x, y)| with_slope(x, y));
+        (y.into_tensor(x.layout().shape().clone()), x)
+    }
+
+    dispatch!(fn in_place(x: &mut [f32]) => in_place_body);
+
+    #[inline(always)]
+    fn in_place_body<const FMA: bool>(x: &mut [f32]) {
+        for x in x {
+            *x *= normal::<FMA>(*x).0;
+        }
+    }
+
+    dispatch!(
+        /// `x` becomes the derivative.
+        fn with_slope(x: &mut [f32], y: &mut [f32]) => with_slope_body
+    );
+
+    #[inline(always)]
+    fn with_slope_body<const FMA: bool>(x: &mut [f32], y: &mut [f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            let (below, density) = normal::<FMA>(*x);
+            *y = *x * below;
+            // An infinite input has a zero density, not NaN.
+            let product = if density == 0.0 { 0.0 } else { *x * density };
+            *x = below + product;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+    use burn::tensor::Tensor;
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (n, spread) in [(1, 1.0), (3, 3.0), (197 * 7, 2.0), (40_000, 5.0)] {
+            let inputs = [random(n, 1, spread)];
+            check("gelu", &inputs, |x| super::gelu(x[0].clone()), |x| super::reference(x[0].clone()), 2e-6);
+        }
+    }
+
+    #[test]
+    fn keeps_the_input_of_others() {
+        let device = Default::default();
+        let x = Tensor::<burn::backend::Flex, 1>::from_floats([1.0, -2.0, 0.5], &device);
+        let y = super::gelu(x.clone());
+        assert_eq!(x.into_data().to_vec::<f32>().unwrap(), [1.0, -2.0, 0.5]);
+        assert!((y.into_data().to_vec::<f32>().unwrap()[0] - 0.841_344_7).abs() < 1e-6);
+    }
+}

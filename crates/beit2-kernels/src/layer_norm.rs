@@ -1,0 +1,331 @@
+//! Layer normalization over the last axis.
+//!
+//! Contract: the forward pass gives the mean and inverse standard deviation of each row besides the
+//! result; the backward pass reads the saved input with them and writes over the incoming gradient
+//! when nobody else holds it. Gradients of weight and bias are summed in fixed groups of rows, then
+//! over the groups in order, so they do not depend on the number of threads.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
+use burn::tensor::ops::FloatTensor;
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// Layer normalization over the last axis (`weight`, `bias`: `[D]`).
+///
+/// # Panics
+/// If `weight` or `bias` is not as long as the last axis of `x`.
+pub fn layer_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let (dims, [w], [b]) = (x.dims(), weight.dims(), bias.dims());
+    assert!(
+        w == dims[D - 1] && b == w,
+        "layer_norm: weight [{w}] and bias [{b}] do not fit the last axis of {dims:?}"
+    );
+    wrap(B::fused_layer_norm(unwrap(x), unwrap(weight), unwrap(bias), eps).0)
+}
+
+/// [`layer_norm`](crate::layer_norm) composed from Burn's primitives.
+pub fn reference<B: BurnBackend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let centered = x.clone() - x.mean_dim(D - 1);
+    let var = centered.clone().powi_scalar(2).mean_dim(D - 1);
+    let normalized = centered / var.add_scalar(eps).sqrt();
+    normalized * weight.unsqueeze() + bias.unsqueeze()
+}
+
+pub(crate) fn reference_train<B: BurnBackend>(
+    x: Tensor<B, 2>, // [n, D]
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> (Tensor<B, 2>, Tensor<B, 1>, Tensor<B, 1>) {
+    let mean = x.clone().mean_dim(1); // [n, 1]
+    let centered = x - mean.clone();
+    let var = centered.clone().powi_scalar(2).mean_dim(1);
+    let rstd = var.add_scalar(eps).sqrt().recip();
+    let y = centered * rstd.clone() * weight.unsqueeze() + bias.unsqueeze();
+    (y, mean.squeeze_dim(1), rstd.squeeze_dim(1))
+}
+
+pub(crate) fn reference_backward<B: BurnBackend>(
+    x: Tensor<B, 2>, // [n, D]
+    weight: Tensor<B, 1>,
+    mean: Tensor<B, 1>,
+    rstd: Tensor<B, 1>,
+    grad: Tensor<B, 2>,
+) -> (Tensor<B, 2>, Tensor<B, 1>, Tensor<B, 1>) {
+    let rstd = rstd.unsqueeze_dim::<2>(1); // [n, 1]
+    let normalized = (x - mean.unsqueeze_dim(1)) * rstd.clone();
+    let dw = (grad.clone() * normalized.clone()).sum_dim(0);
+    let db = grad.clone().sum_dim(0);
+    let inner = grad * weight.unsqueeze(); // gradient of `normalized`
+    let along = (inner.clone() * normalized.clone()).mean_dim(1);
+    let dx = (inner.clone() - inner.mean_dim(1) - normalized * along) * rstd;
+    (dx, dw.squeeze_dim(0), db.squeeze_dim(0))
+}
+
+#[derive(Debug)]
+struct LayerNormBackward;
+
+impl<B: Backend> Backward<B, 3> for LayerNormBackward {
+    /// x, weight, mean, rstd.
+    type State = [FloatTensor<B>; 4];
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, weight, mean, rstd] = ops.state;
+        let (dx, dw, db) = B::fused_layer_norm_backward(x, weight, mean, rstd, grad);
+        for (parent, grad) in ops.parents.into_iter().zip([dx, dw, db]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
+
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: Primitive<B, C>,
+    weight: Primitive<B, C>,
+    bias: Primitive<B, C>,
+    eps: f64,
+) -> (Primitive<B, C>, Primitive<B, C>, Primitive<B, C>) {
+    let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+    let prep = Backward::<B, 3>::prepare::<C>(LayerNormBackward, nodes);
+    let constant = Autodiff::<B, C>::from_inner;
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (input, scale) = (x.primitive.clone(), weight.primitive.clone());
+            let (y, mean, rstd) = B::fused_layer_norm(x.primitive, weight.primitive, bias.primitive, eps);
+            let state = [input, scale, mean.clone(), rstd.clone()];
+            (prep.finish(state, y), constant(mean), constant(rstd))
+        }
+        OpsKind::UnTracked(prep) => {
+            let (y, mean, rstd) = B::fused_layer_norm(x.primitive, weight.primitive, bias.primitive, eps);
+            (prep.finish(y), constant(mean), constant(rstd))
+        }
+    }
+}
+
+pub(crate) mod fast {
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{GRAIN, owned, row_groups, values, vector, view};
+    use crate::simd::{LANES, dispatch, madd, reduce, sum};
+
+    pub(crate) fn forward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        eps: f64,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (x, weight, bias) = (owned(x), owned(weight), owned(bias));
+        let shape = x.layout().shape().clone();
+        let (w, b) = (view(&weight), view(&bias));
+        let width = w.len();
+        let n = view(&x).len() / width.max(1);
+        let (mut y, mut mean, mut rstd) = (vector(n * width), vector(n), vector(n));
+        let rows = (GRAIN / width.max(1)).max(1);
+        y.par_chunks_mut((rows * width).max(1))
+            .zip(view(&x).par_chunks((rows * width).max(1)))
+            .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
+            .for_each(|((y, x), (mean, rstd))| normalize(x, w, b, eps as f32, y, mean, rstd));
+        (y.into_tensor(shape), mean.into_tensor([n]), rstd.into_tensor([n]))
+    }
+
+    dispatch!(
+        fn normalize(
+            x: &[f32],
+            w: &[f32],
+            b: &[f32],
+            eps: f32,
+            y: &mut [f32],
+            mean: &mut [f32],
+            rstd: &mut [f32],
+        ) => normalize_body
+    );
+
+    #[inline(always)]
+    fn normalize_body<const FMA: bool>(
+        x: &[f32],
+        w: &[f32],
+        b: &[f32],
+        eps: f32,
+        y: &mut [f32],
+        mean: &mut [f32],
+        rstd: &mut [f32],
+    ) {
+        let width = w.len();
+        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+        for ((x, y), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+            *mean = sum(x) / width as f32;
+            *rstd = 1.0 / (deviations::<FMA>(x, *mean) / width as f32 + eps).sqrt();
+            let (mean, rstd) = (*mean, *rstd);
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                *y = madd::<FMA>((x - mean) * rstd, *w, *b);
+            }
+        }
+    }
+
+    /// Sum of squared distances from `mean`: a second pass over a row in the first-level cache,
+    /// because the difference of two sums would cancel.
+    #[inline(always)]
+    fn deviations<const FMA: bool>(x: &[f32], mean: f32) -> f32 {
+        let (chunks, tail) = x.as_chunks::<LANES>();
+        let mut acc = [0.0; LANES];
+        for c in chunks {
+            for i in 0..LANES {
+                let d = c[i] - mean;
+                acc[i] = madd::<FMA>(d, d, acc[i]);
+            }
+        }
+        for (a, x) in acc.iter_mut().zip(tail) {
+            *a = madd::<FMA>(x - mean, x - mean, *a);
+        }
+        reduce(acc)
+    }
+
+    pub(crate) fn backward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        mean: FlexTensor,
+        rstd: FlexTensor,
+        grad: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (x, weight, mean, rstd) = (owned(x), owned(weight), owned(mean), owned(rstd));
+        let mut grad = owned(grad);
+        let w = view(&weight);
+        let width = w.len();
+        let n = view(&mean).len();
+        let (rows, groups) = row_groups(n);
+        let mut partial = vector(groups * 2 * width);
+        values(&mut grad)
+            .par_chunks_mut((rows * width).max(1))
+            .zip(view(&x).par_chunks((rows * width).max(1)))
+            .zip(view(&mean).par_chunks(rows).zip(view(&rstd).par_chunks(rows)))
+            .zip(partial.par_chunks_mut((2 * width).max(1)))
+            .for_each(|(((grad, x), (mean, rstd)), partial)| {
+                let (dw, db) = partial.split_at_mut(width);
+                gradients(x, w, mean, rstd, grad, dw, db);
+            });
+        let (mut dw, mut db) = (vector(width), vector(width));
+        for partial in partial.chunks_exact((2 * width).max(1)) {
+            for i in 0..width {
+                dw[i] += partial[i];
+                db[i] += partial[width + i];
+            }
+        }
+        (grad, dw.into_tensor([width]), db.into_tensor([width]))
+    }
+
+    dispatch!(
+        /// `grad` becomes the gradient of `x`; those of weight and bias are added to `dw` and `db`.
+        fn gradients(
+            x: &[f32],
+            w: &[f32],
+            mean: &[f32],
+            rstd: &[f32],
+            grad: &mut [f32],
+            dw: &mut [f32],
+            db: &mut [f32],
+        ) => gradients_body
+    );
+
+    #[inline(always)]
+    fn gradients_body<const FMA: bool>(
+        x: &[f32],
+        w: &[f32],
+        mean: &[f32],
+        rstd: &[f32],
+        grad: &mut [f32],
+        dw: &mut [f32],
+        db: &mut [f32],
+    ) {
+        let width = w.len();
+        let rows = x.chunks_exact(width).zip(grad.chunks_exact_mut(width));
+        for ((x, grad), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
+            let (total, along) = projections::<FMA>(x, w, grad, mean, rstd);
+            let (total, along) = (total / width as f32, along / width as f32);
+            let parts = x.iter().zip(w).zip(dw.iter_mut().zip(db.iter_mut()));
+            for (g, ((x, w), (dw, db))) in grad.iter_mut().zip(parts) {
+                let normalized = (x - mean) * rstd;
+                *dw = madd::<FMA>(*g, normalized, *dw);
+                *db += *g;
+                // Rounded as in the sum, so that a width of one gives zero.
+                let inner = *g * *w - total;
+                *g = rstd * madd::<FMA>(-normalized, along, inner);
+            }
+        }
+    }
+
+    /// Sums over a row of the gradient of the normalized values, alone and times those values.
+    #[inline(always)]
+    fn projections<const FMA: bool>(x: &[f32], w: &[f32], grad: &[f32], mean: f32, rstd: f32) -> (f32, f32) {
+        let (xs, x_tail) = x.as_chunks::<LANES>();
+        let (ws, w_tail) = w.as_chunks::<LANES>();
+        let (gs, g_tail) = grad.as_chunks::<LANES>();
+        let (mut total, mut along) = ([0.0; LANES], [0.0; LANES]);
+        for ((x, w), g) in xs.iter().zip(ws).zip(gs) {
+            for i in 0..LANES {
+                let inner = g[i] * w[i];
+                total[i] += inner;
+                along[i] = madd::<FMA>(inner, (x[i] - mean) * rstd, along[i]);
+            }
+        }
+        for (i, ((x, w), g)) in x_tail.iter().zip(w_tail).zip(g_tail).enumerate() {
+            let inner = g * w;
+            total[i] += inner;
+            along[i] = madd::<FMA>(inner, (x - mean) * rstd, along[i]);
+        }
+        (reduce(total), reduce(along))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (n, d) in [(1, 1), (3, 5), (197, 384), (2, 33), (1000, 40), (8 * 65, 192)] {
+            let inputs = [random(n * d, 1, 2.0), random(d, 2, 1.0), random(d, 3, 1.0)];
+            check(
+                "layer_norm",
+                &inputs,
+                |x| {
+                    super::layer_norm(x[0].clone().reshape([n, d]), x[1].clone(), x[2].clone(), 1e-3)
+                        .reshape([n * d])
+                },
+                |x| {
+                    super::reference(x[0].clone().reshape([n, d]), x[1].clone(), x[2].clone(), 1e-3)
+                        .reshape([n * d])
+                },
+                1e-5,
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "layer_norm: weight [3] and bias [4] do not fit the last axis of [2, 4]")]
+    fn names_the_shapes_that_do_not_fit() {
+        let d = Default::default();
+        let ones = |n| burn::tensor::Tensor::<burn::backend::Flex, 1>::ones([n], &d);
+        super::layer_norm(ones(8).reshape([2, 4]), ones(3), ones(4), 1e-5);
+    }
+}

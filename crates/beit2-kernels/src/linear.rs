@@ -1,0 +1,240 @@
+//! `x·Wᵀ + b` and its gradients.
+//!
+//! Contract: matrix products read their operands where they lie, transposed or not; the backward
+//! pass keeps the input only if the weight needs a gradient, and the weight only if the input does.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`.
+///
+/// # Panics
+/// If the last axis of `x` is not `in`, or `bias` is not `[out]`.
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let (dims, [out, inner]) = (x.dims(), weight.dims());
+    assert!(dims[D - 1] == inner, "linear: x {dims:?} does not fit weight [{out}, {inner}]");
+    if let Some(bias) = &bias {
+        let [b] = bias.dims();
+        assert!(b == out, "linear: bias [{b}] does not fit weight [{out}, {inner}]");
+    }
+    wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap)))
+}
+
+/// [`linear`](crate::linear) composed from Burn's primitives.
+pub fn reference<B: BurnBackend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let mut dims = x.dims();
+    let [out, inner] = weight.dims();
+    let rows = dims[..D - 1].iter().product::<usize>();
+    dims[D - 1] = out;
+    let y = x.reshape([rows, inner]).matmul(weight.transpose());
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+    .reshape(dims)
+}
+
+/// Backward of `N` = 2 (input, weight) or 3 (and bias) parents.
+#[derive(Debug)]
+struct LinearBackward;
+
+/// The input if the weight needs a gradient, the weight if the input does.
+type LinearState<B> = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+
+impl<B: Backend, const N: usize> Backward<B, N> for LinearBackward {
+    type State = LinearState<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let parent = |i: usize| ops.parents.get(i).and_then(|parent| parent.as_ref());
+        if let (Some(node), Some(x)) = (parent(1), x) {
+            let dw = B::fused_linear_backward_weight(x, grad.clone());
+            grads.register::<B>(node.id, dw);
+        }
+        if let Some(node) = parent(2) {
+            grads.register::<B>(node.id, B::fused_sum_rows(grad.clone()));
+        }
+        if let (Some(node), Some(weight)) = (parent(0), weight) {
+            let dx = B::fused_linear_backward_input(weight, grad);
+            grads.register::<B>(node.id, dx);
+        }
+    }
+}
+
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: Primitive<B, C>,
+    weight: Primitive<B, C>,
+    bias: Option<Primitive<B, C>>,
+) -> Primitive<B, C> {
+    let state =
+        (weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone()));
+    // The number of parents is part of the type, hence the two arms.
+    match bias {
+        None => {
+            let nodes = [x.node, weight.node];
+            let prep = Backward::<B, 2>::prepare::<C>(LinearBackward, nodes);
+            let y = B::fused_linear(x.primitive, weight.primitive, None);
+            match prep.compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish(state, y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+        Some(bias) => {
+            let nodes = [x.node, weight.node, bias.node];
+            let prep = Backward::<B, 3>::prepare::<C>(LinearBackward, nodes);
+            let y = B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive));
+            match prep.compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish(state, y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+    }
+}
+
+pub(crate) mod fast {
+    use burn::tensor::Shape;
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{GRAIN, owned, row_groups, vector, view};
+    use crate::matrix::{Store, product, with_rows};
+
+    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        let out = weight.layout().shape()[0];
+        let shape = with_last(&x, out);
+        let mut y = vector(shape.num_elements());
+        let store = match bias.map(owned) {
+            // Why: rows that start as the bias cost one pass that writes; adding it afterwards
+            // costs one that also reads.
+            Some(bias) => {
+                let (bias, rows) = (view(&bias), (GRAIN / out.max(1)).max(1));
+                y.par_chunks_mut((rows * out).max(1)).for_each(|y| {
+                    for row in y.chunks_exact_mut(out) {
+                        row.copy_from_slice(bias);
+                    }
+                });
+                Store::Add
+            }
+            None => Store::Set,
+        };
+        with_rows(&x, |x| {
+            with_rows(&weight, |w| {
+                product(&mut y, out, store, 1.0, x, w.transposed(), true);
+            });
+        });
+        y.into_tensor(shape)
+    }
+
+    pub(crate) fn backward_input(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        let inner = weight.layout().shape()[1];
+        let shape = with_last(&grad, inner);
+        let mut dx = vector(shape.num_elements());
+        with_rows(&grad, |grad| {
+            with_rows(&weight, |w| {
+                product(&mut dx, inner, Store::Set, 1.0, grad, w, true);
+            });
+        });
+        dx.into_tensor(shape)
+    }
+
+    pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        with_rows(&grad, |grad| {
+            with_rows(&x, |x| {
+                let (out, inner) = (grad.cols(), x.cols());
+                let mut dw = vector(out * inner);
+                product(&mut dw, inner, Store::Set, 1.0, grad.transposed(), x, true);
+                dw.into_tensor([out, inner])
+            })
+        })
+    }
+
+    pub(crate) fn sum_rows(x: FlexTensor) -> FlexTensor {
+        let width = x.layout().shape().last().copied().unwrap_or(1);
+        let x = owned(x);
+        let (rows, groups) = row_groups(view(&x).len() / width.max(1));
+        let mut partial = vector(groups * width);
+        partial
+            .par_chunks_mut(width.max(1))
+            .zip(view(&x).par_chunks((rows * width).max(1)))
+            .for_each(|(partial, x)| add_rows(x, partial));
+        let mut total = vector(width);
+        add_rows(&partial, &mut total);
+        total.into_tensor([width])
+    }
+
+    crate::simd::dispatch!(
+        /// Adds rows as long as `total` to it, in order.
+        fn add_rows(x: &[f32], total: &mut [f32]) => add_rows_body
+    );
+
+    #[inline(always)]
+    fn add_rows_body<const FMA: bool>(x: &[f32], total: &mut [f32]) {
+        for row in x.chunks_exact(total.len().max(1)) {
+            for (t, x) in total.iter_mut().zip(row) {
+                *t += x;
+            }
+        }
+    }
+
+    fn with_last(x: &FlexTensor, width: usize) -> Shape {
+        let mut shape = x.layout().shape().clone();
+        let last = shape.num_dims() - 1;
+        shape[last] = width;
+        shape
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (n, inner, out) in [(1, 1, 1), (3, 5, 7), (197, 48, 33), (130, 192, 64), (1, 64, 10)] {
+            let inputs = [random(n * inner, 1, 1.0), random(out * inner, 2, 0.3), random(out, 3, 1.0)];
+            for with_bias in [true, false] {
+                let inputs = &inputs[..if with_bias { 3 } else { 2 }];
+                check(
+                    "linear",
+                    inputs,
+                    |x| {
+                        super::linear(
+                            x[0].clone().reshape([1, n, inner]),
+                            x[1].clone().reshape([out, inner]),
+                            x.get(2).cloned(),
+                        )
+                        .reshape([n * out])
+                    },
+                    |x| {
+                        super::reference(
+                            x[0].clone().reshape([1, n, inner]),
+                            x[1].clone().reshape([out, inner]),
+                            x.get(2).cloned(),
+                        )
+                        .reshape([n * out])
+                    },
+                    3e-6,
+                );
+            }
+        }
+    }
+}

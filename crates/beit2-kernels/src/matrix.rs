@@ -1,0 +1,231 @@
+//! Matrix products on views of memory, by the `gemm` crate.
+//!
+//! Views are checked once against the slices they read, so the operations above need no unsafe code
+//! for a product. `gemm` sums the inner axis in an order that depends on the shapes alone.
+
+use burn_flex::FlexTensor;
+
+use crate::flex::view;
+
+/// Work below which a product stays on its own thread (multiplications).
+const PARALLEL: usize = 1 << 21;
+
+/// A matrix inside a slice: element `(i, j)` at `i·row + j·col`.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row: usize,
+    col: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `cols` elements, `row` apart.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row: usize) -> Self {
+        Self::strided(data, rows, cols, row, 1)
+    }
+
+    fn strided(data: &'a [f32], rows: usize, cols: usize, row: usize, col: usize) -> Self {
+        assert!(span(rows, cols, row, col) <= data.len());
+        Self { data, rows, cols, row, col }
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row: self.col, col: self.row, ..self }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows `from..from + n`.
+    pub(crate) fn some_rows(self, from: usize, n: usize) -> Self {
+        assert!(from + n <= self.rows);
+        let data = &self.data[(from * self.row).min(self.data.len())..];
+        Self::strided(data, n, self.cols, self.row, self.col)
+    }
+
+    /// Row `i` of a matrix whose rows are contiguous.
+    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
+        debug_assert_eq!(self.col, 1);
+        &self.data[i * self.row..][..self.cols]
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// Elements from the first to the last of a matrix.
+fn span(rows: usize, cols: usize, row: usize, col: usize) -> usize {
+    if rows == 0 || cols == 0 {
+        return 0;
+    }
+    (rows - 1) * row + (cols - 1) * col + 1
+}
+
+/// The matrix `[.., D]` → `[n, D]` of a tensor, if its memory allows such a view.
+fn try_rows(x: &FlexTensor) -> Option<Matrix<'_>> {
+    let (shape, strides) = (x.layout().shape(), x.layout().strides());
+    // An expanded axis has stride 0; nothing here needs one, so it is copied.
+    let axes = || shape.iter().zip(strides).filter(|(n, _)| **n != 1);
+    if strides.iter().any(|&s| s < 0) || axes().any(|(_, &s)| s == 0) {
+        return None;
+    }
+    let (&cols, leading) = shape.split_last()?;
+    let col = strides[leading.len()] as usize;
+    let mut row = 0;
+    let mut next = 0; // stride the axis to the left must have
+    for (&n, &stride) in leading.iter().zip(strides).rev() {
+        let stride = stride as usize;
+        if n == 1 {
+            continue;
+        }
+        if row == 0 {
+            row = stride;
+        } else if stride != next {
+            return None;
+        }
+        next = stride * n;
+    }
+    let rows = leading.iter().product();
+    let col = if cols == 1 { 1 } else { col };
+    let row = if row == 0 { cols.max(1) } else { row };
+    let data = &x.storage::<f32>()[x.layout().start_offset()..];
+    Some(Matrix::strided(data, rows, cols, row, col))
+}
+
+/// Runs `f` on the matrix `[.., D]` → `[n, D]` of a tensor, copied first if it has to be.
+pub(crate) fn with_rows<R>(x: &FlexTensor, f: impl FnOnce(Matrix<'_>) -> R) -> R {
+    if let Some(matrix) = try_rows(x) {
+        return f(matrix);
+    }
+    let copy = x.to_contiguous();
+    let cols = copy.layout().shape().last().copied().unwrap_or(1);
+    let rows = copy.layout().num_elements() / cols.max(1);
+    f(Matrix::new(view(&copy), rows, cols, cols))
+}
+
+/// What a product does with what is in its destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// Overwrites it.
+    Set,
+    /// Adds to it.
+    Add,
+}
+
+/// `dst = factor·a·b` or `dst += factor·a·b`, with `dst` rows `row` apart, on all threads if it is
+/// much work and `parallel`.
+pub(crate) fn product(
+    dst: &mut [f32],
+    row: usize,
+    store: Store,
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    parallel: bool,
+) {
+    assert!(span(a.rows, b.cols, row, 1) <= dst.len());
+    // SAFETY: the slice holds every element of the destination and is borrowed mutably.
+    unsafe { product_at(dst.as_mut_ptr(), row, store, factor, a, b, parallel) }
+}
+
+/// [`product`] to a place that other threads write around.
+///
+/// # Safety
+/// All elements of the destination, `a.rows` rows of `b.cols` elements `row` apart, lie in one
+/// allocation, and nobody else touches them during the call.
+pub(crate) unsafe fn product_at(
+    dst: *mut f32,
+    row: usize,
+    store: Store,
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    parallel: bool,
+) {
+    assert_eq!(a.cols, b.rows);
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
+    let parallelism =
+        if parallel && work >= PARALLEL { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            dst,
+            1,
+            row as isize,
+            store == Store::Add,
+            a.data.as_ptr(),
+            a.col as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.col as isize,
+            b.row as isize,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i * 37 % 19) as f32 - 9.0).collect()
+    }
+
+    #[test]
+    fn every_combination_of_transposition() {
+        let (m, k, n) = (7, 5, 3);
+        let (a, b) = (numbers(m * k), numbers(k * n));
+        let at = |i: usize, j: usize| a[i * k + j];
+        let bt = |i: usize, j: usize| b[i * n + j];
+        let transpose = |x: &[f32], r: usize, c: usize| -> Vec<f32> {
+            (0..r * c).map(|i| x[i % r * c + i / r]).collect()
+        };
+        let (a_t, b_t) = (transpose(&a, m, k), transpose(&b, k, n));
+        for (a, b) in [
+            (Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n)),
+            (Matrix::new(&a_t, k, m, m).transposed(), Matrix::new(&b, k, n, n)),
+            (Matrix::new(&a, m, k, k), Matrix::new(&b_t, n, k, k).transposed()),
+        ] {
+            let mut y = vec![1.0; m * (n + 2)];
+            product(&mut y, n + 2, Store::Add, 2.0, a, b, true);
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f32 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();
+                    assert_eq!(y[i * (n + 2) + j], 1.0 + 2.0 * sum);
+                }
+                assert_eq!(y[i * (n + 2) + n], 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn views_of_tensors() {
+        let x = FlexTensor::from_data(TensorData::new(numbers(2 * 3 * 8), [2, 3, 8]));
+        let narrow = x.narrow(2, 4, 4);
+        let seen = try_rows(&narrow).map(|m| (m.rows, m.cols, m.row, m.col, m.data[0]));
+        assert_eq!(seen, Some((6, 4, 8, 1, numbers(5)[4])));
+        let fewer = x.narrow(1, 0, 2);
+        assert!(try_rows(&fewer).is_none());
+        with_rows(&fewer, |m| assert_eq!((m.rows, m.cols, m.row), (4, 8, 8)));
+        let turned = x.reshape([6, 8].into()).transpose(0, 1);
+        let seen = try_rows(&turned).map(|m| (m.rows, m.cols, m.row, m.col));
+        assert_eq!(seen, Some((8, 6, 1, 8)));
+    }
+}

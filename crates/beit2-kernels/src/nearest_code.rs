@@ -1,0 +1,117 @@
+//! The code nearest to each row by cosine.
+//!
+//! Contract: products of rows with the code book exist only block by block; of equally near codes
+//! the first wins. No gradient: ids are integers.
+
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::{Int, Tensor};
+
+use crate::backend::Backend;
+use crate::composed::unwrap;
+
+/// The code nearest to each row by cosine: unit rows `z [n, C]`, unit codes `codebook [K, C]` → ids
+/// `[n]`; of equally near codes the first.
+///
+/// # Panics
+/// If the widths differ.
+pub fn nearest_code<B: Backend>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Tensor<B, 1, Int> {
+    let (dims, codes) = (z.dims(), codebook.dims());
+    assert!(dims[1] == codes[1], "nearest_code: rows {dims:?} and codes {codes:?} differ in width");
+    Tensor::from_primitive(B::fused_nearest_code(unwrap(z), unwrap(codebook)))
+}
+
+/// [`nearest_code`](crate::nearest_code) composed from Burn's primitives.
+pub fn reference<B: BurnBackend>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Tensor<B, 1, Int> {
+    z.matmul(codebook.transpose()).argmax(1).squeeze_dim(1)
+}
+
+pub(crate) mod fast {
+    use burn::tensor::{Bytes, DType};
+    use burn_flex::{FlexTensor, Layout};
+    use rayon::prelude::*;
+
+    use crate::matrix::{Matrix, Store, product, with_rows};
+    use crate::simd::{dispatch, max};
+
+    /// Rows and codes of one block of products: 128 KiB.
+    const ROWS: usize = 64;
+    const CODES: usize = 512;
+
+    pub(crate) fn nearest(z: FlexTensor, codebook: FlexTensor) -> FlexTensor {
+        let ids = with_rows(&z, |z| with_rows(&codebook, |codes| search(z, codes)));
+        let shape = [ids.len()];
+        FlexTensor::new(Bytes::from_elems(ids), Layout::contiguous(shape.into()), DType::I32)
+    }
+
+    fn search(z: Matrix<'_>, codes: Matrix<'_>) -> Vec<i32> {
+        let mut ids = vec![0; z.rows()];
+        ids.par_chunks_mut(ROWS).enumerate().for_each_init(
+            || vec![0.0; ROWS * CODES],
+            |products, (i, ids)| {
+                let z = z.some_rows(i * ROWS, ids.len());
+                let mut best = [f32::NEG_INFINITY; ROWS];
+                for first in (0..codes.rows()).step_by(CODES) {
+                    let n = CODES.min(codes.rows() - first);
+                    let products = &mut products[..ids.len() * n];
+                    let codes = codes.some_rows(first, n).transposed();
+                    product(products, n, Store::Set, 1.0, z, codes, false);
+                    update(products, first, &mut best[..ids.len()], ids);
+                }
+            },
+        );
+        ids
+    }
+
+    dispatch!(
+        /// Takes a block of products with codes from number `first` into account.
+        fn update(products: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) => update_body
+    );
+
+    #[inline(always)]
+    fn update_body<const FMA: bool>(products: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) {
+        let rows = products.chunks_exact(products.len() / ids.len());
+        for (row, (best, id)) in rows.zip(best.iter_mut().zip(ids)) {
+            let top = max(row);
+            // Strictly: an equal product of an earlier block wins.
+            if top > *best {
+                *best = top;
+                let at = row.iter().position(|&x| x == top).unwrap_or(0);
+                *id = (first + at) as i32;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::random;
+    use burn::backend::Flex;
+    use burn::tensor::{Tensor, TensorData};
+
+    fn unit_rows(n: usize, width: usize, seed: u64) -> Tensor<Flex, 2> {
+        let x: Vec<f32> = random(n * width, seed, 1.0).iter().map(|&x| x as f32).collect();
+        let x = Tensor::<Flex, 2>::from_data(TensorData::new(x, [n, width]), &Default::default());
+        let norm = x.clone().powi_scalar(2).sum_dim(1).sqrt();
+        x / norm
+    }
+
+    #[test]
+    fn matches_reference() {
+        for (n, codes, width) in [(1, 1, 3), (3, 7, 5), (197, 512, 32), (130, 1500, 17)] {
+            let (z, codebook) = (unit_rows(n, width, 1), unit_rows(codes, width, 2));
+            let got = super::nearest_code(z.clone(), codebook.clone());
+            let want = super::reference(z.clone(), codebook.clone());
+            assert_eq!(got.dtype(), want.dtype());
+            got.into_data().assert_eq(&want.into_data(), true);
+        }
+    }
+
+    #[test]
+    fn of_equal_codes_the_first_wins() {
+        let codes = unit_rows(700, 4, 3);
+        let twice = Tensor::cat(vec![codes.clone(), codes.clone()], 0);
+        let ids = super::nearest_code(codes, twice);
+        let want: Vec<i32> = (0..700).collect();
+        assert_eq!(ids.into_data().to_vec::<i32>().unwrap(), want);
+    }
+}

@@ -1,0 +1,204 @@
+//! `x + γ⊙branch`: a residual branch with layer scale.
+//!
+//! Contract: one pass over memory each way; the gradient of `x` is the incoming one, unchanged.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// `x + γ⊙branch` (layer scale of CaiT, Touvron et al. 2021): `x`, `branch` `[.., D]`, `gamma [D]` →
+/// `[.., D]`.
+///
+/// # Panics
+/// If the shapes of `x` and `branch` differ, or `gamma` is not as long as their last axis.
+pub fn residual_scale<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    branch: Tensor<B, D>,
+    gamma: Tensor<B, 1>,
+) -> Tensor<B, D> {
+    let (dims, other, [g]) = (x.dims(), branch.dims(), gamma.dims());
+    assert!(
+        dims == other && g == dims[D - 1],
+        "residual_scale: x {dims:?}, branch {other:?} and gamma [{g}] do not fit"
+    );
+    wrap(B::fused_residual_scale(unwrap(x), unwrap(branch), unwrap(gamma)))
+}
+
+/// [`residual_scale`](crate::residual_scale) composed from Burn's primitives.
+pub fn reference<B: BurnBackend, const D: usize>(
+    x: Tensor<B, D>,
+    branch: Tensor<B, D>,
+    gamma: Tensor<B, 1>,
+) -> Tensor<B, D> {
+    x + branch * gamma.unsqueeze()
+}
+
+#[derive(Debug)]
+struct ResidualScaleBackward;
+
+impl<B: Backend> Backward<B, 3> for ResidualScaleBackward {
+    /// branch, gamma.
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [branch, gamma] = ops.state;
+        let [x, node_branch, node_gamma] = ops.parents;
+        if node_branch.is_some() || node_gamma.is_some() {
+            let (dbranch, dgamma) = B::fused_residual_scale_backward(branch, gamma, grad.clone());
+            if let Some(node) = node_branch {
+                grads.register::<B>(node.id, dbranch);
+            }
+            if let Some(node) = node_gamma {
+                grads.register::<B>(node.id, dgamma);
+            }
+        }
+        if let Some(node) = x {
+            grads.register::<B>(node.id, grad);
+        }
+    }
+}
+
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: Primitive<B, C>,
+    branch: Primitive<B, C>,
+    gamma: Primitive<B, C>,
+) -> Primitive<B, C> {
+    let nodes = [x.node, branch.node, gamma.node];
+    let prep = Backward::<B, 3>::prepare::<C>(ResidualScaleBackward, nodes);
+    let (branch, gamma) = (branch.primitive, gamma.primitive);
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let state = [branch.clone(), gamma.clone()];
+            prep.finish(state, B::fused_residual_scale(x.primitive, branch, gamma))
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::fused_residual_scale(x.primitive, branch, gamma)),
+    }
+}
+
+pub(crate) mod fast {
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{GRAIN, owned, row_groups, vector, view};
+    use crate::simd::{dispatch, madd};
+
+    pub(crate) fn forward(x: FlexTensor, branch: FlexTensor, gamma: FlexTensor) -> FlexTensor {
+        let (x, branch, gamma) = (owned(x), owned(branch), owned(gamma));
+        let (gamma, shape) = (view(&gamma), x.layout().shape().clone());
+        let mut y = vector(shape.num_elements());
+        let chunk = (GRAIN / gamma.len().max(1)).max(1) * gamma.len().max(1);
+        y.par_chunks_mut(chunk)
+            .zip(view(&x).par_chunks(chunk).zip(view(&branch).par_chunks(chunk)))
+            .for_each(|(y, (x, branch))| add_scaled(y, x, branch, gamma));
+        y.into_tensor(shape)
+    }
+
+    dispatch!(fn add_scaled(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) => add_body);
+
+    #[inline(always)]
+    fn add_body<const FMA: bool>(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) {
+        let width = gamma.len();
+        let rows = x.chunks_exact(width).zip(branch.chunks_exact(width));
+        for (y, (x, branch)) in y.chunks_exact_mut(width).zip(rows) {
+            for ((y, x), (branch, gamma)) in y.iter_mut().zip(x).zip(branch.iter().zip(gamma)) {
+                *y = madd::<FMA>(*branch, *gamma, *x);
+            }
+        }
+    }
+
+    /// → gradients of `branch` and `gamma`.
+    pub(crate) fn backward(
+        branch: FlexTensor,
+        gamma: FlexTensor,
+        grad: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let (branch, gamma, grad) = (owned(branch), owned(gamma), owned(grad));
+        let (gamma, shape) = (view(&gamma), branch.layout().shape().clone());
+        let width = gamma.len();
+        let (rows, groups) = row_groups(shape.num_elements() / width.max(1));
+        let chunk = (rows * width).max(1);
+        let mut dbranch = vector(shape.num_elements());
+        let mut partial = vector(groups * width);
+        dbranch
+            .par_chunks_mut(chunk)
+            .zip(view(&branch).par_chunks(chunk).zip(view(&grad).par_chunks(chunk)))
+            .zip(partial.par_chunks_mut(width.max(1)))
+            .for_each(|((dbranch, (branch, grad)), dgamma)| {
+                gradients(branch, gamma, grad, dbranch, dgamma);
+            });
+        let mut dgamma = vector(width);
+        for partial in partial.chunks_exact(width.max(1)) {
+            for (total, part) in dgamma.iter_mut().zip(partial) {
+                *total += part;
+            }
+        }
+        (dbranch.into_tensor(shape), dgamma.into_tensor([width]))
+    }
+
+    dispatch!(
+        /// The gradient of `gamma` is added to `dgamma`.
+        fn gradients(
+            branch: &[f32],
+            gamma: &[f32],
+            grad: &[f32],
+            dbranch: &mut [f32],
+            dgamma: &mut [f32],
+        ) => gradients_body
+    );
+
+    #[inline(always)]
+    fn gradients_body<const FMA: bool>(
+        branch: &[f32],
+        gamma: &[f32],
+        grad: &[f32],
+        dbranch: &mut [f32],
+        dgamma: &mut [f32],
+    ) {
+        let width = gamma.len();
+        let rows = branch.chunks_exact(width).zip(grad.chunks_exact(width));
+        for (dbranch, (branch, grad)) in dbranch.chunks_exact_mut(width).zip(rows) {
+            let inputs = branch.iter().zip(gamma).zip(grad);
+            for (((branch, gamma), grad), (d, dgamma)) in
+                inputs.zip(dbranch.iter_mut().zip(dgamma.iter_mut()))
+            {
+                *d = grad * gamma;
+                *dgamma = madd::<FMA>(*grad, *branch, *dgamma);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (n, d) in [(1, 1), (3, 5), (197, 384), (1000, 40)] {
+            let inputs = [random(n * d, 1, 1.0), random(n * d, 2, 1.0), random(d, 3, 1.0)];
+            check(
+                "residual_scale",
+                &inputs,
+                |x| {
+                    let [a, b] = [0, 1].map(|i| x[i].clone().reshape([n, d]));
+                    super::residual_scale(a, b, x[2].clone()).reshape([n * d])
+                },
+                |x| {
+                    let [a, b] = [0, 1].map(|i| x[i].clone().reshape([n, d]));
+                    super::reference(a, b, x[2].clone()).reshape([n * d])
+                },
+                3e-6,
+            );
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The report: one HTML file that shows whether training is healthy.
+//!
+//! Its reader wants an answer before details, so the order is: headline table, warnings, curves, the
+//! codebook's health in words, pictures, and the settings folded away. The file needs nothing beside it:
+//! charts are inline SVG, pictures are PNG in base64, a few lines of script only add hover values. Every text
+//! from outside is escaped. Parts without data are left out or say so.
+//!
+//! Fill a [`ReportData`] (every field has a sensible empty value), call [`render`], write the text with
+//! [`write_bytes_atomic`](crate::atomic::write_bytes_atomic).
+
+mod axis;
+mod chart;
+mod curves;
+mod health;
+mod html;
+mod picture;
+mod sections;
+
+pub use health::{Level, Verdict, assess};
+
+use crate::metrics::Record;
+
+/// Everything a report shows.
+#[derive(Debug, Clone, Default)]
+pub struct ReportData {
+    /// What the run is, such as `quickstart`.
+    pub title: String,
+    /// When it ended, ready to print.
+    pub date: String,
+    /// The command that makes this run again.
+    pub command: String,
+    /// A few single numbers to show large: name and value, such as `k-NN top-1` and `61.3 %`.
+    pub facts: Vec<(String, String)>,
+    /// The table of results.
+    pub headline: Headline,
+    /// Plain-words warnings of the run; the report adds its own about the codebook and values that are not
+    /// finite.
+    pub warnings: Vec<String>,
+    /// The stages in the order they ran.
+    pub stages: Vec<Stage>,
+    /// The codebook over time, if the run has one.
+    pub codebook: Option<CodebookHealth>,
+    /// Pictures of masked image modeling.
+    pub mim_samples: Vec<MimSample>,
+    /// Patches by code, most used code first.
+    pub gallery: Vec<GalleryCode>,
+    /// Machine and software, see [`Environment::pairs`](crate::environment::Environment::pairs).
+    pub environment: Vec<(String, String)>,
+}
+
+/// The table of results. Its first column holds the rows' labels.
+#[derive(Debug, Clone, Default)]
+pub struct Headline {
+    /// The columns' names, the one of the labels included.
+    pub columns: Vec<String>,
+    /// The rows; a short row is filled with empty cells.
+    pub rows: Vec<HeadlineRow>,
+    /// What the numbers are, in a sentence below the table.
+    pub note: String,
+}
+
+/// One row of the table of results.
+#[derive(Debug, Clone, Default)]
+pub struct HeadlineRow {
+    /// What was measured.
+    pub label: String,
+    /// The numbers.
+    pub cells: Vec<Cell>,
+    /// Whether this is the row the reader looks for.
+    pub strong: bool,
+}
+
+/// One number of the table.
+#[derive(Debug, Clone, Default)]
+pub struct Cell {
+    /// The number as text.
+    pub text: String,
+    /// Length of the bar behind it, 0 to 1; `None` for no bar.
+    pub bar: Option<f64>,
+}
+
+/// One stage of the run.
+#[derive(Debug, Clone, Default)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Its records, see [`read_jsonl`](crate::metrics::read_jsonl).
+    pub records: Vec<Record>,
+    /// Its resolved settings.
+    pub settings_toml: String,
+    /// Mean speed in images per second.
+    pub images_per_second: Option<f64>,
+    /// Wall time in seconds.
+    pub seconds: Option<f64>,
+}
+
+/// The codebook over time.
+#[derive(Debug, Clone, Default)]
+pub struct CodebookHealth {
+    /// Number of codes.
+    pub size: u32,
+    /// One entry per epoch.
+    pub history: Vec<CodebookPoint>,
+}
+
+/// The codebook at the end of an epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CodebookPoint {
+    /// The epoch.
+    pub epoch: u64,
+    /// Part of the codes that were used in it, 0 to 1.
+    pub usage: f64,
+    /// exp of the entropy of the codes' frequencies: as varied as this many equally frequent codes.
+    pub perplexity: f64,
+    /// Codes that were not used in it.
+    pub dead: u64,
+}
+
+/// One image seen by masked image modeling, three times.
+#[derive(Debug, Clone, Default)]
+pub struct MimSample {
+    /// The crop.
+    pub input: Picture,
+    /// The crop with the masked patches hidden.
+    pub masked: Picture,
+    /// Which masked patches' codes were predicted correctly.
+    pub correct: Picture,
+    /// A line below, such as `27 of 75 codes correct`.
+    pub caption: String,
+}
+
+/// Patches that carry one code.
+#[derive(Debug, Clone, Default)]
+pub struct GalleryCode {
+    /// The code.
+    pub code: u32,
+    /// How many patches carry it.
+    pub count: u64,
+    /// Some of them.
+    pub patches: Vec<Picture>,
+}
+
+/// An RGB image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Row by row, three bytes per pixel: `3 * width * height` bytes.
+    pub rgb: Vec<u8>,
+}
+
+impl Cell {
+    /// A cell without a bar.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), bar: None }
+    }
+
+    /// A fraction as percent with a bar of that length: `0.613` is `61.3 %`.
+    pub fn percent(fraction: f64) -> Self {
+        if fraction.is_finite() {
+            Self { text: format!("{:.1} %", 100.0 * fraction), bar: Some(fraction.clamp(0.0, 1.0)) }
+        } else {
+            Self::text("–")
+        }
+    }
+}
+
+/// The report as one HTML document.
+pub fn render(data: &ReportData) -> String {
+    let mut page = html::Page::new(&data.title);
+    sections::top(&mut page, data);
+    sections::headline(&mut page, data);
+    curves::stages(&mut page, &data.stages);
+    if let Some(codebook) = &data.codebook {
+        health::section(&mut page, codebook);
+    }
+    sections::mim_samples(&mut page, &data.mim_samples);
+    sections::gallery(&mut page, &data.gallery);
+    sections::settings(&mut page, data);
+    page.finish()
+}
+
+#[cfg(test)]
+mod tests;

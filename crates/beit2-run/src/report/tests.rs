@@ -1,0 +1,278 @@
+use super::*;
+use crate::metrics::Kind;
+
+/// Small deterministic noise in -1..1.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
+    }
+}
+
+fn records(
+    stage: &str,
+    steps: u64,
+    values: impl Fn(f64, &mut Noise) -> Vec<(&'static str, f64)>,
+) -> Vec<Record> {
+    let mut noise = Noise(7);
+    let record = |kind, step: u64, values: Vec<(&str, f64)>| Record {
+        kind,
+        stage: stage.into(),
+        epoch: step / 100,
+        step,
+        values: values.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(),
+    };
+    (1..=steps).map(|step| record(Kind::Step, step, values(step as f64 / steps as f64, &mut noise))).collect()
+}
+
+/// A picture with some structure: discs on a gradient.
+fn picture(side: u32, seed: u32) -> Picture {
+    let mut rgb = Vec::new();
+    for y in 0..side {
+        for x in 0..side {
+            let (u, v) = (f64::from(x) / f64::from(side), f64::from(y) / f64::from(side));
+            let s = f64::from(seed);
+            let disc = ((u - 0.5 - 0.2 * s.sin()).hypot(v - 0.5 - 0.2 * s.cos())) < 0.28;
+            let base = [120.0 + 100.0 * u, 140.0 + 80.0 * v, 200.0 - 60.0 * u];
+            let ink = [220.0 - 20.0 * (s % 7.0), 60.0 + 25.0 * (s % 5.0), 40.0 + 30.0 * (s % 6.0)];
+            rgb.extend((if disc { ink } else { base }).map(|c: f64| c.clamp(0.0, 255.0) as u8));
+        }
+    }
+    Picture { width: side, height: side, rgb }
+}
+
+fn with_grid(mut picture: Picture, hide: impl Fn(u32, u32) -> bool) -> Picture {
+    for y in 0..picture.height {
+        for x in 0..picture.width {
+            if hide(x / 8, y / 8) {
+                let at = 3 * (y * picture.width + x) as usize;
+                picture.rgb[at..at + 3].copy_from_slice(&[128, 128, 128]);
+            }
+        }
+    }
+    picture
+}
+
+fn realistic() -> ReportData {
+    let row = |label: &str, knn: f64, probe: f64, strong| HeadlineRow {
+        label: label.into(),
+        cells: vec![Cell::percent(knn), Cell::percent(probe)],
+        strong,
+    };
+    ReportData {
+        title: "BEiT v2 quickstart".into(),
+        date: "2026-05-17 14:03 UTC".into(),
+        command: "beit2 quickstart --out runs/quickstart --seed 1".into(),
+        facts: vec![
+            ("Codebook usage".into(), "99.6 %".into()),
+            ("Codebook perplexity".into(), "248 of 512".into()),
+            ("MIM accuracy".into(), "31.2 %".into()),
+            ("Wall time".into(), "7 min 42 s".into()),
+        ],
+        headline: Headline {
+            columns: ["Features", "k-NN top-1", "Linear probe top-1"].map(String::from).to_vec(),
+            rows: vec![
+                row("Raw pixels", 0.34, 0.31, false),
+                row("Same ViT, random weights", 0.27, 0.29, false),
+                row("Tokenizer encoder", 0.41, 0.44, false),
+                row("Pretrained ViT", 0.433, 0.471, true),
+                row("Teacher", 0.51, 0.56, false),
+            ],
+            note:
+                "Top-1 accuracy on 400 held-out images of 14 classes; guessing the largest class gives 14 %."
+                    .into(),
+        },
+        warnings: vec!["3 of 2,041 images could not be read and were replaced; see unreadable.txt.".into()],
+        stages: vec![
+            Stage {
+                name: "tokenizer".into(),
+                records: records("tokenizer", 900, |t, n| {
+                    vec![
+                        ("loss", 0.25 + 0.75 * (-5.0 * t).exp() + 0.03 * n.next()),
+                        ("commitment_loss", 0.004 + 0.01 * (-3.0 * t).exp() + 0.001 * n.next()),
+                        ("lr", 1e-3 * if t < 0.1 { 10.0 * t } else { 0.5 * (1.0 + (3.5 * (t - 0.1)).cos()) }),
+                        ("grad_norm", 1.0 + 6.0 * (-8.0 * t).exp() * (1.0 + n.next()) + 0.2 * n.next()),
+                        ("images_per_second", 140.0 + 6.0 * n.next()),
+                        ("weight_decay", 1e-4),
+                    ]
+                }),
+                settings_toml:
+                    "[tokenizer]\ncodebook_size = 512\ncode_width = 32\n\n[optimizer]\nlr = 0.001\n".into(),
+                images_per_second: Some(141.3),
+                seconds: Some(143.0),
+            },
+            Stage {
+                name: "pretrain".into(),
+                records: records("pretrain", 3000, |t, n| {
+                    vec![
+                        ("loss", 3.3 + 2.9 * (-4.0 * t).exp() + 0.12 * n.next()),
+                        ("loss_cls", 3.5 + 2.7 * (-3.5 * t).exp() + 0.12 * n.next()),
+                        ("mim_accuracy", 0.33 * (1.0 - (-3.0 * t).exp()) + 0.02 * n.next().abs()),
+                        ("mim_accuracy_cls", 0.29 * (1.0 - (-3.0 * t).exp()) + 0.02 * n.next().abs()),
+                        ("lr", 1.5e-3 * (1.0 - t)),
+                        ("grad_norm", 0.9 + 0.3 * n.next()),
+                    ]
+                }),
+                settings_toml: "[model]\nwidth = 128\ndepth = 4\n".into(),
+                images_per_second: Some(212.0),
+                seconds: Some(265.0),
+            },
+        ],
+        codebook: Some(CodebookHealth {
+            size: 512,
+            history: (0..9)
+                .map(|e| CodebookPoint {
+                    epoch: e,
+                    usage: 1.0 - 0.6 * (-(e as f64)).exp(),
+                    perplexity: 248.0 - 200.0 * (-0.7 * e as f64).exp(),
+                    dead: (307.0 * (-(e as f64)).exp()) as u64,
+                })
+                .collect(),
+        }),
+        mim_samples: (0..6)
+            .map(|i| {
+                let hidden = move |x: u32, y: u32| (x * 3 + y * 5 + i) % 7 < 3 || (x + i) % 8 < 2;
+                MimSample {
+                    input: picture(64, i),
+                    masked: with_grid(picture(64, i), hidden),
+                    correct: with_grid(picture(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
+                    caption: format!("{} of 34 hidden codes correct", 9 + i),
+                }
+            })
+            .collect(),
+        gallery: (0..24)
+            .map(|code| GalleryCode {
+                code: code * 21,
+                count: u64::from(4200 / (code + 1)),
+                patches: (0..8).map(|p| picture(8, code * 3 + p / 4)).collect(),
+            })
+            .collect(),
+        environment: vec![
+            ("Processor".into(), "AMD EPYC 9R14".into()),
+            ("Threads".into(), "2".into()),
+            ("Software".into(), "beit2 0.1.0".into()),
+        ],
+    }
+}
+
+/// Opening tags must be closed in order; void elements and SVG's self-closing ones excepted.
+fn assert_balanced(html: &str) {
+    let body = &html[..html.find("<script>").unwrap()];
+    let style = body.find("<style>").unwrap()..body.find("</style>").unwrap();
+    let body = format!("{}{}", &body[..style.start], &body[style.end + 8..]);
+    let mut open = Vec::new();
+    for tag in body.split('<').skip(1).map(|rest| &rest[..rest.find('>').unwrap()]) {
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "</{name}> closes nothing");
+        } else if !tag.ends_with('/') && !["img", "meta", "!doctype"].contains(&name) {
+            open.push(name);
+        }
+    }
+    assert_eq!(open, ["html", "body"], "these stay open until after the script");
+}
+
+fn check(data: &ReportData) -> String {
+    let html = render(data);
+    assert_balanced(&html);
+    for outside in ["http://", "https://", "src=\"/", "@import", "url("] {
+        assert!(!html.contains(outside), "refers to the outside: {outside}");
+    }
+    html
+}
+
+/// Writes the realistic report where a person can look at it: `cargo test -- --ignored show`.
+#[test]
+#[ignore = "for looking at"]
+fn show() {
+    let path = std::env::temp_dir().join("beit2-report.html");
+    std::fs::write(&path, check(&realistic())).unwrap();
+    let mut broken = realistic();
+    broken.title = "A run that went wrong".into();
+    broken.facts.truncate(2);
+    broken.codebook = Some(CodebookHealth {
+        size: 512,
+        history: vec![CodebookPoint { epoch: 0, usage: 0.015, perplexity: 3.0, dead: 504 }],
+    });
+    for (n, record) in broken.stages[1].records.iter_mut().enumerate() {
+        if n > 2200 {
+            record.values.iter_mut().filter(|v| v.0 != "lr").for_each(|v| v.1 = f64::NAN);
+        }
+    }
+    broken.stages[0].records.truncate(1);
+    broken.stages.push(Stage { name: "probe".into(), ..Stage::default() });
+    broken.gallery.truncate(1);
+    broken.mim_samples.truncate(1);
+    broken.mim_samples[0].correct = Picture::default();
+    std::fs::write(std::env::temp_dir().join("beit2-report-broken.html"), check(&broken)).unwrap();
+}
+
+#[test]
+fn a_full_report_has_its_parts_in_order() {
+    let html = check(&realistic());
+    let parts = [
+        "<h1>BEiT v2 quickstart</h1>",
+        "99.6 %",
+        "Raw pixels",
+        "Stage: tokenizer</h2>",
+        "Stage: pretrain</h2>",
+        "The codebook is healthy",
+        "9 of 34 hidden codes correct",
+        "4,200 patches",
+        "AMD EPYC 9R14",
+        "codebook_size = 512",
+    ];
+    let places: Vec<usize> =
+        parts.iter().map(|p| html.find(p).unwrap_or_else(|| panic!("{p} is missing"))).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert!(html.len() < 1_500_000, "{} bytes", html.len());
+}
+
+#[test]
+fn an_empty_report_is_still_a_page() {
+    let html = check(&ReportData { title: "nothing".into(), ..ReportData::default() });
+    assert!(html.contains("<h1>nothing</h1>") && !html.contains("<nav>"));
+    let stage = Stage { name: "a".into(), ..Stage::default() };
+    let html = check(&ReportData {
+        stages: vec![stage],
+        codebook: Some(CodebookHealth::default()),
+        ..ReportData::default()
+    });
+    assert!(html.contains("No metrics were recorded") && html.contains("was not measured"));
+}
+
+#[test]
+fn hostile_text_stays_text() {
+    let evil = "</title><script>alert('x')</script>\"&\u{0}";
+    let mut data = realistic();
+    data.title = evil.into();
+    data.command = evil.into();
+    data.facts[0] = (evil.into(), evil.into());
+    data.headline.rows[0].label = evil.into();
+    data.headline.columns[0] = evil.into();
+    data.headline.note = evil.into();
+    data.warnings[0] = evil.into();
+    data.stages[0].name = evil.into();
+    data.stages[0].settings_toml = evil.into();
+    for record in &mut data.stages[0].records {
+        record.values[0].0 = format!("loss {evil}");
+    }
+    data.mim_samples[0].caption = evil.into();
+    data.environment[0] = (evil.into(), evil.into());
+    let html = check(&data);
+    assert_eq!(html.matches("<script").count(), 1, "only our own");
+    assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)"));
+}
+
+#[test]
+fn values_that_are_not_finite_are_pointed_out() {
+    let mut data = realistic();
+    data.stages[1].records[10].values[0].1 = f64::NAN;
+    data.stages[1].records[11].values[0].1 = f64::INFINITY;
+    data.headline.rows[0].cells = vec![Cell::percent(f64::NAN)];
+    let html = check(&data);
+    assert!(html.contains("pretrain: 2 recorded values are not finite"));
+    assert!(html.contains("2 values are not finite (marked ×"));
+}

@@ -1,0 +1,139 @@
+//! What reading a weights file gives.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use crate::error::WeightsError;
+use crate::source::FileSource;
+use crate::tensor::Tensor;
+use crate::view::TensorView;
+
+/// The formats that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A safetensors file.
+    Safetensors,
+    /// `torch.save` since torch 1.6, and TorchScript archives: a zip file with a pickle.
+    TorchZip,
+    /// `torch.save` before torch 1.6: pickles one after the other, then the raw storages.
+    TorchLegacy,
+}
+
+/// Which part of the file the tensors were taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The entry `model` (the official code's `save_model`).
+    Model,
+    /// The entry `module` (DeepSpeed).
+    Module,
+    /// The entry `state_dict` (mmcv, Lightning).
+    StateDict,
+    /// The file is a plain dictionary of tensors.
+    Bare,
+    /// The file is a TorchScript module (the published CLIP models are).
+    Script,
+    /// A safetensors file, which has no entries.
+    Safetensors,
+    /// The entry that [`ReadOptions::root`] named.
+    Named(String),
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Root::Model => "model",
+            Root::Module => "module",
+            Root::StateDict => "state_dict",
+            Root::Bare => "bare",
+            Root::Script => "torchscript",
+            Root::Safetensors => "safetensors",
+            Root::Named(name) => name,
+        })
+    }
+}
+
+/// How to read a file; `ReadOptions::default()` is what [`crate::read`] uses.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions<'a> {
+    /// The top-level entry to take the tensors from, such as `model_ema` or `teacher`. Nested dictionaries and lists become
+    /// dotted names, so `optimizer` gives `state.0.exp_avg`, where 0 counts the parameters through
+    /// `optimizer.param_groups.*.params` in [`Checkpoint::metadata`].
+    pub root: Option<&'a str>,
+    /// Keep the prefix `module.` when all names have it (DistributedDataParallel adds it); by default it is taken off.
+    pub keep_ddp_prefix: bool,
+}
+
+/// An open weights file: names, types and shapes are known and checked, values are read when asked for.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The tensors by name, in the order of the file.
+    pub tensors: IndexMap<String, TensorView>,
+    /// Where they were taken from.
+    pub root: Root,
+    /// The file's format.
+    pub format: Format,
+    /// Every plain value of the file outside the tensors, as text by dotted name: `epoch`, `args.model`, `scaler.scale`,
+    /// `optimizer.param_groups.0.lr`; for safetensors, its metadata. Lists of plain values are one text, as Python prints it.
+    pub metadata: BTreeMap<String, String>,
+    /// Objects that were neither tensors nor plain values, as `dotted.name: class`. They were not executed or rebuilt.
+    pub ignored: Vec<String>,
+    /// Whether the prefix `module.` was taken off all names.
+    pub ddp_prefix_removed: bool,
+    path: PathBuf,
+}
+
+impl Checkpoint {
+    pub(crate) fn new(
+        source: &Arc<FileSource>,
+        format: Format,
+        root: Root,
+        tensors: IndexMap<String, TensorView>,
+        options: &ReadOptions<'_>,
+    ) -> Self {
+        const DDP: &str = "module.";
+        let strip = !options.keep_ddp_prefix
+            && !tensors.is_empty()
+            && tensors.keys().all(|name| name.len() > DDP.len() && name.starts_with(DDP));
+        let tensors = if strip {
+            tensors
+                .into_iter()
+                .map(|(name, view)| {
+                    let name = name[DDP.len()..].to_string();
+                    (name.clone(), TensorView { name, ..view })
+                })
+                .collect()
+        } else {
+            tensors
+        };
+        Self {
+            tensors,
+            root,
+            format,
+            metadata: BTreeMap::new(),
+            ignored: Vec::new(),
+            ddp_prefix_removed: strip,
+            path: source.path().to_path_buf(),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads one tensor.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
+        match self.tensors.get(name) {
+            Some(view) => view.load(),
+            None => Err(WeightsError::NoSuchTensor {
+                path: self.path.clone(),
+                tensor: name.to_string(),
+                count: self.tensors.len(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Weight *files* in and out: safetensors and the files `torch.save` writes (zip since torch 1.6, the older stream of
+//! pickles before), found by their content and read tensor by tensor, so that a 1 GB checkpoint never costs 2 GB.
+//!
+//! This crate refuses to know any model, key layout or tensor library, and it never executes what a file says: a pickle is
+//! turned into inert data by a small interpreter with limits, of which only tensors and plain values are understood.
+//! Start reading at [`read`]; the limits are constants at the top of `pickle`, `zip`, `header` and `torch`.
+//!
+//! ```no_run
+//! let checkpoint = beit2_weights::read("beitv2_base_patch16_224_pt1k.pth".as_ref())?;
+//! for (name, tensor) in &checkpoint.tensors {
+//!     println!("{name} {:?} {:?}", tensor.dtype(), tensor.shape());
+//! }
+//! let table = checkpoint.tensor("rel_pos_bias.relative_position_bias_table")?.to_f32();
+//! # Ok::<(), beit2_weights::WeightsError>(())
+//! ```
+
+mod checkpoint;
+mod detect;
+mod error;
+mod hash;
+mod header;
+mod pickle;
+mod source;
+mod tensor;
+mod torch;
+mod view;
+mod write;
+mod zip;
+
+use std::path::Path;
+
+pub use checkpoint::{Checkpoint, Format, ReadOptions, Root};
+pub use error::{HeaderProblem, PickleProblem, WeightsError, ZipProblem};
+pub use hash::sha256;
+pub use tensor::{DType, Tensor};
+pub use view::TensorView;
+pub use write::{TensorSource, write_safetensors};
+
+/// Opens a weights file with the default options: the first of `model`, `module` and `state_dict` that is there, else the
+/// whole file, with a common `module.` prefix taken off the names.
+pub fn read(path: &Path) -> Result<Checkpoint, WeightsError> {
+    read_with(path, &ReadOptions::default())
+}
+
+/// Opens a weights file, for example at another entry: `model_ema`, `teacher`, `optimizer`.
+///
+/// Everything that can be wrong with the chosen tensors (missing bytes, unknown types, shapes beyond their storage) is
+/// found here; later only the disk can fail.
+pub fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Checkpoint, WeightsError> {
+    let source = source::FileSource::open(path)?;
+    match detect::format(&source)? {
+        Format::Safetensors => header::read(&source, options),
+        Format::TorchZip => torch::read_zip(&source, options),
+        Format::TorchLegacy => torch::read_legacy(&source, options),
+    }
+}

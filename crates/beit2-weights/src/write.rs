@@ -1,0 +1,133 @@
+//! Writing safetensors files: complete or not at all, and the same input always gives the same bytes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::WeightsError;
+use crate::tensor::{DType, Tensor, byte_len};
+use crate::view::TensorView;
+
+/// Anything that can be written as a tensor: in memory ([`Tensor`]) or still in another file ([`TensorView`]).
+pub trait TensorSource {
+    /// The element type.
+    fn dtype(&self) -> DType;
+    /// The shape; empty for a scalar.
+    fn shape(&self) -> &[usize];
+    /// The elements, row-major, little-endian; called once, when their turn comes, so that one tensor at a time is in memory.
+    fn data(&self) -> Result<Cow<'_, [u8]>, WeightsError>;
+}
+
+impl TensorSource for Tensor {
+    fn dtype(&self) -> DType {
+        Tensor::dtype(self)
+    }
+
+    fn shape(&self) -> &[usize] {
+        Tensor::shape(self)
+    }
+
+    fn data(&self) -> Result<Cow<'_, [u8]>, WeightsError> {
+        Ok(Cow::Borrowed(self.bytes()))
+    }
+}
+
+impl TensorSource for TensorView {
+    fn dtype(&self) -> DType {
+        TensorView::dtype(self)
+    }
+
+    fn shape(&self) -> &[usize] {
+        TensorView::shape(self)
+    }
+
+    fn data(&self) -> Result<Cow<'_, [u8]>, WeightsError> {
+        Ok(Cow::Owned(self.load()?.into_bytes()))
+    }
+}
+
+/// Writes `tensors` to `path` in the official order (wide types first, then by name), with `metadata` as the header's
+/// `__metadata__`.
+///
+/// The file appears under its name only when it is complete and on disk; a file of that name is replaced at that moment,
+/// and on an error it stays as it was. A `path` that is being read may be given: the old contents stay readable.
+pub fn write_safetensors<'a, T: TensorSource + 'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a T)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), WeightsError> {
+    let mut tensors: Vec<(&str, &T)> = tensors.into_iter().collect();
+    let rank = |dtype| DType::STORE_ORDER.iter().position(|&known| known == dtype);
+    tensors.sort_by(|(name_a, a), (name_b, b)| (rank(a.dtype()), name_a).cmp(&(rank(b.dtype()), name_b)));
+    let header = header(path, &tensors, metadata)?;
+
+    let io = |reason| WeightsError::Io { path: path.to_path_buf(), action: "write", reason };
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".weights-").suffix(".tmp");
+    // Why: temporary files are private by default, weights should follow the user's umask like any other file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = BufWriter::with_capacity(1 << 20, builder.tempfile_in(folder).map_err(io)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(header.as_bytes()).map_err(io)?;
+    for (name, tensor) in &tensors {
+        let data = tensor.data()?;
+        // Why: a wrong length would shift every tensor behind it without anyone noticing.
+        if Some(data.len()) != byte_len(tensor.dtype(), tensor.shape()) {
+            return Err(refuse(path, name, "has a different length than its shape says"));
+        }
+        file.write_all(&data).map_err(io)?;
+    }
+    let file = file.into_inner().map_err(|error| io(error.into_error()))?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    // Why: on Unix the new name itself is on disk only after the folder is.
+    #[cfg(unix)]
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+    Ok(())
+}
+
+/// The JSON header, padded with spaces so that the data starts at a multiple of 8 bytes.
+fn header<T: TensorSource>(
+    path: &Path,
+    tensors: &[(&str, &T)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<String, WeightsError> {
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        let metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+        header.insert("__metadata__".to_string(), Value::Object(metadata));
+    }
+    let mut start = 0usize;
+    for (name, tensor) in tensors {
+        let end = byte_len(tensor.dtype(), tensor.shape()).and_then(|bytes| start.checked_add(bytes));
+        let end = end.ok_or_else(|| refuse(path, name, "is too large to be written"))?;
+        let info = serde_json::json!({
+            "dtype": tensor.dtype().name(),
+            "shape": tensor.shape(),
+            "data_offsets": [start, end],
+        });
+        if header.insert(name.to_string(), info).is_some() || *name == "__metadata__" {
+            return Err(refuse(path, name, "cannot be written: its name is used twice"));
+        }
+        start = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok(header)
+}
+
+fn refuse(path: &Path, tensor: &str, problem: &str) -> WeightsError {
+    WeightsError::Tensor {
+        path: path.to_path_buf(),
+        tensor: tensor.to_string(),
+        problem: problem.to_string(),
+    }
+}

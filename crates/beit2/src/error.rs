@@ -1,0 +1,60 @@
+//! What can go wrong in the library, each as one sentence.
+
+use std::path::PathBuf;
+
+/// An error of the `beit2` library.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Settings that contradict each other or make no sense.
+    #[error("{0}")]
+    Config(String),
+    /// A tensor of a weight file does not fit its parameter.
+    #[error(
+        "weight `{name}` has shape {found:?}, the model needs {expected:?}; check that the file and the model's sizes belong together"
+    )]
+    WeightShape {
+        /// Official key.
+        name: String,
+        /// Shape of the model's parameter.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// The names of a weight file and of a model differ.
+    #[error("the weights do not fit the model: {}", names(missing, unexpected))]
+    WeightNames {
+        /// Parameters without a tensor.
+        missing: Vec<String>,
+        /// Tensors without a parameter.
+        unexpected: Vec<String>,
+    },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Training went wrong in a way that more steps cannot repair.
+    #[error("{0}")]
+    Training(String),
+}
+
+fn names(missing: &[String], unexpected: &[String]) -> String {
+    let list = |what: &str, names: &[String]| match names {
+        [] => None,
+        [one] => Some(format!("{what} `{one}`")),
+        [first, rest @ ..] => Some(format!("{what} `{first}` and {} more", rest.len())),
+    };
+    [list("missing", missing), list("unexpected", unexpected)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Shorthand for a [`Error::Config`].
+pub(crate) fn config_error<T>(message: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Config(message.into()))
+}

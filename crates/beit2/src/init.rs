@@ -1,0 +1,167 @@
+//! The reference's three initialisers.
+//!
+//! One name upstream, three behaviours: pretraining trunks are cut at ±1σ, classification and VQ-KD
+//! trunks practically not at all, and the aggregation head keeps PyTorch's defaults because it is
+//! built after the initialiser ran (`docs/differences.md` tells why we keep all three).
+//!
+//! Every parameter draws from its own generator, keyed by seed and name, so that adding a parameter
+//! does not change the others.
+
+use std::collections::BTreeMap;
+
+use beit2_kernels::Backend;
+use burn::module::Module;
+use burn::tensor::{DType, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+use crate::params::{self, ParamInfo};
+
+/// Standard deviation of every normal draw in the method.
+const STD: f64 = 0.02;
+
+/// Which of the reference's rules fills a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum InitRule {
+    /// Classification models and both halves of the tokenizer; the head is multiplied by `head_scale`.
+    Finetune {
+        /// 0.001 in the recipes.
+        head_scale: f64,
+        /// Initial layer scale.
+        gamma: f64,
+    },
+    /// Masked image models; the aggregation head starts after block `early` (1-based).
+    Pretrain {
+        /// Number of the block whose patch tokens feed the aggregation head.
+        early: usize,
+        /// Initial layer scale.
+        gamma: f64,
+    },
+}
+
+/// Fills every trainable parameter of `module`.
+pub fn initialise<B: Backend, M: Module<B>>(module: M, rule: InitRule, seed: u64) -> M {
+    // A bias does not show its layer's inputs, its weight does.
+    let fan_in: BTreeMap<String, usize> = params::list(&module)
+        .into_iter()
+        .filter_map(|info| {
+            let layer = info.name.strip_suffix(".weight")?;
+            Some((layer.to_owned(), info.shape[1..].iter().product()))
+        })
+        .collect();
+    params::replace(module, |info| {
+        if !info.trainable {
+            return None;
+        }
+        let layer = info.name.rsplit_once('.').map_or("", |(layer, _)| layer);
+        let inputs = fan_in.get(layer).copied().unwrap_or(1);
+        let values = draw(&info, inputs, rule, &mut generator(seed, &info.name));
+        Some((TensorData::new(values, info.shape), DType::F32))
+    })
+}
+
+/// The generator of one named parameter.
+pub(crate) fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+    // FNV-1a: any fixed hash will do, but it must never change, or runs would start differently.
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&hash.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}
+
+fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let count = info.shape.iter().product::<usize>();
+    let name = info.name.as_str();
+    let constant = |value: f64| vec![value as f32; count];
+    let leaf = name.rsplit('.').next().unwrap_or(name);
+    let (gamma, cut) = match rule {
+        InitRule::Finetune { gamma, .. } => (gamma, 2.0),
+        InitRule::Pretrain { gamma, .. } => (gamma, STD),
+    };
+    if leaf.starts_with("gamma_") {
+        return constant(gamma);
+    }
+    if leaf == "relative_position_bias_table" || leaf == "q_bias" || leaf == "v_bias" {
+        return constant(0.0);
+    }
+    if is_norm(name) {
+        return constant(if leaf == "weight" { 1.0 } else { 0.0 });
+    }
+    let torch_default = match rule {
+        InitRule::Finetune { .. } => name.contains("patch_embed."),
+        InitRule::Pretrain { .. } => name.contains("cls_pt_layers."),
+    };
+    let mut values = if torch_default {
+        uniform(count, fan_in, rng)
+    } else if leaf == "bias" {
+        constant(0.0)
+    } else {
+        truncated_normal(count, cut, rng)
+    };
+    let mut factor = residual_scale(name, rule);
+    if let InitRule::Finetune { head_scale, .. } = rule
+        && (name == "head.weight" || name == "head.bias")
+    {
+        factor *= head_scale;
+    }
+    if factor != 1.0 {
+        values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+    }
+    values
+}
+
+fn is_norm(name: &str) -> bool {
+    let mut parts = name.rsplit('.').skip(1);
+    parts.next().is_some_and(|module| module.contains("norm"))
+}
+
+/// `1/√(2ℓ)` for the two projections that write to the residual stream of layer ℓ.
+fn residual_scale(name: &str, rule: InitRule) -> f64 {
+    if !name.ends_with("attn.proj.weight") && !name.ends_with("mlp.fc2.weight") {
+        return 1.0;
+    }
+    let number_after = |marker: &str| -> Option<usize> {
+        let rest = &name[name.find(marker)? + marker.len()..];
+        rest.split('.').next()?.parse().ok()
+    };
+    let layer = match (number_after("cls_pt_layers."), rule) {
+        (Some(index), InitRule::Pretrain { early, .. }) => early + index + 1,
+        _ => number_after("blocks.").map_or(1, |index| index + 1),
+    };
+    (2.0 * layer as f64).sqrt().recip()
+}
+
+fn truncated_normal(count: usize, cut: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let limit = cut / STD;
+    let mut one = || loop {
+        let z: f64 = rng.sample(StandardNormal);
+        if z.abs() <= limit {
+            return (z * STD) as f32;
+        }
+    };
+    (0..count).map(|_| one()).collect()
+}
+
+/// PyTorch's default for linear and convolution layers, `U(±1/√fan_in)` for weight and bias.
+fn uniform(count: usize, fan_in: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let bound = (fan_in as f64).sqrt().recip();
+    (0..count).map(|_| rng.random_range(-bound..bound) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_parameter_has_its_own_stream() {
+        let a = truncated_normal(4, STD, &mut generator(1, "a"));
+        assert_eq!(a, truncated_normal(4, STD, &mut generator(1, "a")));
+        assert_ne!(a, truncated_normal(4, STD, &mut generator(1, "b")));
+        assert_ne!(a, truncated_normal(4, STD, &mut generator(2, "a")));
+        assert!(a.iter().all(|v| v.abs() <= STD as f32));
+    }
+}

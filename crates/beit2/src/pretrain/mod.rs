@@ -1,0 +1,7 @@
+//! Masked image modeling: predict the visual words of masked patches (section 3.2 of the paper).
+
+mod config;
+mod model;
+
+pub use config::MimConfig;
+pub use model::{MimLogits, MimLoss, MimModel, TokenMask, masked_labels};

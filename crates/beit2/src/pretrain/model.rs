@@ -1,0 +1,265 @@
+//! The masked image model with its patch-aggregation head.
+
+use beit2_kernels::{self as kernels, Backend};
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::MimConfig;
+use crate::error::Error;
+use crate::init::{InitRule, initialise};
+use crate::vit::{Block, DropPath, LayerNorm, Linear, Rows, Trunk};
+
+/// Which patches of a batch are masked: the same number M in every image, as indices, so that every
+/// shape is known before the step.
+#[derive(Debug, Clone)]
+pub struct TokenMask<B: Backend> {
+    /// 1 where a patch is replaced by the mask token, `[B, N, 1]`.
+    pub mask: Tensor<B, 3>,
+    /// CLS and the masked tokens of each image, M + 1 rows.
+    with_cls: Rows<B>,
+    /// The masked tokens, M rows.
+    masked: Rows<B>,
+}
+
+impl<B: Backend> TokenMask<B> {
+    /// From ascending patch indices, M for each image in turn, out of `patches` N.
+    pub fn new(indices: &[u32], batch: usize, patches: usize, device: &B::Device) -> Self {
+        let per_image = indices.len() / batch.max(1);
+        let mut mask = vec![0f32; batch * patches];
+        let mut with_cls = Vec::with_capacity(indices.len() + batch);
+        let mut masked = Vec::with_capacity(indices.len());
+        for (image, patch_indices) in indices.chunks(per_image.max(1)).enumerate() {
+            with_cls.push(0);
+            for &index in patch_indices {
+                mask[image * patches + index as usize] = 1.0;
+                with_cls.push(index + 1); // token 0 is CLS
+                masked.push(index + 1);
+            }
+        }
+        Self {
+            mask: Tensor::from_data(TensorData::new(mask, [batch, patches, 1]), device),
+            with_cls: Rows::new(&with_cls, per_image + 1, patches + 1, device),
+            masked: Rows::new(&masked, per_image, patches + 1, device),
+        }
+    }
+
+    /// Masked patches per image, M.
+    pub fn per_image(&self) -> usize {
+        self.masked.per_sample()
+    }
+}
+
+/// The tokenizer's ids at the masked patches, in the order of the logits: `ids [B, N]` → `[B·M]`.
+pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &TokenMask<B>) -> Tensor<B, 1, Int> {
+    let [batch, patches] = ids.dims();
+    // The rows count CLS; shift them back to patches.
+    let shift = |row: Tensor<B, 1, Int>| {
+        let per_image = mask.per_image();
+        let image: Vec<i32> = (0..batch * per_image).map(|at| (at / per_image.max(1)) as i32 + 1).collect();
+        row.clone() - Tensor::from_data(TensorData::new(image, [batch * per_image]), &row.device())
+    };
+    ids.reshape([batch * patches]).select(0, shift(mask.masked.flat()))
+}
+
+/// Logits at the masked patches, in (image, patch) order.
+#[derive(Debug, Clone)]
+pub struct MimLogits<B: Backend> {
+    /// Of the last block, `[B·M, vocab]`.
+    pub last: Tensor<B, 2>,
+    /// Of the patch-aggregation head.
+    pub aggregated: Option<Tensor<B, 2>>,
+}
+
+/// Losses and accuracies of a batch.
+#[derive(Debug, Clone)]
+pub struct MimLoss<B: Backend> {
+    /// Sum of the branches' cross entropies, `[1]`.
+    pub total: Tensor<B, 1>,
+    /// Cross entropy of each branch, `[1]`.
+    pub branches: Vec<Tensor<B, 1>>,
+    /// Share of masked patches whose word is predicted, per branch, `[1]`.
+    pub accuracy: Vec<Tensor<B, 1>>,
+}
+
+/// A Vision Transformer that predicts visual words.
+#[derive(Module, Debug)]
+pub struct MimModel<B: burn::tensor::backend::Backend> {
+    /// Embedding and blocks.
+    pub trunk: Trunk<B>,
+    /// Stands for a masked patch, `[1, 1, D]`.
+    pub mask_token: Param<Tensor<B, 3>>,
+    /// Final norm.
+    pub norm: LayerNorm<B>,
+    /// Prediction head.
+    pub lm_head: Linear<B>,
+    /// The aggregation head's blocks; empty in the plain model.
+    pub cls_pt_layers: Vec<Block<B>>,
+    /// Its own norm when the head is not shared.
+    pub cls_pt_norm: Option<LayerNorm<B>>,
+    /// Its own prediction head when not shared.
+    pub cls_pt_lm_head: Option<Linear<B>>,
+    early: usize,
+}
+
+impl<B: Backend> MimModel<B> {
+    /// A freshly initialised model.
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn new(config: &MimConfig, seed: u64, device: &B::Device) -> Result<Self, Error> {
+        let rule = InitRule::Pretrain { early: config.early_layers, gamma: config.vit.layer_scale_init };
+        Ok(initialise(Self::zeros(config, device)?, rule, seed))
+    }
+
+    /// A model to load weights into.
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn zeros(config: &MimConfig, device: &B::Device) -> Result<Self, Error> {
+        config.validate()?;
+        let vit = &config.vit;
+        let own_head = config.cls_head && !config.shared_lm_head;
+        let norm = || LayerNorm::new(vit.width, vit.norm_eps, device);
+        let head = || Linear::new(vit.width, config.vocab, true, device);
+        let head_blocks = if config.cls_head { config.head_layers } else { 0 };
+        Ok(Self {
+            trunk: Trunk::new(vit, device),
+            mask_token: Param::from_tensor(Tensor::zeros([1, 1, vit.width], device)),
+            norm: norm(),
+            lm_head: head(),
+            cls_pt_layers: (0..head_blocks)
+                .map(|_| Block::new(crate::vit::block_options(vit), device))
+                .collect(),
+            cls_pt_norm: own_head.then(norm),
+            cls_pt_lm_head: own_head.then(head),
+            early: config.early_layers,
+        })
+    }
+
+    /// Logits at the masked patches of standardised images `[B, C, H, W]`.
+    ///
+    /// After the last block only CLS and masked patches are read, after the last head block only masked
+    /// ones: there, queries and MLP run for those rows alone.
+    pub fn forward(&self, x: Tensor<B, 4>, mask: &TokenMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
+        let bias = self.trunk.shared_bias();
+        let depth = self.trunk.blocks.len();
+        let dtype = x.dtype();
+        let x = self.trunk.embed(x, Some((mask.mask.clone().cast(dtype), self.mask_token.val())));
+        let mut early = None;
+        let aggregates = !self.cls_pt_layers.is_empty();
+        let x = self.trunk.run(x, 0..depth - 1, bias.as_ref(), drop, |block, x| {
+            if aggregates && block + 1 == self.early {
+                early = Some(x.clone());
+            }
+        });
+        let last_drop = drop.block(depth - 1);
+        let Some(last_block) = self.trunk.blocks.last() else {
+            unreachable!("a validated model has a block");
+        };
+        if !aggregates {
+            let x = last_block.forward_rows(x, &mask.masked, bias.as_ref(), &last_drop);
+            return MimLogits { last: self.predict(x), aggregated: None };
+        }
+        let (cls, last, early) = match early {
+            Some(early) => {
+                let x = last_block.forward_rows(x, &mask.with_cls, bias.as_ref(), &last_drop);
+                let masked = x.dims()[1] - 1;
+                (x.clone().narrow(1, 0, 1), x.narrow(1, 1, masked), early)
+            }
+            // early_layers = depth: the head reads the last block's patches, so all rows are needed.
+            None => {
+                let x = last_block.forward(x, bias.as_ref(), &last_drop);
+                (x.clone().narrow(1, 0, 1), mask.masked.gather(x.clone()), x)
+            }
+        };
+        let patches = early.dims()[1] - 1;
+        let mut y = Tensor::cat(vec![cls, early.narrow(1, 1, patches)], 1);
+        let (final_block, inner) = match self.cls_pt_layers.split_last() {
+            Some(split) => split,
+            None => unreachable!("checked above"),
+        };
+        for (index, block) in inner.iter().enumerate() {
+            y = block.forward(y, bias.as_ref(), &drop.block(depth + index));
+        }
+        let y = final_block.forward_rows(y, &mask.masked, bias.as_ref(), &drop.block(depth + inner.len()));
+        MimLogits { last: self.predict(last), aggregated: Some(self.predict_aggregated(y)) }
+    }
+
+    /// Patch tokens of every branch after its final norm, `[B, N, D]` each, for all patches; without a
+    /// mask, of the image as it is. The straightforward computation that [`MimModel::forward`] shortens.
+    pub fn patch_tokens(&self, x: Tensor<B, 4>, mask: Option<&TokenMask<B>>) -> Vec<Tensor<B, 3>> {
+        let bias = self.trunk.shared_bias();
+        let dtype = x.dtype();
+        let mask = mask.map(|m| (m.mask.clone().cast(dtype), self.mask_token.val()));
+        let x = self.trunk.embed(x, mask);
+        let patches = x.dims()[1] - 1;
+        let mut early = None;
+        let x =
+            self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), &DropPath::none(), |block, x| {
+                if block + 1 == self.early {
+                    early = Some(x.clone());
+                }
+            });
+        let mut branches = vec![self.norm.forward(x.clone()).narrow(1, 1, patches)];
+        if let (Some(early), false) = (early, self.cls_pt_layers.is_empty()) {
+            let mut y = Tensor::cat(vec![x.narrow(1, 0, 1), early.narrow(1, 1, patches)], 1);
+            for block in &self.cls_pt_layers {
+                y = block.forward(y, bias.as_ref(), &DropPath::none().block(0));
+            }
+            let norm = self.cls_pt_norm.as_ref().unwrap_or(&self.norm);
+            branches.push(norm.forward(y).narrow(1, 1, patches));
+        }
+        branches
+    }
+
+    /// Logits of every branch for all patches, `[B, N, vocab]` each, from [`MimModel::patch_tokens`].
+    pub fn logits_all(&self, branches: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
+        let heads = [&self.lm_head, self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head)];
+        branches.iter().zip(heads).map(|(tokens, head)| head.forward(tokens.clone())).collect()
+    }
+
+    fn predict(&self, rows: Tensor<B, 3>) -> Tensor<B, 2> {
+        self.lm_head.forward(self.norm.forward(flat(rows)))
+    }
+
+    fn predict_aggregated(&self, rows: Tensor<B, 3>) -> Tensor<B, 2> {
+        let norm = self.cls_pt_norm.as_ref().unwrap_or(&self.norm);
+        self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head).forward(norm.forward(flat(rows)))
+    }
+
+    /// Losses and accuracies of logits against `labels [B·M]`.
+    pub fn loss(logits: MimLogits<B>, labels: Tensor<B, 1, Int>) -> MimLoss<B> {
+        let mut branches = Vec::new();
+        let mut accuracy = Vec::new();
+        for logits in std::iter::once(logits.last).chain(logits.aggregated) {
+            let guess = logits.clone().detach().argmax(1).reshape([-1]);
+            accuracy.push(guess.equal(labels.clone()).float().mean());
+            branches.push(kernels::cross_entropy(logits, labels.clone()));
+        }
+        let total = match &branches[..] {
+            [one] => one.clone(),
+            many => many.iter().skip(1).fold(many[0].clone(), |sum, branch| sum + branch.clone()),
+        };
+        MimLoss { total, branches, accuracy }
+    }
+
+    /// All tokens after the blocks listed in `layers` (0-based), un-normalised, of unmasked images:
+    /// `[B, N+1, D]` each.
+    pub fn features(&self, x: Tensor<B, 4>, layers: &[usize]) -> Vec<Tensor<B, 3>> {
+        let bias = self.trunk.shared_bias();
+        let x = self.trunk.embed(x, None);
+        let last = layers.iter().map(|l| l + 1).max().unwrap_or(0);
+        let mut found = vec![None; layers.len()];
+        self.trunk.run(x, 0..last, bias.as_ref(), &DropPath::none(), |block, x| {
+            for (slot, _) in found.iter_mut().zip(layers).filter(|(_, l)| **l == block) {
+                *slot = Some(x.clone());
+            }
+        });
+        found.into_iter().flatten().collect()
+    }
+}
+
+fn flat<B: Backend>(rows: Tensor<B, 3>) -> Tensor<B, 2> {
+    let [batch, count, width] = rows.dims();
+    rows.reshape([batch * count, width])
+}

@@ -1,0 +1,214 @@
+//! Frozen teachers: their patch features are what the tokenizer learns to rebuild.
+//!
+//! One Transformer serves all families; what differs is the names in their files ([`names`]) and a few
+//! options. A teacher is built from its weights alone: sizes are read off the tensors.
+
+mod names;
+
+use std::collections::BTreeMap;
+
+use beit2_kernels::Backend;
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::pixels;
+use crate::vit::{Block, BlockOptions, DropPath, LayerNorm, Linear, PatchEmbed, PosResize, resize_pos_embed};
+
+/// Families of teachers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TeacherKind {
+    /// The visual tower of OpenAI's CLIP: `ln_post` and projection over patch tokens.
+    Clip,
+    /// DINO ViT: patch tokens after the final norm.
+    Dino,
+    /// DINOv2-style ViT: patch tokens after a chosen block, or after the final norm.
+    Dinov2,
+    /// A teacher distilled by this software: patch tokens after the final norm and a linear head.
+    Distilled,
+}
+
+/// How to build a teacher from a weight file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TeacherConfig {
+    /// Family.
+    pub kind: TeacherKind,
+    /// Weight file (safetensors or `.pth`), or `bundled`.
+    pub weights: String,
+    /// Attention heads; 0 means width/64, true of all published teachers.
+    pub heads: usize,
+    /// Block (0-based) after which features are taken, without the final norm; −1 means the last block
+    /// and the final norm. Only for `dinov2`.
+    pub layer: i64,
+}
+
+impl Default for TeacherConfig {
+    fn default() -> Self {
+        Self { kind: TeacherKind::Clip, weights: String::new(), heads: 0, layer: -1 }
+    }
+}
+
+/// A frozen Vision Transformer.
+#[derive(Module, Debug)]
+pub struct Teacher<B: burn::tensor::backend::Backend> {
+    cls_token: Param<Tensor<B, 3>>,
+    pos_embed: Param<Tensor<B, 3>>,
+    patch_embed: PatchEmbed<B>,
+    ln_pre: Option<LayerNorm<B>>,
+    blocks: Vec<Block<B>>,
+    norm: Option<LayerNorm<B>>,
+    head: Option<Linear<B>>,
+    clip_statistics: bool,
+    pos_by_size: bool,
+}
+
+impl<B: Backend> Teacher<B> {
+    /// Builds a teacher from its file's tensors.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of an unexpected shape, a layer that does not exist.
+    pub fn from_tensors(
+        config: &TeacherConfig,
+        tensors: BTreeMap<String, TensorData>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let mut tensors = names::canonical(config.kind, tensors)?;
+        let shape = |name: &str| -> Result<Vec<usize>, Error> {
+            let found = tensors.get(name).map(|t| t.shape.to_vec());
+            found.ok_or_else(|| Error::WeightNames { missing: vec![name.into()], unexpected: vec![] })
+        };
+        let patch_weight = shape("patch_embed.proj.weight")?;
+        let [width, channels, patch, _] = patch_weight[..] else {
+            return config_error("the teacher's patch projection is not a 4-dimensional convolution weight");
+        };
+        let tokens = shape("cls_token").and_then(|_| shape("pos_embed"))?[1];
+        let total = (0..).find(|i| !tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).unwrap_or(0);
+        let depth = match config.layer {
+            ..=-1 => total,
+            layer if (layer as usize) < total => layer as usize + 1,
+            layer => {
+                return config_error(format!(
+                    "teacher layer {layer} does not exist: the weights hold blocks 0 to {}",
+                    total.saturating_sub(1)
+                ));
+            }
+        };
+        let final_norm = config.layer < 0;
+        let heads = if config.heads == 0 { (width / 64).max(1) } else { config.heads };
+        if depth == 0 || !width.is_multiple_of(heads) {
+            return config_error(format!(
+                "a teacher of width {width} with {depth} blocks cannot have {heads} heads"
+            ));
+        }
+        let options = BlockOptions {
+            width,
+            heads,
+            mlp_hidden: shape("blocks.0.mlp.fc1.weight")?[0],
+            qkv_bias: tensors.contains_key("blocks.0.attn.q_bias"),
+            full_bias: tensors.contains_key("blocks.0.attn.qkv.bias"),
+            layer_scale: tensors.contains_key("blocks.0.gamma_1"),
+            quick_gelu: config.kind == TeacherKind::Clip,
+            norm_eps: if config.kind == TeacherKind::Clip { 1e-5 } else { 1e-6 },
+            own_table: None,
+        };
+        let norm = |present: bool| present.then(|| LayerNorm::new(width, options.norm_eps, device));
+        let head = match tensors.get("head.weight") {
+            Some(weight) if final_norm => {
+                let bias = tensors.contains_key("head.bias");
+                Some(Linear::new(width, weight.shape[0], bias, device))
+            }
+            _ => None,
+        };
+        let teacher = Self {
+            cls_token: Param::from_tensor(Tensor::zeros([1, 1, width], device)),
+            pos_embed: Param::from_tensor(Tensor::zeros([1, tokens, width], device)),
+            patch_embed: PatchEmbed::new(
+                channels,
+                patch,
+                width,
+                tensors.contains_key("patch_embed.proj.bias"),
+                device,
+            ),
+            ln_pre: norm(tensors.contains_key("ln_pre.weight")),
+            blocks: (0..depth).map(|_| Block::new(options, device)).collect(),
+            norm: norm(final_norm),
+            head,
+            clip_statistics: config.kind == TeacherKind::Clip,
+            pos_by_size: config.kind == TeacherKind::Dinov2,
+        };
+        let unused = |name: &str| {
+            let later = name.strip_prefix("blocks.").and_then(|n| n.split('.').next()?.parse().ok());
+            later.is_some_and(|block: usize| block >= depth)
+                || (!final_norm && (name.starts_with("norm.") || name.starts_with("head.")))
+        };
+        tensors.retain(|name, _| !unused(name));
+        Ok(params::load_strict(teacher, tensors, dtype, |_| false)?.no_grad())
+    }
+
+    /// Width of the features.
+    pub fn dim(&self) -> usize {
+        match &self.head {
+            Some(head) => head.weight.dims()[0],
+            None => self.cls_token.dims()[2],
+        }
+    }
+
+    /// Side of a patch in pixels: an input of `grid · patch_size` pixels gives `grid²` features.
+    pub fn patch_size(&self) -> usize {
+        self.patch_embed.proj.weight.dims()[2]
+    }
+
+    /// Patch features of images in [−1, 1], `[B, 3, H, W]` → `[B, N, dim]`, without gradient.
+    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+        self.features(self.scale(x))
+    }
+
+    /// The teacher's own standardisation of images in [−1, 1].
+    pub fn scale(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        match self.clip_statistics {
+            true => pixels::teacher_scaling(x, pixels::CLIP_MEAN, pixels::CLIP_STD),
+            false => pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
+        }
+    }
+
+    /// Patch features of standardised images.
+    pub fn features(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+        let tokens = self.tokens(x);
+        let patches = tokens.dims()[1] - 1;
+        let tokens = tokens.narrow(1, 1, patches);
+        let features = match &self.head {
+            Some(head) => head.forward(tokens),
+            None => tokens,
+        };
+        features.detach()
+    }
+
+    /// All tokens before the head, CLS first.
+    pub fn tokens(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [batch, _, height, width] = x.dims();
+        let patch = self.patch_size();
+        let patches = self.patch_embed.forward(x);
+        let cls = self.cls_token.val().repeat_dim(0, batch);
+        // DINOv2's own code resizes by size; the reference resizes CLIP and DINO by a padded scale.
+        let how = if self.pos_by_size { PosResize::BySize } else { PosResize::ByPaddedScale };
+        let pos = resize_pos_embed(self.pos_embed.val(), height / patch, width / patch, how);
+        let mut tokens = Tensor::cat(vec![cls, patches], 1) + pos;
+        if let Some(norm) = &self.ln_pre {
+            tokens = norm.forward(tokens);
+        }
+        let drop = DropPath::none().block(0);
+        for block in &self.blocks {
+            tokens = block.forward(tokens, None, &drop);
+        }
+        match &self.norm {
+            Some(norm) => norm.forward(tokens),
+            None => tokens,
+        }
+        .detach()
+    }
+}

@@ -1,0 +1,156 @@
+//! VQ-KD: encoder, quantizer, decoder and the cosine loss to a teacher.
+
+use beit2_kernels::Backend;
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
+
+use super::{ProcessType, Quantized, Quantizer, TokenizerConfig};
+use crate::error::Error;
+use crate::init::{InitRule, initialise};
+use crate::pixels;
+use crate::vit::{DropPath, Linear, Pooling, VisionTransformer};
+
+/// `Linear · tanh · Linear` between a Transformer and its task.
+#[derive(Module, Debug)]
+pub struct TaskLayer<B: burn::tensor::backend::Backend> {
+    /// First layer, `0` in the checkpoints.
+    pub layer0: Linear<B>,
+    /// Second layer, `2` in the checkpoints.
+    pub layer2: Linear<B>,
+}
+
+impl<B: Backend> TaskLayer<B> {
+    fn new(width: usize, outputs: usize, device: &B::Device) -> Self {
+        Self {
+            layer0: Linear::new(width, width, true, device),
+            layer2: Linear::new(width, outputs, true, device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.layer2.forward(self.layer0.forward(x).tanh())
+    }
+}
+
+/// The tokenizer model.
+#[derive(Module, Debug)]
+pub struct VqKd<B: burn::tensor::backend::Backend> {
+    /// Image → patch vectors.
+    pub encoder: VisionTransformer<B>,
+    /// Codes → patch vectors.
+    pub decoder: VisionTransformer<B>,
+    /// The codebook.
+    pub quantize: Quantizer<B>,
+    /// Encoder width → code width.
+    pub encode_task_layer: TaskLayer<B>,
+    /// Decoder width → teacher width.
+    pub decode_task_layer: TaskLayer<B>,
+    imagenet_norm: bool,
+}
+
+/// The losses of one batch and what the codebook's update needs.
+#[derive(Debug, Clone)]
+pub struct TokenizerLoss<B: Backend> {
+    /// rec + commitment, `[1]`.
+    pub total: Tensor<B, 1>,
+    /// mean(1 − cos(decoded, teacher)), `[1]`.
+    pub rec: Tensor<B, 1>,
+    /// Quantized vectors, with ids and commitment loss.
+    pub quantized: Quantized<B>,
+    /// The decoder's guess of the teacher's features, `[B, N, teacher_dim]`.
+    pub decoded: Tensor<B, 3>,
+}
+
+impl<B: Backend> VqKd<B> {
+    /// A freshly initialised tokenizer.
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn new(config: &TokenizerConfig, seed: u64, device: &B::Device) -> Result<Self, Error> {
+        let mut model = initialise(
+            Self::zeros(config, device)?,
+            InitRule::Finetune { head_scale: 1.0, gamma: 0.0 },
+            seed,
+        );
+        model.quantize = Quantizer::new(config, seed, device);
+        Ok(model)
+    }
+
+    /// A tokenizer to load weights into.
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn zeros(config: &TokenizerConfig, device: &B::Device) -> Result<Self, Error> {
+        config.validate()?;
+        Ok(Self {
+            encoder: VisionTransformer::new(&config.encoder(), Pooling::Mean, 0, device),
+            decoder: VisionTransformer::new(&config.decoder(), Pooling::Mean, 0, device),
+            quantize: Quantizer::zeros(config, device),
+            encode_task_layer: TaskLayer::new(config.width, config.code_dim, device),
+            decode_task_layer: TaskLayer::new(config.decoder_width, config.teacher_dim, device),
+            imagenet_norm: config.process_type == ProcessType::ImagenetNorm,
+        })
+    }
+
+    /// Images in [0, 1] to what the encoder (and the teacher's scaling) expects.
+    ///
+    /// Differs from upstream: there is no guess from the batch's maximum whether pixels are 0–1 or
+    /// 0–255; the caller passes [0, 1].
+    pub fn preprocess(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
+        match self.imagenet_norm {
+            true => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
+            false => pixels::to_signed(images),
+        }
+    }
+
+    /// The encoder's vectors before normalisation, preprocessed `[B, 3, H, W]` → `[B, N, C]`.
+    pub fn encode(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+        self.encode_task_layer.forward(self.encoder.patch_tokens(x, &DropPath::none()))
+    }
+
+    /// Code ids `[B, N]` of preprocessed images: no decoder, no state, nothing but the nearest code.
+    pub fn ids(&self, x: Tensor<B, 4>) -> Tensor<B, 2, Int> {
+        let z = self.encode(x);
+        let [batch, patches, width] = z.dims();
+        self.quantize.ids(z.reshape([batch * patches, width])).reshape([batch, patches])
+    }
+
+    /// Codes `[B·N, C]` (row-major patches of a square grid) → decoded features `[B, N, teacher_dim]`.
+    pub fn decode(&self, codes: Tensor<B, 2>, batch: usize) -> Tensor<B, 3> {
+        let [rows, width] = codes.dims();
+        let side = (rows / batch.max(1)).isqrt();
+        let picture = codes.reshape([batch, side, side, width]).permute([0, 3, 1, 2]);
+        self.decode_task_layer.forward(self.decoder.patch_tokens(picture, &DropPath::none()))
+    }
+
+    /// Losses of preprocessed images `x [B, 3, H, W]` against teacher features `[B, N, teacher_dim]`.
+    /// The codebook is not changed: pass `quantized` to [`Quantizer::update`] after the step.
+    pub fn forward(&self, x: Tensor<B, 4>, teacher: Tensor<B, 3>) -> TokenizerLoss<B> {
+        let z = self.encode(x);
+        let [batch, patches, width] = z.dims();
+        let quantized = self.quantize.forward(z.reshape([batch * patches, width]));
+        let decoded = self.decode(quantized.codes.clone(), batch);
+        let rec = cosine_loss(decoded.clone(), teacher);
+        let total = rec.clone() + quantized.commitment_loss.clone();
+        TokenizerLoss { total, rec, quantized, decoded }
+    }
+
+    /// Losses with the quantizer left out (the decoder sees the unit-norm vectors themselves): the
+    /// warm-up before a k-means start.
+    pub fn forward_unquantized(
+        &self,
+        x: Tensor<B, 4>,
+        teacher: Tensor<B, 3>,
+    ) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        let z = self.encode(x);
+        let [batch, patches, width] = z.dims();
+        let z = super::quantizer::normalise(z.reshape([batch * patches, width]));
+        (cosine_loss(self.decode(z.clone(), batch), teacher), z.detach())
+    }
+}
+
+/// mean over rows of 1 − cos(a, b), without an epsilon, as the reference.
+pub fn cosine_loss<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 1> {
+    let unit = |x: Tensor<B, 3>| x.clone() / x.powi_scalar(2).sum_dim(2).sqrt();
+    (unit(a) * unit(b)).sum_dim(2).mean().neg().add_scalar(1.0)
+}

@@ -1,0 +1,99 @@
+//! Learning-rate and weight-decay schedules.
+
+/// A schedule that cannot be built.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "the warm-up of {warmup} steps is longer than the run of {total} steps; shorten warmup_epochs or train longer"
+)]
+pub struct ScheduleError {
+    warmup: u64,
+    total: u64,
+}
+
+/// Linear warm-up, then half a cosine, per step (the reference's `cosine_scheduler`).
+///
+/// With W warm-up and L remaining steps: step i < W has `start + (base − start)·i/(W − 1)`, step W + i
+/// has `end + ½(base − end)(1 + cos(πi/L))`. So steps W − 1 and W both have `base`, and the last value
+/// is slightly above `end`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CosineSchedule {
+    base: f64,
+    end: f64,
+    start: f64,
+    warmup: u64,
+    total: u64,
+}
+
+impl CosineSchedule {
+    /// A schedule over `total` steps of which the first `warmup` rise from `start`.
+    ///
+    /// # Errors
+    /// A warm-up longer than the run.
+    pub fn new(base: f64, end: f64, total: u64, warmup: u64, start: f64) -> Result<Self, ScheduleError> {
+        match warmup <= total {
+            true => Ok(Self { base, end, start, warmup, total }),
+            false => Err(ScheduleError { warmup, total }),
+        }
+    }
+
+    /// Number of steps.
+    pub fn len(&self) -> u64 {
+        self.total
+    }
+
+    /// Whether there are no steps.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// The value of a step, from 0; steps beyond the last have the last one's.
+    pub fn at(&self, step: u64) -> f64 {
+        let step = step.min(self.total.saturating_sub(1));
+        if step < self.warmup {
+            // NumPy's linspace: one point is the start, the last one is exactly the end.
+            return match self.warmup - 1 {
+                0 => self.start,
+                last if step == last => self.base,
+                last => self.start + step as f64 * ((self.base - self.start) / last as f64),
+            };
+        }
+        let part = (step - self.warmup) as f64 / (self.total - self.warmup) as f64;
+        self.end + 0.5 * (self.base - self.end) * (1.0 + (std::f64::consts::PI * part).cos())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toy_schedule_of_the_spec() {
+        let schedule = CosineSchedule::new(1.0, 0.1, 20, 5, 0.0).unwrap();
+        let expected = [
+            0.,
+            0.25,
+            0.5,
+            0.75,
+            1.,
+            1.,
+            0.9901664203,
+            0.9610954559,
+            0.9140576475,
+            0.8511087729,
+            0.775,
+            0.6890576475,
+            0.5970378085,
+            0.5029621915,
+            0.4109423525,
+            0.325,
+            0.2488912271,
+            0.1859423525,
+            0.1389045441,
+            0.1098335797,
+        ];
+        for (step, value) in expected.into_iter().enumerate() {
+            assert!((schedule.at(step as u64) - value).abs() < 1e-10, "step {step}");
+        }
+        assert!(CosineSchedule::new(1.0, 0.1, 4, 5, 0.0).is_err());
+    }
+}

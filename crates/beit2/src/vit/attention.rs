@@ -1,0 +1,108 @@
+//! Multi-head self-attention with BEiT's biases.
+
+use beit2_kernels::{self as kernels, Backend};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use super::trunk::Rows;
+use super::{Linear, RelPosBias};
+
+/// Self-attention with one `qkv` weight, learned query and value biases and a zero key bias.
+#[derive(Module, Debug)]
+pub struct Attention<B: burn::tensor::backend::Backend> {
+    /// `[3D, D]`: rows of q, then k, then v.
+    pub qkv: Linear<B>,
+    /// `[D]`.
+    pub q_bias: Option<Param<Tensor<B, 1>>>,
+    /// `[D]`.
+    pub v_bias: Option<Param<Tensor<B, 1>>>,
+    /// Output projection.
+    pub proj: Linear<B>,
+    /// This block's own table, in fine-tuning models.
+    pub rel_pos: Option<RelPosBias<B>>,
+    heads: usize,
+    scale: f64,
+}
+
+impl<B: Backend> Attention<B> {
+    /// Attention of zeros; `full_bias` gives `qkv` one bias for q, k and v (DINO, CLIP).
+    pub fn new(
+        width: usize,
+        heads: usize,
+        qkv_bias: bool,
+        full_bias: bool,
+        rel_pos: Option<RelPosBias<B>>,
+        device: &B::Device,
+    ) -> Self {
+        let bias = || qkv_bias.then(|| Param::from_tensor(Tensor::zeros([width], device)));
+        Self {
+            qkv: Linear::new(width, 3 * width, full_bias, device),
+            q_bias: bias(),
+            v_bias: bias(),
+            proj: Linear::new(width, width, true, device),
+            rel_pos,
+            heads,
+            scale: ((width / heads) as f64).powf(-0.5),
+        }
+    }
+
+    fn qkv_bias(&self) -> Option<Tensor<B, 1>> {
+        match (&self.q_bias, &self.v_bias) {
+            (Some(q), Some(v)) => {
+                let (q, v) = (q.val(), v.val());
+                Some(Tensor::cat(vec![q.clone(), q.zeros_like().detach(), v], 0))
+            }
+            _ => self.qkv.bias.as_ref().map(Param::val),
+        }
+    }
+
+    /// Queries, keys and values of all tokens, each `[B, T, D]`, before the scale.
+    pub fn project(&self, x: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
+        let width = x.dims()[2];
+        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias());
+        [0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width))
+    }
+
+    fn total_bias(&self, shared: Option<&Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
+        match (&self.rel_pos, shared) {
+            (Some(own), Some(shared)) => Some(own.forward() + shared.clone()),
+            (Some(own), None) => Some(own.forward()),
+            (None, shared) => shared.cloned(),
+        }
+    }
+
+    /// # Shapes
+    /// `x [B, T, D]`, `shared [1, H, T, T]` → `[B, T, D]`.
+    pub fn forward(&self, x: Tensor<B, 3>, shared: Option<&Tensor<B, 4>>) -> Tensor<B, 3> {
+        let [q, k, v] = self.project(x);
+        let mixed = kernels::attention(q, k, v, self.total_bias(shared), self.heads, self.scale);
+        self.proj.forward(mixed)
+    }
+
+    /// As [`Attention::forward`] for the queries of some rows only → `[B, R, D]`.
+    pub fn forward_rows(
+        &self,
+        x: Tensor<B, 3>,
+        rows: &Rows<B>,
+        shared: Option<&Tensor<B, 4>>,
+    ) -> Tensor<B, 3> {
+        let width = x.dims()[2];
+        let (weight, bias) = (self.qkv.weight.val(), self.qkv_bias());
+        let part = |from: usize, len: usize| {
+            (weight.clone().narrow(0, from, len), bias.clone().map(|b| b.narrow(0, from, len)))
+        };
+        let (q_weight, q_bias) = part(0, width);
+        let (kv_weight, kv_bias) = part(width, 2 * width);
+        let q = kernels::linear(rows.gather(x.clone()), q_weight, q_bias);
+        let kv = kernels::linear(x, kv_weight, kv_bias);
+        let (k, v) = (kv.clone().narrow(2, 0, width), kv.narrow(2, width, width));
+        let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
+        self.proj.forward(kernels::attention(q, k, v, bias, self.heads, self.scale))
+    }
+
+    /// The softmax weights `[B, H, T, T]`.
+    pub fn weights(&self, x: Tensor<B, 3>, shared: Option<&Tensor<B, 4>>) -> Tensor<B, 4> {
+        let [q, k, _] = self.project(x);
+        kernels::attention_weights(q, k, self.total_bias(shared), self.heads, self.scale)
+    }
+}

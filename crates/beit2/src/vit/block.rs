@@ -1,0 +1,135 @@
+//! One pre-norm Transformer block.
+
+use beit2_kernels::{self as kernels, Backend};
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, activation};
+
+use super::drop_path::apply;
+use super::trunk::Rows;
+use super::{Attention, BranchDrop, LayerNorm, Linear, RelPosBias};
+
+/// Two linear layers around GELU.
+#[derive(Module, Debug)]
+pub struct Mlp<B: burn::tensor::backend::Backend> {
+    /// `[hidden, D]`.
+    pub fc1: Linear<B>,
+    /// `[D, hidden]`.
+    pub fc2: Linear<B>,
+    quick_gelu: bool,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// Shape is kept.
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let hidden = self.fc1.forward(x);
+        let active = match self.quick_gelu {
+            true => hidden.clone() * activation::sigmoid(hidden.mul_scalar(1.702)),
+            false => kernels::gelu(hidden),
+        };
+        self.fc2.forward(active)
+    }
+}
+
+/// Everything that tells one block from another.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockOptions {
+    /// D.
+    pub width: usize,
+    /// H.
+    pub heads: usize,
+    /// Hidden units of the MLP.
+    pub mlp_hidden: usize,
+    /// Learned q and v biases.
+    pub qkv_bias: bool,
+    /// One bias for q, k and v (teachers).
+    pub full_bias: bool,
+    /// Whether γ exists.
+    pub layer_scale: bool,
+    /// CLIP's GELU, `x·σ(1.702x)`.
+    pub quick_gelu: bool,
+    /// ε of both norms.
+    pub norm_eps: f64,
+    /// Grid of this block's own bias table.
+    pub own_table: Option<(usize, usize)>,
+}
+
+/// `x + γ₁⊙Attn(LN x)`, then `x + γ₂⊙MLP(LN x)`, each branch with drop path.
+#[derive(Module, Debug)]
+pub struct Block<B: burn::tensor::backend::Backend> {
+    /// Layer scale of the attention branch, `[D]`.
+    pub gamma_1: Option<Param<Tensor<B, 1>>>,
+    /// Layer scale of the MLP branch, `[D]`.
+    pub gamma_2: Option<Param<Tensor<B, 1>>>,
+    /// Norm before attention.
+    pub norm1: LayerNorm<B>,
+    /// Attention.
+    pub attn: Attention<B>,
+    /// Norm before the MLP.
+    pub norm2: LayerNorm<B>,
+    /// MLP.
+    pub mlp: Mlp<B>,
+}
+
+impl<B: Backend> Block<B> {
+    /// A block of zeros.
+    pub fn new(o: BlockOptions, device: &B::Device) -> Self {
+        let gamma = || o.layer_scale.then(|| Param::from_tensor(Tensor::ones([o.width], device)));
+        let table = o.own_table.map(|(rows, cols)| RelPosBias::new(rows, cols, o.heads, device));
+        Self {
+            gamma_1: gamma(),
+            gamma_2: gamma(),
+            norm1: LayerNorm::new(o.width, o.norm_eps, device),
+            attn: Attention::new(o.width, o.heads, o.qkv_bias, o.full_bias, table, device),
+            norm2: LayerNorm::new(o.width, o.norm_eps, device),
+            mlp: Mlp {
+                fc1: Linear::new(o.width, o.mlp_hidden, true, device),
+                fc2: Linear::new(o.mlp_hidden, o.width, true, device),
+                quick_gelu: o.quick_gelu,
+            },
+        }
+    }
+
+    /// # Shapes
+    /// `x [B, T, D]`, `bias [1, H, T, T]` → `[B, T, D]`.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        bias: Option<&Tensor<B, 4>>,
+        drop: &BranchDrop<B>,
+    ) -> Tensor<B, 3> {
+        let branch = self.attn.forward(self.norm1.forward(x.clone()), bias);
+        let x = x + apply(scaled(branch, &self.gamma_1), &drop.attn);
+        self.mlp_residual(x, drop)
+    }
+
+    /// The block's output for some rows only, `[B, R, D]`: keys and values of all tokens, everything
+    /// else for those rows. Equal to selecting the rows of [`Block::forward`].
+    pub fn forward_rows(
+        &self,
+        x: Tensor<B, 3>,
+        rows: &Rows<B>,
+        bias: Option<&Tensor<B, 4>>,
+        drop: &BranchDrop<B>,
+    ) -> Tensor<B, 3> {
+        let branch = self.attn.forward_rows(self.norm1.forward(x.clone()), rows, bias);
+        let x = rows.gather(x) + apply(scaled(branch, &self.gamma_1), &drop.attn);
+        self.mlp_residual(x, drop)
+    }
+
+    fn mlp_residual(&self, x: Tensor<B, 3>, drop: &BranchDrop<B>) -> Tensor<B, 3> {
+        let branch = self.mlp.forward(self.norm2.forward(x.clone()));
+        x + apply(scaled(branch, &self.gamma_2), &drop.mlp)
+    }
+
+    /// The softmax weights `[B, H, T, T]` of this block for its input.
+    pub fn attention_weights(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>) -> Tensor<B, 4> {
+        self.attn.weights(self.norm1.forward(x), bias)
+    }
+}
+
+fn scaled<B: Backend>(branch: Tensor<B, 3>, gamma: &Option<Param<Tensor<B, 1>>>) -> Tensor<B, 3> {
+    match gamma {
+        Some(gamma) => branch * gamma.val().unsqueeze(),
+        None => branch,
+    }
+}

@@ -1,0 +1,27 @@
+//! The Vision Transformer that every stage composes.
+//!
+//! Knows nothing of tokenizers, masks or labels. Start with [`Trunk`]; [`VisionTransformer`] adds
+//! the final norms and a head, as the reference's class of that name.
+
+mod attention;
+mod block;
+mod config;
+mod drop_path;
+mod layers;
+mod patch_embed;
+mod pos_embed;
+mod rel_pos;
+mod transformer;
+mod trunk;
+
+pub use attention::Attention;
+pub use block::{Block, BlockOptions, Mlp};
+pub use config::{RelPosKind, VitConfig};
+pub use drop_path::{BranchDrop, DropPath, drop_path_rates};
+pub use layers::{LayerNorm, Linear};
+pub use patch_embed::PatchEmbed;
+pub use pos_embed::{PosResize, resize_pos_embed};
+pub use rel_pos::{RelPosBias, relative_position_index, relative_table_len};
+pub use transformer::{Pooling, VisionTransformer};
+pub(crate) use trunk::block_options;
+pub use trunk::{Rows, Trunk};

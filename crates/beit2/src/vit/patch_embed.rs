@@ -1,0 +1,48 @@
+//! Patches to vectors.
+
+use beit2_kernels::{self as kernels, Backend};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+/// A convolution whose stride equals its kernel, done as one matrix product over patches.
+#[derive(Module, Debug)]
+pub struct PatchEmbed<B: burn::tensor::backend::Backend> {
+    /// The projection, named as the reference's `Conv2d`.
+    pub proj: PatchProjection<B>,
+}
+
+/// Weight and bias of the patch projection.
+#[derive(Module, Debug)]
+pub struct PatchProjection<B: burn::tensor::backend::Backend> {
+    /// `[D, C, p, p]`.
+    pub weight: Param<Tensor<B, 4>>,
+    /// `[D]`; CLIP's tower has none.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> PatchEmbed<B> {
+    /// A projection of zeros.
+    pub fn new(channels: usize, patch: usize, width: usize, bias: bool, device: &B::Device) -> Self {
+        Self {
+            proj: PatchProjection {
+                weight: Param::from_tensor(Tensor::zeros([width, channels, patch, patch], device)),
+                bias: bias.then(|| Param::from_tensor(Tensor::zeros([width], device))),
+            },
+        }
+    }
+
+    /// # Shapes
+    /// `[B, C, H, W]` → `[B, N, D]`, patches row by row.
+    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [batch, channels, height, width] = x.dims();
+        let weight = self.proj.weight.val();
+        let [dim, _, patch, _] = weight.dims();
+        let (rows, cols) = (height / patch, width / patch);
+        let pixels = channels * patch * patch;
+        let patches: Tensor<B, 3> = x
+            .reshape([batch, channels, rows, patch, cols, patch])
+            .permute([0, 2, 4, 1, 3, 5]) // [B, gh, gw, C, p, p]
+            .reshape([batch, rows * cols, pixels]);
+        kernels::linear(patches, weight.reshape([dim, pixels]), self.proj.bias.as_ref().map(Param::val))
+    }
+}

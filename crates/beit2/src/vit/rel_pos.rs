@@ -1,0 +1,104 @@
+//! Relative position bias over a patch grid with a CLS token (BEiT, section 2.1).
+
+use beit2_kernels::Backend;
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+
+/// Rows of a bias table for a `rows × cols` grid: every offset, and three for CLS.
+pub fn relative_table_len(rows: usize, cols: usize) -> usize {
+    (2 * rows - 1) * (2 * cols - 1) + 3
+}
+
+/// For every (query, key) pair the table row of its bias, `[(N+1)·(N+1)]` row-major, CLS first.
+pub fn relative_position_index(rows: usize, cols: usize) -> Vec<i64> {
+    let tokens = rows * cols + 1;
+    let len = relative_table_len(rows, cols) as i64;
+    let mut index = vec![0; tokens * tokens];
+    for a in 0..rows * cols {
+        for b in 0..rows * cols {
+            let down = (a / cols) as i64 - (b / cols) as i64 + rows as i64 - 1;
+            let right = (a % cols) as i64 - (b % cols) as i64 + cols as i64 - 1;
+            index[(a + 1) * tokens + b + 1] = down * (2 * cols as i64 - 1) + right;
+        }
+    }
+    for t in 0..tokens {
+        index[t] = len - 3; // CLS to token
+    }
+    for t in 0..tokens {
+        index[t * tokens] = len - 2; // token to CLS
+    }
+    index[0] = len - 1;
+    index
+}
+
+/// A table of biases and the index that spreads it over token pairs.
+#[derive(Module, Debug)]
+pub struct RelPosBias<B: burn::tensor::backend::Backend> {
+    /// `[T, H]`; starts at 0.
+    pub relative_position_bias_table: Param<Tensor<B, 2>>,
+    index: Tensor<B, 1, Int>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<B: Backend> RelPosBias<B> {
+    /// A zero table for a `rows × cols` grid.
+    pub fn new(rows: usize, cols: usize, heads: usize, device: &B::Device) -> Self {
+        let len = relative_table_len(rows, cols);
+        let index = relative_position_index(rows, cols);
+        let count = index.len();
+        Self {
+            relative_position_bias_table: Param::from_tensor(Tensor::zeros([len, heads], device)),
+            index: Tensor::from_data(TensorData::new(index, [count]), device),
+            rows,
+            cols,
+        }
+    }
+
+    /// The grid that the table was made for, (rows, columns).
+    pub fn grid(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// The additive bias `[1, H, N+1, N+1]`.
+    pub fn forward(&self) -> Tensor<B, 4> {
+        let table = self.relative_position_bias_table.val();
+        let heads = table.dims()[1];
+        let tokens = self.rows * self.cols + 1;
+        table
+            .select(0, self.index.clone())
+            .transpose() // [H, (N+1)²]
+            .reshape([1, heads, tokens, tokens])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_grids_by_hand() {
+        let square = [11, 9, 9, 9, 9, 10, 4, 3, 1, 0, 10, 5, 4, 2, 1, 10, 7, 6, 4, 3, 10, 8, 7, 5, 4];
+        assert_eq!(relative_position_index(2, 2), square);
+        let wide = relative_position_index(2, 3);
+        assert_eq!(wide[..7], [17, 15, 15, 15, 15, 15, 15]);
+        assert_eq!(wide[7..14], [16, 7, 6, 5, 2, 1, 0]);
+        assert_eq!(wide[42..], [16, 14, 13, 12, 9, 8, 7]);
+    }
+
+    #[test]
+    fn large_grids_by_checksum() {
+        for (side, sum, weighted) in [
+            (12, 5_627_331, 2_812_464_722),
+            (14, 14_270_119, 7_115_547_150),
+            (16, 31_950_531, 15_999_541_055),
+            (24, 368_828_259, 185_826_279_646),
+            (32, 2_088_508_291_i64, 1_051_629_806_968_i64),
+        ] {
+            let index = relative_position_index(side, side);
+            assert_eq!(index.iter().sum::<i64>(), sum);
+            let checked: i64 = index.iter().enumerate().map(|(at, v)| v * (at as i64 % 1009)).sum();
+            assert_eq!(checked, weighted);
+        }
+    }
+}

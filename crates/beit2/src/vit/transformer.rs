@@ -1,0 +1,85 @@
+//! The reference's `VisionTransformer`: a trunk with final norm, pooling and head.
+
+use beit2_kernels::Backend;
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::{DropPath, LayerNorm, Linear, Trunk, VitConfig};
+
+/// What becomes the image's vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Mean of the patch tokens, then `fc_norm`.
+    Mean,
+    /// `norm`, then the CLS token.
+    Cls,
+}
+
+/// A Vision Transformer with a head (spec: shared by classifier, VQ-KD encoder and decoder).
+#[derive(Module, Debug)]
+pub struct VisionTransformer<B: burn::tensor::backend::Backend> {
+    /// Embedding and blocks.
+    pub trunk: Trunk<B>,
+    /// Final norm, with CLS pooling.
+    pub norm: Option<LayerNorm<B>>,
+    /// Final norm, with mean pooling.
+    pub fc_norm: Option<LayerNorm<B>>,
+    /// Linear head; `None` passes features through.
+    pub head: Option<Linear<B>>,
+}
+
+impl<B: Backend> VisionTransformer<B> {
+    /// A model of zeros; `outputs` 0 leaves the head out.
+    pub fn new(config: &VitConfig, pooling: Pooling, outputs: usize, device: &B::Device) -> Self {
+        let norm = || LayerNorm::new(config.width, config.norm_eps, device);
+        Self {
+            trunk: Trunk::new(config, device),
+            norm: (pooling == Pooling::Cls).then(norm),
+            fc_norm: (pooling == Pooling::Mean).then(norm),
+            head: (outputs > 0).then(|| Linear::new(config.width, outputs, true, device)),
+        }
+    }
+
+    /// All tokens after the final norm, `[B, C, H, W]` → `[B, N+1, D]`.
+    pub fn tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
+        let x = self.trunk.embed(x, None);
+        let bias = self.trunk.shared_bias();
+        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), drop, |_, _| {});
+        match (&self.norm, &self.fc_norm) {
+            (Some(norm), _) | (None, Some(norm)) => norm.forward(x),
+            (None, None) => x,
+        }
+    }
+
+    /// Patch tokens after the final norm and the head, `[B, N, outputs]`.
+    pub fn patch_tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
+        let tokens = self.tokens(x, drop);
+        let patches = tokens.dims()[1] - 1;
+        let tokens = tokens.narrow(1, 1, patches);
+        match &self.head {
+            Some(head) => head.forward(tokens),
+            None => tokens,
+        }
+    }
+
+    /// The head's output for the pooled image, `[B, outputs]`.
+    pub fn forward(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 2> {
+        let x = self.trunk.embed(x, None);
+        let bias = self.trunk.shared_bias();
+        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), drop, |_, _| {});
+        let [batch, tokens, width] = x.dims();
+        let pooled = match (&self.fc_norm, &self.norm) {
+            (Some(fc_norm), _) => {
+                let mean = x.narrow(1, 1, tokens - 1).mean_dim(1);
+                fc_norm.forward(mean.reshape([batch, width]))
+            }
+            (None, Some(norm)) => norm.forward(x.narrow(1, 0, 1).reshape([batch, width])),
+            (None, None) => x.narrow(1, 0, 1).reshape([batch, width]),
+        };
+        match &self.head {
+            Some(head) => head.forward(pooled),
+            None => pooled,
+        }
+    }
+}

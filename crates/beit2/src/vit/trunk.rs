@@ -1,0 +1,155 @@
+//! Patch embedding, tokens, positions and blocks: what every model shares.
+
+use beit2_kernels::Backend;
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::config::{RelPosKind, VitConfig};
+use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed};
+
+/// The tokens of each sample that a caller wants, the same number R for every sample.
+#[derive(Debug, Clone)]
+pub struct Rows<B: Backend> {
+    flat: Tensor<B, 1, Int>,  // [B·R] into [B·T]
+    local: Tensor<B, 1, Int>, // [B·R] into [T]
+    per_sample: usize,
+}
+
+impl<B: Backend> Rows<B> {
+    /// Rows from token indices, `per_sample` for each sample in turn, out of `tokens` each.
+    pub fn new(indices: &[u32], per_sample: usize, tokens: usize, device: &B::Device) -> Self {
+        let local: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
+        let flat: Vec<i32> = indices
+            .iter()
+            .enumerate()
+            .map(|(at, &i)| (at / per_sample.max(1) * tokens) as i32 + i as i32)
+            .collect();
+        let tensor = |v: Vec<i32>| {
+            let len = v.len();
+            Tensor::from_data(TensorData::new(v, [len]), device)
+        };
+        Self { flat: tensor(flat), local: tensor(local), per_sample }
+    }
+
+    /// Rows per sample R.
+    pub fn per_sample(&self) -> usize {
+        self.per_sample
+    }
+
+    /// Positions in the flattened tokens `[B·T]`, `[B·R]`.
+    pub fn flat(&self) -> Tensor<B, 1, Int> {
+        self.flat.clone()
+    }
+
+    /// `[B, T, D]` → `[B, R, D]`.
+    pub fn gather(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, tokens, width] = x.dims();
+        x.reshape([batch * tokens, width]).select(0, self.flat.clone()).reshape([
+            batch,
+            self.per_sample,
+            width,
+        ])
+    }
+
+    /// The queries' rows of a bias: `[1, H, T, T]` → `[B, H, R, T]`.
+    pub fn gather_bias(&self, bias: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_, heads, tokens, keys] = bias.dims();
+        let batch = self.local.dims()[0] / self.per_sample.max(1);
+        bias.reshape([heads, tokens, keys])
+            .swap_dims(0, 1)
+            .reshape([tokens, heads * keys])
+            .select(0, self.local.clone())
+            .reshape([batch, self.per_sample, heads, keys])
+            .swap_dims(1, 2)
+    }
+}
+
+/// Patch embedding, CLS token, positions, blocks.
+#[derive(Module, Debug)]
+pub struct Trunk<B: burn::tensor::backend::Backend> {
+    /// `[1, 1, D]`.
+    pub cls_token: Param<Tensor<B, 3>>,
+    /// `[1, N+1, D]`.
+    pub pos_embed: Option<Param<Tensor<B, 3>>>,
+    /// Patch projection.
+    pub patch_embed: PatchEmbed<B>,
+    /// The table that all blocks share, in pretraining models.
+    pub rel_pos_bias: Option<RelPosBias<B>>,
+    /// The blocks.
+    pub blocks: Vec<Block<B>>,
+}
+
+impl<B: Backend> Trunk<B> {
+    /// A trunk of zeros with these sizes.
+    pub fn new(config: &VitConfig, device: &B::Device) -> Self {
+        let grid = config.grid();
+        Self {
+            cls_token: Param::from_tensor(Tensor::zeros([1, 1, config.width], device)),
+            pos_embed: config
+                .abs_pos_emb
+                .then(|| Param::from_tensor(Tensor::zeros([1, config.patches() + 1, config.width], device))),
+            patch_embed: PatchEmbed::new(config.in_chans, config.patch_size, config.width, true, device),
+            rel_pos_bias: (config.rel_pos_bias == RelPosKind::Shared)
+                .then(|| RelPosBias::new(grid, grid, config.heads, device)),
+            blocks: (0..config.depth).map(|_| Block::new(block_options(config), device)).collect(),
+        }
+    }
+
+    /// The shared bias `[1, H, N+1, N+1]`, computed once per forward pass.
+    pub fn shared_bias(&self) -> Option<Tensor<B, 4>> {
+        self.rel_pos_bias.as_ref().map(RelPosBias::forward)
+    }
+
+    /// Images to tokens.
+    ///
+    /// # Shapes
+    /// `x [B, C, H, W]`; `mask`: 1 where a patch is replaced, `[B, N, 1]`, with the token to put there
+    /// `[1, 1, D]` → `[B, N+1, D]`, CLS first.
+    pub fn embed(&self, x: Tensor<B, 4>, mask: Option<(Tensor<B, 3>, Tensor<B, 3>)>) -> Tensor<B, 3> {
+        let [batch, _, height, width] = x.dims();
+        let patch = self.patch_embed.proj.weight.dims()[2];
+        let mut tokens = self.patch_embed.forward(x);
+        if let Some((mask, token)) = mask {
+            tokens = tokens * (mask.clone().neg() + 1.0) + mask * token;
+        }
+        let cls = self.cls_token.val().repeat_dim(0, batch);
+        let tokens = Tensor::cat(vec![cls, tokens], 1);
+        match &self.pos_embed {
+            Some(pos) => {
+                let (rows, cols) = (height / patch, width / patch);
+                tokens + resize_pos_embed(pos.val(), rows, cols, PosResize::ByPaddedScale)
+            }
+            None => tokens,
+        }
+    }
+
+    /// Runs blocks `range` over `x [B, T, D]`, calling `each` with a block's number and its output.
+    pub fn run(
+        &self,
+        mut x: Tensor<B, 3>,
+        range: std::ops::Range<usize>,
+        bias: Option<&Tensor<B, 4>>,
+        drop: &DropPath<B>,
+        mut each: impl FnMut(usize, &Tensor<B, 3>),
+    ) -> Tensor<B, 3> {
+        for index in range {
+            x = self.blocks[index].forward(x, bias, &drop.block(index));
+            each(index, &x);
+        }
+        x
+    }
+}
+
+pub(crate) fn block_options(config: &VitConfig) -> BlockOptions {
+    BlockOptions {
+        width: config.width,
+        heads: config.heads,
+        mlp_hidden: config.mlp_hidden(),
+        qkv_bias: config.qkv_bias,
+        full_bias: false,
+        layer_scale: config.layer_scale_init > 0.0,
+        quick_gelu: false,
+        norm_eps: config.norm_eps,
+        own_table: (config.rel_pos_bias == RelPosKind::PerBlock).then(|| (config.grid(), config.grid())),
+    }
+}

@@ -1,0 +1,212 @@
+//! Reading a golden folder, and the tolerances.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use serde_json::Value;
+
+/// The backend under test; the tests themselves are functions of it.
+pub type Inner = Flex;
+pub type Auto = Autodiff<Inner>;
+
+pub fn root() -> PathBuf {
+    match std::env::var_os("BEIT2_GOLDEN") {
+        Some(path) => path.into(),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+    }
+}
+
+/// A JSON file of the folder; `None` with a printed line when the folder does not hold it.
+pub fn json(name: &str) -> Option<Value> {
+    let path = root().join(name);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(serde_json::from_str(&text).unwrap()),
+        Err(error) => {
+            println!("skipped: {}: {error}", path.display());
+            None
+        }
+    }
+}
+
+/// One recorded case.
+pub struct Case {
+    pub name: String,
+    pub config: Value,
+    pub meta: Value,
+    tensors: BTreeMap<String, TensorData>,
+    noise: Value,
+    /// Sum of the learning rates of the recorded steps, for the tolerance of parameters.
+    lr_sum: f64,
+}
+
+/// All cases of a suite whose files the folder holds.
+///
+/// # Panics
+/// When the manifest is there but none of its files is: a test of nothing must not pass.
+pub fn cases(suite: &str) -> Vec<Case> {
+    let Some(manifest) = json(&format!("manifest_{suite}.json")) else {
+        return Vec::new();
+    };
+    let mut cases = Vec::new();
+    for entry in manifest["entries"].as_array().unwrap() {
+        let path = root().join(entry["file"].as_str().unwrap());
+        let Ok(bytes) = std::fs::read(&path) else {
+            println!("skipped: {} is not in this folder", path.display());
+            continue;
+        };
+        let tensors = read(&bytes);
+        let lr_sum = tensors.get("traj/lr").map_or(0.0, |lr| floats(lr).iter().sum());
+        cases.push(Case {
+            name: entry["case"].as_str().unwrap().to_owned(),
+            config: entry["config"].clone(),
+            meta: entry["meta"].clone(),
+            tensors,
+            noise: entry["tensors"].clone(),
+            lr_sum,
+        });
+    }
+    assert!(!cases.is_empty(), "suite {suite} has a manifest but no file");
+    cases
+}
+
+fn read(bytes: &[u8]) -> BTreeMap<String, TensorData> {
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::I64 => DType::I64,
+            safetensors::Dtype::F64 => DType::F64,
+            safetensors::Dtype::U8 => DType::U8,
+            safetensors::Dtype::I32 => DType::I32,
+            safetensors::Dtype::BOOL => DType::U8,
+            other => panic!("{name}: {other:?}"),
+        };
+        let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        tensors.insert(name.to_owned(), data);
+    }
+    tensors
+}
+
+pub fn floats(data: &TensorData) -> Vec<f64> {
+    data.clone().convert_dtype(DType::F64).into_vec::<f64>().unwrap()
+}
+
+pub fn ints(data: &TensorData) -> Vec<i64> {
+    data.clone().convert_dtype(DType::I64).into_vec::<i64>().unwrap()
+}
+
+impl Case {
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn raw(&self, name: &str) -> &TensorData {
+        self.tensors.get(name).unwrap_or_else(|| panic!("{}: no tensor {name}", self.name))
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.config[key].as_f64().unwrap_or_else(|| panic!("{}: no number {key}", self.name))
+    }
+
+    pub fn size(&self, key: &str) -> usize {
+        self.number(key) as usize
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.config[key].as_bool().unwrap_or(false)
+    }
+
+    /// Tensors below `prefix/`, by the rest of their names.
+    pub fn below(&self, prefix: &str) -> BTreeMap<String, TensorData> {
+        let prefix = format!("{prefix}/");
+        let pick = |(name, data): (&String, &TensorData)| {
+            Some((name.strip_prefix(&prefix)?.to_owned(), data.clone()))
+        };
+        self.tensors.iter().filter_map(pick).collect()
+    }
+
+    pub fn tensor<B: beit2_kernels::Backend, const D: usize>(
+        &self,
+        name: &str,
+        dtype: DType,
+    ) -> Tensor<B, D> {
+        Tensor::from_data(self.raw(name).clone(), (&Default::default(), dtype))
+    }
+
+    /// Row `index` of the first axis.
+    pub fn step<B: beit2_kernels::Backend, const D: usize>(
+        &self,
+        name: &str,
+        index: usize,
+        dtype: DType,
+    ) -> Tensor<B, D> {
+        let data = self.step_data(name, index);
+        Tensor::from_data(data, (&Default::default(), dtype))
+    }
+
+    pub fn step_data(&self, name: &str, index: usize) -> TensorData {
+        let data = self.raw(name);
+        let shape = data.shape.to_vec();
+        let row: usize = shape[1..].iter().product();
+        let values = floats(data)[index * row..(index + 1) * row].to_vec();
+        TensorData::new(values, shape[1..].to_vec())
+    }
+
+    pub fn step_ints(&self, name: &str, index: usize) -> Tensor<Auto, 1, Int> {
+        let values: Vec<i64> = floats(&self.step_data(name, index)).iter().map(|&v| v as i64).collect();
+        let count = values.len();
+        Tensor::from_data(TensorData::new(values, [count]), &Default::default())
+    }
+
+    /// Compares all of a recorded tensor, by the tolerance that its name asks for.
+    pub fn check(&self, name: &str, found: &TensorData) {
+        self.compare(name, &floats(self.raw(name)), &floats(found));
+    }
+
+    /// Compares row `index` of a recorded tensor.
+    pub fn check_step(&self, name: &str, index: usize, found: &TensorData) {
+        self.compare(&format!("{name}[{index}]"), &floats(&self.step_data(name, index)), &floats(found));
+    }
+
+    pub fn check_number(&self, name: &str, expected: f64, found: f64) {
+        self.compare(name, &[expected], &[found]);
+    }
+
+    fn compare(&self, name: &str, expected: &[f64], found: &[f64]) {
+        let recorded = &self.noise[name.split('[').next().unwrap()];
+        let number = |key: &str| recorded[key].as_f64().unwrap_or(0.0);
+        assert_eq!(expected.len(), found.len(), "{}: {name}: number of values", self.name);
+        let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
+        let worst = expected.iter().zip(found).map(|(e, f)| (e - f).abs());
+        // A NaN must fail, so it must not get lost in a max.
+        let worst = worst.fold(0f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
+        let relative = if largest > 0.0 { worst / largest } else { worst };
+        let zero_by_maths = recorded["zero_by_maths"].as_bool().unwrap_or(false);
+        let mut allowed = 20.0 * number("noise_abs");
+        allowed = allowed.max(1e-5 * if zero_by_maths { 1.0 } else { largest });
+        if name.starts_with("step") {
+            // Adam divides by √v: where a gradient is nearly 0 its rounding decides the step's sign.
+            allowed = allowed.max(1e-3 * self.lr_sum);
+        }
+        println!("{:24} {name:56} abs {worst:9.2e}  rel {relative:9.2e}  allowed {allowed:9.2e}", self.name);
+        assert!(worst <= allowed, "{}: {name} differs by {worst:e}, allowed {allowed:e}", self.name);
+    }
+
+    /// Compares ids that may differ only where two codes are equally near (recorded margin).
+    pub fn check_ids(&self, name: &str, found: &[i64], margins: Option<&[f64]>) {
+        let expected = ints(self.raw(name));
+        self.compare_ids(name, &expected, found, margins);
+    }
+
+    pub fn compare_ids(&self, name: &str, expected: &[i64], found: &[i64], margins: Option<&[f64]>) {
+        assert_eq!(expected.len(), found.len(), "{}: {name}: number of ids", self.name);
+        for (at, (e, f)) in expected.iter().zip(found).enumerate() {
+            let tie = margins.is_some_and(|m| m[at] < 1e-5);
+            assert!(e == f || tie, "{}: {name}[{at}] is {f}, expected {e}", self.name);
+        }
+        println!("{:24} {name:56} {} ids equal", self.name, expected.len());
+    }
+}

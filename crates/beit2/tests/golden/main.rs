@@ -1,0 +1,12 @@
+//! The reference's own outputs against ours: `cargo test --release golden`.
+//!
+//! The folder is `BEIT2_GOLDEN` when set, else `tests/golden/` of the workspace; any folder of the
+//! same layout must pass. Every comparison prints the worst absolute and relative error of its tensor.
+
+#![allow(clippy::unwrap_used)]
+
+mod factories;
+mod folder;
+mod pretraining;
+mod schedules;
+mod tokenizer;

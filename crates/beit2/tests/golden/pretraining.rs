@@ -1,0 +1,265 @@
+//! Suite B: masked image models – logits, attention, losses, gradients and five training steps.
+
+use beit2::params;
+use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
+use beit2::tokenizer::{TokenizerConfig, VqKd};
+use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, grad_norm};
+use beit2::vit::{DropPath, RelPosKind, VitConfig};
+use burn::tensor::{DType, Int, Tensor};
+
+use super::folder::{Auto, Case, cases, floats, ints};
+
+fn config(case: &Case) -> MimConfig {
+    MimConfig {
+        vit: VitConfig {
+            image_size: case.size("img"),
+            patch_size: case.size("patch"),
+            width: case.size("width"),
+            depth: case.size("depth"),
+            heads: case.size("heads"),
+            layer_scale_init: case.number("init_values"),
+            abs_pos_emb: case.flag("abs_pos"),
+            rel_pos_bias: match (case.flag("shared_rel_pos"), case.flag("rel_pos")) {
+                (true, _) => RelPosKind::Shared,
+                (_, true) => RelPosKind::PerBlock,
+                _ => RelPosKind::None,
+            },
+            drop_path: case.number("drop_path"),
+            ..VitConfig::default()
+        },
+        vocab: case.size("vocab"),
+        cls_head: case.flag("cls"),
+        early_layers: case.size("early"),
+        head_layers: case.size("head"),
+        shared_lm_head: case.flag("shared_head"),
+    }
+}
+
+fn model(case: &Case, dtype: DType) -> MimModel<Auto> {
+    let zeros = MimModel::zeros(&config(case), &Default::default()).unwrap();
+    params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
+        .unwrap()
+}
+
+fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
+    let values = floats(&case.step_data("input/mask", step));
+    let batch = case.size("batch");
+    let patches = values.len() / batch;
+    let indices: Vec<u32> =
+        values.iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(at, _)| (at % patches) as u32).collect();
+    TokenMask::new(&indices, batch, patches, &Default::default())
+}
+
+fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 1, Int> {
+    let ids = case.step_ints("input/ids", step);
+    let batch = case.size("batch");
+    let patches = ids.dims()[0] / batch;
+    masked_labels(ids.reshape([batch, patches]), mask)
+}
+
+/// The recorded draws, one row of B per branch call, as our drop-path factors.
+fn drop_path(case: &Case, name: &str, call: &mut usize) -> DropPath<Auto> {
+    let rates = config(case).drop_path_rates();
+    if !case.has(name) {
+        return DropPath::none();
+    }
+    let batch = case.size("batch");
+    let draws = floats(case.raw(name));
+    let calls = rates.iter().filter(|r| **r > 0.0).count() * 2;
+    let mut rest = draws[*call * batch..(*call + calls) * batch].iter().copied();
+    *call += calls;
+    DropPath::from_uniform(&rates, batch, || rest.next().unwrap(), &Default::default())
+}
+
+#[test]
+fn golden_b_forward_and_gradients() {
+    for case in cases("B") {
+        for dtype in [DType::F32, DType::F64] {
+            println!("-- {} in {dtype:?}", case.name);
+            forward_and_gradients(&case, dtype);
+        }
+    }
+}
+
+fn forward_and_gradients(case: &Case, dtype: DType) {
+    let model = model(case, dtype);
+    let x: Tensor<Auto, 4> = case.step("input/patch_view", 0, dtype);
+    let mask = mask(case, 0);
+    let labels = labels(case, 0, &mask);
+    case.check_ids("input/labels0", &ints(&labels.to_data()), None);
+
+    let suffixes: &[&str] = if case.flag("cls") { &["_1", "_2"] } else { &[""] };
+    let masked = model.forward(x.clone(), &mask, &DropPath::none());
+    let branches = std::iter::once(masked.last).chain(masked.aggregated);
+    for (suffix, logits) in suffixes.iter().zip(branches) {
+        case.check(&format!("eval/logits_masked{suffix}"), &logits.to_data());
+    }
+    let tokens = model.patch_tokens(x.clone(), Some(&mask));
+    for ((suffix, tokens), logits) in suffixes.iter().zip(&tokens).zip(model.logits_all(&tokens)) {
+        case.check(&format!("eval/patch_tokens{suffix}"), &tokens.to_data());
+        case.check(&format!("eval/logits_all{suffix}"), &logits.to_data());
+    }
+    for (suffix, tokens) in suffixes.iter().zip(model.patch_tokens(x.clone(), None)) {
+        case.check(&format!("eval/patch_tokens_nomask{suffix}"), &tokens.to_data());
+    }
+    inside(case, &model, x.clone(), &mask, dtype);
+
+    let drop = drop_path(case, "droppath/uniform", &mut 0);
+    let logits = model.forward(x, &mask, &drop);
+    let branches = std::iter::once(&logits.last).chain(&logits.aggregated);
+    for (suffix, logits) in suffixes.iter().zip(branches) {
+        case.check(&format!("train/logits{suffix}"), &logits.to_data());
+    }
+    let loss = MimModel::loss(logits, labels);
+    for (at, suffix) in suffixes.iter().enumerate() {
+        if case.has(&format!("train/loss{suffix}")) {
+            case.check(&format!("train/loss{suffix}"), &loss.branches[at].to_data());
+        }
+        case.check(&format!("train/mlm_acc{suffix}"), &loss.accuracy[at].to_data());
+    }
+    case.check("train/loss", &loss.total.to_data());
+    let grads = loss.total.backward();
+    let mut named = beit2::train::gradients(&model, &grads);
+    for (name, _) in case.below("grad") {
+        case.check(
+            &format!("grad/{name}"),
+            &named.remove(&name).unwrap_or_else(|| panic!("no gradient for {name}")),
+        );
+    }
+    assert!(
+        named.is_empty(),
+        "{}: gradients that the reference does not have: {:?}",
+        case.name,
+        named.keys()
+    );
+}
+
+/// Block outputs, attention, bias and projections of the unmasked image.
+fn inside(case: &Case, model: &MimModel<Auto>, x: Tensor<Auto, 4>, mask: &TokenMask<Auto>, dtype: DType) {
+    let trunk = &model.trunk;
+    let bias = trunk.shared_bias();
+    if let (Some(bias), true) = (&bias, case.has("eval/shared_bias")) {
+        let [_, heads, tokens, _] = bias.dims();
+        case.check("eval/shared_bias", &bias.clone().reshape([heads, tokens, tokens]).to_data());
+    }
+    let depth = trunk.blocks.len();
+    let masked = trunk.embed(x.clone(), Some((mask.mask.clone().cast(dtype), model.mask_token.val())));
+    let plain = trunk.embed(x, None);
+    // The recording does not say in its names whether the mask was on; one of the two must agree.
+    for (block, name) in (0..depth).map(|b| (b, format!("eval/block{b}_patches"))) {
+        if !case.has(&name) {
+            continue;
+        }
+        let run = |start: &Tensor<Auto, 3>| {
+            let x = trunk.run(start.clone(), 0..block + 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+            let patches = x.dims()[1] - 1;
+            x.narrow(1, 1, patches).to_data()
+        };
+        let expected = floats(case.raw(&name));
+        let near = |data: &burn::tensor::TensorData| {
+            floats(data).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-2 * b.abs().max(1.0))
+        };
+        let found = [run(&plain), run(&masked)].into_iter().find(|data| near(data));
+        case.check(&name, &found.unwrap_or_else(|| run(&plain)));
+    }
+    let before_last = trunk.run(plain.clone(), 0..depth - 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+    case.check(
+        "eval/last_attention",
+        &trunk.blocks[depth - 1].attention_weights(before_last.clone(), bias.as_ref()).to_data(),
+    );
+    if case.has("eval/qkv_q") {
+        let x = trunk.run(masked, 0..depth - 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+        let block = &trunk.blocks[depth - 1];
+        for (name, part) in ["q", "k", "v"].into_iter().zip(block.attn.project(block.norm1.forward(x))) {
+            let [batch, tokens, width] = part.dims();
+            let heads = case.size("heads");
+            let split = part.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2);
+            case.check(&format!("eval/qkv_{name}"), &split.to_data());
+        }
+    }
+}
+
+#[test]
+fn golden_b_tokenizer_gives_the_ids() {
+    for case in cases("B").iter().filter(|case| case.flag("with_tokenizer")) {
+        let weights = case.below("tokenizer");
+        let shape = |name: &str, axis: usize| weights[name].shape[axis];
+        let depth = |half: &str| {
+            (0..).find(|i| !weights.contains_key(&format!("{half}.blocks.{i}.norm1.weight"))).unwrap()
+        };
+        let config = TokenizerConfig {
+            image_size: case.size("img2"),
+            patch_size: shape("encoder.patch_embed.proj.weight", 2),
+            width: shape("encoder.cls_token", 2),
+            depth: depth("encoder"),
+            decoder_width: shape("decoder.cls_token", 2),
+            decoder_depth: depth("decoder"),
+            codes: shape("quantize.embedding.weight", 0),
+            code_dim: shape("quantize.embedding.weight", 1),
+            teacher_dim: shape("decode_task_layer.2.weight", 0),
+            heads: case.config["tok_heads"].as_u64().unwrap_or(2) as usize,
+            decoder_heads: 1,
+            ..TokenizerConfig::default()
+        };
+        let zeros = VqKd::<Auto>::zeros(&config, &Default::default()).unwrap();
+        let tokenizer = params::load_strict(zeros, weights, DType::F32, |_| false).unwrap();
+        for step in 0..case.size("steps") {
+            let images: Tensor<Auto, 4> = case.step("input/token_view", step, DType::F32);
+            let ids = tokenizer.ids(tokenizer.preprocess(images));
+            let expected: Vec<i64> =
+                floats(&case.step_data("input/ids", step)).iter().map(|&v| v as i64).collect();
+            case.compare_ids("input/ids", &expected, &ints(&ids.to_data()), None);
+        }
+    }
+}
+
+#[test]
+fn golden_b_five_steps() {
+    for case in cases("B").iter().filter(|case| case.has("traj/loss")) {
+        for dtype in [DType::F32, DType::F64] {
+            println!("-- {} in {dtype:?}", case.name);
+            five_steps(case, dtype);
+        }
+    }
+}
+
+fn five_steps(case: &Case, dtype: DType) {
+    let mut model = model(case, dtype);
+    let betas: Vec<f64> =
+        case.config["betas"].as_array().unwrap().iter().map(|b| b.as_f64().unwrap()).collect();
+    let options = AdamWConfig { beta1: betas[0], beta2: betas[1], ..AdamWConfig::default() };
+    let mut optimizer = AdamW::<Auto>::new(options, GroupRule::flat(case.number("wd")));
+    let (epochs, steps) = (case.size("epochs") as u64, case.size("steps") as u64);
+    let decay =
+        CosineSchedule::new(case.number("wd"), case.number("wd_end"), epochs * steps, 0, 0.0).unwrap();
+    let lr = CosineSchedule::new(
+        case.number("lr"),
+        case.number("min_lr"),
+        epochs * steps,
+        case.size("warmup_epochs") as u64 * steps,
+        0.0,
+    )
+    .unwrap();
+    let mut call = 0;
+    for step in 0..steps as usize {
+        let at = case.size("start_epoch") as u64 * steps + step as u64;
+        let x: Tensor<Auto, 4> = case.step("input/patch_view", step, dtype);
+        let mask = mask(case, step);
+        let drop = drop_path(case, "traj/droppath_uniform", &mut call);
+        let loss = MimModel::loss(model.forward(x, &mask, &drop), labels(case, step, &mask));
+        case.check_step("traj/loss", step, &loss.total.to_data());
+        let grads = loss.total.backward();
+        case.check_step("traj/grad_norm", step, &grad_norm(&model, &grads).to_data());
+        case.check_number("traj/lr", floats(case.raw("traj/lr"))[step], lr.at(at));
+        optimizer.set_weight_decay(decay.at(at));
+        (model, _) = optimizer.step(model, grads, lr.at(at), case.config["clip_grad"].as_f64());
+        let params = params::export(&model);
+        for (name, _) in case.below(&format!("step{}/param", step + 1)) {
+            case.check(&format!("step{}/param/{name}", step + 1), &params[&name]);
+        }
+    }
+    let moments = optimizer.export();
+    for (name, _) in case.below("adam") {
+        case.check(&format!("adam/{name}"), &moments[&name]);
+    }
+}

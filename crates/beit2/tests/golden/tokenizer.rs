@@ -1,0 +1,277 @@
+//! Suite A: the tokenizer's forward, losses, gradients, codebook updates and five training steps.
+
+use beit2::params;
+use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use beit2::tokenizer::{ProcessType, TokenizerConfig, VqKd, kmeans};
+use beit2::train::{AdamW, AdamWConfig, GroupRule, grad_norm};
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use super::folder::{Auto, Case, cases, floats, ints};
+
+fn config(case: &Case) -> TokenizerConfig {
+    TokenizerConfig {
+        image_size: case.size("img"),
+        patch_size: case.size("patch"),
+        width: case.size("width"),
+        depth: case.size("depth"),
+        heads: case.size("heads"),
+        decoder_width: case.size("dec_width"),
+        decoder_depth: case.size("dec_depth"),
+        decoder_heads: case.size("dec_heads"),
+        codes: case.size("n_code"),
+        code_dim: case.size("code_dim"),
+        teacher_dim: case.size("out_dim"),
+        ema_decay: case.number("decay"),
+        kmeans_init: case.flag("kmeans"),
+        process_type: match case.config["process_type"].as_str().unwrap() {
+            "imagenet_norm" => ProcessType::ImagenetNorm,
+            _ => ProcessType::Default,
+        },
+        ..TokenizerConfig::default()
+    }
+}
+
+fn model(case: &Case, dtype: DType) -> VqKd<Auto> {
+    let zeros = VqKd::zeros(&config(case), &Default::default()).unwrap();
+    let other = |name: &str| name.starts_with("teacher_model.") || name.starts_with("scaling_layer.");
+    params::load_strict(zeros, case.below("weight"), dtype, other).unwrap()
+}
+
+fn teacher(case: &Case, dtype: DType) -> Teacher<Auto> {
+    let kind = match case.config["teacher"].as_str().unwrap() {
+        "clip" => TeacherKind::Clip,
+        _ => TeacherKind::Dino,
+    };
+    let weights = case.below("weight").into_iter();
+    let weights =
+        weights.filter_map(|(n, t)| Some((n.strip_prefix("teacher_model.")?.to_owned(), t))).collect();
+    let config = TeacherConfig { kind, heads: case.size("t_heads"), ..TeacherConfig::default() };
+    Teacher::from_tensors(&config, weights, dtype, &Default::default()).unwrap()
+}
+
+fn both(case: &Case, test: impl Fn(&Case, DType)) {
+    for dtype in [DType::F32, DType::F64] {
+        println!("-- {} in {dtype:?}", case.name);
+        test(case, dtype);
+    }
+}
+
+#[test]
+fn golden_a_quantizer() {
+    for case in cases("A").iter().filter(|case| case.name.starts_with("quantizer")) {
+        both(case, |case, dtype| {
+            let (codes, code_dim) = (case.size("n_code"), case.size("code_dim"));
+            let options = TokenizerConfig {
+                codes,
+                code_dim,
+                ema_decay: case.number("decay"),
+                kmeans_init: false,
+                ..TokenizerConfig::default()
+            };
+            let mut quantizer = beit2::tokenizer::Quantizer::<Auto>::new(&options, 0, &Default::default());
+            let start = case.tensor::<Auto, 2>("weight/embedding.weight", dtype);
+            let zeros = Tensor::zeros([codes], (&Default::default(), dtype));
+            quantizer.cluster_size = burn::module::Param::from_tensor(zeros.clone()).set_require_grad(false);
+            quantizer = quantizer.set_codes(start, zeros);
+            for (call, mode) in case.config["modes"].as_array().unwrap().iter().enumerate() {
+                let name = |part: &str| format!("call{call}/{part}");
+                let z = case.tensor::<Auto, 4>(&name("z"), dtype).require_grad();
+                let [b, c, h, w] = z.dims();
+                let rows = z.clone().permute([0, 2, 3, 1]).reshape([b * h * w, c]);
+                let result = quantizer.forward(rows);
+                let picture = result.codes.clone().reshape([b, h, w, c]).permute([0, 3, 1, 2]);
+                let weights = case.tensor::<Auto, 4>(&name("w"), dtype);
+                let grads = (result.commitment_loss.clone() + (picture.clone() * weights).sum()).backward();
+                case.check_ids(&name("ids"), &ints(&result.ids.to_data()), None);
+                case.check(&name("z_q"), &picture.to_data());
+                case.check(&name("loss"), &result.commitment_loss.to_data());
+                case.check(&name("grad_z"), &z.grad(&grads).unwrap().to_data());
+                quantizer = match mode.as_str().unwrap() {
+                    "train" => quantizer.update(&result),
+                    _ => {
+                        let bins = quantizer.bins(&result.ids);
+                        quantizer.count_usage(bins)
+                    }
+                };
+                case.check(&name("codebook"), &quantizer.codebook().to_data());
+                case.check(&name("cluster_size"), &quantizer.cluster_size.val().to_data());
+            }
+        });
+    }
+}
+
+fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
+    match case.raw("input/images").shape.len() {
+        4 => case.tensor("input/images", dtype),
+        _ => case.step("input/images", step, dtype),
+    }
+}
+
+#[test]
+fn golden_a_forward_and_gradients() {
+    for case in cases("A").iter().filter(|case| case.has("eval/z")) {
+        both(case, forward_and_gradients);
+    }
+}
+
+fn forward_and_gradients(case: &Case, dtype: DType) {
+    let mut model = model(case, dtype);
+    let teacher = teacher(case, dtype);
+    let x = model.preprocess(image_step(case, 0, dtype));
+    if case.has("kmeans/rows") {
+        let rows = case.tensor::<Auto, 2>("kmeans/rows", dtype);
+        let start: Vec<i32> = ints(case.raw("kmeans/draw")).iter().map(|&i| i as i32).collect();
+        let start = start[..case.size("n_code")].to_vec();
+        let found = kmeans(rows, &start, 10);
+        case.check("kmeans/codebook", &found.means.to_data());
+        case.check("kmeans/cluster_size", &found.members.to_data());
+        model.quantize = model.quantize.set_codes(found.means, found.members);
+        assert!(model.quantize.is_initialised());
+    }
+    let exact_ids =
+        !case.has("eval/id_margin") || floats(case.raw("eval/id_margin")).iter().any(|&m| m > 0.0);
+    case.check("eval/preprocessed", &x.to_data());
+    case.check("eval/teacher_scaled", &teacher.scale(x.clone()).to_data());
+    let target = teacher.forward(x.clone());
+    case.check("eval/teacher_target", &target.to_data());
+    case.check(
+        "eval/encoder_tokens",
+        &model.encoder.patch_tokens(x.clone(), &beit2::vit::DropPath::none()).to_data(),
+    );
+    let z = model.encode(x.clone());
+    case.check("eval/z", &z.to_data());
+    let loss = model.forward(x.clone(), target.clone());
+    let margins = case.has("eval/id_margin").then(|| floats(case.raw("eval/id_margin")));
+    let ids = ints(&model.ids(x.clone()).to_data());
+    if exact_ids {
+        case.check_ids("eval/ids", &ids, margins.as_deref());
+    }
+    let [batch, patches, dim] = z.dims();
+    let side = patches.isqrt();
+    let picture = loss.quantized.codes.clone().reshape([batch, side, side, dim]).permute([0, 3, 1, 2]);
+    case.check("eval/z_q", &picture.to_data());
+    case.check("eval/quant_loss", &loss.quantized.commitment_loss.to_data());
+    case.check("eval/rec", &loss.decoded.to_data());
+    case.check("eval/loss", &loss.total.to_data());
+    if case.has("eval/encoder_pos_embed_resized") {
+        let pos = model.encoder.trunk.pos_embed.as_ref().unwrap().val();
+        let resized = beit2::vit::resize_pos_embed(pos, side, side, beit2::vit::PosResize::ByPaddedScale);
+        case.check("eval/encoder_pos_embed_resized", &resized.to_data());
+    }
+    if !case.has("train/loss") {
+        return;
+    }
+    case.check("eval/log_rec_loss", &loss.rec.to_data());
+    if exact_ids {
+        let bins = model.quantize.bins(&loss.quantized.ids);
+        model.quantize = model.quantize.count_usage(bins.clone());
+        case.check("eval/cluster_size_after_encode", &model.quantize.cluster_size.val().to_data());
+        // The recording zeroed the counter before its forward call.
+        model.quantize = model.quantize.reset_usage().count_usage(bins);
+        case.check("eval/cluster_size_after_forward", &model.quantize.cluster_size.val().to_data());
+    }
+    let loss = model.forward(x, target);
+    case.check("train/loss", &loss.total.to_data());
+    let grads = loss.total.backward();
+    let mut named = named_gradients(&model, &grads);
+    for (name, _) in case.below("grad") {
+        case.check(
+            &format!("grad/{name}"),
+            &named.remove(&name).unwrap_or_else(|| panic!("no gradient for {name}")),
+        );
+    }
+    assert!(
+        named.is_empty(),
+        "{}: gradients that the reference does not have: {:?}",
+        case.name,
+        named.keys()
+    );
+    if exact_ids {
+        model.quantize = model.quantize.update(&loss.quantized);
+        case.check("train/codebook_after", &model.quantize.codebook().to_data());
+        case.check("train/cluster_size_after", &model.quantize.cluster_size.val().to_data());
+    }
+}
+
+/// Gradients by parameter name.
+pub fn named_gradients<M: AutodiffModule<Auto>>(
+    model: &M,
+    grads: &<Auto as burn::tensor::backend::AutodiffBackend>::Gradients,
+) -> std::collections::BTreeMap<String, TensorData> {
+    beit2::train::gradients(model, grads)
+}
+
+#[test]
+fn golden_a_five_steps() {
+    for case in cases("A").iter().filter(|case| case.has("traj/loss")) {
+        both(case, five_steps);
+    }
+}
+
+fn five_steps(case: &Case, dtype: DType) {
+    let mut model = model(case, dtype);
+    if case.has("kmeans/codebook") {
+        let codes = case.tensor("kmeans/codebook", dtype);
+        let members = case.tensor("kmeans/cluster_size", dtype);
+        model.quantize = model.quantize.set_codes(codes, members);
+    }
+    model.quantize = model.quantize.reset_usage();
+    let teacher = teacher(case, dtype);
+    let mut optimizer =
+        AdamW::<Auto>::new(AdamWConfig { beta2: 0.99, ..AdamWConfig::default() }, GroupRule::flat(1e-4));
+    let clip = case.config["clip_grad"].as_f64();
+    for step in 0..case.size("steps") {
+        let x = model.preprocess(case.step("input/images", step, dtype));
+        let target = teacher.forward(x.clone());
+        let loss = model.forward(x, target);
+        case.check_step("traj/loss", step, &loss.total.to_data());
+        case.check_step("traj/rec_loss", step, &loss.rec.to_data());
+        case.check_step("traj/quant_loss", step, &loss.quantized.commitment_loss.to_data());
+        let expected: Vec<i64> =
+            floats(&case.step_data("traj/ids", step)).iter().map(|&v| v as i64).collect();
+        case.compare_ids("traj/ids", &expected, &ints(&loss.quantized.ids.to_data()), None);
+        let grads = loss.total.backward();
+        case.check_step("traj/grad_norm", step, &grad_norm(&model, &grads).to_data());
+        let lr = floats(case.raw("traj/lr"))[step];
+        model.quantize = model.quantize.update(&loss.quantized);
+        (model, _) = optimizer.step(model, grads, lr, clip);
+        case.check_step("traj/codebook", step, &model.quantize.codebook().to_data());
+        case.check_step("traj/cluster_size", step, &model.quantize.cluster_size.val().to_data());
+        let params = params::export(&model);
+        for (name, _) in case.below(&format!("step{}/param", step + 1)) {
+            case.check(&format!("step{}/param/{name}", step + 1), &params[&name]);
+        }
+    }
+    evaluate(case, model, &teacher, dtype);
+}
+
+/// The reference's evaluation after training: usage counted from zero over all batches.
+fn evaluate(case: &Case, mut model: VqKd<Auto>, teacher: &Teacher<Auto>, dtype: DType) {
+    model.quantize = model.quantize.reset_usage();
+    let steps = case.size("steps");
+    let mut sums = [0.0; 3];
+    let mut usage = beit2::tokenizer::CodeUsage::new(case.size("n_code"));
+    for step in 0..steps {
+        let x = model.preprocess(case.step("input/images", step, dtype));
+        let loss = model.forward(x.clone(), teacher.forward(x));
+        for (sum, value) in sums.iter_mut().zip([&loss.total, &loss.rec, &loss.quantized.commitment_loss]) {
+            *sum += floats(&value.to_data())[0] / steps as f64;
+        }
+        let ids = ints(&loss.quantized.ids.to_data());
+        let all = floats(case.raw("usage/tokens"));
+        let expected: Vec<i64> =
+            all[step * ids.len()..(step + 1) * ids.len()].iter().map(|&v| v as i64).collect();
+        case.compare_ids("usage/tokens", &expected, &ids, None);
+        usage.add(ids.iter().map(|&id| id as usize));
+        let bins = model.quantize.bins(&loss.quantized.ids);
+        model.quantize = model.quantize.count_usage(bins);
+    }
+    for (name, found) in ["total_loss", "rec_loss", "quant_loss"].into_iter().zip(sums) {
+        case.check_number(name, case.meta["evaluate_stats"][name].as_f64().unwrap(), found);
+    }
+    case.check("evaluate/cluster_size", &model.quantize.cluster_size.val().to_data());
+    let counts: Vec<i64> = usage.counts().iter().map(|&c| c as i64).collect();
+    case.check_ids("usage/counts", &counts, None);
+    assert_eq!(case.meta["usage_never_used"].as_u64(), Some(usage.health().dead() as u64));
+}
