@@ -70,6 +70,9 @@ def by_hand(category, directory, names):
 
 by_hand("animals", "unsorted", """Anatra Colombo Pinguino ape_miele cammello colombo2 elefante gabbiano mucca papera
     pecorella pennuto pescetto striscia_agnell struzzo marchio_gallina""")
+by_hand("holidays", "decorations", "lightly_decorated evergreen_wreath wreath")
+by_hand("holidays", "plants/trees/evergreen", "christmas")
+by_hand("holidays", "food/desserts", "birthday")
 by_hand("house", "unsorted", "Condominio aziendaVendite fattoria igloo grondaia grattacieli")
 by_hand("house", "signs_and_symbols/map_symbols", "castle house_0 ell_house farm")
 by_hand("people", "unsorted", "Attaccapanni borsetta calzettoni vestito guanti silouettedonn")
@@ -92,6 +95,10 @@ by_hand("", "signs_and_symbols", """_armenia _italy _sweden argentina british_vi
     pitcairn card_figures clouds_jon""")
 # A sign that is no picture for a general audience, pictures that lost their linked part, nudes, blots, flags, dot grids.
 by_hand("", "decorations", "sunwheel")
+by_hand("", "signs_and_symbols", "sunwheel")
+by_hand("", "shapes", """shadow_babe stripper collection_of tangram glass_buttons jigsaw/jigsaw_blue jigsaw/jigsaw_green
+    free_buttons svg_buttons""")
+by_hand("", "computer/buttons", "free_buttons svg_buttons")
 by_hand("", "people", """stylized_yoga sexy_lady stripper female_rollandin silhouette_female silhouette_male pregnancy
     collection_of erotic nude naked""")
 by_hand("", "animals", "cymru_flag")
@@ -100,12 +107,12 @@ by_hand("", "tools", "weapons/bullet_hole")
 by_hand("", "special/patterns", "pattern-dots-square-grid")
 
 
-CAP = {"train": 250, "val": 60}
+CAP = {"train": 260, "val": 60}
 FLOOR = {"train": 55, "val": 15}
 MAX_ASPECT = 3.5  # longest side over shortest, after cropping to the drawing
 MIN_SIDE = 40  # pixels of the drawing before scaling
 MIN_INK = 0.04  # share of pixels that are not white
-MIN_SUBSTANCE = 0.10  # what a picture without colour must have: thin outlines and bare maps have less
+MIN_SUBSTANCE = 0.09  # what a picture without colour must have: thin outlines and bare maps have less
 TWIN = (0.03, 0.97)  # of a group, only members that differ by more than this are kept (thumbnail, shape)
 GROUP_CAP = 20  # members kept of a group of near-duplicates
 COLOURS = """black blue brown cyan gold golden gray green grey lime magenta orange pink purple red silver violet white
@@ -245,9 +252,9 @@ def read_pictures(root, side, short):
     return pictures, reasons
 
 
-def group(pictures):
-    """Union-find over near-duplicates; sets p.group."""
-    parent = list(range(len(pictures)))
+def components(links, series):
+    """Union-find: the smallest index of each picture's connected component."""
+    parent = list(range(len(series)))
 
     def find(i):
         while parent[i] != i:
@@ -259,25 +266,35 @@ def group(pictures):
         a, b = find(i), find(j)
         parent[max(a, b)] = min(a, b)
 
+    for i, j in zip(*np.nonzero(np.triu(links, 1))):
+        join(int(i), int(j))
+    first = {}
+    for i, key in enumerate(series):
+        if len(key[1]) >= 4:
+            join(i, first.setdefault(key, i))
+    return [find(i) for i in range(len(series))]
+
+
+def group(pictures):
+    """Near-duplicates and series: p.tight is the group to thin, p.group a wider one that stays on one side."""
     thumbs = np.stack([p.thumb for p in pictures])
     squares = (thumbs**2).sum(axis=1)
     distance = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * thumbs @ thumbs.T, 0) / thumbs.shape[1])
     spread = thumbs.std(axis=1)
+    contrast = np.minimum(spread[:, None], spread[None])  # flat pictures are all near one another
     edges = np.stack([p.edges for p in pictures])
+    mirror = edges.reshape(-1, 31, 31)[:, :, ::-1].reshape(edges.shape)
     masks = np.stack([p.mask for p in pictures])
-    same_edges, same_mask = edges @ edges.T, masks @ masks.T
-    # Flat pictures are all near one another: ask for a distance that is small against their own contrast.
-    limit = np.minimum(0.09, 0.3 * np.minimum(spread[:, None], spread[None]))
-    alike = (distance < limit) | (same_edges > 0.80) | ((same_edges > 0.62) & (same_mask > 0.93))
+    same_edges, same_mask, mirrored = edges @ edges.T, masks @ masks.T, edges @ mirror.T
 
-    for i, j in zip(*np.nonzero(np.triu(alike, 1))):
-        join(int(i), int(j))
-    first = {}
-    for i, p in enumerate(pictures):
-        if len(p.series) >= 4:
-            join(i, first.setdefault((p.category, p.series), i))
-    for i, p in enumerate(pictures):
-        p.group = find(i)
+    tight = (distance < np.minimum(0.09, 0.3 * contrast)) | (same_edges > 0.80)
+    tight |= (same_edges > 0.62) & (same_mask > 0.93)
+    wide = tight | (distance < np.minimum(0.09, 0.35 * contrast)) | (same_edges > 0.72) | (mirrored > 0.70)
+    wide |= (same_edges > 0.60) & (same_mask > 0.88)
+    wide |= (same_edges > 0.50) & (same_mask > 0.84) & (distance < 0.45 * contrast)
+    series = [(p.category, p.series) for p in pictures]
+    for p, t, w in zip(pictures, components(tight, series), components(wide, series)):
+        p.tight, p.group = t, w
 
 
 def hash_of(text):
@@ -288,7 +305,7 @@ def thin(pictures):
     """Keep of each group the members that differ visibly from those kept before, colourful ones first, GROUP_CAP at most."""
     groups = collections.defaultdict(list)
     for p in pictures:
-        groups[p.group].append(p)
+        groups[p.tight].append(p)
     kept = []
     for members in groups.values():
         members.sort(key=lambda p: (not p.is_colour, hash_of(p.path)))
@@ -434,7 +451,7 @@ def main():
     parser.add_argument("--short", type=int, default=96, help="shorter side at least, by white padding")
     parser.add_argument("--grey", type=int, default=620, help="pictures without colour, at most")
     parser.add_argument("--quality", type=int, default=80, help="WebP quality where lossless is not smaller")
-    parser.add_argument("--val-share", type=float, default=0.165)
+    parser.add_argument("--val-share", type=float, default=0.163)
     parser.add_argument("--per-shard", type=int, default=1250)
     parser.add_argument("--listing", help="also write `side key source-path` of every picture used to this file")
     args = parser.parse_args()

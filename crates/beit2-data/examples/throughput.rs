@@ -1,7 +1,7 @@
 //! Images per second and core of decoding and of the two-view transform.
 //!
-//! `cargo run --release -p beit2-data --example throughput -- IMAGE...` measures each file; for ImageNet-like numbers give a
-//! JPEG of 500 x 375. One thread; multiply by cores.
+//! `cargo run --release -p beit2-data --example throughput -- IMAGE...` measures each file; for
+//! ImageNet-like numbers give a JPEG of 500 x 375. One thread; multiply by cores.
 
 use std::time::Instant;
 
@@ -14,17 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for path in std::env::args().skip(1) {
         let bytes = std::fs::read(&path)?;
         let image = decode(&bytes, &Limits::default())?;
-        println!(
-            "{path}: {} x {}, {} bytes",
-            image.width,
-            image.height,
-            bytes.len()
-        );
-        let decoding = time(|_| {
-            decode(&bytes, &Limits::default())
-                .map(drop)
-                .map_err(Into::into)
-        })?;
+        println!("{path}: {} x {}, {} bytes", image.width, image.height, bytes.len());
+        let decoding = time(|_| decode(&bytes, &Limits::default()).map(drop).map_err(Into::into))?;
         report("decode", decoding);
         for size in [64, 224] {
             for color_jitter in [0.0, 0.4] {
@@ -35,36 +26,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     ..TwoViewConfig::default()
                 };
                 let views = time(|index| {
-                    let key = Key {
-                        seed: 0,
-                        epoch: 0,
-                        index,
-                        purpose: Purpose::Augment,
-                    };
+                    let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
                     let params = ViewParams::draw(&config, image.width, image.height, &key);
                     params.apply(&config, &image).map(drop).map_err(Into::into)
                 })?;
                 report(&format!("views at {size}, jitter {color_jitter}"), views);
-                report(
-                    &format!("decode + views at {size}, jitter {color_jitter}"),
-                    decoding + views,
-                );
+                report(&format!("decode + views at {size}, jitter {color_jitter}"), decoding + views);
             }
             let resize = time(|index| {
-                let key = Key {
-                    seed: 0,
-                    epoch: 0,
-                    index,
-                    purpose: Purpose::Augment,
-                };
-                let config = TwoViewConfig {
-                    color_jitter: 0.0,
-                    ..TwoViewConfig::default()
-                };
+                let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
+                let config = TwoViewConfig { color_jitter: 0.0, ..TwoViewConfig::default() };
                 let area = ViewParams::draw(&config, image.width, image.height, &key).crop;
-                crop_resize(&image, area, size, size, config.interpolation)
-                    .map(drop)
-                    .map_err(Into::into)
+                crop_resize(&image, area, size, size, config.interpolation).map(drop).map_err(Into::into)
             })?;
             report(&format!("crop and resize to {size}"), resize);
         }
@@ -88,9 +61,5 @@ fn time(
 }
 
 fn report(what: &str, seconds: f64) {
-    println!(
-        "  {what:<36} {:7.3} ms {:7.0} images/s",
-        seconds * 1e3,
-        1.0 / seconds
-    );
+    println!("  {what:<36} {:7.3} ms {:7.0} images/s", seconds * 1e3, 1.0 / seconds);
 }

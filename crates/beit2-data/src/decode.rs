@@ -1,15 +1,15 @@
-//! Encoded bytes to 8-bit RGB, the way the reference's loader (Pillow, `open(...).convert("RGB")`) does it.
+//! Encoded bytes to 8-bit RGB, the way the reference's loader (Pillow, `open(...).convert("RGB")`)
+//! does it.
 //!
-//! The format is told from the content, not from the file name. Grey is replicated, palettes are looked up, alpha is dropped
-//! (not blended with a background), CMYK is converted, the first frame of an animation is taken. EXIF orientation is **not**
-//! applied, because torchvision's loader does not apply it either: rotate such files beforehand if it matters.
+//! The format is told from the content, not from the file name. Grey is replicated, palettes are
+//! looked up, alpha is dropped (not blended with a background), CMYK is converted, the first frame
+//! of an animation is taken. EXIF orientation is **not** applied, because torchvision's loader does
+//! not apply it either: rotate such files beforehand if it matters.
 
 use std::error::Error;
 use std::io::Cursor;
 
-use image::{
-    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, error::LimitErrorKind,
-};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, error::LimitErrorKind};
 
 use crate::error::DecodeError;
 use crate::image::Image;
@@ -19,11 +19,12 @@ use crate::source::MAX_SAMPLE_BYTES;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gray16 {
-    /// `min(value, 255)`: what Pillow does and therefore what the reference saw. A picture that uses the full 16-bit
-    /// range comes out almost white.
+    /// `min(value, 255)`: what Pillow does and therefore what the reference saw. A picture that
+    /// uses the full 16-bit range comes out almost white.
     #[default]
     Clip,
-    /// `value >> 8`: what one wants for pictures that use the full 16-bit range (X-ray, microscopy).
+    /// `value >> 8`: what one wants for pictures that use the full 16-bit range (X-ray,
+    /// microscopy).
     HighByte,
 }
 
@@ -31,7 +32,8 @@ pub enum Gray16 {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest width x height. Default 178 956 970, where Pillow refuses a picture as a decompression bomb.
+    /// Largest width x height. Default 178 956 970, where Pillow refuses a picture as a
+    /// decompression bomb.
     pub max_pixels: u64,
     /// Largest encoded size in bytes. Default 256 MiB.
     pub max_file_bytes: u64,
@@ -60,14 +62,11 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
         return Err(DecodeError::Empty);
     }
     if bytes.len() as u64 > limits.max_file_bytes {
-        return Err(DecodeError::FileTooLarge {
-            bytes: bytes.len() as u64,
-            limit: limits.max_file_bytes,
-        });
+        return Err(DecodeError::FileTooLarge { bytes: bytes.len() as u64, limit: limits.max_file_bytes });
     }
     let format = guess_format(bytes).ok_or(DecodeError::UnknownFormat)?;
-    // Why: the JPEG decoder fills missing rows with grey instead of failing, as browsers do. Pillow fails, and a
-    // half-grey picture must not be trained on.
+    // Why: the JPEG decoder fills missing rows with grey instead of failing, as browsers do. Pillow
+    // fails, and a half-grey picture must not be trained on.
     if format == ImageFormat::Jpeg && !jpeg_reaches_its_end(bytes) {
         return Err(DecodeError::Truncated { format: "JPEG" });
     }
@@ -80,9 +79,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     check_dimensions(width, height, limits)?;
     let pixels = DynamicImage::from_decoder(decoder).map_err(invalid)?;
     let data = to_rgb8(pixels, limits.gray16)?;
-    Image::new(width, height, data).map_err(|error| DecodeError::Invalid {
-        reason: error.to_string(),
-    })
+    Image::new(width, height, data).map_err(|error| DecodeError::Invalid { reason: error.to_string() })
 }
 
 /// Tells one of the supported formats from the first bytes.
@@ -99,17 +96,13 @@ fn check_dimensions(width: u32, height: u32, limits: &Limits) -> Result<(), Deco
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits.max_pixels || width.max(height) > limits.max_side {
         let (max_pixels, max_side) = (limits.max_pixels, limits.max_side);
-        return Err(DecodeError::TooManyPixels {
-            width,
-            height,
-            max_pixels,
-            max_side,
-        });
+        return Err(DecodeError::TooManyPixels { width, height, max_pixels, max_side });
     }
     Ok(())
 }
 
-/// Limits for the format decoders' own buffers: 16-bit RGBA of the largest picture, twice, plus room for small tables.
+/// Limits for the format decoders' own buffers: 16-bit RGBA of the largest picture, twice, plus
+/// room for small tables.
 fn allocation_limits(limits: &Limits) -> image::Limits {
     let mut out = image::Limits::no_limits();
     out.max_alloc = Some(limits.max_pixels.saturating_mul(16).saturating_add(1 << 20));
@@ -121,28 +114,20 @@ fn describe(format: ImageFormat, error: &ImageError) -> DecodeError {
     if let ImageError::Limits(limit) = error
         && limit.kind() == LimitErrorKind::InsufficientMemory
     {
-        return DecodeError::Invalid {
-            reason: "it needs more memory than the pixel limit allows".into(),
-        };
+        return DecodeError::Invalid { reason: "it needs more memory than the pixel limit allows".into() };
     }
     let out_of_data = |error: &std::io::Error| error.kind() == std::io::ErrorKind::UnexpectedEof;
     if matches!(error, ImageError::IoError(io) if out_of_data(io)) {
-        return DecodeError::Truncated {
-            format: format_name(format),
-        };
+        return DecodeError::Truncated { format: format_name(format) };
     }
     let mut cause = error.source();
     while let Some(inner) = cause {
         if inner.downcast_ref().is_some_and(out_of_data) {
-            return DecodeError::Truncated {
-                format: format_name(format),
-            };
+            return DecodeError::Truncated { format: format_name(format) };
         }
         cause = inner.source();
     }
-    DecodeError::Invalid {
-        reason: error.to_string(),
-    }
+    DecodeError::Invalid { reason: error.to_string() }
 }
 
 fn format_name(format: ImageFormat) -> &'static str {
@@ -159,14 +144,15 @@ fn format_name(format: ImageFormat) -> &'static str {
 
 /// Whether the marker chain of a JPEG leads to its end-of-image marker.
 ///
-/// Bytes after the end are ignored, as decoders do. Markers inside segments (an embedded preview) are stepped over by
-/// the segment's length. ITU-T T.81, annex B.
+/// Bytes after the end are ignored, as decoders do. Markers inside segments (an embedded preview)
+/// are stepped over by the segment's length. ITU-T T.81, annex B.
 fn jpeg_reaches_its_end(bytes: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xD9;
     let mut at = 2; // behind the start-of-image marker
     loop {
-        // The next marker: 0xFF, any number of fill bytes 0xFF, then a code. In entropy-coded data 0xFF is followed by
-        // 0x00 (a stuffed byte) or a restart marker, neither of which ends the data.
+        // The next marker: 0xFF, any number of fill bytes 0xFF, then a code. In entropy-coded data
+        // 0xFF is followed by 0x00 (a stuffed byte) or a restart marker, neither of which ends the
+        // data.
         let Some(offset) = bytes.get(at..).and_then(|rest| memchr::memchr(0xFF, rest)) else {
             return false;
         };
@@ -208,14 +194,11 @@ fn to_rgb8(pixels: DynamicImage, gray16: Gray16) -> Result<Vec<u8>, DecodeError>
         }
         DynamicImage::ImageLumaA16(p) => p.pixels().flat_map(|p| [high(p.0[0]); 3]).collect(),
         DynamicImage::ImageRgb16(p) => p.iter().map(|&v| high(v)).collect(),
-        DynamicImage::ImageRgba16(p) => p
-            .pixels()
-            .flat_map(|p| [high(p.0[0]), high(p.0[1]), high(p.0[2])])
-            .collect(),
+        DynamicImage::ImageRgba16(p) => {
+            p.pixels().flat_map(|p| [high(p.0[0]), high(p.0[1]), high(p.0[2])]).collect()
+        }
         other => {
-            return Err(DecodeError::UnsupportedPixels {
-                kind: format!("{:?}", other.color()),
-            });
+            return Err(DecodeError::UnsupportedPixels { kind: format!("{:?}", other.color()) });
         }
     })
 }

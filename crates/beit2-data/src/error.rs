@@ -1,8 +1,10 @@
-//! Every way in which data can be wrong, one sentence each: what is wrong, where, and what would be right.
+//! Every way in which data can be wrong, one sentence each: what is wrong, where, and what would be
+//! right.
 
 use std::path::PathBuf;
 
-/// Why encoded bytes did not become an [`Image`](crate::Image). The caller knows the file name and puts it in front.
+/// Why encoded bytes did not become an [`Image`](crate::Image). The caller knows the file name and
+/// puts it in front.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The file holds no bytes.
@@ -42,9 +44,7 @@ pub enum DecodeError {
         height: u32,
     },
     /// The data end before the picture does.
-    #[error(
-        "the {format} image is truncated: its data end before the last row; copy the file again"
-    )]
+    #[error("the {format} image is truncated: its data end before the last row; copy the file again")]
     Truncated {
         /// Name of the format.
         format: &'static str,

@@ -16,22 +16,14 @@ pub struct Image {
 }
 
 impl Image {
-    /// Wraps a buffer of `height * width * 3` bytes; any other length is [`TransformError::BufferLength`].
+    /// Wraps a buffer of `height * width * 3` bytes; any other length is
+    /// [`TransformError::BufferLength`].
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Self, TransformError> {
         let expected = u64::from(width) * u64::from(height) * 3;
         if data.len() as u64 != expected {
-            return Err(TransformError::BufferLength {
-                width,
-                height,
-                expected,
-                found: data.len() as u64,
-            });
+            return Err(TransformError::BufferLength { width, height, expected, found: data.len() as u64 });
         }
-        Ok(Self {
-            width,
-            height,
-            data,
-        })
+        Ok(Self { width, height, data })
     }
 
     /// Length of the shorter side in pixels.
@@ -47,12 +39,7 @@ impl Image {
             return Ok(());
         }
         let found = self.data.len() as u64;
-        Err(TransformError::BufferLength {
-            width: self.width,
-            height: self.height,
-            expected,
-            found,
-        })
+        Err(TransformError::BufferLength { width: self.width, height: self.height, expected, found })
     }
 }
 
@@ -60,9 +47,7 @@ impl Image {
 ///
 /// Shape of the result: `[B, height, width, 3]`, row-major `u8`. Images of different sizes are
 /// [`TransformError::MixedSizes`]; no images give an empty buffer.
-pub fn stack_hwc<'a>(
-    images: impl IntoIterator<Item = &'a Image>,
-) -> Result<Vec<u8>, TransformError> {
+pub fn stack_hwc<'a>(images: impl IntoIterator<Item = &'a Image>) -> Result<Vec<u8>, TransformError> {
     let mut out = Vec::new();
     let mut first: Option<(u32, u32)> = None;
     for (position, image) in images.into_iter().enumerate() {
@@ -70,13 +55,7 @@ pub fn stack_hwc<'a>(
         let (first_w, first_h) = *first.get_or_insert((image.width, image.height));
         if (image.width, image.height) != (first_w, first_h) {
             let (width, height) = (image.width, image.height);
-            return Err(TransformError::MixedSizes {
-                position,
-                width,
-                height,
-                first_w,
-                first_h,
-            });
+            return Err(TransformError::MixedSizes { position, width, height, first_w, first_h });
         }
         out.extend_from_slice(&image.data);
     }
@@ -91,10 +70,7 @@ mod tests {
     fn length_is_checked() {
         assert!(Image::new(2, 3, vec![0; 18]).is_ok());
         let error = Image::new(2, 3, vec![0; 17]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "an RGB image of 2 x 3 needs 18 bytes, found 17"
-        );
+        assert_eq!(error.to_string(), "an RGB image of 2 x 3 needs 18 bytes, found 17");
     }
 
     #[test]
@@ -103,10 +79,7 @@ mod tests {
         let b = Image::new(1, 1, vec![4, 5, 6]).unwrap();
         assert_eq!(stack_hwc([&a, &b]).unwrap(), [1, 2, 3, 4, 5, 6]);
         let c = Image::new(2, 1, vec![0; 6]).unwrap();
-        assert!(matches!(
-            stack_hwc([&a, &c]),
-            Err(TransformError::MixedSizes { position: 1, .. })
-        ));
+        assert!(matches!(stack_hwc([&a, &c]), Err(TransformError::MixedSizes { position: 1, .. })));
         assert!(stack_hwc([]).unwrap().is_empty());
     }
 }

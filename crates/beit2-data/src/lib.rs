@@ -1,9 +1,10 @@
-//! Images to batches: where the pictures come from, how they are decoded, augmented, masked and put in order.
+//! Images to batches: where the pictures come from, how they are decoded, augmented, masked and put
+//! in order.
 //!
-//! This crate knows nothing of models, tensors, devices, terminals or environment variables, and it never guesses: what
-//! it cannot read is an error that names the file. Every random number is a function of
-//! `(seed, epoch, sample index, purpose)` ([`rng::Key`]), so a batch is the same for any number of worker threads and
-//! after any interruption. Start reading at [`loader::Loader`].
+//! This crate knows nothing of models, tensors, devices, terminals or environment variables, and it
+//! never guesses: what it cannot read is an error that names the file. Every random number is a
+//! function of `(seed, epoch, sample index, purpose)` ([`rng::Key`]), so a batch is the same for
+//! any number of worker threads and after any interruption. Start reading at [`loader::Loader`].
 //!
 //! ```
 //! use std::sync::Arc;

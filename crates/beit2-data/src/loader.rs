@@ -1,8 +1,9 @@
 //! Ordered, threaded, resumable batches.
 //!
-//! Sample numbers go out to worker threads in the order of the epoch; each worker reads, decodes and hands the picture to
-//! the caller's work function; results come back in order. Because every random draw is keyed by
-//! `(seed, epoch, sample number)`, neither the number of workers nor an interruption can change a batch.
+//! Sample numbers go out to worker threads in the order of the epoch; each worker reads, decodes
+//! and hands the picture to the caller's work function; results come back in order. Because every
+//! random draw is keyed by `(seed, epoch, sample number)`, neither the number of workers nor an
+//! interruption can change a batch.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -45,8 +46,9 @@ pub struct LoaderConfig {
     pub drop_last: bool,
     /// First batch to deliver. Default: the beginning.
     pub start: Position,
-    /// Unusable samples already counted in the epoch of `start`, from [`Batch::bad_in_epoch`] of the last batch before
-    /// the interruption, so that stopping and resuming cannot hide them. Default 0.
+    /// Unusable samples already counted in the epoch of `start`, from [`Batch::bad_in_epoch`] of
+    /// the last batch before the interruption, so that stopping and resuming cannot hide them.
+    /// Default 0.
     pub bad_before_start: u64,
     /// Number of epochs counted from epoch 0 (not from `start`); `None` never ends. Default `None`.
     pub epochs: Option<u64>,
@@ -56,10 +58,11 @@ pub struct LoaderConfig {
     pub rank: u64,
     /// Limits on decoding.
     pub limits: Limits,
-    /// Pictures whose shorter side has fewer pixels count as unusable. Default 0: all are accepted and enlarged where
-    /// needed, as the reference does.
+    /// Pictures whose shorter side has fewer pixels count as unusable. Default 0: all are accepted
+    /// and enlarged where needed, as the reference does.
     pub min_side_px: u32,
-    /// Unusable samples allowed per epoch, as a share of the samples this rank sees in it. Default 0.01.
+    /// Unusable samples allowed per epoch, as a share of the samples this rank sees in it. Default
+    /// 0.01.
     pub max_bad_fraction: f64,
 }
 
@@ -127,7 +130,8 @@ pub struct Batch<T> {
     pub labels: Vec<Option<u32>>,
     /// Unusable samples met in this batch.
     pub replaced: Vec<Replaced>,
-    /// Unusable samples of this epoch up to and including this batch; see [`LoaderConfig::bad_before_start`].
+    /// Unusable samples of this epoch up to and including this batch; see
+    /// [`LoaderConfig::bad_before_start`].
     pub bad_in_epoch: u64,
 }
 
@@ -136,30 +140,21 @@ impl<T> Batch<T> {
     #[must_use]
     pub fn next_position(&self) -> Position {
         if self.last_in_epoch {
-            Position {
-                epoch: self.epoch + 1,
-                step: 0,
-            }
+            Position { epoch: self.epoch + 1, step: 0 }
         } else {
-            Position {
-                epoch: self.epoch,
-                step: self.step + 1,
-            }
+            Position { epoch: self.epoch, step: self.step + 1 }
         }
     }
 
     /// What to pass as [`LoaderConfig::bad_before_start`] together with [`Self::next_position`].
     #[must_use]
     pub fn bad_before_next(&self) -> u64 {
-        if self.last_in_epoch {
-            0
-        } else {
-            self.bad_in_epoch
-        }
+        if self.last_in_epoch { 0 } else { self.bad_in_epoch }
     }
 }
 
-/// Iterator over batches in order. After an error it ends. Dropping it stops and joins the workers, at any moment.
+/// Iterator over batches in order. After an error it ends. Dropping it stops and joins the workers,
+/// at any moment.
 pub struct Loader<T> {
     order: EpochOrder,
     preparer: Arc<Preparer<T>>,
@@ -187,8 +182,8 @@ struct Pending {
 impl<T: Send + 'static> Loader<T> {
     /// Starts the workers on the first batches.
     ///
-    /// Fails with one sentence when a setting is out of range, the source is empty, no batch fits into an epoch, or
-    /// `start` lies outside an epoch.
+    /// Fails with one sentence when a setting is out of range, the source is empty, no batch fits
+    /// into an epoch, or `start` lies outside an epoch.
     pub fn new<E: Display + 'static>(
         config: LoaderConfig,
         source: Arc<dyn Source>,
@@ -201,25 +196,9 @@ impl<T: Send + 'static> Loader<T> {
             return Err(LoaderError::StartOutside { epoch, step, steps });
         }
         let at_end = step == steps;
-        let ahead = if at_end {
-            Position {
-                epoch: epoch + 1,
-                step: 0,
-            }
-        } else {
-            config.start
-        };
-        let bad_before = if ahead.step > 0 {
-            config.bad_before_start
-        } else {
-            0
-        };
-        let bad = BadCount::new(
-            config.max_bad_fraction,
-            order.samples_per_epoch(),
-            ahead.epoch,
-            bad_before,
-        );
+        let ahead = if at_end { Position { epoch: epoch + 1, step: 0 } } else { config.start };
+        let bad_before = if ahead.step > 0 { config.bad_before_start } else { 0 };
+        let bad = BadCount::new(config.max_bad_fraction, order.samples_per_epoch(), ahead.epoch, bad_before);
         let preparer = Arc::new(Preparer {
             source,
             limits: config.limits,
@@ -240,11 +219,7 @@ impl<T: Send + 'static> Loader<T> {
             preparer,
             pool,
             // Without workers nothing can be prepared ahead, and the batch at hand is the only one.
-            prefetch: if config.workers == 0 {
-                1
-            } else {
-                config.prefetch_batches
-            },
+            prefetch: if config.workers == 0 { 1 } else { config.prefetch_batches },
             epochs: config.epochs,
             ahead,
             permutation: None,
@@ -266,51 +241,29 @@ impl<T: Send + 'static> Loader<T> {
     /// Where the next batch stands.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.pending
-            .front()
-            .map_or(self.ahead, |pending| pending.at)
+        self.pending.front().map_or(self.ahead, |pending| pending.at)
     }
 
     /// Keeps the workers supplied with the next batches.
     fn submit_ahead(&mut self) {
-        while self.pending.len() < self.prefetch
-            && self.epochs.is_none_or(|epochs| self.ahead.epoch < epochs)
+        while self.pending.len() < self.prefetch && self.epochs.is_none_or(|epochs| self.ahead.epoch < epochs)
         {
             let at = self.ahead;
-            if self
-                .permutation
-                .as_ref()
-                .is_none_or(|(epoch, _)| *epoch != at.epoch)
-            {
+            if self.permutation.as_ref().is_none_or(|(epoch, _)| *epoch != at.epoch) {
                 self.permutation = Some((at.epoch, self.order.permutation(at.epoch)));
             }
             let (start, end) = self.order.range(at.step);
-            let whole = self
-                .permutation
-                .as_ref()
-                .map_or(&[][..], |(_, order)| order);
+            let whole = self.permutation.as_ref().map_or(&[][..], |(_, order)| order);
             let slots = whole[start as usize..end as usize].to_vec();
             let first_job = self.next_job;
             self.next_job += slots.len() as u64;
             if let Some(pool) = &self.pool {
-                pool.submit(
-                    slots
-                        .iter()
-                        .zip(first_job..)
-                        .map(|(&slot, job)| (job, (at.epoch, slot))),
-                );
+                pool.submit(slots.iter().zip(first_job..).map(|(&slot, job)| (job, (at.epoch, slot))));
             }
-            self.pending.push_back(Pending {
-                at,
-                slots,
-                first_job,
-            });
+            self.pending.push_back(Pending { at, slots, first_job });
             self.ahead = match at.step + 1 {
                 step if step < self.order.steps_per_epoch() => Position { step, ..at },
-                _ => Position {
-                    epoch: at.epoch + 1,
-                    step: 0,
-                },
+                _ => Position { epoch: at.epoch + 1, step: 0 },
             };
         }
     }
@@ -334,10 +287,7 @@ impl<T: Send + 'static> Loader<T> {
                 Some(pool) => pool.wait(job),
                 None => guarded(|| self.preparer.prepare(epoch, slot)),
             };
-            let crashed = |message| LoaderError::WorkerPanicked {
-                name: self.preparer.name(slot),
-                message,
-            };
+            let crashed = |message| LoaderError::WorkerPanicked { name: self.preparer.name(slot), message };
             let sample = outcome.map_err(crashed)??;
             batch.indices.push(sample.index);
             batch.items.push(sample.item);

@@ -1,7 +1,8 @@
 //! Block masks: which patches the model has to predict.
 //!
-//! Rectangles of random area and aspect are placed until exactly `masked` patches are covered; what no rectangle can
-//! cover any more is filled with single random patches. (BEiT paper, "blockwise masking"; the fill is BEiT v2's.)
+//! Rectangles of random area and aspect are placed until exactly `masked` patches are covered; what
+//! no rectangle can cover any more is filled with single random patches. (BEiT paper, "blockwise
+//! masking"; the fill is BEiT v2's.)
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,8 @@ pub struct BlockMaskConfig {
     pub grid_w: usize,
     /// Patches to mask, exactly. Default 75 of 196.
     pub masked: usize,
-    /// Smallest area drawn for a rectangle, in patches, while that much is still wanted. Default 16.
+    /// Smallest area drawn for a rectangle, in patches, while that much is still wanted. Default
+    /// 16.
     pub min_patches: usize,
     /// Largest area of a rectangle, in patches. Default: `masked`.
     pub max_patches: Option<usize>,
@@ -34,14 +36,7 @@ pub struct BlockMaskConfig {
 
 impl Default for BlockMaskConfig {
     fn default() -> Self {
-        Self {
-            grid_h: 14,
-            grid_w: 14,
-            masked: 75,
-            min_patches: 16,
-            max_patches: None,
-            min_aspect: 0.3,
-        }
+        Self { grid_h: 14, grid_w: 14, masked: 75, min_patches: 16, max_patches: None, min_aspect: 0.3 }
     }
 }
 
@@ -54,37 +49,18 @@ impl BlockMaskConfig {
 
     /// Fails with one sentence when the numbers contradict each other.
     pub fn validate(&self) -> Result<(), MaskError> {
-        let Self {
-            grid_h,
-            grid_w,
-            masked,
-            min_patches,
-            max_patches,
-            min_aspect,
-        } = *self;
+        let Self { grid_h, grid_w, masked, min_patches, max_patches, min_aspect } = *self;
         if !(1..=MAX_SIDE).contains(&grid_h) || !(1..=MAX_SIDE).contains(&grid_w) {
-            return Err(MaskError::Grid {
-                grid_h,
-                grid_w,
-                max: MAX_SIDE,
-            });
+            return Err(MaskError::Grid { grid_h, grid_w, max: MAX_SIDE });
         }
         let patches = self.patches();
         if masked > patches {
-            return Err(MaskError::TooMany {
-                masked,
-                grid_h,
-                grid_w,
-                patches,
-            });
+            return Err(MaskError::TooMany { masked, grid_h, grid_w, patches });
         }
         if let Some(max) = max_patches
             && (max < min_patches || max == 0)
         {
-            return Err(MaskError::Limits {
-                min: min_patches,
-                max,
-            });
+            return Err(MaskError::Limits { min: min_patches, max });
         }
         if !(min_aspect > 0.0 && min_aspect <= 1.0) {
             return Err(MaskError::Aspect(min_aspect));
@@ -119,18 +95,13 @@ impl Mask {
 
 /// Draws one mask with exactly `config.masked` ones (BEiT v2 masking generator).
 ///
-/// A configuration that fails [`BlockMaskConfig::validate`] does not panic: as many patches are masked as exist.
+/// A configuration that fails [`BlockMaskConfig::validate`] does not panic: as many patches are
+/// masked as exist.
 pub fn sample_block_mask(rng: &mut impl Rng, config: &BlockMaskConfig) -> Mask {
     let (grid_h, grid_w) = (config.grid_h.min(MAX_SIDE), config.grid_w.min(MAX_SIDE));
     let target = config.masked.min(grid_h * grid_w);
     let largest = config.max_patches.unwrap_or(config.masked);
-    let mut mask = Mask {
-        grid_h,
-        grid_w,
-        bits: vec![false; grid_h * grid_w],
-        rectangles: 0,
-        topped_up: 0,
-    };
+    let mut mask = Mask { grid_h, grid_w, bits: vec![false; grid_h * grid_w], rectangles: 0, topped_up: 0 };
     let mut count = 0;
     while count < target {
         let room = (target - count).min(largest);
@@ -143,15 +114,17 @@ pub fn sample_block_mask(rng: &mut impl Rng, config: &BlockMaskConfig) -> Mask {
     mask
 }
 
-/// One attempt at a rectangle that masks at least one and at most `room` new patches; returns how many.
+/// One attempt at a rectangle that masks at least one and at most `room` new patches; returns how
+/// many.
 fn place_rectangle(
     rng: &mut impl Rng,
     config: &BlockMaskConfig,
     mask: &mut Mask,
     room: usize,
 ) -> Option<usize> {
-    // Why: near the end `room` falls below the minimum and the bounds swap sides. The reference draws between them all
-    // the same, so that the last rectangles are often too large and a top-up is needed in a third of the masks.
+    // Why: near the end `room` falls below the minimum and the bounds swap sides. The reference
+    // draws between them all the same, so that the last rectangles are often too large and a top-up
+    // is needed in a third of the masks.
     let area = uniform(rng, config.min_patches as f64, room as f64);
     let log_aspect = config.min_aspect.ln();
     let aspect = uniform(rng, log_aspect, -log_aspect).exp();
@@ -164,10 +137,7 @@ fn place_rectangle(
     let left = below(rng, (mask.grid_w - width) as u64 + 1) as usize;
     let grid_w = mask.grid_w;
     let rows = (top..top + height).map(|row| row * grid_w + left..row * grid_w + left + width);
-    let new: usize = rows
-        .clone()
-        .map(|row| mask.bits[row].iter().filter(|bit| !**bit).count())
-        .sum();
+    let new: usize = rows.clone().map(|row| mask.bits[row].iter().filter(|bit| !**bit).count()).sum();
     if new == 0 || new > room {
         return None;
     }
@@ -198,13 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn rng(seed: u64) -> impl Rng {
-        Key {
-            seed,
-            epoch: 0,
-            index: 0,
-            purpose: Purpose::Mask,
-        }
-        .rng()
+        Key { seed, epoch: 0, index: 0, purpose: Purpose::Mask }.rng()
     }
 
     proptest! {
@@ -235,58 +199,29 @@ mod tests {
 
     #[test]
     fn none_and_all() {
-        let none = BlockMaskConfig {
-            masked: 0,
-            ..BlockMaskConfig::default()
-        };
-        assert!(
-            sample_block_mask(&mut rng(1), &none)
-                .masked_indices()
-                .is_empty()
-        );
-        let all = BlockMaskConfig {
-            masked: 196,
-            ..BlockMaskConfig::default()
-        };
-        assert_eq!(
-            sample_block_mask(&mut rng(1), &all).masked_indices(),
-            (0..196).collect::<Vec<u32>>()
-        );
+        let none = BlockMaskConfig { masked: 0, ..BlockMaskConfig::default() };
+        assert!(sample_block_mask(&mut rng(1), &none).masked_indices().is_empty());
+        let all = BlockMaskConfig { masked: 196, ..BlockMaskConfig::default() };
+        assert_eq!(sample_block_mask(&mut rng(1), &all).masked_indices(), (0..196).collect::<Vec<u32>>());
     }
 
     #[test]
     fn contradictions_are_named() {
-        let config = BlockMaskConfig {
-            masked: 197,
-            ..BlockMaskConfig::default()
-        };
+        let config = BlockMaskConfig { masked: 197, ..BlockMaskConfig::default() };
         let sentence = config.validate().unwrap_err().to_string();
-        assert_eq!(sentence, "197 masked patches were asked for, but the 14 x 14 grid has only 196 patches; use at most 196".replace(" patches; use", "; use"));
-        let config = BlockMaskConfig {
-            max_patches: Some(10),
-            ..BlockMaskConfig::default()
-        };
-        assert!(matches!(
-            config.validate(),
-            Err(MaskError::Limits { min: 16, max: 10 })
-        ));
+        assert_eq!(
+            sentence,
+            "197 masked patches were asked for, but the 14 x 14 grid has only 196 patches; use at most 196"
+                .replace(" patches; use", "; use")
+        );
+        let config = BlockMaskConfig { max_patches: Some(10), ..BlockMaskConfig::default() };
+        assert!(matches!(config.validate(), Err(MaskError::Limits { min: 16, max: 10 })));
         for min_aspect in [0.0, -1.0, 1.5, f64::NAN] {
             assert!(matches!(
-                BlockMaskConfig {
-                    min_aspect,
-                    ..BlockMaskConfig::default()
-                }
-                .validate(),
+                BlockMaskConfig { min_aspect, ..BlockMaskConfig::default() }.validate(),
                 Err(MaskError::Aspect(_))
             ));
         }
-        assert!(
-            BlockMaskConfig {
-                grid_h: 0,
-                ..BlockMaskConfig::default()
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(BlockMaskConfig { grid_h: 0, ..BlockMaskConfig::default() }.validate().is_err());
     }
 }

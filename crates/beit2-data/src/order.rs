@@ -5,8 +5,9 @@ use crate::rng::{Key, Purpose, shuffle};
 
 /// The order of every epoch, cut into batches and shared among processes.
 ///
-/// A *global* batch is `batch * world_size` consecutive samples of the epoch's order, and each rank takes its `batch` of them.
-/// So four processes with batch 64 see the same 256 samples per step as one process with batch 256.
+/// A *global* batch is `batch * world_size` consecutive samples of the epoch's order, and each rank
+/// takes its `batch` of them. So four processes with batch 64 see the same 256 samples per step as
+/// one process with batch 256.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochOrder {
     samples: u64,
@@ -19,7 +20,8 @@ pub struct EpochOrder {
 }
 
 impl EpochOrder {
-    /// An order over `samples` samples, not shuffled, on one process, that keeps an incomplete last batch.
+    /// An order over `samples` samples, not shuffled, on one process, that keeps an incomplete last
+    /// batch.
     ///
     /// Fails when there are no samples or `batch` is 0.
     pub fn new(samples: u64, batch: u64) -> Result<Self, LoaderError> {
@@ -29,63 +31,37 @@ impl EpochOrder {
         if batch == 0 {
             return Err(setting("batch", 0, "at least 1"));
         }
-        Ok(Self {
-            samples,
-            batch,
-            world_size: 1,
-            rank: 0,
-            seed: 0,
-            shuffle: false,
-            drop_last: false,
-        })
+        Ok(Self { samples, batch, world_size: 1, rank: 0, seed: 0, shuffle: false, drop_last: false })
     }
 
     /// Shuffles each epoch anew, from `Key { seed, epoch, index: 0, purpose: Order }`.
     #[must_use]
     pub fn shuffled(self, seed: u64) -> Self {
-        Self {
-            seed,
-            shuffle: true,
-            ..self
-        }
+        Self { seed, shuffle: true, ..self }
     }
 
     /// Leaves an incomplete last global batch out. Fails when no batch would be left.
     pub fn dropping_last(self) -> Result<Self, LoaderError> {
-        let order = Self {
-            drop_last: true,
-            ..self
-        };
+        let order = Self { drop_last: true, ..self };
         order.check()
     }
 
-    /// The share of process `rank` out of `world_size`. Fails when `rank` is not below `world_size`, or no batch would be left.
+    /// The share of process `rank` out of `world_size`. Fails when `rank` is not below
+    /// `world_size`, or no batch would be left.
     pub fn for_rank(self, rank: u64, world_size: u64) -> Result<Self, LoaderError> {
         if world_size == 0 {
             return Err(setting("world_size", 0, "at least 1"));
         }
         if rank >= world_size {
-            return Err(setting(
-                "rank",
-                rank,
-                &format!("below world_size, {world_size}"),
-            ));
+            return Err(setting("rank", rank, &format!("below world_size, {world_size}")));
         }
-        Self {
-            rank,
-            world_size,
-            ..self
-        }
-        .check()
+        Self { rank, world_size, ..self }.check()
     }
 
     fn check(self) -> Result<Self, LoaderError> {
         if self.steps_per_epoch() == 0 {
             let (global_batch, samples) = (self.global_batch(), self.samples);
-            return Err(LoaderError::BatchTooLarge {
-                global_batch,
-                samples,
-            });
+            return Err(LoaderError::BatchTooLarge { global_batch, samples });
         }
         Ok(self)
     }
@@ -98,11 +74,7 @@ impl EpochOrder {
     #[must_use]
     pub fn steps_per_epoch(&self) -> u64 {
         let full = self.samples / self.global_batch();
-        if self.drop_last {
-            full
-        } else {
-            self.samples.div_ceil(self.global_batch())
-        }
+        if self.drop_last { full } else { self.samples.div_ceil(self.global_batch()) }
     }
 
     /// Samples this rank sees in one epoch.
@@ -119,21 +91,17 @@ impl EpochOrder {
     pub fn permutation(&self, epoch: u64) -> Vec<u64> {
         let mut order: Vec<u64> = (0..self.samples).collect();
         if self.shuffle {
-            let key = Key {
-                seed: self.seed,
-                epoch,
-                index: 0,
-                purpose: Purpose::Order,
-            };
+            let key = Key { seed: self.seed, epoch, index: 0, purpose: Purpose::Order };
             shuffle(&mut key.rng(), &mut order);
         }
         order
     }
 
-    /// This rank's part of [`Self::permutation`] at a step, as `start..end`; empty past the end of the epoch.
+    /// This rank's part of [`Self::permutation`] at a step, as `start..end`; empty past the end of
+    /// the epoch.
     ///
-    /// An incomplete last global batch is split as evenly as it goes, so a rank can get an empty batch there when
-    /// fewer samples are left than there are ranks.
+    /// An incomplete last global batch is split as evenly as it goes, so a rank can get an empty
+    /// batch there when fewer samples are left than there are ranks.
     #[must_use]
     pub fn range(&self, step: u64) -> (u64, u64) {
         let start = step.saturating_mul(self.global_batch()).min(self.samples);
@@ -142,19 +110,14 @@ impl EpochOrder {
             return (start, start);
         }
         // Why 128 bits: ranks times samples may not fit into 64.
-        let cut = |rank: u64| {
-            start + (u128::from(left) * u128::from(rank) / u128::from(self.world_size)) as u64
-        };
+        let cut =
+            |rank: u64| start + (u128::from(left) * u128::from(rank) / u128::from(self.world_size)) as u64;
         (cut(self.rank), cut(self.rank + 1))
     }
 }
 
 pub(crate) fn setting(name: &'static str, value: impl ToString, expected: &str) -> LoaderError {
-    LoaderError::Setting {
-        name,
-        value: value.to_string(),
-        expected: expected.into(),
-    }
+    LoaderError::Setting { name, value: value.to_string(), expected: expected.into() }
 }
 
 #[cfg(test)]
@@ -215,22 +178,12 @@ mod tests {
     fn impossible_orders_are_named() {
         assert_eq!(EpochOrder::new(0, 4), Err(LoaderError::EmptySource));
         assert!(EpochOrder::new(4, 0).is_err());
-        let error = EpochOrder::new(100, 256)
-            .unwrap()
-            .dropping_last()
-            .unwrap_err();
+        let error = EpochOrder::new(100, 256).unwrap().dropping_last().unwrap_err();
         assert_eq!(
             error.to_string(),
             "a batch of 256 does not fit into 100 samples when incomplete batches are dropped; use a batch of at most 100"
         );
-        assert!(
-            EpochOrder::new(100, 60)
-                .unwrap()
-                .dropping_last()
-                .unwrap()
-                .for_rank(0, 2)
-                .is_err()
-        );
+        assert!(EpochOrder::new(100, 60).unwrap().dropping_last().unwrap().for_rank(0, 2).is_err());
         assert!(EpochOrder::new(100, 60).unwrap().for_rank(2, 2).is_err());
     }
 }

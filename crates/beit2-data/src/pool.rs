@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 /// What a job gives, or the message of its panic.
 pub(crate) type Outcome<R> = Result<R, String>;
 
-/// Worker threads with a queue. Dropping it throws the queue away, waits for the jobs at hand and joins every thread.
+/// Worker threads with a queue. Dropping it throws the queue away, waits for the jobs at hand and
+/// joins every thread.
 pub(crate) struct Pool<J, R> {
     shared: Arc<Shared<J, R>>,
     threads: Vec<JoinHandle<()>>,
@@ -33,27 +34,16 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
         workers: usize,
         handle: impl Fn(J) -> R + Send + Sync + 'static,
     ) -> Result<Self, std::io::Error> {
-        let state = State {
-            jobs: VecDeque::new(),
-            results: HashMap::new(),
-            closing: false,
-        };
-        let shared = Shared {
-            state: Mutex::new(state),
-            job_added: Condvar::new(),
-            result_added: Condvar::new(),
-        };
-        let mut pool = Self {
-            shared: Arc::new(shared),
-            threads: Vec::with_capacity(workers),
-        };
+        let state = State { jobs: VecDeque::new(), results: HashMap::new(), closing: false };
+        let shared =
+            Shared { state: Mutex::new(state), job_added: Condvar::new(), result_added: Condvar::new() };
+        let mut pool = Self { shared: Arc::new(shared), threads: Vec::with_capacity(workers) };
         let handle = Arc::new(handle);
         for number in 0..workers {
             let (shared, handle) = (pool.shared.clone(), handle.clone());
             let builder = std::thread::Builder::new().name(format!("beit2-data-{number}"));
             // When this fails, dropping `pool` stops the threads that did start.
-            pool.threads
-                .push(builder.spawn(move || shared.work(&*handle))?);
+            pool.threads.push(builder.spawn(move || shared.work(&*handle))?);
         }
         Ok(pool)
     }
@@ -71,11 +61,7 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
             if let Some(result) = state.results.remove(&number) {
                 return result;
             }
-            state = self
-                .shared
-                .result_added
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.result_added.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -88,14 +74,16 @@ impl<J, R> Drop for Pool<J, R> {
         drop(state);
         self.shared.job_added.notify_all();
         for thread in self.threads.drain(..) {
-            // A worker's panics are caught and reported as results, so there is nothing to learn from joining.
+            // A worker's panics are caught and reported as results, so there is nothing to learn
+            // from joining.
             let _ = thread.join();
         }
     }
 }
 
 impl<J, R> Shared<J, R> {
-    // Why poisoning is ignored: no user code runs under the lock, so the state is sound even after a panic elsewhere.
+    // Why poisoning is ignored: no user code runs under the lock, so the state is sound even after
+    // a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, State<J, R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,10 +106,7 @@ impl<J, R> Shared<J, R> {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
-            state = self
-                .job_added
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.job_added.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -133,8 +118,7 @@ pub(crate) fn guarded<R>(run: impl FnOnce() -> R) -> Outcome<R> {
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 #[cfg(test)]
@@ -146,11 +130,7 @@ mod tests {
         let pool = Pool::start(3, |n: u64| if n == 5 { panic!("five") } else { n * n }).unwrap();
         pool.submit((0..10).map(|n| (n, n)));
         for n in (0..10).rev() {
-            let expected = if n == 5 {
-                Err("five".to_owned())
-            } else {
-                Ok(n * n)
-            };
+            let expected = if n == 5 { Err("five".to_owned()) } else { Ok(n * n) };
             assert_eq!(pool.wait(n), expected);
         }
     }

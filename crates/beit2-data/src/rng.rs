@@ -1,9 +1,10 @@
 //! Randomness as a pure function of `(seed, epoch, index, purpose)`.
 //!
-//! A worker that needs random numbers asks for the generator of its key; nothing is carried over from one sample to the
-//! next, so thread timing, the number of workers and interruptions cannot change a batch. The draws ([`unit`], [`below`],
-//! [`shuffle`]) are written out here instead of taken from `rand`, because that crate may change its algorithms between
-//! versions and an old run must still continue exactly.
+//! A worker that needs random numbers asks for the generator of its key; nothing is carried over
+//! from one sample to the next, so thread timing, the number of workers and interruptions cannot
+//! change a batch. The draws ([`unit()`], [`below`], [`shuffle`]) are written out here instead of
+//! taken from `rand`, because that crate may change its algorithms between versions and an old run
+//! must still continue exactly.
 
 use rand_chacha::ChaCha8Rng;
 pub use rand_chacha::rand_core::Rng;
@@ -25,7 +26,8 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// The number in the seed. These values are part of what makes a run repeatable: never renumber them.
+    /// The number in the seed. These values are part of what makes a run repeatable: never renumber
+    /// them.
     fn code(self) -> u64 {
         match self {
             Self::Order => 1,
@@ -79,8 +81,9 @@ pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     if n == 0 {
         return 0;
     }
-    // Why: the high half of a 128-bit product maps 64 random bits onto 0..n; the rejected low halves are exactly those
-    // that would make some results more frequent than others (Lemire 2019, "Fast random integer generation in an interval").
+    // Why: the high half of a 128-bit product maps 64 random bits onto 0..n; the rejected low
+    // halves are exactly those that would make some results more frequent than others (Lemire 2019,
+    // "Fast random integer generation in an interval").
     let reject_below = n.wrapping_neg() % n;
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(n);
@@ -102,12 +105,7 @@ pub fn shuffle<T>(rng: &mut impl Rng, items: &mut [T]) {
 mod tests {
     use super::*;
 
-    const KEY: Key = Key {
-        seed: 7,
-        epoch: 3,
-        index: 11,
-        purpose: Purpose::Mask,
-    };
+    const KEY: Key = Key { seed: 7, epoch: 3, index: 11, purpose: Purpose::Mask };
 
     #[test]
     fn every_field_of_the_key_matters() {
@@ -117,26 +115,11 @@ mod tests {
             Key { seed: 8, ..KEY },
             Key { epoch: 4, ..KEY },
             Key { index: 12, ..KEY },
-            Key {
-                purpose: Purpose::Augment,
-                ..KEY
-            },
-            Key {
-                purpose: Purpose::Order,
-                ..KEY
-            },
-            Key {
-                purpose: Purpose::Replace,
-                ..KEY
-            },
-            Key {
-                purpose: Purpose::Other(3),
-                ..KEY
-            },
-            Key {
-                purpose: Purpose::Other(4),
-                ..KEY
-            },
+            Key { purpose: Purpose::Augment, ..KEY },
+            Key { purpose: Purpose::Order, ..KEY },
+            Key { purpose: Purpose::Replace, ..KEY },
+            Key { purpose: Purpose::Other(3), ..KEY },
+            Key { purpose: Purpose::Other(4), ..KEY },
         ];
         let mut seen: Vec<u64> = keys.map(first).to_vec();
         seen.sort_unstable();
@@ -163,10 +146,7 @@ mod tests {
             counts[below(&mut rng, 7) as usize] += 1;
         }
         // Each count is binomial with mean 10 000 and standard deviation 93; five of those.
-        assert!(
-            counts.iter().all(|&c| (9_537..=10_463).contains(&c)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&c| (9_537..=10_463).contains(&c)), "{counts:?}");
         assert_eq!(below(&mut rng, 0), 0);
         assert_eq!(below(&mut rng, 1), 0);
     }

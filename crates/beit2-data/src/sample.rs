@@ -1,4 +1,5 @@
-//! One sample of a batch: read, decode, work, or find a stand-in; and the count of those that needed one.
+//! One sample of a batch: read, decode, work, or find a stand-in; and the count of those that
+//! needed one.
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use crate::pool::guarded;
 use crate::rng::{Key, Purpose, below};
 use crate::source::Source;
 
-/// Samples tried in place of an unusable one. At the default limit of 1 % unusable samples, failing this often by chance has
-/// probability 1e-32, so failure means that the data are gone.
+/// Samples tried in place of an unusable one. At the default limit of 1 % unusable samples, failing
+/// this often by chance has probability 1e-32, so failure means that the data are gone.
 const REPLACEMENT_TRIES: u32 = 16;
 
 /// How many unusable samples an error message lists.
@@ -34,15 +35,11 @@ pub struct SampleInfo {
 impl SampleInfo {
     /// The key of this sample's random numbers.
     ///
-    /// Why by `slot`: a stand-in must not repeat the augmentation that the same picture gets at its own turn.
+    /// Why by `slot`: a stand-in must not repeat the augmentation that the same picture gets at its
+    /// own turn.
     #[must_use]
     pub fn key(&self, purpose: Purpose) -> Key {
-        Key {
-            seed: self.seed,
-            epoch: self.epoch,
-            index: self.slot,
-            purpose,
-        }
+        Key { seed: self.seed, epoch: self.epoch, index: self.slot, purpose }
     }
 }
 
@@ -59,7 +56,8 @@ pub struct Replaced {
     pub by: u64,
 }
 
-/// The caller's function from a decoded picture to an item of the batch; an error makes the sample unusable.
+/// The caller's function from a decoded picture to an item of the batch; an error makes the sample
+/// unusable.
 pub type Work<T, E> = Arc<dyn Fn(&Image, &SampleInfo) -> Result<T, E> + Send + Sync>;
 
 pub(crate) type Prepared<T> = Result<Sample<T>, LoaderError>;
@@ -72,7 +70,8 @@ pub(crate) struct Sample<T> {
     pub(crate) replaced: Option<Replaced>,
 }
 
-/// Counts unusable samples, in the order of the epoch, so that the verdict does not depend on the workers.
+/// Counts unusable samples, in the order of the epoch, so that the verdict does not depend on the
+/// workers.
 pub(crate) struct BadCount {
     fraction: f64,
     limit: u64,
@@ -83,18 +82,12 @@ pub(crate) struct BadCount {
 }
 
 impl BadCount {
-    /// A count for an epoch of `samples` samples, `fraction` of which may be bad, that starts at `bad`.
+    /// A count for an epoch of `samples` samples, `fraction` of which may be bad, that starts at
+    /// `bad`.
     pub(crate) fn new(fraction: f64, samples: u64, epoch: u64, bad: u64) -> Self {
         // Why the small addend: 0.29 * 100 is 28.999999999999996 in binary and must allow 29.
         let limit = (fraction * samples as f64 + 1e-6) as u64;
-        Self {
-            fraction,
-            limit,
-            samples,
-            epoch,
-            bad,
-            first: Vec::new(),
-        }
+        Self { fraction, limit, samples, epoch, bad, first: Vec::new() }
     }
 
     /// Adds one batch's; gives the epoch's count so far, or the error when it is above the limit.
@@ -106,25 +99,13 @@ impl BadCount {
         }
         self.bad += replaced.len() as u64;
         let room = LISTED.saturating_sub(self.first.len());
-        self.first.extend(
-            replaced
-                .iter()
-                .take(room)
-                .map(|r| format!("{}: {}", r.name, r.error)),
-        );
+        self.first.extend(replaced.iter().take(room).map(|r| format!("{}: {}", r.name, r.error)));
         if replaced.is_empty() || self.bad <= self.limit {
             return Ok(self.bad);
         }
         let percent = format!("{}", (self.fraction * 1e6).round() / 1e4);
         let (bad, limit, samples, first) = (self.bad, self.limit, self.samples, self.first.clone());
-        Err(LoaderError::TooManyBad {
-            epoch,
-            bad,
-            limit,
-            samples,
-            percent,
-            first,
-        })
+        Err(LoaderError::TooManyBad { epoch, bad, limit, samples, percent, first })
     }
 }
 
@@ -148,22 +129,11 @@ impl<T> Preparer<T> {
     pub(crate) fn prepare(&self, epoch: u64, slot: u64) -> Prepared<T> {
         let error = match self.attempt(epoch, slot, slot) {
             Ok((item, label)) => {
-                return Ok(Sample {
-                    index: slot,
-                    item,
-                    label,
-                    replaced: None,
-                });
+                return Ok(Sample { index: slot, item, label, replaced: None });
             }
             Err(error) => error,
         };
-        let mut rng = Key {
-            seed: self.seed,
-            epoch,
-            index: slot,
-            purpose: Purpose::Replace,
-        }
-        .rng();
+        let mut rng = Key { seed: self.seed, epoch, index: slot, purpose: Purpose::Replace }.rng();
         let name = self.name(slot);
         for _ in 0..REPLACEMENT_TRIES {
             let by = below(&mut rng, self.source.len() as u64);
@@ -171,37 +141,20 @@ impl<T> Preparer<T> {
                 continue;
             }
             if let Ok((item, label)) = self.attempt(epoch, slot, by) {
-                let replaced = Some(Replaced {
-                    index: slot,
-                    name,
-                    error,
-                    by,
-                });
-                return Ok(Sample {
-                    index: by,
-                    item,
-                    label,
-                    replaced,
-                });
+                let replaced = Some(Replaced { index: slot, name, error, by });
+                return Ok(Sample { index: by, item, label, replaced });
             }
         }
-        Err(LoaderError::NoReplacement {
-            name,
-            error,
-            tries: REPLACEMENT_TRIES,
-        })
+        Err(LoaderError::NoReplacement { name, error, tries: REPLACEMENT_TRIES })
     }
 
     /// Reads, decodes and works on one picture; the error is a sentence about it.
     fn attempt(&self, epoch: u64, slot: u64, index: u64) -> Result<(T, Option<u32>), String> {
-        let bytes = self
-            .source
-            .read(index as usize)
-            .map_err(|error| error.to_string())?;
-        // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the end of a run.
+        let bytes = self.source.read(index as usize).map_err(|error| error.to_string())?;
+        // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the
+        // end of a run.
         let decoded = guarded(|| decode(&bytes, &self.limits));
-        let image =
-            decoded.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
+        let image = decoded.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
         let image = image.map_err(|error| error.to_string())?;
         drop(bytes);
         if image.shorter_side() < self.min_side_px {
@@ -211,13 +164,7 @@ impl<T> Preparer<T> {
             ));
         }
         let label = self.source.label(index as usize);
-        let info = SampleInfo {
-            seed: self.seed,
-            epoch,
-            slot,
-            index,
-            label,
-        };
+        let info = SampleInfo { seed: self.seed, epoch, slot, index, label };
         Ok(((self.work)(&image, &info)?, label))
     }
 }

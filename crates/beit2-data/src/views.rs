@@ -1,8 +1,9 @@
 //! The two-view transform of BEiT v2 pretraining: one crop box, two sizes.
 //!
-//! The picture is jittered, flipped and cropped once; the crop is resized for the patch embedding of the model and, when the
-//! tokenizer wants another size or filter, a second time for the tokenizer. When both agree there is one picture and
-//! [`Views::token`] is `None`: the two views then differ only in normalisation, which happens on the device.
+//! The picture is jittered, flipped and cropped once; the crop is resized for the patch embedding
+//! of the model and, when the tokenizer wants another size or filter, a second time for the
+//! tokenizer. When both agree there is one picture and [`Views::token`] is `None`: the two views
+//! then differ only in normalisation, which happens on the device.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +15,11 @@ use crate::transform::flip::flip_horizontal;
 use crate::transform::jitter::JitterParams;
 use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop, resize};
 
-/// Settings of the two-view transform; the defaults are those of the paper's documented pretraining commands.
+/// Settings of the two-view transform; the defaults are those of the paper's documented pretraining
+/// commands.
 ///
-/// The tokenizer's own training (one view, no jitter) is `min_crop_scale = 0.08`, `color_jitter = 0`.
+/// The tokenizer's own training (one view, no jitter) is `min_crop_scale = 0.08`, `color_jitter =
+/// 0`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TwoViewConfig {
@@ -26,9 +29,11 @@ pub struct TwoViewConfig {
     pub second_size: u32,
     /// Filter of the patch view. Default bicubic.
     pub interpolation: Interpolation,
-    /// Filter of the token view. Default bicubic, as documented (the reference's own default is lanczos).
+    /// Filter of the token view. Default bicubic, as documented (the reference's own default is
+    /// lanczos).
     pub second_interpolation: Interpolation,
-    /// Smallest crop as a share of the picture's area. Default 0.2 (the reference's own default is 0.08).
+    /// Smallest crop as a share of the picture's area. Default 0.2 (the reference's own default is
+    /// 0.08).
     pub min_crop_scale: f64,
     /// Strength of brightness, contrast and saturation jitter; 0 turns it off. Default 0.4.
     pub color_jitter: f64,
@@ -59,17 +64,8 @@ impl TwoViewConfig {
 
     /// Fails with one sentence when a setting is out of range.
     pub fn validate(&self) -> Result<(), TransformError> {
-        let bad = |name, value: String, expected| {
-            Err(TransformError::Setting {
-                name,
-                value,
-                expected,
-            })
-        };
-        for (name, size) in [
-            ("input_size", self.input_size),
-            ("second_size", self.second_size),
-        ] {
+        let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
+        for (name, size) in [("input_size", self.input_size), ("second_size", self.second_size)] {
             if !(1..=MAX_TARGET_SIDE).contains(&size) {
                 return bad(name, size.to_string(), "1 to 16384 pixels");
             }
@@ -111,7 +107,8 @@ pub struct ViewParams {
 pub struct Views {
     /// For the model. Shape `[input_size, input_size, 3]`.
     pub patch: Image,
-    /// For the tokenizer, `[second_size, second_size, 3]`; `None` when it is the same pixels as `patch`.
+    /// For the tokenizer, `[second_size, second_size, 3]`; `None` when it is the same pixels as
+    /// `patch`.
     pub token: Option<Image>,
 }
 
@@ -124,67 +121,48 @@ impl Views {
 }
 
 impl ViewParams {
-    /// Draws the parameters for a picture of `width` x `height` pixels, in the reference's order: jitter, flip, box.
+    /// Draws the parameters for a picture of `width` x `height` pixels, in the reference's order:
+    /// jitter, flip, box.
     #[must_use]
     pub fn draw(config: &TwoViewConfig, width: u32, height: u32, key: &Key) -> Self {
         let mut rng = key.rng();
-        let jitter = (config.color_jitter > 0.0)
-            .then(|| JitterParams::sample(&mut rng, config.color_jitter));
+        let jitter = (config.color_jitter > 0.0).then(|| JitterParams::sample(&mut rng, config.color_jitter));
         let flip = unit(&mut rng) < config.hflip;
-        let boxes = CropConfig {
-            min_scale: config.min_crop_scale,
-            ..CropConfig::default()
-        };
-        Self {
-            jitter,
-            flip,
-            crop: boxes.sample(&mut rng, width, height),
-        }
+        let boxes = CropConfig { min_scale: config.min_crop_scale, ..CropConfig::default() };
+        Self { jitter, flip, crop: boxes.sample(&mut rng, width, height) }
     }
 
-    /// Whether the box has fewer pixels than a view, so that resizing enlarges. The reference does so silently; callers
-    /// should warn once when it is frequent, because the model then learns to predict interpolated pixels.
+    /// Whether the box has fewer pixels than a view, so that resizing enlarges. The reference does
+    /// so silently; callers should warn once when it is frequent, because the model then learns to
+    /// predict interpolated pixels.
     #[must_use]
     pub fn upscales(&self, config: &TwoViewConfig) -> bool {
-        self.crop
-            .smaller_than(config.input_size.max(config.second_size))
+        self.crop.smaller_than(config.input_size.max(config.second_size))
     }
 
     /// Makes the views of a picture.
     ///
-    /// The result is bit for bit that of jittering, flipping and cropping the whole picture (tested), but only the
-    /// pixels inside the box are jittered and mirrored. A box outside the picture is [`TransformError::CropOutside`].
+    /// The result is bit for bit that of jittering, flipping and cropping the whole picture
+    /// (tested), but only the pixels inside the box are jittered and mirrored. A box outside the
+    /// picture is [`TransformError::CropOutside`].
     pub fn apply(&self, config: &TwoViewConfig, image: &Image) -> Result<Views, TransformError> {
         self.crop.check(image.width, image.height)?;
-        let area = if self.flip {
-            self.crop.mirrored(image.width)
-        } else {
-            self.crop
-        };
+        let area = if self.flip { self.crop.mirrored(image.width) } else { self.crop };
         let mut cut = crop(image, area)?;
         if let Some(jitter) = &self.jitter {
             jitter.prepare(image).apply(&mut cut.data);
         }
-        // Why before resizing: filters and rounding are not exactly symmetric, so a flip afterwards could differ in the last bit.
+        // Why before resizing: filters and rounding are not exactly symmetric, so a flip afterwards
+        // could differ in the last bit.
         if self.flip {
             flip_horizontal(&mut cut);
         }
         let token = if config.is_one_view() {
             None
         } else {
-            Some(resize(
-                &cut,
-                config.second_size,
-                config.second_size,
-                config.second_interpolation,
-            )?)
+            Some(resize(&cut, config.second_size, config.second_size, config.second_interpolation)?)
         };
-        let patch = resize(
-            &cut,
-            config.input_size,
-            config.input_size,
-            config.interpolation,
-        )?;
+        let patch = resize(&cut, config.input_size, config.input_size, config.interpolation)?;
         Ok(Views { patch, token })
     }
 }
@@ -197,28 +175,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(seed: u64) -> Key {
-        Key {
-            seed,
-            epoch: 1,
-            index: 2,
-            purpose: Purpose::Augment,
-        }
+        Key { seed, epoch: 1, index: 2, purpose: Purpose::Augment }
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> Image {
-        let mut rng = Key {
-            purpose: Purpose::Other(0),
-            ..key(seed)
-        }
-        .rng();
-        Image::new(
-            width,
-            height,
-            (0..width * height * 3)
-                .map(|_| rng.next_u32() as u8)
-                .collect(),
-        )
-        .unwrap()
+        let mut rng = Key { purpose: Purpose::Other(0), ..key(seed) }.rng();
+        Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
     }
 
     /// The reference's order of operations, on whole pictures.
@@ -231,10 +193,7 @@ mod tests {
             flip_horizontal(&mut whole);
         }
         let view = |size, filter| crop_resize(&whole, params.crop, size, size, filter).unwrap();
-        (
-            view(config.input_size, config.interpolation),
-            view(config.second_size, config.second_interpolation),
-        )
+        (view(config.input_size, config.interpolation), view(config.second_size, config.second_interpolation))
     }
 
     proptest! {
@@ -256,77 +215,33 @@ mod tests {
     #[test]
     fn small_boxes_are_reported() {
         let config = TwoViewConfig::default();
-        let params = ViewParams {
-            jitter: None,
-            flip: false,
-            crop: CropBox::whole(224, 224),
-        };
+        let params = ViewParams { jitter: None, flip: false, crop: CropBox::whole(224, 224) };
         assert!(!params.upscales(&config));
-        assert!(
-            ViewParams {
-                crop: CropBox::whole(500, 223),
-                ..params
-            }
-            .upscales(&config)
-        );
-        assert!(params.upscales(&TwoViewConfig {
-            second_size: 256,
-            ..config
-        }));
+        assert!(ViewParams { crop: CropBox::whole(500, 223), ..params }.upscales(&config));
+        assert!(params.upscales(&TwoViewConfig { second_size: 256, ..config }));
     }
 
     #[test]
     fn a_box_of_another_picture_is_an_error() {
-        let config = TwoViewConfig {
-            input_size: 8,
-            second_size: 8,
-            ..TwoViewConfig::default()
-        };
-        let params = ViewParams {
-            jitter: None,
-            flip: true,
-            crop: CropBox::whole(50, 10),
-        };
-        assert!(matches!(
-            params.apply(&config, &noise(10, 10, 0)),
-            Err(TransformError::CropOutside { .. })
-        ));
+        let config = TwoViewConfig { input_size: 8, second_size: 8, ..TwoViewConfig::default() };
+        let params = ViewParams { jitter: None, flip: true, crop: CropBox::whole(50, 10) };
+        assert!(matches!(params.apply(&config, &noise(10, 10, 0)), Err(TransformError::CropOutside { .. })));
     }
 
     #[test]
     fn settings_are_checked_and_named() {
         assert!(TwoViewConfig::default().validate().is_ok());
-        let bad = TwoViewConfig {
-            min_crop_scale: 0.0,
-            ..TwoViewConfig::default()
-        };
+        let bad = TwoViewConfig { min_crop_scale: 0.0, ..TwoViewConfig::default() };
         let sentence = bad.validate().unwrap_err().to_string();
         assert_eq!(
             sentence,
             "min_crop_scale is 0; it must be above 0 and at most 1 (0.2 in the paper's recipe)"
         );
-        assert!(
-            TwoViewConfig {
-                hflip: f64::NAN,
-                ..TwoViewConfig::default()
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            TwoViewConfig {
-                input_size: 0,
-                ..TwoViewConfig::default()
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(TwoViewConfig { hflip: f64::NAN, ..TwoViewConfig::default() }.validate().is_err());
+        assert!(TwoViewConfig { input_size: 0, ..TwoViewConfig::default() }.validate().is_err());
         let parsed: TwoViewConfig =
             toml::from_str("input_size = 64\nsecond_interpolation = 'lanczos'").unwrap();
-        assert_eq!(
-            (parsed.input_size, parsed.second_interpolation),
-            (64, Interpolation::Lanczos)
-        );
+        assert_eq!((parsed.input_size, parsed.second_interpolation), (64, Interpolation::Lanczos));
         assert!(toml::from_str::<TwoViewConfig>("inptu_size = 64").is_err());
     }
 }

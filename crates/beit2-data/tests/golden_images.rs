@@ -1,4 +1,5 @@
-//! Decoding, cropping, resizing, jitter and evaluation view against Pillow and torchvision (suite J).
+//! Decoding, cropping, resizing, jitter and evaluation view against Pillow and torchvision (suite
+//! J).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,17 +7,11 @@ mod common;
 use beit2_data::transform::{
     CropConfig, crop_resize, eval_resize_side, eval_view, flip_horizontal, jitter, resize,
 };
-use beit2_data::{
-    CropBox, Image, Interpolation, JitterOp, JitterParams, Key, Limits, Purpose, decode,
-};
+use beit2_data::{CropBox, Image, Interpolation, JitterOp, JitterParams, Key, Limits, Purpose, decode};
 use common::{Suite, image_suites, max_difference};
 
 fn photo(suite: &Suite, name: &str) -> Image {
-    decode(
-        &std::fs::read(suite.dir.join("photos").join(name)).unwrap(),
-        &Limits::default(),
-    )
-    .unwrap()
+    decode(&std::fs::read(suite.dir.join("photos").join(name)).unwrap(), &Limits::default()).unwrap()
 }
 
 fn filter(name: &str) -> Interpolation {
@@ -31,16 +26,8 @@ fn filter(name: &str) -> Interpolation {
 /// Prints one line per comparison and fails when a value is off by more than `tolerance` levels.
 fn check(name: &str, found: &Image, expected: &Image, tolerance: u8) {
     let worst = max_difference(found, expected);
-    let off = found
-        .data
-        .iter()
-        .zip(&expected.data)
-        .filter(|(a, b)| a != b)
-        .count();
-    println!(
-        "{name}: worst {worst}, {off} of {} values differ",
-        expected.data.len()
-    );
+    let off = found.data.iter().zip(&expected.data).filter(|(a, b)| a != b).count();
+    println!("{name}: worst {worst}, {off} of {} values differ", expected.data.len());
     assert!(worst <= tolerance, "{name} is off by {worst} levels");
 }
 
@@ -51,23 +38,12 @@ fn golden_crop_and_resize() {
             let image = photo(&suite, name);
             let boxes = record["boxes_top_left_height_width"].as_array().unwrap();
             for (number, b) in boxes.iter().enumerate() {
-                let [top, left, height, width] =
-                    std::array::from_fn(|i| b[i].as_u64().unwrap() as u32);
+                let [top, left, height, width] = std::array::from_fn(|i| b[i].as_u64().unwrap() as u32);
                 let prefix = format!("crop/{name}/box{number}/");
-                for key in suite
-                    .tensors()
-                    .names()
-                    .into_iter()
-                    .filter(|key| key.starts_with(&prefix))
-                {
+                for key in suite.tensors().names().into_iter().filter(|key| key.starts_with(&prefix)) {
                     let (kind, size) = key[prefix.len()..].split_once('_').unwrap();
                     let size: u32 = size.parse().unwrap();
-                    let area = CropBox {
-                        top,
-                        left,
-                        height,
-                        width,
-                    };
+                    let area = CropBox { top, left, height, width };
                     let found = crop_resize(&image, area, size, size, filter(kind)).unwrap();
                     check(key, &found, &suite.image(key).unwrap(), 1);
                 }
@@ -85,20 +61,12 @@ fn golden_evaluation_view_and_flip() {
                 assert_eq!(eval_resize_side(size), side);
                 let key = format!("eval/{name}/resize{side}_crop{size}");
                 if let Some(expected) = suite.image(&key) {
-                    check(
-                        &key,
-                        &eval_view(&image, size, Interpolation::Bicubic).unwrap(),
-                        &expected,
-                        1,
-                    );
+                    check(&key, &eval_view(&image, size, Interpolation::Bicubic).unwrap(), &expected, 1);
                 }
             }
             // The other results are recorded as channel means only.
             let views = [
-                (
-                    "eval_384",
-                    eval_view(&image, 384, Interpolation::Bicubic).unwrap(),
-                ),
+                ("eval_384", eval_view(&image, 384, Interpolation::Bicubic).unwrap()),
                 ("hflip", {
                     let mut flipped = image.clone();
                     flip_horizontal(&mut flipped);
@@ -111,8 +79,7 @@ fn golden_evaluation_view_and_flip() {
                 };
                 for (channel, mean) in means.iter().enumerate() {
                     let values = found.data.iter().skip(channel).step_by(3);
-                    let own =
-                        values.clone().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+                    let own = values.clone().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
                     assert!(
                         (own - mean.as_f64().unwrap()).abs() < 0.01,
                         "{name} {key} channel {channel}: {own} {mean}"
@@ -143,19 +110,12 @@ fn golden_jitter() {
             's' => (JitterOp::Saturation, factor("s")),
             other => panic!("unknown operation {other}"),
         };
-        for key in suite
-            .tensors()
-            .names()
-            .into_iter()
-            .filter(|key| key.starts_with("jitter/"))
-        {
+        for key in suite.tensors().names().into_iter().filter(|key| key.starts_with("jitter/")) {
             let (op, argument) = key["jitter/".len()..].split_once('_').unwrap();
             let mut found = input.clone();
             if op == "chain" {
                 let ops: Vec<_> = argument.chars().map(letter).collect();
-                let params = JitterParams {
-                    ops: ops.try_into().unwrap(),
-                };
+                let params = JitterParams { ops: ops.try_into().unwrap() };
                 params.prepare(&input).apply(&mut found.data);
             } else {
                 let op = match op {
@@ -181,23 +141,17 @@ fn golden_formats() {
                 println!("{name}: {}", found.unwrap_err());
                 continue;
             }
-            let (found, expected) = (
-                found.unwrap(),
-                suite.image(&format!("formats/{name}")).unwrap(),
-            );
+            let (found, expected) = (found.unwrap(), suite.image(&format!("formats/{name}")).unwrap());
             if record["jpeg_decoders_may_differ_by"] == 0 {
                 check(name, &found, &expected, 0);
                 continue;
             }
-            // Our JPEG decoder (zune-jpeg) interpolates subsampled colour differently from libjpeg-turbo: up to 6 levels at
-            // an edge (measured), less than half a level on average.
+            // Our JPEG decoder (zune-jpeg) interpolates subsampled colour differently from
+            // libjpeg-turbo: up to 6 levels at an edge (measured), less than half a level on
+            // average.
             check(name, &found, &expected, 6);
-            let total: u64 = found
-                .data
-                .iter()
-                .zip(&expected.data)
-                .map(|(a, b)| u64::from(a.abs_diff(*b)))
-                .sum();
+            let total: u64 =
+                found.data.iter().zip(&expected.data).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
             let mean = total as f64 / found.data.len() as f64;
             assert!(mean < 0.5, "{name} is off by {mean} levels on average");
         }
@@ -210,66 +164,32 @@ fn golden_crop_box_statistics() {
     for suite in image_suites() {
         for record in suite.json["rrc_stats"].as_array().unwrap() {
             let n = record["n"].as_u64().unwrap();
-            let pair = |key: &str| {
-                [
-                    record[key][0].as_f64().unwrap(),
-                    record[key][1].as_f64().unwrap(),
-                ]
-            };
+            let pair = |key: &str| [record[key][0].as_f64().unwrap(), record[key][1].as_f64().unwrap()];
             let list = |key: &str| {
-                record[key]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|v| v.as_f64().unwrap())
-                    .collect::<Vec<_>>()
+                record[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>()
             };
             let ([w, h], [min_scale, max_scale]) = (pair("image_wh"), pair("scale"));
-            let config = CropConfig {
-                min_scale,
-                max_scale,
-                ..CropConfig::default()
-            };
-            let mut rng = Key {
-                seed: 1,
-                epoch: 0,
-                index: 0,
-                purpose: Purpose::Augment,
-            }
-            .rng();
-            let boxes: Vec<CropBox> = (0..n)
-                .map(|_| config.sample(&mut rng, w as u32, h as u32))
-                .collect();
+            let config = CropConfig { min_scale, max_scale, ..CropConfig::default() };
+            let mut rng = Key { seed: 1, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+            let boxes: Vec<CropBox> = (0..n).map(|_| config.sample(&mut rng, w as u32, h as u32)).collect();
             let levels = list("quantiles");
             check_quantiles("area", &boxes, &levels, &list("area_quantiles"), |b| {
                 f64::from(b.width * b.height) / (w * h)
             });
             let aspect = |b: &CropBox| f64::from(b.width) / f64::from(b.height);
-            check_quantiles(
-                "aspect",
-                &boxes,
-                &levels,
-                &list("aspect_w_over_h_quantiles"),
-                aspect,
-            );
-            check_mean("top", &boxes, record["top_mean"].as_f64().unwrap(), |b| {
-                f64::from(b.top)
+            check_quantiles("aspect", &boxes, &levels, &list("aspect_w_over_h_quantiles"), aspect);
+            check_mean("top", &boxes, record["top_mean"].as_f64().unwrap(), |b| f64::from(b.top));
+            check_mean("left", &boxes, record["left_mean"].as_f64().unwrap(), |b| f64::from(b.left));
+            check_mean("full width", &boxes, record["full_width_fraction"].as_f64().unwrap(), |b| {
+                f64::from(u8::from(f64::from(b.width) == w))
             });
-            check_mean("left", &boxes, record["left_mean"].as_f64().unwrap(), |b| {
-                f64::from(b.left)
-            });
-            check_mean(
-                "full width",
-                &boxes,
-                record["full_width_fraction"].as_f64().unwrap(),
-                |b| f64::from(u8::from(f64::from(b.width) == w)),
-            );
         }
     }
 }
 
-/// Ours at the reference's quantile: the share of boxes below it must be the level, within five standard errors of the
-/// difference of two samples of this size (plus the share that ties with it, since sizes are whole pixels).
+/// Ours at the reference's quantile: the share of boxes below it must be the level, within five
+/// standard errors of the difference of two samples of this size (plus the share that ties with it,
+/// since sizes are whole pixels).
 fn check_quantiles(
     what: &str,
     boxes: &[CropBox],
@@ -283,22 +203,17 @@ fn check_quantiles(
         let upto = boxes.iter().filter(|b| value(b) <= quantile + 1e-9).count() as f64 / n;
         let allowed = 5.0 * (2.0 * level * (1.0 - level) / n).sqrt();
         println!("{what} quantile {level}: {below:.4} to {upto:.4}");
-        assert!(
-            below - allowed <= *level && *level <= upto + allowed,
-            "{what} {level}: {below} to {upto}"
-        );
+        assert!(below - allowed <= *level && *level <= upto + allowed, "{what} {level}: {below} to {upto}");
     }
 }
 
-/// Means agree within five standard errors of the difference; the floor covers an event seen once or never.
+/// Means agree within five standard errors of the difference; the floor covers an event seen once
+/// or never.
 fn check_mean(what: &str, boxes: &[CropBox], expected: f64, value: impl Fn(&CropBox) -> f64) {
     let n = boxes.len() as f64;
     let mean = boxes.iter().map(&value).sum::<f64>() / n;
     let variance = boxes.iter().map(|b| (value(b) - mean).powi(2)).sum::<f64>() / n;
     let allowed = 5.0 * (2.0 * variance / n).sqrt() + 5.0 / n;
     println!("{what} mean: {mean:.5}, reference {expected:.5}, allowed {allowed:.5}");
-    assert!(
-        (mean - expected).abs() <= allowed,
-        "{what}: {mean} against {expected}"
-    );
+    assert!((mean - expected).abs() <= allowed, "{what}: {mean} against {expected}");
 }

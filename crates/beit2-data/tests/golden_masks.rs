@@ -1,9 +1,10 @@
-//! Block masks against the statistics of 20 000 masks of the reference (suite F), per configuration in the file.
+//! Block masks against the statistics of 20 000 masks of the reference (suite F), per configuration
+//! in the file.
 //!
-//! Two random samples never agree exactly, so every comparison is in units of the standard error of the difference of two
-//! samples, and allows five of them. With about 500 comparisons a correct generator passes with probability 0.9997, and since
-//! our seed is fixed the verdict never changes from run to run; a wrong rounding or bound shifts cells by 10 to 100
-//! standard errors.
+//! Two random samples never agree exactly, so every comparison is in units of the standard error of
+//! the difference of two samples, and allows five of them. With about 500 comparisons a correct
+//! generator passes with probability 0.9997, and since our seed is fixed the verdict never changes
+//! from run to run; a wrong rounding or bound shifts cells by 10 to 100 standard errors.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -16,12 +17,7 @@ const OWN_MASKS: u64 = 20_000;
 
 fn config(record: &serde_json::Value) -> BlockMaskConfig {
     let c = &record["config"];
-    let size = |i: usize| {
-        c["input_size"]
-            .as_u64()
-            .or(c["input_size"][i].as_u64())
-            .unwrap() as usize
-    };
+    let size = |i: usize| c["input_size"].as_u64().or(c["input_size"][i].as_u64()).unwrap() as usize;
     let number = |name: &str| c[name].as_u64().map(|v| v as usize);
     let defaults = BlockMaskConfig::default();
     BlockMaskConfig {
@@ -45,13 +41,7 @@ fn golden_mask_statistics() {
         let masks: Vec<Mask> = (0..OWN_MASKS)
             .map(|index| {
                 sample_block_mask(
-                    &mut Key {
-                        seed: 2,
-                        epoch: 0,
-                        index,
-                        purpose: Purpose::Mask,
-                    }
-                    .rng(),
+                    &mut Key { seed: 2, epoch: 0, index, purpose: Purpose::Mask }.rng(),
                     &config,
                 )
             })
@@ -63,22 +53,13 @@ fn golden_mask_statistics() {
         let names = ["cell", "rectangles", "top-up", "pairs"];
         let worst = [
             cell_frequencies(&masks, &suite.f32s(&format!("cfg{number}/frequency")), n),
-            histogram(
-                masks.iter().map(|m| m.rectangles as usize),
-                &record["rectangles_hist"],
-            ),
-            histogram(
-                masks.iter().map(|m| m.topped_up as usize),
-                &record["topup_hist"],
-            ),
+            histogram(masks.iter().map(|m| m.rectangles as usize), &record["rectangles_hist"]),
+            histogram(masks.iter().map(|m| m.topped_up as usize), &record["topup_hist"]),
             neighbour_pairs(&masks, &record["mean_adjacent_pairs"], n),
         ];
         for (name, errors) in names.iter().zip(worst) {
             println!("configuration {number}, {name}: worst {errors:.2} standard errors");
-            assert!(
-                errors < STANDARD_ERRORS,
-                "configuration {number}, {name}: {errors:.2} standard errors"
-            );
+            assert!(errors < STANDARD_ERRORS, "configuration {number}, {name}: {errors:.2} standard errors");
         }
     }
 }
@@ -106,24 +87,16 @@ fn cell_frequencies(masks: &[Mask], reference: &[f32], n: f64) -> f64 {
         let own = masks.iter().filter(|mask| mask.bits[cell]).count() as f64 / m;
         let p = (own * m + f64::from(reference[cell]) * n) / (m + n);
         let deviation = (own - f64::from(reference[cell])).abs();
-        if deviation == 0.0 {
-            0.0
-        } else {
-            deviation / (p * (1.0 - p) * (1.0 / n + 1.0 / m)).sqrt()
-        }
+        if deviation == 0.0 { 0.0 } else { deviation / (p * (1.0 - p) * (1.0 / n + 1.0 / m)).sqrt() }
     };
     assert_eq!(masks[0].bits.len(), reference.len());
     (0..reference.len()).map(error).fold(0.0, f64::max)
 }
 
-/// Two-sample chi-square over bins merged to at least ten expected counts, as (chi2 - df) / sqrt(2 df).
+/// Two-sample chi-square over bins merged to at least ten expected counts, as (chi2 - df) / sqrt(2
+/// df).
 fn histogram(own: impl Iterator<Item = usize>, reference: &serde_json::Value) -> f64 {
-    let mut reference: Vec<f64> = reference
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|v| v.as_f64().unwrap())
-        .collect();
+    let mut reference: Vec<f64> = reference.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     let mut counts = vec![0.0; reference.len()];
     for value in own {
         if value >= counts.len() {
@@ -149,20 +122,12 @@ fn histogram(own: impl Iterator<Item = usize>, reference: &serde_json::Value) ->
 
 /// Mean number of masked pairs at fixed offsets; the variance is taken from our masks.
 fn neighbour_pairs(masks: &[Mask], reference: &serde_json::Value, n: f64) -> f64 {
-    let offsets = [
-        ("horizontal", 0, 1),
-        ("vertical", 1, 0),
-        ("horizontal_gap2", 0, 2),
-        ("diagonal", 1, 1),
-    ];
+    let offsets = [("horizontal", 0, 1), ("vertical", 1, 0), ("horizontal_gap2", 0, 2), ("diagonal", 1, 1)];
     let error = |&(name, down, right): &(&str, usize, usize)| {
         let Some(expected) = reference[name].as_f64() else {
             return 0.0;
         };
-        let counts: Vec<f64> = masks
-            .iter()
-            .map(|mask| pairs(mask, down, right) as f64)
-            .collect();
+        let counts: Vec<f64> = masks.iter().map(|mask| pairs(mask, down, right) as f64).collect();
         let m = counts.len() as f64;
         let mean = counts.iter().sum::<f64>() / m;
         let variance = counts.iter().map(|c| (c - mean).powi(2)).sum::<f64>() / (m - 1.0);
@@ -174,9 +139,7 @@ fn neighbour_pairs(masks: &[Mask], reference: &serde_json::Value, n: f64) -> f64
 
 fn pairs(mask: &Mask, down: usize, right: usize) -> usize {
     let masked = |row: usize, column: usize| mask.bits[row * mask.grid_w + column];
-    let cells = (0..mask.grid_h - down)
-        .flat_map(|row| (0..mask.grid_w - right).map(move |column| (row, column)));
-    cells
-        .filter(|&(row, column)| masked(row, column) && masked(row + down, column + right))
-        .count()
+    let cells =
+        (0..mask.grid_h - down).flat_map(|row| (0..mask.grid_w - right).map(move |column| (row, column)));
+    cells.filter(|&(row, column)| masked(row, column) && masked(row + down, column + right)).count()
 }

@@ -20,9 +20,7 @@ fn touch(root: &Path, files: &[&str]) {
 fn listing(source: &dyn Source, root: &Path) -> Vec<String> {
     let prefix = format!("{}/", root.display());
     let label = |i| source.label(i).map_or("-".to_owned(), |l| l.to_string());
-    (0..source.len())
-        .map(|i| format!("{}={}", source.name(i).replace(&prefix, ""), label(i)))
-        .collect()
+    (0..source.len()).map(|i| format!("{}={}", source.name(i).replace(&prefix, ""), label(i))).collect()
 }
 
 fn tar_bytes(members: &[(&str, &[u8])]) -> Vec<u8> {
@@ -43,9 +41,7 @@ fn shard(root: &Path, name: &str, members: &[(&str, &[u8])]) -> PathBuf {
 }
 
 fn tar_error(bytes: Vec<u8>) -> String {
-    TarSource::from_static(&[("x.tar", bytes.leak())])
-        .unwrap_err()
-        .to_string()
+    TarSource::from_static(&[("x.tar", bytes.leak())]).unwrap_err().to_string()
 }
 
 #[test]
@@ -66,17 +62,10 @@ fn class_folders_as_torchvision_numbers_them() {
     );
     fs::create_dir(root.join("ant")).unwrap();
     let source = FolderSource::open(root).unwrap();
-    // "ant" has no images and still is class 0, so that a validation folder with ants numbers its classes alike.
+    // "ant" has no images and still is class 0, so that a validation folder with ants numbers its
+    // classes alike.
     assert_eq!(source.classes(), ["ant", "cat", "dog"]);
-    assert_eq!(
-        listing(&source, root),
-        [
-            "cat/2.webp=1",
-            "cat/x/1.jpg=1",
-            "dog/a.jpg=2",
-            "dog/b.PNG=2"
-        ]
-    );
+    assert_eq!(listing(&source, root), ["cat/2.webp=1", "cat/x/1.jpg=1", "dog/a.jpg=2", "dog/b.PNG=2"]);
     assert_eq!(source.read(2).unwrap(), b"dog/a.jpg");
     assert!(source.read(4).unwrap_err().to_string().contains("only 4"));
 }
@@ -91,10 +80,7 @@ fn flat_and_mixed_folders_have_no_labels() {
     assert_eq!(listing(&source, root), ["a.jpg=-", "b.jpg=-"]);
     assert!(source.classes().is_empty());
     touch(root, &["more/c.jpg"]);
-    assert_eq!(
-        listing(&FolderSource::open(root).unwrap(), root),
-        ["a.jpg=-", "b.jpg=-", "more/c.jpg=-"]
-    );
+    assert_eq!(listing(&FolderSource::open(root).unwrap(), root), ["a.jpg=-", "b.jpg=-", "more/c.jpg=-"]);
 }
 
 #[test]
@@ -123,10 +109,8 @@ fn links_are_followed_and_cannot_loop() {
     symlink("nowhere.jpg", root.join("dog/dangling.jpg")).unwrap();
     let source = FolderSource::open(&root).unwrap();
     assert_eq!(source.classes(), ["cat", "dog", "fox"]);
-    let own: Vec<_> = listing(&source, &root)
-        .into_iter()
-        .filter(|line| !line.starts_with("cat/up"))
-        .collect();
+    let own: Vec<_> =
+        listing(&source, &root).into_iter().filter(|line| !line.starts_with("cat/up")).collect();
     assert_eq!(own, ["cat/1.jpg=0", "dog/2.jpg=1", "fox/3.jpg=2"]);
 }
 
@@ -137,13 +121,7 @@ fn a_vanished_file_is_named() {
     touch(dir.path(), &["a.jpg"]);
     let source = FolderSource::open(dir.path()).unwrap();
     fs::remove_file(dir.path().join("a.jpg")).unwrap();
-    assert!(
-        source
-            .read(0)
-            .unwrap_err()
-            .to_string()
-            .contains("a.jpg: cannot read it")
-    );
+    assert!(source.read(0).unwrap_err().to_string().contains("a.jpg: cannot read it"));
 }
 
 #[test]
@@ -151,9 +129,7 @@ fn folder_errors() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["notes.txt"]);
     let sentence = |path: PathBuf| FolderSource::open(path).unwrap_err().to_string();
-    assert!(
-        sentence(dir.path().into()).contains("no images in it; looked for files ending in .jpg")
-    );
+    assert!(sentence(dir.path().into()).contains("no images in it; looked for files ending in .jpg"));
     assert!(sentence(dir.path().join("notes.txt")).contains("not a folder"));
     assert!(sentence(dir.path().join("gone")).contains("no such file or folder"));
 }
@@ -165,32 +141,15 @@ fn shards_with_class_numbers() {
     let a = shard(
         root,
         "s-000.tar",
-        &[
-            ("0.jpg", b"zero"),
-            ("0.cls", b"2\n"),
-            ("1.png", b"one"),
-            ("1.cls", b" 0 "),
-            ("1.json", b"{}"),
-        ],
+        &[("0.jpg", b"zero"), ("0.cls", b"2\n"), ("1.png", b"one"), ("1.cls", b" 0 "), ("1.json", b"{}")],
     );
     let b = shard(
         root,
         "s-001.tar",
-        &[
-            ("0.jpg", b"again"),
-            ("._0.jpg", b"mac"),
-            ("classes.txt", b"ant\ncat\n\ndog\n"),
-        ],
+        &[("0.jpg", b"again"), ("._0.jpg", b"mac"), ("classes.txt", b"ant\ncat\n\ndog\n")],
     );
     let source = TarSource::open(&[a, b]).unwrap();
-    assert_eq!(
-        listing(&source, root),
-        [
-            "s-000.tar:0.jpg=2",
-            "s-000.tar:1.png=0",
-            "s-001.tar:0.jpg=-"
-        ]
-    );
+    assert_eq!(listing(&source, root), ["s-000.tar:0.jpg=2", "s-000.tar:1.png=0", "s-001.tar:0.jpg=-"]);
     assert_eq!(source.classes(), ["ant", "cat", "dog"]);
     assert_eq!(
         [0, 1, 2].map(|i| source.read(i).unwrap()),
@@ -207,25 +166,17 @@ fn shards_with_class_numbers() {
 
 #[test]
 fn shards_with_class_folders() {
-    let members: &[(&str, &[u8])] = &[
-        ("./train/dog/1.jpg", b"d"),
-        ("train/cat/1.jpg", b"c"),
-        ("train/cat/2.jpg", b"e"),
-    ];
+    let members: &[(&str, &[u8])] =
+        &[("./train/dog/1.jpg", b"d"), ("train/cat/1.jpg", b"c"), ("train/cat/2.jpg", b"e")];
     let source = TarSource::from_static(&[("in memory", tar_bytes(members).leak())]).unwrap();
     assert_eq!(source.classes(), ["cat", "dog"]);
-    assert_eq!(
-        [0, 1, 2].map(|i| source.label(i)),
-        [Some(1), Some(0), Some(0)]
-    );
+    assert_eq!([0, 1, 2].map(|i| source.label(i)), [Some(1), Some(0), Some(0)]);
     assert_eq!(source.name(0), "in memory:train/dog/1.jpg");
     assert_eq!(source.read(2).unwrap(), b"e");
 
-    let packaged = TarSource::from_static(&[(
-        "p",
-        tar_bytes(&[("pics/1.jpg", b"a"), ("pics/2.jpg", b"b")]).leak(),
-    )])
-    .unwrap();
+    let packaged =
+        TarSource::from_static(&[("p", tar_bytes(&[("pics/1.jpg", b"a"), ("pics/2.jpg", b"b")]).leak())])
+            .unwrap();
     assert!(packaged.classes().is_empty() && packaged.label(0).is_none());
 
     let mut named = members.to_vec();
@@ -237,13 +188,9 @@ fn shards_with_class_folders() {
 #[test]
 fn long_names_and_many_readers() {
     let long = format!("{}/picture.jpg", "deep/".repeat(60).trim_end_matches('/'));
-    let bytes: Vec<(String, Vec<u8>)> = (0..200)
-        .map(|i| (format!("{i:03}-{long}"), vec![i as u8; i * 7]))
-        .collect();
-    let members: Vec<(&str, &[u8])> = bytes
-        .iter()
-        .map(|(n, b)| (n.as_str(), b.as_slice()))
-        .collect();
+    let bytes: Vec<(String, Vec<u8>)> =
+        (0..200).map(|i| (format!("{i:03}-{long}"), vec![i as u8; i * 7])).collect();
+    let members: Vec<(&str, &[u8])> = bytes.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
     let dir = tempfile::tempdir().unwrap();
     let source = TarSource::open(&[shard(dir.path(), "long.tar", &members)]).unwrap();
     std::thread::scope(|scope| {
@@ -262,8 +209,7 @@ fn long_names_and_many_readers() {
 fn unsound_shards_are_named() {
     let good = tar_bytes(&[("1.jpg", &[7; 3000]), ("2.jpg", &[8; 3000])]);
     assert!(
-        tar_error(good[..2000].to_vec())
-            .contains("x.tar: truncated: member 1.jpg needs 3000 bytes"),
+        tar_error(good[..2000].to_vec()).contains("x.tar: truncated: member 1.jpg needs 3000 bytes"),
         "{}",
         tar_error(good[..2000].to_vec())
     );
@@ -279,25 +225,18 @@ fn unsound_shards_are_named() {
         tar_error(tar_bytes(&[("1.jpg", b"x"), ("1.cls", b"cat")]))
             .contains("member 1.cls: 'cat' is not a class number")
     );
-    assert!(
-        tar_error(tar_bytes(&[("1.jpg", b"x"), ("1.cls", b"4294967295")]))
-            .contains("below 1000000")
-    );
+    assert!(tar_error(tar_bytes(&[("1.jpg", b"x"), ("1.cls", b"4294967295")])).contains("below 1000000"));
     let classes: &[(&str, &[u8])] = &[("1.jpg", b"x"), ("1.cls", b"3"), ("classes.txt", b"a\nb")];
-    assert!(
-        tar_error(tar_bytes(classes)).contains("class 3 is not in classes.txt, which has 2 lines")
-    );
+    assert!(tar_error(tar_bytes(classes)).contains("class 3 is not in classes.txt, which has 2 lines"));
 
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("x.tar.gz"), "zip").unwrap();
-    let sentence = open(&dir.path().join("x.tar.gz").display().to_string())
-        .err()
-        .unwrap()
-        .to_string();
+    let sentence = open(&dir.path().join("x.tar.gz").display().to_string()).err().unwrap().to_string();
     assert!(sentence.contains("unpack it first"), "{sentence}");
 }
 
-/// Every byte of a header flipped: an error or a sound index, never a panic, never a read outside the shard.
+/// Every byte of a header flipped: an error or a sound index, never a panic, never a read outside
+/// the shard.
 #[test]
 fn damaged_headers_never_panic() {
     let good = tar_bytes(&[("a/1.jpg", b"first"), ("b/2.jpg", b"second")]);

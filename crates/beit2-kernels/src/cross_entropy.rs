@@ -76,7 +76,8 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, integers, owned, values, vector, view};
+    use crate::flex::{GRAIN, integers, owned, tensor, values, view};
+    use crate::memory::Buffer;
     use crate::simd::{LANES, dispatch, exp, max, reduce};
 
     pub(crate) fn forward(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
@@ -84,7 +85,7 @@ pub(crate) mod fast {
         let logits = owned(logits);
         let classes = logits.layout().shape()[1];
         let rows = (GRAIN / classes.max(1)).max(1);
-        let mut losses = vector(targets.len());
+        let mut losses = Buffer::any(targets.len());
         losses
             .par_chunks_mut(rows)
             .zip(view(&logits).par_chunks((rows * classes).max(1)))
@@ -98,7 +99,7 @@ pub(crate) mod fast {
         let mut logits = owned(logits);
         let classes = logits.layout().shape()[1];
         let rows = (GRAIN / classes.max(1)).max(1);
-        let mut losses = vector(targets.len());
+        let mut losses = Buffer::any(targets.len());
         let scale = 1.0 / targets.len() as f32;
         losses
             .par_chunks_mut(rows)
@@ -124,9 +125,9 @@ pub(crate) mod fast {
 
     fn mean(losses: &[f32]) -> FlexTensor {
         let total: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
-        let mut mean = vector(1);
+        let mut mean = Buffer::any(1);
         mean[0] = (total / losses.len() as f64) as f32;
-        mean.into_tensor([1])
+        tensor(mean, [1])
     }
 
     dispatch!(fn loss(logits: &[f32], targets: &[usize], losses: &mut [f32]) => loss_body);

@@ -4,10 +4,11 @@
 
 use burn::backend::Flex;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
 use crate::backend::{AttentionGradients, AttentionOutput, Backend};
+use crate::memory::Buffer;
 use crate::{
     AdamwStep, adamw, attention, composed, cross_entropy, gelu, layer_norm, linear, nearest_code,
     residual_scale,
@@ -42,34 +43,11 @@ pub(crate) fn view(x: &FlexTensor) -> &[f32] {
     x.storage::<f32>()
 }
 
-/// A new result of `n` elements.
-pub(crate) fn vector(n: usize) -> Buffer {
-    Buffer(vec![0.0; n])
-}
-
-/// Memory of a result while it is written.
-pub(crate) struct Buffer(Vec<f32>);
-
-impl Buffer {
-    pub(crate) fn into_tensor(self, shape: impl Into<Shape>) -> FlexTensor {
-        let shape = shape.into();
-        debug_assert_eq!(shape.num_elements(), self.0.len());
-        FlexTensor::new(Bytes::from_elems(self.0), Layout::contiguous(shape), DType::F32)
-    }
-}
-
-impl std::ops::Deref for Buffer {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
-    }
+/// A tensor of what was written to a buffer.
+pub(crate) fn tensor(buffer: Buffer, shape: impl Into<Shape>) -> FlexTensor {
+    let shape = shape.into();
+    debug_assert_eq!(shape.num_elements(), buffer.len());
+    FlexTensor::new(buffer.into_bytes(), Layout::contiguous(shape), DType::F32)
 }
 
 /// The elements of an integer tensor of any width.

@@ -66,7 +66,8 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, values, vector};
+    use crate::flex::{GRAIN, owned, tensor, values};
+    use crate::memory::Buffer;
     use crate::simd::{dispatch, normal};
 
     pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
@@ -77,9 +78,9 @@ pub(crate) mod fast {
 
     pub(crate) fn forward_train(x: FlexTensor) -> (FlexTensor, FlexTensor) {
         let mut x = owned(x);
-        let mut y = vector(x.layout().num_elements());
+        let mut y = Buffer::any(x.layout().num_elements());
         values(&mut x).par_chunks_mut(GRAIN).zip(y.par_chunks_mut(GRAIN)).for_each(|(x, y)| with_slope(x, y));
-        (y.into_tensor(x.layout().shape().clone()), x)
+        (tensor(y, x.layout().shape().clone()), x)
     }
 
     dispatch!(fn in_place(x: &mut [f32]) => in_place_body);

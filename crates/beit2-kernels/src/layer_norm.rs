@@ -126,7 +126,8 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, row_groups, values, vector, view};
+    use crate::flex::{GRAIN, owned, row_groups, tensor, values, view};
+    use crate::memory::Buffer;
     use crate::simd::{LANES, dispatch, madd, reduce, sum};
 
     pub(crate) fn forward(
@@ -140,13 +141,13 @@ pub(crate) mod fast {
         let (w, b) = (view(&weight), view(&bias));
         let width = w.len();
         let n = view(&x).len() / width.max(1);
-        let (mut y, mut mean, mut rstd) = (vector(n * width), vector(n), vector(n));
+        let (mut y, mut mean, mut rstd) = (Buffer::any(n * width), Buffer::any(n), Buffer::any(n));
         let rows = (GRAIN / width.max(1)).max(1);
         y.par_chunks_mut((rows * width).max(1))
             .zip(view(&x).par_chunks((rows * width).max(1)))
             .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
             .for_each(|((y, x), (mean, rstd))| normalize(x, w, b, eps as f32, y, mean, rstd));
-        (y.into_tensor(shape), mean.into_tensor([n]), rstd.into_tensor([n]))
+        (tensor(y, shape), tensor(mean, [n]), tensor(rstd, [n]))
     }
 
     dispatch!(
@@ -214,7 +215,7 @@ pub(crate) mod fast {
         let width = w.len();
         let n = view(&mean).len();
         let (rows, groups) = row_groups(n);
-        let mut partial = vector(groups * 2 * width);
+        let mut partial = Buffer::zeros(groups * 2 * width);
         values(&mut grad)
             .par_chunks_mut((rows * width).max(1))
             .zip(view(&x).par_chunks((rows * width).max(1)))
@@ -224,14 +225,14 @@ pub(crate) mod fast {
                 let (dw, db) = partial.split_at_mut(width);
                 gradients(x, w, mean, rstd, grad, dw, db);
             });
-        let (mut dw, mut db) = (vector(width), vector(width));
+        let (mut dw, mut db) = (Buffer::zeros(width), Buffer::zeros(width));
         for partial in partial.chunks_exact((2 * width).max(1)) {
             for i in 0..width {
                 dw[i] += partial[i];
                 db[i] += partial[width + i];
             }
         }
-        (grad, dw.into_tensor([width]), db.into_tensor([width]))
+        (grad, tensor(dw, [width]), tensor(db, [width]))
     }
 
     dispatch!(

@@ -5,6 +5,8 @@
 //! versions are tested against ([`reference`]). This crate knows nothing of models, parameters'
 //! names or files. Start reading at [`Backend`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod adamw;
 mod attention;
 mod backend;
@@ -15,6 +17,7 @@ mod gelu;
 mod layer_norm;
 mod linear;
 mod matrix;
+mod memory;
 mod nearest_code;
 mod residual_scale;
 pub mod simd;
@@ -28,6 +31,7 @@ pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use memory::release_memory;
 pub use nearest_code::nearest_code;
 pub use residual_scale::residual_scale;
 

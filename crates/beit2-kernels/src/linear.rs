@@ -115,13 +115,14 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, row_groups, vector, view};
+    use crate::flex::{GRAIN, owned, row_groups, tensor, view};
     use crate::matrix::{Store, product, with_rows};
+    use crate::memory::Buffer;
 
     pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
         let out = weight.layout().shape()[0];
         let shape = with_last(&x, out);
-        let mut y = vector(shape.num_elements());
+        let mut y = Buffer::any(shape.num_elements());
         let store = match bias.map(owned) {
             // Why: rows that start as the bias cost one pass that writes; adding it afterwards
             // costs one that also reads.
@@ -141,28 +142,28 @@ pub(crate) mod fast {
                 product(&mut y, out, store, 1.0, x, w.transposed(), true);
             });
         });
-        y.into_tensor(shape)
+        tensor(y, shape)
     }
 
     pub(crate) fn backward_input(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
         let inner = weight.layout().shape()[1];
         let shape = with_last(&grad, inner);
-        let mut dx = vector(shape.num_elements());
+        let mut dx = Buffer::any(shape.num_elements());
         with_rows(&grad, |grad| {
             with_rows(&weight, |w| {
                 product(&mut dx, inner, Store::Set, 1.0, grad, w, true);
             });
         });
-        dx.into_tensor(shape)
+        tensor(dx, shape)
     }
 
     pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         with_rows(&grad, |grad| {
             with_rows(&x, |x| {
                 let (out, inner) = (grad.cols(), x.cols());
-                let mut dw = vector(out * inner);
+                let mut dw = Buffer::zeros(out * inner);
                 product(&mut dw, inner, Store::Set, 1.0, grad.transposed(), x, true);
-                dw.into_tensor([out, inner])
+                tensor(dw, [out, inner])
             })
         })
     }
@@ -171,14 +172,14 @@ pub(crate) mod fast {
         let width = x.layout().shape().last().copied().unwrap_or(1);
         let x = owned(x);
         let (rows, groups) = row_groups(view(&x).len() / width.max(1));
-        let mut partial = vector(groups * width);
+        let mut partial = Buffer::zeros(groups * width);
         partial
             .par_chunks_mut(width.max(1))
             .zip(view(&x).par_chunks((rows * width).max(1)))
             .for_each(|(partial, x)| add_rows(x, partial));
-        let mut total = vector(width);
+        let mut total = Buffer::zeros(width);
         add_rows(&partial, &mut total);
-        total.into_tensor([width])
+        tensor(total, [width])
     }
 
     crate::simd::dispatch!(

@@ -89,18 +89,19 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, row_groups, vector, view};
+    use crate::flex::{GRAIN, owned, row_groups, tensor, view};
+    use crate::memory::Buffer;
     use crate::simd::{dispatch, madd};
 
     pub(crate) fn forward(x: FlexTensor, branch: FlexTensor, gamma: FlexTensor) -> FlexTensor {
         let (x, branch, gamma) = (owned(x), owned(branch), owned(gamma));
         let (gamma, shape) = (view(&gamma), x.layout().shape().clone());
-        let mut y = vector(shape.num_elements());
+        let mut y = Buffer::any(shape.num_elements());
         let chunk = (GRAIN / gamma.len().max(1)).max(1) * gamma.len().max(1);
         y.par_chunks_mut(chunk)
             .zip(view(&x).par_chunks(chunk).zip(view(&branch).par_chunks(chunk)))
             .for_each(|(y, (x, branch))| add_scaled(y, x, branch, gamma));
-        y.into_tensor(shape)
+        tensor(y, shape)
     }
 
     dispatch!(fn add_scaled(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) => add_body);
@@ -127,8 +128,8 @@ pub(crate) mod fast {
         let width = gamma.len();
         let (rows, groups) = row_groups(shape.num_elements() / width.max(1));
         let chunk = (rows * width).max(1);
-        let mut dbranch = vector(shape.num_elements());
-        let mut partial = vector(groups * width);
+        let mut dbranch = Buffer::any(shape.num_elements());
+        let mut partial = Buffer::zeros(groups * width);
         dbranch
             .par_chunks_mut(chunk)
             .zip(view(&branch).par_chunks(chunk).zip(view(&grad).par_chunks(chunk)))
@@ -136,13 +137,13 @@ pub(crate) mod fast {
             .for_each(|((dbranch, (branch, grad)), dgamma)| {
                 gradients(branch, gamma, grad, dbranch, dgamma);
             });
-        let mut dgamma = vector(width);
+        let mut dgamma = Buffer::zeros(width);
         for partial in partial.chunks_exact(width.max(1)) {
             for (total, part) in dgamma.iter_mut().zip(partial) {
                 *total += part;
             }
         }
-        (dbranch.into_tensor(shape), dgamma.into_tensor([width]))
+        (tensor(dbranch, shape), tensor(dgamma, [width]))
     }
 
     dispatch!(

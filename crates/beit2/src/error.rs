@@ -36,6 +36,39 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A source of images.
+    #[error(transparent)]
+    Source(#[from] beit2_data::SourceError),
+    /// Reading batches.
+    #[error(transparent)]
+    Loader(#[from] beit2_data::LoaderError),
+    /// Mask settings.
+    #[error(transparent)]
+    Mask(#[from] beit2_data::MaskError),
+    /// Image settings or sizes.
+    #[error(transparent)]
+    Transform(#[from] beit2_data::TransformError),
+    /// A picture that cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] beit2_data::DecodeError),
+    /// A weight file.
+    #[error(transparent)]
+    Weights(#[from] beit2_weights::WeightsError),
+    /// The run directory.
+    #[error(transparent)]
+    Run(#[from] beit2_run::RunError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] beit2_run::CheckpointError),
+    /// A file of a run.
+    #[error(transparent)]
+    File(#[from] beit2_run::atomic::FileError),
+    /// A recipe.
+    #[error(transparent)]
+    Recipe(#[from] beit2_run::RecipeError),
+    /// A schedule.
+    #[error(transparent)]
+    Schedule(#[from] crate::train::ScheduleError),
     /// Training went wrong in a way that more steps cannot repair.
     #[error("{0}")]
     Training(String),

@@ -14,5 +14,6 @@ pub mod pretrain;
 pub mod tokenizer;
 pub mod train;
 pub mod vit;
+pub mod weights;
 
 pub use error::Error;

@@ -43,3 +43,38 @@ pub fn teacher_scaling<B: Backend>(x: Tensor<B, 4>, mean: [f64; 3], std: [f64; 3
     let unit = x.add_scalar(1.0).mul_scalar(127.5).clamp(0.0, 255.0).div_scalar(255.0);
     standardise(unit, mean, std)
 }
+
+/// Bilinear resize of `[B, C, H, W]`, half-pixel centres, averaged over the covered pixels when it
+/// shrinks. Unchanged sizes pass through.
+pub fn resize<B: Backend>(images: Tensor<B, 4>, height: usize, width: usize) -> Tensor<B, 4> {
+    let [batch, channels, old_height, old_width] = images.dims();
+    if (old_height, old_width) == (height, width) {
+        return images;
+    }
+    let options = (&images.device(), images.dtype());
+    let matrix = |from: usize, to: usize| {
+        Tensor::<B, 2>::from_data(TensorData::new(triangle_matrix(from, to), [to, from]), options)
+    };
+    let rows = images
+        .reshape([batch * channels * old_height, old_width])
+        .matmul(matrix(old_width, width).transpose());
+    let rows = rows.reshape([batch * channels, old_height, width]);
+    let columns = matrix(old_height, height).unsqueeze::<3>().matmul(rows);
+    columns.reshape([batch, channels, height, width])
+}
+
+/// `[to, from]` weights of a triangle filter whose support grows with the shrinking factor.
+fn triangle_matrix(from: usize, to: usize) -> Vec<f64> {
+    let scale = from as f64 / to as f64;
+    let support = scale.max(1.0);
+    let mut weights = vec![0.0; to * from];
+    for (t, row) in weights.chunks_mut(from).enumerate() {
+        let center = (t as f64 + 0.5) * scale;
+        for (s, weight) in row.iter_mut().enumerate() {
+            *weight = (1.0 - (s as f64 + 0.5 - center).abs() / support).max(0.0);
+        }
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().for_each(|weight| *weight /= sum);
+    }
+    weights
+}

@@ -1,4 +1,5 @@
-//! Images in a folder: one sub-folder per class as torchvision's ImageFolder has it, or a flat folder without labels.
+//! Images in a folder: one sub-folder per class as torchvision's ImageFolder has it, or a flat
+//! folder without labels.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -11,15 +12,16 @@ use crate::error::SourceError;
 
 /// Images in a folder.
 ///
-/// - Sub-folders with images and no image beside them: each sub-folder is a class (also an empty one, so that training and
-///   validation folders number their classes alike), in sorted order; its images may lie at any depth.
+/// - Sub-folders with images and no image beside them: each sub-folder is a class (also an empty
+///   one, so that training and validation folders number their classes alike), in sorted order; its
+///   images may lie at any depth.
 /// - Anything else: every image at any depth, without labels.
 ///
-/// Hidden files and folders, and files whose names do not end like an image's, are skipped. Symbolic links are followed; each
-/// real folder is visited once per class, so links cannot loop.
+/// Hidden files and folders, and files whose names do not end like an image's, are skipped.
+/// Symbolic links are followed; each real folder is visited once per class, so links cannot loop.
 ///
-/// Differs from upstream: images beside class folders are used (without any labels) where torchvision would silently
-/// ignore them; `.gif` is accepted.
+/// Differs from upstream: images beside class folders are used (without any labels) where
+/// torchvision would silently ignore them; `.gif` is accepted.
 #[derive(Debug)]
 pub struct FolderSource {
     root: PathBuf,
@@ -43,9 +45,7 @@ impl FolderSource {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(SourceError::NotAFolder { path: root }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(SourceError::Missing {
-                    path: root.display().to_string(),
-                });
+                return Err(SourceError::Missing { path: root.display().to_string() });
             }
             Err(error) => return Err(io(&root, "open the folder", error)),
         }
@@ -56,11 +56,7 @@ impl FolderSource {
             if entry.is_dir {
                 let label = classes.len() as u32;
                 classes.push(file_name(&entry.path));
-                inside.extend(
-                    images_below(&entry.path)?
-                        .into_iter()
-                        .map(|path| (path, label)),
-                );
+                inside.extend(images_below(&entry.path)?.into_iter().map(|path| (path, label)));
             } else if is_image_name(&entry.path) {
                 beside.push(entry.path);
             }
@@ -69,10 +65,7 @@ impl FolderSource {
         let paths = beside.into_iter().map(|path| (path, 0)).chain(inside);
         let files: Vec<File> = paths
             .map(|(path, label)| File {
-                path: path
-                    .strip_prefix(&root)
-                    .map(Path::to_path_buf)
-                    .unwrap_or(path),
+                path: path.strip_prefix(&root).map(Path::to_path_buf).unwrap_or(path),
                 label: labelled.then_some(label),
             })
             .collect();
@@ -83,12 +76,7 @@ impl FolderSource {
         if !labelled {
             classes.clear();
         }
-        Ok(Self {
-            root,
-            files,
-            classes,
-            fingerprint: OnceLock::new(),
-        })
+        Ok(Self { root, files, classes, fingerprint: OnceLock::new() })
     }
 
     /// Full path of a sample; `None` past the end.
@@ -104,27 +92,19 @@ impl Source for FolderSource {
     }
 
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
-        let path = self.path(index).ok_or(SourceError::Index {
-            index,
-            len: self.len(),
-        })?;
-        // Why: the size is asked first, so that a huge or endless file is refused instead of filling the memory.
+        let path = self.path(index).ok_or(SourceError::Index { index, len: self.len() })?;
+        // Why: the size is asked first, so that a huge or endless file is refused instead of
+        // filling the memory.
         let meta = fs::metadata(&path).map_err(|e| io(&path, "read it", e))?;
         if meta.len() > MAX_SAMPLE_BYTES {
             let name = path.display().to_string();
-            return Err(SourceError::TooLarge {
-                name,
-                bytes: meta.len(),
-                limit: MAX_SAMPLE_BYTES,
-            });
+            return Err(SourceError::TooLarge { name, bytes: meta.len(), limit: MAX_SAMPLE_BYTES });
         }
         fs::read(&path).map_err(|e| io(&path, "read it", e))
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index)
-            .map(|path| path.display().to_string())
-            .unwrap_or_default()
+        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -136,17 +116,13 @@ impl Source for FolderSource {
     }
 
     fn fingerprint(&self) -> String {
-        // Why late: asking every file's size takes minutes on a network disk, and not every caller wants to know.
+        // Why late: asking every file's size takes minutes on a network disk, and not every caller
+        // wants to know.
         let compute = || {
             let mut hash = Fingerprint::new();
             for file in &self.files {
-                let size =
-                    fs::metadata(self.root.join(&file.path)).map_or(u64::MAX, |meta| meta.len());
-                hash.sample(
-                    &file.path.to_string_lossy().replace('\\', "/"),
-                    size,
-                    file.label,
-                );
+                let size = fs::metadata(self.root.join(&file.path)).map_or(u64::MAX, |meta| meta.len());
+                hash.sample(&file.path.to_string_lossy().replace('\\', "/"), size, file.label);
             }
             hash.finish()
         };
@@ -160,7 +136,8 @@ pub(super) struct Entry {
     pub(super) is_dir: bool,
 }
 
-/// Files and folders of `dir` sorted by name; hidden ones, dangling links and special files (sockets, pipes) are left out.
+/// Files and folders of `dir` sorted by name; hidden ones, dangling links and special files
+/// (sockets, pipes) are left out.
 pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(|e| io(dir, "list the folder", e))? {
@@ -177,17 +154,15 @@ pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
             kind = target.file_type();
         }
         if kind.is_dir() || kind.is_file() {
-            entries.push(Entry {
-                path,
-                is_dir: kind.is_dir(),
-            });
+            entries.push(Entry { path, is_dir: kind.is_dir() });
         }
     }
     entries.sort_by(|a, b| by_bytes(a.path.file_name(), b.path.file_name()));
     Ok(entries)
 }
 
-/// All images at any depth below `dir`, in torchvision's order: folders by their whole path, then files by name.
+/// All images at any depth below `dir`, in torchvision's order: folders by their whole path, then
+/// files by name.
 fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
     let mut folders: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
     let mut visited = HashSet::new();
@@ -199,13 +174,10 @@ fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
         }
         let (inner, files): (Vec<Entry>, Vec<Entry>) =
             list(&folder)?.into_iter().partition(|entry| entry.is_dir);
-        // Why reversed: the last one pushed is visited next, and which of two links to one folder wins must not vary.
+        // Why reversed: the last one pushed is visited next, and which of two links to one folder
+        // wins must not vary.
         open.extend(inner.into_iter().rev().map(|entry| entry.path));
-        let images = files
-            .into_iter()
-            .map(|entry| entry.path)
-            .filter(|path| is_image_name(path))
-            .collect();
+        let images = files.into_iter().map(|entry| entry.path).filter(|path| is_image_name(path)).collect();
         folders.push((folder, images));
     }
     folders.sort_by(|a, b| by_bytes(Some(a.0.as_os_str()), Some(b.0.as_os_str())));
@@ -213,21 +185,13 @@ fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
 }
 
 fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {
-    a.map(OsStr::as_encoded_bytes)
-        .cmp(&b.map(OsStr::as_encoded_bytes))
+    a.map(OsStr::as_encoded_bytes).cmp(&b.map(OsStr::as_encoded_bytes))
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn io(path: &Path, action: &'static str, error: std::io::Error) -> SourceError {
-    SourceError::Io {
-        path: path.display().to_string(),
-        action,
-        error,
-    }
+    SourceError::Io { path: path.display().to_string(), action, error }
 }

@@ -1,7 +1,8 @@
 //! Where encoded images come from: a folder or tar shards, behind one small trait.
 //!
-//! A source knows names, sizes and labels, and hands out encoded bytes by number. It never decodes. The order of samples is
-//! a function of their names alone, so that the same data give the same numbers on every machine.
+//! A source knows names, sizes and labels, and hands out encoded bytes by number. It never decodes.
+//! The order of samples is a function of their names alone, so that the same data give the same
+//! numbers on every machine.
 
 mod folder;
 mod pattern;
@@ -18,18 +19,18 @@ use crate::error::SourceError;
 /// Largest encoded image that is read into memory: 256 MiB.
 pub const MAX_SAMPLE_BYTES: u64 = 256 << 20;
 
-/// File name endings that count as images, lower case. (Whether a file really is one is told from its content later.)
-pub const IMAGE_EXTENSIONS: [&str; 12] = [
-    "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
-];
+/// File name endings that count as images, lower case. (Whether a file really is one is told from
+/// its content later.)
+pub const IMAGE_EXTENSIONS: [&str; 12] =
+    ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// A numbered collection of encoded images, readable from many threads at once.
 pub trait Source: Send + Sync {
     /// Number of samples.
     fn len(&self) -> usize;
 
-    /// Encoded bytes of sample `index`. Fails when the file vanished, shrank, is larger than [`MAX_SAMPLE_BYTES`], or cannot
-    /// be read; the error names it.
+    /// Encoded bytes of sample `index`. Fails when the file vanished, shrank, is larger than
+    /// [`MAX_SAMPLE_BYTES`], or cannot be read; the error names it.
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError>;
 
     /// What a person would look for: a path, or `shard:member`. Empty for an `index` past the end.
@@ -41,8 +42,8 @@ pub trait Source: Send + Sync {
     /// Names of the classes; empty when there are none.
     fn classes(&self) -> &[String];
 
-    /// A stable hash (32 hexadecimal digits) of names, sizes and labels, the same wherever the data are stored; when it
-    /// changes, a run cannot be continued exactly.
+    /// A stable hash (32 hexadecimal digits) of names, sizes and labels, the same wherever the data
+    /// are stored; when it changes, a run cannot be continued exactly.
     fn fingerprint(&self) -> String;
 
     /// Whether there are no samples.
@@ -51,8 +52,8 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Opens what a user typed: a folder of images, a folder that holds only `.tar` shards, one `.tar` file, or a pattern with
-/// `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files.
+/// Opens what a user typed: a folder of images, a folder that holds only `.tar` shards, one `.tar`
+/// file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {
@@ -61,17 +62,11 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
             None => Ok(Arc::new(FolderSource::open(path)?)),
         },
         Ok(_) => Ok(Arc::new(TarSource::open(&[path.to_path_buf()])?)),
-        Err(_) if pattern::is_pattern(spec) => {
-            Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?))
-        }
+        Err(_) if pattern::is_pattern(spec) => Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(SourceError::Missing { path: spec.into() })
         }
-        Err(error) => Err(SourceError::Io {
-            path: spec.into(),
-            action: "open it",
-            error,
-        }),
+        Err(error) => Err(SourceError::Io { path: spec.into(), action: "open it", error }),
     }
 }
 
@@ -101,14 +96,11 @@ fn has_extension(path: &Path, wanted: &[&str]) -> bool {
 
 /// `.jpg, .png, ...`, for messages.
 fn dotted(extensions: &[&str]) -> String {
-    extensions
-        .iter()
-        .map(|e| format!(".{e}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    extensions.iter().map(|e| format!(".{e}")).collect::<Vec<_>>().join(" ")
 }
 
-/// 128-bit FNV-1a: short, stable for ever, and good enough against accidental change (not against malice).
+/// 128-bit FNV-1a: short, stable for ever, and good enough against accidental change (not against
+/// malice).
 struct Fingerprint(u128);
 
 impl Fingerprint {
@@ -118,8 +110,7 @@ impl Fingerprint {
 
     fn bytes(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            self.0 =
-                (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
+            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
         }
     }
 
@@ -146,17 +137,10 @@ mod tests {
         let sentence = |path: &Path| open(&path.display().to_string()).err().unwrap().to_string();
         let missing = dir.path().join("nowhere");
         assert!(sentence(&missing).ends_with("nowhere: no such file or folder; give a folder of images, a .tar shard, or a pattern like 'shard-{000..003}.tar'"));
-        assert!(
-            sentence(dir.path())
-                .contains("no images in it; looked for files ending in .jpg .jpeg .png")
-        );
+        assert!(sentence(dir.path()).contains("no images in it; looked for files ending in .jpg .jpeg .png"));
         let text = dir.path().join("notes.txt");
         std::fs::write(&text, "hello").unwrap();
-        assert!(
-            sentence(&text).contains("not a .tar file"),
-            "{}",
-            sentence(&text)
-        );
+        assert!(sentence(&text).contains("not a .tar file"), "{}", sentence(&text));
         assert!(sentence(&dir.path().join("x-{0..2}.tar")).contains("x-0.tar"));
         assert!(sentence(&dir.path().join("*.tar")).contains("matches no file"));
     }

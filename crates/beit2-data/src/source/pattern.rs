@@ -1,4 +1,5 @@
-//! Shard patterns: `{000..003}` and `{a,b}` are written out as a shell would, `*` and `?` are matched in the last component.
+//! Shard patterns: `{000..003}` and `{a,b}` are written out as a shell would, `*` and `?` are
+//! matched in the last component.
 
 use std::path::{Path, PathBuf};
 
@@ -13,29 +14,23 @@ pub(super) fn is_pattern(spec: &str) -> bool {
     spec.contains(['{', '*', '?'])
 }
 
-/// The files a pattern names: braces in the order written, wildcards sorted by name. Every brace result must exist.
+/// The files a pattern names: braces in the order written, wildcards sorted by name. Every brace
+/// result must exist.
 pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>, SourceError> {
-    let fail = |problem: String| SourceError::Pattern {
-        pattern: spec.into(),
-        problem,
-    };
+    let fail = |problem: String| SourceError::Pattern { pattern: spec.into(), problem };
     let mut out = Vec::new();
     for text in expand_braces(spec).map_err(fail)? {
         let path = PathBuf::from(&text);
         if !text.contains(['*', '?']) {
             if !path.is_file() {
-                return Err(fail(format!(
-                    "it names {text}, which is not there; shards must be complete"
-                )));
+                return Err(fail(format!("it names {text}, which is not there; shards must be complete")));
             }
             out.push(path);
             continue;
         }
         let found = matches_of(&path).map_err(|error| fail(error.to_string()))?;
         if found.is_empty() {
-            return Err(fail(
-                "it matches no file; wildcards are allowed in the last component only".into(),
-            ));
+            return Err(fail("it matches no file; wildcards are allowed in the last component only".into()));
         }
         out.extend(found);
     }
@@ -43,31 +38,18 @@ pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>, SourceError> {
 }
 
 fn matches_of(path: &Path) -> Result<Vec<PathBuf>, SourceError> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let wanted = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let name_of = |path: &Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let files = folder::list(parent)?
-        .into_iter()
-        .filter(|entry| !entry.is_dir);
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let files = folder::list(parent)?.into_iter().filter(|entry| !entry.is_dir);
     Ok(files
         .map(|entry| entry.path)
         .filter(|path| wildcard(wanted.as_bytes(), name_of(path).as_bytes()))
         .collect())
 }
 
-/// Whether `name` matches `pattern` with `*` (any run) and `?` (any byte). Linear memory, no recursion.
+/// Whether `name` matches `pattern` with `*` (any run) and `?` (any byte). Linear memory, no
+/// recursion.
 fn wildcard(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -100,9 +82,7 @@ fn expand_braces(text: &str) -> Result<Vec<String>, String> {
     let mut done = vec![String::new()];
     let mut rest = text;
     while let Some(start) = rest.find('{') {
-        let length = rest[start..]
-            .find('}')
-            .ok_or("a '{' has no '}'; write for example {000..003}")?;
+        let length = rest[start..].find('}').ok_or("a '{' has no '}'; write for example {000..003}")?;
         let choices = brace_choices(&rest[start + 1..start + length])?;
         if done.len().saturating_mul(choices.len()) > MAX_SHARDS {
             return Err(format!("it names more than {MAX_SHARDS} shards"));
@@ -110,11 +90,7 @@ fn expand_braces(text: &str) -> Result<Vec<String>, String> {
         let before = &rest[..start];
         done = done
             .iter()
-            .flat_map(|head| {
-                choices
-                    .iter()
-                    .map(move |choice| format!("{head}{before}{choice}"))
-            })
+            .flat_map(|head| choices.iter().map(move |choice| format!("{head}{before}{choice}")))
             .collect();
         rest = &rest[start + length + 1..];
     }
@@ -128,17 +104,10 @@ fn brace_choices(inside: &str) -> Result<Vec<String>, String> {
         return Ok(inside.split(',').map(str::to_owned).collect());
     };
     let number = |text: &str| {
-        let digits =
-            !text.is_empty() && text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit());
-        let parsed = if digits {
-            text.parse::<u64>().ok()
-        } else {
-            None
-        };
+        let digits = !text.is_empty() && text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit());
+        let parsed = if digits { text.parse::<u64>().ok() } else { None };
         parsed.ok_or_else(|| {
-            format!(
-                "'{{{inside}}}' is not a range of whole numbers; write for example {{000..003}}"
-            )
+            format!("'{{{inside}}}' is not a range of whole numbers; write for example {{000..003}}")
         })
     };
     let (first, last) = (number(from)?, number(to)?);
@@ -159,25 +128,14 @@ mod tests {
 
     #[test]
     fn braces() {
-        let check = |text: &str, expected: &[&str]| {
-            assert_eq!(expand_braces(text).unwrap(), expected, "{text}")
-        };
+        let check =
+            |text: &str, expected: &[&str]| assert_eq!(expand_braces(text).unwrap(), expected, "{text}");
         check("a.tar", &["a.tar"]);
-        check(
-            "s-{008..011}.tar",
-            &["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"],
-        );
+        check("s-{008..011}.tar", &["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"]);
         check("s-{9..11}", &["s-9", "s-10", "s-11"]);
         check("{a,b}{0..1}", &["a0", "a1", "b0", "b1"]);
-        for bad in [
-            "{0..3",
-            "{3..1}",
-            "{a..c}",
-            "{0..99999999}",
-            "{0..999}{0..999}{0..9}",
-            "{-1..2}",
-            "{..}",
-        ] {
+        for bad in ["{0..3", "{3..1}", "{a..c}", "{0..99999999}", "{0..999}{0..999}{0..9}", "{-1..2}", "{..}"]
+        {
             assert!(expand_braces(bad).is_err(), "{bad}");
         }
     }
@@ -185,17 +143,9 @@ mod tests {
     #[test]
     fn wildcards() {
         let check = |p: &str, n: &str| wildcard(p.as_bytes(), n.as_bytes());
+        assert!(check("*.tar", "a.tar") && check("a?c*", "abc") && check("*a*b", "xaxxb") && check("*", ""));
         assert!(
-            check("*.tar", "a.tar")
-                && check("a?c*", "abc")
-                && check("*a*b", "xaxxb")
-                && check("*", "")
-        );
-        assert!(
-            !check("*.tar", "a.tar.gz")
-                && !check("a?c", "ac")
-                && !check("", "a")
-                && !check("*a*b", "xaxbx")
+            !check("*.tar", "a.tar.gz") && !check("a?c", "ac") && !check("", "a") && !check("*a*b", "xaxbx")
         );
     }
 }

@@ -1,6 +1,7 @@
 //! Tar shards in WebDataset layout: `key.jpg` beside an optional `key.cls`.
 //!
-//! The index (member, position, size) is built once by stepping over the headers; a sample is then one positioned read.
+//! The index (member, position, size) is built once by stepping over the headers; a sample is then
+//! one positioned read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,9 +9,7 @@ use std::io::{Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use super::positioned::read_exact_at;
-use super::{
-    Fingerprint, IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, has_extension, is_image_name,
-};
+use super::{Fingerprint, IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, has_extension, is_image_name};
 use crate::error::SourceError;
 
 /// Most classes that labels in `.cls` members may imply when no `classes.txt` names them.
@@ -26,12 +25,14 @@ pub type StaticShard = (&'static str, &'static [u8]);
 ///
 /// Samples come in the order of shards and members. Labels, in this order of preference:
 /// 1. `key.cls` members holding a decimal class number; a sample without one has no label.
-/// 2. The name of the folder a member lies in (`train/cat/1.jpg` is a `cat`), when every sample lies in one and there are at
-///    least two different ones. A single folder around everything is packaging, not a class.
+/// 2. The name of the folder a member lies in (`train/cat/1.jpg` is a `cat`), when every sample
+///    lies in one and there are at least two different ones. A single folder around everything is
+///    packaging, not a class.
 /// 3. No labels.
 ///
-/// Class names are the lines of a `classes.txt` member of any shard, else the sorted folder names, else the numbers as
-/// text. With both `classes.txt` and folder names, a folder's number is its line.
+/// Class names are the lines of a `classes.txt` member of any shard, else the sorted folder names,
+/// else the numbers as text. With both `classes.txt` and folder names, a folder's number is its
+/// line.
 #[derive(Debug)]
 pub struct TarSource {
     shards: Vec<Shard>,
@@ -71,8 +72,8 @@ struct Scan {
 }
 
 impl TarSource {
-    /// Opens shard files in the given order. Fails when one is missing, compressed, truncated or not a tar file, or when
-    /// there is no image in any of them.
+    /// Opens shard files in the given order. Fails when one is missing, compressed, truncated or
+    /// not a tar file, or when there is no image in any of them.
     pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
@@ -80,26 +81,17 @@ impl TarSource {
             check_name(path, &name)?;
             let file = File::open(path).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => SourceError::Missing { path: name.clone() },
-                _ => SourceError::Io {
-                    path: name.clone(),
-                    action: "open the shard",
-                    error,
-                },
+                _ => SourceError::Io { path: name.clone(), action: "open the shard", error },
             })?;
-            shards.push(Shard {
-                name,
-                bytes: Bytes::File(file),
-            });
+            shards.push(Shard { name, bytes: Bytes::File(file) });
         }
         Self::index(shards)
     }
 
     /// Serves shards that are compiled into the program. Fails as [`Self::open`] does.
     pub fn from_static(shards: &[StaticShard]) -> Result<Self, SourceError> {
-        let shard = |&(name, bytes): &StaticShard| Shard {
-            name: name.to_owned(),
-            bytes: Bytes::Static(bytes),
-        };
+        let shard =
+            |&(name, bytes): &StaticShard| Shard { name: name.to_owned(), bytes: Bytes::Static(bytes) };
         Self::index(shards.iter().map(shard).collect())
     }
 
@@ -116,32 +108,18 @@ impl TarSource {
                     })?;
                     scan.shard(number as u32, &shard.name, file, length)?;
                 }
-                Bytes::Static(bytes) => scan.shard(
-                    number as u32,
-                    &shard.name,
-                    Cursor::new(*bytes),
-                    bytes.len() as u64,
-                )?,
+                Bytes::Static(bytes) => {
+                    scan.shard(number as u32, &shard.name, Cursor::new(*bytes), bytes.len() as u64)?
+                }
             }
         }
         if scan.members.is_empty() {
             let names: Vec<&str> = shards.iter().take(3).map(|s| s.name.as_str()).collect();
-            let place = format!(
-                "{}{}",
-                names.join(", "),
-                if shards.len() > 3 { ", ..." } else { "" }
-            );
-            return Err(SourceError::NoImages {
-                place,
-                extensions: dotted(&IMAGE_EXTENSIONS),
-            });
+            let place = format!("{}{}", names.join(", "), if shards.len() > 3 { ", ..." } else { "" });
+            return Err(SourceError::NoImages { place, extensions: dotted(&IMAGE_EXTENSIONS) });
         }
         let (members, classes) = scan.label(&shards)?;
-        Ok(Self {
-            shards,
-            members,
-            classes,
-        })
+        Ok(Self { shards, members, classes })
     }
 }
 
@@ -156,10 +134,7 @@ fn check_name(path: &Path, name: &str) -> Result<(), SourceError> {
     } else {
         "it is a single file but not a .tar file"
     };
-    Err(SourceError::NotASource {
-        path: name.into(),
-        problem: problem.into(),
-    })
+    Err(SourceError::NotASource { path: name.into(), problem: problem.into() })
 }
 
 impl Scan {
@@ -171,19 +146,11 @@ impl Scan {
         bytes: impl Read + Seek,
         length: u64,
     ) -> Result<(), SourceError> {
-        let fail = |problem: String| SourceError::Shard {
-            shard: name.to_owned(),
-            problem,
-        };
-        let unsound = |error: std::io::Error| {
-            fail(format!(
-                "not a sound tar file ({error}); copy or make it again"
-            ))
-        };
+        let fail = |problem: String| SourceError::Shard { shard: name.to_owned(), problem };
+        let unsound =
+            |error: std::io::Error| fail(format!("not a sound tar file ({error}); copy or make it again"));
         if length == 0 {
-            return Err(fail(
-                "the file is empty; a tar file with images was expected".into(),
-            ));
+            return Err(fail("the file is empty; a tar file with images was expected".into()));
         }
         let mut archive = tar::Archive::new(bytes);
         for entry in archive.entries_with_seek().map_err(unsound)? {
@@ -199,38 +166,21 @@ impl Scan {
                     "truncated: member {path} needs {size} bytes at {offset}, but the file has only {length}; copy it again"
                 )));
             }
-            let hidden = path
-                .rsplit('/')
-                .next()
-                .is_none_or(|file| file.is_empty() || file.starts_with('.'));
+            let hidden = path.rsplit('/').next().is_none_or(|file| file.is_empty() || file.starts_with('.'));
             if hidden {
                 continue;
             }
             if is_image_name(Path::new(&path)) {
-                self.members.push(Member {
-                    shard: number,
-                    path,
-                    offset,
-                    size,
-                    label: None,
-                });
+                self.members.push(Member { shard: number, path, offset, size, label: None });
             } else if has_extension(Path::new(&path), &["cls"]) {
                 let text = small_text(&mut entry, size).map_err(|e| label_error(name, &path, e))?;
                 let label = parse_label(&text).map_err(|e| label_error(name, &path, e))?;
-                self.labels
-                    .insert((number, key_of(&path).to_owned()), label);
+                self.labels.insert((number, key_of(&path).to_owned()), label);
             } else if path.rsplit('/').next() == Some("classes.txt") {
                 let text = small_text(&mut entry, size).map_err(|e| label_error(name, &path, e))?;
-                let lines: Vec<String> = text
-                    .lines()
-                    .map(|line| line.trim().to_owned())
-                    .filter(|l| !l.is_empty())
-                    .collect();
-                if self
-                    .class_names
-                    .as_ref()
-                    .is_some_and(|known| *known != lines)
-                {
+                let lines: Vec<String> =
+                    text.lines().map(|line| line.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+                if self.class_names.as_ref().is_some_and(|known| *known != lines) {
                     return Err(label_error(
                         name,
                         &path,
@@ -245,11 +195,7 @@ impl Scan {
 
     /// Gives every member its label by the rules of [`TarSource`].
     fn label(mut self, shards: &[Shard]) -> Result<(Vec<Member>, Vec<String>), SourceError> {
-        let shard_name = |member: &Member| {
-            shards
-                .get(member.shard as usize)
-                .map_or("", |s| s.name.as_str())
-        };
+        let shard_name = |member: &Member| shards.get(member.shard as usize).map_or("", |s| s.name.as_str());
         if !self.labels.is_empty() {
             let largest = self.labels.values().copied().max().unwrap_or(0);
             let classes = match self.class_names.take() {
@@ -257,26 +203,17 @@ impl Scan {
                 None => (0..=largest).map(|n| n.to_string()).collect(),
             };
             for member in &mut self.members {
-                let label = self
-                    .labels
-                    .get(&(member.shard, key_of(&member.path).to_owned()))
-                    .copied();
+                let label = self.labels.get(&(member.shard, key_of(&member.path).to_owned())).copied();
                 if let Some(label) = label.filter(|&label| label as usize >= classes.len()) {
-                    let problem = format!(
-                        "class {label} is not in classes.txt, which has {} lines",
-                        classes.len()
-                    );
+                    let problem =
+                        format!("class {label} is not in classes.txt, which has {} lines", classes.len());
                     return Err(label_error(shard_name(member), &member.path, problem));
                 }
                 member.label = label;
             }
             return Ok((self.members, classes));
         }
-        let mut folders: Vec<&str> = self
-            .members
-            .iter()
-            .filter_map(|m| folder_of(&m.path))
-            .collect();
+        let mut folders: Vec<&str> = self.members.iter().filter_map(|m| folder_of(&m.path)).collect();
         let all_in_folders = folders.len() == self.members.len();
         folders.sort_unstable();
         folders.dedup();
@@ -287,11 +224,8 @@ impl Scan {
             Some(names) => names,
             None => folders.iter().map(|&f| f.to_owned()).collect(),
         };
-        let numbers: HashMap<&str, u32> = classes
-            .iter()
-            .enumerate()
-            .map(|(i, c)| (c.as_str(), i as u32))
-            .collect();
+        let numbers: HashMap<&str, u32> =
+            classes.iter().enumerate().map(|(i, c)| (c.as_str(), i as u32)).collect();
         for member in &mut self.members {
             let folder = folder_of(&member.path).unwrap_or_default();
             member.label = numbers.get(folder).copied();
@@ -310,10 +244,7 @@ impl Source for TarSource {
     }
 
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
-        let member = self.members.get(index).ok_or(SourceError::Index {
-            index,
-            len: self.len(),
-        })?;
+        let member = self.members.get(index).ok_or(SourceError::Index { index, len: self.len() })?;
         if member.size > MAX_SAMPLE_BYTES {
             return Err(SourceError::TooLarge {
                 name: self.name(index),
@@ -321,17 +252,9 @@ impl Source for TarSource {
                 limit: MAX_SAMPLE_BYTES,
             });
         }
-        let io = |error| SourceError::Io {
-            path: self.name(index),
-            action: "read the member",
-            error,
-        };
+        let io = |error| SourceError::Io { path: self.name(index), action: "read the member", error };
         let size = member.size as usize;
-        match self
-            .shards
-            .get(member.shard as usize)
-            .map(|shard| &shard.bytes)
-        {
+        match self.shards.get(member.shard as usize).map(|shard| &shard.bytes) {
             Some(Bytes::File(file)) => {
                 let mut buffer = vec![0; size];
                 read_exact_at(file, &mut buffer, member.offset).map_err(io)?;
@@ -350,10 +273,7 @@ impl Source for TarSource {
         let Some(member) = self.members.get(index) else {
             return String::new();
         };
-        let shard = self
-            .shards
-            .get(member.shard as usize)
-            .map_or("", |s| s.name.as_str());
+        let shard = self.shards.get(member.shard as usize).map_or("", |s| s.name.as_str());
         format!("{shard}:{}", member.path)
     }
 
@@ -374,20 +294,17 @@ impl Source for TarSource {
     }
 }
 
-/// `./a//b.jpg` and `a/b.jpg` are one name. (Members are never written to disk, so `..` is harmless.)
+/// `./a//b.jpg` and `a/b.jpg` are one name. (Members are never written to disk, so `..` is
+/// harmless.)
 fn normal_path(path: &str) -> String {
-    path.split('/')
-        .filter(|part| !part.is_empty() && *part != ".")
-        .collect::<Vec<_>>()
-        .join("/")
+    path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
 }
 
-/// The part that members of one sample share: up to the first dot of the file name (WebDataset's rule).
+/// The part that members of one sample share: up to the first dot of the file name (WebDataset's
+/// rule).
 fn key_of(path: &str) -> &str {
     let file = path.rfind('/').map_or(0, |slash| slash + 1);
-    path[file..]
-        .find('.')
-        .map_or(path, |dot| &path[..file + dot])
+    path[file..].find('.').map_or(path, |dot| &path[..file + dot])
 }
 
 /// Name of the folder directly around a member.
@@ -398,35 +315,21 @@ fn folder_of(path: &str) -> Option<&str> {
 
 fn small_text(entry: &mut impl Read, size: u64) -> Result<String, String> {
     if size > MAX_TEXT_BYTES {
-        return Err(format!(
-            "{size} bytes of text is more than the limit of {MAX_TEXT_BYTES}"
-        ));
+        return Err(format!("{size} bytes of text is more than the limit of {MAX_TEXT_BYTES}"));
     }
     let mut text = String::new();
-    entry
-        .read_to_string(&mut text)
-        .map_err(|error| format!("it cannot be read as text ({error})"))?;
+    entry.read_to_string(&mut text).map_err(|error| format!("it cannot be read as text ({error})"))?;
     Ok(text)
 }
 
 fn parse_label(text: &str) -> Result<u32, String> {
-    let label = text
-        .trim()
-        .parse::<u32>()
-        .ok()
-        .filter(|&label| label < MAX_CLASSES);
+    let label = text.trim().parse::<u32>().ok().filter(|&label| label < MAX_CLASSES);
     label.ok_or_else(|| {
         let start: String = text.trim().chars().take(20).collect();
-        format!(
-            "'{start}' is not a class number; a decimal number below {MAX_CLASSES} was expected"
-        )
+        format!("'{start}' is not a class number; a decimal number below {MAX_CLASSES} was expected")
     })
 }
 
 fn label_error(shard: &str, member: &str, problem: String) -> SourceError {
-    SourceError::Label {
-        shard: shard.into(),
-        member: member.into(),
-        problem,
-    }
+    SourceError::Label { shard: shard.into(), member: member.into(), problem }
 }

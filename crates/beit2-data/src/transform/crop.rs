@@ -1,4 +1,5 @@
-//! The random box of RandomResizedCrop (Szegedy et al. 2015, "Going deeper with convolutions"; torchvision's rules).
+//! The random box of RandomResizedCrop (Szegedy et al. 2015, "Going deeper with convolutions";
+//! torchvision's rules).
 
 use crate::error::TransformError;
 use crate::rng::{Rng, below, uniform};
@@ -23,20 +24,13 @@ impl CropBox {
     /// The whole picture.
     #[must_use]
     pub fn whole(width: u32, height: u32) -> Self {
-        Self {
-            top: 0,
-            left: 0,
-            height,
-            width,
-        }
+        Self { top: 0, left: 0, height, width }
     }
 
     /// The same pixels' box after a left-right flip of a picture `image_width` pixels wide.
     #[must_use]
     pub fn mirrored(&self, image_width: u32) -> Self {
-        let left = image_width
-            .saturating_sub(self.left)
-            .saturating_sub(self.width);
+        let left = image_width.saturating_sub(self.left).saturating_sub(self.width);
         Self { left, ..*self }
     }
 
@@ -65,7 +59,8 @@ impl CropBox {
     }
 }
 
-/// What boxes are drawn. Default: area 0.2 to 1 of the picture (the paper's recipe), width / height 3/4 to 4/3.
+/// What boxes are drawn. Default: area 0.2 to 1 of the picture (the paper's recipe), width / height
+/// 3/4 to 4/3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CropConfig {
     /// Smallest share of the picture's area.
@@ -80,20 +75,15 @@ pub struct CropConfig {
 
 impl Default for CropConfig {
     fn default() -> Self {
-        Self {
-            min_scale: 0.2,
-            max_scale: 1.0,
-            min_ratio: 3.0 / 4.0,
-            max_ratio: 4.0 / 3.0,
-        }
+        Self { min_scale: 0.2, max_scale: 1.0, min_ratio: 3.0 / 4.0, max_ratio: 4.0 / 3.0 }
     }
 }
 
 impl CropConfig {
     /// Draws a box inside a picture of `width` x `height` pixels (both at least 1).
     ///
-    /// Area uniform, aspect log-uniform, position uniform; after ten boxes that do not fit, the central crop clamped to the
-    /// aspect limits.
+    /// Area uniform, aspect log-uniform, position uniform; after ten boxes that do not fit, the
+    /// central crop clamped to the aspect limits.
     pub fn sample(&self, rng: &mut impl Rng, width: u32, height: u32) -> CropBox {
         let area = f64::from(width) * f64::from(height);
         for _ in 0..TRIES {
@@ -101,16 +91,12 @@ impl CropConfig {
             let ratio = uniform(rng, self.min_ratio.ln(), self.max_ratio.ln()).exp();
             let w = (target * ratio).sqrt().round_ties_even() as u32;
             let h = (target / ratio).sqrt().round_ties_even() as u32;
-            // Differs from upstream: a picture of one or two pixels can round to an empty box, on which Pillow fails.
+            // Differs from upstream: a picture of one or two pixels can round to an empty box, on
+            // which Pillow fails.
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
                 let top = below(rng, u64::from(height - h) + 1) as u32;
                 let left = below(rng, u64::from(width - w) + 1) as u32;
-                return CropBox {
-                    top,
-                    left,
-                    height: h,
-                    width: w,
-                };
+                return CropBox { top, left, height: h, width: w };
             }
         }
         self.central(width, height)
@@ -128,12 +114,7 @@ impl CropConfig {
             (width, height)
         };
         let (w, h) = (w.clamp(1, width.max(1)), h.clamp(1, height.max(1)));
-        CropBox {
-            top: height.saturating_sub(h) / 2,
-            left: width.saturating_sub(w) / 2,
-            height: h,
-            width: w,
-        }
+        CropBox { top: height.saturating_sub(h) / 2, left: width.saturating_sub(w) / 2, height: h, width: w }
     }
 }
 
@@ -157,57 +138,18 @@ mod tests {
 
     #[test]
     fn long_pictures_get_the_central_crop() {
-        let config = CropConfig {
-            min_scale: 1.0,
-            ..CropConfig::default()
-        };
-        let mut rng = Key {
-            seed: 0,
-            epoch: 0,
-            index: 0,
-            purpose: Purpose::Augment,
-        }
-        .rng();
+        let config = CropConfig { min_scale: 1.0, ..CropConfig::default() };
+        let mut rng = Key { seed: 0, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
         // 100 wide at ratio 3/4 is 133.33 high; (600 - 133) / 2 rounds down.
-        assert_eq!(
-            config.sample(&mut rng, 100, 600),
-            CropBox {
-                top: 233,
-                left: 0,
-                height: 133,
-                width: 100
-            }
-        );
-        assert_eq!(
-            config.sample(&mut rng, 600, 100),
-            CropBox {
-                top: 0,
-                left: 233,
-                height: 100,
-                width: 133
-            }
-        );
+        assert_eq!(config.sample(&mut rng, 100, 600), CropBox { top: 233, left: 0, height: 133, width: 100 });
+        assert_eq!(config.sample(&mut rng, 600, 100), CropBox { top: 0, left: 233, height: 100, width: 133 });
         assert_eq!(config.sample(&mut rng, 1, 1), CropBox::whole(1, 1));
     }
 
     #[test]
     fn boxes_outside_are_refused() {
-        let outside = CropBox {
-            top: 0,
-            left: u32::MAX,
-            height: 1,
-            width: 2,
-        };
+        let outside = CropBox { top: 0, left: u32::MAX, height: 1, width: 2 };
         assert!(outside.check(10, 10).is_err());
-        assert!(
-            CropBox {
-                top: 0,
-                left: 0,
-                height: 0,
-                width: 1
-            }
-            .check(10, 10)
-            .is_err()
-        );
+        assert!(CropBox { top: 0, left: 0, height: 0, width: 1 }.check(10, 10).is_err());
     }
 }

@@ -1,12 +1,13 @@
 //! Small pure functions on pictures, with Pillow's and torchvision's arithmetic.
 //!
-//! Random parameters are drawn in one place per transform and passed in as plain values, so that any augmentation can be
-//! logged and replayed. Nothing here draws while it touches pixels.
+//! Random parameters are drawn in one place per transform and passed in as plain values, so that
+//! any augmentation can be logged and replayed. Nothing here draws while it touches pixels.
 
 pub mod crop;
 pub mod eval;
 pub mod flip;
 pub mod jitter;
+mod pixel_steps;
 mod resample;
 pub mod resize;
 

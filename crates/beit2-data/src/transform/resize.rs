@@ -1,6 +1,7 @@
 //! Cropping and resizing with Pillow's filters.
 //!
-//! Pillow's "bicubic" is the cubic kernel with a = -0.5 and its "lanczos" has three lobes; both widen when shrinking.
+//! Pillow's "bicubic" is the cubic kernel with a = -0.5 and its "lanczos" has three lobes; both
+//! widen when shrinking.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,11 +34,7 @@ pub fn resize(
     filter: Interpolation,
 ) -> Result<Image, TransformError> {
     if !(1..=MAX_TARGET_SIDE).contains(&width) || !(1..=MAX_TARGET_SIDE).contains(&height) {
-        return Err(TransformError::TargetSize {
-            width,
-            height,
-            max: MAX_TARGET_SIDE,
-        });
+        return Err(TransformError::TargetSize { width, height, max: MAX_TARGET_SIDE });
     }
     image.check()?;
     CropBox::whole(image.width, image.height).check(image.width, image.height)?; // not empty
@@ -45,12 +42,7 @@ pub fn resize(
         return Ok(image.clone());
     }
     let size = |w: u32, h: u32| (w as usize, h as usize);
-    let data = resample(
-        &image.data,
-        size(image.width, image.height),
-        size(width, height),
-        filter,
-    );
+    let data = resample(&image.data, size(image.width, image.height), size(width, height), filter);
     Image::new(width, height, data)
 }
 
@@ -70,12 +62,11 @@ pub(crate) fn box_rows(image: &Image, area: CropBox) -> impl Iterator<Item = &[u
     let stride = image.width as usize * 3;
     let (start, length) = (area.left as usize * 3, area.width as usize * 3);
     let rows = image.data.chunks_exact(stride.max(1));
-    rows.skip(area.top as usize)
-        .take(area.height as usize)
-        .map(move |row| &row[start..start + length])
+    rows.skip(area.top as usize).take(area.height as usize).map(move |row| &row[start..start + length])
 }
 
-/// Cuts a box out and resizes it: the pixels outside the box have no influence, as in torchvision's `resized_crop`.
+/// Cuts a box out and resizes it: the pixels outside the box have no influence, as in torchvision's
+/// `resized_crop`.
 pub fn crop_resize(
     image: &Image,
     area: CropBox,
@@ -93,16 +84,9 @@ mod tests {
     #[test]
     fn flat_pictures_stay_flat() {
         let image = Image::new(37, 23, [9, 200, 77].repeat(37 * 23)).unwrap();
-        for filter in [
-            Interpolation::Bilinear,
-            Interpolation::Bicubic,
-            Interpolation::Lanczos,
-        ] {
+        for filter in [Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos] {
             for (w, h) in [(1, 1), (16, 16), (64, 50)] {
-                assert_eq!(
-                    resize(&image, w, h, filter).unwrap().data,
-                    [9, 200, 77].repeat((w * h) as usize)
-                );
+                assert_eq!(resize(&image, w, h, filter).unwrap().data, [9, 200, 77].repeat((w * h) as usize));
             }
         }
     }
@@ -115,27 +99,11 @@ mod tests {
             Err(TransformError::TargetSize { .. })
         ));
         assert!(resize(&image, 4, 1 << 20, Interpolation::Bicubic).is_err());
-        let area = CropBox {
-            top: 1,
-            left: 1,
-            height: 2,
-            width: 1,
-        };
-        assert!(matches!(
-            crop(&image, area),
-            Err(TransformError::CropOutside { .. })
-        ));
-        let empty = Image {
-            width: 0,
-            height: 0,
-            data: vec![],
-        };
+        let area = CropBox { top: 1, left: 1, height: 2, width: 1 };
+        assert!(matches!(crop(&image, area), Err(TransformError::CropOutside { .. })));
+        let empty = Image { width: 0, height: 0, data: vec![] };
         assert!(resize(&empty, 4, 4, Interpolation::Bicubic).is_err());
-        let broken = Image {
-            width: 2,
-            height: 2,
-            data: vec![0; 5],
-        };
+        let broken = Image { width: 2, height: 2, data: vec![0; 5] };
         assert!(resize(&broken, 4, 4, Interpolation::Bicubic).is_err());
     }
 
@@ -143,15 +111,7 @@ mod tests {
     fn crop_copies_the_box() {
         let data: Vec<u8> = (0..27).collect();
         let image = Image::new(3, 3, data).unwrap();
-        let area = CropBox {
-            top: 1,
-            left: 1,
-            height: 2,
-            width: 2,
-        };
-        assert_eq!(
-            crop(&image, area).unwrap().data,
-            [12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26]
-        );
+        let area = CropBox { top: 1, left: 1, height: 2, width: 2 };
+        assert_eq!(crop(&image, area).unwrap().data, [12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26]);
     }
 }

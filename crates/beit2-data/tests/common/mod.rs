@@ -1,4 +1,5 @@
-//! Reference data for tests: the folder in `BEIT2_GOLDEN`, the workspace's `tests/golden/`, and the excerpt in `tests/data/`.
+//! Reference data for tests: the folder in `BEIT2_GOLDEN`, the workspace's `tests/golden/`, and the
+//! excerpt in `tests/data/`.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -25,22 +26,16 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Loads `NAME.json` and `NAME.safetensors`; prints a line and gives nothing when they are not there.
+    /// Loads `NAME.json` and `NAME.safetensors`; prints a line and gives nothing when they are not
+    /// there.
     pub fn load(dir: &Path, name: &str) -> Option<Self> {
         let path = |ending: &str| dir.join(format!("{name}.{ending}"));
         if !path("json").exists() || !path("safetensors").exists() {
-            println!(
-                "skipped: no {name}.json and {name}.safetensors in {}",
-                dir.display()
-            );
+            println!("skipped: no {name}.json and {name}.safetensors in {}", dir.display());
             return None;
         }
         let json = serde_json::from_slice(&std::fs::read(path("json")).unwrap()).unwrap();
-        Some(Self {
-            dir: dir.into(),
-            json,
-            bytes: std::fs::read(path("safetensors")).unwrap(),
-        })
+        Some(Self { dir: dir.into(), json, bytes: std::fs::read(path("safetensors")).unwrap() })
     }
 
     pub fn tensors(&self) -> SafeTensors<'_> {
@@ -51,9 +46,7 @@ impl Suite {
     pub fn image(&self, name: &str) -> Option<Image> {
         let tensors = self.tensors();
         let tensor = tensors.tensor(name).ok()?;
-        let &[h, w, 3] = tensor.shape() else {
-            panic!("{name} is not [H, W, 3]")
-        };
+        let &[h, w, 3] = tensor.shape() else { panic!("{name} is not [H, W, 3]") };
         Some(Image::new(w as u32, h as u32, tensor.data().to_vec()).unwrap())
     }
 
@@ -66,10 +59,7 @@ impl Suite {
 
 /// Suite J from both places.
 pub fn image_suites() -> Vec<Suite> {
-    [golden_dir(), excerpt_dir()]
-        .iter()
-        .filter_map(|dir| Suite::load(dir, "J_images"))
-        .collect()
+    [golden_dir(), excerpt_dir()].iter().filter_map(|dir| Suite::load(dir, "J_images")).collect()
 }
 
 /// Largest difference of any value; different sizes count as 256.
@@ -77,32 +67,14 @@ pub fn max_difference(a: &Image, b: &Image) -> u8 {
     if (a.width, a.height) != (b.width, b.height) {
         return 255;
     }
-    a.data
-        .iter()
-        .zip(&b.data)
-        .map(|(x, y)| x.abs_diff(*y))
-        .max()
-        .unwrap_or(0)
+    a.data.iter().zip(&b.data).map(|(x, y)| x.abs_diff(*y)).max().unwrap_or(0)
 }
 
 /// A picture of noise.
 pub fn noise(width: u32, height: u32, seed: u64) -> Image {
     use beit2_data::rng::Rng;
-    let mut rng = Key {
-        seed,
-        epoch: 0,
-        index: 0,
-        purpose: Purpose::Other(99),
-    }
-    .rng();
-    Image::new(
-        width,
-        height,
-        (0..width * height * 3)
-            .map(|_| rng.next_u32() as u8)
-            .collect(),
-    )
-    .unwrap()
+    let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Other(99) }.rng();
+    Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
 }
 
 /// A picture as a PPM file.

@@ -8,8 +8,9 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::softmax::{backward_rows, softmax_rows};
-use crate::flex::{owned, vector, view};
+use crate::flex::{owned, tensor, view};
 use crate::matrix::{Matrix, Store, product, product_at};
+use crate::memory::Buffer;
 
 /// Logits of a block: 256 KiB.
 const BLOCK: usize = 64 * 1024;
@@ -136,8 +137,8 @@ pub(crate) fn forward(
 ) -> (FlexTensor, FlexTensor) {
     let bias = bias.map(owned);
     let bias = Bias::of(bias.as_ref());
-    let mut y = vector(s.batch * s.queries * s.width());
-    let mut lse = vector(s.batch * s.heads * s.queries);
+    let mut y = Buffer::any(s.batch * s.queries * s.width());
+    let mut lse = Buffer::any(s.batch * s.heads * s.queries);
     let out = Target::part(&mut y, s.queries, s.width(), 0);
     let block = s.block();
     lse.par_chunks_mut(s.queries.max(1)).enumerate().for_each_init(
@@ -169,7 +170,7 @@ pub(crate) fn forward(
             }
         },
     );
-    (y.into_tensor([s.batch, s.queries, s.width()]), lse.into_tensor([s.batch, s.heads, s.queries]))
+    (tensor(y, [s.batch, s.queries, s.width()]), tensor(lse, [s.batch, s.heads, s.queries]))
 }
 
 /// What the forward pass left and what came from behind.
@@ -206,7 +207,7 @@ pub(crate) fn backward(
     };
     let samples = s.batch.div_ceil(groups.max(1)).max(1);
     let groups = s.batch.div_ceil(samples);
-    let mut partial = vector(if bias_grad { groups * s.heads * area } else { 0 });
+    let mut partial = Buffer::zeros(if bias_grad { groups * s.heads * area } else { 0 });
     let area_grad = if bias_grad { area } else { 0 };
     let places = PartialSums { data: partial.as_mut_ptr(), area: area_grad };
     let block = s.block();
@@ -225,9 +226,9 @@ pub(crate) fn backward(
         let lead = if shared { 1 } else { s.batch };
         let shape = [lead, s.heads, s.queries, s.keys];
         if groups == lead {
-            return partial.into_tensor(shape);
+            return tensor(partial, shape);
         }
-        let mut total = vector(s.heads * area);
+        let mut total = Buffer::zeros(s.heads * area);
         total.par_chunks_mut(4096).enumerate().for_each(|(i, total)| {
             for group in 0..groups {
                 let start = group * s.heads * area + i * 4096;
@@ -236,7 +237,7 @@ pub(crate) fn backward(
                 }
             }
         });
-        total.into_tensor(shape)
+        tensor(total, shape)
     })
 }
 

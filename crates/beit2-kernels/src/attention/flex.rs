@@ -5,7 +5,8 @@ use burn_flex::FlexTensor;
 
 use super::fast::{Saved, Shape, Target, Tokens, backward, forward, with_tokens};
 use crate::backend::{AttentionGradients, AttentionOutput};
-use crate::flex::{owned, vector, view};
+use crate::flex::{owned, tensor, view};
+use crate::memory::Buffer;
 
 pub(crate) fn attention_f32(
     q: FlexTensor,
@@ -34,9 +35,9 @@ pub(crate) fn attention_backward_f32(
     let s = shape(&q, &k, heads, scale);
     let width = heads * s.depth;
     let lse = owned(lse);
-    let mut dq = vector(s.batch * s.queries * width);
-    let mut dk = vector(s.batch * s.keys * width);
-    let mut dv = vector(s.batch * s.keys * width);
+    let mut dq = Buffer::any(s.batch * s.queries * width);
+    let mut dk = Buffer::any(s.batch * s.keys * width);
+    let mut dv = Buffer::any(s.batch * s.keys * width);
     let targets = [
         Target::part(&mut dq, s.queries, width, 0),
         Target::part(&mut dk, s.keys, width, 0),
@@ -56,9 +57,9 @@ pub(crate) fn attention_backward_f32(
         })
     });
     (
-        dq.into_tensor([s.batch, s.queries, width]),
-        dk.into_tensor([s.batch, s.keys, width]),
-        dv.into_tensor([s.batch, s.keys, width]),
+        tensor(dq, [s.batch, s.queries, width]),
+        tensor(dk, [s.batch, s.keys, width]),
+        tensor(dv, [s.batch, s.keys, width]),
         dbias,
     )
 }
@@ -88,7 +89,7 @@ pub(crate) fn attention_qkv_backward_f32(
     let s = fused_shape(&qkv, heads, scale);
     let [q, k, v] = parts(&qkv, &s);
     let width = heads * s.depth;
-    let mut dqkv = vector(s.batch * s.keys * 3 * width);
+    let mut dqkv = Buffer::any(s.batch * s.keys * 3 * width);
     let targets = [0, 1, 2].map(|i| Target::part(&mut dqkv, s.keys, 3 * width, i * width));
     let dbias = with_tokens(&output, |output| {
         with_tokens(&grad, |grad| {
@@ -97,7 +98,7 @@ pub(crate) fn attention_qkv_backward_f32(
             backward(saved, bias, bias_grad, targets, s)
         })
     });
-    (dqkv.into_tensor([s.batch, s.keys, 3 * width]), dbias)
+    (tensor(dqkv, [s.batch, s.keys, 3 * width]), dbias)
 }
 
 fn shape(q: &FlexTensor, k: &FlexTensor, heads: usize, scale: f64) -> Shape {

@@ -2,6 +2,10 @@
 
 mod config;
 mod model;
+mod recipe;
+mod train;
 
 pub use config::MimConfig;
 pub use model::{MimLogits, MimLoss, MimModel, TokenMask, masked_labels};
+pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
+pub use train::{MimEvaluation, evaluate, inputs, train};

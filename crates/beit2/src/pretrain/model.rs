@@ -43,6 +43,18 @@ impl<B: Backend> TokenMask<B> {
         }
     }
 
+    /// The same mask on the backend that records gradients.
+    pub fn record<A>(self) -> TokenMask<A>
+    where
+        A: beit2_kernels::AutodiffBackend<InnerBackend = B>,
+    {
+        TokenMask {
+            mask: Tensor::from_inner(self.mask),
+            with_cls: self.with_cls.record(),
+            masked: self.masked.record(),
+        }
+    }
+
     /// Masked patches per image, M.
     pub fn per_image(&self) -> usize {
         self.masked.per_sample()

@@ -21,6 +21,13 @@ impl CodeUsage {
         }
     }
 
+    /// Adds uses counted elsewhere, in the order of the codes.
+    pub fn add_counts(&mut self, counts: impl IntoIterator<Item = u64>) {
+        for (count, more) in self.counts.iter_mut().zip(counts) {
+            *count += more;
+        }
+    }
+
     /// Uses of each code.
     pub fn counts(&self) -> &[u64] {
         &self.counts

@@ -4,11 +4,15 @@ mod config;
 mod health;
 mod kmeans;
 mod quantizer;
+mod recipe;
 pub mod teachers;
+mod train;
 mod vqkd;
 
 pub use config::{ProcessType, TokenizerConfig};
 pub use health::{CodeUsage, CodebookHealth};
 pub use kmeans::{KMeans, draw_start, kmeans};
 pub use quantizer::{Quantized, Quantizer};
+pub use recipe::{CodebookOptions, TokenizerAugment, TokenizerRecipe};
+pub use train::{TokenizerEvaluation, evaluate, train};
 pub use vqkd::{TokenizerLoss, VqKd, cosine_loss};

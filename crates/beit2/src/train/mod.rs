@@ -1,9 +1,19 @@
-//! What every training loop shares: schedules, parameter groups, AdamW.
+//! What every training loop shares: recipes' tables, schedules, parameter groups, AdamW, the run.
 
+mod assets;
+mod batches;
+mod events;
 mod groups;
 mod optimizer;
+mod recipe;
 mod schedule;
+mod session;
 
+pub use assets::{Assets, Files};
+pub use batches::{DataPosition, Item, evaluation_loader, to_device, training_loader};
+pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
+pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
 pub use schedule::{CosineSchedule, ScheduleError};
+pub use session::{Env, Outcome, Resumed, Session, StepReport, TrainState};

@@ -36,6 +36,18 @@ impl<B: Backend> Rows<B> {
         self.per_sample
     }
 
+    /// The same rows on the backend that records gradients.
+    pub fn record<A>(self) -> Rows<A>
+    where
+        A: beit2_kernels::AutodiffBackend<InnerBackend = B>,
+    {
+        Rows {
+            flat: Tensor::from_inner(self.flat),
+            local: Tensor::from_inner(self.local),
+            per_sample: self.per_sample,
+        }
+    }
+
     /// Positions in the flattened tokens `[B·T]`, `[B·R]`.
     pub fn flat(&self) -> Tensor<B, 1, Int> {
         self.flat.clone()

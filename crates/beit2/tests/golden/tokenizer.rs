@@ -188,7 +188,7 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
         named.keys()
     );
     if exact_ids {
-        model.quantize = model.quantize.update(&loss.quantized);
+        model.quantize = model.quantize.reset_usage().update(&loss.quantized);
         case.check("train/codebook_after", &model.quantize.codebook().to_data());
         case.check("train/cluster_size_after", &model.quantize.cluster_size.val().to_data());
     }

@@ -1,0 +1,180 @@
+//! Every operation, forward and backward: fast against composed from Burn's primitives.
+//!
+//! `cargo run --release -p beit2-kernels --example op_speed`
+//!
+//! Both are run in turn, so that a load on the machine hits both. Printed are the median wall time
+//! and, on Linux, the mean CPU time of all threads, which a neighbour disturbs less.
+
+use std::time::Instant;
+
+use beit2_kernels as fast;
+use beit2_kernels::reference as slow;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Distribution, Int, Tensor};
+
+type B = Autodiff<Flex>;
+type X<const D: usize> = Tensor<B, D>;
+
+const REPEATS: usize = 25;
+
+fn main() {
+    println!(
+        "{:<44} {:>9} {:>9} {:>6}   {:>9} {:>9} {:>6}",
+        "forward + backward", "fast ms", "composed", "ratio", "fast cpu", "composed", "ratio"
+    );
+    for (batch, tokens, width, heads) in [(8, 197, 384, 6), (64, 65, 128, 4), (64, 65, 192, 3)] {
+        shapes(batch, tokens, width, heads);
+    }
+}
+
+fn random<const D: usize>(dims: [usize; D]) -> X<D> {
+    X::random(dims, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+fn shapes(b: usize, t: usize, d: usize, h: usize) {
+    println!("-- {b} × {t} × {d}, {h} heads");
+    let x = random([b, t, d]);
+    let wide = random([b, t, 4 * d]);
+    let (ones, zeros) = (random([d]), random([d]));
+    compare("gelu [.., 4D]", || step(fast::gelu(leaf(&wide))), || step(slow::gelu(leaf(&wide))));
+    compare(
+        "layer_norm",
+        || step(fast::layer_norm(leaf(&x), leaf(&ones), leaf(&zeros), 1e-6)),
+        || step(slow::layer_norm(leaf(&x), leaf(&ones), leaf(&zeros), 1e-6)),
+    );
+    compare(
+        "residual_scale",
+        || step(fast::residual_scale(leaf(&x), leaf(&x), leaf(&ones))),
+        || step(slow::residual_scale(leaf(&x), leaf(&x), leaf(&ones))),
+    );
+    let (weight, bias) = (random([4 * d, d]), random([4 * d]));
+    compare(
+        "linear D → 4D",
+        || step(fast::linear(leaf(&x), leaf(&weight), Some(leaf(&bias)))),
+        || step(slow::linear(leaf(&x), leaf(&weight), Some(leaf(&bias)))),
+    );
+    let (qkv, table) = (random([b, t, 3 * d]), random([1, h, t, t]));
+    let scale = ((d / h) as f64).powf(-0.5);
+    compare(
+        "attention_qkv, shared bias with gradient",
+        || step(fast::attention_qkv(leaf(&qkv), Some(leaf(&table)), h, scale)),
+        || {
+            let qkv = leaf(&qkv);
+            let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * d, d));
+            step(slow::attention(q, k, v, Some(leaf(&table)), h, scale))
+        },
+    );
+    compare(
+        "attention, no bias",
+        || step(fast::attention(leaf(&x), leaf(&x), leaf(&x), None, h, scale)),
+        || step(slow::attention(leaf(&x), leaf(&x), leaf(&x), None, h, scale)),
+    );
+    let (rows, classes) = (b * (t - 1) * 2 / 5, 2048);
+    let logits = random([rows, classes]);
+    let ids: Vec<i32> = (0..rows as i32).map(|i| i * 31 % classes as i32).collect();
+    let ids = Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &Default::default());
+    compare(
+        "cross_entropy, 2048 classes",
+        || step(fast::cross_entropy(leaf(&logits), ids.clone())),
+        || step(slow::cross_entropy(leaf(&logits), ids.clone())),
+    );
+    let (z, codes) = (random([b * (t - 1), 32]).inner(), random([classes, 32]).inner());
+    compare(
+        "nearest_code, 2048 × 32 (forward)",
+        || drop(fast::nearest_code(z.clone(), codes.clone())),
+        || drop(slow::nearest_code(z.clone(), codes.clone())),
+    );
+    let numbers = fast::AdamwStep {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.05,
+        step: 3,
+        grad_scale: 0.5,
+    };
+    let p = || random([4 * d, 3 * d]).inner();
+    let (g, mut one, mut two) = (p(), (p(), p(), p().abs()), (p(), p(), p().abs()));
+    compare(
+        "adamw, 12·D²",
+        || {
+            let (a, b, c) = std::mem::replace(&mut one, empty());
+            one = fast::adamw(a, g.clone(), b, c, numbers);
+        },
+        || {
+            let (a, b, c) = std::mem::replace(&mut two, empty());
+            two = slow::adamw(a, g.clone(), b, c, numbers);
+        },
+    );
+}
+
+type Moments = (Tensor<Flex, 2>, Tensor<Flex, 2>, Tensor<Flex, 2>);
+
+fn empty() -> Moments {
+    let x = Tensor::zeros([1, 1], &Default::default());
+    (x.clone(), x.clone(), x)
+}
+
+/// A copy that needs a gradient, as the output of another layer would be.
+fn leaf<const D: usize>(x: &X<D>) -> X<D> {
+    x.clone().require_grad()
+}
+
+fn step<const D: usize>(y: X<D>) {
+    drop(y.backward());
+}
+
+fn compare(name: &str, mut fast: impl FnMut(), mut slow: impl FnMut()) {
+    let (mut a, mut b) = (Times::default(), Times::default());
+    (fast(), slow());
+    for _ in 0..REPEATS {
+        a.measure(&mut fast);
+        b.measure(&mut slow);
+    }
+    let (a, b) = (a.summary(), b.summary());
+    println!(
+        "{name:<44} {:>9.2} {:>9.2} {:>5.1}×   {:>9.2} {:>9.2} {:>5.1}×",
+        a.0,
+        b.0,
+        b.0 / a.0,
+        a.1,
+        b.1,
+        b.1 / a.1
+    );
+}
+
+/// Wall times of runs and CPU time of all, in ms.
+#[derive(Default)]
+struct Times {
+    wall: Vec<f64>,
+    cpu: f64,
+}
+
+impl Times {
+    fn measure(&mut self, f: &mut impl FnMut()) {
+        let (wall, cpu) = (Instant::now(), cpu_ms());
+        f();
+        self.wall.push(wall.elapsed().as_secs_f64() * 1e3);
+        self.cpu += cpu_ms() - cpu;
+    }
+
+    /// Median wall time and mean CPU time of a run.
+    fn summary(mut self) -> (f64, f64) {
+        self.wall.sort_by(f64::total_cmp);
+        let n = self.wall.len();
+        (self.wall[n / 2], self.cpu / n as f64)
+    }
+}
+
+/// CPU time of all threads of this process; 0 where the system does not tell.
+fn cpu_ms() -> f64 {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return 0.0;
+    };
+    threads
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("schedstat")).ok())
+        .filter_map(|line| line.split(' ').next()?.parse::<f64>().ok())
+        .sum::<f64>()
+        / 1e6
+}

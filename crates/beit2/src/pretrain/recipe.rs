@@ -1,0 +1,156 @@
+//! A pretraining experiment as data.
+
+use beit2_data::{BlockMaskConfig, TwoViewConfig};
+use serde::{Deserialize, Serialize};
+
+use super::MimConfig;
+use crate::error::{Error, config_error};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+
+/// `[mask]`: block masking.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MaskConfig {
+    /// Masked patches per picture: 75 of 196 in the paper.
+    pub patches: usize,
+    /// Smallest block, in patches.
+    pub min_block: usize,
+    /// Largest block, in patches; 0: `patches`.
+    pub max_block: usize,
+    /// Narrowest aspect ratio of a block; the widest is its inverse.
+    pub min_aspect: f64,
+}
+
+impl Default for MaskConfig {
+    fn default() -> Self {
+        Self { patches: 75, min_block: 16, max_block: 0, min_aspect: 0.3 }
+    }
+}
+
+/// `[augment]` of pretraining.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainAugment {
+    /// Smallest crop, as a share of the picture.
+    pub min_crop_scale: f64,
+    /// Strength of brightness, contrast and saturation jitter.
+    pub color_jitter: f64,
+    /// Probability of a flip.
+    pub hflip: f64,
+}
+
+impl Default for PretrainAugment {
+    fn default() -> Self {
+        Self { min_crop_scale: 0.2, color_jitter: 0.4, hflip: 0.5 }
+    }
+}
+
+/// `[tokenizer]`: who gives the targets.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerSource {
+    /// A tokenizer's run directory, checkpoint folder or weight file.
+    pub weights: String,
+    /// A registered variant, for weight files that do not carry their sizes (published ones); empty:
+    /// the file says.
+    pub variant: String,
+}
+
+/// A complete pretraining experiment. Defaults: the paper's base model, 1600 epochs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainRecipe {
+    /// Always `pretrain`.
+    pub stage: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Element type of the computation; `f32` is what there is today.
+    pub precision: String,
+    /// Sizes.
+    pub model: MimConfig,
+    /// Targets.
+    pub tokenizer: TokenizerSource,
+    /// Masks.
+    pub mask: MaskConfig,
+    /// Pictures.
+    pub data: DataConfig,
+    /// Augmentation.
+    pub augment: PretrainAugment,
+    /// Optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Length.
+    pub schedule: ScheduleConfig,
+    /// Records and checkpoints.
+    pub logging: LoggingConfig,
+}
+
+impl Default for PretrainRecipe {
+    fn default() -> Self {
+        let mut model = MimConfig::default();
+        model.vit.drop_path = 0.1;
+        Self {
+            stage: "pretrain".into(),
+            seed: 0,
+            precision: "f32".into(),
+            model,
+            tokenizer: TokenizerSource::default(),
+            mask: MaskConfig::default(),
+            data: DataConfig::default(),
+            augment: PretrainAugment::default(),
+            optimizer: OptimizerConfig::default(),
+            schedule: ScheduleConfig { epochs: 1600, ..ScheduleConfig::default() },
+            logging: LoggingConfig::default(),
+        }
+    }
+}
+
+impl PretrainRecipe {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.stage != "pretrain" {
+            return config_error(format!(
+                "this recipe's stage is `{}`; `pretrain` needs `pretrain`",
+                self.stage
+            ));
+        }
+        if self.precision != "f32" {
+            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
+        }
+        self.model.validate()?;
+        if self.mask.patches == 0 {
+            return config_error(
+                "mask.patches is 0, so nothing would be predicted; use at least 1 (75 of 196 in the paper)",
+            );
+        }
+        self.block_mask().validate()?;
+        Ok(())
+    }
+
+    /// The mask generator's settings.
+    pub fn block_mask(&self) -> BlockMaskConfig {
+        let grid = self.model.vit.grid();
+        BlockMaskConfig {
+            grid_h: grid,
+            grid_w: grid,
+            masked: self.mask.patches,
+            min_patches: self.mask.min_block,
+            max_patches: (self.mask.max_block > 0).then_some(self.mask.max_block),
+            min_aspect: self.mask.min_aspect,
+        }
+    }
+
+    /// The views of the model and of a tokenizer that wants `token_px` pixels.
+    pub fn views(&self, token_px: usize) -> TwoViewConfig {
+        TwoViewConfig {
+            input_size: self.model.vit.image_size as u32,
+            second_size: token_px as u32,
+            min_crop_scale: self.augment.min_crop_scale,
+            color_jitter: self.augment.color_jitter,
+            hflip: self.augment.hflip,
+            ..TwoViewConfig::default()
+        }
+    }
+}

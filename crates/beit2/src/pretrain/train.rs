@@ -1,0 +1,230 @@
+//! Masked image modeling: read top to bottom.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use beit2_data::{Batch, Key, Purpose, Source};
+use beit2_kernels::{AutodiffBackend, Backend};
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Int, Tensor};
+
+use super::{MimModel, PretrainRecipe, TokenMask, masked_labels};
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::pixels;
+use crate::tokenizer::VqKd;
+use crate::train::{
+    AdamW, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport, to_device,
+    training_loader,
+};
+use crate::vit::DropPath;
+use crate::weights;
+
+/// Results of a pass over held-out pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MimEvaluation {
+    /// Cross entropy of each branch.
+    pub loss: Vec<f64>,
+    /// Share of masked patches predicted, of each branch.
+    pub accuracy: Vec<f64>,
+}
+
+/// Pretrains a model, or continues the run in `env.dir`.
+///
+/// # Errors
+/// Settings, pictures or weights that do not fit; a run directory that cannot be used; a loss that is
+/// not finite. The last checkpoint stays usable.
+pub fn train<B: AutodiffBackend>(
+    recipe: &PretrainRecipe,
+    run_toml: &str,
+    env: Env<'_>,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    // ---- inputs -------------------------------------------------------------------------------
+    recipe.validate()?;
+    let source = env.assets.source(&recipe.data.train)?;
+    let val = match recipe.data.val.as_str() {
+        "" => None,
+        spec => Some(env.assets.source(spec)?),
+    };
+    let (tokenizer_config, tokenizer) =
+        weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
+    let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
+    if words != recipe.model.vocab {
+        return config_error(format!(
+            "model.vocab is {}, but the tokenizer has {words} codes",
+            recipe.model.vocab
+        ));
+    }
+    if grid != recipe.model.vit.grid() {
+        return config_error(format!(
+            "the tokenizer gives {grid}×{grid} words, the model has {0}×{0} patches; both grids must agree",
+            recipe.model.vit.grid()
+        ));
+    }
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+
+    // ---- model, optimiser, run ----------------------------------------------------------------
+    let mut model = MimModel::<B>::new(&recipe.model, recipe.seed, device)?;
+    let mut optimizer =
+        AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
+    let rates = recipe.model.drop_path_rates();
+    let drops = recipe.model.vit.drop_path > 0.0;
+    let facts = vec![
+        (
+            "model".into(),
+            format!(
+                "{} trained parameters, {} blocks of width {}",
+                params::count(&model),
+                recipe.model.vit.depth,
+                recipe.model.vit.width
+            ),
+        ),
+        ("masked".into(), format!("{} of {} patches", recipe.mask.patches, recipe.model.vit.patches())),
+        ("pictures".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+    ];
+    let (mut session, resumed) =
+        Session::open(env, "pretrain", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+    if let Some(resumed) = resumed {
+        let derived = |name: &str| name.ends_with("relative_position_index");
+        model = params::load_strict(model, resumed.model, DType::F32, derived)?;
+        optimizer.import(resumed.optimizer, resumed.state.step, device)?;
+    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("beit2.stage".to_owned(), "pretrain".to_owned()),
+        ("beit2.config".to_owned(), serde_json::to_string(&recipe.model).unwrap_or_default()),
+    ]);
+
+    // ---- steps --------------------------------------------------------------------------------
+    if session.is_complete() {
+        return session.finish();
+    }
+    let loader = training_loader(
+        source,
+        &recipe.data,
+        &recipe.schedule,
+        recipe.views(tokenizer_config.image_size),
+        Some(recipe.block_mask()),
+        recipe.seed,
+        session.state.data,
+    )?;
+    for batch in loader {
+        let batch = batch?;
+        session.note_batch(&batch);
+        let step = session.state.step;
+        let lr = plan.lr.at(step);
+        let (x, labels, mask) = inputs::<B::InnerBackend>(&tokenizer, &batch, recipe, device)?;
+        let drop = if drops {
+            let key =
+                Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, purpose: Purpose::Other(2) };
+            DropPath::sample(&rates, batch.items.len(), &mut key.rng(), device)
+        } else {
+            DropPath::none()
+        };
+        let mask = mask.record::<B>();
+        let logits = model.forward(Tensor::from_inner(x), &mask, &drop);
+        let loss = MimModel::loss(logits, Tensor::from_inner(labels));
+        let grads = loss.total.backward();
+        optimizer.set_weight_decay(plan.weight_decay.at(step));
+        let norm;
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        let mut scalars = vec![("loss", loss.total.inner())];
+        // The plain model has one branch and the reference's shorter names.
+        let names: [(&str, &str); 2] = match loss.branches.len() {
+            1 => [("mlm_loss", "mlm_acc"), ("", "")],
+            _ => [("loss_1", "mlm_acc_1"), ("loss_2", "mlm_acc_2")],
+        };
+        for ((branch, accuracy), (loss_name, acc_name)) in
+            loss.branches.into_iter().zip(loss.accuracy).zip(names)
+        {
+            scalars.push((loss_name, branch.inner()));
+            scalars.push((acc_name, accuracy.inner()));
+        }
+        scalars.push(("grad_norm", norm));
+        let known = vec![("lr", lr), ("weight_decay", plan.weight_decay.at(step))];
+        session.step_done(&batch, StepReport { scalars, known })?;
+
+        // ---- epoch's end ----------------------------------------------------------------------
+        if batch.last_in_epoch || session.is_complete() {
+            let mut extra = Vec::new();
+            if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
+                let result = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
+                let names = [("val_loss_1", "val_mlm_acc_1"), ("val_loss_2", "val_mlm_acc_2")];
+                for ((loss, accuracy), (loss_name, acc_name)) in
+                    result.loss.iter().zip(&result.accuracy).zip(names)
+                {
+                    extra.extend([(loss_name, *loss), (acc_name, *accuracy)]);
+                }
+            }
+            session.epoch_done(batch.epoch, &extra)?;
+        }
+        if session.should_save(batch.last_in_epoch) {
+            let tensors = weights::with_position_indices(params::export(&model));
+            session.save(&tensors, &optimizer.export(), &metadata)?;
+        }
+        if session.should_stop() {
+            break;
+        }
+    }
+    session.finish()
+}
+
+/// Standardised pictures, target words and masks of a batch, nothing of which takes gradients.
+#[allow(clippy::type_complexity)] // three different things that belong together
+pub fn inputs<I: Backend>(
+    tokenizer: &VqKd<I>,
+    batch: &Batch<Item>,
+    recipe: &PretrainRecipe,
+    device: &I::Device,
+) -> Result<(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>), Error> {
+    let (images, token) = to_device::<I>(batch, device)?;
+    let ids = tokenizer.ids(tokenizer.preprocess(token.unwrap_or_else(|| images.clone())));
+    let indices: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
+    let mask = TokenMask::new(&indices, batch.items.len(), recipe.model.vit.patches(), device);
+    let labels = masked_labels(ids, &mask);
+    Ok((pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask))
+}
+
+/// Loss and accuracy over held-out pictures under masks that depend on the seed only: each picture once,
+/// through the training transform without colours, so that figures compare between runs and epochs.
+///
+/// # Errors
+/// Pictures that cannot be read.
+pub fn evaluate<I: Backend>(
+    model: &MimModel<I>,
+    tokenizer: &VqKd<I>,
+    source: Arc<dyn Source>,
+    recipe: &PretrainRecipe,
+    device: &I::Device,
+) -> Result<MimEvaluation, Error> {
+    let pictures = source.len();
+    let schedule =
+        ScheduleConfig { batch_size: recipe.schedule.batch_size.min(pictures), ..recipe.schedule.clone() };
+    let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let token_px = tokenizer_px(tokenizer, recipe);
+    let mut views = recipe.views(token_px);
+    (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
+    let loader =
+        training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
+    let (mut losses, mut accuracies, mut count) = (Vec::new(), Vec::new(), 0.0);
+    for batch in loader.take((pictures / schedule.batch_size).max(1)) {
+        let batch = batch?;
+        let (x, labels, mask) = inputs(tokenizer, &batch, recipe, device)?;
+        let loss = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
+        losses.resize(loss.branches.len(), 0.0);
+        accuracies.resize(loss.branches.len(), 0.0);
+        let number =
+            |t: Tensor<I, 1>| t.into_data().convert::<f64>().into_vec::<f64>().unwrap_or_default()[0];
+        losses.iter_mut().zip(loss.branches).for_each(|(sum, value)| *sum += number(value));
+        accuracies.iter_mut().zip(loss.accuracy).for_each(|(sum, value)| *sum += number(value));
+        count += 1.0;
+    }
+    losses.iter_mut().chain(&mut accuracies).for_each(|sum| *sum /= count);
+    Ok(MimEvaluation { loss: losses, accuracy: accuracies })
+}
+
+fn tokenizer_px<I: Backend>(tokenizer: &VqKd<I>, recipe: &PretrainRecipe) -> usize {
+    tokenizer.encoder.trunk.patch_embed.proj.weight.dims()[2] * recipe.model.vit.grid()
+}

@@ -1,0 +1,129 @@
+//! A tokenizer experiment as data.
+
+use beit2_data::TwoViewConfig;
+use serde::{Deserialize, Serialize};
+
+use super::TokenizerConfig;
+use super::teachers::TeacherConfig;
+use crate::error::{Error, config_error};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+
+/// `[augment]` of the tokenizer: one crop and a flip, no colours by default (as the reference).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerAugment {
+    /// Smallest crop, as a share of the picture.
+    pub min_crop_scale: f64,
+    /// Strength of brightness, contrast and saturation jitter; 0: none.
+    pub color_jitter: f64,
+    /// Probability of a flip.
+    pub hflip: f64,
+}
+
+impl Default for TokenizerAugment {
+    fn default() -> Self {
+        Self { min_crop_scale: 0.08, color_jitter: 0.0, hflip: 0.5 }
+    }
+}
+
+/// `[codebook]`: what this software adds to the reference's codebook; all off by default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CodebookOptions {
+    /// Steps trained without quantization before the k-means start, so that k-means sees vectors that
+    /// differ by content. 0: k-means on the first batch, as the reference.
+    pub kmeans_warmup_steps: u64,
+    /// Vectors per code that k-means wants; further batches are read until there are as many.
+    pub kmeans_rows_per_code: usize,
+    /// Replace codes unused for this many steps by vectors of the batch. 0: never, as the reference.
+    pub revive_after_steps: u32,
+}
+
+impl Default for CodebookOptions {
+    fn default() -> Self {
+        Self { kmeans_warmup_steps: 0, kmeans_rows_per_code: 1, revive_after_steps: 0 }
+    }
+}
+
+/// A complete tokenizer experiment. Defaults: the paper's, on ImageNet-1k with CLIP ViT-B/16.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerRecipe {
+    /// Always `tokenizer`.
+    pub stage: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Sizes.
+    pub model: TokenizerConfig,
+    /// What is rebuilt.
+    pub teacher: TeacherConfig,
+    /// Pictures.
+    pub data: DataConfig,
+    /// Augmentation.
+    pub augment: TokenizerAugment,
+    /// Optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Length.
+    pub schedule: ScheduleConfig,
+    /// Codebook extras.
+    pub codebook: CodebookOptions,
+    /// Records and checkpoints.
+    pub logging: LoggingConfig,
+}
+
+impl Default for TokenizerRecipe {
+    fn default() -> Self {
+        Self {
+            stage: "tokenizer".into(),
+            seed: 0,
+            model: TokenizerConfig::default(),
+            teacher: TeacherConfig::default(),
+            data: DataConfig::default(),
+            augment: TokenizerAugment::default(),
+            optimizer: OptimizerConfig {
+                lr: 5e-5,
+                lr_batch: 128,
+                min_lr: 1e-5,
+                weight_decay: 1e-4,
+                clip_grad: 0.0,
+                beta2: 0.99,
+                ..OptimizerConfig::default()
+            },
+            schedule: ScheduleConfig { epochs: 100, batch_size: 512, ..ScheduleConfig::default() },
+            codebook: CodebookOptions::default(),
+            logging: LoggingConfig::default(),
+        }
+    }
+}
+
+impl TokenizerRecipe {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.stage != "tokenizer" {
+            return config_error(format!(
+                "this recipe's stage is `{}`; `tokenizer train` needs `tokenizer`",
+                self.stage
+            ));
+        }
+        self.model.validate()?;
+        if self.codebook.kmeans_warmup_steps > 0 && !self.model.kmeans_init {
+            return config_error("codebook.kmeans_warmup_steps needs model.kmeans_init = true");
+        }
+        Ok(())
+    }
+
+    /// The views for the encoder (`input_size`) and a teacher that wants `teacher_px` pixels.
+    pub fn views(&self, teacher_px: usize) -> TwoViewConfig {
+        TwoViewConfig {
+            input_size: self.model.image_size as u32,
+            second_size: teacher_px as u32,
+            min_crop_scale: self.augment.min_crop_scale,
+            color_jitter: self.augment.color_jitter,
+            hflip: self.augment.hflip,
+            ..TwoViewConfig::default()
+        }
+    }
+}

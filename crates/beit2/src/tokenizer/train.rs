@@ -1,0 +1,311 @@
+//! Training the tokenizer: read top to bottom.
+
+use std::collections::BTreeMap;
+
+use beit2_data::{Key, Purpose};
+use beit2_kernels::AutodiffBackend;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor, TensorData};
+use rand::RngExt;
+
+use super::teachers::Teacher;
+use super::{CodeUsage, CodebookHealth, TokenizerRecipe, VqKd, draw_start, kmeans};
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::pixels;
+use crate::train::{
+    AdamW, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, evaluation_loader, to_device,
+    training_loader,
+};
+use crate::weights::Tensors;
+
+/// Rounds of k-means, as the reference.
+const KMEANS_ROUNDS: usize = 10;
+
+/// Results of a pass over held-out pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenizerEvaluation {
+    /// Mean of 1 − cos to the teacher.
+    pub rec_loss: f64,
+    /// Mean commitment loss.
+    pub commitment_loss: f64,
+    /// Uses of the codes.
+    pub usage: CodeUsage,
+}
+
+/// Trains a tokenizer, or continues the run in `env.dir`.
+///
+/// # Errors
+/// Settings, pictures or weights that do not fit; a run directory that cannot be used; a loss that is
+/// not finite. The last checkpoint stays usable.
+pub fn train<B: AutodiffBackend>(
+    recipe: &TokenizerRecipe,
+    run_toml: &str,
+    env: Env<'_>,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    // ---- inputs -------------------------------------------------------------------------------
+    recipe.validate()?;
+    let source = env.assets.source(&recipe.data.train)?;
+    let val = match recipe.data.val.as_str() {
+        "" => None,
+        spec => Some(env.assets.source(spec)?),
+    };
+    let teacher = load_teacher::<B>(recipe, &env, device)?;
+    let teacher_px = recipe.model.grid() * teacher.patch_size();
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let warmup = recipe.codebook.kmeans_warmup_steps;
+    if warmup >= plan.total_steps {
+        return config_error(format!(
+            "codebook.kmeans_warmup_steps {warmup} leaves no steps with a codebook in a run of {}",
+            plan.total_steps
+        ));
+    }
+
+    // ---- model, optimiser, run ----------------------------------------------------------------
+    let mut model = VqKd::<B>::new(&recipe.model, recipe.seed, device)?;
+    let mut optimizer =
+        AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
+    let facts = vec![
+        (
+            "model".into(),
+            format!(
+                "VQ-KD, {} trained parameters, {} codes of {} values",
+                params::count(&model),
+                recipe.model.codes,
+                recipe.model.code_dim
+            ),
+        ),
+        ("pictures".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+    ];
+    let (mut session, resumed) =
+        Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+    let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([recipe.model.codes], device);
+    if let Some(mut resumed) = resumed {
+        if let Some(bins) = resumed.optimizer.remove("epoch_bins") {
+            epoch_bins = Tensor::from_data(bins, device);
+        }
+        model = params::load_strict(model, resumed.model, DType::F32, |_| false)?;
+        optimizer.import(resumed.optimizer, resumed.state.step, device)?;
+    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("beit2.stage".to_owned(), "tokenizer".to_owned()),
+        ("beit2.config".to_owned(), serde_json::to_string(&recipe.model).unwrap_or_default()),
+    ]);
+    let views = recipe.views(teacher_px);
+    let loader_at = |start: DataPosition| {
+        training_loader(source.clone(), &recipe.data, &recipe.schedule, views, None, recipe.seed, start)
+    };
+
+    // ---- steps --------------------------------------------------------------------------------
+    if session.is_complete() {
+        return session.finish();
+    }
+    for batch in loader_at(session.state.data)? {
+        let batch = batch?;
+        session.note_batch(&batch);
+        let step = session.state.step;
+        let lr = plan.lr.at(step);
+        let (images, second) = to_device::<B>(&batch, device)?;
+        let x = model.preprocess(images);
+        let target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+
+        let quantizes = step >= warmup;
+        if quantizes && step == warmup && !model.quantize.is_initialised() {
+            let seen = session.state.data;
+            model = start_codebook(model, recipe, loader_at(seen)?, device)?;
+        }
+        let (loss, rec, quantized) = if quantizes {
+            let loss = model.forward(x, target);
+            (loss.total, loss.rec, Some(loss.quantized))
+        } else {
+            let (loss, _) = model.forward_unquantized(x, target);
+            (loss.clone(), loss, None)
+        };
+        let grads = loss.backward();
+        let mut scalars = vec![("loss", loss.inner()), ("rec_loss", rec.inner())];
+        if let Some(quantized) = &quantized {
+            scalars.push(("commitment_loss", quantized.commitment_loss.clone().inner()));
+            epoch_bins = epoch_bins + model.quantize.bins(&quantized.ids).inner();
+            model.quantize = model.quantize.update(quantized);
+            if recipe.codebook.revive_after_steps > 0 {
+                let key = Key {
+                    seed: recipe.seed,
+                    epoch: batch.epoch,
+                    index: batch.step,
+                    purpose: Purpose::Other(1),
+                };
+                model = revive(
+                    model,
+                    quantized,
+                    recipe.codebook.revive_after_steps,
+                    &mut session.state.unused_for,
+                    key,
+                );
+            }
+        }
+        optimizer.set_weight_decay(plan.weight_decay.at(step));
+        let norm;
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        scalars.push(("grad_norm", norm));
+        session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
+
+        // ---- epoch's end ----------------------------------------------------------------------
+        if batch.last_in_epoch || session.is_complete() {
+            let health = health_of(epoch_bins);
+            epoch_bins = Tensor::zeros([recipe.model.codes], device);
+            let mut extra = vec![
+                ("codebook_usage", health.usage()),
+                ("codebook_perplexity", health.perplexity),
+                ("codebook_dead", health.dead() as f64),
+            ];
+            if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
+                let result = evaluate(&model.valid(), &teacher.valid(), val.clone(), recipe, device)?;
+                let health = result.usage.health();
+                extra.extend([
+                    ("val_rec_loss", result.rec_loss),
+                    ("val_commitment_loss", result.commitment_loss),
+                    ("val_codebook_usage", health.usage()),
+                    ("val_codebook_perplexity", health.perplexity),
+                ]);
+            }
+            if quantizes && let Some(warning) = health.warning() {
+                session.warn(warning);
+            }
+            session.epoch_done(batch.epoch, &extra)?;
+            // The reference starts its usage statistics anew in every epoch.
+            model.quantize = model.quantize.reset_usage();
+        }
+        if session.should_save(batch.last_in_epoch) {
+            let mut state: Tensors = optimizer.export();
+            state.insert("epoch_bins".into(), epoch_bins.to_data());
+            session.save(&params::export(&model), &state, &metadata)?;
+        }
+        if session.should_stop() {
+            break;
+        }
+    }
+    session.finish()
+}
+
+fn load_teacher<B: AutodiffBackend>(
+    recipe: &TokenizerRecipe,
+    env: &Env<'_>,
+    device: &B::Device,
+) -> Result<Teacher<B>, Error> {
+    if recipe.teacher.weights.is_empty() {
+        return config_error("teacher.weights is empty; name the teacher's safetensors or .pth file");
+    }
+    let file = env.assets.weights(&recipe.teacher.weights)?;
+    let teacher = Teacher::from_tensors(&recipe.teacher, file.tensors, DType::F32, device)?;
+    if teacher.dim() != recipe.model.teacher_dim {
+        return config_error(format!(
+            "model.teacher_dim is {}, but the teacher's features have {} values",
+            recipe.model.teacher_dim,
+            teacher.dim()
+        ));
+    }
+    Ok(teacher)
+}
+
+/// k-means over the encoder's vectors of as many batches as it needs. The batches are read by a loader
+/// of their own from the run's position, so the run itself is not moved and can be repeated exactly.
+fn start_codebook<B: AutodiffBackend>(
+    mut model: VqKd<B>,
+    recipe: &TokenizerRecipe,
+    loader: beit2_data::Loader<crate::train::Item>,
+    device: &B::Device,
+) -> Result<VqKd<B>, Error> {
+    let encoder = model.valid();
+    let wanted = recipe.model.codes * recipe.codebook.kmeans_rows_per_code.max(1);
+    let mut rows = Vec::new();
+    let mut count = 0;
+    for batch in loader {
+        let (images, _) = to_device::<B::InnerBackend>(&batch?, device)?;
+        let z = encoder.encode(encoder.preprocess(images));
+        let [size, patches, width] = z.dims();
+        count += size * patches;
+        rows.push(super::quantizer::normalise(z.reshape([size * patches, width])));
+        if count >= wanted {
+            break;
+        }
+    }
+    let mut rng = crate::init::generator(recipe.seed, "k-means");
+    let start = draw_start(count, recipe.model.codes, &mut rng);
+    let found = kmeans(Tensor::cat(rows, 0), &start, KMEANS_ROUNDS);
+    let (means, members) = (Tensor::from_inner(found.means), Tensor::from_inner(found.members));
+    model.quantize = model.quantize.set_codes(means, members);
+    Ok(model)
+}
+
+/// Replaces codes that were not used for `limit` steps by random vectors of the batch.
+fn revive<B: AutodiffBackend>(
+    mut model: VqKd<B>,
+    quantized: &super::Quantized<B>,
+    limit: u32,
+    unused_for: &mut Vec<u32>,
+    key: Key,
+) -> VqKd<B> {
+    let bins = model.quantize.bins(&quantized.ids).into_data().convert::<f32>();
+    let bins = bins.into_vec::<f32>().unwrap_or_default();
+    unused_for.resize(bins.len(), 0);
+    for (unused, bin) in unused_for.iter_mut().zip(&bins) {
+        *unused = if *bin > 0.0 { 0 } else { *unused + 1 };
+    }
+    let dead: Vec<u32> =
+        (0..).zip(unused_for.iter()).filter(|(_, n)| **n >= limit).map(|(code, _)| code).collect();
+    if dead.is_empty() {
+        return model;
+    }
+    let count = quantized.z.dims()[0] as i32;
+    let mut rng = key.rng();
+    let picks: Vec<i32> = dead.iter().map(|_| rng.random_range(0..count)).collect();
+    let picks = Tensor::from_data(TensorData::new(picks, [dead.len()]), &quantized.z.device());
+    dead.iter().for_each(|&code| unused_for[code as usize] = 0);
+    model.quantize = model.quantize.replace_codes(&dead, quantized.z.clone().select(0, picks));
+    model
+}
+
+fn health_of<I: beit2_kernels::Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
+    let bins = bins.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
+    let mut usage = CodeUsage::new(bins.len());
+    usage.add_counts(bins.iter().map(|&count| count as u64));
+    usage.health()
+}
+
+/// Losses and code uses over held-out pictures (resize and centre crop, each picture once).
+///
+/// # Errors
+/// Pictures that cannot be read.
+pub fn evaluate<I: beit2_kernels::Backend>(
+    model: &VqKd<I>,
+    teacher: &Teacher<I>,
+    source: std::sync::Arc<dyn beit2_data::Source>,
+    recipe: &TokenizerRecipe,
+    device: &I::Device,
+) -> Result<TokenizerEvaluation, Error> {
+    let size = recipe.model.image_size.max(recipe.model.grid() * teacher.patch_size());
+    let mut usage = CodeUsage::new(recipe.model.codes);
+    let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
+    for batch in evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, size)? {
+        let (images, _) = to_device::<I>(&batch?, device)?;
+        let weight = images.dims()[0] as f64;
+        let resized = |px: usize| crate::pixels::resize(images.clone(), px, px);
+        let x = model.preprocess(resized(recipe.model.image_size));
+        let target = match recipe.model.grid() * teacher.patch_size() {
+            px if px == recipe.model.image_size => teacher.forward(x.clone()),
+            px => teacher.forward(pixels::to_signed(resized(px))),
+        };
+        let loss = model.forward(x, target);
+        let number =
+            |t: Tensor<I, 1>| t.into_data().convert::<f64>().into_vec::<f64>().unwrap_or_default()[0];
+        rec += weight * number(loss.rec);
+        commitment += weight * number(loss.quantized.commitment_loss);
+        seen += weight;
+        let ids = loss.quantized.ids.into_data().convert::<i64>().into_vec::<i64>().unwrap_or_default();
+        usage.add(ids.into_iter().map(|id| id as usize));
+    }
+    Ok(TokenizerEvaluation { rec_loss: rec / seen, commitment_loss: commitment / seen, usage })
+}

@@ -1,0 +1,34 @@
+//! Where a run's inputs come from.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use beit2_data::Source;
+
+use crate::error::Error;
+use crate::weights::{self, WeightFile};
+
+/// Opens the pictures and weights that recipes name.
+pub trait Assets {
+    /// A source of pictures.
+    ///
+    /// # Errors
+    /// The source does not exist or holds no pictures.
+    fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
+        Ok(beit2_data::source::open(spec)?)
+    }
+
+    /// A weight file.
+    ///
+    /// # Errors
+    /// The file does not exist or is not a weight file.
+    fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
+        weights::read(Path::new(spec))
+    }
+}
+
+/// The file system, nothing else.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Files;
+
+impl Assets for Files {}

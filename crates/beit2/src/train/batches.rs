@@ -1,0 +1,127 @@
+//! Pictures to device batches for the training stages.
+
+use std::sync::Arc;
+
+use beit2_data::{
+    Batch, BlockMaskConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
+    TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
+};
+use beit2_kernels::Backend;
+use burn::tensor::Tensor;
+
+use super::recipe::{DataConfig, ScheduleConfig};
+use crate::error::Error;
+use crate::pixels;
+
+/// One augmented picture.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// The student's view.
+    pub patch: Image,
+    /// The tokenizer's or teacher's view when it has other pixels.
+    pub token: Option<Image>,
+    /// Masked patches, ascending; empty without a mask.
+    pub masked: Vec<u32>,
+    /// The crop had fewer pixels than a view.
+    pub upscaled: bool,
+}
+
+/// Where a loader starts again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DataPosition {
+    /// Next batch.
+    pub at: Position,
+    /// Unusable pictures already met in its epoch.
+    pub bad: u64,
+}
+
+/// A loader of augmented, optionally masked training batches.
+///
+/// # Errors
+/// Settings out of range.
+pub fn training_loader(
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    schedule: &ScheduleConfig,
+    views: TwoViewConfig,
+    mask: Option<BlockMaskConfig>,
+    seed: u64,
+    start: DataPosition,
+) -> Result<Loader<Item>, Error> {
+    views.validate()?;
+    if let Some(mask) = &mask {
+        mask.validate()?;
+    }
+    let work = Arc::new(move |image: &Image, info: &SampleInfo| {
+        let params = ViewParams::draw(&views, image.width, image.height, &info.key(Purpose::Augment));
+        let made = params.apply(&views, image)?;
+        let masked = match &mask {
+            Some(mask) => sample_block_mask(&mut info.key(Purpose::Mask).rng(), mask).masked_indices(),
+            None => Vec::new(),
+        };
+        Ok::<_, TransformError>(Item {
+            patch: made.patch,
+            token: made.token,
+            masked,
+            upscaled: params.upscales(&views),
+        })
+    });
+    let config = LoaderConfig {
+        batch: schedule.batch_size,
+        workers: data.workers,
+        seed,
+        start: start.at,
+        bad_before_start: start.bad,
+        min_side_px: data.min_side_px,
+        max_bad_fraction: data.max_bad_fraction,
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(config, source, work)?)
+}
+
+/// Images of a batch in [0, 1]: the student's view and, when it has other pixels, the second view.
+///
+/// # Errors
+/// Images of different sizes in one batch (never from [`training_loader`]).
+#[allow(clippy::type_complexity)] // two tensors of the same kind
+pub fn to_device<B: Backend>(
+    batch: &Batch<Item>,
+    device: &B::Device,
+) -> Result<(Tensor<B, 4>, Option<Tensor<B, 4>>), Error> {
+    let tensor = |images: Vec<&Image>| -> Result<Tensor<B, 4>, Error> {
+        let Some(first) = images.first() else {
+            return Err(Error::Training("an empty batch".into()));
+        };
+        let (height, width, count) = (first.height as usize, first.width as usize, images.len());
+        Ok(pixels::from_bytes(stack_hwc(images)?, count, height, width, device))
+    };
+    let patch = tensor(batch.items.iter().map(|item| &item.patch).collect())?;
+    let token: Option<Vec<&Image>> = batch.items.iter().map(|item| item.token.as_ref()).collect();
+    Ok((patch, token.map(tensor).transpose()?))
+}
+
+/// Every picture once, in order, through the evaluation transform (resize, centre crop).
+///
+/// # Errors
+/// Settings out of range.
+pub fn evaluation_loader(
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    batch: usize,
+    size: usize,
+) -> Result<Loader<Item>, Error> {
+    let work = Arc::new(move |image: &Image, _: &SampleInfo| {
+        let patch = beit2_data::transform::eval_view(image, size as u32, beit2_data::Interpolation::Bicubic)?;
+        Ok::<_, TransformError>(Item { patch, token: None, masked: Vec::new(), upscaled: false })
+    });
+    let config = LoaderConfig {
+        batch: batch.min(source.len()).max(1),
+        workers: data.workers,
+        shuffle: false,
+        drop_last: false,
+        epochs: Some(1),
+        max_bad_fraction: data.max_bad_fraction,
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(config, source, work)?)
+}

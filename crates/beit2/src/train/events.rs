@@ -1,0 +1,75 @@
+//! What a training loop tells its caller while it runs. The library prints nothing; the binary does.
+
+use std::path::PathBuf;
+
+/// A moment in a run.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A stage begins or continues.
+    Started {
+        /// `tokenizer`, `pretrain`, …
+        stage: &'static str,
+        /// What will run: parameters, pictures, steps.
+        facts: Vec<(String, String)>,
+        /// Steps of the run.
+        total_steps: u64,
+        /// Steps already done.
+        resumed_at: Option<u64>,
+    },
+    /// A step is done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Steps of the run.
+        total_steps: u64,
+        /// Running epoch, from 0.
+        epoch: u64,
+        /// Pictures per second, recently.
+        images_per_second: Option<f64>,
+        /// Seconds to go at this pace.
+        eta_seconds: Option<f64>,
+        /// Averages of a record just written; empty between records.
+        values: Vec<(String, f64)>,
+    },
+    /// An epoch or an evaluation is done.
+    Epoch {
+        /// Epochs done.
+        epoch: u64,
+        /// Its record.
+        values: Vec<(String, f64)>,
+    },
+    /// A part of other work than training.
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Done so far.
+        done: u64,
+        /// Of this many.
+        total: u64,
+    },
+    /// Something that the user should know.
+    Warning(String),
+    /// A checkpoint is complete.
+    Checkpoint(PathBuf),
+    /// A stage ended.
+    Finished {
+        /// Whether all its steps are done (otherwise it was asked to stop).
+        complete: bool,
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Takes events.
+pub trait Observer {
+    /// Called from the training thread; should return at once.
+    fn event(&mut self, event: Event);
+}
+
+/// Ignores everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&mut self, _event: Event) {}
+}

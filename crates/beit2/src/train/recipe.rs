@@ -1,0 +1,189 @@
+//! The parts that all recipes share. A recipe is a TOML file; these types are its tables.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AdamWConfig, CosineSchedule};
+use crate::error::{Error, config_error};
+
+/// `[data]`: where pictures come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Training pictures: a folder, tar shards (`DIR`, `x.tar`, `x-{000..003}.tar`), or `bundled:train`.
+    pub train: String,
+    /// Held-out pictures; empty means none.
+    pub val: String,
+    /// Threads that decode and augment. Does not change the batches.
+    pub workers: usize,
+    /// Unusable pictures tolerated per epoch, as a share.
+    pub max_bad_fraction: f64,
+    /// Pictures whose shorter side has fewer pixels count as unusable; 0 accepts all (and enlarges).
+    pub min_side_px: u32,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { train: String::new(), val: String::new(), workers: 2, max_bad_fraction: 0.01, min_side_px: 0 }
+    }
+}
+
+/// `[optimizer]`: AdamW and what feeds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak learning rate, for a batch of `lr_batch` pictures.
+    pub lr: f64,
+    /// Batch that `lr` is meant for; the rate scales with the batch. 0: `lr` is absolute.
+    pub lr_batch: usize,
+    /// Last learning rate (never scaled).
+    pub min_lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Weight decay at the end, by a cosine; negative: constant.
+    pub weight_decay_end: f64,
+    /// Global gradient norm limit; 0: none.
+    pub clip_grad: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1.5e-3,
+            lr_batch: 0,
+            min_lr: 1e-5,
+            weight_decay: 0.05,
+            weight_decay_end: -1.0,
+            clip_grad: 3.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The peak learning rate for this batch.
+    pub fn peak_lr(&self, batch: usize) -> f64 {
+        if self.lr_batch == 0 { self.lr } else { self.lr * batch as f64 / self.lr_batch as f64 }
+    }
+
+    /// AdamW's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps }
+    }
+
+    /// The clipping limit.
+    pub fn max_norm(&self) -> Option<f64> {
+        (self.clip_grad > 0.0).then_some(self.clip_grad)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return config_error(format!("optimizer.lr {} must be above 0", self.lr));
+        }
+        for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return config_error(format!("optimizer.{name} {value} must lie in [0, 1)"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `[schedule]`: how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Passes over the training pictures.
+    pub epochs: u64,
+    /// Optimiser steps in all; 0: `epochs` decides.
+    pub steps: u64,
+    /// Epochs in which the learning rate rises from 0.
+    pub warmup_epochs: f64,
+    /// The same in steps; 0: `warmup_epochs` decides.
+    pub warmup_steps: u64,
+    /// Pictures per optimiser step.
+    pub batch_size: usize,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { epochs: 300, steps: 0, warmup_epochs: 10.0, warmup_steps: 0, batch_size: 2048 }
+    }
+}
+
+/// `[logging]`: how often. Does not change the result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoggingConfig {
+    /// Steps between records.
+    pub log_every: u64,
+    /// Steps between checkpoints; 0: at the end of every epoch.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints that are kept.
+    pub keep_checkpoints: usize,
+    /// Epochs between evaluations on the held-out pictures; 0: only at the end.
+    pub eval_every_epochs: u64,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self { log_every: 10, checkpoint_every: 0, keep_checkpoints: 2, eval_every_epochs: 1 }
+    }
+}
+
+/// A resolved schedule: numbers of steps and the curves.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// Learning rate by step.
+    pub lr: CosineSchedule,
+    /// Weight decay by step.
+    pub weight_decay: CosineSchedule,
+}
+
+impl Plan {
+    /// Lays out a run over `pictures` training pictures.
+    ///
+    /// # Errors
+    /// A batch that no epoch fills, a warm-up longer than the run, a run of no steps.
+    pub fn new(
+        schedule: &ScheduleConfig,
+        optimizer: &OptimizerConfig,
+        pictures: usize,
+    ) -> Result<Self, Error> {
+        optimizer.validate()?;
+        let batch = schedule.batch_size;
+        if batch == 0 || pictures < batch {
+            return config_error(format!(
+                "batch_size {batch} does not fit {pictures} training pictures; use a batch from 1 to {pictures}"
+            ));
+        }
+        let steps_per_epoch = (pictures / batch) as u64;
+        let total_steps = if schedule.steps > 0 { schedule.steps } else { schedule.epochs * steps_per_epoch };
+        if total_steps == 0 {
+            return config_error("the schedule has no steps; set schedule.epochs or schedule.steps");
+        }
+        let warmup = match schedule.warmup_steps {
+            0 => (schedule.warmup_epochs * steps_per_epoch as f64) as u64,
+            steps => steps,
+        };
+        let lr = CosineSchedule::new(optimizer.peak_lr(batch), optimizer.min_lr, total_steps, warmup, 0.0)?;
+        let end = if optimizer.weight_decay_end < 0.0 {
+            optimizer.weight_decay
+        } else {
+            optimizer.weight_decay_end
+        };
+        let weight_decay = CosineSchedule::new(optimizer.weight_decay, end, total_steps, 0, 0.0)?;
+        Ok(Self { steps_per_epoch, total_steps, lr, weight_decay })
+    }
+}

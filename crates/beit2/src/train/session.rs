@@ -1,0 +1,343 @@
+//! One run of one stage: its directory, metrics, checkpoints, interruption.
+//!
+//! A loop asks the session where to start, tells it about every step, and lets it decide when to log,
+//! to save and to stop. Whatever the loop must remember is in [`TrainState`] and in the tensors it hands
+//! over at a checkpoint, so that a continued run repeats the uninterrupted one to the bit.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use beit2_data::Batch;
+use beit2_kernels::Backend;
+use beit2_run::throughput::Throughput;
+use beit2_run::{Cut, Existing, JsonlSink, Keep, Metrics, RunDir, Sink, StopFlag, TensorBoardSink};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::batches::{DataPosition, Item};
+use super::events::{Event, Observer};
+use super::recipe::{LoggingConfig, Plan};
+use crate::error::Error;
+use crate::weights::{self, Tensors};
+
+/// Everything around a run that its recipe does not say.
+pub struct Env<'a> {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// What to do with a run that is already there.
+    pub existing: Existing,
+    /// Set when the run should save and stop.
+    pub stop: StopFlag,
+    /// Told what happens.
+    pub observer: &'a mut dyn Observer,
+    /// Opens pictures and weights.
+    pub assets: &'a dyn super::Assets,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// All steps are done; otherwise the run was asked to stop and has saved.
+    pub complete: bool,
+    /// Steps done.
+    pub step: u64,
+    /// Seconds of training in all, interruptions left out.
+    pub seconds: f64,
+    /// Pictures seen in all.
+    pub images: u64,
+    /// The folder of the last checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// The part of a run's state that is not tensors (`state.json`).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TrainState {
+    /// `tokenizer`, `pretrain`, …
+    pub stage: String,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Where the data continues.
+    pub data: DataPosition,
+    /// Steps since each code was used; empty without revival.
+    pub unused_for: Vec<u32>,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Pictures so far.
+    pub images: u64,
+    /// Enlarged crops in the first epoch.
+    pub upscaled: u64,
+    /// Running averages of the metrics.
+    pub metrics: Option<beit2_run::metrics::MetricsState>,
+}
+
+/// What a checkpoint held.
+#[derive(Debug, Clone)]
+pub struct Resumed {
+    /// Its state.
+    pub state: TrainState,
+    /// `model.safetensors`.
+    pub model: Tensors,
+    /// `optimizer.safetensors`.
+    pub optimizer: Tensors,
+}
+
+/// Values of one step, still on the device.
+pub struct StepReport<I: Backend> {
+    /// Named scalars `[1]`, the same names in every step.
+    pub scalars: Vec<(&'static str, Tensor<I, 1>)>,
+    /// Numbers that the host knows already.
+    pub known: Vec<(&'static str, f64)>,
+}
+
+/// A running stage.
+pub struct Session<'a, I: Backend> {
+    env: Env<'a>,
+    run: RunDir,
+    metrics: Metrics,
+    throughput: Throughput,
+    logging: LoggingConfig,
+    plan: Plan,
+    stage: &'static str,
+    pending: Vec<StepReport<I>>,
+    /// What the next checkpoint will say.
+    pub state: TrainState,
+    since: Instant,
+    warned_upscaling: bool,
+}
+
+impl<'a, I: Backend> Session<'a, I> {
+    /// Opens the run directory and finds where the run stands.
+    ///
+    /// # Errors
+    /// A directory that belongs to another run or cannot be written, a checkpoint that cannot be read.
+    pub fn open(
+        env: Env<'a>,
+        stage: &'static str,
+        run_toml: &str,
+        logging: LoggingConfig,
+        plan: Plan,
+        facts: Vec<(String, String)>,
+    ) -> Result<(Self, Option<Resumed>), Error> {
+        let may_differ = ["environment", "logging", "data.workers"];
+        let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
+        if let Some(aside) = &opened.set_aside {
+            env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
+        }
+        let latest = opened.run.latest_checkpoint()?;
+        for skipped in &latest.skipped {
+            let text = format!(
+                "checkpoint {} is damaged ({}); an older one is used",
+                skipped.path.display(),
+                skipped.reason
+            );
+            env.observer.event(Event::Warning(text));
+        }
+        let resumed = match &latest.checkpoint {
+            Some(checkpoint) => Some(Resumed {
+                state: checkpoint.state()?,
+                model: weights::read(&checkpoint.file("model.safetensors"))?.tensors,
+                optimizer: weights::read(&checkpoint.file("optimizer.safetensors"))?.tensors,
+            }),
+            None => None,
+        };
+        let cut = Cut { stage: stage.into(), step: resumed.as_ref().map(|r| r.state.step) };
+        let (jsonl, _) = JsonlSink::open(&opened.run.metrics(), Some(&cut))?;
+        let board = TensorBoardSink::open(opened.run.path(), Some(&cut))?;
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(jsonl), Box::new(board)];
+        let mut metrics = Metrics::new(stage, sinks, 20);
+        let mut state = TrainState { stage: stage.into(), ..TrainState::default() };
+        if let Some(resumed) = &resumed {
+            state = resumed.state.clone();
+            if let Some(averages) = state.metrics.clone() {
+                metrics.restore(averages);
+            }
+        }
+        env.observer.event(Event::Started {
+            stage,
+            facts,
+            total_steps: plan.total_steps,
+            resumed_at: resumed.as_ref().map(|r| r.state.step),
+        });
+        let session = Self {
+            env,
+            run: opened.run,
+            metrics,
+            throughput: Throughput::new(Duration::from_secs(20)),
+            logging,
+            plan,
+            stage,
+            pending: Vec::new(),
+            warned_upscaling: state.step > 0,
+            state,
+            since: Instant::now(),
+        };
+        Ok((session, resumed))
+    }
+
+    /// Whether all steps are done.
+    pub fn is_complete(&self) -> bool {
+        self.state.step >= self.plan.total_steps
+    }
+
+    /// Tells the observer something.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        self.env.observer.event(Event::Warning(text.into()));
+    }
+
+    /// Takes note of a batch's unusable and enlarged pictures.
+    pub fn note_batch(&mut self, batch: &Batch<Item>) {
+        for replaced in &batch.replaced {
+            self.warn(format!(
+                "{} could not be used ({}); another picture took its place",
+                replaced.name, replaced.error
+            ));
+        }
+        if batch.epoch == 0 {
+            self.state.upscaled += batch.items.iter().filter(|item| item.upscaled).count() as u64;
+        }
+        let seen = (batch.step + 1) * batch.items.len() as u64;
+        let first_epoch_ends = batch.epoch == 0 && batch.last_in_epoch;
+        if first_epoch_ends && !self.warned_upscaling && 2 * self.state.upscaled > seen {
+            self.warned_upscaling = true;
+            let share = 100 * self.state.upscaled / seen.max(1);
+            self.warn(format!(
+                "{share} % of the crops have fewer pixels than the model's input and are enlarged; use larger \
+                 pictures, a smaller image_size or a larger min_crop_scale"
+            ));
+        }
+    }
+
+    /// Counts a finished step, logs when it is time, and says whether the loop should save now.
+    ///
+    /// # Errors
+    /// A loss that is not finite, a metrics file that cannot be written.
+    pub fn step_done(&mut self, batch: &Batch<Item>, report: StepReport<I>) -> Result<(), Error> {
+        self.state.step += 1;
+        self.state.images += batch.items.len() as u64;
+        self.state.data = DataPosition { at: batch.next_position(), bad: batch.bad_before_next() };
+        self.throughput.record(batch.items.len() as u64);
+        self.pending.push(report);
+        let log_now = self.state.step.is_multiple_of(self.logging.log_every.max(1)) || self.is_complete();
+        let values = if log_now { self.log(batch.epoch)? } else { Vec::new() };
+        let remaining = (self.plan.total_steps - self.state.step) * batch.items.len() as u64;
+        self.env.observer.event(Event::Step {
+            step: self.state.step,
+            total_steps: self.plan.total_steps,
+            epoch: batch.epoch,
+            images_per_second: self.throughput.per_second(),
+            eta_seconds: self.throughput.eta(remaining).map(|eta| eta.as_secs_f64()),
+            values,
+        });
+        Ok(())
+    }
+
+    /// Fetches what the steps since the last record left on the device.
+    fn flush(&mut self) -> Result<(), Error> {
+        for report in self.pending.drain(..) {
+            for (name, value) in report.scalars {
+                let value = value.into_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
+                let value = value.first().copied().unwrap_or(f64::NAN);
+                if name == "loss" && !value.is_finite() {
+                    return Err(Error::Training(format!(
+                        "the loss became {value} before step {}; the run stopped and its last checkpoint is intact: \
+                         lower optimizer.lr, lengthen the warm-up or set optimizer.clip_grad",
+                        self.state.step
+                    )));
+                }
+                self.metrics.observe(name, value, 1.0);
+            }
+            for (name, value) in report.known {
+                self.metrics.set(name, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, epoch: u64) -> Result<Vec<(String, f64)>, Error> {
+        self.flush()?;
+        if let Some(speed) = self.throughput.per_second() {
+            self.metrics.set("images_per_second", speed);
+        }
+        Ok(self.metrics.log_step(epoch, self.state.step)?.values)
+    }
+
+    /// Writes an epoch's record.
+    ///
+    /// # Errors
+    /// A loss that is not finite, a metrics file that cannot be written.
+    pub fn epoch_done(&mut self, epoch: u64, extra: &[(&str, f64)]) -> Result<(), Error> {
+        self.flush()?;
+        let record = self.metrics.log_epoch(epoch + 1, self.state.step, extra)?;
+        self.env.observer.event(Event::Epoch { epoch: epoch + 1, values: record.values });
+        Ok(())
+    }
+
+    /// Whether to save after this step: at the interval, at the end, or because someone asked to stop.
+    pub fn should_save(&self, last_in_epoch: bool) -> bool {
+        let due = match self.logging.checkpoint_every {
+            0 => last_in_epoch,
+            every => self.state.step.is_multiple_of(every),
+        };
+        due || self.is_complete() || self.env.stop.is_set()
+    }
+
+    /// Whether an epoch's end calls for an evaluation.
+    pub fn should_evaluate(&self, epoch: u64) -> bool {
+        let every = self.logging.eval_every_epochs;
+        self.is_complete() || (every > 0 && (epoch + 1).is_multiple_of(every))
+    }
+
+    /// Whether the loop should end.
+    pub fn should_stop(&self) -> bool {
+        self.is_complete() || self.env.stop.is_set()
+    }
+
+    /// Writes a complete checkpoint or nothing.
+    ///
+    /// # Errors
+    /// A full or read-only disk, a loss that is not finite; earlier checkpoints stay as they are.
+    pub fn save(
+        &mut self,
+        model: &Tensors,
+        optimizer: &Tensors,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<PathBuf, Error> {
+        self.flush()?;
+        self.metrics.sync()?;
+        self.state.seconds += self.since.elapsed().as_secs_f64();
+        self.since = Instant::now();
+        self.state.metrics = Some(self.metrics.state().clone());
+        let model = weights::encode(model, metadata)?;
+        let optimizer = weights::encode(optimizer, &BTreeMap::new())?;
+        let mut writer = self.run.begin_checkpoint(self.state.step)?;
+        writer.add("model.safetensors", |w| w.write_all(&model))?;
+        writer.add("optimizer.safetensors", |w| w.write_all(&optimizer))?;
+        let keep = Keep { last: self.logging.keep_checkpoints, best: false };
+        let checkpoint = writer.commit(&self.state, keep)?;
+        self.env.observer.event(Event::Checkpoint(checkpoint.path.clone()));
+        Ok(checkpoint.path)
+    }
+
+    /// Ends the stage.
+    ///
+    /// # Errors
+    /// The run directory cannot be read.
+    pub fn finish(self) -> Result<Outcome, Error> {
+        let complete = self.is_complete();
+        self.env.observer.event(Event::Finished { complete, step: self.state.step });
+        let checkpoint = self.run.latest_checkpoint()?.checkpoint;
+        Ok(Outcome {
+            complete,
+            step: self.state.step,
+            seconds: self.state.seconds,
+            images: self.state.images,
+            checkpoint: checkpoint.map(|c| c.path).unwrap_or_default(),
+        })
+    }
+
+    /// The stage's name.
+    pub fn stage(&self) -> &'static str {
+        self.stage
+    }
+}

@@ -1,0 +1,113 @@
+//! Models from run directories, checkpoints and weight files.
+
+use std::path::{Path, PathBuf};
+
+use beit2_kernels::Backend;
+use burn::module::Module;
+use burn::tensor::DType;
+use serde::de::DeserializeOwned;
+
+use super::WeightFile;
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::pretrain::{MimConfig, MimModel, TokenizerSource};
+use crate::tokenizer::{TokenizerConfig, VqKd};
+use crate::train::Assets;
+
+/// The weight file that a user means by a run directory, a checkpoint folder or a file.
+///
+/// # Errors
+/// A run without a complete checkpoint.
+pub fn locate(spec: &str) -> Result<PathBuf, Error> {
+    let path = Path::new(spec);
+    if path.join("checkpoints").is_dir() {
+        let latest = beit2_run::checkpoint::latest(path)?.checkpoint;
+        return match latest {
+            Some(checkpoint) => Ok(checkpoint.file("model.safetensors")),
+            None => config_error(format!(
+                "{spec} is a run without a complete checkpoint yet; let it train further"
+            )),
+        };
+    }
+    let inside = path.join("model.safetensors");
+    Ok(if inside.is_file() { inside } else { path.to_owned() })
+}
+
+fn open(spec: &str, assets: &dyn Assets) -> Result<WeightFile, Error> {
+    let located = locate(spec)?;
+    assets.weights(&located.to_string_lossy())
+}
+
+fn config_of<T: DeserializeOwned>(file: &WeightFile, spec: &str, stage: &str) -> Result<Option<T>, Error> {
+    match file.metadata.get("beit2.stage") {
+        Some(found) if found != stage => {
+            return config_error(format!("{spec} holds a model of stage `{found}`, expected `{stage}`"));
+        }
+        _ => {}
+    }
+    let Some(text) = file.metadata.get("beit2.config") else { return Ok(None) };
+    match serde_json::from_str(text) {
+        Ok(config) => Ok(Some(config)),
+        Err(error) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
+    }
+}
+
+/// A tokenizer for inference, with its sizes.
+///
+/// # Errors
+/// A file that is missing, of another stage, or does not fit the sizes.
+pub fn load_tokenizer<B: Backend>(
+    source: &TokenizerSource,
+    assets: &dyn Assets,
+    device: &B::Device,
+) -> Result<(TokenizerConfig, VqKd<B>), Error> {
+    let spec = source.weights.as_str();
+    if spec.is_empty() {
+        return config_error("tokenizer.weights is empty; name a tokenizer's run directory or weight file");
+    }
+    let mut file = open(spec, assets)?;
+    let config = match (config_of::<TokenizerConfig>(&file, spec, "tokenizer")?, source.variant.as_str()) {
+        (Some(config), _) => config,
+        (None, "") => {
+            return config_error(format!(
+                "{spec} does not say its sizes; set tokenizer.variant, for example vqkd_encoder_base_decoder_3x768x12_clip"
+            ));
+        }
+        (None, variant) => match TokenizerConfig::named(variant) {
+            Some(config) => config,
+            None => {
+                return config_error(format!("tokenizer.variant `{variant}` is not a registered tokenizer"));
+            }
+        },
+    };
+    // Training files of the reference carry the teacher; a tokenizer does not need it.
+    file.tensors.retain(|name, _| {
+        !["loss", "teacher_model.", "scaling_layer."].iter().any(|prefix| name.starts_with(prefix))
+    });
+    let model = VqKd::<B>::zeros(&config, device)?;
+    let model = params::load_strict(model, file.tensors, DType::F32, |_| false)?.no_grad();
+    if !model.quantize.is_initialised() {
+        return config_error(format!(
+            "the codebook in {spec} was never started; train that tokenizer further"
+        ));
+    }
+    Ok((config, model))
+}
+
+/// A pretrained masked image model, with its sizes.
+///
+/// # Errors
+/// A file that is missing, of another stage, or does not fit the sizes.
+pub fn load_mim<B: Backend>(
+    spec: &str,
+    assets: &dyn Assets,
+    device: &B::Device,
+) -> Result<(MimConfig, MimModel<B>), Error> {
+    let file = open(spec, assets)?;
+    let Some(config) = config_of::<MimConfig>(&file, spec, "pretrain")? else {
+        return config_error(format!("{spec} does not say its sizes; only checkpoints of this software do"));
+    };
+    let derived = |name: &str| name.ends_with("relative_position_index");
+    let model = MimModel::<B>::zeros(&config, device)?;
+    Ok((config, params::load_strict(model, file.tensors, DType::F32, derived)?))
+}

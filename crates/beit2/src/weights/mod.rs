@@ -1,0 +1,136 @@
+//! Tensors between files and models.
+
+mod load;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::error::Error;
+
+pub use load::{load_mim, load_tokenizer, locate};
+
+/// Tensors by name, on the host.
+pub type Tensors = BTreeMap<String, TensorData>;
+
+/// A weight file's tensors and its text metadata.
+#[derive(Debug, Clone, Default)]
+pub struct WeightFile {
+    /// Tensors by name.
+    pub tensors: Tensors,
+    /// Text by name; ours hold the model's configuration.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads a safetensors or `.pth` file completely; the format is recognised by content.
+///
+/// # Errors
+/// Anything that makes the file unusable, as one sentence that names it.
+pub fn read(path: &Path) -> Result<WeightFile, Error> {
+    let file = beit2_weights::read(path)?;
+    let mut tensors = Tensors::new();
+    for (name, view) in &file.tensors {
+        let tensor = view.load()?;
+        let dtype = dtype_of_file(tensor.dtype());
+        let shape = tensor.shape().to_vec();
+        tensors.insert(name.clone(), TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
+    }
+    Ok(WeightFile { tensors, metadata: file.metadata })
+}
+
+fn dtype_of_file(dtype: beit2_weights::DType) -> DType {
+    use beit2_weights::DType as F;
+    match dtype {
+        F::F64 => DType::F64,
+        F::F32 => DType::F32,
+        F::F16 => DType::F16,
+        F::BF16 => DType::BF16,
+        F::I64 => DType::I64,
+        F::I32 => DType::I32,
+        F::I16 => DType::I16,
+        F::I8 => DType::I8,
+        F::U8 | F::Bool => DType::U8,
+    }
+}
+
+/// Decodes safetensors from memory (weights bundled in a binary).
+///
+/// # Errors
+/// Bytes that are not a safetensors file of float tensors.
+pub fn decode(bytes: &[u8], origin: &str) -> Result<WeightFile, Error> {
+    let wrong =
+        |e: safetensors::SafeTensorError| Error::Config(format!("{origin} is not a safetensors file: {e}"));
+    let file = SafeTensors::deserialize(bytes).map_err(wrong)?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors() {
+        let dtype = match view.dtype() {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::I64 => DType::I64,
+            Dtype::I32 => DType::I32,
+            other => {
+                return Err(Error::Config(format!(
+                    "{origin}: tensor `{name}` has type {other:?}, expected floats"
+                )));
+            }
+        };
+        let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        tensors.insert(name.to_owned(), data);
+    }
+    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok(WeightFile { tensors, metadata })
+}
+
+/// Encodes tensors as safetensors, in a fixed order.
+///
+/// # Errors
+/// A tensor whose element type safetensors does not have.
+pub fn encode(tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, data) in tensors {
+        let dtype = match data.dtype {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            DType::I32 => Dtype::I32,
+            DType::U8 => Dtype::U8,
+            other => {
+                return Err(Error::Config(format!(
+                    "tensor `{name}` has type {other:?}, which safetensors lacks"
+                )));
+            }
+        };
+        let view = TensorView::new(dtype, data.shape.to_vec(), data.as_bytes());
+        views.push((name, view.map_err(|e| Error::Config(format!("tensor `{name}`: {e}")))?));
+    }
+    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+    let metadata = (!metadata.is_empty()).then_some(metadata);
+    safetensors::serialize(views, metadata)
+        .map_err(|e| Error::Config(format!("cannot encode the weights: {e}")))
+}
+
+/// Adds the derived `relative_position_index` buffers that the official code's strict loading asks for
+/// beside every bias table.
+pub fn with_position_indices(mut tensors: Tensors) -> Tensors {
+    const TABLE: &str = "relative_position_bias_table";
+    let tables: Vec<(String, usize)> = tensors
+        .iter()
+        .filter(|(name, _)| name.ends_with(TABLE))
+        .map(|(name, table)| (name.replace(TABLE, "relative_position_index"), table.shape[0]))
+        .collect();
+    for (name, rows) in tables {
+        // rows = (2g − 1)² + 3 for a square grid.
+        let grid = ((rows.saturating_sub(3)).isqrt() + 1) / 2;
+        let tokens = grid * grid + 1;
+        let index = crate::vit::relative_position_index(grid, grid);
+        tensors.insert(name, TensorData::new(index, [tokens, tokens]));
+    }
+    tensors
+}
