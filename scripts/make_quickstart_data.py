@@ -101,7 +101,9 @@ by_hand("", "shapes", """shadow_babe stripper collection_of tangram glass_button
 by_hand("", "computer/buttons", "free_buttons svg_buttons")
 by_hand("", "people", """stylized_yoga sexy_lady stripper female_rollandin silhouette_female silhouette_male pregnancy
     collection_of erotic nude naked""")
-by_hand("", "animals", "cymru_flag")
+by_hand("", "animals", "cymru_flag 2_dead_frogs birds/penguin/tux_didier")
+by_hand("", "recreation", "sports/stylized_yoga religion/creation_day_7_number_ge_04")
+by_hand("", "tools", "gallows route_jakob")
 by_hand("", "geography", "basque_patricia calebasse canada_umbrella war_drum arkansas")
 by_hand("", "tools", "weapons/bullet_hole")
 by_hand("", "special/patterns", "pattern-dots-square-grid")
@@ -453,7 +455,7 @@ def main():
     parser.add_argument("--quality", type=int, default=80, help="WebP quality where lossless is not smaller")
     parser.add_argument("--val-share", type=float, default=0.163)
     parser.add_argument("--per-shard", type=int, default=1250)
-    parser.add_argument("--listing", help="also write `side key source-path` of every picture used to this file")
+    parser.add_argument("--listing", help="also write `side group key source-path` of every usable picture to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = None
@@ -484,8 +486,8 @@ def main():
     if args.listing:
         with open(args.listing, "w") as f:
             for p in sorted(pictures, key=lambda p: p.path):
-                f.write(f"{getattr(p, 'side', 'unused') if p in chosen else 'unused'}\t{p.group}\t"
-                        f"{getattr(p, 'key', '-')}\t{p.path}\n")
+                side, key = (p.side, p.key) if hasattr(p, "key") else ("unused", "-")
+                f.write(f"{side}\t{p.group}\t{key}\t{p.path}\n")
 
     train, val = (read_back(shards[side], classes) for side in ("train", "val"))
     size = sum(os.path.getsize(n) for ns in shards.values() for n in ns)

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p beit2-kernels --example op_speed`
 //!
-//! Both are run in turn, so that a load on the machine hits both. Printed are the median wall time
-//! and, on Linux, the mean CPU time of all threads, which a neighbour disturbs less.
+//! Both are run in turn, so that a load on the machine hits both. On a busy machine set
+//! `RAYON_NUM_THREADS=1`: a thread that waits for another that is not scheduled tells nothing.
 
 use std::time::Instant;
 
@@ -18,10 +18,7 @@ type X<const D: usize> = Tensor<B, D>;
 const REPEATS: usize = 25;
 
 fn main() {
-    println!(
-        "{:<44} {:>9} {:>9} {:>6}   {:>9} {:>9} {:>6}",
-        "forward + backward", "fast ms", "composed", "ratio", "fast cpu", "composed", "ratio"
-    );
+    println!("{:<44} {:>9} {:>9} {:>6}", "forward + backward, median ms", "fast", "composed", "ratio");
     for (batch, tokens, width, heads) in [(8, 197, 384, 6), (64, 65, 128, 4), (64, 65, 192, 3)] {
         shapes(batch, tokens, width, heads);
     }
@@ -125,56 +122,22 @@ fn step<const D: usize>(y: X<D>) {
 }
 
 fn compare(name: &str, mut fast: impl FnMut(), mut slow: impl FnMut()) {
-    let (mut a, mut b) = (Times::default(), Times::default());
-    (fast(), slow());
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    fast();
+    slow();
     for _ in 0..REPEATS {
-        a.measure(&mut fast);
-        b.measure(&mut slow);
+        a.push(milliseconds(&mut fast));
+        b.push(milliseconds(&mut slow));
     }
-    let (a, b) = (a.summary(), b.summary());
-    println!(
-        "{name:<44} {:>9.2} {:>9.2} {:>5.1}×   {:>9.2} {:>9.2} {:>5.1}×",
-        a.0,
-        b.0,
-        b.0 / a.0,
-        a.1,
-        b.1,
-        b.1 / a.1
-    );
+    let [a, b] = [a, b].map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[REPEATS / 2]
+    });
+    println!("{name:<44} {a:>9.2} {b:>9.2} {:>5.1}×", b / a);
 }
 
-/// Wall times of runs and CPU time of all, in ms.
-#[derive(Default)]
-struct Times {
-    wall: Vec<f64>,
-    cpu: f64,
-}
-
-impl Times {
-    fn measure(&mut self, f: &mut impl FnMut()) {
-        let (wall, cpu) = (Instant::now(), cpu_ms());
-        f();
-        self.wall.push(wall.elapsed().as_secs_f64() * 1e3);
-        self.cpu += cpu_ms() - cpu;
-    }
-
-    /// Median wall time and mean CPU time of a run.
-    fn summary(mut self) -> (f64, f64) {
-        self.wall.sort_by(f64::total_cmp);
-        let n = self.wall.len();
-        (self.wall[n / 2], self.cpu / n as f64)
-    }
-}
-
-/// CPU time of all threads of this process; 0 where the system does not tell.
-fn cpu_ms() -> f64 {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
-        return 0.0;
-    };
-    threads
-        .flatten()
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("schedstat")).ok())
-        .filter_map(|line| line.split(' ').next()?.parse::<f64>().ok())
-        .sum::<f64>()
-        / 1e6
+fn milliseconds(f: &mut impl FnMut()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64() * 1e3
 }

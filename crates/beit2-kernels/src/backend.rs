@@ -6,13 +6,13 @@
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{AdamwStep, attention, composed, cross_entropy, gelu, layer_norm, linear, residual_scale};
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
-/// sum `[B, H, Tq]`.
+/// sum `[B, H, Tq]`, a constant to a graph.
 pub type AttentionOutput<B> = (FloatTensor<B>, FloatTensor<B>);
 
 /// Gradients of an attention with respect to q, k, v and, when asked for, the bias.
@@ -33,7 +33,8 @@ pub trait Backend: BurnBackend {
         composed::gelu_train::<Self>(x)
     }
 
-    /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row.
+    /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row, both
+    /// constants to a graph.
     fn fused_layer_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -182,7 +183,9 @@ pub trait Backend: BurnBackend {
 pub trait AutodiffBackend: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
 impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
 
-// The backward methods keep their defaults: composed, they can be differentiated once more.
+// Backward methods that keep their defaults are composed and can be differentiated once more; those
+// of layer norm and attention use statistics of the forward pass, which are constants to a graph,
+// so they refuse instead of losing a part of the second derivative.
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
@@ -195,6 +198,20 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         eps: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         layer_norm::autodiff::<B, C>(x, weight, bias, eps)
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, weight, mean, rstd, grad] =
+            [x, weight, mean, rstd, grad].map(|t| constant::<B, C>("layer_norm", t));
+        let (dx, dw, db) = B::fused_layer_norm_backward(x, weight, mean, rstd, grad);
+        let wrap = Self::from_inner;
+        (wrap(dx), wrap(dw), wrap(db))
     }
 
     fn fused_linear(
@@ -216,6 +233,26 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         attention::autodiff::<B, C>(q, k, v, bias, heads, scale)
     }
 
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        let plain = |t| constant::<B, C>("attention", t);
+        let [q, k, v, grad] = [q, k, v, grad].map(plain);
+        let (bias, output) = (bias.map(plain), (output.0.primitive, output.1.primitive));
+        let (dq, dk, dv, dbias) =
+            B::fused_attention_backward(q, k, v, bias, output, grad, heads, scale, bias_grad);
+        let wrap = Self::from_inner;
+        (wrap(dq), wrap(dk), wrap(dv), dbias.map(wrap))
+    }
+
     fn fused_attention_qkv(
         qkv: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
@@ -223,6 +260,22 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         scale: f64,
     ) -> AttentionOutput<Self> {
         attention::autodiff_qkv::<B, C>(qkv, bias, heads, scale)
+    }
+
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        heads: usize,
+        scale: f64,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let plain = |t| constant::<B, C>("attention_qkv", t);
+        let (qkv, bias, grad) = (plain(qkv), bias.map(plain), plain(grad));
+        let output = (output.0.primitive, output.1.primitive);
+        let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, bias, output, grad, heads, scale, bias_grad);
+        (Self::from_inner(dqkv), dbias.map(Self::from_inner))
     }
 
     fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
@@ -243,11 +296,17 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "cuda")]
-impl<F, I> Backend for burn::backend::Cuda<F, I> where burn::backend::Cuda<F, I>: BurnBackend {}
-
-#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
-impl<F, I, T> Backend for burn::backend::wgpu::Wgpu<F, I, T> where
-    burn::backend::wgpu::Wgpu<F, I, T>: BurnBackend
-{
+/// The inner tensor of one without gradient.
+fn constant<B: Backend, C: CheckpointStrategy>(op: &str, x: FloatTensor<Autodiff<B, C>>) -> FloatTensor<B> {
+    assert!(!x.is_tracked(), "{op}: second derivatives are not implemented");
+    x.primitive
 }
+
+#[cfg(feature = "cuda")]
+impl Backend for burn::backend::Cuda<f32, i32> {}
+
+// Vulkan and Metal are this type too; they differ in the size of a bool.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+impl Backend for burn::backend::Wgpu<f32, i32, u8> {}
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+impl Backend for burn::backend::Wgpu<f32, i32, u32> {}

@@ -2,7 +2,7 @@
 //!
 //! Every operation is a plain, differentiable function on Burn tensors with a file of its own. A
 //! backend that has nothing better gets the version composed from Burn's primitives, which the fast
-//! versions are tested against ([`reference`]). This crate knows nothing of models, parameters'
+//! versions are tested against ([`mod@reference`]). This crate knows nothing of models, parameters'
 //! names or files. Start reading at [`Backend`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -2,8 +2,8 @@
 //! time, and the two functions (`exp`, the normal distribution) that the standard library only has
 //! as scalar calls.
 //!
-//! A kernel is an `#[inline(always)]` function generic in `FMA`; [`dispatch!`] wraps it in one copy
-//! per instruction set. Sums use [`LANES`] running sums and a fixed tree, so a result depends on
+//! A kernel is an `#[inline(always)]` function generic in `FMA`; `dispatch!` wraps it in one copy
+//! per instruction set. Sums use `LANES` running sums and a fixed tree, so a result depends on
 //! the instruction set of the machine but never on threads.
 
 use std::sync::atomic::{AtomicU8, Ordering};

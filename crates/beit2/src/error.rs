@@ -69,6 +69,9 @@ pub enum Error {
     /// A schedule.
     #[error(transparent)]
     Schedule(#[from] crate::train::ScheduleError),
+    /// Someone asked to stop.
+    #[error("stopped on request; the same command continues")]
+    Interrupted,
     /// Training went wrong in a way that more steps cannot repair.
     #[error("{0}")]
     Training(String),

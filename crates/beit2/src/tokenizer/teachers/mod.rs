@@ -3,6 +3,7 @@
 //! One Transformer serves all families; what differs is the names in their files ([`names`]) and a few
 //! options. A teacher is built from its weights alone: sizes are read off the tensors.
 
+mod distill;
 mod names;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
+pub use distill::{DistillRecipe, distill};
+
 use crate::vit::{Block, BlockOptions, DropPath, LayerNorm, Linear, PatchEmbed, PosResize, resize_pos_embed};
 
 /// Families of teachers.

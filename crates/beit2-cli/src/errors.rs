@@ -1,0 +1,212 @@
+//! How the program ends: one sentence on stderr and an exit code.
+//!
+//! | code      | meaning                                                                              |
+//! |-----------|--------------------------------------------------------------------------------------|
+//! | 0         | done                                                                                 |
+//! | 1         | failed: a file, a disk, a device, the data                                           |
+//! | 2         | the command or the recipe must change: flags, keys, values, contradictions, `--out`  |
+//! | 130 / 143 | stopped by Ctrl-C / SIGTERM after saving; the same command continues                 |
+//! | 130       | a second Ctrl-C or SIGTERM: ended at once, the last checkpoint counts                |
+
+use std::any::Any;
+use std::io::{ErrorKind, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use beit2::Error;
+use beit2_data::LoaderError;
+use beit2_run::{RecipeError, RunError};
+
+use crate::signals::Signals;
+
+/// How a command ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All is done.
+    Done,
+    /// A signal came and the work so far is saved.
+    Stopped,
+}
+
+/// The user must change the command: exit code 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// A [`Usage`] error.
+pub fn usage<T>(message: impl Into<String>) -> anyhow::Result<T> {
+    Err(Usage(message.into()).into())
+}
+
+/// Arguments that clap could not take, or text that it wants printed (`--help`, `--version`).
+#[derive(Debug)]
+pub struct Flags(pub clap::Error);
+
+impl std::fmt::Display for Flags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // clap's message is a paragraph with tips and a usage line; ours is its sentences in one line.
+        let text = self.0.to_string();
+        let body = text.split("\n\nUsage:").next().unwrap_or_default();
+        let body = body.split("\n\nFor more information").next().unwrap_or_default();
+        let parts: Vec<String> = body
+            .split("\n\n")
+            .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+            .filter(|part| !part.is_empty())
+            .collect();
+        let text = parts.join("; ").replace("; tip: ", "; ");
+        write!(f, "{} (see --help)", text.trim_start_matches("error: "))
+    }
+}
+
+impl std::error::Error for Flags {}
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+/// Says what went wrong, if anything did, and gives the exit code.
+pub fn settled(result: anyhow::Result<Ending>, signals: &Signals) -> u8 {
+    match result {
+        Ok(Ending::Done) => DONE,
+        Ok(Ending::Stopped) => signals.exit_code(),
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted)) => {
+            complain(&format!("{error:#}"));
+            signals.exit_code()
+        }
+        Err(error) => said(&error),
+    }
+}
+
+fn said(error: &anyhow::Error) -> u8 {
+    // A reader that closed the pipe (`| head`) has what it wanted.
+    if error.chain().any(|e| {
+        e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+    }) {
+        return DONE;
+    }
+    complain(&format!("{error:#}"));
+    code_of(error)
+}
+
+fn complain(sentence: &str) {
+    // Nobody is left to be told when stderr is closed.
+    let _ = writeln!(std::io::stderr(), "error: {}", sentence.replace('\n', " "));
+}
+
+/// 2 when the command or the recipe is wrong, 1 when something else is.
+fn code_of(error: &anyhow::Error) -> u8 {
+    let wrong_command = error.chain().any(|e| {
+        e.is::<Usage>()
+            || e.is::<Flags>()
+            || e.is::<RecipeError>()
+            || e.downcast_ref::<RunError>().is_some_and(other_folder)
+            || e.downcast_ref::<Error>().is_some_and(|e| match e {
+                Error::Config(_)
+                | Error::Mask(_)
+                | Error::Transform(_)
+                | Error::Recipe(_)
+                | Error::Schedule(_) => true,
+                Error::Loader(e) => {
+                    matches!(e, LoaderError::Setting { .. } | LoaderError::BatchTooLarge { .. })
+                }
+                Error::Run(e) => other_folder(e),
+                _ => false,
+            })
+    });
+    if wrong_command { USAGE } else { FAILED }
+}
+
+/// Whether another `--out` is what the user needs.
+fn other_folder(error: &RunError) -> bool {
+    matches!(error, RunError::OtherRun { .. } | RunError::NotARun { .. })
+}
+
+/// What the last panic said and where; main tells it, once, if the panic reaches it.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs `work`; a panic becomes a sentence that asks for a report.
+///
+/// Why not print in the hook: the data workers catch panics of image decoders and replace the picture, which is
+/// no reason to alarm anyone.
+pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        let text = format!("{} ({place})", words_of(info.payload()));
+        *PANIC.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
+    }));
+    let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => match error.downcast_ref::<Flags>() {
+            Some(Flags(text)) if !text.use_stderr() => {
+                let _ = text.print();
+                DONE
+            }
+            // `beit2` alone: the whole help is the message.
+            Some(Flags(text))
+                if text.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+            {
+                let _ = text.print();
+                USAGE
+            }
+            _ => said(&error),
+        },
+        Err(payload) => {
+            let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
+            let what = noted.unwrap_or_else(|| words_of(payload.as_ref()).to_owned());
+            complain(&format!(
+                "this is a bug in beit2 {}: {what}; a run on disk is intact and the same command continues it; \
+                 please report this line at {}/issues",
+                env!("CARGO_PKG_VERSION"),
+                env!("CARGO_PKG_REPOSITORY")
+            ));
+            FAILED
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// Runs `work` and gives a panic's words instead of passing it on: for drivers that panic where there is no
+/// device.
+pub fn tried<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| words_of(payload.as_ref()).to_owned())
+}
+
+fn words_of(payload: &(dyn Any + Send)) -> &str {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "no message",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_user_can_change_is_2_and_the_rest_is_1() {
+        let config = anyhow::Error::from(Error::Config("heads 7".into()));
+        assert_eq!(code_of(&config), USAGE);
+        assert_eq!(code_of(&config.context("recipe x")), USAGE, "context does not hide it");
+        assert_eq!(code_of(&Error::Training("loss".into()).into()), FAILED);
+        let other = RunError::NotARun { path: "x".into() };
+        assert_eq!(code_of(&Error::Run(other).into()), USAGE);
+        assert_eq!(code_of(&anyhow::anyhow!("disk")), FAILED);
+    }
+
+    #[test]
+    fn clap_is_cut_to_one_line() {
+        let error = crate::cli::parse_from(["beit2", "knn", "--wieghts", "x"]).unwrap_err();
+        let text = error.to_string();
+        assert!(!text.contains('\n') && text.contains("'--wieghts'") && text.contains("'--weights'"), "{text}");
+        assert_eq!(code_of(&error), USAGE);
+    }
+}

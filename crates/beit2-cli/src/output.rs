@@ -1,0 +1,64 @@
+//! Text for people and scripts. Results go to stdout; progress, warnings and errors go to stderr, so that a
+//! pipe gets results only.
+
+use std::io::Write;
+
+/// Prints a result to stdout. A closed pipe is an error that the program ends on without a word.
+pub fn result(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Prints a result as the one JSON object of `--json`.
+pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
+    result(&serde_json::to_string_pretty(value)?)
+}
+
+/// Tells the user something that is no result.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Rows of name and value with the values in one column.
+pub fn pairs<N: AsRef<str>, V: AsRef<str>>(rows: &[(N, V)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.as_ref().chars().count()).max().unwrap_or(0);
+    let line = |(name, value): &(N, V)| format!("{:width$}  {}\n", name.as_ref(), value.as_ref());
+    rows.iter().map(line).collect()
+}
+
+/// A table: the first column to the left, numbers to the right.
+pub fn table(columns: &[&str], rows: &[Vec<String>]) -> String {
+    let cell = |row: &[String], at: usize| row.get(at).cloned().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|at| {
+            let cells = rows.iter().map(|row| cell(row, at).chars().count());
+            cells.chain([columns[at].chars().count()]).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: &dyn Fn(usize) -> String| {
+        let cells = widths.iter().enumerate().map(|(at, &width)| match at {
+            0 => format!("{:width$}", cells(at)),
+            _ => format!("{:>width$}", cells(at)),
+        });
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    let mut text = line(&|at| columns[at].to_owned());
+    text.extend(rows.iter().map(|row| line(&|at| cell(row, at))));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        assert_eq!(pairs(&[("a", "1"), ("long", "2")]), "a     1\nlong  2\n");
+        let text = table(&["model", "k-NN"], &[vec!["pixels".into(), "34.0 %".into()], vec!["x".into()]]);
+        assert_eq!(text, "model     k-NN\npixels  34.0 %\nx\n");
+    }
+}

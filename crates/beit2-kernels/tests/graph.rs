@@ -1,0 +1,73 @@
+//! The operations inside Burn's graph: recomputing strategies give the same gradients, and second
+//! derivatives are right or refused.
+
+use beit2_kernels::{self as fast, AutodiffBackend, Backend, reference as slow};
+use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Tensor, TensorData};
+
+fn input<B: Backend>(n: usize) -> Tensor<B, 1> {
+    let values: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+    Tensor::from_data(TensorData::new(values, [n]), &Default::default())
+}
+
+/// Gradient of a chain of cheap Burn operations around ours.
+fn gradient<B: AutodiffBackend>() -> Vec<f32> {
+    let x = input::<B>(3 * 24).require_grad();
+    let w = input::<B>(8).require_grad();
+    let y = (x.clone() * 1.5 + 0.25).reshape([3, 3, 8]);
+    let y = fast::layer_norm(y.clone() * y, w.clone().exp(), w.clone(), 1e-6).tanh();
+    let qkv = Tensor::cat(vec![y.clone(), y.clone() * 2.0, fast::gelu(y.clone())], 2);
+    let y = fast::residual_scale(y, fast::attention_qkv(qkv, None, 2, 0.5) * 3.0, w.clone());
+    let grads = (y.clone() * y).sum().backward();
+    [x.grad(&grads), w.grad(&grads)]
+        .into_iter()
+        .flat_map(|g| g.map(|g| g.into_data().to_vec::<f32>()))
+        .flat_map(|g| g.unwrap_or_default())
+        .collect()
+}
+
+#[test]
+fn checkpointing_gives_the_same_gradients() {
+    let plain = gradient::<Autodiff<Flex>>();
+    assert_eq!(plain.len(), 3 * 24 + 8);
+    assert_eq!(plain, gradient::<Autodiff<Flex, BalancedCheckpointing>>());
+}
+
+type Twice = Autodiff<Autodiff<Flex>>;
+
+/// Gradient of the squared gradient of `Σ f(x)²`.
+fn second(n: usize, f: impl Fn(Tensor<Twice, 1>) -> Tensor<Twice, 1>) -> Vec<f32> {
+    let x = input::<Autodiff<Flex>>(n).require_grad();
+    let outer = Tensor::<Twice, 1>::from_inner(x.clone()).require_grad();
+    let y = f(outer.clone());
+    let grads = (y.clone() * y).sum().backward();
+    let Some(slope) = outer.grad(&grads) else { panic!("no first derivative") };
+    let grads = (slope.clone() * slope).sum().backward();
+    let Some(curvature) = x.grad(&grads) else { panic!("no second derivative") };
+    curvature.into_data().to_vec().unwrap_or_default()
+}
+
+#[test]
+fn second_derivatives_of_gelu_and_linear() {
+    let square = |x: Tensor<Twice, 1>| x.reshape([6, 6]);
+    let pairs = [
+        (second(36, fast::gelu), second(36, slow::gelu)),
+        (
+            second(36, |x| fast::linear(square(x.clone()), square(x), None).reshape([36])),
+            second(36, |x| slow::linear(square(x.clone()), square(x), None).reshape([36])),
+        ),
+    ];
+    for (a, b) in pairs {
+        let size = b.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!(size > 0.0 && a.len() == b.len());
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5 * size));
+    }
+}
+
+#[test]
+#[should_panic(expected = "layer_norm: second derivatives are not implemented")]
+fn second_derivatives_of_layer_norm_are_refused() {
+    let ones = || Tensor::ones([6], &Default::default());
+    second(36, |x| fast::layer_norm(x.reshape([6, 6]), ones(), ones(), 1e-6).reshape([36]));
+}

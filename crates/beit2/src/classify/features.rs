@@ -1,0 +1,181 @@
+//! Frozen features of labelled pictures, computed once and kept.
+
+use std::sync::Arc;
+
+use beit2_data::Source;
+use beit2_kernels::Backend;
+use beit2_run::StopFlag;
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, config_error};
+use crate::pixels;
+use crate::pretrain::MimModel;
+use crate::tokenizer::VqKd;
+use crate::tokenizer::teachers::Teacher;
+use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
+use crate::vit::DropPath;
+
+/// What of a picture's tokens becomes its feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureKind {
+    /// The CLS token.
+    Cls,
+    /// The mean of the patch tokens.
+    Mean,
+    /// Both, one after the other (the linear evaluation of BEiT v1).
+    Concat,
+}
+
+impl FeatureKind {
+    /// `[B, N+1, D]` with CLS first → `[B, D]` or `[B, 2D]`.
+    pub fn pool<B: Backend>(self, tokens: Tensor<B, 3>) -> Tensor<B, 2> {
+        let [batch, count, width] = tokens.dims();
+        let cls = tokens.clone().narrow(1, 0, 1).reshape([batch, width]);
+        let mean = || tokens.narrow(1, 1, count - 1).mean_dim(1).reshape([batch, width]);
+        match self {
+            Self::Cls => cls,
+            Self::Mean => mean(),
+            Self::Concat => Tensor::cat(vec![cls, mean()], 1),
+        }
+    }
+}
+
+/// A frozen model that turns pictures into tokens.
+pub enum Featurizer<B: Backend> {
+    /// A masked image model, after block `layer` (0-based), un-normalised.
+    Mim(Box<MimModel<B>>, usize),
+    /// A tokenizer's encoder after its final norm.
+    Encoder(Box<VqKd<B>>),
+    /// A teacher's tokens.
+    Teacher(Box<Teacher<B>>),
+}
+
+impl<B: Backend> Featurizer<B> {
+    /// Pictures in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first.
+    pub fn tokens(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
+        match self {
+            Self::Mim(model, layer) => {
+                let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+                let mut found = model.features(x, &[*layer]);
+                found.remove(0)
+            }
+            Self::Encoder(model) => model.encoder.tokens(model.preprocess(images), &DropPath::none()),
+            Self::Teacher(teacher) => teacher.tokens(teacher.scale(pixels::to_signed(images))),
+        }
+    }
+}
+
+/// Features and classes of a set of pictures, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Features {
+    /// `[n · dim]`, row by row.
+    pub values: Vec<f32>,
+    /// Values per picture.
+    pub dim: usize,
+    /// Classes `[n]`.
+    pub labels: Vec<u32>,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+impl Features {
+    /// Pictures n.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// All rows on a device, `[n, dim]`.
+    pub fn tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        Tensor::from_data(TensorData::new(self.values.clone(), [self.len(), self.dim]), device)
+    }
+}
+
+/// Features of all pictures of a labelled source through the evaluation transform.
+///
+/// # Errors
+/// Pictures without classes, pictures that cannot be read, or an interruption.
+#[allow(clippy::too_many_arguments)] // one call, and each says what it is
+pub fn extract<B: Backend>(
+    model: &Featurizer<B>,
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    size: usize,
+    kind: FeatureKind,
+    what: &str,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+    device: &B::Device,
+) -> Result<Features, Error> {
+    collect(source, data, size, what, observer, stop, |batch| {
+        let (images, _) = to_device::<B>(batch, device)?;
+        let features = kind.pool(model.tokens(images));
+        let dim = features.dims()[1];
+        Ok((features.into_data().convert::<f32>().into_vec().unwrap_or_default(), dim))
+    })
+}
+
+/// The pictures' own bytes (after the evaluation transform) as features: the baseline that any learned
+/// feature must beat.
+///
+/// # Errors
+/// As [`extract`].
+pub fn pixel_features(
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    size: usize,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<Features, Error> {
+    collect(source, data, size, "pixels", observer, stop, |batch| {
+        // Centred, so that cosine similarity compares contents and not the common brightness.
+        let values = batch.items.iter().flat_map(|item| item.patch.data.iter());
+        Ok((values.map(|&byte| f32::from(byte) / 255.0 - 0.5).collect(), size * size * 3))
+    })
+}
+
+fn collect(
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    size: usize,
+    what: &str,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+    mut features_of: impl FnMut(&beit2_data::Batch<crate::train::Item>) -> Result<(Vec<f32>, usize), Error>,
+) -> Result<Features, Error> {
+    let (total, classes) = (source.len(), source.classes().len());
+    if classes < 2 {
+        return config_error(format!(
+            "probing needs pictures in at least 2 classes (one sub-folder each); this source has {classes}"
+        ));
+    }
+    let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
+    for batch in evaluation_loader(source, data, 64, size)? {
+        if stop.is_set() {
+            return Err(Error::Interrupted);
+        }
+        let batch = batch?;
+        let (values, dim) = features_of(&batch)?;
+        found.values.extend(values);
+        found.dim = dim;
+        for label in &batch.labels {
+            match label {
+                Some(label) => found.labels.push(*label),
+                None => {
+                    return config_error(
+                        "a picture of this source has no class; probing needs classes for all",
+                    );
+                }
+            }
+        }
+        let (what, done) = (format!("features: {what}"), found.len() as u64);
+        observer.event(Event::Progress { what, done, total: total as u64 });
+    }
+    Ok(found)
+}

@@ -1,0 +1,146 @@
+//! A linear classifier on frozen features (BEiT v1's linear evaluation, on features computed once).
+
+use beit2_kernels::{self as kernels, AutodiffBackend};
+use burn::tensor::{Int, Tensor, TensorData};
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
+
+use super::Features;
+use crate::error::{Error, config_error};
+use crate::init::generator;
+use crate::train::CosineSchedule;
+
+/// How the classifier is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinearProbeConfig {
+    /// Passes over the features.
+    pub epochs: u64,
+    /// Rows per step.
+    pub batch: usize,
+    /// Learning rate for a batch of 256; falls to 0 by a cosine.
+    pub lr: f64,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Seed of order and start.
+    pub seed: u64,
+}
+
+impl Default for LinearProbeConfig {
+    fn default() -> Self {
+        Self { epochs: 100, batch: 128, lr: 1e-3, weight_decay: 1e-4, seed: 0 }
+    }
+}
+
+/// Top-1 accuracy on `val` of a linear classifier trained on `train`, in [0, 1].
+///
+/// Features are first brought to mean 0 and deviation 1 with `train`'s statistics, so that one learning
+/// rate serves features of any scale.
+///
+/// # Errors
+/// Features of different width or none.
+pub fn linear_probe<B: AutodiffBackend>(
+    train: &Features,
+    val: &Features,
+    config: LinearProbeConfig,
+    device: &B::Device,
+) -> Result<f64, Error> {
+    if train.dim != val.dim || train.is_empty() || val.is_empty() {
+        return config_error("a linear probe needs pictures on both sides and features of one width");
+    }
+    let (rows, queries) = standardised::<B>(train, val, device);
+    let classes = train.classes;
+    let mut rng = generator(config.seed, "linear probe");
+    let start: Vec<f32> =
+        (0..classes * train.dim).map(|_| 0.01 * rng.sample::<f32, _>(StandardNormal)).collect();
+    let mut weight: Tensor<B::InnerBackend, 2> =
+        Tensor::from_data(TensorData::new(start, [classes, train.dim]), device);
+    let mut bias = Tensor::<B::InnerBackend, 1>::zeros([classes], device);
+    let (mut weight_moments, mut bias_moments) = (None, None);
+    let batch = config.batch.clamp(1, train.len());
+    let per_epoch = train.len() / batch;
+    let peak = config.lr * batch as f64 / 256.0;
+    let schedule = CosineSchedule::new(peak, 0.0, config.epochs * per_epoch as u64, 0, 0.0)?;
+    let mut order: Vec<i32> = (0..train.len() as i32).collect();
+    for step in 0..schedule.len() {
+        let at = step as usize % per_epoch;
+        if at == 0 {
+            order.shuffle(&mut rng);
+        }
+        let picked = &order[at * batch..(at + 1) * batch];
+        let ids =
+            Tensor::<B::InnerBackend, 1, Int>::from_data(TensorData::new(picked.to_vec(), [batch]), device);
+        let labels: Vec<i32> = picked.iter().map(|&row| train.labels[row as usize] as i32).collect();
+        let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [batch]), device);
+        let x = Tensor::<B, 2>::from_inner(rows.clone().select(0, ids));
+        let w = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
+        let b = Tensor::<B, 1>::from_inner(bias.clone()).require_grad();
+        let loss = kernels::cross_entropy(kernels::linear(x, w.clone(), Some(b.clone())), labels);
+        let mut grads = loss.backward();
+        let mut options = kernels::AdamwStep {
+            lr: schedule.at(step),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: config.weight_decay,
+            step: step + 1,
+            grad_scale: 1.0,
+        };
+        if let Some(grad) = w.grad_remove(&mut grads) {
+            let (m, v) = weight_moments.take().unwrap_or_else(|| (weight.zeros_like(), weight.zeros_like()));
+            let (new, m, v) = kernels::adamw(weight, grad, m, v, options);
+            (weight, weight_moments) = (new, Some((m, v)));
+        }
+        options.weight_decay = 0.0;
+        if let Some(grad) = b.grad_remove(&mut grads) {
+            let (m, v) = bias_moments.take().unwrap_or_else(|| (bias.zeros_like(), bias.zeros_like()));
+            let (new, m, v) = kernels::adamw(bias, grad, m, v, options);
+            (bias, bias_moments) = (new, Some((m, v)));
+        }
+    }
+    let logits = kernels::linear(queries, weight, Some(bias));
+    let predicted: Vec<i64> = logits.argmax(1).into_data().convert::<i64>().into_vec().unwrap_or_default();
+    let predicted: Vec<u32> = predicted.into_iter().map(|class| class as u32).collect();
+    Ok(super::accuracy(&predicted, &val.labels))
+}
+
+#[allow(clippy::type_complexity)] // the two sides of one transformation
+fn standardised<B: AutodiffBackend>(
+    train: &Features,
+    val: &Features,
+    device: &B::Device,
+) -> (Tensor<B::InnerBackend, 2>, Tensor<B::InnerBackend, 2>) {
+    let rows = train.tensor::<B::InnerBackend>(device);
+    let mean = rows.clone().mean_dim(0);
+    let deviation = (rows.clone() - mean.clone()).powi_scalar(2).mean_dim(0).sqrt().add_scalar(1e-6);
+    let apply = |x: Tensor<B::InnerBackend, 2>| (x - mean.clone()) / deviation.clone();
+    (apply(rows), apply(val.tensor(device)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::{Autodiff, Flex};
+
+    #[test]
+    fn separates_what_a_line_can_separate() {
+        let mut rng = generator(3, "test");
+        let mut set = |n: usize| {
+            let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
+            let values = labels
+                .iter()
+                .flat_map(|&l| (0..3).map(move |d| if d == l { 1.0 } else { 0.0 }))
+                .map(|center| center * 1000.0 + 100.0 * rng.sample::<f32, _>(StandardNormal))
+                .collect();
+            Features { values, dim: 3, labels, classes: 3 }
+        };
+        let (train, val) = (set(300), set(90));
+        let config = LinearProbeConfig { epochs: 20, lr: 0.02, ..LinearProbeConfig::default() };
+        let found = linear_probe::<Autodiff<Flex>>(&train, &val, config, &Default::default()).unwrap();
+        assert!(found > 0.97, "{found}");
+        let again = linear_probe::<Autodiff<Flex>>(&train, &val, config, &Default::default()).unwrap();
+        assert_eq!(found, again);
+    }
+}

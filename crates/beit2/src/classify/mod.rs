@@ -1,0 +1,15 @@
+//! What frozen features are worth: k-nearest neighbours and a linear classifier on them.
+
+mod features;
+mod knn;
+mod linear_probe;
+
+pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
+pub use knn::{KnnConfig, knn, predict};
+pub use linear_probe::{LinearProbeConfig, linear_probe};
+
+/// Share of equal entries.
+pub fn accuracy(predicted: &[u32], labels: &[u32]) -> f64 {
+    let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
+    right as f64 / labels.len().max(1) as f64
+}

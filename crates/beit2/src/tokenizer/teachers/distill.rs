@@ -1,0 +1,158 @@
+//! A small teacher from a large one, for machines on which the large one is too slow.
+//!
+//! The student is a plain Vision Transformer whose linear head learns the large teacher's patch features by
+//! cosine similarity, on unlabelled pictures. Not part of the paper: it exists for the bundled quickstart.
+
+use std::collections::BTreeMap;
+
+use beit2_data::TwoViewConfig;
+use beit2_kernels::AutodiffBackend;
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
+
+use super::{Teacher, TeacherConfig};
+use crate::error::{Error, config_error};
+use crate::init::{InitRule, initialise};
+use crate::params;
+use crate::pixels;
+use crate::tokenizer::cosine_loss;
+use crate::train::{
+    AdamW, DataConfig, Env, GroupRule, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig,
+    Session, StepReport, to_device, training_loader,
+};
+use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+
+/// A distillation as data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistillRecipe {
+    /// Always `distill`.
+    pub stage: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The student's sizes.
+    pub model: VitConfig,
+    /// The large teacher.
+    pub teacher: TeacherConfig,
+    /// Unlabelled pictures.
+    pub data: DataConfig,
+    /// Smallest crop, as a share of the picture.
+    pub min_crop_scale: f64,
+    /// Optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Length.
+    pub schedule: ScheduleConfig,
+    /// Records and checkpoints.
+    pub logging: LoggingConfig,
+}
+
+impl Default for DistillRecipe {
+    fn default() -> Self {
+        Self {
+            stage: "distill".into(),
+            seed: 0,
+            model: VitConfig {
+                image_size: 64,
+                patch_size: 8,
+                width: 192,
+                depth: 6,
+                heads: 3,
+                layer_scale_init: 0.0,
+                abs_pos_emb: true,
+                rel_pos_bias: RelPosKind::None,
+                ..VitConfig::default()
+            },
+            teacher: TeacherConfig::default(),
+            data: DataConfig::default(),
+            min_crop_scale: 0.3,
+            optimizer: OptimizerConfig { lr: 1e-3, ..OptimizerConfig::default() },
+            schedule: ScheduleConfig {
+                epochs: 10,
+                warmup_epochs: 1.0,
+                batch_size: 64,
+                ..ScheduleConfig::default()
+            },
+            logging: LoggingConfig { checkpoint_every: 200, ..LoggingConfig::default() },
+        }
+    }
+}
+
+/// Trains a student, or continues the run in `env.dir`. The result is a `distilled` teacher's weight file.
+///
+/// # Errors
+/// Settings, pictures or weights that do not fit; a run directory that cannot be used.
+pub fn distill<B: AutodiffBackend>(
+    recipe: &DistillRecipe,
+    run_toml: &str,
+    env: Env<'_>,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    recipe.model.validate()?;
+    if recipe.model.rel_pos_bias != RelPosKind::None || !recipe.model.abs_pos_emb {
+        return config_error(
+            "a distilled teacher has absolute positions and no relative bias; set model.abs_pos_emb = true and model.rel_pos_bias = \"none\"",
+        );
+    }
+    let source = env.assets.source(&recipe.data.train)?;
+    let file = env.assets.weights(&recipe.teacher.weights)?;
+    // No gradient flows through the teacher: it lives on the inner backend.
+    let teacher =
+        Teacher::<B::InnerBackend>::from_tensors(&recipe.teacher, file.tensors, DType::F32, device)?;
+    let views = TwoViewConfig {
+        input_size: recipe.model.image_size as u32,
+        second_size: (recipe.model.grid() * teacher.patch_size()) as u32,
+        min_crop_scale: recipe.min_crop_scale,
+        color_jitter: 0.0,
+        ..TwoViewConfig::default()
+    };
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let mut student = VisionTransformer::<B>::new(&recipe.model, Pooling::Cls, teacher.dim(), device);
+    let gamma = recipe.model.layer_scale_init;
+    student = initialise(student, InitRule::Finetune { head_scale: 1.0, gamma }, recipe.seed);
+    let mut optimizer =
+        AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
+    let facts = vec![("student".into(), format!("{} trained parameters", params::count(&student)))];
+    let (mut session, resumed) =
+        Session::open(env, "distill", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+    if let Some(resumed) = resumed {
+        student = params::load_strict(student, resumed.model, DType::F32, |_| false)?;
+        optimizer.import(resumed.optimizer, resumed.state.step, device)?;
+    }
+    let metadata = BTreeMap::from([
+        ("beit2.stage".to_owned(), "distill".to_owned()),
+        ("beit2.config".to_owned(), serde_json::to_string(&recipe.model).unwrap_or_default()),
+    ]);
+    if session.is_complete() {
+        return session.finish();
+    }
+    let start = session.state.data;
+    for batch in training_loader(source, &recipe.data, &recipe.schedule, views, None, recipe.seed, start)? {
+        let batch = batch?;
+        session.note_batch(&batch);
+        let step = session.state.step;
+        let (images, second) = to_device::<B::InnerBackend>(&batch, device)?;
+        let x = pixels::to_signed(images);
+        let target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+        // The student gets the standardisation that it will have as a teacher.
+        let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let x = burn::tensor::Tensor::<B, 4>::from_inner(x);
+        let guess = student.patch_tokens(x, &DropPath::none());
+        let loss = cosine_loss(guess, burn::tensor::Tensor::from_inner(target));
+        let grads = loss.backward();
+        let lr = plan.lr.at(step);
+        let norm;
+        (student, norm) = optimizer.step(student, grads, lr, recipe.optimizer.max_norm());
+        let scalars = vec![("loss", loss.inner()), ("grad_norm", norm)];
+        session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
+        if batch.last_in_epoch || session.is_complete() {
+            session.epoch_done(batch.epoch, &[])?;
+        }
+        if session.should_save(batch.last_in_epoch) {
+            session.save(&params::export(&student), &optimizer.export(), &metadata)?;
+        }
+        if session.should_stop() {
+            break;
+        }
+    }
+    session.finish()
+}
