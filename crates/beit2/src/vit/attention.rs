@@ -74,9 +74,8 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// `x [B, T, D]`, `shared [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(&self, x: Tensor<B, 3>, shared: Option<&Tensor<B, 4>>) -> Tensor<B, 3> {
-        let [q, k, v] = self.project(x);
-        let mixed = kernels::attention(q, k, v, self.total_bias(shared), self.heads, self.scale);
-        self.proj.forward(mixed)
+        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias());
+        self.proj.forward(kernels::attention_qkv(qkv, self.total_bias(shared), self.heads, self.scale))
     }
 
     /// As [`Attention::forward`] for the queries of some rows only → `[B, R, D]`.

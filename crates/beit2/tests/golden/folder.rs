@@ -1,5 +1,6 @@
 //! Reading a golden folder, and the tolerances.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ pub struct Case {
     noise: Value,
     /// Sum of the learning rates of the recorded steps, for the tolerance of parameters.
     lr_sum: f64,
+    /// Element type of the computation being compared.
+    dtype: Cell<DType>,
 }
 
 /// All cases of a suite whose files the folder holds.
@@ -65,6 +68,7 @@ pub fn cases(suite: &str) -> Vec<Case> {
             tensors,
             noise: entry["tensors"].clone(),
             lr_sum,
+            dtype: Cell::new(DType::F32),
         });
     }
     assert!(!cases.is_empty(), "suite {suite} has a manifest but no file");
@@ -99,6 +103,15 @@ pub fn ints(data: &TensorData) -> Vec<i64> {
 }
 
 impl Case {
+    /// Runs a comparison in f32 and in f64.
+    pub fn in_both_types(&self, test: impl Fn(&Case, DType)) {
+        for dtype in [DType::F32, DType::F64] {
+            println!("-- {} in {dtype:?}", self.name);
+            self.dtype.set(dtype);
+            test(self, dtype);
+        }
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -187,11 +200,24 @@ impl Case {
         let zero_by_maths = recorded["zero_by_maths"].as_bool().unwrap_or(false);
         let mut allowed = 20.0 * number("noise_abs");
         allowed = allowed.max(1e-5 * if zero_by_maths { 1.0 } else { largest });
+        let mut outliers = 0;
         if name.starts_with("step") {
-            // Adam divides by √v: where a gradient is nearly 0 its rounding decides the step's sign.
+            // Adam divides by √v: where a gradient is nearly 0 its rounding decides the size of the step.
             allowed = allowed.max(1e-3 * self.lr_sum);
+            // In f32 that can exceed any such bound for a single element: with |g| near ε = 1e-8 an error of
+            // 1e-10 in g moves the step by 1 %. So one value in a thousand (at least one) may be off by up to
+            // a twentieth of the steps' length. The same comparison in f64 grants no exception.
+            let beyond = expected.iter().zip(found).filter(|(e, f)| (*e - *f).abs() > allowed).count();
+            if self.dtype.get() == DType::F32 && beyond <= expected.len().div_ceil(1000) {
+                (outliers, allowed) = (beyond, allowed.max(0.05 * self.lr_sum));
+            }
         }
-        println!("{:24} {name:56} abs {worst:9.2e}  rel {relative:9.2e}  allowed {allowed:9.2e}", self.name);
+        let note =
+            if outliers > 0 { format!("  ({outliers} of {} beyond)", expected.len()) } else { String::new() };
+        println!(
+            "{:24} {name:56} abs {worst:9.2e}  rel {relative:9.2e}  allowed {allowed:9.2e}{note}",
+            self.name
+        );
         assert!(worst <= allowed, "{}: {name} differs by {worst:e}, allowed {allowed:e}", self.name);
     }
 

@@ -74,10 +74,7 @@ fn drop_path(case: &Case, name: &str, call: &mut usize) -> DropPath<Auto> {
 #[test]
 fn golden_b_forward_and_gradients() {
     for case in cases("B") {
-        for dtype in [DType::F32, DType::F64] {
-            println!("-- {} in {dtype:?}", case.name);
-            forward_and_gradients(&case, dtype);
-        }
+        case.in_both_types(forward_and_gradients);
     }
 }
 
@@ -216,10 +213,7 @@ fn golden_b_tokenizer_gives_the_ids() {
 #[test]
 fn golden_b_five_steps() {
     for case in cases("B").iter().filter(|case| case.has("traj/loss")) {
-        for dtype in [DType::F32, DType::F64] {
-            println!("-- {} in {dtype:?}", case.name);
-            five_steps(case, dtype);
-        }
+        case.in_both_types(five_steps);
     }
 }
 

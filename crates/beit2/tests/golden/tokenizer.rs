@@ -50,17 +50,10 @@ fn teacher(case: &Case, dtype: DType) -> Teacher<Auto> {
     Teacher::from_tensors(&config, weights, dtype, &Default::default()).unwrap()
 }
 
-fn both(case: &Case, test: impl Fn(&Case, DType)) {
-    for dtype in [DType::F32, DType::F64] {
-        println!("-- {} in {dtype:?}", case.name);
-        test(case, dtype);
-    }
-}
-
 #[test]
 fn golden_a_quantizer() {
     for case in cases("A").iter().filter(|case| case.name.starts_with("quantizer")) {
-        both(case, |case, dtype| {
+        case.in_both_types(|case, dtype| {
             let (codes, code_dim) = (case.size("n_code"), case.size("code_dim"));
             let options = TokenizerConfig {
                 codes,
@@ -111,7 +104,7 @@ fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
 #[test]
 fn golden_a_forward_and_gradients() {
     for case in cases("A").iter().filter(|case| case.has("eval/z")) {
-        both(case, forward_and_gradients);
+        case.in_both_types(forward_and_gradients);
     }
 }
 
@@ -205,7 +198,7 @@ pub fn named_gradients<M: AutodiffModule<Auto>>(
 #[test]
 fn golden_a_five_steps() {
     for case in cases("A").iter().filter(|case| case.has("traj/loss")) {
-        both(case, five_steps);
+        case.in_both_types(five_steps);
     }
 }
 

@@ -1,0 +1,152 @@
+//! Recipes by name (inside the program) or by path, and the settings they resolve to.
+
+use std::path::Path;
+
+use anyhow::Context;
+use beit2_run::recipe;
+
+use crate::errors::usage;
+use crate::stage::Stage;
+use crate::words;
+
+include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// A recipe's text and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// File name without `.toml`; names the run.
+    pub name: String,
+    /// For messages: the path, or `recipe NAME`.
+    pub origin: String,
+    /// TOML.
+    pub text: String,
+}
+
+impl Recipe {
+    /// What the recipe is for: `tokenizer`, `pretrain`, `distill`; `None` when it does not say.
+    pub fn stage(&self) -> Option<String> {
+        let table: toml::Table = toml::from_str(&self.text).ok()?;
+        Some(table.get("stage")?.as_str()?.to_owned())
+    }
+
+    /// The first sentence of its comment.
+    pub fn title(&self) -> String {
+        let line = recipe::header(&self.text).lines().next().unwrap_or_default();
+        line.trim_start_matches(['#', ' ']).to_owned()
+    }
+}
+
+/// All recipes inside the program, by name.
+pub fn all() -> impl Iterator<Item = Recipe> {
+    RECIPES.iter().map(|&(name, text)| Recipe {
+        name: name.to_owned(),
+        origin: format!("recipe {name}"),
+        text: text.to_owned(),
+    })
+}
+
+/// The recipe that a user means: a file when it looks like one or exists, else a name.
+pub fn find(what: &str) -> anyhow::Result<Recipe> {
+    let path = Path::new(what);
+    if what.ends_with(".toml") || what.contains(['/', '\\']) || path.is_file() {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {what}"))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(Recipe { name, origin: what.to_owned(), text });
+    }
+    if let Some(found) = all().find(|recipe| recipe.name == what) {
+        return Ok(found);
+    }
+    let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
+    let hint = match words::nearest(what, names.iter().copied()) {
+        Some(name) => format!("did you mean `{name}`? (`beit2 recipes` lists them all)"),
+        None => "`beit2 recipes` lists them, and a path to a .toml file works too".to_owned(),
+    };
+    usage(format!("no recipe is called `{what}`; {hint}"))
+}
+
+/// The settings of a recipe with overrides by name, complete and checked.
+pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> anyhow::Result<S> {
+    // Before the keys: all of another stage's keys would be unknown.
+    if let Some(stage) = recipe.stage().filter(|stage| stage != S::NAME) {
+        let right = crate::stage::command_of(&stage);
+        let right = right.map(|command| format!("; use `beit2 {command}`")).unwrap_or_default();
+        return usage(format!(
+            "{} is for stage `{stage}`, and `beit2 {}` needs `{}`{right}",
+            recipe.origin,
+            S::COMMAND,
+            S::NAME
+        ));
+    }
+    Ok(recipe::resolve(&recipe.text, &recipe.origin, overrides)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beit2::pretrain::PretrainRecipe;
+    use beit2::tokenizer::TokenizerRecipe;
+    use beit2::tokenizer::teachers::DistillRecipe;
+
+    #[test]
+    fn every_recipe_is_strict_and_says_what_it_is() {
+        assert!(all().count() >= 7);
+        for recipe in all() {
+            let stage = recipe.stage().unwrap_or_default();
+            let checked = match stage.as_str() {
+                TokenizerRecipe::NAME => resolve::<TokenizerRecipe>(&recipe, &[]).map(|r| r.validate()),
+                PretrainRecipe::NAME => resolve::<PretrainRecipe>(&recipe, &[]).map(|r| r.validate()),
+                DistillRecipe::NAME => resolve::<DistillRecipe>(&recipe, &[]).map(|r| r.model.validate()),
+                _ => panic!("{} does not say its stage", recipe.name),
+            };
+            checked.unwrap().unwrap();
+            let header = recipe::header(&recipe.text);
+            for part in ["Source", "Hardware", "Time", "Expect", "Run"] {
+                assert!(header.contains(&format!("\n# {part}")), "{} lacks `{part}`", recipe.name);
+            }
+            assert!(header.contains(&format!("beit2 {}", crate::stage::command_of(&stage).unwrap())));
+        }
+    }
+
+    /// The values of spec sections 2.6 and 3.5 that the paper's tables rest on.
+    #[test]
+    fn paper_recipes_hold_the_papers_values() {
+        let get = |name: &str| find(name).unwrap();
+        for (name, decoder, dim) in [
+            ("vqkd_base_clip_100e", 3, 512),
+            ("vqkd_base_dino_100e", 1, 768),
+            ("vqkd_base_clip_dec1_100e", 1, 512),
+        ] {
+            let r: TokenizerRecipe = resolve(&get(name), &[]).unwrap();
+            assert_eq!((r.model.decoder_depth, r.model.teacher_dim), (decoder, dim), "{name}");
+            assert_eq!((r.model.codes, r.model.code_dim, r.model.kmeans_init), (8192, 32, true));
+            assert_eq!((r.schedule.epochs, r.schedule.batch_size), (100, 512));
+            assert!((r.optimizer.peak_lr(512) - 2e-4).abs() < 1e-12 && r.optimizer.beta2 == 0.99);
+            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (1e-4, 0.0));
+        }
+        for (name, epochs, early, beta2, drop, gamma) in [
+            ("mim_base_300e", 300, 9, 0.98, 0.0, 0.1),
+            ("mim_base_1600e", 1600, 9, 0.999, 0.1, 0.1),
+            ("mim_large_300e", 300, 21, 0.98, 0.0, 1e-5),
+            ("mim_large_1600e", 1600, 21, 0.999, 0.1, 1e-5),
+        ] {
+            let r: PretrainRecipe = resolve(&get(name), &[]).unwrap();
+            assert_eq!((r.schedule.epochs, r.schedule.batch_size), (epochs, 2048), "{name}");
+            assert_eq!((r.model.early_layers, r.model.head_layers, r.model.shared_lm_head), (early, 2, true));
+            assert_eq!((r.optimizer.beta2, r.model.vit.drop_path), (beta2, drop), "{name}");
+            assert_eq!((r.model.vit.layer_scale_init, r.mask.patches), (gamma, 75), "{name}");
+            assert_eq!((r.optimizer.peak_lr(2048), r.optimizer.clip_grad), (1.5e-3, 3.0));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let text = find("mim_bas_300e").unwrap_err().to_string();
+        assert!(text.contains("did you mean `mim_base_300e`"), "{text}");
+        let mim = find("mim_base_300e").unwrap();
+        let text = resolve::<TokenizerRecipe>(&mim, &[]).unwrap_err().to_string();
+        assert!(text.contains("use `beit2 pretrain`"), "{text}");
+        let lr = [("optimiser.lr".to_owned(), "1".to_owned())];
+        let text = resolve::<PretrainRecipe>(&mim, &lr).unwrap_err().to_string();
+        assert!(text.contains("did you mean `optimizer.lr`"), "{text}");
+    }
+}
