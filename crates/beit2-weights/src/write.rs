@@ -59,11 +59,6 @@ pub fn write_safetensors<'a, T: TensorSource + 'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a T)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
-    let mut tensors: Vec<(&str, &T)> = tensors.into_iter().collect();
-    let rank = |dtype| DType::STORE_ORDER.iter().position(|&known| known == dtype);
-    tensors.sort_by(|(name_a, a), (name_b, b)| (rank(a.dtype()), name_a).cmp(&(rank(b.dtype()), name_b)));
-    let header = header(path, &tensors, metadata)?;
-
     let io = |reason| WeightsError::Io { path: path.to_path_buf(), action: "write", reason };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -75,22 +70,39 @@ pub fn write_safetensors<'a, T: TensorSource + 'a>(
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = BufWriter::with_capacity(1 << 20, builder.tempfile_in(folder).map_err(io)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    file.write_all(header.as_bytes()).map_err(io)?;
-    for (name, tensor) in &tensors {
-        let data = tensor.data()?;
-        // Why: a wrong length would shift every tensor behind it without anyone noticing.
-        if Some(data.len()) != byte_len(tensor.dtype(), tensor.shape()) {
-            return Err(refuse(path, name, "has a different length than its shape says"));
-        }
-        file.write_all(&data).map_err(io)?;
-    }
+    write_safetensors_to(&mut file, path, tensors, metadata)?;
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
     // Why: on Unix the new name itself is on disk only after the folder is.
     #[cfg(unix)]
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+    Ok(())
+}
+
+/// As [`write_safetensors`], into any writer; `path` is only named in errors. Whether the bytes arrive completely is the
+/// writer's business.
+pub fn write_safetensors_to<'a, T: TensorSource + 'a>(
+    writer: &mut dyn Write,
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a T)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), WeightsError> {
+    let mut tensors: Vec<(&str, &T)> = tensors.into_iter().collect();
+    let rank = |dtype| DType::STORE_ORDER.iter().position(|&known| known == dtype);
+    tensors.sort_by(|(name_a, a), (name_b, b)| (rank(a.dtype()), name_a).cmp(&(rank(b.dtype()), name_b)));
+    let header = header(path, &tensors, metadata)?;
+    let io = |reason| WeightsError::Io { path: path.to_path_buf(), action: "write", reason };
+    writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    writer.write_all(header.as_bytes()).map_err(io)?;
+    for (name, tensor) in &tensors {
+        let data = tensor.data()?;
+        // Why: a wrong length would shift every tensor behind it without anyone noticing.
+        if Some(data.len()) != byte_len(tensor.dtype(), tensor.shape()) {
+            return Err(refuse(path, name, "has a different length than its shape says"));
+        }
+        writer.write_all(&data).map_err(io)?;
+    }
     Ok(())
 }
 

@@ -308,11 +308,13 @@ impl<'a, I: Backend> Session<'a, I> {
         self.state.seconds += self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
         self.state.metrics = Some(self.metrics.state().clone());
-        let model = weights::encode(model, metadata)?;
-        let optimizer = weights::encode(optimizer, &BTreeMap::new())?;
         let mut writer = self.run.begin_checkpoint(self.state.step)?;
-        writer.add("model.safetensors", |w| w.write_all(&model))?;
-        writer.add("optimizer.safetensors", |w| w.write_all(&optimizer))?;
+        let none = BTreeMap::new();
+        for (name, tensors, metadata) in
+            [("model.safetensors", model, metadata), ("optimizer.safetensors", optimizer, &none)]
+        {
+            writer.add(name, |w| weights::encode_to(w, tensors, metadata).map_err(std::io::Error::other))?;
+        }
         let keep = Keep { last: self.logging.keep_checkpoints, best: false };
         let checkpoint = writer.commit(&self.state, keep)?;
         self.env.observer.event(Event::Checkpoint(checkpoint.path.clone()));

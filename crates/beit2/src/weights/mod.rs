@@ -2,13 +2,15 @@
 
 mod load;
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 
-use crate::error::Error;
+use crate::error::{Error, config_error};
 
 pub use load::{load_mim, load_tokenizer, locate};
 
@@ -86,34 +88,59 @@ pub fn decode(bytes: &[u8], origin: &str) -> Result<WeightFile, Error> {
     Ok(WeightFile { tensors, metadata })
 }
 
-/// Encodes tensors as safetensors, in a fixed order.
+/// A tensor as the file writer sees it.
+struct Stored<'a>(beit2_weights::DType, &'a [usize], &'a TensorData);
+
+impl beit2_weights::TensorSource for Stored<'_> {
+    fn dtype(&self) -> beit2_weights::DType {
+        self.0
+    }
+    fn shape(&self) -> &[usize] {
+        self.1
+    }
+    fn data(&self) -> Result<Cow<'_, [u8]>, beit2_weights::WeightsError> {
+        Ok(Cow::Borrowed(self.2.as_bytes()))
+    }
+}
+
+/// Writes tensors as safetensors; the same tensors always give the same bytes.
 ///
 /// # Errors
-/// A tensor whose element type safetensors does not have.
-pub fn encode(tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {
-    let mut views = Vec::with_capacity(tensors.len());
+/// A tensor whose element type safetensors does not have, a writer that fails.
+pub fn encode_to(
+    writer: &mut dyn Write,
+    tensors: &Tensors,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    use beit2_weights::DType as F;
+    let mut stored = Vec::with_capacity(tensors.len());
     for (name, data) in tensors {
         let dtype = match data.dtype {
-            DType::F64 => Dtype::F64,
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::I64 => Dtype::I64,
-            DType::I32 => Dtype::I32,
-            DType::U8 => Dtype::U8,
+            DType::F64 => F::F64,
+            DType::F32 => F::F32,
+            DType::F16 => F::F16,
+            DType::BF16 => F::BF16,
+            DType::I64 => F::I64,
+            DType::I32 => F::I32,
+            DType::U8 => F::U8,
             other => {
-                return Err(Error::Config(format!(
-                    "tensor `{name}` has type {other:?}, which safetensors lacks"
-                )));
+                return config_error(format!("tensor `{name}` has type {other:?}, which safetensors lacks"));
             }
         };
-        let view = TensorView::new(dtype, data.shape.to_vec(), data.as_bytes());
-        views.push((name, view.map_err(|e| Error::Config(format!("tensor `{name}`: {e}")))?));
+        stored.push((name.as_str(), Stored(dtype, data.shape.as_slice(), data)));
     }
-    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let metadata = (!metadata.is_empty()).then_some(metadata);
-    safetensors::serialize(views, metadata)
-        .map_err(|e| Error::Config(format!("cannot encode the weights: {e}")))
+    let stored = stored.iter().map(|(name, tensor)| (*name, tensor));
+    Ok(beit2_weights::write_safetensors_to(writer, Path::new("model.safetensors"), stored, metadata)?)
+}
+
+/// [`encode_to`] into memory.
+///
+/// # Errors
+/// As [`encode_to`].
+pub fn encode(tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    encode_to(&mut bytes, tensors, metadata)?;
+    Ok(bytes)
 }
 
 /// Adds the derived `relative_position_index` buffers that the official code's strict loading asks for

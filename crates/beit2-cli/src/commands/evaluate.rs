@@ -1,0 +1,378 @@
+//! `beit2 knn` and `beit2 probe`: what frozen features are worth on labelled pictures.
+
+use std::sync::Arc;
+
+use beit2::classify::{
+    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
+};
+use beit2::classify;
+use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use beit2::train::{Assets, DataConfig};
+use beit2::vit::VitConfig;
+use beit2::weights;
+use beit2_data::Source;
+use beit2_kernels::{AutodiffBackend, Backend};
+use burn::tensor::DType;
+use clap::{ValueEnum, ValueHint};
+use serde_json::json;
+
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Side of the pictures of the raw-pixel baseline when none is given.
+const PIXELS_SIDE: usize = 32;
+
+/// Whose features, of which pictures.
+#[derive(Debug, clap::Args)]
+pub struct Subject {
+    /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// Labelled pictures to learn from: one sub-folder for each class, tar shards, or bundled:train
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    data: String,
+
+    /// Labelled pictures to be judged on, with the same classes
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    val: String,
+
+    /// What of a picture's tokens becomes its feature
+    #[arg(long, value_name = "WHAT", default_value = "mean")]
+    features: Kind,
+
+    /// Block after which features are taken, counted from 1; left out, the last (pretrained models only)
+    #[arg(long, value_name = "N")]
+    layer: Option<usize>,
+
+    /// Side of the pictures for `--weights pixels`
+    #[arg(long, value_name = "PX", default_value_t = PIXELS_SIDE)]
+    image_size: usize,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// `cls`, `mean`, `concat`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    /// The CLS token
+    Cls,
+    /// The mean of the patch tokens
+    Mean,
+    /// Both, one after the other
+    Concat,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+            Self::Concat => "concat",
+        }
+    }
+
+    fn of_library(self) -> FeatureKind {
+        match self {
+            Self::Cls => FeatureKind::Cls,
+            Self::Mean => FeatureKind::Mean,
+            Self::Concat => FeatureKind::Concat,
+        }
+    }
+}
+
+/// Flags of `knn`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 knn --weights runs/mim --data train --val val\n  \
+    beit2 knn --weights pixels --data train --val val --k 10,20 --json")]
+pub struct KnnArgs {
+    #[command(flatten)]
+    subject: Subject,
+
+    /// Neighbours; several values give several results
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "10,20")]
+    k: Vec<usize>,
+
+    /// Votes weigh exp(similarity / T)
+    #[arg(long, value_name = "T", default_value_t = KnnConfig::default().temperature)]
+    temperature: f64,
+}
+
+/// Flags of `probe`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9")]
+pub struct ProbeArgs {
+    #[command(flatten)]
+    subject: Subject,
+
+    /// Passes over the features
+    #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().epochs)]
+    epochs: u64,
+
+    /// Features per step
+    #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().batch)]
+    batch_size: usize,
+
+    /// Learning rate for a batch of 256
+    #[arg(long, value_name = "RATE", default_value_t = LinearProbeConfig::default().lr)]
+    lr: f64,
+
+    /// Weight decay
+    #[arg(long, value_name = "DECAY", default_value_t = LinearProbeConfig::default().weight_decay)]
+    weight_decay: f64,
+
+    /// Seed of the classifier
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs `knn`.
+pub fn knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
+    if args.k.contains(&0) || args.temperature <= 0.0 || !args.temperature.is_finite() {
+        return usage("--k must be at least 1 and --temperature above 0");
+    }
+    let votes = |train: &Features, val: &Features, device: &dyn OnDevice| {
+        let configs = args.k.iter().map(|&k| KnnConfig { k, temperature: args.temperature });
+        configs.map(|config| Ok((config.k, device.knn(train, val, config)?))).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (found, results) = measure(&args.subject, signals, votes)?;
+    if args.subject.talk.json {
+        let results: Vec<_> = results.iter().map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect();
+        let mut object = found.json(&args.subject);
+        object.insert("temperature".into(), args.temperature.into());
+        object.insert("knn".into(), results.into());
+        output::json(&object.into())?;
+    } else {
+        let rows = results.iter().map(|(k, top1)| (format!("k-NN top-1, k = {k}"), percent(*top1)));
+        output::result(&output::pairs(&[found.rows(&args.subject), rows.collect()].concat()))?;
+    }
+    Ok(Ending::Done)
+}
+
+/// Runs `probe`.
+pub fn probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> {
+    let config = LinearProbeConfig {
+        epochs: args.epochs,
+        batch: args.batch_size,
+        lr: args.lr,
+        weight_decay: args.weight_decay,
+        seed: args.seed,
+    };
+    if config.epochs == 0 || config.batch == 0 || config.lr <= 0.0 || !config.lr.is_finite() {
+        return usage("--epochs and --batch-size must be at least 1 and --lr above 0");
+    }
+    let train = |train: &Features, val: &Features, device: &dyn OnDevice| device.probe(train, val, config);
+    let (found, top1) = measure(&args.subject, signals, train)?;
+    if args.subject.talk.json {
+        let mut object = found.json(&args.subject);
+        object.insert("probe".into(), json!({ "top1": top1, "settings": config }));
+        output::json(&object.into())?;
+    } else {
+        let rows = vec![("linear probe top-1".to_owned(), percent(top1))];
+        output::result(&output::pairs(&[found.rows(&args.subject), rows].concat()))?;
+    }
+    Ok(Ending::Done)
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// What was measured.
+struct Found {
+    train: usize,
+    val: usize,
+    classes: usize,
+    dim: usize,
+    layer: Option<usize>,
+}
+
+impl Found {
+    fn json(&self, subject: &Subject) -> serde_json::Map<String, serde_json::Value> {
+        let pairs = [
+            ("weights", json!(subject.weights)),
+            ("features", json!(subject.features.name())),
+            ("layer", json!(self.layer)),
+            ("dim", json!(self.dim)),
+            ("train", json!(self.train)),
+            ("val", json!(self.val)),
+            ("classes", json!(self.classes)),
+        ];
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn rows(&self, subject: &Subject) -> Vec<(String, String)> {
+        let layer = self.layer.map(|n| format!(" after block {n}")).unwrap_or_default();
+        let what = match subject.weights.as_str() {
+            PIXELS => format!("{} values", self.dim),
+            _ => format!("{}{layer}, {} values", subject.features.name(), self.dim),
+        };
+        let [train, val] = [self.train, self.val].map(|n| grouped(n as u64));
+        vec![
+            ("weights".to_owned(), subject.weights.clone()),
+            ("features".to_owned(), what),
+            ("pictures".to_owned(), format!("{train} to learn from, {val} to judge, {} classes", self.classes)),
+        ]
+    }
+}
+
+const PIXELS: &str = "pixels";
+
+/// The two evaluations, with the backend hidden.
+trait OnDevice {
+    fn knn(&self, train: &Features, val: &Features, config: KnnConfig) -> anyhow::Result<f64>;
+    fn probe(&self, train: &Features, val: &Features, config: LinearProbeConfig) -> anyhow::Result<f64>;
+}
+
+struct Evaluator<'a, B: AutodiffBackend>(&'a B::Device);
+
+impl<B: AutodiffBackend> OnDevice for Evaluator<'_, B> {
+    fn knn(&self, train: &Features, val: &Features, config: KnnConfig) -> anyhow::Result<f64> {
+        Ok(classify::knn::<B::InnerBackend>(train, val, config, self.0)?)
+    }
+
+    fn probe(&self, train: &Features, val: &Features, config: LinearProbeConfig) -> anyhow::Result<f64> {
+        Ok(linear_probe::<B>(train, val, config, self.0)?)
+    }
+}
+
+/// Computes the features of both sets and evaluates them.
+fn measure<T, F>(subject: &Subject, signals: &Signals, evaluate: F) -> anyhow::Result<(Found, T)>
+where
+    F: FnOnce(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
+{
+    let assets = Openable::default();
+    let (train, val) = (assets.source(&subject.data)?, assets.source(&subject.val)?);
+    if train.classes() != val.classes() {
+        return usage(format!(
+            "{} has {} classes and {} has {}, or their names differ; both need the same sub-folders",
+            subject.data,
+            train.classes().len(),
+            subject.val,
+            val.classes().len()
+        ));
+    }
+    // No run directory: warnings have nowhere to be kept and are shown.
+    let mut progress = Progress::new(subject.talk, signals, std::path::Path::new("."));
+    let job = Measurement {
+        subject,
+        assets: &assets,
+        sides: [(train, "to learn from"), (val, "to judge")],
+        signals,
+        progress: &mut progress,
+        evaluate,
+    };
+    let result = subject.device.device.on(job);
+    progress.close();
+    result
+}
+
+struct Measurement<'a, F> {
+    subject: &'a Subject,
+    assets: &'a Openable,
+    sides: [(Arc<dyn Source>, &'static str); 2],
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+    evaluate: F,
+}
+
+impl<T, F> Job for Measurement<'_, F>
+where
+    F: FnOnce(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
+{
+    type Output = (Found, T);
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<(Found, T)> {
+        let Self { subject, assets, sides, signals, progress, evaluate } = self;
+        let data = DataConfig { workers: subject.workers, ..DataConfig::default() };
+        let model = match subject.weights.as_str() {
+            PIXELS => None,
+            _ => Some(load::<B::InnerBackend>(subject, assets, device)?),
+        };
+        let mut both = Vec::with_capacity(2);
+        for (source, what) in sides {
+            both.push(match &model {
+                None => pixel_features(source, &data, subject.image_size, progress, &signals.stop)?,
+                Some(model) => {
+                    let kind = subject.features.of_library();
+                    let (net, px) = (&model.net, model.image_px);
+                    extract(net, source, &data, px, kind, what, progress, &signals.stop, device)?
+                }
+            });
+        }
+        let found = Found {
+            train: both[0].len(),
+            val: both[1].len(),
+            classes: both[0].classes,
+            dim: both[0].dim,
+            layer: model.and_then(|model| model.layer),
+        };
+        let result = evaluate(&both[0], &both[1], &Evaluator::<B>(device))?;
+        Ok((found, result))
+    }
+}
+
+/// A frozen model and how to feed it.
+struct Frozen<B: Backend> {
+    net: Featurizer<B>,
+    image_px: usize,
+    /// Counted from 1.
+    layer: Option<usize>,
+}
+
+/// Loads what `--weights` names; the file says what it is.
+fn load<B: Backend>(subject: &Subject, assets: &Openable, device: &B::Device) -> anyhow::Result<Frozen<B>> {
+    let spec = subject.weights.as_str();
+    let file = assets.weights(spec)?;
+    let stage = file.metadata.get("beit2.stage").map_or("", String::as_str);
+    if let (Some(_), "tokenizer" | "distill") = (subject.layer, stage) {
+        return usage(format!("--layer is for pretrained models; {spec} holds a {stage} model"));
+    }
+    match stage {
+        "pretrain" => {
+            let (config, model) = weights::load_mim::<B>(spec, assets, device)?;
+            let depth = config.vit.depth;
+            let layer = subject.layer.unwrap_or(depth);
+            if layer == 0 || layer > depth {
+                return usage(format!("--layer {layer} does not exist; the model has blocks 1 to {depth}"));
+            }
+            let net = Featurizer::Mim(Box::new(model), layer - 1);
+            Ok(Frozen { net, image_px: config.vit.image_size, layer: Some(layer) })
+        }
+        "tokenizer" => {
+            let source = beit2::pretrain::TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+            let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
+            let net = Featurizer::Encoder(Box::new(model));
+            Ok(Frozen { net, image_px: config.image_size, layer: None })
+        }
+        "distill" => {
+            let text = file.metadata.get("beit2.config").map_or("", String::as_str);
+            let Ok(config) = serde_json::from_str::<VitConfig>(text) else {
+                return usage(format!("{spec} does not say its sizes"));
+            };
+            let heads = config.heads;
+            let teacher = TeacherConfig { kind: TeacherKind::Distilled, heads, ..TeacherConfig::default() };
+            let model = Teacher::<B>::from_tensors(&teacher, file.tensors, DType::F32, device)?;
+            let net = Featurizer::Teacher(Box::new(model));
+            Ok(Frozen { net, image_px: config.image_size, layer: None })
+        }
+        _ => usage(format!(
+            "{spec} does not say what it is; name a run of `beit2 pretrain`, `beit2 tokenizer train` or \
+             `beit2 teacher distill`, or `pixels`"
+        )),
+    }
+}

@@ -1,0 +1,37 @@
+//! What each command does; their flags are beside them, shared ones in [`crate::cli`].
+
+pub mod doctor;
+pub mod evaluate;
+pub mod recipes;
+pub mod report;
+
+use beit2::pretrain::PretrainRecipe;
+use beit2::tokenizer::TokenizerRecipe;
+use beit2::tokenizer::teachers::DistillRecipe;
+
+use crate::cli::{Command, Teacher, Tokenizer};
+use crate::errors::Ending;
+use crate::signals::Signals;
+use crate::{experiment, quickstart};
+
+/// Runs a command.
+pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(&args, signals),
+        Command::Tokenizer(Tokenizer::Train(args)) => {
+            experiment::run::<TokenizerRecipe>(&args, Vec::new(), signals)
+        }
+        Command::Pretrain(args) => {
+            let tokenizer = args.tokenizer.map(|weights| ("tokenizer.weights".to_owned(), weights));
+            experiment::run::<PretrainRecipe>(&args.experiment, tokenizer.into_iter().collect(), signals)
+        }
+        Command::Teacher(Teacher::Distill(args)) => {
+            experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
+        }
+        Command::Probe(args) => evaluate::probe(&args, signals),
+        Command::Knn(args) => evaluate::knn(&args, signals),
+        Command::Report(args) => report::run(&args),
+        Command::Recipes(args) => recipes::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}

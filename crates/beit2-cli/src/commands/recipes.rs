@@ -1,0 +1,60 @@
+//! `beit2 recipes`: what is inside the program, to read and to start from.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::errors::Ending;
+use crate::{output, recipes};
+
+/// Flags of `recipes`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 recipes\n  beit2 recipes show mim_base_300e > my.toml")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Name, stage and purpose of every recipe (what `beit2 recipes` alone does)
+    #[command(after_help = "Example:\n  beit2 recipes list --json")]
+    List {
+        /// Print one JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a recipe, to read it or to make a file of your own from it
+    #[command(after_help = "Example:\n  beit2 recipes show vqkd_base_clip_100e > my_tokenizer.toml")]
+    Show {
+        /// A name from the list, or a .toml file
+        name: String,
+    },
+}
+
+/// Lists or shows.
+pub fn run(args: &Args) -> anyhow::Result<Ending> {
+    match &args.action {
+        Some(Action::Show { name }) => output::result(&recipes::find(name)?.text)?,
+        Some(Action::List { json: true }) => {
+            let all = recipes::all().map(|recipe| {
+                json!({ "name": recipe.name, "stage": recipe.stage(), "title": recipe.title() })
+            });
+            output::json(&json!({ "recipes": all.collect::<Vec<_>>() }))?;
+        }
+        Some(Action::List { json: false }) | None => {
+            let rows: Vec<Vec<String>> = recipes::all()
+                .map(|recipe| {
+                    let stage = recipe.stage().unwrap_or_default();
+                    let command = crate::stage::command_of(&stage).unwrap_or_default();
+                    vec![recipe.name.clone(), command.to_owned(), recipe.title()]
+                })
+                .collect();
+            let widths = [0, 1].map(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
+            for row in rows {
+                let line = format!("{:a$}  {:b$}  {}", row[0], row[1], row[2], a = widths[0], b = widths[1]);
+                output::result(line.trim_end())?;
+            }
+        }
+    }
+    Ok(Ending::Done)
+}

@@ -1,0 +1,321 @@
+//! What a person sees while something runs: a bar on a terminal, plain lines elsewhere.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use beit2::train::{Event, Observer};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cli::Talk;
+use crate::output;
+use crate::signals::Signals;
+use crate::words::{duration, grouped, metric, speed};
+
+/// Warnings shown in full; all of them go to `warnings.log`.
+const SHOWN_WARNINGS: usize = 10;
+
+/// Seconds between plain lines about work that is not training.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
+const NOT_ON_A_LINE: [&str; 3] = ["images_per_second", "weight_decay", "grad_norm"];
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Bar,
+    Lines,
+    Quiet,
+}
+
+/// Shows events on stderr.
+pub struct Progress {
+    style: Style,
+    bar: ProgressBar,
+    /// What the bar counts now.
+    counting: String,
+    /// The last loss, for the bar.
+    loss: Option<f64>,
+    last_line: Option<Instant>,
+    log: WarningLog,
+    watcher: Option<Watcher>,
+}
+
+impl Progress {
+    /// Progress of a run in `dir`.
+    pub fn new(talk: Talk, signals: &Signals, dir: &Path) -> Self {
+        let style = match (talk.quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Style::Quiet,
+            (false, true) => Style::Bar,
+            (false, false) => Style::Lines,
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        let watcher = (style != Style::Quiet).then(|| Watcher::start(signals, bar.clone()));
+        Self {
+            style,
+            bar,
+            counting: String::new(),
+            loss: None,
+            last_line: None,
+            log: WarningLog { path: dir.join("warnings.log"), file: None, ready: false, early: Vec::new(), count: 0 },
+            watcher,
+        }
+    }
+
+    /// Takes the bar away and says what was held back.
+    pub fn close(&mut self) {
+        self.bar.finish_and_clear();
+        self.watcher.take();
+        let hidden = self.log.count.saturating_sub(SHOWN_WARNINGS);
+        if hidden > 0 {
+            let place = self.log.path.display();
+            output::note(&format!("warning: {} more warnings are in {place}", grouped(hidden as u64)));
+        }
+    }
+
+    /// A line of its own, above the bar.
+    fn line(&self, text: &str) {
+        self.bar.suspend(|| output::note(text));
+    }
+
+    /// Points the bar at other work.
+    fn count(&mut self, what: &str, total: u64, done: u64, template: &str) {
+        if self.counting == what {
+            return;
+        }
+        self.counting = what.to_owned();
+        self.last_line = None;
+        if self.style == Style::Bar {
+            self.bar.finish_and_clear();
+            // A template that does not parse would be a mistake in this file; the default bar still works.
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
+            self.bar.set_style(style.progress_chars("━╸ "));
+            self.bar.set_position(done);
+            if let Some(watcher) = &self.watcher {
+                watcher.follow(&self.bar);
+            }
+        }
+    }
+
+    fn started(&mut self, stage: &str, facts: &[(String, String)], total: u64, resumed: Option<u64>) {
+        self.log.begin();
+        if self.style != Style::Quiet {
+            // The header has told the pictures and the schedule.
+            let told = |name: &str| ["pictures", "schedule"].contains(&name);
+            let rows: Vec<_> = facts.iter().filter(|(name, _)| !told(name)).collect();
+            let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("settings".len());
+            for (name, value) in rows {
+                self.line(&format!("{name:width$}  {value}"));
+            }
+            if let Some(step) = resumed {
+                self.line(&format!("{:width$}  at step {} of {}", "continues", grouped(step), grouped(total)));
+            }
+        }
+        self.count(stage, total, resumed.unwrap_or(0), "{prefix} {bar:24} {human_pos}/{human_len}  {msg}");
+        self.bar.set_prefix(stage.to_owned());
+    }
+
+    fn step(&mut self, step: u64, total: u64, epoch: u64, pace: (Option<f64>, Option<f64>), values: &[(String, f64)]) {
+        if let Some((_, loss)) = values.iter().find(|(name, _)| name == "loss") {
+            self.loss = Some(*loss);
+        }
+        let (per_second, eta) = pace;
+        let tail = [
+            per_second.map(speed),
+            eta.map(|eta| format!("{} left", duration(eta))),
+        ];
+        match self.style {
+            Style::Quiet => {}
+            Style::Bar => {
+                let loss = self.loss.map(|loss| format!("loss {}", metric("loss", loss)));
+                let parts = [Some(format!("epoch {}", epoch + 1)), loss].into_iter().chain(tail).flatten();
+                self.bar.set_position(step);
+                self.bar.set_message(parts.collect::<Vec<_>>().join("  "));
+            }
+            Style::Lines if values.is_empty() => {}
+            Style::Lines => {
+                let at = format!("step {}/{}  epoch {}", grouped(step), grouped(total), epoch + 1);
+                let parts = [at, spelled(values)].into_iter().chain(tail.into_iter().flatten());
+                self.line(&parts.collect::<Vec<_>>().join("  "));
+            }
+        }
+    }
+
+    fn part(&mut self, what: &str, done: u64, total: u64) {
+        self.count(what, total, done, "{prefix} {bar:24} {human_pos}/{human_len}  {per_sec}, {eta} left");
+        match self.style {
+            Style::Quiet => {}
+            Style::Bar => {
+                self.bar.set_prefix(what.to_owned());
+                self.bar.set_position(done);
+                if done >= total {
+                    self.bar.finish_and_clear();
+                    self.counting.clear();
+                }
+            }
+            Style::Lines => {
+                let due = self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
+                if due || done >= total {
+                    self.last_line = Some(Instant::now());
+                    self.line(&format!("{what}  {}/{}", grouped(done), grouped(total)));
+                }
+            }
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn event(&mut self, event: Event) {
+        let talks = self.style != Style::Quiet;
+        match event {
+            Event::Started { stage, facts, total_steps, resumed_at } => {
+                self.started(stage, &facts, total_steps, resumed_at);
+            }
+            Event::Step { step, total_steps, epoch, images_per_second, eta_seconds, values } => {
+                self.step(step, total_steps, epoch, (images_per_second, eta_seconds), &values);
+            }
+            Event::Epoch { epoch, values } if talks => {
+                self.line(&format!("epoch {epoch} done  {}", spelled(&values)));
+            }
+            Event::Progress { what, done, total } => self.part(&what, done, total),
+            Event::Warning(text) => {
+                self.log.add(&text);
+                if self.log.count <= SHOWN_WARNINGS {
+                    self.line(&format!("warning: {text}"));
+                }
+            }
+            // On a terminal the bar tells the step, and a line for every checkpoint would push the rest away.
+            Event::Checkpoint(path) if self.style == Style::Lines => {
+                self.line(&format!("saved {}", path.display()));
+            }
+            Event::Finished { .. } => {
+                self.bar.finish_and_clear();
+                self.counting.clear();
+            }
+            Event::Epoch { .. } | Event::Checkpoint(_) => {}
+        }
+    }
+}
+
+/// `loss 5.012  lr 1.50e-4 …`.
+fn spelled(values: &[(String, f64)]) -> String {
+    let shown = values.iter().filter(|(name, _)| !NOT_ON_A_LINE.contains(&name.as_str()));
+    let words: Vec<String> = shown.map(|(name, value)| format!("{name} {}", metric(name, *value))).collect();
+    words.join("  ")
+}
+
+/// All warnings of a run, one a line, in `warnings.log`: a run over a million pictures may replace thousands,
+/// and their names should not be lost on a screen.
+struct WarningLog {
+    path: PathBuf,
+    file: Option<File>,
+    /// The run directory is ours; before that nothing may be written into it.
+    ready: bool,
+    early: Vec<String>,
+    count: usize,
+}
+
+impl WarningLog {
+    fn begin(&mut self) {
+        self.ready = true;
+        for text in std::mem::take(&mut self.early) {
+            self.write(&text);
+        }
+    }
+
+    fn add(&mut self, text: &str) {
+        self.count += 1;
+        if self.ready {
+            self.write(text);
+        } else {
+            self.early.push(text.to_owned());
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.file.is_none() {
+            self.file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
+        }
+        // A log that cannot be written is no reason to lose the run; the run's own files will complain.
+        if let Some(file) = &mut self.file {
+            let line = format!("{}  {}\n", beit2_run::environment::now_utc(), text.replace('\n', " "));
+            let _ = file.write_all(line.as_bytes());
+        }
+    }
+}
+
+/// Answers a Ctrl-C at once, although the running step may take a while.
+struct Watcher {
+    done: Arc<AtomicBool>,
+    bar: Arc<std::sync::Mutex<ProgressBar>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    fn start(signals: &Signals, bar: ProgressBar) -> Self {
+        let (stop, done) = (signals.stop.clone(), Arc::new(AtomicBool::new(false)));
+        let bar = Arc::new(std::sync::Mutex::new(bar));
+        let (seen, shown) = (done.clone(), bar.clone());
+        let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                if stop.is_set() {
+                    let bar = shown.lock().unwrap_or_else(|e| e.into_inner()).clone();
+                    bar.suspend(|| {
+                        output::note("stopping: this step is finished and saved; once more ends at once");
+                    });
+                    return;
+                }
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+        });
+        Self { done, bar, thread: thread.ok() }
+    }
+
+    fn follow(&self, bar: &ProgressBar) {
+        *self.bar.lock().unwrap_or_else(|e| e.into_inner()) = bar.clone();
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_wait_for_the_run_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let talk = Talk { quiet: true, json: false };
+        let mut progress = Progress::new(talk, &Signals::default(), &run);
+        progress.event(Event::Warning("early".into()));
+        assert!(!run.exists());
+        std::fs::create_dir(&run).unwrap();
+        progress.event(Event::Started { stage: "x", facts: vec![], total_steps: 1, resumed_at: None });
+        progress.event(Event::Warning("late\nlines".into()));
+        progress.close();
+        let text = std::fs::read_to_string(run.join("warnings.log")).unwrap();
+        let words: Vec<&str> = text.lines().filter_map(|line| line.split("UTC  ").nth(1)).collect();
+        assert_eq!(words, ["early", "late lines"]);
+    }
+
+    #[test]
+    fn a_line_holds_the_numbers() {
+        let values = [("loss".to_owned(), 5.01234), ("grad_norm".to_owned(), 1.0), ("lr".to_owned(), 1.5e-4)];
+        assert_eq!(spelled(&values), "loss 5.012  lr 1.50e-4");
+    }
+}

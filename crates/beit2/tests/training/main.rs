@@ -1,0 +1,8 @@
+//! Whole training stages on small pictures: what a step touches, and that no interruption changes a run.
+
+#![allow(clippy::unwrap_used)]
+
+mod gradients;
+mod resume;
+mod savings;
+mod scene;

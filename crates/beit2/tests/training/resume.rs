@@ -1,0 +1,104 @@
+//! A run that is stopped and continued ends with the same bytes as one that was not.
+
+use std::path::{Path, PathBuf};
+
+use beit2::train::{Env, Event, Files, Observer, Outcome};
+use beit2_run::{Existing, StopFlag, metrics};
+
+use super::scene::{self, Auto};
+
+/// Asks to stop when a number of steps are done.
+struct StopAt(u64, StopFlag);
+
+impl Observer for StopAt {
+    fn event(&mut self, event: Event) {
+        if matches!(event, Event::Step { step, .. } if step == self.0) {
+            self.1.request();
+        }
+    }
+}
+
+fn run(dir: &Path, stop_at: u64, stage: &dyn Fn(Env<'_>) -> Outcome) -> Outcome {
+    let stop = StopFlag::new();
+    let mut observer = StopAt(stop_at, stop.clone());
+    stage(Env {
+        dir: dir.to_owned(),
+        existing: Existing::Continue,
+        stop,
+        observer: &mut observer,
+        assets: &Files,
+    })
+}
+
+fn bytes(outcome: &Outcome, file: &str) -> Vec<u8> {
+    std::fs::read(outcome.checkpoint.join(file)).unwrap()
+}
+
+/// Everything recorded but the speed.
+fn records(dir: &Path) -> Vec<(u64, Vec<(String, f64)>)> {
+    let read = metrics::read_jsonl(&dir.join("metrics.jsonl")).unwrap();
+    let values = |v: Vec<(String, f64)>| v.into_iter().filter(|(n, _)| n != "images_per_second").collect();
+    read.records.into_iter().map(|r| (r.step, values(r.values))).collect()
+}
+
+fn compare(root: &Path, stops: &[u64], steps: u64, stage: &dyn Fn(Env<'_>) -> Outcome) -> PathBuf {
+    let whole = run(&root.join("whole"), u64::MAX, stage);
+    assert!(whole.complete && whole.step == steps);
+    let again = run(&root.join("again"), u64::MAX, stage);
+    assert!(
+        bytes(&whole, "model.safetensors") == bytes(&again, "model.safetensors"),
+        "two equal runs differ"
+    );
+    for &stop in stops {
+        let dir = root.join(format!("stopped-{stop}"));
+        let first = run(&dir, stop, stage);
+        assert_eq!((first.complete, first.step), (false, stop));
+        let second = run(&dir, u64::MAX, stage);
+        assert!(second.complete);
+        for (name, a) in beit2::weights::read(&whole.checkpoint.join("model.safetensors")).unwrap().tensors {
+            let b = beit2::weights::read(&second.checkpoint.join("model.safetensors"))
+                .unwrap()
+                .tensors
+                .remove(&name)
+                .unwrap();
+            let (a, b) = (
+                a.convert::<f32>().into_vec::<f32>().unwrap(),
+                b.convert::<f32>().into_vec::<f32>().unwrap(),
+            );
+            let d = a.iter().zip(&b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+            if d > 0.0 {
+                println!("{stop} {name} {d}");
+            }
+        }
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            assert!(
+                bytes(&whole, file) == bytes(&second, file),
+                "{file} differs after a stop at step {stop}"
+            );
+        }
+        let (expected, found) = (records(&root.join("whole")), records(&dir));
+        let last = |r: &[(u64, Vec<(String, f64)>)]| r.last().cloned();
+        assert_eq!(last(&expected), last(&found), "the last record differs after a stop at step {stop}");
+    }
+    root.join("whole")
+}
+
+#[test]
+fn no_interruption_changes_a_run() {
+    let root = tempfile::tempdir().unwrap();
+    scene::pictures(&root.path().join("pictures"), 14);
+    scene::teacher(&root.path().join("teacher.safetensors"));
+    let device = Default::default();
+
+    let recipe = scene::tokenizer(root.path());
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let tokenizer = compare(&root.path().join("tokenizer"), &[1, 2, 3, 7, 10], 11, &|env| {
+        beit2::tokenizer::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+    });
+
+    let recipe = scene::pretrain(root.path(), &tokenizer);
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    compare(&root.path().join("pretrain"), &[1, 3, 8], 9, &|env| {
+        beit2::pretrain::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+    });
+}

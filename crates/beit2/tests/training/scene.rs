@@ -1,0 +1,147 @@
+//! Small pictures, a small teacher, small recipes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use beit2::pretrain::{MaskConfig, MimConfig, PretrainRecipe, TokenizerSource};
+use beit2::tokenizer::teachers::{TeacherConfig, TeacherKind};
+use beit2::tokenizer::{CodebookOptions, TokenizerConfig, TokenizerRecipe};
+use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use beit2::vit::VitConfig;
+use beit2::weights;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::TensorData;
+use rand::{RngExt, SeedableRng};
+
+pub type Auto = Autodiff<Flex>;
+
+/// `count` pictures of coloured rectangles, as PPM files.
+pub fn pictures(dir: &Path, count: usize) {
+    std::fs::create_dir_all(dir).unwrap();
+    for number in 0..count {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(number as u64);
+        let mut ppm = b"P6 40 36 255\n".to_vec();
+        let [top, left, bottom, right] = [0, 0, 14, 14].map(|low| low + rng.random_range(0..20usize));
+        let (inside, outside): ([u8; 3], [u8; 3]) = (rng.random(), rng.random());
+        for y in 0..36 {
+            for x in 0..40 {
+                let hit = (top..bottom).contains(&y) && (left..right).contains(&x);
+                ppm.extend(if hit { inside } else { outside });
+            }
+        }
+        std::fs::write(dir.join(format!("{number:03}.ppm")), ppm).unwrap();
+    }
+}
+
+/// A random DINO-layout ViT of width 16 with two blocks and patches of 8 pixels.
+pub fn teacher(path: &Path) {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    let mut shapes = vec![
+        ("cls_token".to_owned(), vec![1, 1, 16]),
+        ("pos_embed".into(), vec![1, 17, 16]),
+        ("patch_embed.proj.weight".into(), vec![16, 3, 8, 8]),
+        ("patch_embed.proj.bias".into(), vec![16]),
+        ("norm.weight".into(), vec![16]),
+        ("norm.bias".into(), vec![16]),
+    ];
+    for block in 0..2 {
+        for (name, shape) in [
+            ("norm1.weight", vec![16]),
+            ("norm1.bias", vec![16]),
+            ("attn.qkv.weight", vec![48, 16]),
+            ("attn.qkv.bias", vec![48]),
+            ("attn.proj.weight", vec![16, 16]),
+            ("attn.proj.bias", vec![16]),
+            ("norm2.weight", vec![16]),
+            ("norm2.bias", vec![16]),
+            ("mlp.fc1.weight", vec![64, 16]),
+            ("mlp.fc1.bias", vec![64]),
+            ("mlp.fc2.weight", vec![16, 64]),
+            ("mlp.fc2.bias", vec![16]),
+        ] {
+            shapes.push((format!("blocks.{block}.{name}"), shape));
+        }
+    }
+    let tensors: weights::Tensors = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|_| rng.random_range(-0.3..0.3)).collect();
+            (name, TensorData::new(values, shape))
+        })
+        .collect();
+    std::fs::write(path, weights::encode(&tensors, &BTreeMap::new()).unwrap()).unwrap();
+}
+
+fn data(dir: &Path) -> DataConfig {
+    let path = dir.join("pictures").to_string_lossy().into_owned();
+    DataConfig { train: path.clone(), val: path, workers: 2, ..DataConfig::default() }
+}
+
+/// Eleven steps of three to an epoch, with every option of the codebook on.
+pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
+    TokenizerRecipe {
+        seed: 7,
+        model: TokenizerConfig {
+            image_size: 32,
+            patch_size: 8,
+            width: 24,
+            depth: 2,
+            heads: 2,
+            decoder_width: 16,
+            decoder_depth: 1,
+            decoder_heads: 2,
+            codes: 24,
+            code_dim: 6,
+            teacher_dim: 16,
+            ..TokenizerConfig::default()
+        },
+        teacher: TeacherConfig {
+            kind: TeacherKind::Dino,
+            weights: dir.join("teacher.safetensors").to_string_lossy().into_owned(),
+            heads: 2,
+            layer: -1,
+        },
+        data: data(dir),
+        schedule: ScheduleConfig { steps: 11, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        codebook: CodebookOptions { kmeans_warmup_steps: 2, kmeans_rows_per_code: 4, revive_after_steps: 2 },
+        logging: logging(),
+        ..TokenizerRecipe::default()
+    }
+}
+
+/// Nine steps with drop path.
+pub fn pretrain(dir: &Path, tokenizer: &Path) -> PretrainRecipe {
+    PretrainRecipe {
+        seed: 5,
+        model: MimConfig {
+            vit: VitConfig {
+                image_size: 32,
+                patch_size: 8,
+                width: 24,
+                depth: 3,
+                heads: 2,
+                drop_path: 0.3,
+                ..VitConfig::default()
+            },
+            vocab: 24,
+            early_layers: 2,
+            head_layers: 2,
+            ..MimConfig::default()
+        },
+        tokenizer: TokenizerSource {
+            weights: tokenizer.to_string_lossy().into_owned(),
+            variant: String::new(),
+        },
+        mask: MaskConfig { patches: 6, min_block: 2, ..MaskConfig::default() },
+        data: data(dir),
+        optimizer: OptimizerConfig { weight_decay_end: 0.2, ..OptimizerConfig::default() },
+        schedule: ScheduleConfig { steps: 9, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        logging: logging(),
+        ..PretrainRecipe::default()
+    }
+}
+
+fn logging() -> LoggingConfig {
+    LoggingConfig { log_every: 2, checkpoint_every: 100, keep_checkpoints: 2, eval_every_epochs: 2 }
+}
