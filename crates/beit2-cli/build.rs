@@ -71,7 +71,8 @@ fn list(text: &mut String, name: &str, kind: &str, include: &str, files: &[PathB
     // Writing to a String cannot fail.
     let _ = writeln!(text, "pub(crate) static {name}: &[{kind}] = &[");
     for file in files {
-        let _ = writeln!(text, "    ({:?}, {include}({:?})),", name_of(file, ending), file.display().to_string());
+        let _ =
+            writeln!(text, "    ({:?}, {include}({:?})),", name_of(file, ending), file.display().to_string());
     }
     let _ = writeln!(text, "];");
 }

@@ -56,8 +56,10 @@ impl Openable {
     /// A value that changes when the weights do, for the identity of a run. Checks on the way that the file is
     /// there and is a weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {
-        if let (TEACHER_NAME, [(_, bytes)]) = (spec, TEACHER) {
-            return Ok(format!("{:016x}", fnv1a(bytes)));
+        match (spec, TEACHER) {
+            (TEACHER_NAME, [(_, bytes)]) => return Ok(format!("{:016x}", fnv1a(bytes))),
+            (TEACHER_NAME, _) => return Err(not_inside(spec).into()),
+            _ => {}
         }
         if let Some(error) = unknown_name(spec) {
             return Err(error.into());
@@ -74,12 +76,7 @@ pub fn inventory() -> Vec<(&'static str, String)> {
     let pictures = |name: &str, shards: &[StaticShard]| match self::shards(name, shards) {
         Ok(source) => {
             let bytes: usize = shards.iter().map(|(_, bytes)| bytes.len()).sum();
-            format!(
-                "{} pictures in {} classes, {}",
-                source.len(),
-                source.classes().len(),
-                size(bytes)
-            )
+            format!("{} pictures in {} classes, {}", source.len(), source.classes().len(), size(bytes))
         }
         Err(_) => "not in this build".to_owned(),
     };

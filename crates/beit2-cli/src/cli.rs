@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::commands::{doctor, evaluate, recipes, report};
+use crate::commands::{doctor, evaluate, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
 use crate::quickstart;
@@ -58,7 +58,7 @@ pub enum Tokenizer {
     /// Train a tokenizer, or continue the run in --out
     #[command(after_help = "Examples:\n  \
         beit2 tokenizer train vqkd_base_clip_100e --data imagenet/train --val imagenet/val \\\n      \
-        --set teacher.weights=ViT-B-16.pt --device cuda\n  \
+        --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(Experiment),
 }
@@ -70,6 +70,8 @@ pub enum Teacher {
         beit2 teacher distill small.toml --data pictures --set teacher.weights=dinov2_vits14.safetensors \\\n      \
         --set teacher.kind=dinov2")]
     Distill(Experiment),
+    /// Write a distilled teacher as one small file (half precision)
+    Export(teacher::Args),
 }
 
 /// `pretrain`.
@@ -122,7 +124,7 @@ pub struct Experiment {
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// Print the resolved recipe, check pictures, weights and directory, and stop
+    /// Print the resolved recipe, check that pictures and weights are there, and stop
     #[arg(long)]
     pub dry_run: bool,
 
@@ -201,7 +203,9 @@ mod tests {
         let pairs = [("lr", "1"), ("data.train", "a=b"), ("seed", "3")];
         let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         assert_eq!(pretrain.experiment.overrides(), pairs);
-        assert!(parse_from(["beit2", "pretrain", "--set", "lr"]).unwrap_err().to_string().contains("KEY=VALUE"));
+        assert!(
+            parse_from(["beit2", "pretrain", "--set", "lr"]).unwrap_err().to_string().contains("KEY=VALUE")
+        );
     }
 
     #[test]

@@ -87,9 +87,10 @@ pub fn settled(result: anyhow::Result<Ending>, signals: &Signals) -> u8 {
 
 fn said(error: &anyhow::Error) -> u8 {
     // A reader that closed the pipe (`| head`) has what it wanted.
-    if error.chain().any(|e| {
-        e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
-    }) {
+    if error
+        .chain()
+        .any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
+    {
         return DONE;
     }
     complain(&format!("{error:#}"));
@@ -175,6 +176,7 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
 
 /// Runs `work` and gives a panic's words instead of passing it on: for drivers that panic where there is no
 /// device.
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
 pub fn tried<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| words_of(payload.as_ref()).to_owned())
 }
@@ -206,7 +208,10 @@ mod tests {
     fn clap_is_cut_to_one_line() {
         let error = crate::cli::parse_from(["beit2", "knn", "--wieghts", "x"]).unwrap_err();
         let text = error.to_string();
-        assert!(!text.contains('\n') && text.contains("'--wieghts'") && text.contains("'--weights'"), "{text}");
+        assert!(
+            !text.contains('\n') && text.contains("'--wieghts'") && text.contains("'--weights'"),
+            "{text}"
+        );
         assert_eq!(code_of(&error), USAGE);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use beit2::train::{Assets, Env, Outcome, Plan};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
@@ -32,7 +33,10 @@ pub fn run<S: Stage>(
 ) -> anyhow::Result<Ending> {
     let named = flags.recipe.as_deref().unwrap_or(S::DEFAULT_RECIPE);
     if named.is_empty() {
-        return usage(format!("beit2 {} needs a recipe: a name from `beit2 recipes` or a .toml file", S::COMMAND));
+        return usage(format!(
+            "beit2 {} needs a recipe: a name from `beit2 recipes` or a .toml file",
+            S::COMMAND
+        ));
     }
     let found = recipes::find(named)?;
     let mut overrides = flags.overrides();
@@ -73,10 +77,13 @@ pub fn run<S: Stage>(
 }
 
 /// A training run as work for a device.
-struct Training<'a, S> {
-    settings: &'a S,
-    run_toml: &'a str,
-    env: Env<'a>,
+pub struct Training<'a, S> {
+    /// The resolved recipe.
+    pub settings: &'a S,
+    /// Its `run.toml`.
+    pub run_toml: &'a str,
+    /// Everything around it.
+    pub env: Env<'a>,
 }
 
 impl<S: Stage> Job for Training<'_, S> {
@@ -88,7 +95,7 @@ impl<S: Stage> Job for Training<'_, S> {
 }
 
 /// What a run reads, looked at before anything starts.
-struct Inputs {
+pub struct Inputs {
     pictures: usize,
     classes: usize,
     steps: u64,
@@ -98,7 +105,7 @@ struct Inputs {
 
 impl Inputs {
     /// Opens everything that the recipe names, without computing.
-    fn check<S: Stage>(settings: &S, assets: &Openable) -> anyhow::Result<Self> {
+    pub fn check<S: Stage>(settings: &S, assets: &Openable) -> anyhow::Result<Self> {
         settings.check()?;
         let data = settings.data();
         if data.train.is_empty() {
@@ -114,13 +121,13 @@ impl Inputs {
         if !data.val.is_empty() {
             fingerprints.push(("val", assets.source(&data.val)?.fingerprint()));
         }
-        fingerprints.push(("weights", assets.weights_fingerprint(weights)?));
+        fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
         let (pictures, classes) = (train.len(), train.classes().len());
         Ok(Self { pictures, classes, steps: plan.total_steps, fingerprints })
     }
 
     /// `250,200 steps of 512 pictures = 128,102,400 pictures`.
-    fn budget<S: Stage>(&self, settings: &S) -> String {
+    pub fn budget<S: Stage>(&self, settings: &S) -> String {
         let batch = settings.schedule().batch_size as u64;
         let (steps, all) = (grouped(self.steps), grouped(self.steps.saturating_mul(batch)));
         format!("{steps} steps of {batch} pictures = {all} pictures")
@@ -133,7 +140,7 @@ fn by_flag(key: &str) -> &'static str {
 
 /// The resolved run: every setting, then what identifies the inputs, then where and how it ran (which may
 /// differ when the run is continued).
-fn run_toml<S: Stage>(
+pub fn run_toml<S: Stage>(
     settings: &S,
     found: &Recipe,
     overrides: &[(String, String)],
@@ -297,7 +304,8 @@ fn finish(out: &Path, outcome: &Outcome, talk: Talk) -> anyhow::Result<Ending> {
 fn continue_command() -> String {
     let mut args = std::env::args();
     let program = args.next().unwrap_or_default();
-    let program = Path::new(&program).file_name().map_or("beit2".into(), |name| name.to_string_lossy().into_owned());
+    let program =
+        Path::new(&program).file_name().map_or("beit2".into(), |name| name.to_string_lossy().into_owned());
     let rest = args.filter(|arg| arg != "--restart").map(|arg| quoted(&arg));
     std::iter::once(program).chain(rest).collect::<Vec<_>>().join(" ")
 }
@@ -305,7 +313,11 @@ fn continue_command() -> String {
 /// One word of a shell command.
 fn quoted(word: &str) -> String {
     let safe = |c: char| c.is_alphanumeric() || "-_=./:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(safe) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(safe) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

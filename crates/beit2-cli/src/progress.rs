@@ -22,6 +22,9 @@ const SHOWN_WARNINGS: usize = 10;
 /// Seconds between plain lines about work that is not training.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// Seconds between lines about epochs above a bar: with few pictures an epoch is over in no time.
+const EPOCH_EVERY: Duration = Duration::from_secs(3);
+
 /// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
 const NOT_ON_A_LINE: [&str; 3] = ["images_per_second", "weight_decay", "grad_norm"];
 
@@ -42,6 +45,9 @@ pub struct Progress {
     /// The last loss, for the bar.
     loss: Option<f64>,
     last_line: Option<Instant>,
+    /// When a line about an epoch was last shown, and the one that was held back since.
+    last_epoch: Option<Instant>,
+    held_back: Option<String>,
     log: WarningLog,
     watcher: Option<Watcher>,
 }
@@ -62,7 +68,15 @@ impl Progress {
             counting: String::new(),
             loss: None,
             last_line: None,
-            log: WarningLog { path: dir.join("warnings.log"), file: None, ready: false, early: Vec::new(), count: 0 },
+            last_epoch: None,
+            held_back: None,
+            log: WarningLog {
+                path: dir.join("warnings.log"),
+                file: None,
+                ready: false,
+                early: Vec::new(),
+                count: 0,
+            },
             watcher,
         }
     }
@@ -93,7 +107,8 @@ impl Progress {
         if self.style == Style::Bar {
             self.bar.finish_and_clear();
             // A template that does not parse would be a mistake in this file; the default bar still works.
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
             self.bar.set_style(style.progress_chars("━╸ "));
             self.bar.set_position(done);
@@ -114,22 +129,31 @@ impl Progress {
                 self.line(&format!("{name:width$}  {value}"));
             }
             if let Some(step) = resumed {
-                self.line(&format!("{:width$}  at step {} of {}", "continues", grouped(step), grouped(total)));
+                self.line(&format!(
+                    "{:width$}  at step {} of {}",
+                    "continues",
+                    grouped(step),
+                    grouped(total)
+                ));
             }
         }
         self.count(stage, total, resumed.unwrap_or(0), "{prefix} {bar:24} {human_pos}/{human_len}  {msg}");
         self.bar.set_prefix(stage.to_owned());
     }
 
-    fn step(&mut self, step: u64, total: u64, epoch: u64, pace: (Option<f64>, Option<f64>), values: &[(String, f64)]) {
+    fn step(
+        &mut self,
+        step: u64,
+        total: u64,
+        epoch: u64,
+        pace: (Option<f64>, Option<f64>),
+        values: &[(String, f64)],
+    ) {
         if let Some((_, loss)) = values.iter().find(|(name, _)| name == "loss") {
             self.loss = Some(*loss);
         }
         let (per_second, eta) = pace;
-        let tail = [
-            per_second.map(speed),
-            eta.map(|eta| format!("{} left", duration(eta))),
-        ];
+        let tail = [per_second.map(speed), eta.map(|eta| format!("{} left", duration(eta)))];
         match self.style {
             Style::Quiet => {}
             Style::Bar => {
@@ -145,6 +169,17 @@ impl Progress {
                 self.line(&parts.collect::<Vec<_>>().join("  "));
             }
         }
+    }
+
+    fn epoch(&mut self, text: String) {
+        let soon = self.last_epoch.is_some_and(|at| at.elapsed() < EPOCH_EVERY);
+        if self.style == Style::Bar && soon {
+            self.held_back = Some(text);
+            return;
+        }
+        self.held_back = None;
+        self.last_epoch = Some(Instant::now());
+        self.line(&text);
     }
 
     fn part(&mut self, what: &str, done: u64, total: u64) {
@@ -181,7 +216,7 @@ impl Observer for Progress {
                 self.step(step, total_steps, epoch, (images_per_second, eta_seconds), &values);
             }
             Event::Epoch { epoch, values } if talks => {
-                self.line(&format!("epoch {epoch} done  {}", spelled(&values)));
+                self.epoch(format!("epoch {epoch} done  {}", spelled(&values)));
             }
             Event::Progress { what, done, total } => self.part(&what, done, total),
             Event::Warning(text) => {
@@ -197,6 +232,9 @@ impl Observer for Progress {
             Event::Finished { .. } => {
                 self.bar.finish_and_clear();
                 self.counting.clear();
+                if let Some(text) = self.held_back.take() {
+                    self.line(&text);
+                }
             }
             Event::Epoch { .. } | Event::Checkpoint(_) => {}
         }

@@ -131,7 +131,7 @@ impl Stage for DistillRecipe {
     const DEFAULT_RECIPE: &'static str = "";
 
     fn check(&self) -> Result<(), Error> {
-        self.model.validate()
+        self.validate()
     }
 
     fn data(&self) -> &DataConfig {

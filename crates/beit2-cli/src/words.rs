@@ -60,7 +60,10 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!([0, 999, 1000, 1_281_167].map(grouped), ["0", "999", "1,000", "1,281,167"]);
-        assert_eq!([5.4, 65.0, 7500.0, 400_000.0].map(duration), ["5 s", "1 min 5 s", "2 h 5 min", "4 d 15 h"]);
+        assert_eq!(
+            [5.4, 65.0, 7500.0, 400_000.0].map(duration),
+            ["5 s", "1 min 5 s", "2 h 5 min", "4 d 15 h"]
+        );
         assert_eq!(duration(f64::NAN), "unknown");
         assert_eq!(metric("loss", 9.01234), "9.012");
         assert_eq!(metric("loss", 0.51234), "0.5123");

@@ -104,7 +104,7 @@ fn main() {
                 beit2_data::source::open("/work/main/assets/quickstart/train-{000..001}.tar").unwrap();
             let val = beit2_data::source::open("/work/main/assets/quickstart/val-000.tar").unwrap();
             let data = DataConfig::default();
-            let size = 64;
+            let size: usize = std::env::var("SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(64);
             for spec in &args[2..] {
                 let (kind, path) = spec.split_once(':').unwrap_or((spec, ""));
                 let mut all: Vec<(String, Featurizer<Flex>)> = vec![];
@@ -139,6 +139,22 @@ fn main() {
                         )
                         .unwrap();
                         all.push(("enc".into(), Featurizer::Encoder(Box::new(m))));
+                    }
+                    "dinov2" => {
+                        let f = weights::read(std::path::Path::new("/tmp/teacher/dinov2_vits14.safetensors"))
+                            .unwrap();
+                        let t = Teacher::<Flex>::from_tensors(
+                            &TeacherConfig {
+                                kind: TeacherKind::Dinov2,
+                                layer: path.parse().unwrap(),
+                                ..Default::default()
+                            },
+                            f.tensors,
+                            burn::tensor::DType::F32,
+                            &device,
+                        )
+                        .unwrap();
+                        all.push(("t".into(), Featurizer::Teacher(Box::new(t))));
                     }
                     "teacher" => {
                         let f = weights::read(&weights::locate(path).unwrap()).unwrap();

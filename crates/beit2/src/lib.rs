@@ -14,6 +14,7 @@ pub mod pixels;
 pub mod pretrain;
 pub mod tokenizer;
 pub mod train;
+pub mod visualize;
 pub mod vit;
 pub mod weights;
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use beit2::classify;
 use beit2::classify::{
     FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
 };
-use beit2::classify;
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::train::{Assets, DataConfig};
 use beit2::vit::VitConfig;
@@ -114,7 +114,9 @@ pub struct KnnArgs {
 
 /// Flags of `probe`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9")]
+#[command(
+    after_help = "Example:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9"
+)]
 pub struct ProbeArgs {
     #[command(flatten)]
     subject: Subject,
@@ -147,7 +149,9 @@ pub fn knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let votes = |train: &Features, val: &Features, device: &dyn OnDevice| {
         let configs = args.k.iter().map(|&k| KnnConfig { k, temperature: args.temperature });
-        configs.map(|config| Ok((config.k, device.knn(train, val, config)?))).collect::<anyhow::Result<Vec<_>>>()
+        configs
+            .map(|config| Ok((config.k, device.knn(train, val, config)?)))
+            .collect::<anyhow::Result<Vec<_>>>()
     };
     let (found, results) = measure(&args.subject, signals, votes)?;
     if args.subject.talk.json {
@@ -225,7 +229,10 @@ impl Found {
         vec![
             ("weights".to_owned(), subject.weights.clone()),
             ("features".to_owned(), what),
-            ("pictures".to_owned(), format!("{train} to learn from, {val} to judge, {} classes", self.classes)),
+            (
+                "pictures".to_owned(),
+                format!("{train} to learn from, {val} to judge, {} classes", self.classes),
+            ),
         ]
     }
 }
@@ -354,7 +361,8 @@ fn load<B: Backend>(subject: &Subject, assets: &Openable, device: &B::Device) ->
             Ok(Frozen { net, image_px: config.vit.image_size, layer: Some(layer) })
         }
         "tokenizer" => {
-            let source = beit2::pretrain::TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+            let source =
+                beit2::pretrain::TokenizerSource { weights: spec.to_owned(), variant: String::new() };
             let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
             let net = Featurizer::Encoder(Box::new(model));
             Ok(Frozen { net, image_px: config.image_size, layer: None })

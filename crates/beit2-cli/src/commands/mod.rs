@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod recipes;
 pub mod report;
+pub mod teacher;
 
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
@@ -28,6 +29,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Teacher(Teacher::Distill(args)) => {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
         }
+        Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
         Command::Report(args) => report::run(&args),

@@ -36,9 +36,9 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     match &args.action {
         Some(Action::Show { name }) => output::result(&recipes::find(name)?.text)?,
         Some(Action::List { json: true }) => {
-            let all = recipes::all().map(|recipe| {
-                json!({ "name": recipe.name, "stage": recipe.stage(), "title": recipe.title() })
-            });
+            let all = recipes::all().map(
+                |recipe| json!({ "name": recipe.name, "stage": recipe.stage(), "title": recipe.title() }),
+            );
             output::json(&json!({ "recipes": all.collect::<Vec<_>>() }))?;
         }
         Some(Action::List { json: false }) | None => {

@@ -143,11 +143,8 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
 fn headline(last: Option<&Record>) -> Headline {
     let Some(last) = last else { return Headline::default() };
     // `val_mlm_acc_1` belongs beside `mlm_acc_1`.
-    let held_out: BTreeMap<&str, f64> = last
-        .values
-        .iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix("val_")?, *value)))
-        .collect();
+    let held_out: BTreeMap<&str, f64> =
+        last.values.iter().filter_map(|(name, value)| Some((name.strip_prefix("val_")?, *value))).collect();
     let cell = |name: &str, value: Option<f64>| Cell::text(value.map_or("–".to_owned(), |v| metric(name, v)));
     let rows = last.values.iter().filter(|(name, _)| !name.starts_with("val_")).map(|(name, value)| {
         let cells = vec![cell(name, Some(*value)), cell(name, held_out.get(name.as_str()).copied())];
@@ -202,13 +199,17 @@ mod tests {
         fs::write(dir.path().join("run.toml"), toml).unwrap();
         let line = r#"{"kind":"epoch","stage":"tokenizer","epoch":1,"step":4,"loss":0.5,"codebook_usage":0.75,"codebook_perplexity":9.0,"codebook_dead":4,"val_loss":0.6}"#;
         fs::write(dir.path().join("metrics.jsonl"), format!("{line}\n")).unwrap();
-        fs::write(dir.path().join("warnings.log"), "2026-01-01 00:00 UTC  a\n2026-01-01 00:01 UTC  a\n").unwrap();
+        fs::write(dir.path().join("warnings.log"), "2026-01-01 00:00 UTC  a\n2026-01-01 00:01 UTC  a\n")
+            .unwrap();
         let data = data(dir.path()).unwrap();
         assert_eq!(data.command, "beit2 tokenizer train");
         assert_eq!(data.warnings, ["a"]);
         let codebook = data.codebook.as_ref().unwrap();
         assert_eq!((codebook.size, codebook.history[0].dead), (16, 4));
-        assert_eq!(data.headline.rows[0].cells.iter().map(|c| &*c.text).collect::<Vec<_>>(), ["0.5000", "0.6000"]);
+        assert_eq!(
+            data.headline.rows[0].cells.iter().map(|c| &*c.text).collect::<Vec<_>>(),
+            ["0.5000", "0.6000"]
+        );
         assert!(write(dir.path()).unwrap().is_file());
         assert_eq!(last_epoch(dir.path())["loss"], 0.5);
     }

@@ -126,6 +126,7 @@ impl PretrainRecipe {
             );
         }
         self.block_mask().validate()?;
+        self.views(self.model.vit.image_size).validate()?;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! How well a codebook is used, in numbers and in words.
 
+use beit2_run::report::{self, CodebookPoint, Level, assess};
+
 /// Counts of code uses, gathered over batches on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodeUsage {
@@ -76,9 +78,9 @@ pub struct CodebookHealth {
 }
 
 impl CodebookHealth {
-    /// Percent of codes used.
+    /// Share of the codes that is used, in [0, 1].
     pub fn usage(&self) -> f64 {
-        100.0 * self.used as f64 / self.codes.max(1) as f64
+        self.used as f64 / self.codes.max(1) as f64
     }
 
     /// Codes never used.
@@ -86,31 +88,21 @@ impl CodebookHealth {
         self.codes - self.used
     }
 
-    /// A warning in plain words when the codebook is collapsing, judged only when the tokens would
-    /// have sufficed to use every code several times.
+    /// A warning in plain words when something is wrong with the codebook, judged as the report does,
+    /// but only when the tokens would have sufficed to use every code several times.
     pub fn warning(&self) -> Option<String> {
         if self.tokens < 4 * self.codes as u64 {
             return None;
         }
-        let advice = "try a k-means start over more batches, kmeans_warmup_steps, revive_after_steps, \
-                      a smaller codebook or code_dim, or a shallower decoder";
-        if self.perplexity < 0.02 * self.codes as f64 {
-            return Some(format!(
-                "the codebook has collapsed: {:.0} of {} codes carry nearly all tokens (perplexity {:.1}), so \
-                 pretraining would learn little from them; {advice}",
-                self.perplexity.ceil(),
-                self.codes,
-                self.perplexity
-            ));
-        }
-        (self.usage() < 50.0).then(|| {
-            format!(
-                "{} of {} codes were never used ({:.0} % usage); {advice}",
-                self.dead(),
-                self.codes,
-                self.usage()
-            )
-        })
+        let now = CodebookPoint {
+            epoch: 0,
+            usage: self.usage(),
+            perplexity: self.perplexity,
+            dead: self.dead() as u64,
+        };
+        let size = u32::try_from(self.codes).unwrap_or(u32::MAX);
+        let verdict = assess(&report::CodebookHealth { size, history: vec![now] });
+        (verdict.level != Level::Good).then(|| format!("{}: {}", verdict.title, verdict.text))
     }
 }
 

@@ -109,6 +109,7 @@ impl TokenizerRecipe {
             ));
         }
         self.model.validate()?;
+        self.views(self.model.image_size).validate()?;
         if self.codebook.kmeans_warmup_steps > 0 && !self.model.kmeans_init {
             return config_error("codebook.kmeans_warmup_steps needs model.kmeans_init = true");
         }

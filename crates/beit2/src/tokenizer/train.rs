@@ -115,7 +115,7 @@ pub fn train<B: AutodiffBackend>(
         let quantizes = step >= warmup;
         if quantizes && step == warmup && !model.quantize.is_initialised() {
             let seen = session.state.data;
-            model = start_codebook(model, recipe, loader_at(seen)?, device)?;
+            model = start_codebook(model, recipe, loader_at(seen)?, plan.steps_per_epoch, device)?;
         }
         let (loss, rec, quantized) = if quantizes {
             let loss = model.forward(x, target);
@@ -216,13 +216,15 @@ fn start_codebook<B: AutodiffBackend>(
     mut model: VqKd<B>,
     recipe: &TokenizerRecipe,
     loader: beit2_data::Loader<crate::train::Item>,
+    steps_per_epoch: u64,
     device: &B::Device,
 ) -> Result<VqKd<B>, Error> {
     let encoder = model.valid();
     let wanted = recipe.model.codes * recipe.codebook.kmeans_rows_per_code.max(1);
     let mut rows = Vec::new();
     let mut count = 0;
-    for batch in loader {
+    // More than an epoch would only repeat the same pictures.
+    for batch in loader.take(steps_per_epoch as usize) {
         let (images, _) = to_device::<B::InnerBackend>(&batch?, device)?;
         let z = encoder.encode(encoder.preprocess(images));
         let [size, patches, width] = z.dims();

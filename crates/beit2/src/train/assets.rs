@@ -1,6 +1,5 @@
 //! Where a run's inputs come from.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use beit2_data::Source;
@@ -18,12 +17,12 @@ pub trait Assets {
         Ok(beit2_data::source::open(spec)?)
     }
 
-    /// A weight file.
+    /// A weight file, or the newest one of a run directory or checkpoint folder.
     ///
     /// # Errors
     /// The file does not exist or is not a weight file.
     fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
-        weights::read(Path::new(spec))
+        weights::read(&weights::locate(spec)?)
     }
 }
 

@@ -177,6 +177,13 @@ impl Plan {
             0 => (schedule.warmup_epochs * steps_per_epoch as f64) as u64,
             steps => steps,
         };
+        if optimizer.min_lr > optimizer.peak_lr(batch) {
+            return config_error(format!(
+                "optimizer.min_lr {:e} is above the peak learning rate {:e} for batch {batch}; lower min_lr or raise lr",
+                optimizer.min_lr,
+                optimizer.peak_lr(batch)
+            ));
+        }
         let lr = CosineSchedule::new(optimizer.peak_lr(batch), optimizer.min_lr, total_steps, warmup, 0.0)?;
         let end = if optimizer.weight_decay_end < 0.0 {
             optimizer.weight_decay

@@ -119,7 +119,16 @@ impl<'a, I: Backend> Session<'a, I> {
         plan: Plan,
         facts: Vec<(String, String)>,
     ) -> Result<(Self, Option<Resumed>), Error> {
-        let may_differ = ["environment", "logging", "data.workers"];
+        // Paths may change between continues: what is in them is in the run's `fingerprint`.
+        let may_differ = [
+            "environment",
+            "logging",
+            "data.workers",
+            "data.train",
+            "data.val",
+            "teacher.weights",
+            "tokenizer.weights",
+        ];
         let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
         if let Some(aside) = &opened.set_aside {
             env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));

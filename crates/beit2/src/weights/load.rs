@@ -33,11 +33,6 @@ pub fn locate(spec: &str) -> Result<PathBuf, Error> {
     Ok(if inside.is_file() { inside } else { path.to_owned() })
 }
 
-fn open(spec: &str, assets: &dyn Assets) -> Result<WeightFile, Error> {
-    let located = locate(spec)?;
-    assets.weights(&located.to_string_lossy())
-}
-
 fn config_of<T: DeserializeOwned>(file: &WeightFile, spec: &str, stage: &str) -> Result<Option<T>, Error> {
     match file.metadata.get("beit2.stage") {
         Some(found) if found != stage => {
@@ -65,7 +60,7 @@ pub fn load_tokenizer<B: Backend>(
     if spec.is_empty() {
         return config_error("tokenizer.weights is empty; name a tokenizer's run directory or weight file");
     }
-    let mut file = open(spec, assets)?;
+    let mut file = assets.weights(spec)?;
     let config = match (config_of::<TokenizerConfig>(&file, spec, "tokenizer")?, source.variant.as_str()) {
         (Some(config), _) => config,
         (None, "") => {
@@ -103,7 +98,7 @@ pub fn load_mim<B: Backend>(
     assets: &dyn Assets,
     device: &B::Device,
 ) -> Result<(MimConfig, MimModel<B>), Error> {
-    let file = open(spec, assets)?;
+    let file = assets.weights(spec)?;
     let Some(config) = config_of::<MimConfig>(&file, spec, "pretrain")? else {
         return config_error(format!("{spec} does not say its sizes; only checkpoints of this software do"));
     };

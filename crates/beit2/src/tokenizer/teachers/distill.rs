@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::TwoViewConfig;
-use beit2_kernels::AutodiffBackend;
-use burn::tensor::DType;
+use beit2_data::{Loader, TwoViewConfig};
+use beit2_kernels::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Teacher, TeacherConfig};
@@ -17,10 +17,13 @@ use crate::params;
 use crate::pixels;
 use crate::tokenizer::cosine_loss;
 use crate::train::{
-    AdamW, DataConfig, Env, GroupRule, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig,
+    AdamW, DataConfig, Env, GroupRule, Item, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig,
     Session, StepReport, to_device, training_loader,
 };
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+
+/// Batches from which the target's statistics are taken.
+const STATISTICS_BATCHES: usize = 16;
 
 /// A distillation as data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,9 @@ pub struct DistillRecipe {
     pub teacher: TeacherConfig,
     /// Unlabelled pictures.
     pub data: DataConfig,
+    /// Bring every channel of the large teacher's features to mean 0 and deviation 1 first. A ViT's raw
+    /// features share a large constant part, and cosine similarity would see little else.
+    pub standardise: bool,
     /// Smallest crop, as a share of the picture.
     pub min_crop_scale: f64,
     /// Optimiser.
@@ -64,6 +70,7 @@ impl Default for DistillRecipe {
             },
             teacher: TeacherConfig::default(),
             data: DataConfig::default(),
+            standardise: true,
             min_crop_scale: 0.3,
             optimizer: OptimizerConfig { lr: 1e-3, ..OptimizerConfig::default() },
             schedule: ScheduleConfig {
@@ -77,6 +84,29 @@ impl Default for DistillRecipe {
     }
 }
 
+impl DistillRecipe {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.stage != "distill" {
+            return config_error(format!(
+                "this recipe's stage is `{}`; `teacher distill` needs `distill`",
+                self.stage
+            ));
+        }
+        self.model.validate()?;
+        if self.model.rel_pos_bias != RelPosKind::None || !self.model.abs_pos_emb {
+            return config_error(
+                "a distilled teacher has absolute positions and no relative bias; set model.abs_pos_emb = true and \
+                 model.rel_pos_bias = \"none\"",
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Trains a student, or continues the run in `env.dir`. The result is a `distilled` teacher's weight file.
 ///
 /// # Errors
@@ -87,12 +117,7 @@ pub fn distill<B: AutodiffBackend>(
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
-    recipe.model.validate()?;
-    if recipe.model.rel_pos_bias != RelPosKind::None || !recipe.model.abs_pos_emb {
-        return config_error(
-            "a distilled teacher has absolute positions and no relative bias; set model.abs_pos_emb = true and model.rel_pos_bias = \"none\"",
-        );
-    }
+    recipe.validate()?;
     let source = env.assets.source(&recipe.data.train)?;
     let file = env.assets.weights(&recipe.teacher.weights)?;
     // No gradient flows through the teacher: it lives on the inner backend.
@@ -125,6 +150,21 @@ pub fn distill<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
+    let statistics = match recipe.standardise {
+        true => {
+            let first = training_loader(
+                source.clone(),
+                &recipe.data,
+                &recipe.schedule,
+                views,
+                None,
+                recipe.seed,
+                Default::default(),
+            )?;
+            Some(statistics::<B::InnerBackend>(&teacher, first, device)?)
+        }
+        false => None,
+    };
     let start = session.state.data;
     for batch in training_loader(source, &recipe.data, &recipe.schedule, views, None, recipe.seed, start)? {
         let batch = batch?;
@@ -132,12 +172,15 @@ pub fn distill<B: AutodiffBackend>(
         let step = session.state.step;
         let (images, second) = to_device::<B::InnerBackend>(&batch, device)?;
         let x = pixels::to_signed(images);
-        let target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+        let mut target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+        if let Some((mean, deviation)) = &statistics {
+            target = (target - mean.clone()) / deviation.clone();
+        }
         // The student gets the standardisation that it will have as a teacher.
         let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
-        let x = burn::tensor::Tensor::<B, 4>::from_inner(x);
+        let x = Tensor::<B, 4>::from_inner(x);
         let guess = student.patch_tokens(x, &DropPath::none());
-        let loss = cosine_loss(guess, burn::tensor::Tensor::from_inner(target));
+        let loss = cosine_loss(guess, Tensor::from_inner(target));
         let grads = loss.backward();
         let lr = plan.lr.at(step);
         let norm;
@@ -155,4 +198,37 @@ pub fn distill<B: AutodiffBackend>(
         }
     }
     session.finish()
+}
+
+/// Mean and deviation of every channel of the teacher's features, `[1, 1, dim]` each, over the run's first
+/// batches. They are the same whenever the run is continued.
+#[allow(clippy::type_complexity)] // two tensors of one kind
+fn statistics<I: Backend>(
+    teacher: &Teacher<I>,
+    loader: Loader<Item>,
+    device: &I::Device,
+) -> Result<(Tensor<I, 3>, Tensor<I, 3>), Error> {
+    let (mut sum, mut squares, mut count) = (None, None, 0.0);
+    for batch in loader.take(STATISTICS_BATCHES) {
+        let (images, second) = to_device::<I>(&batch?, device)?;
+        let features = teacher.forward(pixels::to_signed(second.unwrap_or(images)));
+        let [size, patches, dim] = features.dims();
+        let rows = features.reshape([size * patches, dim]);
+        count += (size * patches) as f64;
+        let add = |total: &mut Option<Tensor<I, 2>>, more: Tensor<I, 2>| {
+            *total = Some(match total.take() {
+                Some(total) => total + more,
+                None => more,
+            });
+        };
+        add(&mut sum, rows.clone().sum_dim(0));
+        add(&mut squares, rows.powi_scalar(2).sum_dim(0));
+    }
+    let (Some(sum), Some(squares)) = (sum, squares) else {
+        return config_error("there are no pictures to take the teacher's statistics from");
+    };
+    let mean = sum.div_scalar(count);
+    let variance = squares.div_scalar(count) - mean.clone().powi_scalar(2);
+    let deviation = variance.clamp_min(0.0).sqrt().add_scalar(1e-6);
+    Ok((mean.unsqueeze(), deviation.unsqueeze()))
 }

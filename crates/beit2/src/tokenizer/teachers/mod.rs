@@ -40,7 +40,7 @@ pub enum TeacherKind {
 pub struct TeacherConfig {
     /// Family.
     pub kind: TeacherKind,
-    /// Weight file (safetensors or `.pth`), or `bundled`.
+    /// Weight file (safetensors or `.pth`), or `bundled:teacher` in the binary.
     pub weights: String,
     /// Attention heads; 0 means width/64, true of all published teachers.
     pub heads: usize,

@@ -1,0 +1,45 @@
+//! `beit2 teacher export`: a distilled teacher as one small file.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use beit2::train::{Assets, Files};
+use beit2::weights;
+use beit2_run::atomic::write_atomic;
+use burn::tensor::DType;
+use clap::ValueHint;
+
+use crate::errors::{Ending, usage};
+use crate::output;
+
+/// Flags of `teacher export`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  beit2 teacher export runs/distill_tiny -o tiny_teacher.safetensors")]
+pub struct Args {
+    /// Run directory, checkpoint folder or weight file of `teacher distill`
+    #[arg(value_name = "RUN")]
+    run: String,
+
+    /// File to write; must not exist
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    out: PathBuf,
+}
+
+/// Writes it.
+pub fn export(args: &Args) -> anyhow::Result<Ending> {
+    let file = Files.weights(&args.run)?;
+    if file.metadata.get("beit2.stage").map(String::as_str) != Some("distill") {
+        return usage(format!("{} holds no distilled teacher; name a run of `beit2 teacher distill`", args.run));
+    }
+    if args.out.exists() {
+        bail!("{} exists already; remove it or choose another name", args.out.display());
+    }
+    let half = |(name, data): (String, burn::tensor::TensorData)| (name, data.convert_dtype(DType::F16));
+    let tensors: weights::Tensors = file.tensors.into_iter().map(half).collect();
+    write_atomic(&args.out, |w| {
+        weights::encode_to(w, &tensors, &file.metadata).map_err(std::io::Error::other)
+    })?;
+    let values: usize = tensors.values().map(|data| data.shape.num_elements()).sum();
+    output::result(&format!("{}: {} tensors, {values} values in half precision", args.out.display(), tensors.len()))?;
+    Ok(Ending::Done)
+}

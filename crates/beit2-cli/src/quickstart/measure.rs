@@ -1,0 +1,195 @@
+//! What the quickstart measures once its models are trained.
+
+use std::path::Path;
+use std::time::Instant;
+
+use beit2::classify::{
+    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, knn, linear_probe, pixel_features,
+};
+use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe, TokenizerSource};
+use beit2::tokenizer::teachers::Teacher;
+use beit2::tokenizer::{CodebookHealth, TokenizerRecipe, VqKd};
+use beit2::train::{Assets, DataConfig, Observer};
+use beit2::{visualize, weights};
+use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_run::StopFlag;
+use beit2_run::report::{GalleryCode, MimSample};
+use burn::tensor::DType;
+
+use crate::assets::Openable;
+use crate::device::Job;
+
+/// Codes shown in the gallery, and patches of each.
+const GALLERY: (usize, usize) = (32, 12);
+/// Pictures shown with their masks.
+const SAMPLES: usize = 8;
+
+/// Accuracies of one kind of feature, in [0, 1].
+pub struct Row {
+    /// Key in the JSON object.
+    pub key: &'static str,
+    /// Label in the table.
+    pub label: &'static str,
+    /// Which of the tokens' features it is.
+    pub features: &'static str,
+    /// k-NN top-1.
+    pub knn: f64,
+    /// Linear probe top-1.
+    pub probe: f64,
+}
+
+/// Everything the table and the report show.
+pub struct Results {
+    /// Share of held-out pictures in the largest class.
+    pub majority: f64,
+    /// Classes of the pictures.
+    pub classes: usize,
+    /// Held-out pictures.
+    pub held_out: usize,
+    /// Pixels, random, encoder, pretrained, teacher.
+    pub rows: Vec<Row>,
+    /// Over the training pictures.
+    pub codebook: CodebookHealth,
+    /// On held-out pictures.
+    pub mim: MimEvaluation,
+    /// Pictures under masks.
+    pub samples: Vec<MimSample>,
+    /// Codes and their patches.
+    pub gallery: Vec<GalleryCode>,
+    /// Seconds of all this.
+    pub seconds: f64,
+}
+
+/// The measurement as work for a device.
+pub struct Measurement<'a> {
+    pub tokenizer: &'a TokenizerRecipe,
+    pub tokenizer_dir: &'a Path,
+    pub pretrain: &'a PretrainRecipe,
+    pub pretrain_dir: &'a Path,
+    pub assets: &'a Openable,
+    pub stop: &'a StopFlag,
+    pub observer: &'a mut dyn Observer,
+}
+
+impl Job for Measurement<'_> {
+    type Output = Results;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Results> {
+        let started = Instant::now();
+        let (config, model) =
+            weights::load_mim::<B::InnerBackend>(&self.pretrain_dir.to_string_lossy(), self.assets, device)?;
+        let source = TokenizerSource { weights: self.tokenizer_dir.display().to_string(), variant: String::new() };
+        let (words, tokenizer) = weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
+        let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
+        let teacher =
+            Teacher::<B::InnerBackend>::from_tensors(&self.tokenizer.teacher, teacher.tensors, DType::F32, device)?;
+        let train = self.assets.source(&self.pretrain.data.train)?;
+        let val = self.assets.source(&self.pretrain.data.val)?;
+
+        let mim = pretrain::evaluate(&model, &tokenizer, val.clone(), self.pretrain, device)?;
+        let samples = visualize::mim_samples(
+            &model, &tokenizer, words.image_size, val.clone(), self.pretrain, SAMPLES, device,
+        )?;
+        let (gallery, usage) = visualize::gallery(
+            &tokenizer, words.codes, words.image_size, train.clone(), &self.pretrain.data, GALLERY, device,
+        )?;
+
+        let mut bench = Bench::<B> {
+            train: train.clone(),
+            val: val.clone(),
+            data: &self.pretrain.data,
+            size: config.vit.image_size,
+            stop: self.stop,
+            observer: self.observer,
+            device,
+            rows: Vec::new(),
+        };
+        bench.pixels()?;
+        let last = config.vit.depth - 1;
+        let random = MimModel::new(&config, self.pretrain.seed, device)?;
+        bench.model("random", "same ViT, random", &Featurizer::Mim(Box::new(random), last), MIM)?;
+        bench.model("encoder", "tokenizer's encoder", &encoder(tokenizer), FeatureKind::Mean)?;
+        bench.model("pretrained", "pretrained ViT", &Featurizer::Mim(Box::new(model), last), MIM)?;
+        bench.model("teacher", "teacher", &Featurizer::Teacher(Box::new(teacher)), FeatureKind::Mean)?;
+        let rows = bench.rows;
+
+        let mut per_class = vec![0usize; val.classes().len()];
+        for index in 0..val.len() {
+            if let Some(label) = val.label(index) {
+                per_class[label as usize] += 1;
+            }
+        }
+        let largest = per_class.iter().copied().max().unwrap_or(0);
+        Ok(Results {
+            majority: largest as f64 / val.len().max(1) as f64,
+            classes: per_class.len(),
+            held_out: val.len(),
+            rows,
+            codebook: usage.health(),
+            mim,
+            samples,
+            gallery,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Features of the masked image models: of the two heads' sources, chosen on the training pictures' side
+/// by measurement (`docs/benchmarks/quickstart.md`).
+const MIM: FeatureKind = FeatureKind::Concat;
+
+fn encoder<B: Backend>(tokenizer: VqKd<B>) -> Featurizer<B> {
+    Featurizer::Encoder(Box::new(tokenizer))
+}
+
+struct Bench<'a, B: AutodiffBackend> {
+    train: std::sync::Arc<dyn beit2_data::Source>,
+    val: std::sync::Arc<dyn beit2_data::Source>,
+    data: &'a DataConfig,
+    size: usize,
+    stop: &'a StopFlag,
+    observer: &'a mut dyn Observer,
+    device: &'a B::Device,
+    rows: Vec<Row>,
+}
+
+impl<B: AutodiffBackend> Bench<'_, B> {
+    fn pixels(&mut self) -> anyhow::Result<()> {
+        let train = pixel_features(self.train.clone(), self.data, self.size, self.observer, self.stop)?;
+        let val = pixel_features(self.val.clone(), self.data, self.size, self.observer, self.stop)?;
+        self.add("pixels", "raw pixels", "all", &train, &val)
+    }
+
+    fn model(
+        &mut self,
+        key: &'static str,
+        label: &'static str,
+        model: &Featurizer<B::InnerBackend>,
+        kind: FeatureKind,
+    ) -> anyhow::Result<()> {
+        let mut features = |source: &std::sync::Arc<dyn beit2_data::Source>| {
+            extract(model, source.clone(), self.data, self.size, kind, label, self.observer, self.stop, self.device)
+        };
+        let (train, val) = (features(&self.train)?, features(&self.val)?);
+        let name = match kind {
+            FeatureKind::Cls => "CLS",
+            FeatureKind::Mean => "mean",
+            FeatureKind::Concat => "CLS + mean",
+        };
+        self.add(key, label, name, &train, &val)
+    }
+
+    fn add(
+        &mut self,
+        key: &'static str,
+        label: &'static str,
+        features: &'static str,
+        train: &Features,
+        val: &Features,
+    ) -> anyhow::Result<()> {
+        let knn = knn::<B::InnerBackend>(train, val, KnnConfig::default(), self.device)?;
+        let probe = linear_probe::<B>(train, val, LinearProbeConfig::default(), self.device)?;
+        self.rows.push(Row { key, label, features, knn, probe });
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! `beit2 quickstart`: tokenizer, pretraining, probes and a report, on the pictures inside the program.
+//!
+//! Nothing here is special to it: the stages are the recipes `quickstart_tokenizer` and
+//! `quickstart_pretrain`, run as `beit2 tokenizer train` and `beit2 pretrain` would, each in its own run
+//! directory; then the features of five models are compared.
+
+mod measure;
+mod show;
+
+use std::path::{Path, PathBuf};
+
+use beit2::pretrain::PretrainRecipe;
+use beit2::tokenizer::TokenizerRecipe;
+use beit2::train::{Env, Outcome, ScheduleConfig};
+use beit2_run::Existing;
+use clap::ValueHint;
+
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::errors::{Ending, usage};
+use crate::experiment::{self, Inputs, Training};
+use crate::output;
+use crate::progress::Progress;
+use crate::recipes::{self, Recipe};
+use crate::signals::Signals;
+use crate::stage::Stage;
+use crate::words::duration;
+
+/// Minutes that the recipes' steps are made for, on two cores.
+const RECIPE_MINUTES: f64 = 8.0;
+
+/// Flags of `quickstart`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1")]
+pub struct Args {
+    /// About how long it may take on two cores; scales the schedules
+    #[arg(long, value_name = "N", default_value_t = RECIPE_MINUTES)]
+    minutes: f64,
+
+    /// Folder for the two runs and the report
+    #[arg(long, value_name = "DIR", default_value = "runs/quickstart", value_hint = ValueHint::DirPath)]
+    out: PathBuf,
+
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Begin again; what is in the folder is kept beside it
+    #[arg(long)]
+    restart: bool,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// Runs it.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    if !(args.minutes > 0.0 && args.minutes.is_finite()) {
+        return usage(format!("--minutes {} must be above 0, such as 8", args.minutes));
+    }
+    let assets = Openable::default();
+    let scale = args.minutes / RECIPE_MINUTES;
+
+    let mut tokenizer = Part::<TokenizerRecipe>::resolve("quickstart_tokenizer", args)?;
+    let codebook = &mut tokenizer.settings.codebook;
+    scale_steps(&mut tokenizer.settings.schedule, scale, codebook.kmeans_warmup_steps + 1);
+    let Some(_) = tokenizer.train(args, signals, &assets, "1/3  tokenizer")? else { return Ok(Ending::Stopped) };
+
+    let mut pretrain = Part::<PretrainRecipe>::resolve("quickstart_pretrain", args)?;
+    scale_steps(&mut pretrain.settings.schedule, scale, 1);
+    pretrain.settings.tokenizer.weights = tokenizer.dir.display().to_string();
+    let Some(_) = pretrain.train(args, signals, &assets, "2/3  pretraining")? else { return Ok(Ending::Stopped) };
+
+    if !args.talk.quiet {
+        output::note("\n3/3  probes");
+    }
+    let mut progress = Progress::new(args.talk, signals, &args.out);
+    let job = measure::Measurement {
+        tokenizer: &tokenizer.settings,
+        tokenizer_dir: &tokenizer.dir,
+        pretrain: &pretrain.settings,
+        pretrain_dir: &pretrain.dir,
+        assets: &assets,
+        stop: &signals.stop,
+        observer: &mut progress,
+    };
+    let measured = args.device.device.on(job);
+    progress.close();
+    let results = measured?;
+    show::show(args.talk, &args.out, &tokenizer.dir, &pretrain.dir, results)
+}
+
+/// Stretches a schedule, warm-up included; at least `least` steps beyond the warm-up stay.
+fn scale_steps(schedule: &mut ScheduleConfig, scale: f64, least: u64) {
+    let scaled = |steps: u64| (steps as f64 * scale).round() as u64;
+    schedule.warmup_steps = scaled(schedule.warmup_steps).max(1);
+    schedule.steps = scaled(schedule.steps).max(schedule.warmup_steps + least);
+}
+
+/// One of the two training stages.
+struct Part<S> {
+    recipe: Recipe,
+    settings: S,
+    dir: PathBuf,
+}
+
+impl<S: Stage> Part<S> {
+    fn resolve(name: &str, args: &Args) -> anyhow::Result<Self> {
+        let recipe = recipes::find(name)?;
+        let settings = recipes::resolve(&recipe, &[("seed".into(), args.seed.to_string())])?;
+        Ok(Self { recipe, settings, dir: args.out.join(S::NAME) })
+    }
+
+    /// Trains, continues, or finds the stage complete; `None` when it was asked to stop.
+    fn train(
+        &self,
+        args: &Args,
+        signals: &Signals,
+        assets: &Openable,
+        title: &str,
+    ) -> anyhow::Result<Option<Outcome>> {
+        let inputs = Inputs::check(&self.settings, assets)?;
+        let toml = experiment::run_toml(&self.settings, &self.recipe, &[], &inputs, args.device)?;
+        if !args.talk.quiet {
+            output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
+        }
+        let mut progress = Progress::new(args.talk, signals, &self.dir);
+        let existing = if args.restart { Existing::SetAside } else { Existing::Continue };
+        let job = Training {
+            settings: &self.settings,
+            run_toml: &toml,
+            env: Env {
+                dir: self.dir.clone(),
+                existing,
+                stop: signals.stop.clone(),
+                observer: &mut progress,
+                assets,
+            },
+        };
+        let outcome = args.device.device.on(job);
+        progress.close();
+        let outcome = outcome?;
+        if !outcome.complete {
+            stopped(&self.dir, &outcome);
+            return Ok(None);
+        }
+        if !args.talk.quiet {
+            output::note(&format!("     {} steps in {}", outcome.step, duration(outcome.seconds)));
+        }
+        Ok(Some(outcome))
+    }
+}
+
+fn stopped(dir: &Path, outcome: &Outcome) {
+    output::note(&format!(
+        "stopped after step {} and saved in {}; the same command continues",
+        outcome.step,
+        dir.display()
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_scale_with_the_minutes() {
+        let make = || ScheduleConfig { steps: 200, warmup_steps: 20, ..ScheduleConfig::default() };
+        let mut schedule = make();
+        scale_steps(&mut schedule, 2.5, 1);
+        assert_eq!((schedule.steps, schedule.warmup_steps), (500, 50));
+        let mut schedule = make();
+        scale_steps(&mut schedule, 0.01, 41);
+        assert_eq!((schedule.steps, schedule.warmup_steps), (42, 1));
+    }
+}

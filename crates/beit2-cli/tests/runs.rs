@@ -1,0 +1,264 @@
+//! Runs through the real binary: what they print and save, and that no interruption changes a result.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use support::{Ended, World, picture, signal};
+
+/// Enough steps that a signal always comes in time, few enough to finish soon.
+const LONG: [&str; 4] = ["--set", "epochs=60", "--set", "checkpoint_every=2"];
+
+#[test]
+fn a_run_leaves_what_it_promises() {
+    let world = World::new();
+    let ended = world.tokenizer("run", &["--val", "train"]);
+    ended.works();
+    for part in
+        ["trained parameters", "12 steps of 8 pictures = 96 pictures", "step 12/12", "saved", "val_rec_loss"]
+    {
+        assert!(ended.err.contains(part), "no `{part}` in: {}", ended.err);
+    }
+    for part in ["done", "weights", "run/report.html"] {
+        assert!(ended.out.contains(part), "{}", ended.out);
+    }
+    for file in ["run.toml", "metrics.jsonl", "report.html", "last/model.safetensors", "last/state.json"] {
+        assert!(world.path("run").join(file).exists(), "{file}");
+    }
+    let saved = fs::read_to_string(world.path("run/run.toml")).unwrap();
+    for part in ["[fingerprint]", "[environment]", "ema_decay = 0.99", "overrides = [\"data.val=train\"]"] {
+        assert!(saved.contains(part), "no `{part}` in: {saved}");
+    }
+}
+
+#[test]
+fn a_finished_run_stays_finished() {
+    let world = World::new();
+    world.tokenizer("run", &["--quiet"]).works();
+    let before = world.weights("run");
+    // Paces, names and other things that do not change the result may differ.
+    let ended = world.tokenizer("run", &["--workers", "1", "--set", "log_every=5"]);
+    assert!(ended.works().err.contains("at step 12 of 12"), "{}", ended.err);
+    assert_eq!(world.weights("run"), before);
+}
+
+#[test]
+fn workers_do_not_change_the_result() {
+    let world = World::new();
+    world.tokenizer("one", &["--quiet", "--workers", "1"]).works();
+    world.tokenizer("four", &["--quiet", "--workers", "4"]).works();
+    assert_eq!(world.weights("one"), world.weights("four"));
+    world.tokenizer("seed", &["--quiet", "--seed", "1"]).works();
+    assert_ne!(world.weights("one"), world.weights("seed"));
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_save_and_the_same_command_continues_to_the_bit() {
+    let world = World::new();
+    world.tokenizer("whole", &[&LONG[..], &["--quiet"]].concat()).works();
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let child = world.spawn_tokenizer(name, &LONG);
+        world.wait_for_checkpoint(name);
+        signal(&child, name);
+        let ended = Ended::from(child.wait_with_output().unwrap());
+        assert_eq!(ended.code, Some(code), "{}", ended.err);
+        let last = ended.err.lines().last().unwrap();
+        assert!(
+            last.starts_with("stopped after step ") && last.contains("continue with: beit2 tokenizer train"),
+            "{last}"
+        );
+        let resumed = world.tokenizer(name, &LONG);
+        assert!(resumed.works().err.contains("continues"), "{}", resumed.err);
+        assert_eq!(world.weights(name), world.weights("whole"), "SIG{name}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_at_once() {
+    let world = World::new();
+    // The first step reads pictures for the k-means start for minutes.
+    let mut child = world.spawn_tokenizer("run", &["--set", "kmeans_rows_per_code=1000000"]);
+    while !world.path("run/run.toml").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, "INT");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the first signal lets the step end");
+    signal(&child, "INT");
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(130), "{}", ended.err);
+    assert!(ended.err.contains("once more ends at once"), "{}", ended.err);
+    assert!(!ended.err.contains("stopped after"), "{}", ended.err);
+}
+
+#[cfg(unix)]
+#[test]
+fn kill_9_loses_nothing_before_the_last_checkpoint() {
+    let world = World::new();
+    world.tokenizer("whole", &[&LONG[..], &["--quiet"]].concat()).works();
+    for round in 0..3 {
+        let mut child = world.spawn_tokenizer("killed", &LONG);
+        world.wait_for_checkpoint("killed");
+        std::thread::sleep(Duration::from_millis(20 * round));
+        signal(&child, "KILL");
+        child.wait().unwrap();
+        assert!(world.path("killed/run.toml").is_file());
+    }
+    world.tokenizer("killed", &LONG).works();
+    assert_eq!(world.weights("killed"), world.weights("whole"));
+    let metrics = |run: &str| {
+        let text = fs::read_to_string(world.path(run).join("metrics.jsonl")).unwrap();
+        text.lines()
+            .map(|line| line.split(",\"images_per_second").next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(metrics("killed"), metrics("whole"), "one straight story");
+}
+
+#[test]
+fn two_processes_do_not_share_a_run() {
+    let world = World::new();
+    let mut first = world.spawn_tokenizer("run", &["--set", "epochs=100000", "--set", "checkpoint_every=5"]);
+    world.wait_for_checkpoint("run");
+    let more = ["--set", "epochs=100000", "--set", "checkpoint_every=5"];
+    let second = world.tokenizer("run", &more);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    second.fails(1, &["run is in use by another process", "--out"]);
+}
+
+#[test]
+fn dry_run_prints_and_touches_nothing() {
+    let world = World::new();
+    let ended = world.tokenizer("run", &["--dry-run", "--set", "lr=1e-3"]);
+    let table: toml::Table = ended.works().out.parse().unwrap();
+    assert_eq!(table["optimizer"]["lr"].as_float(), Some(1e-3));
+    assert_eq!(table["optimizer"]["beta2"].as_float(), Some(0.99), "defaults are there too");
+    assert!(ended.err.contains("ready  12 steps of 8 pictures"), "{}", ended.err);
+    assert!(!world.path("run").exists());
+}
+
+#[test]
+fn every_recipe_resolves() {
+    let world = World::new();
+    let list = world.beit2(&["recipes", "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list.works().out).unwrap();
+    let recipes = list["recipes"].as_array().unwrap();
+    assert!(recipes.len() >= 7);
+    for recipe in recipes {
+        let name = recipe["name"].as_str().unwrap();
+        let (command, weights): (&[&str], _) = match recipe["stage"].as_str().unwrap() {
+            "tokenizer" => (&["tokenizer", "train"], "teacher.weights=teacher.safetensors"),
+            "pretrain" => (&["pretrain"], "tokenizer.weights=teacher.safetensors"),
+            _ => (&["teacher", "distill"], "teacher.weights=teacher.safetensors"),
+        };
+        let changes = [
+            "--dry-run",
+            "--data",
+            "train",
+            "--val",
+            "train",
+            "--set",
+            weights,
+            "--set",
+            "batch_size=2",
+            "--set",
+            "warmup_epochs=0.0",
+            "--set",
+            "warmup_steps=0",
+            "--set",
+            "kmeans_warmup_steps=0",
+        ];
+        let changes = if command[0] == "tokenizer" { &changes[..] } else { &changes[..changes.len() - 2] };
+        let ended = world.beit2(&[command, &[name], changes].concat());
+        ended.works();
+        assert!(ended.out.parse::<toml::Table>().is_ok(), "{name}");
+        let shown = world.beit2(&["recipes", "show", name]);
+        assert!(shown.works().out.starts_with("# "), "{name}");
+    }
+}
+
+#[test]
+fn json_is_one_object_and_quiet_is_quiet() {
+    let world = World::new();
+    let ended = world.tokenizer("run", &["--json", "--quiet"]);
+    let object: serde_json::Value = serde_json::from_str(&ended.works().out).unwrap();
+    assert_eq!((object["complete"].as_bool(), object["steps"].as_u64()), (Some(true), Some(12)));
+    assert!(object["metrics"]["rec_loss"].is_number() && object["checkpoint"].is_string(), "{object}");
+    assert_eq!(ended.err, "");
+    let report = world.beit2(&["report", "run", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&report.works().out).unwrap();
+    let page = fs::read_to_string(world.path(report["report"].as_str().unwrap())).unwrap();
+    assert!(page.contains("</html>") && page.contains("codebook"));
+}
+
+#[test]
+fn pretraining_and_probes_follow_a_tokenizer() {
+    let world = World::new();
+    world.tokenizer("tokenizer", &["--quiet"]).works();
+    let args = ["pretrain", "mim.toml", "--tokenizer", "tokenizer", "--out", "mim"];
+    let ended = world.beit2(&args);
+    assert!(ended.works().err.contains("6 of 16 patches"), "{}", ended.err);
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(world.path("labelled").join(class)).unwrap();
+        for at in 0..8 {
+            let number = at + if class == "cat" { 0 } else { 60 };
+            fs::write(world.path("labelled").join(class).join(format!("{at}.ppm")), picture(number, 40))
+                .unwrap();
+        }
+    }
+    let on = ["--data", "labelled", "--val", "labelled"];
+    for weights in ["mim", "tokenizer", "pixels"] {
+        let ended = world
+            .beit2(&[&["knn", "--weights", weights, "--k", "1,5", "--json", "--quiet"], &on[..]].concat());
+        let object: serde_json::Value = serde_json::from_str(&ended.works().out).unwrap();
+        assert_eq!(object["knn"][0]["top1"].as_f64(), Some(1.0), "every picture finds itself: {object}");
+        assert_eq!((object["train"].as_u64(), object["classes"].as_u64()), (Some(16), Some(2)));
+    }
+    let probe = ["probe", "--weights", "mim", "--features", "concat", "--layer", "1", "--epochs", "5"];
+    let ended = world.beit2(&[&probe[..], &on].concat());
+    assert!(
+        ended.works().out.contains("linear probe top-1") && ended.out.contains("after block 1, 32 values"),
+        "{}",
+        ended.out
+    );
+    let wrong = world.beit2(&[&["knn", "--weights", "mim", "--layer", "3"], &on[..]].concat());
+    wrong.fails(2, &["--layer 3", "blocks 1 to 2"]);
+    world
+        .beit2(&["knn", "--weights", "mim", "--data", "labelled", "--val", "train"])
+        .fails(2, &["2 classes"]);
+    world
+        .beit2(&["knn", "--weights", "mim", "--data", "train", "--val", "train"])
+        .fails(2, &["at least 2 classes"]);
+}
+
+#[test]
+fn doctor_and_help() {
+    let world = World::new();
+    let doctor = world.beit2(&["doctor", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&doctor.works().out).unwrap();
+    assert_eq!(object["devices"]["cpu"]["works"].as_bool(), Some(true));
+    assert!(world.beit2(&["doctor"]).works().out.contains("device cpu"));
+    assert!(world.beit2(&["pretrain", "--help"]).works().out.contains("Examples:"));
+    assert!(world.beit2(&["--version"]).works().out.starts_with("beit2 "));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let world = World::new();
+    let mut child = world
+        .command(&["recipes", "show", "mim_base_300e"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    assert_eq!(ended.err, "");
+}

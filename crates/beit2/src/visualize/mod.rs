@@ -1,0 +1,177 @@
+//! Pictures of what was learned, for the report.
+
+use std::sync::Arc;
+
+use beit2_data::{Image, Source};
+use beit2_kernels::Backend;
+use beit2_run::report::{GalleryCode, MimSample, Picture};
+
+use crate::error::Error;
+use crate::pretrain::{MimModel, PretrainRecipe, inputs};
+use crate::tokenizer::{CodeUsage, VqKd};
+use crate::train::{DataConfig, ScheduleConfig, evaluation_loader, to_device, training_loader};
+use crate::vit::DropPath;
+
+/// Gray of a hidden patch.
+const HIDDEN: [u8; 3] = [128, 128, 128];
+/// Tint of a patch whose word was not predicted.
+const MISSED: [u8; 3] = [40, 40, 40];
+
+/// Held-out pictures as the model saw them and what it made of the hidden patches: input, masked input,
+/// and the input with only those hidden patches shown whose visual word was predicted (by either branch).
+///
+/// # Errors
+/// Pictures that cannot be read.
+pub fn mim_samples<B: Backend>(
+    model: &MimModel<B>,
+    tokenizer: &VqKd<B>,
+    token_px: usize,
+    source: Arc<dyn Source>,
+    recipe: &PretrainRecipe,
+    count: usize,
+    device: &B::Device,
+) -> Result<Vec<MimSample>, Error> {
+    let count = count.min(source.len()).max(1);
+    let schedule = ScheduleConfig { batch_size: count, ..recipe.schedule.clone() };
+    let mut views = recipe.views(token_px);
+    (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
+    let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let mut loader =
+        training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
+    let Some(batch) = loader.next() else { return Ok(Vec::new()) };
+    let batch = batch?;
+    let (x, labels, mask) = inputs(tokenizer, &batch, recipe, device)?;
+    let logits = model.forward(x, &mask, &DropPath::none());
+    let labels = ids(labels);
+    let guesses: Vec<Vec<i64>> = std::iter::once(logits.last)
+        .chain(logits.aggregated)
+        .map(|l| ids(l.argmax(1).squeeze_dim(1)))
+        .collect();
+    let grid = recipe.model.vit.grid();
+    let mut samples = Vec::new();
+    for (picture, item) in batch.items.iter().enumerate() {
+        let per_image = item.masked.len();
+        let right: Vec<bool> = (picture * per_image..(picture + 1) * per_image)
+            .map(|at| guesses.iter().any(|guess| guess[at] == labels[at]))
+            .collect();
+        let (mut masked, mut correct) = (item.patch.clone(), item.patch.clone());
+        for (&patch, &right) in item.masked.iter().zip(&right) {
+            paint(&mut masked, grid, patch as usize, HIDDEN);
+            if !right {
+                paint(&mut correct, grid, patch as usize, MISSED);
+            }
+        }
+        let hits = right.iter().filter(|r| **r).count();
+        samples.push(MimSample {
+            input: picture_of(&item.patch),
+            masked: picture_of(&masked),
+            correct: picture_of(&correct),
+            caption: format!("{hits} of {per_image} hidden patches"),
+        });
+    }
+    Ok(samples)
+}
+
+/// The most used codes over a source, each with some of the patches that carry it (with the patches
+/// around them, without which a small patch says nothing), and the uses of all codes.
+///
+/// # Errors
+/// Pictures that cannot be read.
+pub fn gallery<B: Backend>(
+    tokenizer: &VqKd<B>,
+    codes: usize,
+    image_size: usize,
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    (most, patches_each): (usize, usize),
+    device: &B::Device,
+) -> Result<(Vec<GalleryCode>, CodeUsage), Error> {
+    let mut usage = CodeUsage::new(codes);
+    let mut carriers: Vec<Vec<Picture>> = vec![Vec::new(); codes];
+    for batch in evaluation_loader(source, data, 64, image_size)? {
+        let batch = batch?;
+        let (images, _) = to_device::<B>(&batch, device)?;
+        let found = tokenizer.ids(tokenizer.preprocess(images));
+        let [_, patches] = found.dims();
+        let grid = patches.isqrt();
+        for (item, row) in batch.items.iter().zip(ids(found.reshape([-1])).chunks(patches)) {
+            usage.add(row.iter().map(|&id| id as usize));
+            // One patch of a code per picture, so that the gallery shows what its carriers share.
+            let mut seen = std::collections::HashSet::new();
+            for (patch, &id) in row.iter().enumerate() {
+                let of_code = &mut carriers[id as usize];
+                if of_code.len() < patches_each && seen.insert(id) {
+                    of_code.push(around(&item.patch, grid, patch));
+                }
+            }
+        }
+    }
+    let gallery = usage
+        .most_used(most)
+        .into_iter()
+        .map(|(code, count)| GalleryCode {
+            code,
+            count,
+            patches: std::mem::take(&mut carriers[code as usize]),
+        })
+        .collect();
+    Ok((gallery, usage))
+}
+
+fn ids<B: Backend>(tensor: burn::tensor::Tensor<B, 1, burn::tensor::Int>) -> Vec<i64> {
+    tensor.into_data().convert::<i64>().into_vec().unwrap_or_default()
+}
+
+fn picture_of(image: &Image) -> Picture {
+    Picture { width: image.width, height: image.height, rgb: image.data.clone() }
+}
+
+/// Pixels of a patch as (top, left, side).
+fn place(image: &Image, grid: usize, patch: usize) -> (usize, usize, usize) {
+    let side = image.width as usize / grid.max(1);
+    (patch / grid * side, patch % grid * side, side)
+}
+
+fn paint(image: &mut Image, grid: usize, patch: usize, colour: [u8; 3]) {
+    let (top, left, side) = place(image, grid, patch);
+    for y in top..top + side {
+        let row = (y * image.width as usize + left) * 3;
+        for pixel in image.data[row..row + side * 3].chunks_exact_mut(3) {
+            pixel.copy_from_slice(&colour);
+        }
+    }
+}
+
+/// A patch with half a patch around it, cut off at the picture's edge by repeating the edge.
+fn around(image: &Image, grid: usize, patch: usize) -> Picture {
+    let (top, left, side) = place(image, grid, patch);
+    let (border, width, height) = (side / 2, image.width as usize, image.height as usize);
+    let span = side + 2 * border;
+    let mut rgb = Vec::with_capacity(span * span * 3);
+    for y in 0..span {
+        let from_y = (top + y).saturating_sub(border).min(height - 1);
+        for x in 0..span {
+            let from_x = (left + x).saturating_sub(border).min(width - 1);
+            let at = (from_y * width + from_x) * 3;
+            rgb.extend_from_slice(&image.data[at..at + 3]);
+        }
+    }
+    Picture { width: span as u32, height: span as u32, rgb }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_found_and_painted() {
+        let mut image = Image::new(8, 8, (0..192).map(|v| v as u8).collect()).unwrap();
+        assert_eq!(place(&image, 4, 5), (2, 2, 2));
+        let cut = around(&image, 4, 0);
+        assert_eq!((cut.width, cut.height), (4, 4));
+        assert_eq!(&cut.rgb[..6], [0, 1, 2, 0, 1, 2], "the edge repeats");
+        paint(&mut image, 4, 5, HIDDEN);
+        assert_eq!(&image.data[(2 * 8 + 2) * 3..][..6], [128; 6]);
+        assert_eq!(image.data[(2 * 8 + 4) * 3], 60);
+    }
+}
