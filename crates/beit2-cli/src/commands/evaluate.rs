@@ -372,9 +372,8 @@ fn load<B: Backend>(subject: &Subject, assets: &Openable, device: &B::Device) ->
             let Ok(config) = serde_json::from_str::<VitConfig>(text) else {
                 return usage(format!("{spec} does not say its sizes"));
             };
-            let heads = config.heads;
-            let teacher = TeacherConfig { kind: TeacherKind::Distilled, heads, ..TeacherConfig::default() };
-            let model = Teacher::<B>::from_tensors(&teacher, file.tensors, DType::F32, device)?;
+            let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
+            let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
             let net = Featurizer::Teacher(Box::new(model));
             Ok(Frozen { net, image_px: config.image_size, layer: None })
         }

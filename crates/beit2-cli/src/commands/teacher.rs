@@ -29,7 +29,10 @@ pub struct Args {
 pub fn export(args: &Args) -> anyhow::Result<Ending> {
     let file = Files.weights(&args.run)?;
     if file.metadata.get("beit2.stage").map(String::as_str) != Some("distill") {
-        return usage(format!("{} holds no distilled teacher; name a run of `beit2 teacher distill`", args.run));
+        return usage(format!(
+            "{} holds no distilled teacher; name a run of `beit2 teacher distill`",
+            args.run
+        ));
     }
     if args.out.exists() {
         bail!("{} exists already; remove it or choose another name", args.out.display());
@@ -40,6 +43,10 @@ pub fn export(args: &Args) -> anyhow::Result<Ending> {
         weights::encode_to(w, &tensors, &file.metadata).map_err(std::io::Error::other)
     })?;
     let values: usize = tensors.values().map(|data| data.shape.num_elements()).sum();
-    output::result(&format!("{}: {} tensors, {values} values in half precision", args.out.display(), tensors.len()))?;
+    output::result(&format!(
+        "{}: {} tensors, {values} values in half precision",
+        args.out.display(),
+        tensors.len()
+    ))?;
     Ok(Ending::Done)
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use beit2::classify::{
-    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, knn, linear_probe, pixel_features,
+    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, knn, linear_probe,
+    pixel_features,
 };
 use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe, TokenizerSource};
 use beit2::tokenizer::teachers::Teacher;
@@ -78,20 +79,33 @@ impl Job for Measurement<'_> {
         let started = Instant::now();
         let (config, model) =
             weights::load_mim::<B::InnerBackend>(&self.pretrain_dir.to_string_lossy(), self.assets, device)?;
-        let source = TokenizerSource { weights: self.tokenizer_dir.display().to_string(), variant: String::new() };
+        let source =
+            TokenizerSource { weights: self.tokenizer_dir.display().to_string(), variant: String::new() };
         let (words, tokenizer) = weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
         let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =
-            Teacher::<B::InnerBackend>::from_tensors(&self.tokenizer.teacher, teacher.tensors, DType::F32, device)?;
+            Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?;
         let train = self.assets.source(&self.pretrain.data.train)?;
         let val = self.assets.source(&self.pretrain.data.val)?;
 
         let mim = pretrain::evaluate(&model, &tokenizer, val.clone(), self.pretrain, device)?;
         let samples = visualize::mim_samples(
-            &model, &tokenizer, words.image_size, val.clone(), self.pretrain, SAMPLES, device,
+            &model,
+            &tokenizer,
+            words.image_size,
+            val.clone(),
+            self.pretrain,
+            SAMPLES,
+            device,
         )?;
         let (gallery, usage) = visualize::gallery(
-            &tokenizer, words.codes, words.image_size, train.clone(), &self.pretrain.data, GALLERY, device,
+            &tokenizer,
+            words.codes,
+            words.image_size,
+            train.clone(),
+            &self.pretrain.data,
+            GALLERY,
+            device,
         )?;
 
         let mut bench = Bench::<B> {
@@ -168,7 +182,17 @@ impl<B: AutodiffBackend> Bench<'_, B> {
         kind: FeatureKind,
     ) -> anyhow::Result<()> {
         let mut features = |source: &std::sync::Arc<dyn beit2_data::Source>| {
-            extract(model, source.clone(), self.data, self.size, kind, label, self.observer, self.stop, self.device)
+            extract(
+                model,
+                source.clone(),
+                self.data,
+                self.size,
+                kind,
+                label,
+                self.observer,
+                self.stop,
+                self.device,
+            )
         };
         let (train, val) = (features(&self.train)?, features(&self.val)?);
         let name = match kind {

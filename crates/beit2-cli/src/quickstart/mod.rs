@@ -31,7 +31,9 @@ const RECIPE_MINUTES: f64 = 8.0;
 
 /// Flags of `quickstart`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1")]
+#[command(
+    after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1"
+)]
 pub struct Args {
     /// About how long it may take on two cores; scales the schedules
     #[arg(long, value_name = "N", default_value_t = RECIPE_MINUTES)]
@@ -67,12 +69,16 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let mut tokenizer = Part::<TokenizerRecipe>::resolve("quickstart_tokenizer", args)?;
     let codebook = &mut tokenizer.settings.codebook;
     scale_steps(&mut tokenizer.settings.schedule, scale, codebook.kmeans_warmup_steps + 1);
-    let Some(_) = tokenizer.train(args, signals, &assets, "1/3  tokenizer")? else { return Ok(Ending::Stopped) };
+    let Some(_) = tokenizer.train(args, signals, &assets, "1/3  tokenizer")? else {
+        return Ok(Ending::Stopped);
+    };
 
     let mut pretrain = Part::<PretrainRecipe>::resolve("quickstart_pretrain", args)?;
     scale_steps(&mut pretrain.settings.schedule, scale, 1);
     pretrain.settings.tokenizer.weights = tokenizer.dir.display().to_string();
-    let Some(_) = pretrain.train(args, signals, &assets, "2/3  pretraining")? else { return Ok(Ending::Stopped) };
+    let Some(_) = pretrain.train(args, signals, &assets, "2/3  pretraining")? else {
+        return Ok(Ending::Stopped);
+    };
 
     if !args.talk.quiet {
         output::note("\n3/3  probes");

@@ -16,7 +16,13 @@ use crate::output;
 use crate::words::duration;
 
 /// Writes the report and prints the table or the object.
-pub fn show(talk: Talk, out: &Path, tokenizer: &Path, pretrain: &Path, results: Results) -> anyhow::Result<Ending> {
+pub fn show(
+    talk: Talk,
+    out: &Path,
+    tokenizer: &Path,
+    pretrain: &Path,
+    results: Results,
+) -> anyhow::Result<Ending> {
     let mut data = report::data(tokenizer).context("the tokenizer's run cannot be read")?;
     let second = report::data(pretrain).context("the pretraining run cannot be read")?;
     data.title = "BEiT v2 quickstart".into();

@@ -146,12 +146,20 @@ pub fn train<B: AutodiffBackend>(
         let known = vec![("lr", lr), ("weight_decay", plan.weight_decay.at(step))];
         session.step_done(&batch, StepReport { scalars, known })?;
 
+        let mut best = false;
+
         // ---- epoch's end ----------------------------------------------------------------------
         if batch.last_in_epoch || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
                 let result = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
-                let names = [("val_loss_1", "val_mlm_acc_1"), ("val_loss_2", "val_mlm_acc_2")];
+                let total = result.loss.iter().sum();
+                best = session.is_best(total);
+                extra.push(("val_loss", total));
+                let names: [(&str, &str); 2] = match result.loss.len() {
+                    1 => [("val_mlm_loss", "val_mlm_acc"), ("", "")],
+                    _ => [("val_loss_1", "val_mlm_acc_1"), ("val_loss_2", "val_mlm_acc_2")],
+                };
                 for ((loss, accuracy), (loss_name, acc_name)) in
                     result.loss.iter().zip(&result.accuracy).zip(names)
                 {
@@ -160,9 +168,9 @@ pub fn train<B: AutodiffBackend>(
             }
             session.epoch_done(batch.epoch, &extra)?;
         }
-        if session.should_save(batch.last_in_epoch) {
+        if best || session.should_save(batch.last_in_epoch) {
             let tensors = weights::with_position_indices(params::export(&model));
-            session.save(&tensors, &optimizer.export(), &metadata)?;
+            session.save(&tensors, &optimizer.export(), &metadata, best)?;
         }
         if session.should_stop() {
             break;
@@ -187,8 +195,12 @@ pub fn inputs<I: Backend>(
     Ok((pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask))
 }
 
-/// Loss and accuracy over held-out pictures under masks that depend on the seed only: each picture once,
-/// through the training transform without colours, so that figures compare between runs and epochs.
+/// Pictures of a batch in an evaluation.
+const EVALUATION_BATCH: usize = 256;
+
+/// Loss and accuracy over held-out pictures under masks that do not depend on the run, through the training
+/// transform without colours and flips, so that figures compare between runs and epochs. Each picture
+/// once, but for the few that equal batches leave over.
 ///
 /// # Errors
 /// Pictures that cannot be read.
@@ -200,8 +212,8 @@ pub fn evaluate<I: Backend>(
     device: &I::Device,
 ) -> Result<MimEvaluation, Error> {
     let pictures = source.len();
-    let schedule =
-        ScheduleConfig { batch_size: recipe.schedule.batch_size.min(pictures), ..recipe.schedule.clone() };
+    let batches = pictures.div_ceil(EVALUATION_BATCH.min(recipe.schedule.batch_size)).max(1);
+    let schedule = ScheduleConfig { batch_size: pictures / batches, ..recipe.schedule.clone() };
     let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
     let token_px = tokenizer_px(tokenizer, recipe);
     let mut views = recipe.views(token_px);
@@ -209,7 +221,7 @@ pub fn evaluate<I: Backend>(
     let loader =
         training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
     let (mut losses, mut accuracies, mut count) = (Vec::new(), Vec::new(), 0.0);
-    for batch in loader.take((pictures / schedule.batch_size).max(1)) {
+    for batch in loader.take(batches) {
         let batch = batch?;
         let (x, labels, mask) = inputs(tokenizer, &batch, recipe, device)?;
         let loss = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);

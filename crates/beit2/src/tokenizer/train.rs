@@ -108,6 +108,10 @@ pub fn train<B: AutodiffBackend>(
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
+        if batch.step == 0 {
+            // The reference starts its usage statistics anew in every epoch.
+            model.quantize = model.quantize.reset_usage();
+        }
         let (images, second) = to_device::<B>(&batch, device)?;
         let x = model.preprocess(images);
         let target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
@@ -152,6 +156,8 @@ pub fn train<B: AutodiffBackend>(
         scalars.push(("grad_norm", norm));
         session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
 
+        let mut best = false;
+
         // ---- epoch's end ----------------------------------------------------------------------
         if batch.last_in_epoch || session.is_complete() {
             let health = health_of(epoch_bins);
@@ -164,7 +170,10 @@ pub fn train<B: AutodiffBackend>(
             if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
                 let result = evaluate(&model.valid(), &teacher.valid(), val.clone(), recipe, device)?;
                 let health = result.usage.health();
+                let total = result.rec_loss + result.commitment_loss;
+                best = session.is_best(total);
                 extra.extend([
+                    ("val_loss", total),
                     ("val_rec_loss", result.rec_loss),
                     ("val_commitment_loss", result.commitment_loss),
                     ("val_codebook_usage", health.usage()),
@@ -175,13 +184,11 @@ pub fn train<B: AutodiffBackend>(
                 session.warn(warning);
             }
             session.epoch_done(batch.epoch, &extra)?;
-            // The reference starts its usage statistics anew in every epoch.
-            model.quantize = model.quantize.reset_usage();
         }
-        if session.should_save(batch.last_in_epoch) {
+        if best || session.should_save(batch.last_in_epoch) {
             let mut state: Tensors = optimizer.export();
             state.insert("epoch_bins".into(), epoch_bins.to_data());
-            session.save(&params::export(&model), &state, &metadata)?;
+            session.save(&params::export(&model), &state, &metadata, best)?;
         }
         if session.should_stop() {
             break;
@@ -199,7 +206,7 @@ fn load_teacher<B: AutodiffBackend>(
         return config_error("teacher.weights is empty; name the teacher's safetensors or .pth file");
     }
     let file = env.assets.weights(&recipe.teacher.weights)?;
-    let teacher = Teacher::from_tensors(&recipe.teacher, file.tensors, DType::F32, device)?;
+    let teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
     if teacher.dim() != recipe.model.teacher_dim {
         return config_error(format!(
             "model.teacher_dim is {}, but the teacher's features have {} values",

@@ -87,6 +87,16 @@ impl OptimizerConfig {
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return config_error(format!("optimizer.lr {} must be above 0", self.lr));
         }
+        for (name, value) in [
+            ("min_lr", self.min_lr),
+            ("weight_decay", self.weight_decay),
+            ("clip_grad", self.clip_grad),
+            ("eps", self.eps),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return config_error(format!("optimizer.{name} {value} must be 0 or more"));
+            }
+        }
         for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
                 return config_error(format!("optimizer.{name} {value} must lie in [0, 1)"));

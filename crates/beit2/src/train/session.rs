@@ -65,6 +65,8 @@ pub struct TrainState {
     pub seconds: f64,
     /// Pictures so far.
     pub images: u64,
+    /// Lowest held-out loss so far.
+    pub best: Option<f64>,
     /// Enlarged crops in the first epoch.
     pub upscaled: u64,
     /// Running averages of the metrics.
@@ -297,6 +299,15 @@ impl<'a, I: Backend> Session<'a, I> {
         self.is_complete() || (every > 0 && (epoch + 1).is_multiple_of(every))
     }
 
+    /// Takes note of a held-out loss and says whether it is the lowest so far; that checkpoint becomes `best`.
+    pub fn is_best(&mut self, loss: f64) -> bool {
+        let better = loss.is_finite() && self.state.best.is_none_or(|best| loss < best);
+        if better {
+            self.state.best = Some(loss);
+        }
+        better
+    }
+
     /// Whether the loop should end.
     pub fn should_stop(&self) -> bool {
         self.is_complete() || self.env.stop.is_set()
@@ -311,6 +322,7 @@ impl<'a, I: Backend> Session<'a, I> {
         model: &Tensors,
         optimizer: &Tensors,
         metadata: &BTreeMap<String, String>,
+        best: bool,
     ) -> Result<PathBuf, Error> {
         self.flush()?;
         self.metrics.sync()?;
@@ -324,7 +336,7 @@ impl<'a, I: Backend> Session<'a, I> {
         {
             writer.add(name, |w| weights::encode_to(w, tensors, metadata).map_err(std::io::Error::other))?;
         }
-        let keep = Keep { last: self.logging.keep_checkpoints, best: false };
+        let keep = Keep { last: self.logging.keep_checkpoints, best };
         let checkpoint = writer.commit(&self.state, keep)?;
         self.env.observer.event(Event::Checkpoint(checkpoint.path.clone()));
         Ok(checkpoint.path)

@@ -21,12 +21,8 @@ pub fn relative_position_index(rows: usize, cols: usize) -> Vec<i64> {
             index[(a + 1) * tokens + b + 1] = down * (2 * cols as i64 - 1) + right;
         }
     }
-    for t in 0..tokens {
-        index[t] = len - 3; // CLS to token
-    }
-    for t in 0..tokens {
-        index[t * tokens] = len - 2; // token to CLS
-    }
+    index[..tokens].fill(len - 3); // CLS to token
+    index.iter_mut().step_by(tokens).for_each(|entry| *entry = len - 2); // token to CLS
     index[0] = len - 1;
     index
 }

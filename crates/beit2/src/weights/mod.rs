@@ -154,7 +154,7 @@ pub fn with_position_indices(mut tensors: Tensors) -> Tensors {
         .collect();
     for (name, rows) in tables {
         // rows = (2g − 1)² + 3 for a square grid.
-        let grid = ((rows.saturating_sub(3)).isqrt() + 1) / 2;
+        let grid = rows.saturating_sub(3).isqrt().div_ceil(2);
         let tokens = grid * grid + 1;
         let index = crate::vit::relative_position_index(grid, grid);
         tensors.insert(name, TensorData::new(index, [tokens, tokens]));

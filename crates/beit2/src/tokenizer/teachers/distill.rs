@@ -121,8 +121,7 @@ pub fn distill<B: AutodiffBackend>(
     let source = env.assets.source(&recipe.data.train)?;
     let file = env.assets.weights(&recipe.teacher.weights)?;
     // No gradient flows through the teacher: it lives on the inner backend.
-    let teacher =
-        Teacher::<B::InnerBackend>::from_tensors(&recipe.teacher, file.tensors, DType::F32, device)?;
+    let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?;
     let views = TwoViewConfig {
         input_size: recipe.model.image_size as u32,
         second_size: (recipe.model.grid() * teacher.patch_size()) as u32,
@@ -191,7 +190,7 @@ pub fn distill<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if session.should_save(batch.last_in_epoch) {
-            session.save(&params::export(&student), &optimizer.export(), &metadata)?;
+            session.save(&params::export(&student), &optimizer.export(), &metadata, false)?;
         }
         if session.should_stop() {
             break;

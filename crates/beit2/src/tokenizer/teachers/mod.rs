@@ -18,7 +18,10 @@ use crate::params;
 use crate::pixels;
 pub use distill::{DistillRecipe, distill};
 
-use crate::vit::{Block, BlockOptions, DropPath, LayerNorm, Linear, PatchEmbed, PosResize, resize_pos_embed};
+use crate::vit::{
+    Block, BlockOptions, DropPath, LayerNorm, Linear, PatchEmbed, PosResize, VitConfig, resize_pos_embed,
+};
+use crate::weights::WeightFile;
 
 /// Families of teachers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +73,25 @@ pub struct Teacher<B: burn::tensor::backend::Backend> {
 }
 
 impl<B: Backend> Teacher<B> {
+    /// Builds a teacher from its weight file; files of this software know their number of heads.
+    ///
+    /// # Errors
+    /// As [`Teacher::from_tensors`].
+    pub fn from_file(
+        config: &TeacherConfig,
+        file: WeightFile,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let own: Option<VitConfig> =
+            file.metadata.get("beit2.config").and_then(|text| serde_json::from_str(text).ok());
+        let heads = match (config.heads, own) {
+            (0, Some(own)) => own.heads,
+            (heads, _) => heads,
+        };
+        Self::from_tensors(&TeacherConfig { heads, ..config.clone() }, file.tensors, dtype, device)
+    }
+
     /// Builds a teacher from its file's tensors.
     ///
     /// # Errors
@@ -80,6 +102,12 @@ impl<B: Backend> Teacher<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, Error> {
+        if config.layer >= 0 && config.kind != TeacherKind::Dinov2 {
+            return config_error(format!(
+                "teacher.layer {} is only for kind = \"dinov2\"; other teachers' features come after their last block (-1)",
+                config.layer
+            ));
+        }
         let mut tensors = names::canonical(config.kind, tensors)?;
         let shape = |name: &str| -> Result<Vec<usize>, Error> {
             let found = tensors.get(name).map(|t| t.shape.to_vec());
