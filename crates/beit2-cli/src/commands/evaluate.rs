@@ -1,5 +1,6 @@
 //! `beit2 knn` and `beit2 probe`: what frozen features are worth on labelled pictures.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beit2::classify;
@@ -54,6 +55,11 @@ pub struct Subject {
     /// Side of the pictures for `--weights pixels`
     #[arg(long, value_name = "PX", default_value_t = PIXELS_SIDE)]
     image_size: usize,
+
+    /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
+    /// --weights names, and nowhere for other weights
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache: Option<PathBuf>,
 
     /// Threads that decode pictures
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -274,7 +280,7 @@ where
         ));
     }
     // No run directory: warnings have nowhere to be kept and are shown.
-    let mut progress = Progress::new(subject.talk, signals, std::path::Path::new("."));
+    let mut progress = Progress::new(subject.talk, signals, Path::new("."));
     let job = Measurement {
         subject,
         assets: &assets,
@@ -317,7 +323,13 @@ where
                 Some(model) => {
                     let kind = subject.features.of_library();
                     let (net, px) = (&model.net, model.image_px);
-                    extract(net, source, &data, px, kind, what, progress, &signals.stop, device)?
+                    let place = cache_file(subject, assets, source.as_ref(), model.layer, px)?;
+                    let compute =
+                        || extract(net, source, &data, px, kind, what, progress, &signals.stop, device);
+                    match place {
+                        Some(path) => classify::cached(&path, compute)?,
+                        None => compute()?,
+                    }
                 }
             });
         }
@@ -331,6 +343,27 @@ where
         let result = evaluate(&both[0], &both[1], &Evaluator::<B>(device))?;
         Ok((found, result))
     }
+}
+
+/// Where the features of one set are kept: the name says model, pictures and options.
+fn cache_file(
+    subject: &Subject,
+    assets: &Openable,
+    source: &dyn Source,
+    layer: Option<usize>,
+    px: usize,
+) -> anyhow::Result<Option<PathBuf>> {
+    let run = Path::new(&subject.weights);
+    let folder = match &subject.cache {
+        Some(folder) => folder.clone(),
+        None if run.join("run.toml").is_file() => run.join("features"),
+        None => return Ok(None),
+    };
+    let model = assets.weights_fingerprint(&subject.weights)?;
+    let layer = layer.map_or("all".to_owned(), |layer| layer.to_string());
+    let name =
+        format!("{model}-{}-{}-{layer}-{px}.safetensors", source.fingerprint(), subject.features.name());
+    Ok(Some(folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c), "_"))))
 }
 
 /// A frozen model and how to feed it.

@@ -68,6 +68,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 
     let mut tokenizer = Part::<TokenizerRecipe>::resolve("quickstart_tokenizer", args)?;
     let codebook = &mut tokenizer.settings.codebook;
+    // A shorter run starts its codebook earlier; a longer one needs no longer warm-up.
+    codebook.kmeans_warmup_steps = scaled(codebook.kmeans_warmup_steps, scale.min(1.0)).max(1);
     scale_steps(&mut tokenizer.settings.schedule, scale, codebook.kmeans_warmup_steps + 1);
     let Some(_) = tokenizer.train(args, signals, &assets, "1/3  tokenizer")? else {
         return Ok(Ending::Stopped);
@@ -99,11 +101,14 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     show::show(args.talk, &args.out, &tokenizer.dir, &pretrain.dir, results)
 }
 
+fn scaled(steps: u64, scale: f64) -> u64 {
+    (steps as f64 * scale).round() as u64
+}
+
 /// Stretches a schedule, warm-up included; at least `least` steps beyond the warm-up stay.
 fn scale_steps(schedule: &mut ScheduleConfig, scale: f64, least: u64) {
-    let scaled = |steps: u64| (steps as f64 * scale).round() as u64;
-    schedule.warmup_steps = scaled(schedule.warmup_steps).max(1);
-    schedule.steps = scaled(schedule.steps).max(schedule.warmup_steps + least);
+    schedule.warmup_steps = scaled(schedule.warmup_steps, scale).max(1);
+    schedule.steps = scaled(schedule.steps, scale).max(schedule.warmup_steps + least);
 }
 
 /// One of the two training stages.

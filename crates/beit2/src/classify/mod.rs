@@ -1,9 +1,11 @@
 //! What frozen features are worth: k-nearest neighbours and a linear classifier on them.
 
+mod cache;
 mod features;
 mod knn;
 mod linear_probe;
 
+pub use cache::cached;
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
