@@ -63,22 +63,16 @@ fn write(path: &Path, data: &ReportData) -> anyhow::Result<()> {
 
 fn facts(results: &Results, spent: &[f64; 3]) -> Vec<(String, String)> {
     let codebook = &results.codebook;
-    let accuracy: Vec<String> = results.mim.accuracy.iter().map(|a| format!("{:.1} %", 100.0 * a)).collect();
-    let used = format!("{:.1} % of {} codes", 100.0 * codebook.usage(), codebook.codes);
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let accuracy = |branch: usize| results.mim.accuracy.get(branch).map_or("–".to_owned(), |&a| percent(a));
     let rows = [
-        ("codebook usage", used),
+        ("codebook usage", percent(codebook.usage())),
         ("codebook perplexity", format!("{:.0}", codebook.perplexity)),
-        ("MIM accuracy", format!("{} (last block / aggregated)", accuracy.join(" / "))),
-        ("majority class", format!("{:.1} % ({} classes)", 100.0 * results.majority, results.classes)),
-        (
-            "time",
-            format!(
-                "tokenizer {}, pretraining {}, probes {}",
-                duration(spent[0]),
-                duration(spent[1]),
-                duration(spent[2])
-            ),
-        ),
+        ("MIM accuracy", accuracy(0)),
+        ("MIM accuracy, aggregated", accuracy(1)),
+        ("tokenizer", duration(spent[0])),
+        ("pretraining", duration(spent[1])),
+        ("probes", duration(spent[2])),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
