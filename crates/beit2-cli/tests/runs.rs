@@ -169,6 +169,8 @@ fn every_recipe_resolves() {
             "--set",
             "batch_size=2",
             "--set",
+            "min_lr=0.0",
+            "--set",
             "warmup_epochs=0.0",
             "--set",
             "warmup_steps=0",

@@ -198,6 +198,8 @@ weights = "teacher.safetensors"
 heads = 2
 [data]
 train = "train"
+[optimizer]
+min_lr = 0.0
 [schedule]
 epochs = 4
 batch_size = 8

@@ -103,6 +103,7 @@ pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
             layer: -1,
         },
         data: data(dir),
+        optimizer: OptimizerConfig { min_lr: 0.0, ..TokenizerRecipe::default().optimizer },
         schedule: ScheduleConfig { steps: 11, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
         codebook: CodebookOptions { kmeans_warmup_steps: 2, kmeans_rows_per_code: 4, revive_after_steps: 2 },
         logging: logging(),
