@@ -81,8 +81,10 @@ fn signals_save_and_the_same_command_continues_to_the_bit() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let world = World::new();
-    // The first step reads pictures for the k-means start for minutes.
-    let mut child = world.spawn_tokenizer("run", &["--set", "kmeans_rows_per_code=1000000"]);
+    // The k-means start of the first step reads all of these pictures, which takes seconds.
+    let slow =
+        ["--data", "bundled:train", "--set", "image_size=160", "--set", "kmeans_rows_per_code=1000000"];
+    let mut child = world.spawn_tokenizer("run", &slow);
     while !world.path("run/run.toml").exists() {
         std::thread::sleep(Duration::from_millis(5));
     }
