@@ -162,11 +162,15 @@ pub fn train<B: AutodiffBackend>(
         if batch.last_in_epoch || session.is_complete() {
             let health = health_of(epoch_bins);
             epoch_bins = Tensor::zeros([recipe.model.codes], device);
-            let mut extra = vec![
-                ("codebook_usage", health.usage()),
-                ("codebook_perplexity", health.perplexity),
-                ("codebook_dead", health.dead() as f64),
-            ];
+            let mut extra = Vec::new();
+            // An epoch of the warm-up has no codes to judge.
+            if health.tokens > 0 {
+                extra.extend([
+                    ("codebook_usage", health.usage()),
+                    ("codebook_perplexity", health.perplexity),
+                    ("codebook_dead", health.dead() as f64),
+                ]);
+            }
             if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
                 let result = evaluate(&model.valid(), &teacher.valid(), val.clone(), recipe, device)?;
                 let health = result.usage.health();
