@@ -148,8 +148,8 @@ impl Job for Measurement<'_> {
     }
 }
 
-/// Features of the masked image models: of the two heads' sources, chosen on the training pictures' side
-/// by measurement (`docs/benchmarks/quickstart.md`).
+/// Features of the masked image models: CLS gathers the picture, the patches keep its parts, and the linear
+/// evaluation of BEiT v1 reads both.
 const MIM: FeatureKind = FeatureKind::Concat;
 
 fn encoder<B: Backend>(tokenizer: VqKd<B>) -> Featurizer<B> {
