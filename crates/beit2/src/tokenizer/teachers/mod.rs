@@ -109,15 +109,18 @@ impl<B: Backend> Teacher<B> {
             ));
         }
         let mut tensors = names::canonical(config.kind, tensors)?;
-        let shape = |name: &str| -> Result<Vec<usize>, Error> {
-            let found = tensors.get(name).map(|t| t.shape.to_vec());
-            found.ok_or_else(|| Error::WeightNames { missing: vec![name.into()], unexpected: vec![] })
+        let find = |name: &str| -> Result<&TensorData, Error> {
+            tensors
+                .get(name)
+                .ok_or_else(|| Error::WeightNames { missing: vec![name.into()], unexpected: vec![] })
         };
-        let patch_weight = shape("patch_embed.proj.weight")?;
-        let [width, channels, patch, _] = patch_weight[..] else {
-            return config_error("the teacher's patch projection is not a 4-dimensional convolution weight");
-        };
-        let tokens = shape("cls_token").and_then(|_| shape("pos_embed"))?[1];
+        let [width, channels, patch, _] =
+            names::dims("patch_embed.proj.weight", find("patch_embed.proj.weight")?)?;
+        let [_, tokens, _] = names::dims("pos_embed", find("pos_embed")?)?;
+        let [mlp_hidden, _] = names::dims("blocks.0.mlp.fc1.weight", find("blocks.0.mlp.fc1.weight")?)?;
+        if [width, channels, patch, mlp_hidden].contains(&0) || tokens < 2 {
+            return config_error("the teacher's weights have an empty dimension");
+        }
         let total = (0..).find(|i| !tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).unwrap_or(0);
         let depth = match config.layer {
             ..=-1 => total,
@@ -139,7 +142,7 @@ impl<B: Backend> Teacher<B> {
         let options = BlockOptions {
             width,
             heads,
-            mlp_hidden: shape("blocks.0.mlp.fc1.weight")?[0],
+            mlp_hidden,
             qkv_bias: tensors.contains_key("blocks.0.attn.q_bias"),
             full_bias: tensors.contains_key("blocks.0.attn.qkv.bias"),
             layer_scale: tensors.contains_key("blocks.0.gamma_1"),
@@ -150,8 +153,9 @@ impl<B: Backend> Teacher<B> {
         let norm = |present: bool| present.then(|| LayerNorm::new(width, options.norm_eps, device));
         let head = match tensors.get("head.weight") {
             Some(weight) if final_norm => {
+                let [outputs, _] = names::dims("head.weight", weight)?;
                 let bias = tensors.contains_key("head.bias");
-                Some(Linear::new(width, weight.shape[0], bias, device))
+                Some(Linear::new(width, outputs, bias, device))
             }
             _ => None,
         };
@@ -241,5 +245,37 @@ impl<B: Backend> Teacher<B> {
             None => tokens,
         }
         .detach()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    fn build(kind: TeacherKind, tensors: &[(&str, &[usize])]) -> String {
+        let zeros = |(name, shape): &(&str, &[usize])| {
+            ((*name).to_owned(), TensorData::zeros::<f32, _>(shape.to_vec()))
+        };
+        let config = TeacherConfig { kind, ..TeacherConfig::default() };
+        let tensors = tensors.iter().map(zeros).collect();
+        Teacher::<Flex>::from_tensors(&config, tensors, DType::F32, &Default::default())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn wrong_ranks_are_errors_and_not_panics() {
+        let text = build(TeacherKind::Clip, &[("visual.class_embedding", &[])]);
+        assert!(text.contains("class_embedding") && text.contains("1 dimensions"), "{text}");
+        let text = build(TeacherKind::Clip, &[("visual.positional_embedding", &[3])]);
+        assert!(text.contains("positional_embedding"), "{text}");
+        let text =
+            build(TeacherKind::Dino, &[("patch_embed.proj.weight", &[4, 3, 2, 2]), ("pos_embed", &[7])]);
+        assert!(text.contains("pos_embed") && text.contains("3 dimensions"), "{text}");
+        let part = "encoder.layer.0.attention.attention.query.bias";
+        let (key, value) = (part.replace("query", "key"), part.replace("query", "value"));
+        let text = build(TeacherKind::Dinov2, &[(part, &[4]), (&key, &[5]), (&value, &[4])]);
+        assert!(text.contains("different shapes"), "{text}");
     }
 }

@@ -56,8 +56,14 @@ fn clip(tensors: Tensors) -> Result<Tensors, Error> {
             continue;
         };
         let (name, tensor) = match name {
-            "class_embedding" => ("cls_token".to_owned(), reshaped(tensor, |s| vec![1, 1, s[0]])),
-            "positional_embedding" => ("pos_embed".to_owned(), reshaped(tensor, |s| vec![1, s[0], s[1]])),
+            "class_embedding" => {
+                let [width] = dims(name, &tensor)?;
+                ("cls_token".to_owned(), reshaped(tensor, vec![1, 1, width]))
+            }
+            "positional_embedding" => {
+                let [tokens, width] = dims(name, &tensor)?;
+                ("pos_embed".to_owned(), reshaped(tensor, vec![1, tokens, width]))
+            }
             "conv1.weight" => ("patch_embed.proj.weight".to_owned(), tensor),
             "proj" => ("head.weight".to_owned(), transposed(tensor)?),
             name => {
@@ -117,6 +123,9 @@ fn dinov2(tensors: Tensors) -> Result<Tensors, Error> {
         let [Some(q), Some(k), Some(v)] = three else {
             return config_error(format!("the teacher's `{name}` lacks its query, key or value part"));
         };
+        if q.shape != k.shape || q.shape != v.shape || q.shape.num_dims() == 0 {
+            return config_error(format!("the parts of the teacher's `{name}` have different shapes"));
+        }
         out.insert(name, stacked(&[q, k, v]));
     }
     Ok(out)
@@ -126,8 +135,15 @@ fn floats(tensor: TensorData) -> Vec<f64> {
     tensor.convert_dtype(DType::F64).into_vec().unwrap_or_default()
 }
 
-fn reshaped(tensor: TensorData, shape: impl Fn(&[usize]) -> Vec<usize>) -> TensorData {
-    let shape = shape(tensor.shape.as_slice());
+/// The shape of a tensor that must have N dimensions.
+pub(super) fn dims<const N: usize>(name: &str, tensor: &TensorData) -> Result<[usize; N], Error> {
+    tensor.shape.as_slice().try_into().map_err(|_| {
+        let found = tensor.shape.as_slice();
+        Error::Config(format!("the teacher's `{name}` has shape {found:?}, expected {N} dimensions"))
+    })
+}
+
+fn reshaped(tensor: TensorData, shape: Vec<usize>) -> TensorData {
     TensorData::new(floats(tensor), shape)
 }
 
