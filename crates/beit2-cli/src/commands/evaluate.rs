@@ -5,18 +5,15 @@ use std::sync::Arc;
 
 use beit2::classify;
 use beit2::classify::{
-    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
+    FeatureKind, Features, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
 };
-use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::train::{Assets, DataConfig};
-use beit2::vit::VitConfig;
-use beit2::weights;
 use beit2_data::Source;
-use beit2_kernels::{AutodiffBackend, Backend};
-use burn::tensor::DType;
+use beit2_kernels::AutodiffBackend;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
+use super::frozen::{Family, load};
 use crate::assets::Openable;
 use crate::cli::{Device, Talk};
 use crate::device::Job;
@@ -34,7 +31,7 @@ const PIXELS_SIDE: usize = 32;
 pub struct Subject {
     /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
     #[arg(long, value_name = "RUN|FILE")]
-    weights: String,
+    pub(super) weights: String,
 
     /// Labelled pictures to learn from: one sub-folder for each class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -48,13 +45,17 @@ pub struct Subject {
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     features: Kind,
 
-    /// Block after which features are taken, counted from 1; left out, the last (pretrained models only)
+    /// Block after which features are taken, counted from 1; left out, the last (pretrained models and DINOv2)
     #[arg(long, value_name = "N")]
-    layer: Option<usize>,
+    pub(super) layer: Option<usize>,
 
-    /// Side of the pictures for `--weights pixels`
-    #[arg(long, value_name = "PX", default_value_t = PIXELS_SIDE)]
-    image_size: usize,
+    /// Read --weights as a published teacher of this family (safetensors or .pth)
+    #[arg(long, value_name = "FAMILY")]
+    pub(super) teacher: Option<Family>,
+
+    /// Side of the pictures for `--weights pixels` [default: 32] and for --teacher [default: 224]
+    #[arg(long, value_name = "PX")]
+    pub(super) image_size: Option<usize>,
 
     /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
     /// --weights names, and nowhere for other weights
@@ -319,7 +320,10 @@ where
         let mut both = Vec::with_capacity(2);
         for (source, what) in sides {
             both.push(match &model {
-                None => pixel_features(source, &data, subject.image_size, progress, &signals.stop)?,
+                None => {
+                    let side = subject.image_size.unwrap_or(PIXELS_SIDE);
+                    pixel_features(source, &data, side, progress, &signals.stop)?
+                }
                 Some(model) => {
                     let kind = subject.features.of_library();
                     let (net, px) = (&model.net, model.image_px);
@@ -364,55 +368,4 @@ fn cache_file(
     let name =
         format!("{model}-{}-{}-{layer}-{px}.safetensors", source.fingerprint(), subject.features.name());
     Ok(Some(folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c), "_"))))
-}
-
-/// A frozen model and how to feed it.
-struct Frozen<B: Backend> {
-    net: Featurizer<B>,
-    image_px: usize,
-    /// Counted from 1.
-    layer: Option<usize>,
-}
-
-/// Loads what `--weights` names; the file says what it is.
-fn load<B: Backend>(subject: &Subject, assets: &Openable, device: &B::Device) -> anyhow::Result<Frozen<B>> {
-    let spec = subject.weights.as_str();
-    let file = assets.weights(spec)?;
-    let stage = file.metadata.get("beit2.stage").map_or("", String::as_str);
-    if let (Some(_), "tokenizer" | "distill") = (subject.layer, stage) {
-        return usage(format!("--layer is for pretrained models; {spec} holds a {stage} model"));
-    }
-    match stage {
-        "pretrain" => {
-            let (config, model) = weights::load_mim::<B>(spec, assets, device)?;
-            let depth = config.vit.depth;
-            let layer = subject.layer.unwrap_or(depth);
-            if layer == 0 || layer > depth {
-                return usage(format!("--layer {layer} does not exist; the model has blocks 1 to {depth}"));
-            }
-            let net = Featurizer::Mim(Box::new(model), layer - 1);
-            Ok(Frozen { net, image_px: config.vit.image_size, layer: Some(layer) })
-        }
-        "tokenizer" => {
-            let source =
-                beit2::pretrain::TokenizerSource { weights: spec.to_owned(), variant: String::new() };
-            let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
-            let net = Featurizer::Encoder(Box::new(model));
-            Ok(Frozen { net, image_px: config.image_size, layer: None })
-        }
-        "distill" => {
-            let text = file.metadata.get("beit2.config").map_or("", String::as_str);
-            let Ok(config) = serde_json::from_str::<VitConfig>(text) else {
-                return usage(format!("{spec} does not say its sizes"));
-            };
-            let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
-            let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
-            let net = Featurizer::Teacher(Box::new(model));
-            Ok(Frozen { net, image_px: config.image_size, layer: None })
-        }
-        _ => usage(format!(
-            "{spec} does not say what it is; name a run of `beit2 pretrain`, `beit2 tokenizer train` or \
-             `beit2 teacher distill`, or `pixels`"
-        )),
-    }
 }

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod evaluate;
+mod frozen;
 pub mod recipes;
 pub mod report;
 pub mod teacher;

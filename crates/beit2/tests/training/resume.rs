@@ -81,6 +81,13 @@ fn no_interruption_changes_a_run() {
         beit2::tokenizer::train::<Auto>(&recipe, &toml, env, &device).unwrap()
     });
 
+    // Crops that come again: stops in the first round, at its end and in the third.
+    let recipe = scene::distill(root.path());
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    compare(&root.path().join("distill"), &[2, 3, 7], 9, &|env| {
+        beit2::tokenizer::teachers::distill::<Auto>(&recipe, &toml, env, &device).unwrap()
+    });
+
     let recipe = scene::pretrain(root.path(), &tokenizer);
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("pretrain"), &[1, 3, 8], 9, &|env| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use beit2::pretrain::{MaskConfig, MimConfig, PretrainRecipe, TokenizerSource};
-use beit2::tokenizer::teachers::{TeacherConfig, TeacherKind};
+use beit2::tokenizer::teachers::{DistillRecipe, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{CodebookOptions, TokenizerConfig, TokenizerRecipe};
 use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use beit2::vit::VitConfig;
@@ -108,6 +108,27 @@ pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
         codebook: CodebookOptions { kmeans_warmup_steps: 2, kmeans_rows_per_code: 4, revive_after_steps: 2 },
         logging: logging(),
         ..TokenizerRecipe::default()
+    }
+}
+
+/// Nine steps of three to an epoch, every epoch with the crops of the first.
+pub fn distill(dir: &Path) -> DistillRecipe {
+    DistillRecipe {
+        seed: 3,
+        model: VitConfig {
+            image_size: 32,
+            patch_size: 8,
+            width: 24,
+            depth: 2,
+            heads: 2,
+            ..DistillRecipe::default().model
+        },
+        teacher: tokenizer(dir).teacher,
+        data: data(dir),
+        view_epochs: 1,
+        schedule: ScheduleConfig { steps: 9, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        logging: logging(),
+        ..DistillRecipe::default()
     }
 }
 

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::{Loader, TwoViewConfig};
+use beit2_data::{Batch, Loader, TwoViewConfig};
 use beit2_kernels::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::targets::Targets;
 use super::{Teacher, TeacherConfig};
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
@@ -17,8 +18,8 @@ use crate::params;
 use crate::pixels;
 use crate::tokenizer::cosine_loss;
 use crate::train::{
-    AdamW, DataConfig, Env, GroupRule, Item, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig,
-    Session, StepReport, to_device, training_loader,
+    AdamW, DataConfig, DataPosition, Env, GroupRule, Item, LoggingConfig, OptimizerConfig, Outcome, Plan,
+    ScheduleConfig, Session, StepReport, to_device, training_loader,
 };
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 
@@ -44,6 +45,9 @@ pub struct DistillRecipe {
     pub standardise: bool,
     /// Smallest crop, as a share of the picture.
     pub min_crop_scale: f64,
+    /// Epochs after which the same crops come again, 0 for never. The large teacher is then asked in the first
+    /// of them only; its answers are kept in the run directory (`targets.f16`, 2 bytes per value).
+    pub view_epochs: u64,
     /// Optimiser.
     pub optimizer: OptimizerConfig,
     /// Length.
@@ -72,6 +76,7 @@ impl Default for DistillRecipe {
             data: DataConfig::default(),
             standardise: true,
             min_crop_scale: 0.3,
+            view_epochs: 0,
             optimizer: OptimizerConfig { lr: 1e-3, ..OptimizerConfig::default() },
             schedule: ScheduleConfig {
                 epochs: 10,
@@ -130,6 +135,8 @@ pub fn distill<B: AutodiffBackend>(
         ..TwoViewConfig::default()
     };
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let shape = [recipe.schedule.batch_size, recipe.model.grid().pow(2), teacher.dim()];
+    let targets_path = env.dir.join("targets.f16");
     let mut student = VisionTransformer::<B>::new(&recipe.model, Pooling::Cls, teacher.dim(), device);
     let gamma = recipe.model.layer_scale_init;
     student = initialise(student, InitRule::Finetune { head_scale: 1.0, gamma }, recipe.seed);
@@ -164,17 +171,34 @@ pub fn distill<B: AutodiffBackend>(
         }
         false => None,
     };
+    let mut targets = match recipe.view_epochs {
+        0 => None,
+        _ => Some(Targets::open(&targets_path, shape)?),
+    };
     let start = session.state.data;
-    for batch in training_loader(source, &recipe.data, &recipe.schedule, views, None, recipe.seed, start)? {
+    let loader = |start| {
+        training_loader(source.clone(), &recipe.data, &recipe.schedule, views, None, recipe.seed, start)
+    };
+    for batch in Rounds::new(loader, recipe.view_epochs, start)? {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;
         let (images, second) = to_device::<B::InnerBackend>(&batch, device)?;
         let x = pixels::to_signed(images);
-        let mut target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
-        if let Some((mean, deviation)) = &statistics {
-            target = (target - mean.clone()) / deviation.clone();
-        }
+        let ask = || {
+            let features = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+            match &statistics {
+                Some((mean, deviation)) => (features - mean.clone()) / deviation.clone(),
+                None => features,
+            }
+        };
+        let target = match &mut targets {
+            Some(targets) => {
+                let record = batch.epoch % recipe.view_epochs * plan.steps_per_epoch + batch.step;
+                targets.get(record, device, ask)?
+            }
+            None => ask(),
+        };
         // The student gets the standardisation that it will have as a teacher.
         let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
         let x = Tensor::<B, 4>::from_inner(x);
@@ -197,6 +221,44 @@ pub fn distill<B: AutodiffBackend>(
         }
     }
     session.finish()
+}
+
+/// Batches whose crops come again after some epochs.
+struct Rounds<F> {
+    make: F,
+    loader: Loader<Item>,
+    epochs: u64,
+    before: u64,
+}
+
+impl<F: Fn(DataPosition) -> Result<Loader<Item>, Error>> Rounds<F> {
+    /// Begins at `start`; `epochs` is the length of a round, 0 for one without end.
+    fn new(make: F, epochs: u64, mut start: DataPosition) -> Result<Self, Error> {
+        let before = start.at.epoch.checked_rem(epochs).map_or(0, |within| start.at.epoch - within);
+        start.at.epoch -= before;
+        Ok(Self { loader: make(start)?, make, epochs, before })
+    }
+
+    fn advance(&mut self) -> Result<Option<Batch<Item>>, Error> {
+        let Some(batch) = self.loader.next() else { return Ok(None) };
+        let mut batch = batch?;
+        if batch.last_in_epoch && batch.epoch + 1 == self.epochs {
+            self.loader = (self.make)(DataPosition::default())?;
+            batch.epoch += self.before;
+            self.before += self.epochs;
+        } else {
+            batch.epoch += self.before;
+        }
+        Ok(Some(batch))
+    }
+}
+
+impl<F: Fn(DataPosition) -> Result<Loader<Item>, Error>> Iterator for Rounds<F> {
+    type Item = Result<Batch<Item>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
 }
 
 /// Mean and deviation of every channel of the teacher's features, `[1, 1, dim]` each, over the run's first

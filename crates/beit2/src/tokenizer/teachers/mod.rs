@@ -5,6 +5,7 @@
 
 mod distill;
 mod names;
+mod targets;
 
 use std::collections::BTreeMap;
 

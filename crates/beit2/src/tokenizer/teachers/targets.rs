@@ -1,0 +1,108 @@
+//! Targets of a distillation that are computed once and used in several epochs.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use beit2_kernels::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::error::Error;
+
+/// One record per batch of the first epochs, in half precision, in the order in which they are made.
+///
+/// A cache and no part of a run's state: a record that is missing or cut off is computed again.
+pub(super) struct Targets {
+    path: PathBuf,
+    file: File,
+    shape: [usize; 3],
+}
+
+impl Targets {
+    /// Opens or makes the file for batches of `shape` = `[B, N, D]`.
+    pub(super) fn open(path: &Path, shape: [usize; 3]) -> Result<Self, Error> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file, shape })
+    }
+
+    /// Batch `record`'s targets, from the file or, the first time, from `make`. What is returned has been rounded
+    /// to half precision both times, so that a continued run repeats the uninterrupted one.
+    pub(super) fn get<I: Backend>(
+        &mut self,
+        record: u64,
+        device: &I::Device,
+        make: impl FnOnce() -> Tensor<I, 3>,
+    ) -> Result<Tensor<I, 3>, Error> {
+        let bytes = match self.read(record).map_err(|source| self.error(source))? {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = make().into_data().convert_dtype(DType::F16).bytes.to_vec();
+                self.write(record, &bytes).map_err(|source| self.error(source))?;
+                bytes
+            }
+        };
+        let half = TensorData::from_bytes_vec(bytes, self.shape, DType::F16);
+        Ok(Tensor::from_data(half.convert_dtype(DType::F32), (device, DType::F32)))
+    }
+
+    fn read(&mut self, record: u64) -> std::io::Result<Option<Vec<u8>>> {
+        let size = self.record_bytes();
+        if self.file.metadata()?.len() < (record + 1) * size {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; size as usize];
+        self.file.seek(SeekFrom::Start(record * size))?;
+        self.file.read_exact(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn write(&mut self, record: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let start = record * self.record_bytes();
+        // Only ever appended: a record beyond the end would make those before it look computed.
+        if self.file.metadata()?.len() < start {
+            return Ok(());
+        }
+        self.file.seek(SeekFrom::Start(start))?;
+        self.file.write_all(bytes)
+    }
+
+    fn record_bytes(&self) -> u64 {
+        2 * self.shape.iter().product::<usize>() as u64
+    }
+
+    fn error(&self, source: std::io::Error) -> Error {
+        Error::Io { path: self.path.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+
+    #[test]
+    fn targets_are_computed_once_and_again_when_they_were_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("targets.f16");
+        let device = Default::default();
+        let made = std::cell::Cell::new(0);
+        let make = || {
+            made.set(made.get() + 1);
+            Tensor::<Flex, 3>::from_data([[[0.1f32, -2.0], [3.0, 4.5]]], &device)
+        };
+        let get = |record| {
+            let mut targets = Targets::open(&path, [1, 2, 2]).unwrap();
+            targets.get::<Flex>(record, &device, make).unwrap().into_data().into_vec::<f32>().unwrap()
+        };
+        let first = get(0);
+        assert_eq!(first, [burn::tensor::f16::from_f32(0.1).to_f32(), -2.0, 3.0, 4.5]);
+        assert_eq!((get(0), made.get()), (first.clone(), 1));
+        // A gap is never made: record 0 must not look computed because record 2 is.
+        assert_eq!((get(2), get(1), made.get()), (first.clone(), first.clone(), 3));
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(11).unwrap();
+        assert_eq!((get(1), made.get()), (first.clone(), 4));
+        assert_eq!((get(0), get(1), made.get()), (first.clone(), first, 4));
+    }
+}
