@@ -8,6 +8,7 @@
 
 pub mod classify;
 mod error;
+pub mod finetune;
 pub mod init;
 pub mod params;
 pub mod pixels;

@@ -13,7 +13,7 @@ pub use assets::{Assets, Files};
 pub use batches::{DataPosition, Item, evaluation_loader, to_device, training_loader};
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
-pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
+pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};
 pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
 pub use schedule::{CosineSchedule, ScheduleError};
 pub use session::{Env, Outcome, Resumed, Session, StepReport, TrainState};

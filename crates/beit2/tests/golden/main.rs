@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod classification;
 mod factories;
 mod folder;
 mod pretraining;
