@@ -125,6 +125,11 @@ impl Checkpoint {
         &self.path
     }
 
+    /// Reads all tensors into memory, for [`crate::convert::convert`] or [`crate::plan::plan`].
+    pub fn load_all(&self) -> Result<IndexMap<String, Tensor>, WeightsError> {
+        self.tensors.iter().map(|(name, view)| Ok((name.clone(), view.load()?))).collect()
+    }
+
     /// Reads one tensor.
     pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
         match self.tensors.get(name) {

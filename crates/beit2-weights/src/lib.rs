@@ -1,7 +1,10 @@
 //! Weight *files* in and out: safetensors and the files `torch.save` writes (zip since torch 1.6, the older stream of
 //! pickles before), found by their content and read tensor by tensor, so that a 1 GB checkpoint never costs 2 GB.
 //!
-//! This crate refuses to know any model, key layout or tensor library, and it never executes what a file says: a pickle is
+//! On top of the files: what a BEiT state dict is ([`layout`], [`mod@inspect`]), the same in other names ([`mod@convert`]), at another
+//! image size ([`resize`]), and what of it goes into a model that is fine-tuned ([`plan`]).
+//!
+//! This crate refuses to know any tensor library or model code, and it never executes what a file says: a pickle is
 //! turned into inert data by a small interpreter with limits, of which only tensors and plain values are understood.
 //! Start reading at [`read`]; the limits are constants at the top of `pickle`, `zip`, `header` and `torch`.
 //!
@@ -15,11 +18,17 @@
 //! ```
 
 mod checkpoint;
+pub mod convert;
 mod detect;
 mod error;
 mod hash;
 mod header;
+pub mod inspect;
+pub mod layout;
 mod pickle;
+pub mod plan;
+pub mod published;
+pub mod resize;
 mod source;
 mod tensor;
 mod torch;

@@ -153,6 +153,11 @@ impl Tensor {
         }
     }
 
+    /// The elements of an `F64` tensor, `None` for any other type: for calculations that must not lose its digits.
+    pub(crate) fn to_f64_if_double(&self) -> Option<Vec<f64>> {
+        (self.dtype == DType::F64).then(|| self.map(f64::from_le_bytes))
+    }
+
     /// Every element as `i64`, or `None` for a float type: an index that became a float is a mistake in the file, and
     /// rounding it would hide that.
     pub fn to_i64(&self) -> Option<Vec<i64>> {
