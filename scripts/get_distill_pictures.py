@@ -5,7 +5,8 @@ usage: get_distill_pictures.py SOURCES LISTING OUT
 
 SOURCES holds one folder per package; LISTING is written by make_quickstart_data.py --listing. Large photographs become
 random square-ish crops at several scales, at least a third of all files; drawings are put on white and kept whole.
-Longer side at most 192 pixels, JPEG quality 90, names SOURCE_NUMBER.jpg. Deterministic. Needs numpy, Pillow, zstandard.
+Longer side at most 192 pixels, JPEG quality 90, names SOURCE_NUMBER.jpg. At the end most photographs are removed again, because
+the teacher is for drawings (SHARE). Deterministic. Needs numpy, Pillow, zstandard.
 """
 import collections
 import io
@@ -28,6 +29,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CROPS_PER_MEGAPIXEL, MIN_CROPS, MAX_CROPS = 12, 4, 40
 CLIPART_SERIES = ("shapes/stars/", "computer/icons/flat-theme/", "signs_and_symbols/flags/", "recreation/games/cards/",
                   "special/gradients/")
+
+# Of these sources one picture in so many stays, of all others one in OTHER_SHARE.
+SHARE = {"openclipart-png": 1, "tuxpaint-stamps-default": 1, "gcompris-qt-data": 2}
+OTHER_SHARE = 6
 
 
 def flatten(image):
@@ -218,9 +223,16 @@ def main():
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 failed += 1
                 print(f"{name}: {error}", file=sys.stderr)
-    for source, n in sorted(written.items()):
-        print(f"{n:6d} {source}")
-    print(f"{sum(written.values()):6d} in all, {failed} unreadable")
+    kept = collections.Counter()
+    for i, name in enumerate(sorted(os.listdir(out))):
+        source = name.split("_")[0]
+        if i % SHARE.get(source, OTHER_SHARE) and i % OTHER_SHARE:
+            os.remove(os.path.join(out, name))
+        else:
+            kept[source] += 1
+    for source, n in sorted(kept.items()):
+        print(f"{n:6d} {source} (of {written[source]})")
+    print(f"{sum(kept.values()):6d} in all, {failed} unreadable")
 
 
 if __name__ == "__main__":

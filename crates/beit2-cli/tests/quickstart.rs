@@ -23,7 +23,8 @@ fn from_pictures_to_a_report() {
     assert!(output.status.success(), "{errors}");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     for measure in ["knn", "probe"] {
-        for model in ["pixels", "random", "encoder", "pretrained", "teacher"] {
+        let both = ["random_concat", "pretrained_concat"];
+        for model in ["pixels", "random", "encoder", "pretrained", "teacher"].into_iter().chain(both) {
             let value = found[measure][model].as_f64().unwrap();
             assert!((0.0..=1.0).contains(&value), "{measure} of {model} is {value}");
         }

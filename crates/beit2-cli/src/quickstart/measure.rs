@@ -47,7 +47,8 @@ pub struct Results {
     pub classes: usize,
     /// Held-out pictures.
     pub held_out: usize,
-    /// Pixels, random, encoder, pretrained, teacher.
+    /// Pixels, random, encoder, pretrained, teacher. The two masked image models are there twice: by CLS, into which
+    /// patch aggregation gathers the picture (paper §2.3), and by CLS and mean patch, which BEiT v1's probe read.
     pub rows: Vec<Row>,
     /// Over the training pictures.
     pub codebook: CodebookHealth,
@@ -121,9 +122,12 @@ impl Job for Measurement<'_> {
         bench.pixels()?;
         let last = config.vit.depth - 1;
         let random = MimModel::new(&config, self.pretrain.seed, device)?;
-        bench.model("random", "same ViT, random", &Featurizer::Mim(Box::new(random), last), MIM)?;
+        let [random, model] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last));
+        bench.model("random", "same ViT, random", &random, FeatureKind::Cls)?;
+        bench.model("random_concat", "same ViT, random", &random, FeatureKind::Concat)?;
         bench.model("encoder", "tokenizer's encoder", &encoder(tokenizer), FeatureKind::Mean)?;
-        bench.model("pretrained", "pretrained ViT", &Featurizer::Mim(Box::new(model), last), MIM)?;
+        bench.model("pretrained", "pretrained ViT", &model, FeatureKind::Cls)?;
+        bench.model("pretrained_concat", "pretrained ViT", &model, FeatureKind::Concat)?;
         bench.model("teacher", "teacher", &Featurizer::Teacher(Box::new(teacher)), FeatureKind::Mean)?;
         let rows = bench.rows;
 
@@ -147,10 +151,6 @@ impl Job for Measurement<'_> {
         })
     }
 }
-
-/// Features of the masked image models: CLS gathers the picture, the patches keep its parts, and the linear
-/// evaluation of BEiT v1 reads both.
-const MIM: FeatureKind = FeatureKind::Concat;
 
 fn encoder<B: Backend>(tokenizer: VqKd<B>) -> Featurizer<B> {
     Featurizer::Encoder(Box::new(tokenizer))

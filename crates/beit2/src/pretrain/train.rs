@@ -14,8 +14,8 @@ use crate::params;
 use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
-    AdamW, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport, to_device,
-    training_loader,
+    AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport,
+    to_device, training_loader,
 };
 use crate::vit::DropPath;
 use crate::weights;
@@ -110,12 +110,13 @@ pub fn train<B: AutodiffBackend>(
         recipe.seed,
         session.state.data,
     )?;
-    for batch in loader {
-        let batch = batch?;
+    let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
+    let prepared = Ahead::new(loader, move |batch| Ok((inputs(&frozen, &batch, patches, &at)?, batch)));
+    for prepared in prepared {
+        let ((x, labels, mask), batch) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
-        let (x, labels, mask) = inputs::<B::InnerBackend>(&tokenizer, &batch, recipe, device)?;
         let drop = if drops {
             let key =
                 Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, purpose: Purpose::Other(2) };
@@ -179,18 +180,19 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-/// Standardised pictures, target words and masks of a batch, nothing of which takes gradients.
+/// Standardised pictures, target words and masks of a batch for a model of `patches` patches, nothing of which takes
+/// gradients.
 #[allow(clippy::type_complexity)] // three different things that belong together
 pub fn inputs<I: Backend>(
     tokenizer: &VqKd<I>,
     batch: &Batch<Item>,
-    recipe: &PretrainRecipe,
+    patches: usize,
     device: &I::Device,
 ) -> Result<(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>), Error> {
     let (images, token) = to_device::<I>(batch, device)?;
     let ids = tokenizer.ids(tokenizer.preprocess(token.unwrap_or_else(|| images.clone())));
     let indices: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-    let mask = TokenMask::new(&indices, batch.items.len(), recipe.model.vit.patches(), device);
+    let mask = TokenMask::new(&indices, batch.items.len(), patches, device);
     let labels = masked_labels(ids, &mask);
     Ok((pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask))
 }
@@ -222,8 +224,7 @@ pub fn evaluate<I: Backend>(
         training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
     let (mut losses, mut accuracies, mut count) = (Vec::new(), Vec::new(), 0.0);
     for batch in loader.take(batches) {
-        let batch = batch?;
-        let (x, labels, mask) = inputs(tokenizer, &batch, recipe, device)?;
+        let (x, labels, mask) = inputs(tokenizer, &batch?, recipe.model.vit.patches(), device)?;
         let loss = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
         losses.resize(loss.branches.len(), 0.0);
         accuracies.resize(loss.branches.len(), 0.0);

@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 
 use beit2_data::{Key, Purpose};
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{AutodiffBackend, Backend};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
 use rand::RngExt;
 
 use super::teachers::Teacher;
-use super::{CodeUsage, CodebookHealth, TokenizerRecipe, VqKd, draw_start, kmeans};
+use super::vqkd::preprocess;
+use super::{CodeUsage, CodebookHealth, ProcessType, TokenizerRecipe, VqKd, draw_start, kmeans};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, evaluation_loader, to_device,
-    training_loader,
+    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, evaluation_loader,
+    to_device, training_loader,
 };
 use crate::weights::Tensors;
 
@@ -51,7 +52,7 @@ pub fn train<B: AutodiffBackend>(
         "" => None,
         spec => Some(env.assets.source(spec)?),
     };
-    let teacher = load_teacher::<B>(recipe, &env, device)?;
+    let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let teacher_px = recipe.model.grid() * teacher.patch_size();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let warmup = recipe.codebook.kmeans_warmup_steps;
@@ -103,8 +104,17 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    for batch in loader_at(session.state.data)? {
-        let batch = batch?;
+    let (frozen, at) = (teacher.clone(), device.clone());
+    let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
+    let prepared = Ahead::new(loader_at(session.state.data)?, move |batch| {
+        let (images, second) = to_device::<B::InnerBackend>(&batch, &at)?;
+        let x = preprocess(images, imagenet_norm);
+        let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+        Ok((x, target, batch))
+    });
+    for prepared in prepared {
+        let (x, target, batch) = prepared?;
+        let (x, target) = (Tensor::from_inner(x), Tensor::from_inner(target));
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
@@ -112,9 +122,6 @@ pub fn train<B: AutodiffBackend>(
             // The reference starts its usage statistics anew in every epoch.
             model.quantize = model.quantize.reset_usage();
         }
-        let (images, second) = to_device::<B>(&batch, device)?;
-        let x = model.preprocess(images);
-        let target = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
 
         let quantizes = step >= warmup;
         if quantizes && step == warmup && !model.quantize.is_initialised() {
@@ -172,7 +179,7 @@ pub fn train<B: AutodiffBackend>(
                 ]);
             }
             if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
-                let result = evaluate(&model.valid(), &teacher.valid(), val.clone(), recipe, device)?;
+                let result = evaluate(&model.valid(), &teacher, val.clone(), recipe, device)?;
                 let health = result.usage.health();
                 let total = result.rec_loss + result.commitment_loss;
                 best = session.is_best(total);
@@ -201,7 +208,7 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-fn load_teacher<B: AutodiffBackend>(
+fn load_teacher<B: Backend>(
     recipe: &TokenizerRecipe,
     env: &Env<'_>,
     device: &B::Device,
@@ -281,7 +288,7 @@ fn revive<B: AutodiffBackend>(
     model
 }
 
-fn health_of<I: beit2_kernels::Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
+fn health_of<I: Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
     let bins = bins.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
     let mut usage = CodeUsage::new(bins.len());
     usage.add_counts(bins.iter().map(|&count| count as u64));
@@ -292,7 +299,7 @@ fn health_of<I: beit2_kernels::Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
 ///
 /// # Errors
 /// Pictures that cannot be read.
-pub fn evaluate<I: beit2_kernels::Backend>(
+pub fn evaluate<I: Backend>(
     model: &VqKd<I>,
     teacher: &Teacher<I>,
     source: std::sync::Arc<dyn beit2_data::Source>,

@@ -97,10 +97,7 @@ impl<B: Backend> VqKd<B> {
     /// Differs from upstream: there is no guess from the batch's maximum whether pixels are 0–1 or
     /// 0–255; the caller passes [0, 1].
     pub fn preprocess(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
-        match self.imagenet_norm {
-            true => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
-            false => pixels::to_signed(images),
-        }
+        preprocess(images, self.imagenet_norm)
     }
 
     /// The encoder's vectors before normalisation, preprocessed `[B, 3, H, W]` → `[B, N, C]`.
@@ -153,4 +150,12 @@ impl<B: Backend> VqKd<B> {
 pub fn cosine_loss<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 1> {
     let unit = |x: Tensor<B, 3>| x.clone() / x.powi_scalar(2).sum_dim(2).sqrt();
     (unit(a) * unit(b)).sum_dim(2).mean().neg().add_scalar(1.0)
+}
+
+/// [`VqKd::preprocess`] without the model.
+pub(super) fn preprocess<B: Backend>(images: Tensor<B, 4>, imagenet_norm: bool) -> Tensor<B, 4> {
+    match imagenet_norm {
+        true => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
+        false => pixels::to_signed(images),
+    }
 }

@@ -1,5 +1,6 @@
 //! What every training loop shares: recipes' tables, schedules, parameter groups, AdamW, the run.
 
+mod ahead;
 mod assets;
 mod batches;
 mod events;
@@ -9,6 +10,7 @@ mod recipe;
 mod schedule;
 mod session;
 
+pub(crate) use ahead::Ahead;
 pub use assets::{Assets, Files};
 pub use batches::{DataPosition, Item, evaluation_loader, to_device, training_loader};
 pub use events::{Event, Observer, Silent};

@@ -40,7 +40,7 @@ pub fn mim_samples<B: Backend>(
         training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
-    let (x, labels, mask) = inputs(tokenizer, &batch, recipe, device)?;
+    let (x, labels, mask) = inputs(tokenizer, &batch, recipe.model.vit.patches(), device)?;
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
     let guesses: Vec<Vec<i64>> = std::iter::once(logits.last)

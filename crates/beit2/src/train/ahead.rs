@@ -1,0 +1,64 @@
+//! Work that needs no gradients, done for the next batch while the current one trains.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use beit2_data::{Batch, LoaderError};
+
+use super::Item;
+use crate::error::Error;
+
+/// Batches with what a frozen model makes of them (targets, words), one batch ahead on a thread of its own.
+///
+/// The frozen half of a step and the training half overlap, so that small batches, which a machine cannot spread over all
+/// of its cores, still keep them busy. Nothing depends on the thread's pace: the order is that of the batches.
+pub(crate) struct Ahead<T> {
+    received: Option<Receiver<Result<T, Error>>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Ahead<T> {
+    /// Starts to prepare `batches`.
+    pub(crate) fn new<L, F>(batches: L, mut prepare: F) -> Self
+    where
+        L: Iterator<Item = Result<Batch<Item>, LoaderError>> + Send + 'static,
+        F: FnMut(Batch<Item>) -> Result<T, Error> + Send + 'static,
+    {
+        let (send, received) = sync_channel(1);
+        let worker = std::thread::spawn(move || {
+            for batch in batches {
+                let prepared = batch.map_err(Error::from).and_then(&mut prepare);
+                let failed = prepared.is_err();
+                // The other side hangs up when the run ends.
+                if send.send(prepared).is_err() || failed {
+                    break;
+                }
+            }
+        });
+        Self { received: Some(received), worker: Some(worker) }
+    }
+}
+
+impl<T> Iterator for Ahead<T> {
+    type Item = Result<T, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.received.as_ref()?.recv().ok();
+        if next.is_none()
+            && let Some(Err(panic)) = self.worker.take().map(JoinHandle::join)
+        {
+            std::panic::resume_unwind(panic);
+        }
+        next
+    }
+}
+
+impl<T> Drop for Ahead<T> {
+    fn drop(&mut self) {
+        self.received = None;
+        if let Some(worker) = self.worker.take() {
+            // A panic there has been passed on by `next`, or nobody asked for the rest.
+            let _ = worker.join();
+        }
+    }
+}
