@@ -1,4 +1,4 @@
-//! Images per second and core of decoding and of the two-view transform.
+//! Images per second and core of decoding, the two-view transform and the fine-tuning transform.
 //!
 //! `cargo run --release -p beit2-data --example throughput -- IMAGE...` measures each file; for
 //! ImageNet-like numbers give a JPEG of 500 x 375. One thread; multiply by cores.
@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use beit2_data::transform::crop_resize;
-use beit2_data::{Key, Limits, Purpose, TwoViewConfig, ViewParams, decode};
+use beit2_data::{FinetuneConfig, FinetuneParams, Key, Limits, Purpose, TwoViewConfig, ViewParams, decode};
 
 const REPEATS: u64 = 200;
 
@@ -33,6 +33,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 report(&format!("views at {size}, jitter {color_jitter}"), views);
                 report(&format!("decode + views at {size}, jitter {color_jitter}"), decoding + views);
             }
+            let config = FinetuneConfig { input_size: size, ..FinetuneConfig::default() };
+            let training = time(|index| {
+                let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
+                let params = FinetuneParams::draw(&config, image.width, image.height, &key);
+                params.apply(&config, &image).map(drop).map_err(Into::into)
+            })?;
+            report(&format!("fine-tuning at {size}, RandAugment"), training);
             let resize = time(|index| {
                 let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
                 let config = TwoViewConfig { color_jitter: 0.0, ..TwoViewConfig::default() };

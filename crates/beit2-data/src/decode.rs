@@ -13,6 +13,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, er
 
 use crate::error::DecodeError;
 use crate::image::Image;
+use crate::jpeg;
 use crate::source::MAX_SAMPLE_BYTES;
 
 /// How 16-bit grey becomes 8-bit. (16-bit colour always keeps its high byte, as in Pillow.)
@@ -65,10 +66,8 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
         return Err(DecodeError::FileTooLarge { bytes: bytes.len() as u64, limit: limits.max_file_bytes });
     }
     let format = guess_format(bytes).ok_or(DecodeError::UnknownFormat)?;
-    // Why: the JPEG decoder fills missing rows with grey instead of failing, as browsers do. Pillow
-    // fails, and a half-grey picture must not be trained on.
-    if format == ImageFormat::Jpeg && !jpeg_reaches_its_end(bytes) {
-        return Err(DecodeError::Truncated { format: "JPEG" });
+    if format == ImageFormat::Jpeg {
+        return jpeg::decode(bytes, limits);
     }
     let invalid = |error: ImageError| describe(format, &error);
 
@@ -85,11 +84,12 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 /// Tells one of the supported formats from the first bytes.
 fn guess_format(bytes: &[u8]) -> Option<ImageFormat> {
     let format = image::guess_format(bytes).ok()?;
-    format.reading_enabled().then_some(format)
+    // The `image` crate is built without JPEG, which `jpeg.rs` reads.
+    (format == ImageFormat::Jpeg || format.reading_enabled()).then_some(format)
 }
 
 /// Width and height against the limits, before any pixel is allocated.
-fn check_dimensions(width: u32, height: u32, limits: &Limits) -> Result<(), DecodeError> {
+pub(crate) fn check_dimensions(width: u32, height: u32, limits: &Limits) -> Result<(), DecodeError> {
     if width == 0 || height == 0 {
         return Err(DecodeError::NoPixels { width, height });
     }
@@ -132,48 +132,12 @@ fn describe(format: ImageFormat, error: &ImageError) -> DecodeError {
 
 fn format_name(format: ImageFormat) -> &'static str {
     match format {
-        ImageFormat::Jpeg => "JPEG",
         ImageFormat::Png => "PNG",
         ImageFormat::WebP => "WebP",
         ImageFormat::Gif => "GIF",
         ImageFormat::Bmp => "BMP",
         ImageFormat::Tiff => "TIFF",
         _ => "PNM",
-    }
-}
-
-/// Whether the marker chain of a JPEG leads to its end-of-image marker.
-///
-/// Bytes after the end are ignored, as decoders do. Markers inside segments (an embedded preview)
-/// are stepped over by the segment's length. ITU-T T.81, annex B.
-fn jpeg_reaches_its_end(bytes: &[u8]) -> bool {
-    const END_OF_IMAGE: u8 = 0xD9;
-    let mut at = 2; // behind the start-of-image marker
-    loop {
-        // The next marker: 0xFF, any number of fill bytes 0xFF, then a code. In entropy-coded data
-        // 0xFF is followed by 0x00 (a stuffed byte) or a restart marker, neither of which ends the
-        // data.
-        let Some(offset) = bytes.get(at..).and_then(|rest| memchr::memchr(0xFF, rest)) else {
-            return false;
-        };
-        at += offset + 1;
-        while bytes.get(at) == Some(&0xFF) {
-            at += 1;
-        }
-        let Some(&code) = bytes.get(at) else {
-            return false;
-        };
-        at += 1;
-        match code {
-            END_OF_IMAGE => return true,
-            0x00 | 0x01 | 0xD0..=0xD8 => {}
-            _ => {
-                let Some(length) = bytes.get(at..at + 2) else {
-                    return false;
-                };
-                at += usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
-            }
-        }
     }
 }
 

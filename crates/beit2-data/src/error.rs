@@ -78,6 +78,48 @@ pub enum TransformError {
         /// Bytes found.
         found: u64,
     },
+    /// Normalised pixels do not have `3 * width * height` values.
+    #[error("a picture of 3 x {height} x {width} needs {expected} values, found {found}")]
+    ValueCount {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Values needed.
+        expected: u64,
+        /// Values found.
+        found: u64,
+    },
+    /// A padded crop larger than the picture with its padding.
+    #[error(
+        "a crop of {size} x {size} does not fit into the image of {width} x {height} with {padding} pixels of padding; use larger images or crop = \"resized\""
+    )]
+    PaddedCrop {
+        /// Side of the crop, pixels.
+        size: u32,
+        /// Image width, pixels.
+        width: u32,
+        /// Image height, pixels.
+        height: u32,
+        /// Padding on each side, pixels.
+        padding: u32,
+    },
+    /// Mixing pairs sample i with sample B - 1 - i.
+    #[error("a batch of {samples} cannot be mixed: its samples are paired, so their number must be even")]
+    OddBatch {
+        /// Samples in the batch.
+        samples: usize,
+    },
+    /// A class number past the number of classes.
+    #[error("sample {position} of the batch has class {label}, but there are only {classes} classes")]
+    ClassOutside {
+        /// Index in the batch.
+        position: usize,
+        /// Its class.
+        label: u32,
+        /// Number of classes.
+        classes: usize,
+    },
     /// A crop box that is empty or leaves the image.
     #[error(
         "the crop (left {left}, top {top}, {crop_w} x {crop_h}) does not lie inside the image of {width} x {height}"
@@ -231,6 +273,26 @@ pub enum SourceError {
         /// Member of the shard.
         member: String,
         /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// An IDX file that is not sound.
+    #[error("{path}: {problem}")]
+    Idx {
+        /// The file.
+        path: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// An index file with a bad line.
+    #[error(
+        "{path}, line {line}: {problem}; a line like {{\"class\": \"cat\", \"files\": [\"1.jpg\"]}} was expected"
+    )]
+    IndexFile {
+        /// The file.
+        path: String,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong.
         problem: String,
     },
     /// A sample larger than [`MAX_SAMPLE_BYTES`](crate::source::MAX_SAMPLE_BYTES).

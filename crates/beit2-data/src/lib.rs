@@ -46,7 +46,9 @@
 
 pub mod decode;
 mod error;
+pub mod finetune;
 pub mod image;
+mod jpeg;
 pub mod loader;
 pub mod mask;
 pub mod order;
@@ -59,11 +61,15 @@ pub mod views;
 
 pub use decode::{Gray16, Limits, decode};
 pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError};
+pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
 pub use image::{Image, stack_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::EpochOrder;
 pub use rng::{Key, Purpose};
 pub use source::Source;
-pub use transform::{CropBox, Interpolation, JitterOp, JitterParams};
+pub use transform::{
+    AugmentOp, CropBox, CropMode, EraseConfig, EraseFill, EraseParams, EvalConfig, Interpolation, JitterOp,
+    JitterParams, MixConfig, MixParams, RandAugmentConfig,
+};
 pub use views::{TwoViewConfig, ViewParams, Views};

@@ -21,6 +21,10 @@ pub enum Purpose {
     Mask,
     /// The sample that stands in for an unreadable one.
     Replace,
+    /// The erased box of one sample and what fills it.
+    Erase,
+    /// How the samples of one batch are mixed.
+    Mix,
     /// Anything else a caller needs; the number keeps callers apart.
     Other(u32),
 }
@@ -34,6 +38,8 @@ impl Purpose {
             Self::Augment => 2,
             Self::Mask => 3,
             Self::Replace => 4,
+            Self::Erase => 5,
+            Self::Mix => 6,
             Self::Other(n) => (1 << 32) | u64::from(n),
         }
     }
@@ -93,6 +99,14 @@ pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     }
 }
 
+/// Two independent numbers of the standard normal distribution (Box and Muller 1958).
+pub fn normal_pair(rng: &mut impl Rng) -> [f64; 2] {
+    // Why 1 -: the logarithm needs (0, 1], `unit` gives [0, 1).
+    let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
+    let (sin, cos) = (std::f64::consts::TAU * unit(rng)).sin_cos();
+    [radius * cos, radius * sin]
+}
+
 /// Puts `items` into uniformly random order (Fisher-Yates from the end).
 pub fn shuffle<T>(rng: &mut impl Rng, items: &mut [T]) {
     for last in (1..items.len()).rev() {
@@ -118,6 +132,8 @@ mod tests {
             Key { purpose: Purpose::Augment, ..KEY },
             Key { purpose: Purpose::Order, ..KEY },
             Key { purpose: Purpose::Replace, ..KEY },
+            Key { purpose: Purpose::Erase, ..KEY },
+            Key { purpose: Purpose::Mix, ..KEY },
             Key { purpose: Purpose::Other(3), ..KEY },
             Key { purpose: Purpose::Other(4), ..KEY },
         ];
@@ -149,6 +165,19 @@ mod tests {
         assert!(counts.iter().all(|&c| (9_537..=10_463).contains(&c)), "{counts:?}");
         assert_eq!(below(&mut rng, 0), 0);
         assert_eq!(below(&mut rng, 1), 0);
+    }
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_the_normal_distribution() {
+        let mut rng = KEY.rng();
+        let n = 100_000;
+        let values: Vec<f64> = (0..n / 2).flat_map(|_| normal_pair(&mut rng)).collect();
+        let moment = |power| values.iter().map(|v| v.powi(power)).sum::<f64>() / f64::from(n);
+        // Standard errors of these means: 1, sqrt(2), sqrt(15) and sqrt(96) over sqrt(n); five of those.
+        for (power, expected, spread) in [(1, 0.0, 1.0), (2, 1.0, 1.42), (3, 0.0, 3.88), (4, 3.0, 9.8)] {
+            let allowed = 5.0 * spread / f64::from(n).sqrt();
+            assert!((moment(power) - expected).abs() < allowed, "moment {power}: {}", moment(power));
+        }
     }
 
     #[test]

@@ -93,14 +93,7 @@ impl Source for FolderSource {
 
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
         let path = self.path(index).ok_or(SourceError::Index { index, len: self.len() })?;
-        // Why: the size is asked first, so that a huge or endless file is refused instead of
-        // filling the memory.
-        let meta = fs::metadata(&path).map_err(|e| io(&path, "read it", e))?;
-        if meta.len() > MAX_SAMPLE_BYTES {
-            let name = path.display().to_string();
-            return Err(SourceError::TooLarge { name, bytes: meta.len(), limit: MAX_SAMPLE_BYTES });
-        }
-        fs::read(&path).map_err(|e| io(&path, "read it", e))
+        read_image(&path)
     }
 
     fn name(&self, index: usize) -> String {
@@ -121,13 +114,30 @@ impl Source for FolderSource {
         let compute = || {
             let mut hash = Fingerprint::new();
             for file in &self.files {
-                let size = fs::metadata(self.root.join(&file.path)).map_or(u64::MAX, |meta| meta.len());
-                hash.sample(&file.path.to_string_lossy().replace('\\', "/"), size, file.label);
+                fingerprint_file(&mut hash, &self.root, &file.path, file.label);
             }
             hash.finish()
         };
         self.fingerprint.get_or_init(compute).clone()
     }
+}
+
+/// Reads an image file of at most [`MAX_SAMPLE_BYTES`].
+pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
+    // Why: the size is asked first, so that a huge or endless file is refused instead of filling
+    // the memory.
+    let meta = fs::metadata(path).map_err(|e| io(path, "read it", e))?;
+    if meta.len() > MAX_SAMPLE_BYTES {
+        let name = path.display().to_string();
+        return Err(SourceError::TooLarge { name, bytes: meta.len(), limit: MAX_SAMPLE_BYTES });
+    }
+    fs::read(path).map_err(|e| io(path, "read it", e))
+}
+
+/// Adds a file by its path below the root and its size, the same on every system.
+pub(super) fn fingerprint_file(hash: &mut Fingerprint, root: &Path, file: &Path, label: Option<u32>) {
+    let size = fs::metadata(root.join(file)).map_or(u64::MAX, |meta| meta.len());
+    hash.sample(&file.to_string_lossy().replace('\\', "/"), size, label);
 }
 
 /// One visible entry of a folder, links already followed.
@@ -188,10 +198,10 @@ fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {
     a.map(OsStr::as_encoded_bytes).cmp(&b.map(OsStr::as_encoded_bytes))
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn io(path: &Path, action: &'static str, error: std::io::Error) -> SourceError {
+pub(super) fn io(path: &Path, action: &'static str, error: std::io::Error) -> SourceError {
     SourceError::Io { path: path.display().to_string(), action, error }
 }

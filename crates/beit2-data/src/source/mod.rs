@@ -1,10 +1,13 @@
-//! Where encoded images come from: a folder or tar shards, behind one small trait.
+//! Where encoded images come from: a folder, tar shards, IDX files or an index file, behind one small
+//! trait.
 //!
 //! A source knows names, sizes and labels, and hands out encoded bytes by number. It never decodes.
 //! The order of samples is a function of their names alone, so that the same data give the same
 //! numbers on every machine.
 
 mod folder;
+mod idx;
+mod index_file;
 mod pattern;
 mod positioned;
 mod tar;
@@ -13,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::folder::FolderSource;
+pub use self::idx::{IdxSource, IdxSplit};
+pub use self::index_file::IndexFileSource;
 pub use self::tar::{StaticShard, TarSource};
 use crate::error::SourceError;
 
@@ -52,15 +57,21 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Opens what a user typed: a folder of images, a folder that holds only `.tar` shards, one `.tar`
-/// file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files.
+/// Opens what a user typed:
+/// - a folder of images; or one that holds only `.tar` shards; or only IDX files (of which it stands
+///   for the training pictures when there are some);
+/// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
+/// - the pictures' IDX file (`t10k-images-idx3-ubyte.gz`);
+/// - an index file (`.jsonl`) that lies beside the folders of its classes.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => match shards_in(path)? {
-            Some(shards) => Ok(Arc::new(TarSource::open(&shards)?)),
-            None => Ok(Arc::new(FolderSource::open(path)?)),
-        },
+        Ok(meta) if meta.is_dir() => open_folder(path),
+        Ok(_) if idx::is_images_name(path) => Ok(Arc::new(IdxSource::open_file(path)?)),
+        Ok(_) if has_extension(path, &["jsonl"]) => {
+            let root = path.parent().unwrap_or(Path::new("."));
+            Ok(Arc::new(IndexFileSource::open(path, root)?))
+        }
         Ok(_) => Ok(Arc::new(TarSource::open(&[path.to_path_buf()])?)),
         Err(_) if pattern::is_pattern(spec) => Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -70,18 +81,20 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     }
 }
 
-/// The sorted `.tar` files of a folder, if it holds some and nothing else that could be data.
-fn shards_in(dir: &Path) -> Result<Option<Vec<PathBuf>>, SourceError> {
-    let mut shards = Vec::new();
-    for entry in folder::list(dir)? {
-        if entry.is_dir || is_image_name(&entry.path) {
-            return Ok(None);
+/// Shards or IDX files when a folder holds some and nothing else that could be data, else images.
+fn open_folder(dir: &Path) -> Result<Arc<dyn Source>, SourceError> {
+    let entries = folder::list(dir)?;
+    if !entries.iter().any(|entry| entry.is_dir || is_image_name(&entry.path)) {
+        if let Some(images) = idx::images_of(&entries) {
+            return Ok(Arc::new(IdxSource::open_file(images)?));
         }
-        if has_extension(&entry.path, &["tar"]) {
-            shards.push(entry.path);
+        let paths = entries.into_iter().map(|entry| entry.path);
+        let shards: Vec<PathBuf> = paths.filter(|path| has_extension(path, &["tar"])).collect();
+        if !shards.is_empty() {
+            return Ok(Arc::new(TarSource::open(&shards)?));
         }
     }
-    Ok((!shards.is_empty()).then_some(shards))
+    Ok(Arc::new(FolderSource::open(dir)?))
 }
 
 /// Whether the name ends like an image's.

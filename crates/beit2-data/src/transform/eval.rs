@@ -1,10 +1,128 @@
-//! The fixed view used for evaluation: resize the shorter side, cut out the centre (torchvision's
-//! Resize + CenterCrop).
+//! The fixed view used for evaluation: resize, cut out the centre.
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::TransformError;
 use crate::image::Image;
 use crate::transform::crop::CropBox;
-use crate::transform::resize::{Interpolation, crop, resize};
+use crate::transform::randaugment::IMAGENET_MEAN_COLOR;
+use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, resize};
+use crate::transform::window::window;
+
+/// How a picture that is not square becomes a square view; timm's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// The shorter side is resized, what is too long is cut off. The protocol of the paper.
+    #[default]
+    Center,
+    /// Both sides are resized, the aspect is lost.
+    Squash,
+    /// The longer side is resized, what is too short is padded with [`EvalConfig::fill`].
+    Border,
+}
+
+/// Settings of the evaluation view (spec section 4.4). The defaults are the paper's protocol.
+///
+/// The reference takes pictures of a model for 32 pixels or less (CIFAR) as they are; `crop_pct =
+/// 1.0` does that.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Side of the view in pixels. Default 224.
+    pub size: u32,
+    /// The share of the resized picture that the view shows. Default: 224 / 256 below 384 pixels,
+    /// 1 from there on.
+    pub crop_pct: Option<f64>,
+    /// What happens to pictures that are not square. Default [`CropMode::Center`].
+    pub crop_mode: CropMode,
+    /// Filter. Default bicubic.
+    pub interpolation: Interpolation,
+    /// Colour of the padding of [`CropMode::Border`]. Default: ImageNet's mean, as in timm.
+    pub fill: [u8; 3],
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            size: 224,
+            crop_pct: None,
+            crop_mode: CropMode::Center,
+            interpolation: Interpolation::Bicubic,
+            fill: IMAGENET_MEAN_COLOR,
+        }
+    }
+}
+
+impl EvalConfig {
+    /// Fails with one sentence when a setting is out of range.
+    pub fn validate(&self) -> Result<(), TransformError> {
+        let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
+        if !(1..=MAX_TARGET_SIDE).contains(&self.size) {
+            return bad("size", self.size.to_string(), "1 to 16384 pixels");
+        }
+        match self.crop_pct {
+            Some(pct) if !(pct > 0.0 && pct <= 2.0) => {
+                bad("crop_pct", pct.to_string(), "above 0 and at most 2 (0.875 or 1 in the paper's protocol)")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Length in pixels to which the side named by the mode is resized: `floor(size / crop_pct)`.
+    #[must_use]
+    pub fn resize_side(&self) -> u32 {
+        match self.crop_pct {
+            Some(pct) => (f64::from(self.size) / pct) as u32,
+            None => eval_resize_side(self.size),
+        }
+    }
+
+    /// Makes the view, `[size, size, 3]`.
+    ///
+    /// A view larger than the resized picture (`crop_pct` above 1) is padded, with black in the
+    /// modes that come from torchvision. A picture so long that its resized form would exceed
+    /// [`MAX_TARGET_SIDE`] is [`TransformError::TargetSize`].
+    pub fn apply(&self, image: &Image) -> Result<Image, TransformError> {
+        let side = self.resize_side();
+        let (width, height) = match self.crop_mode {
+            CropMode::Center => shorter_side_to(side, image),
+            CropMode::Squash => (side, side),
+            CropMode::Border => longer_side_to(side, image),
+        };
+        let resized = resize(image, width, height, self.interpolation)?;
+        let fill = if self.crop_mode == CropMode::Border { self.fill } else { [0; 3] };
+        let start = (centered(height, self.size), centered(width, self.size));
+        window(&resized, start, (self.size, self.size), fill)
+    }
+}
+
+/// torchvision's Resize: the longer side is rounded down.
+fn shorter_side_to(side: u32, image: &Image) -> (u32, u32) {
+    let (w, h) = (u64::from(image.width), u64::from(image.height));
+    let scaled = |length: u64| u32::try_from(u64::from(side) * length / w.min(h).max(1)).unwrap_or(u32::MAX);
+    (scaled(w), scaled(h))
+}
+
+/// timm's ResizeKeepRatio: the shorter side is rounded to the nearest, half to even.
+fn longer_side_to(side: u32, image: &Image) -> (u32, u32) {
+    let (w, h) = (f64::from(image.width), f64::from(image.height));
+    let ratio = w.max(h) / f64::from(side);
+    let scaled = |length: f64| (length / ratio).round_ties_even().max(1.0) as u32;
+    (scaled(w), scaled(h))
+}
+
+/// First row or column of a central stretch of `size`; negative when the picture is shorter.
+///
+/// Cutting rounds half to even, as Python does; padding puts the odd pixel behind the picture.
+fn centered(length: u32, size: u32) -> i64 {
+    let (length, size) = (i64::from(length), i64::from(size));
+    if length < size {
+        -((size - length) / 2)
+    } else {
+        ((length - size) as f64 / 2.0).round_ties_even() as i64
+    }
+}
 
 /// Length the shorter side is resized to before a crop of `size` pixels: `floor(size / (224 /
 /// 256))` below 384 pixels, `size` itself from there on (BEiT v2 evaluation transform).
@@ -17,18 +135,13 @@ pub fn eval_resize_side(size: u32) -> u32 {
 /// as Python does.
 #[must_use]
 pub fn eval_crop(width: u32, height: u32, size: u32) -> CropBox {
-    let offset = |length: u32| (f64::from(length.saturating_sub(size)) / 2.0).round_ties_even() as u32;
+    let offset = |length: u32| u32::try_from(centered(length, size)).unwrap_or(0);
     CropBox { top: offset(height), left: offset(width), height: size, width: size }
 }
 
-/// Resize + central crop to `size` x `size` pixels.
+/// The view of [`EvalConfig`] with its defaults: resize + central crop to `size` x `size` pixels.
 pub fn eval_view(image: &Image, size: u32, filter: Interpolation) -> Result<Image, TransformError> {
-    let side = u64::from(eval_resize_side(size));
-    let (w, h) = (u64::from(image.width), u64::from(image.height));
-    let short = w.min(h).max(1);
-    let scaled = |length: u64| u32::try_from(side * length / short).unwrap_or(u32::MAX);
-    let resized = resize(image, scaled(w), scaled(h), filter)?;
-    crop(&resized, eval_crop(resized.width, resized.height, size))
+    EvalConfig { size, interpolation: filter, ..EvalConfig::default() }.apply(image)
 }
 
 #[cfg(test)]
@@ -41,6 +154,12 @@ mod tests {
         // The demo picture of the BEiT v2 paper's code: 335 x 256 after resizing; 55.5 rounds to
         // 56.
         assert_eq!(eval_crop(335, 256, 224), CropBox { top: 16, left: 56, height: 224, width: 224 });
+        let given =
+            |size, pct| EvalConfig { size, crop_pct: Some(pct), ..EvalConfig::default() }.resize_side();
+        assert_eq!(
+            [given(224, 0.875), given(224, 0.9), given(384, 1.0), given(384, 0.95)],
+            [256, 248, 384, 404]
+        );
     }
 
     #[test]
@@ -50,7 +169,58 @@ mod tests {
             eval_view(&line, 224, Interpolation::Bicubic),
             Err(TransformError::TargetSize { .. })
         ));
+        let border = EvalConfig { crop_mode: CropMode::Border, ..EvalConfig::default() };
+        assert_eq!(border.apply(&line).unwrap().data.len(), 224 * 224 * 3);
         let small = Image::new(3, 2, vec![7; 18]).unwrap();
         assert_eq!(eval_view(&small, 32, Interpolation::Bicubic).unwrap().data, [7; 32 * 32 * 3]);
+        let empty = Image { width: 0, height: 0, data: vec![] };
+        for crop_mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
+            assert!(EvalConfig { crop_mode, ..EvalConfig::default() }.apply(&empty).is_err());
+        }
+    }
+
+    #[test]
+    fn modes_show_what_they_promise() {
+        // Left half 0, right half 200, twice as wide as high.
+        let data = [[0; 3], [200; 3]].map(|color| color.repeat(20)).concat().repeat(20);
+        let image = Image::new(40, 20, data).unwrap();
+        let view = |crop_mode| {
+            let config = EvalConfig {
+                size: 20,
+                crop_pct: Some(1.0),
+                crop_mode,
+                fill: [1, 2, 3],
+                ..EvalConfig::default()
+            };
+            config.apply(&image).unwrap()
+        };
+        let row = |view: &Image, y: usize| view.data[y * 60..(y + 1) * 60].to_vec();
+        let halves = [[0; 3], [200; 3]].map(|color| color.repeat(10)).concat();
+        assert_eq!(row(&view(CropMode::Center), 0), halves);
+        let squashed = view(CropMode::Squash);
+        assert_eq!((row(&squashed, 0)[..24].to_vec(), squashed.width), (vec![0; 24], 20));
+        let bordered = view(CropMode::Border);
+        assert_eq!(row(&bordered, 4), [1, 2, 3].repeat(20));
+        assert_eq!(row(&bordered, 15), [1, 2, 3].repeat(20));
+        assert_eq!(row(&bordered, 5)[..24], [0; 24]);
+    }
+
+    #[test]
+    fn views_larger_than_the_picture_are_padded() {
+        let image = Image::new(8, 8, vec![9; 192]).unwrap();
+        let config = EvalConfig { size: 11, crop_pct: Some(1.4), ..EvalConfig::default() };
+        assert_eq!(config.resize_side(), 7);
+        let view = config.apply(&image).unwrap();
+        let covered = view.data.iter().step_by(3).filter(|&&value| value == 9).count();
+        assert_eq!((covered, view.data[2 * 33 + 6], view.data[2 * 33 + 3]), (49, 9, 0));
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        assert!(EvalConfig::default().validate().is_ok());
+        for pct in [0.0, -1.0, f64::NAN, 3.0] {
+            assert!(EvalConfig { crop_pct: Some(pct), ..EvalConfig::default() }.validate().is_err());
+        }
+        assert!(EvalConfig { size: 0, ..EvalConfig::default() }.validate().is_err());
     }
 }

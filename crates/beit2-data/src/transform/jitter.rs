@@ -118,7 +118,7 @@ pub(super) fn luma([r, g, b]: [u8; 3]) -> u8 {
 ///
 /// Inside `[0, 1]` the result cannot leave 0..=255, and the cast of a float to `u8` clips, so one
 /// expression does for both.
-fn blend(degenerate: u8, value: u8, factor: f32) -> u8 {
+pub(super) fn blend(degenerate: u8, value: u8, factor: f32) -> u8 {
     let difference = i16::from(value) - i16::from(degenerate);
     (f32::from(degenerate) + factor * f32::from(difference)) as u8
 }

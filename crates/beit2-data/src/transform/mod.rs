@@ -3,16 +3,27 @@
 //! Random parameters are drawn in one place per transform and passed in as plain values, so that
 //! any augmentation can be logged and replayed. Nothing here draws while it touches pixels.
 
+pub mod affine;
 pub mod crop;
+pub mod erase;
 pub mod eval;
 pub mod flip;
 pub mod jitter;
+pub mod mix;
 mod pixel_steps;
+pub mod randaugment;
 mod resample;
 pub mod resize;
+pub mod tone;
+pub mod window;
 
+pub use affine::{Affine, warp};
 pub use crop::{CropBox, CropConfig};
-pub use eval::{eval_crop, eval_resize_side, eval_view};
+pub use erase::{EraseConfig, EraseFill, EraseParams};
+pub use eval::{CropMode, EvalConfig, eval_crop, eval_resize_side, eval_view};
 pub use flip::flip_horizontal;
 pub use jitter::{JitterOp, JitterParams};
+pub use mix::{MixConfig, MixParams, cut_box};
+pub use randaugment::{AugmentKind, AugmentOp, RandAugmentConfig};
 pub use resize::{Interpolation, crop, crop_resize, resize};
+pub use window::window;

@@ -55,6 +55,12 @@ impl Suite {
         let (chunks, _) = tensors.tensor(name).unwrap().data().as_chunks::<4>();
         chunks.iter().map(|&b| f32::from_le_bytes(b)).collect()
     }
+
+    pub fn i64s(&self, name: &str) -> Vec<i64> {
+        let tensors = self.tensors();
+        let (chunks, _) = tensors.tensor(name).unwrap().data().as_chunks::<8>();
+        chunks.iter().map(|&b| i64::from_le_bytes(b)).collect()
+    }
 }
 
 /// Suite J from both places.
