@@ -53,6 +53,8 @@ pub struct TokenizerFacts {
     pub code_dim: usize,
     /// Blocks of the decoder.
     pub decoder_depth: usize,
+    /// Width of the decoder.
+    pub decoder_width: usize,
     /// Width of the teacher's features: 512 for CLIP ViT-B/16, 768 for DINO ViT-B/16.
     pub teacher_width: usize,
 }
@@ -302,8 +304,9 @@ fn tokenizer(shapes: &Shapes) -> Result<TokenizerFacts, LayoutError> {
     let whole = Trunk { shapes, prefix: "" };
     let [codes, code_dim] = whole.dims("quantize.embedding.weight")?;
     let [teacher_width, _] = whole.dims("decode_task_layer.2.weight")?;
+    let [_, _, decoder_width] = whole.dims("decoder.cls_token")?;
     let decoder_depth = whole.count("decoder.blocks")?;
-    Ok(TokenizerFacts { codes, code_dim, decoder_depth, teacher_width })
+    Ok(TokenizerFacts { codes, code_dim, decoder_depth, decoder_width, teacher_width })
 }
 
 fn parameters(account: &Account, shapes: &Shapes) -> u64 {
@@ -364,9 +367,15 @@ impl fmt::Display for Facts {
             let early = unknown(early_layer);
             line("aggregation", format!("{head_layers} layers on block {early}, {head} norm and head"))?;
         }
-        if let Some(TokenizerFacts { codes, code_dim, decoder_depth, teacher_width }) = self.tokenizer {
+        if let Some(tokenizer) = self.tokenizer {
+            let TokenizerFacts { codes, code_dim, decoder_depth, decoder_width, teacher_width } = tokenizer;
             line("codebook", format!("{codes} codes of width {code_dim}"))?;
-            line("decoder", format!("{decoder_depth} blocks to teacher features of width {teacher_width}"))?;
+            line(
+                "decoder",
+                format!(
+                    "{decoder_depth} blocks of width {decoder_width} to teacher features of {teacher_width}"
+                ),
+            )?;
         }
         line("parameters", self.parameters.to_string())?;
         let types: Vec<String> = self.dtypes.iter().map(|(dtype, n)| format!("{dtype} ({n})")).collect();

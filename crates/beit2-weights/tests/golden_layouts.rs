@@ -55,7 +55,13 @@ fn golden_factories_are_recognised_and_counted() {
             Kind::Tokenizer => {
                 let teacher_width = if name.contains("clip") { 512 } else { 768 };
                 let decoder_depth = if name.contains("3x768") { 3 } else { 1 };
-                let expected = TokenizerFacts { codes: 8192, code_dim: 32, decoder_depth, teacher_width };
+                let expected = TokenizerFacts {
+                    codes: 8192,
+                    code_dim: 32,
+                    decoder_depth,
+                    decoder_width: 768,
+                    teacher_width,
+                };
                 assert_eq!(facts.tokenizer, Some(expected), "{name}");
                 assert_eq!((facts.grid, facts.image_px(), facts.heads), (Some(14), Some(224), None));
             }

@@ -1,11 +1,13 @@
 //! What frozen features are worth: k-nearest neighbours and a linear classifier on them.
 
 mod cache;
+mod classifier;
 mod features;
 mod knn;
 mod linear_probe;
 
 pub use cache::cached;
+pub use classifier::{Classifier, ClassifierConfig, OpenOptions};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::DType;
 use serde::de::DeserializeOwned;
 
-use super::WeightFile;
+use super::{StateFile, WeightFile, to_tensors};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pretrain::{MimConfig, MimModel, TokenizerSource};
@@ -61,15 +61,11 @@ pub fn load_tokenizer<B: Backend>(
         return config_error("tokenizer.weights is empty; name a tokenizer's run directory or weight file");
     }
     let mut file = assets.weights(spec)?;
-    let config = match (config_of::<TokenizerConfig>(&file, spec, "tokenizer")?, source.variant.as_str()) {
-        (Some(config), _) => config,
-        (None, "") => {
-            return config_error(format!(
-                "{spec} does not say its sizes; set tokenizer.variant, for example vqkd_encoder_base_decoder_3x768x12_clip"
-            ));
-        }
+    let named = match (config_of::<TokenizerConfig>(&file, spec, "tokenizer")?, source.variant.as_str()) {
+        (Some(config), _) => Some(config),
+        (None, "") => None,
         (None, variant) => match TokenizerConfig::named(variant) {
-            Some(config) => config,
+            Some(config) => Some(config),
             None => {
                 return config_error(format!("tokenizer.variant `{variant}` is not a registered tokenizer"));
             }
@@ -79,8 +75,13 @@ pub fn load_tokenizer<B: Backend>(
     file.tensors.retain(|name, _| {
         !["loss", "teacher_model.", "scaling_layer."].iter().any(|prefix| name.starts_with(prefix))
     });
+    let state = StateFile::new(file, spec)?;
+    let config = match named {
+        Some(config) => config,
+        None => sizes_of_tokenizer(&state, spec)?,
+    };
     let model = VqKd::<B>::zeros(&config, device)?;
-    let model = params::load_strict(model, file.tensors, DType::F32, |_| false)?.no_grad();
+    let model = params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?.no_grad();
     if !model.quantize.is_initialised() {
         return config_error(format!(
             "the codebook in {spec} was never started; train that tokenizer further"
@@ -99,10 +100,56 @@ pub fn load_mim<B: Backend>(
     device: &B::Device,
 ) -> Result<(MimConfig, MimModel<B>), Error> {
     let file = assets.weights(spec)?;
-    let Some(config) = config_of::<MimConfig>(&file, spec, "pretrain")? else {
-        return config_error(format!("{spec} does not say its sizes; only checkpoints of this software do"));
+    let written = config_of::<MimConfig>(&file, spec, "pretrain")?;
+    let state = StateFile::new(file, spec)?;
+    let config = match written {
+        Some(config) => config,
+        None => sizes_of_mim(&state, spec)?,
     };
-    let derived = |name: &str| name.ends_with("relative_position_index");
     let model = MimModel::<B>::zeros(&config, device)?;
-    Ok((config, params::load_strict(model, file.tensors, DType::F32, derived)?))
+    Ok((config, params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?))
+}
+
+/// The sizes of a published tokenizer.
+fn sizes_of_tokenizer(state: &StateFile, spec: &str) -> Result<TokenizerConfig, Error> {
+    let (vit, Some(facts)) = (state.vit()?, state.facts.tokenizer) else {
+        return config_error(format!("{spec} holds a {} model, not a tokenizer", state.facts.layout.kind));
+    };
+    let config = TokenizerConfig {
+        image_size: vit.image_size,
+        patch_size: vit.patch_size,
+        width: vit.width,
+        depth: vit.depth,
+        heads: vit.heads,
+        decoder_width: facts.decoder_width,
+        decoder_depth: facts.decoder_depth,
+        // As wide as the encoder's: so it is in every registered variant.
+        decoder_heads: (facts.decoder_width * vit.heads / vit.width).max(1),
+        codes: facts.codes,
+        code_dim: facts.code_dim,
+        teacher_dim: facts.teacher_width,
+        ..TokenizerConfig::default()
+    };
+    config.validate().map_err(|error| Error::Config(format!("{spec}: {error}")))?;
+    Ok(config)
+}
+
+/// The sizes of a published masked image model.
+fn sizes_of_mim(state: &StateFile, spec: &str) -> Result<MimConfig, Error> {
+    let (vit, Some(vocab)) = (state.vit()?, state.facts.vocabulary) else {
+        return config_error(format!(
+            "{spec} holds a {} model; expected one of masked image modeling, with its prediction head",
+            state.facts.layout.kind
+        ));
+    };
+    let plain = MimConfig { vit, vocab, cls_head: false, ..MimConfig::default() };
+    let Some(aggregation) = state.facts.aggregation else { return Ok(plain) };
+    let Some(early_layers) = aggregation.early_layer else {
+        return config_error(format!(
+            "{spec} does not tell which block its aggregation head looks at, and {} blocks are no published size",
+            plain.vit.depth
+        ));
+    };
+    let (head_layers, shared_lm_head) = (aggregation.head_layers, aggregation.shared_head);
+    Ok(MimConfig { cls_head: true, early_layers, head_layers, shared_lm_head, ..plain })
 }

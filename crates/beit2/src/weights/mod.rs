@@ -1,6 +1,7 @@
 //! Tensors between files and models.
 
 mod load;
+mod state;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use safetensors::{Dtype, SafeTensors};
 use crate::error::{Error, config_error};
 
 pub use load::{load_mim, load_tokenizer, locate};
+pub use state::StateFile;
+pub(crate) use state::to_tensors;
 
 /// Tensors by name, on the host.
 pub type Tensors = BTreeMap<String, TensorData>;
@@ -25,6 +28,10 @@ pub struct WeightFile {
     /// Text by name; ours hold the model's configuration.
     pub metadata: BTreeMap<String, String>,
 }
+
+/// Metadata that [`read`] adds when a `config.json` lies beside the file: ε of the layer norms. Hugging Face files need
+/// it, as their default (1e-12) is not the reference's.
+const HF_NORM_EPS: &str = "config.layer_norm_eps";
 
 /// Reads a safetensors or `.pth` file completely; the format is recognised by content.
 ///
@@ -39,7 +46,16 @@ pub fn read(path: &Path) -> Result<WeightFile, Error> {
         let shape = tensor.shape().to_vec();
         tensors.insert(name.clone(), TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
     }
-    Ok(WeightFile { tensors, metadata: file.metadata })
+    let mut metadata = file.metadata;
+    if let Some(eps) = norm_eps_beside(path) {
+        metadata.insert(HF_NORM_EPS.into(), eps.to_string());
+    }
+    Ok(WeightFile { tensors, metadata })
+}
+
+fn norm_eps_beside(path: &Path) -> Option<f64> {
+    let text = std::fs::read(path.with_file_name("config.json")).ok()?;
+    serde_json::from_slice::<serde_json::Value>(&text).ok()?["layer_norm_eps"].as_f64()
 }
 
 fn dtype_of_file(dtype: beit2_weights::DType) -> DType {

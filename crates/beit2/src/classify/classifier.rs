@@ -1,0 +1,115 @@
+//! A classifier from whatever file holds one.
+
+use beit2_kernels::Backend;
+use beit2_weights::layout::Kind;
+use beit2_weights::plan::PlanOptions;
+use burn::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, config_error};
+use crate::train::Assets;
+use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+use crate::weights::{StateFile, to_tensors};
+use crate::{params, pixels};
+
+/// Sizes of a classifier. Defaults: BEiT v2 base as it is fine-tuned (a bias table in every block, mean pooling).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClassifierConfig {
+    /// The Transformer.
+    pub vit: VitConfig,
+    /// What becomes the image's vector.
+    pub pooling: Pooling,
+    /// Number of classes; 0 when the training pictures tell.
+    pub classes: usize,
+    /// Their names, when they are known.
+    pub class_names: Vec<String>,
+}
+
+impl Default for ClassifierConfig {
+    fn default() -> Self {
+        Self {
+            vit: VitConfig { rel_pos_bias: RelPosKind::PerBlock, ..VitConfig::default() },
+            pooling: Pooling::Mean,
+            classes: 0,
+            class_names: Vec::new(),
+        }
+    }
+}
+
+/// How a classifier is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions<'a> {
+    /// Side of the pictures; `None`: as it was trained. Positions are resized.
+    pub image_size: Option<usize>,
+    /// Rows of the head to keep, such as [`beit2_weights::plan::IMAGENET_A`].
+    pub head_rows: Option<&'a [usize]>,
+}
+
+/// A trained classifier.
+#[derive(Debug, Clone)]
+pub struct Classifier<B: Backend> {
+    /// Its sizes and classes.
+    pub config: ClassifierConfig,
+    /// The model.
+    pub model: VisionTransformer<B>,
+}
+
+impl<B: Backend> Classifier<B> {
+    /// Opens a run of `beit2 finetune`, or a classifier in official, timm or Hugging Face names.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds another model.
+    pub fn open(
+        spec: &str,
+        assets: &dyn Assets,
+        options: OpenOptions<'_>,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let state = StateFile::new(assets.weights(spec)?, spec)?;
+        let Some(mut classes) = state.facts.classes.filter(|_| state.facts.layout.kind == Kind::Classifier)
+        else {
+            return config_error(format!(
+                "{spec} holds a {} model, which has no classes; name a fine-tuned one (`beit2 finetune` makes it)",
+                state.facts.layout.kind
+            ));
+        };
+        let mut config = match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
+            Some(Ok(config)) => config,
+            Some(Err(error)) => {
+                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
+            }
+            None => ClassifierConfig {
+                vit: state.vit()?,
+                pooling: match state.facts.pooling {
+                    Some(beit2_weights::inspect::Pooling::Cls) => Pooling::Cls,
+                    _ => Pooling::Mean,
+                },
+                ..ClassifierConfig::default()
+            },
+        };
+        if let Some(rows) = options.head_rows {
+            if let Some(row) = rows.iter().find(|row| **row >= classes) {
+                return config_error(format!(
+                    "{spec} has {classes} classes; the subset asks for class {row} of the 1000 of ImageNet-1k"
+                ));
+            }
+            let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();
+            (classes, config.class_names) = (rows.len(), kept);
+        }
+        config.classes = classes;
+        config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
+        config.vit.validate()?;
+        let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
+        let options = PlanOptions { head_rows: options.head_rows, tokenizer_encoder: false };
+        let plan = state.plan(&config.vit, config.pooling, classes, &options)?;
+        let model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
+        Ok(Self { config, model })
+    }
+
+    /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.
+    pub fn logits(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
+        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        self.model.forward(x, &DropPath::none())
+    }
+}
