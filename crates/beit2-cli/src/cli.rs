@@ -38,6 +38,8 @@ pub enum Command {
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
     Pretrain(Pretrain),
+    /// Fine-tune a classifier from pretrained weights
+    Finetune(Finetune),
     /// Make a small teacher from a large one
     #[command(subcommand)]
     Teacher(Teacher),
@@ -87,6 +89,21 @@ pub struct Pretrain {
     /// Tokenizer that gives the targets: its run directory, a checkpoint folder or a weight file
     #[arg(long, value_name = "RUN|FILE")]
     pub tokenizer: Option<String>,
+}
+
+/// `finetune`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
+    beit2 finetune --data pictures/train --val pictures/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
+    --set schedule.epochs=30 --set schedule.batch_size=64 --set accumulate=8")]
+pub struct Finetune {
+    #[command(flatten)]
+    pub experiment: Experiment,
+
+    /// Weights to start from: a run, a weight file in official, timm or Hugging Face names, or `scratch`
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init: Option<String>,
 }
 
 /// What every training command takes.

@@ -7,6 +7,7 @@ pub mod recipes;
 pub mod report;
 pub mod teacher;
 
+use beit2::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::tokenizer::teachers::DistillRecipe;
@@ -26,6 +27,10 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Pretrain(args) => {
             let tokenizer = args.tokenizer.map(|weights| ("tokenizer.weights".to_owned(), weights));
             experiment::run::<PretrainRecipe>(&args.experiment, tokenizer.into_iter().collect(), signals)
+        }
+        Command::Finetune(args) => {
+            let init = args.init.map(|weights| ("init.weights".to_owned(), weights));
+            experiment::run::<FinetuneRecipe>(&args.experiment, init.into_iter().collect(), signals)
         }
         Command::Teacher(Teacher::Distill(args)) => {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)

@@ -2,12 +2,14 @@
 
 mod cache;
 mod classifier;
+mod evaluate;
 mod features;
 mod knn;
 mod linear_probe;
 
 pub use cache::cached;
 pub use classifier::{Classifier, ClassifierConfig, OpenOptions};
+pub use evaluate::{ClassResult, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
