@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::commands::{doctor, evaluate, recipes, report, teacher};
+use crate::commands::{doctor, eval, evaluate, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
 use crate::quickstart;
@@ -43,6 +43,8 @@ pub enum Command {
     /// Make a small teacher from a large one
     #[command(subcommand)]
     Teacher(Teacher),
+    /// Accuracy of a classifier, with its confusions
+    Eval(eval::Args),
     /// Accuracy of a linear classifier on frozen features
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features

@@ -1,6 +1,7 @@
 //! What each command does; their flags are beside them, shared ones in [`crate::cli`].
 
 pub mod doctor;
+pub mod eval;
 pub mod evaluate;
 mod frozen;
 pub mod recipes;
@@ -38,6 +39,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
+        Command::Eval(args) => eval::run(&args, signals),
         Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),
         Command::Doctor(args) => doctor::run(&args),

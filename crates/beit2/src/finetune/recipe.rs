@@ -166,7 +166,8 @@ impl FinetuneRecipe {
     /// # Errors
     /// Weights that hold no such model, pictures without classes or with others than the recipe says.
     pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
-        if !self.is_from_scratch() && self.init.sizes_from_weights {
+        let given = !self.init.weights.is_empty() && !self.is_from_scratch();
+        if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             self.take_sizes(&state)?;
         }
