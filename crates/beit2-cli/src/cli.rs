@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::weights::Weights;
 use crate::commands::{doctor, evaluate, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
@@ -41,6 +42,9 @@ pub enum Command {
     /// Make a small teacher from a large one
     #[command(subcommand)]
     Teacher(Teacher),
+    /// Look into weight files, check, convert and download them
+    #[command(subcommand)]
+    Weights(Weights),
     /// Accuracy of a linear classifier on frozen features
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features

@@ -24,11 +24,11 @@ pub enum VerifyError {
     Layout(#[from] LayoutError),
 }
 
-/// Checks all names and shapes, and the values of the index buffers; gives the facts of a model that is whole. Values of
+/// Checks all names, types and shapes, and the values of the index buffers; gives the facts of a model that is whole. Values of
 /// the other tensors are not read.
 ///
 /// # Errors
-/// What [`crate::inspect::inspect`] says; the first tensor that is missing, too much, or of a wrong shape; an index that is not the one of
+/// What [`crate::inspect::inspect`] says; the first tensor that is missing, too much, or of a wrong shape or type; an index that is not the one of
 /// its table.
 pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, VerifyError> {
     let account = account(tensors.keys().map(String::as_str))?;
@@ -45,8 +45,14 @@ pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, V
     }
     let mut index = None;
     for (entry, (key, tensor)) in account.entries.iter().zip(tensors) {
-        if matches!(entry.fate, Fate::Derived(_)) {
-            check_index(key, tensor, &facts, &mut index)?;
+        let dtype = tensor.dtype();
+        match entry.fate {
+            Fate::Derived(_) => check_index(key, tensor, &facts, &mut index)?,
+            Fate::Used { parameter: true, .. } | Fate::Joined { .. } if !dtype.is_float() => {
+                let expected = "a float type, as it is learned".to_string();
+                return Err(LayoutError::Type { key: key.clone(), found: dtype, expected }.into());
+            }
+            _ => {}
         }
     }
     Ok(facts)

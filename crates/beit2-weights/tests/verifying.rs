@@ -64,6 +64,12 @@ fn what_is_not_whole_is_named() {
     fails(&put("blocks.0.attn.relative_position_index", &[9, 9]), &["index", "[9, 9]", "[10, 10]"]);
     fails(
         &|tensors: &mut StateDict| {
+            tensors.insert("fc_norm.bias".to_string(), Tensor::from_i64(vec![16], &[0; 16]).unwrap());
+        },
+        &["`fc_norm.bias` has type I64", "float"],
+    );
+    fails(
+        &|tensors: &mut StateDict| {
             let index = Tensor::from_i64(vec![10, 10], &[0; 100]).unwrap();
             tensors.insert("blocks.1.attn.relative_position_index".to_string(), index);
         },

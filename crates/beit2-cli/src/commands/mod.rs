@@ -6,6 +6,7 @@ mod frozen;
 pub mod recipes;
 pub mod report;
 pub mod teacher;
+pub mod weights;
 
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
@@ -31,6 +32,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
         }
         Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
+        Command::Weights(command) => weights::run(&command, signals),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
         Command::Report(args) => report::run(&args),
