@@ -110,6 +110,19 @@ fn without_a_network() {
 }
 
 #[test]
+fn timm_copies_come_from_mirrors_of_the_hub() {
+    let place = Place::new();
+    let server = Server::start(|_| Answer::only("404 Not Found"));
+    let own = ["--mirror", &server.url("hub"), "--mirror", &server.url("my/model.safetensors")];
+    place
+        .fetch(&[&[BASE, "--from", "timm"], &own[..]].concat())
+        .fails(1, &["404 Not Found", "huggingface.co"]);
+    let paths: Vec<String> = server.asked().into_iter().map(|request| request.path).collect();
+    let hub = "/hub/timm/beitv2_base_patch16_224.in1k_ft_in1k/resolve/main/model.safetensors";
+    assert_eq!(paths, [hub, "/my/model.safetensors"]);
+}
+
+#[test]
 fn something_else_is_sent() {
     let place = Place::new();
     let bodies: [(&'static str, &[u8], &[&str]); 2] = [
