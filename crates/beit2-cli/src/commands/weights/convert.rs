@@ -20,8 +20,8 @@ use crate::output;
 /// Flags of `weights convert`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Types and bits of the values do not change, and what one format cannot hold is listed. OUT is a file when it\n\
-    ends in .safetensors; any other name is a folder that gets model.safetensors and, for timm and hf,\n\
+    after_help = "Types and bits of the values do not change, and what one format cannot hold is listed. OUT is a file when it \
+    ends in .safetensors; any other name is a folder that gets model.safetensors and, for timm and hf, \
     config.json, so that from_pretrained(OUT) and timm.create_model(\"local-dir:OUT\") can take it.\n\n\
     Examples:\n  beit2 weights convert beitv2_base_patch16_224_pt1k_ft1k.pth --to hf -o beitv2_base_hf\n  \
     beit2 weights convert beitv2_base_hf --to official -o beitv2_base.safetensors"

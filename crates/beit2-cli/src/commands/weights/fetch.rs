@@ -23,9 +23,9 @@ use crate::words::nearest;
 /// Flags of `weights fetch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The path of the file goes to stdout, everything else to stderr. A download that was interrupted is continued by\n\
-    the same command. What arrives must be the expected model, with the expected SHA-256 where it is known; a\n\
-    file that is there already is not asked for again, so this works offline. Proxies are taken from the\n\
+    after_help = "The path of the file goes to stdout, everything else to stderr. A download that was interrupted is continued by \
+    the same command. What arrives must be the expected model, with the expected SHA-256 where it is known; a \
+    file that is there already is not asked for again, so this works offline. Proxies are taken from the \
     environment (HTTPS_PROXY, NO_PROXY).\n\n\
     Examples:\n  beit2 weights fetch\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
     beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm --mirror https://hf-mirror.example\n  \

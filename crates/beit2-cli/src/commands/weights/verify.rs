@@ -18,9 +18,9 @@ use crate::words::grouped;
 /// Flags of `weights verify`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is checked: the file's structure; that every key is used, derived or ignored for a reason; that\n\
-    every tensor of the model is there in the shape that the others ask for; that index buffers are those of\n\
-    their tables; that no value is NaN or infinite; for a published file (by its name) also kind, parameters,\n\
+    after_help = "What is checked: the file's structure; that every key is used, derived or ignored for a reason; that \
+    every tensor of the model is there in the shape that the others ask for; that index buffers are those of \
+    their tables; that no value is NaN or infinite; for a published file (by its name) also kind, parameters, \
     classes and SHA-256 where they are known.\n\n\
     Examples:\n  beit2 weights verify vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth\n  \
     beit2 weights verify runs/mim_base_300e --json"
