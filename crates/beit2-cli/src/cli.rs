@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::weights::Weights;
 use crate::commands::{doctor, eval, evaluate, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
@@ -49,6 +50,9 @@ pub enum Command {
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
     Knn(evaluate::KnnArgs),
+    /// Look into weight files, check, convert and download them
+    #[command(subcommand)]
+    Weights(Weights),
     /// Rebuild report.html of a run from its metrics
     Report(report::Args),
     /// List the recipes in this program, or show one

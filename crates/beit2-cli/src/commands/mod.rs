@@ -7,6 +7,7 @@ mod frozen;
 pub mod recipes;
 pub mod report;
 pub mod teacher;
+pub mod weights;
 
 use beit2::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
@@ -37,6 +38,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
         }
         Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
+        Command::Weights(command) => weights::run(&command, signals),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
         Command::Eval(args) => eval::run(&args, signals),
