@@ -5,7 +5,7 @@
 mod support;
 
 use beit2_weights::Tensor;
-use beit2_weights::resize::{geometric_positions, resize_bias_table, resize_pos_embed};
+use beit2_weights::resize::{TableResize, geometric_positions, resize_bias_table, resize_pos_embed};
 use support::{golden_json, golden_tensors};
 
 /// The worst absolute difference.
@@ -33,13 +33,27 @@ fn check(file: &str, tolerance: f32, resize: impl Fn(&Tensor, usize, usize) -> V
 #[test]
 fn golden_bias_tables() {
     check("D_tables.safetensors", 1e-6, |input, source, target| {
-        let found = resize_bias_table(&input.to_f32(), input.shape()[1], source, target).unwrap();
+        let found = resize_bias_table(&input.to_f32(), input.shape()[1], source, target, TableResize::Spline)
+            .unwrap();
         // In f64 the rounded result is the same.
         let wide: Vec<f64> = input.to_f32().into_iter().map(f64::from).collect();
-        let wide = resize_bias_table(&wide, input.shape()[1], source, target).unwrap();
+        let wide = resize_bias_table(&wide, input.shape()[1], source, target, TableResize::Spline).unwrap();
         assert!(wide.iter().zip(&found).all(|(a, b)| *a as f32 == *b));
         found
     });
+}
+
+#[test]
+fn golden_bias_table_of_timm() {
+    let Some(tensors) = golden_tensors("I_timm_table_resize.safetensors") else { return };
+    let (input, expected) = (&tensors["in"], &tensors["out"]);
+    let heads = input.shape()[1];
+    let grid = |rows: usize| beit2_weights::resize::table_grid(rows).unwrap();
+    let (source, target) = (grid(input.shape()[0]), grid(expected.shape()[0]));
+    let found = resize_bias_table(&input.to_f32(), heads, source, target, TableResize::Linear).unwrap();
+    let difference = worst(&found, &expected.to_f32());
+    println!("I_timm_table_resize {source}to{target}: {difference:.1e}");
+    assert!(difference < 1e-6, "{difference:e}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use beit2::train::{Assets, DataConfig};
 use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_weights::plan::{IMAGENET_A, IMAGENET_R};
+use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
@@ -42,6 +43,10 @@ pub struct Args {
     /// Side of the pictures; left out, as the model was trained (positions are resized)
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
+
+    /// How relative position tables become those of another --image-size
+    #[arg(long, value_name = "WAY", default_value = "spline")]
+    tables: Tables,
 
     /// Share of the resized picture that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
     /// timm uses 0.9 for base and 0.95 for large]
@@ -105,6 +110,23 @@ enum Filter {
     Bilinear,
     Bicubic,
     Lanczos,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tables {
+    /// The reference's cubic spline
+    Spline,
+    /// timm's straight lines
+    Linear,
+}
+
+impl Tables {
+    fn of_library(self) -> TableResize {
+        match self {
+            Self::Spline => TableResize::Spline,
+            Self::Linear => TableResize::Linear,
+        }
+    }
 }
 
 const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
@@ -180,7 +202,8 @@ impl Job for Evaluate<'_> {
             Some(Variant::ImagenetR) => Some(&IMAGENET_R),
             Some(Variant::ImagenetSketch) | None => None,
         };
-        let options = OpenOptions { image_size: args.image_size, head_rows };
+        let options =
+            OpenOptions { image_size: args.image_size, head_rows, tables: args.tables.of_library() };
         let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
         let (classes, names) = (classifier.config.classes, &classifier.config.class_names);
         check_classes(args, source.classes(), classes, names)?;

@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use crate::convert::StateDict;
 use crate::inspect::RelativeBias;
 use crate::layout::{LayoutError, wrong_shape};
-use crate::resize::{resize_bias_table, resize_pos_embed, table_grid};
+use crate::resize::{TableResize, resize_bias_table, resize_pos_embed, table_grid};
 use crate::tensor::{DType, Tensor};
 
 pub use robust::{IMAGENET_A, IMAGENET_R};
@@ -30,6 +30,8 @@ pub struct PlanOptions<'a> {
     /// Take the encoder out of a tokenizer: only names that start with `encoder.`, without that start (the official
     /// `--model_filter_name`).
     pub tokenizer_encoder: bool,
+    /// How relative position tables are resized.
+    pub tables: TableResize,
 }
 
 /// Why a tensor of the checkpoint is not loaded.
@@ -112,7 +114,7 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
     // All blocks get the same resized table, so it is resized once.
     let mut shared_from = None;
     if let Some(table) = &mut shared {
-        let (resized, from) = fit_table(SHARED_TABLE, table, target)?;
+        let (resized, from) = fit_table(SHARED_TABLE, table, target, options.tables)?;
         (*table, shared_from) = (resized, from);
     }
 
@@ -129,7 +131,7 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
                 }
             },
             Some(tensor) if name.ends_with(TABLE) => {
-                let (tensor, from) = fit_table(&name, &tensor, target)?;
+                let (tensor, from) = fit_table(&name, &tensor, target, options.tables)?;
                 (tensor, resized(from, target, false))
             }
             Some(tensor) if name == "pos_embed" => {
@@ -191,7 +193,12 @@ fn why_unused(name: &str) -> &'static str {
 }
 
 /// A table for the target's grid, with the grid it was resized from.
-fn fit_table(name: &str, table: &Tensor, target: &Target) -> Result<(Tensor, Option<usize>), LayoutError> {
+fn fit_table(
+    name: &str,
+    table: &Tensor,
+    target: &Target,
+    method: TableResize,
+) -> Result<(Tensor, Option<usize>), LayoutError> {
     let wrong = |expected: &str| wrong_shape(name, table.shape(), expected);
     let &[rows, heads] = table.shape() else { return Err(wrong("two dimensions")) };
     if heads != target.heads {
@@ -204,12 +211,13 @@ fn fit_table(name: &str, table: &Tensor, target: &Target) -> Result<(Tensor, Opt
     let shape = |values: usize| vec![values / heads.max(1), heads];
     let tensor = match table.to_f64_if_double() {
         Some(values) => {
-            let values = resize_bias_table(&values, heads, from, target.grid).map_err(impossible(name))?;
+            let values =
+                resize_bias_table(&values, heads, from, target.grid, method).map_err(impossible(name))?;
             from_f64(shape(values.len()), &values)
         }
         None => {
-            let values =
-                resize_bias_table(&table.to_f32(), heads, from, target.grid).map_err(impossible(name))?;
+            let values = resize_bias_table(&table.to_f32(), heads, from, target.grid, method)
+                .map_err(impossible(name))?;
             Tensor::from_f32(shape(values.len()), &values)
         }
     };

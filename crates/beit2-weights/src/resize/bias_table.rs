@@ -1,6 +1,6 @@
 //! Relative position bias tables (spec §2.1, §4.3).
 
-use super::{ResizeError, check_grid, check_len, spline};
+use super::{ResizeError, check_grid, check_len, linear, spline};
 
 /// The rows at the end of a table: CLS to token, token to CLS, CLS to CLS.
 const CLS_ROWS: usize = 3;
@@ -75,9 +75,19 @@ pub fn geometric_positions(source: usize, target: usize) -> Vec<f64> {
     mirrored.chain([0.0]).chain(distances.iter().copied()).collect()
 }
 
-/// Resizes a relative position bias table from a square grid to another one: per head a tensor-product cubic spline over
-/// geometrically spaced source offsets, evaluated at the target's integer offsets; offsets beyond the source are clamped to
-/// its border, and the three CLS rows stay as they are (spec §4.3). The same grid gives the same values.
+/// What lies between the entries of a table that is resized.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TableResize {
+    /// A cubic spline, as in the reference.
+    #[default]
+    Spline,
+    /// Straight lines, as in timm (golden suite I), for its logits at other image sizes.
+    Linear,
+}
+
+/// Resizes a relative position bias table from a square grid to another one: per head a tensor-product spline (or straight
+/// lines) over geometrically spaced source offsets, evaluated at the target's integer offsets; offsets beyond the source are
+/// clamped to its border, and the three CLS rows stay as they are (spec §4.3). The same grid gives the same values.
 ///
 /// `values` may be `f32` or `f64`; the calculation is in `f64` and rounded once at the end.
 ///
@@ -91,8 +101,14 @@ pub fn resize_bias_table<T: Copy + Into<f64> + Round>(
     heads: usize,
     source: usize,
     target: usize,
+    method: TableResize,
 ) -> Result<Vec<T>, ResizeError> {
-    check_grid("source", source, if source == target { 1 } else { 3 })?;
+    let least = match (source == target, method) {
+        (true, _) => 1,
+        (false, TableResize::Spline) => 3,
+        (false, TableResize::Linear) => 2,
+    };
+    check_grid("source", source, least)?;
     check_grid("target", target, 1)?;
     let (s, t) = (2 * source - 1, 2 * target - 1);
     check_len("the relative position bias table", values.len(), &[s * s + CLS_ROWS, heads])?;
@@ -101,7 +117,11 @@ pub fn resize_bias_table<T: Copy + Into<f64> + Round>(
     }
     let reach = target as f64 - 1.0;
     let points: Vec<f64> = (0..t).map(|k| k as f64 - reach).collect();
-    let weights = spline::weights(&geometric_positions(source, target), &points); // [t, s]
+    let knots = geometric_positions(source, target);
+    let weights = match method {
+        TableResize::Spline => spline::weights(&knots, &points),
+        TableResize::Linear => linear::weights(&knots, &points),
+    }; // [t, s]
     let mut out = Vec::with_capacity((t * t + CLS_ROWS) * heads);
 
     // Columns first: [s, s, heads] → [s, t, heads], then rows.
@@ -237,7 +257,7 @@ mod tests {
             ),
         ];
         for (target, rows, sums) in cases {
-            let out = resize_bias_table(&table, 2, 14, target).unwrap();
+            let out = resize_bias_table(&table, 2, 14, target, TableResize::Spline).unwrap();
             assert_eq!(out.len(), table_rows(target).unwrap() * 2);
             for &(row, a, b) in rows {
                 for (head, expected) in [a, b].into_iter().enumerate() {
@@ -256,12 +276,12 @@ mod tests {
     #[test]
     fn impossible_sizes_are_errors() {
         let table = vec![0.5f64; 52 * 2];
-        assert_eq!(resize_bias_table(&table, 2, 4, 4).unwrap(), table);
-        assert!(resize_bias_table(&table, 3, 4, 6).is_err());
-        assert!(resize_bias_table(&table, usize::MAX, 4, 6).is_err());
-        assert!(resize_bias_table(&table, 2, 4, 0).is_err());
-        assert!(resize_bias_table(&table, 2, usize::MAX, 4).is_err());
-        let error = resize_bias_table(&[0f64; 12], 1, 2, 4).unwrap_err();
+        assert_eq!(resize_bias_table(&table, 2, 4, 4, TableResize::Spline).unwrap(), table);
+        assert!(resize_bias_table(&table, 3, 4, 6, TableResize::Spline).is_err());
+        assert!(resize_bias_table(&table, usize::MAX, 4, 6, TableResize::Spline).is_err());
+        assert!(resize_bias_table(&table, 2, 4, 0, TableResize::Spline).is_err());
+        assert!(resize_bias_table(&table, 2, usize::MAX, 4, TableResize::Spline).is_err());
+        let error = resize_bias_table(&[0f64; 12], 1, 2, 4, TableResize::Spline).unwrap_err();
         assert!(error.to_string().contains("2 patches per side"), "{error}");
         assert!(relative_position_index(0).is_err());
         assert!(relative_position_index(1 << 40).is_err());

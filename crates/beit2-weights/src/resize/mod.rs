@@ -2,11 +2,12 @@
 //! embeddings. Plain functions on slices, `f64` inside.
 
 mod bias_table;
+mod linear;
 mod pos_embed;
 mod spline;
 
 pub use bias_table::{
-    geometric_positions, relative_position_index, resize_bias_table, table_grid, table_rows,
+    TableResize, geometric_positions, relative_position_index, resize_bias_table, table_grid, table_rows,
 };
 pub use pos_embed::resize_pos_embed;
 

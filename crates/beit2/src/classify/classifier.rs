@@ -3,6 +3,7 @@
 use beit2_kernels::Backend;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
+use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,8 @@ pub struct OpenOptions<'a> {
     pub image_size: Option<usize>,
     /// Rows of the head to keep, such as [`beit2_weights::plan::IMAGENET_A`].
     pub head_rows: Option<&'a [usize]>,
+    /// How relative position tables are resized.
+    pub tables: TableResize,
 }
 
 /// A trained classifier.
@@ -101,7 +104,8 @@ impl<B: Backend> Classifier<B> {
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
-        let options = PlanOptions { head_rows: options.head_rows, tokenizer_encoder: false };
+        let options =
+            PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
         let plan = state.plan(&config.vit, config.pooling, classes, &options)?;
         let model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
         Ok(Self { config, model })

@@ -212,8 +212,10 @@ fn values(result: &Evaluation, names: [&'static str; 3]) -> [(&'static str, f64)
 pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPlan, Error> {
     let spec = &recipe.init.weights;
     let state = StateFile::new(assets.weights(spec)?, spec)?;
-    let options =
-        PlanOptions { head_rows: None, tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer };
+    let options = PlanOptions {
+        tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
+        ..PlanOptions::default()
+    };
     state.plan(&recipe.model.vit, recipe.model.pooling, recipe.model.classes, &options)
 }
 

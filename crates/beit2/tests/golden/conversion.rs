@@ -41,8 +41,10 @@ fn loaded_model(case: &Case, dtype: DType) {
     };
     let checkpoint = WeightFile { tensors: wide(case.below("checkpoint")), metadata: BTreeMap::new() };
     let state = StateFile::new(checkpoint, &case.name).unwrap();
-    let options =
-        PlanOptions { head_rows: None, tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer };
+    let options = PlanOptions {
+        tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
+        ..PlanOptions::default()
+    };
     let plan = state.plan(&config, Pooling::Mean, classes, &options).unwrap();
     // What the checkpoint does not have comes from the official program's fresh model.
     let mut fresh = wide(case.below("fresh"));
