@@ -25,9 +25,10 @@ impl Scale {
             return Self { low: low / air, high: high * air, log };
         }
         if low == high {
-            // One value: put it in the middle.
-            let air = (0.1 * low.abs()).max(1e-9);
-            return Self { low: low - air, high: high + air, log };
+            // One value: seen from zero, or from zero to one.
+            let (low, high) = if low == 0.0 { (0.0, 1.0) } else { (low.min(0.0), high.max(0.0)) };
+            let air = 0.05 * (high - low);
+            return Self { low: if low < 0.0 { low - air } else { 0.0 }, high: high + air, log };
         }
         let air = 0.05 * (high - low);
         // Zero belongs to the picture when it is near: a loss that halves should look like it.
