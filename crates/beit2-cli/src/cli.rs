@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::commands::{doctor, evaluate, recipes, report, teacher};
+use crate::commands::{doctor, embed, encode, evaluate, predict, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
 use crate::quickstart;
@@ -45,6 +45,10 @@ pub enum Command {
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
     Knn(evaluate::KnnArgs),
+    /// Classes of pictures
+    Predict(predict::Args),
+    /// Features of many pictures in one file
+    Embed(embed::Args),
     /// Rebuild report.html of a run from its metrics
     Report(report::Args),
     /// List the recipes in this program, or show one
@@ -61,6 +65,8 @@ pub enum Tokenizer {
         --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(Experiment),
+    /// Code ids of many pictures in one file
+    Encode(encode::Args),
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,6 +11,7 @@ mod commands;
 mod device;
 mod errors;
 mod experiment;
+mod export;
 mod output;
 mod progress;
 mod quickstart;

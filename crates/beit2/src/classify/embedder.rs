@@ -156,7 +156,7 @@ fn open_vit<B: Backend>(
         false => written::<ClassifierConfig>(&file, spec)?.map(|config| config.vit),
     };
     let state = StateFile::new(file, spec).map_err(|error| {
-        Error::Config(format!("{error}; a published teacher's file is read when its family is named"))
+        Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
     })?;
     let kind = state.facts.layout.kind;
     if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
