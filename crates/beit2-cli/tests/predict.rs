@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
 #[path = "support/models.rs"]
 mod models;
+mod support;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -117,7 +117,7 @@ fn embed_writes_every_format_as_the_library_computes_it() {
     let (header, bytes) = npy(&world.path("a.npy"));
     assert!(header.contains("'<f4'") && header.contains("(24, 16)"), "{header}");
     assert_eq!(floats(&bytes), wanted);
-    let list = lines(&world.path("a.paths.jsonl"));
+    let list = lines(&world.path("a.npy.paths.jsonl"));
     let paths: Vec<&str> = list.iter().map(|row| row["path"].as_str().unwrap()).collect();
     assert_eq!(paths, names);
     assert!(list[0]["label"] == "cat" && list[23]["label"] == "dog", "{list:?}");
@@ -155,8 +155,8 @@ fn embed_writes_every_format_as_the_library_computes_it() {
 #[test]
 fn embed_opens_every_kind_of_model() {
     let world = world();
-    for (name, width) in
-        [("named", 16), ("backbone", 64), ("words", 16), ("mim", 16)].map(|(n, w)| (format!("{n}.safetensors"), w))
+    for (name, width) in [("named", 16), ("backbone", 64), ("words", 16), ("mim", 16)]
+        .map(|(n, w)| (format!("{n}.safetensors"), w))
     {
         for (features_name, kind) in [("cls", FeatureKind::Cls), ("concat", FeatureKind::Concat)] {
             let out = format!("{name}.{features_name}.npy");
@@ -174,8 +174,7 @@ fn embed_opens_every_kind_of_model() {
 
     // What a classifier's head sees is what `mean` gives.
     let path = world.path("named.safetensors").display().to_string();
-    let model =
-        Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
+    let model = Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
     let mean = features(&world, "named.safetensors", EmbedOptions::default(), FeatureKind::Mean);
     let mean = burn::tensor::TensorData::new(mean, [24, 16]);
     let mean = burn::tensor::Tensor::<Flex, 2>::from_data(mean, &Default::default());
@@ -214,10 +213,15 @@ fn encode_gives_the_ids_of_the_library() {
     encode("ids.jsonl", &[]).works();
     let rows = lines(&world.path("ids.jsonl"));
     assert_eq!((rows.len(), rows[5]["path"].as_str()), (24, Some(names[5].as_str())));
-    let grid: Vec<u64> = rows[5]["ids"].as_array().unwrap().iter().flat_map(|row| {
-        assert_eq!(row.as_array().unwrap().len(), 4);
-        row.as_array().unwrap().iter().map(|id| id.as_u64().unwrap())
-    }).collect();
+    let grid: Vec<u64> = rows[5]["ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| {
+            assert_eq!(row.as_array().unwrap().len(), 4);
+            row.as_array().unwrap().iter().map(|id| id.as_u64().unwrap())
+        })
+        .collect();
     assert_eq!(grid, wanted[5 * 16..6 * 16].iter().map(|id| u64::from(*id)).collect::<Vec<_>>());
 
     encode("ids.parquet", &[]).works();
@@ -235,8 +239,7 @@ fn encode_gives_the_ids_of_the_library() {
 fn predictions_in_every_form() {
     let world = world();
     let path = world.path("named.safetensors").display().to_string();
-    let model =
-        Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
+    let model = Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
     let best = model.top_k(&labelled(&world).1, 2).unwrap();
     let predict = |more: &[&str]| world.beit2(&[&["predict", "labelled", "--quiet"], more].concat());
     let named = ["--weights", "named.safetensors", "--top", "2"];
@@ -278,6 +281,24 @@ fn predictions_in_every_form() {
     predict(&[&nameless[..], &["--names", "gone.txt"]].concat()).fails(1, &["gone.txt"]);
 }
 
+/// The configuration that Hugging Face keeps beside a file names the classes.
+#[test]
+fn names_from_the_configuration_beside_the_weights() {
+    let world = world();
+    fs::create_dir(world.path("hub")).unwrap();
+    models::bare_classifier(&world.path("hub/model.safetensors"), 2);
+    let named = |labels: &str| {
+        fs::write(world.path("hub/config.json"), format!("{{\"id2label\": {labels}}}")).unwrap();
+        let line = ["predict", "labelled/cat/00.ppm", "--weights", "hub/model.safetensors"];
+        world.beit2(&line).works().out.clone()
+    };
+    let text = named("{\"1\": \"yak\", \"0\": \"emu\"}");
+    assert!(text.contains(" % yak") && text.contains(" % emu"), "{text}");
+    for labels in ["{\"0\": \"emu\"}", "{\"0\": \"LABEL_0\", \"1\": \"LABEL_1\"}", "7"] {
+        assert!(named(labels).contains(" % class 1"), "{labels}");
+    }
+}
+
 #[test]
 fn unreadable_pictures_are_named() {
     let world = world();
@@ -300,7 +321,7 @@ fn unreadable_pictures_are_named() {
     let object: Value = serde_json::from_str(&ended.works().out).unwrap();
     assert_eq!((object["rows"].as_u64(), object["skipped"].as_array().unwrap().len()), (Some(22), 2));
     assert!(npy(&world.path("a.npy")).0.contains("(22, 16)"));
-    let list = lines(&world.path("a.paths.jsonl"));
+    let list = lines(&world.path("a.npy.paths.jsonl"));
     assert!(list.len() == 22 && list.iter().all(|row| row["path"] != "labelled/cat/04.ppm"));
 }
 
@@ -312,7 +333,8 @@ fn bad_input_is_told_before_work_starts() {
     let before = fs::read(world.path("a.npy")).unwrap();
     embed(&world, "mim.safetensors", "a.npy", &["--force", "--layer", "1"]).works();
     assert_ne!(fs::read(world.path("a.npy")).unwrap(), before);
-    embed(&world, "mim.safetensors", "a.txt", &[]).fails(2, &["a.txt must end in .npy, .parquet, .safetensors"]);
+    embed(&world, "mim.safetensors", "a.txt", &[])
+        .fails(2, &["a.txt must end in .npy, .parquet, .safetensors"]);
     embed(&world, "mim.safetensors", "gone/a.npy", &[]).fails(2, &["the folder gone does not exist"]);
     embed(&world, "gone.safetensors", "b.npy", &[]).fails(1, &["gone.safetensors"]);
     embed(&world, "mim.safetensors", "b.npy", &["--layer", "3"]).fails(2, &["layer 3", "blocks 1 to 2"]);
@@ -376,7 +398,7 @@ fn an_interrupted_export_continues_to_the_same_bytes() {
     other.fails(2, &["another `layer`", "--force"]);
     let ended = world.beit2(&args("cut.npy"));
     assert!(ended.works().err.contains("continues at picture"), "{}", ended.err);
-    for name in ["npy", "paths.jsonl"] {
+    for name in ["npy", "npy.paths.jsonl"] {
         let read = |stem: &str| fs::read(world.path(&format!("{stem}.{name}"))).unwrap();
         assert!(read("whole") == read("cut"), "{name} differs");
     }

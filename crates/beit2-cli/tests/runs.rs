@@ -235,7 +235,9 @@ fn pretraining_and_probes_follow_a_tokenizer() {
     let teacher = ["knn", "--weights", "teacher.safetensors", "--image-size", "32", "--k", "1"];
     let ended = world.beit2(&[&teacher[..], &["--teacher", "dino"], &on[..]].concat());
     assert!(ended.works().out.contains("100.0 %") && ended.out.contains("16 values"), "{}", ended.out);
-    world.beit2(&[&teacher[..], &on[..]].concat()).fails(2, &["teacher.safetensors", "name its family", "--teacher"]);
+    world
+        .beit2(&[&teacher[..], &on[..]].concat())
+        .fails(2, &["teacher.safetensors", "name its family", "--teacher"]);
     let dino = |more: [&'static str; 2]| {
         world.beit2(
             &[&["knn", "--weights", "teacher.safetensors", "--teacher", "dino"], &more[..], &on[..]].concat(),

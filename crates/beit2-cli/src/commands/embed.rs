@@ -26,12 +26,10 @@ const F16_MAX: f32 = 65504.0;
 
 /// Flags of `embed`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  beit2 embed pictures --weights runs/mim -o features.npy\n  \
+#[command(after_help = "Examples:\n  beit2 embed pictures --weights runs/mim -o features.npy\n  \
     beit2 embed 'shard-{000..099}.tar' --weights beitv2_base_patch16_224_pt1k_ft21k.pth -o features.parquet --device cuda\n  \
     beit2 embed pictures --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
-    The same command continues after an interruption; the file is the same to the byte."
-)]
+    The same command continues after an interruption; the file is the same to the byte.")]
 pub struct Args {
     /// Pictures: a folder, tar shards, one picture, or bundled:train
     #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]

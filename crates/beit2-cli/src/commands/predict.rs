@@ -146,59 +146,62 @@ impl Job for Predicting<'_> {
         }
         if model.config.class_names.is_empty() {
             let imagenet = if classes == IMAGENET_CLASSES { " (see --help for ImageNet's)" } else { "" };
-            progress.note(&format!("{} does not name its classes; --names FILE does{imagenet}", args.weights));
+            progress
+                .note(&format!("{} does not name its classes; --names FILE does{imagenet}", args.weights));
         }
         let view = EvalConfig { crop_pct: args.crop_pct, ..model.view() };
         view.validate().map_err(Error::from)?;
         let top = classes.min(args.top as usize);
-        let mut batches = Batches { source, view, args, signals, progress, unreadable: Vec::new() };
         let rank = |views: &[Image]| -> Result<Vec<Vec<Prediction>>, Error> {
             Ok(model.rank(model.logits(pixels::stacked(views, device)?), top))
         };
+        let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
         let finished = match (&args.csv, args.talk.json) {
             (Some(path), _) => {
-                let mut finished = Ok(false);
-                write_atomic(path, |writer| {
-                    finished = batches.to_csv(writer, top, rank);
-                    match &finished {
-                        Ok(true) => Ok(()),
-                        // The file must not appear; the reason itself is told below.
-                        _ => Err(std::io::Error::other("not finished")),
-                    }
-                })
-                .or_else(|error| if matches!(finished, Ok(true)) { Err(error) } else { Ok(()) })?;
-                finished?
+                let mut walked = Ok(false);
+                let written = write_atomic(path, |writer| {
+                    walked = walk.csv(path, writer, top);
+                    // An unfinished table must not take the name; why it is unfinished is told below.
+                    if matches!(walked, Ok(true)) { Ok(()) } else { Err(std::io::Error::other("unfinished")) }
+                });
+                let finished = walked?;
+                if finished {
+                    written?;
+                }
+                finished
             }
-            (None, true) => batches.to_json(rank)?,
-            (None, false) => batches.to_lines(rank)?,
+            (None, true) => walk.json()?,
+            (None, false) => walk.lines()?,
         };
-        Ok(finished.then_some(batches.unreadable))
+        Ok(finished.then_some(walk.unreadable))
     }
 }
 
-/// Walks through the pictures, a batch at a time.
-struct Batches<'a> {
+/// Views `[B]` → the best classes of each.
+type Rank<'a> = dyn Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error> + 'a;
+
+/// Walks through the pictures, a batch at a time, and writes what it finds. The methods give false when a signal came.
+struct Walk<'a> {
     source: Arc<dyn Source>,
     view: EvalConfig,
     args: &'a Args,
     signals: &'a Signals,
     progress: &'a mut Progress,
+    rank: &'a Rank<'a>,
     unreadable: Vec<(String, String)>,
 }
 
-impl Batches<'_> {
-    /// Calls `each` with every readable picture's name and classes; false when a signal came.
-    fn walk(
+impl Walk<'_> {
+    /// Calls `each` with every readable picture's name and classes.
+    fn pictures(
         &mut self,
-        rank: impl Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error>,
         mut each: impl FnMut(&str, &[Prediction]) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
         let config =
             SequenceConfig { workers: self.args.workers, ahead: 2 * batch, ..SequenceConfig::default() };
-        let mut pictures =
-            Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
-                .map_err(Error::from)?;
+        let mut pictures = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
+            .map_err(Error::from)?;
         let mut done = 0;
         while done < total {
             let (mut views, mut names) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
@@ -217,7 +220,7 @@ impl Batches<'_> {
                 }
             }
             if !views.is_empty() {
-                for (name, best) in names.iter().zip(rank(&views)?) {
+                for (name, best) in names.iter().zip((self.rank)(&views)?) {
                     each(name, &best)?;
                 }
             }
@@ -230,11 +233,8 @@ impl Batches<'_> {
         Ok(true)
     }
 
-    fn to_lines(
-        &mut self,
-        rank: impl Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error>,
-    ) -> anyhow::Result<bool> {
-        self.walk(rank, |name, best| {
+    fn lines(&mut self) -> anyhow::Result<bool> {
+        self.pictures(|name, best| {
             let guesses: Vec<String> = best
                 .iter()
                 .map(|one| {
@@ -247,13 +247,10 @@ impl Batches<'_> {
     }
 
     /// One object, streamed: a million pictures need not be in memory.
-    fn to_json(
-        &mut self,
-        rank: impl Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error>,
-    ) -> anyhow::Result<bool> {
+    fn json(&mut self) -> anyhow::Result<bool> {
         output::result(&format!("{{\"weights\": {}, \"pictures\": [", json!(self.args.weights)))?;
         let mut first = true;
-        let finished = self.walk(rank, |name, best| {
+        let finished = self.pictures(|name, best| {
             let comma = if std::mem::take(&mut first) { "" } else { "," };
             output::result(&format!("{comma}{}", json!({ "path": name, "predictions": best })))
         })?;
@@ -265,20 +262,16 @@ impl Batches<'_> {
         Ok(finished)
     }
 
-    fn to_csv(
-        &mut self,
-        writer: &mut BufWriter<File>,
-        top: usize,
-        rank: impl Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error>,
-    ) -> anyhow::Result<bool> {
+    fn csv(&mut self, path: &Path, writer: &mut BufWriter<File>, top: usize) -> anyhow::Result<bool> {
+        let failed = |error| FileError::new("write", path, error);
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
-        writeln!(writer, "path{}", columns.collect::<String>())?;
-        self.walk(rank, |name, best| {
+        writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
+        self.pictures(|name, best| {
             let guesses = best.iter().map(|one| {
                 let class = quoted(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", quoted(name), guesses.collect::<String>())?)
+            Ok(writeln!(writer, "{}{}", quoted(name), guesses.collect::<String>()).map_err(failed)?)
         })
     }
 }

@@ -222,7 +222,10 @@ mod tests {
             assert_eq!(header.len() % 64, 0);
             assert_eq!(u16::from_le_bytes([header[8], header[9]]) as usize, header.len() - 10);
             let text = String::from_utf8(header[10..].to_vec()).unwrap();
-            assert!(text.contains(&format!("'<u2', 'fortran_order': False, 'shape': {expected}, }}")), "{text}");
+            assert!(
+                text.contains(&format!("'<u2', 'fortran_order': False, 'shape': {expected}, }}")),
+                "{text}"
+            );
             assert!(text.ends_with('\n'));
         }
     }

@@ -94,12 +94,14 @@ impl<'a> Destination<'a> {
 
     /// The list of paths beside files that hold numbers only.
     pub fn list(&self) -> Option<PathBuf> {
-        self.format.needs_list().then(|| self.args.out.with_extension("paths.jsonl"))
+        self.format.needs_list().then(|| self.beside("paths.jsonl"))
     }
 
-    fn partial(&self) -> PathBuf {
+    /// `OUT.ending`. The whole name stays in front: `a.npy` and `a.safetensors` must not share a list.
+    fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.args.out.clone().into_os_string();
-        name.push(".partial");
+        name.push(".");
+        name.push(ending);
         name.into()
     }
 }
@@ -152,7 +154,7 @@ impl Export<'_> {
             manifest[name] = Value::String(value);
         }
         let total = source.len();
-        let mut partial = Partial::open(&to.partial(), &manifest, &layout, batch, total, args.force)?;
+        let mut partial = Partial::open(&to.beside("partial"), &manifest, &layout, batch, total, args.force)?;
         if partial.samples() > 0 && partial.samples() < total {
             progress.note(&format!(
                 "continues at picture {} of {}",

@@ -100,10 +100,9 @@ impl Partial {
             state = complete(lines, available, layout.row_bytes() as u64, batch, total);
         }
         let (samples, rows, samples_bytes) = state;
-        for (file, length) in [
-            (&mut rows_file, (rows * layout.row_bytes()) as u64),
-            (&mut samples_file, samples_bytes),
-        ] {
+        for (file, length) in
+            [(&mut rows_file, (rows * layout.row_bytes()) as u64), (&mut samples_file, samples_bytes)]
+        {
             let cut = file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length)));
             cut.map_err(|error| FileError::new("write", dir, error))?;
         }

@@ -72,6 +72,13 @@ pub fn backbone(path: &Path) {
     save(path, &filled(params::export(&model)), None);
 }
 
+/// A classifier in official names that says nothing about itself.
+pub fn bare_classifier(path: &Path, classes: usize) {
+    let config = VitConfig { width: 64, heads: 1, ..vit(RelPosKind::PerBlock) };
+    let model = VisionTransformer::<Flex>::new(&config, Pooling::Mean, classes, &Default::default());
+    save(path, &filled(params::export(&model)), None);
+}
+
 /// A masked image model.
 pub fn mim(path: &Path) {
     let vit = VitConfig { drop_path: 0.0, ..vit(RelPosKind::Shared) };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, config_error};
 use crate::train::Assets;
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
-use crate::weights::{StateFile, to_tensors};
+use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};
 use crate::{params, pixels};
 
 /// Sizes of a classifier. Defaults: BEiT v2 base as it is fine-tuned (a bias table in every block, mean pooling).
@@ -79,6 +79,13 @@ pub struct Classifier<B: Backend> {
     pub model: VisionTransformer<B>,
 }
 
+/// The names that a Hugging Face configuration gives, when there are as many as classes.
+fn names_beside(state: &StateFile, classes: usize) -> Vec<String> {
+    let text = state.metadata.get(HF_CLASS_NAMES).map_or("", String::as_str);
+    let names: Vec<String> = serde_json::from_str(text).unwrap_or_default();
+    if names.len() == classes { names } else { Vec::new() }
+}
+
 impl<B: Backend> Classifier<B> {
     /// Opens a run of `beit2 finetune`, or a classifier in official, timm or Hugging Face names.
     ///
@@ -109,6 +116,7 @@ impl<B: Backend> Classifier<B> {
                     Some(beit2_weights::inspect::Pooling::Cls) => Pooling::Cls,
                     _ => Pooling::Mean,
                 },
+                class_names: names_beside(&state, classes),
                 ..ClassifierConfig::default()
             },
         };

@@ -74,11 +74,11 @@ impl<B: Backend> Embedder<B> {
         }
         let stage = file.metadata.get("beit2.stage").map_or("", String::as_str);
         let tokenizer = stage == "tokenizer" || file.tensors.keys().any(|name| name.starts_with("quantize."));
-        if tokenizer || stage == "distill" {
-            if options.layer.is_some() {
-                let kind = if tokenizer { "tokenizer" } else { "distilled teacher" };
-                return config_error(format!("{spec} holds a {kind}, whose features come after its last layer; leave the layer out"));
-            }
+        if options.layer.is_some() && (tokenizer || stage == "distill") {
+            let kind = if tokenizer { "tokenizer" } else { "distilled teacher" };
+            return config_error(format!(
+                "{spec} holds a {kind}, whose features come after its last layer; leave the layer out"
+            ));
         }
         let (net, trained_px, layer) = if tokenizer {
             let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
@@ -126,9 +126,7 @@ fn written<T: DeserializeOwned>(file: &WeightFile, spec: &str) -> Result<Option<
     match file.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
         None => Ok(None),
         Some(Ok(config)) => Ok(Some(config)),
-        Some(Err(error)) => {
-            config_error(format!("the configuration inside {spec} cannot be read: {error}"))
-        }
+        Some(Err(error)) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
     }
 }
 
@@ -200,7 +198,11 @@ fn open_teacher<B: Backend>(
         (_, None) => -1,
         (TeacherKind::Dinov2, Some(layer)) if layer > 0 => layer as i64 - 1,
         (TeacherKind::Dinov2, _) => return config_error("layer 0 does not exist; blocks are counted from 1"),
-        _ => return config_error("a layer can be chosen of pretrained models, classifiers and DINOv2 teachers"),
+        _ => {
+            return config_error(
+                "a layer can be chosen of pretrained models, classifiers and DINOv2 teachers",
+            );
+        }
     };
     let config = TeacherConfig { kind, layer, ..TeacherConfig::default() };
     let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;

@@ -87,7 +87,8 @@ impl<B: Backend> Featurizer<B> {
                 let pooled = kind.pool(tokens);
                 let vectors = pooled.dims()[1] / width; // 2 of `Concat`, each normalised by itself
                 let pooled = pooled.reshape([batch * vectors, width]);
-                let normed = model.fc_norm.as_ref().map(|norm| norm.forward(pooled.clone())).unwrap_or(pooled);
+                let normed =
+                    model.fc_norm.as_ref().map(|norm| norm.forward(pooled.clone())).unwrap_or(pooled);
                 normed.reshape([batch, vectors * width])
             }
             _ => kind.pool(self.tokens(images)),
