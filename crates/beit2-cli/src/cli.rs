@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::commands::{doctor, embed, encode, evaluate, predict, recipes, report, teacher};
+use crate::commands::weights::Weights;
+use crate::commands::{doctor, embed, encode, eval, evaluate, predict, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
 use crate::quickstart;
@@ -38,9 +39,13 @@ pub enum Command {
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
     Pretrain(Pretrain),
+    /// Fine-tune a classifier from pretrained weights
+    Finetune(Finetune),
     /// Make a small teacher from a large one
     #[command(subcommand)]
     Teacher(Teacher),
+    /// Accuracy of a classifier, with its confusions
+    Eval(eval::Args),
     /// Accuracy of a linear classifier on frozen features
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
@@ -49,6 +54,9 @@ pub enum Command {
     Predict(predict::Args),
     /// Features of many pictures in one file
     Embed(embed::Args),
+    /// Look into weight files, check, convert and download them
+    #[command(subcommand)]
+    Weights(Weights),
     /// Rebuild report.html of a run from its metrics
     Report(report::Args),
     /// List the recipes in this program, or show one
@@ -93,6 +101,21 @@ pub struct Pretrain {
     /// Tokenizer that gives the targets: its run directory, a checkpoint folder or a weight file
     #[arg(long, value_name = "RUN|FILE")]
     pub tokenizer: Option<String>,
+}
+
+/// `finetune`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
+    beit2 finetune --data pictures/train --val pictures/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
+    --set schedule.epochs=30 --set schedule.batch_size=64 --set accumulate=8")]
+pub struct Finetune {
+    #[command(flatten)]
+    pub experiment: Experiment,
+
+    /// Weights to start from: a run, a weight file in official, timm or Hugging Face names, or `scratch`
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init: Option<String>,
 }
 
 /// What every training command takes.

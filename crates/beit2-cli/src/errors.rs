@@ -18,6 +18,7 @@ use beit2::Error;
 use beit2_data::LoaderError;
 use beit2_run::{RecipeError, RunError};
 
+use crate::output::printable;
 use crate::signals::Signals;
 
 /// How a command ended that did not fail.
@@ -99,7 +100,7 @@ fn said(error: &anyhow::Error) -> u8 {
 
 fn complain(sentence: &str) {
     // Nobody is left to be told when stderr is closed.
-    let _ = writeln!(std::io::stderr(), "error: {}", sentence.replace('\n', " "));
+    let _ = writeln!(std::io::stderr(), "error: {}", printable(&sentence.replace('\n', " ")));
 }
 
 /// 2 when the command or the recipe is wrong, 1 when something else is.

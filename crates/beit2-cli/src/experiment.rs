@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use beit2::finetune::SCRATCH;
 use beit2::train::{Assets, Env, Outcome, Plan};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
@@ -41,13 +42,18 @@ pub fn run<S: Stage>(
     let found = recipes::find(named)?;
     let mut overrides = flags.overrides();
     overrides.extend(extra);
-    let settings: S = recipes::resolve(&found, &overrides)?;
+    let mut settings: S = recipes::resolve(&found, &overrides)?;
+    let assets = Openable::default();
+    // What is missing is said by the check below, which also names the flags.
+    let named = [settings.data().train.as_str(), settings.weights().1].iter().all(|spec| !spec.is_empty());
+    if named {
+        settings.resolve(&assets)?;
+    }
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
 
     if flags.dry_run {
         output::result(&recipe::to_toml(&settings)?)?;
     }
-    let assets = Openable::default();
     let inputs = Inputs::check(&settings, &assets)?;
     if flags.dry_run {
         output::note(&format!("ready  {}; nothing was started", inputs.budget(&settings)));
@@ -106,7 +112,6 @@ pub struct Inputs {
 impl Inputs {
     /// Opens everything that the recipe names, without computing.
     pub fn check<S: Stage>(settings: &S, assets: &Openable) -> anyhow::Result<Self> {
-        settings.check()?;
         let data = settings.data();
         if data.train.is_empty() {
             return usage("no training pictures are named; use --data DIR, or set data.train in the recipe");
@@ -115,13 +120,16 @@ impl Inputs {
         if weights.is_empty() {
             return usage(format!("{key} is empty; use --set {key}=FILE{}", by_flag(key)));
         }
+        settings.check()?;
         let train = assets.source(&data.train)?;
         let plan = Plan::new(settings.schedule(), settings.optimizer(), train.len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
         if !data.val.is_empty() {
             fingerprints.push(("val", assets.source(&data.val)?.fingerprint()));
         }
-        fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
+        if weights != SCRATCH {
+            fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
+        }
         let (pictures, classes) = (train.len(), train.classes().len());
         Ok(Self { pictures, classes, steps: plan.total_steps, fingerprints })
     }
@@ -135,7 +143,11 @@ impl Inputs {
 }
 
 fn by_flag(key: &str) -> &'static str {
-    if key == "tokenizer.weights" { " or --tokenizer RUN" } else { "" }
+    match key {
+        "tokenizer.weights" => " or --tokenizer RUN",
+        "init.weights" => " or --init RUN (--init scratch starts from random numbers)",
+        _ => "",
+    }
 }
 
 /// The resolved run: every setting, then what identifies the inputs, then where and how it ran (which may
@@ -171,6 +183,7 @@ fn header<S: Stage>(
 ) -> anyhow::Result<String> {
     let classes = match inputs.classes {
         0 => String::new(),
+        n if S::USES_CLASSES => format!(", {n} classes"),
         n => format!(", {n} classes (not used)"),
     };
     let mut rows = vec![

@@ -9,6 +9,7 @@ mod assets;
 mod cli;
 mod commands;
 mod device;
+mod download;
 mod errors;
 mod experiment;
 mod export;

@@ -51,6 +51,25 @@ pub fn table(columns: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Rows of texts with every column but the last as wide as its widest cell.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..count).map(|at| width(at).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A text from a file, with control characters spelled out: names in weight files can be anything.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +79,7 @@ mod tests {
         assert_eq!(pairs(&[("a", "1"), ("long", "2")]), "a     1\nlong  2\n");
         let text = table(&["model", "k-NN"], &[vec!["pixels".into(), "34.0 %".into()], vec!["x".into()]]);
         assert_eq!(text, "model     k-NN\npixels  34.0 %\nx\n");
+        let rows = [vec!["a".into(), "b".into()], vec!["long".into(), printable("x\n\u{1b}")]];
+        assert_eq!(columns(&rows), "a     b\nlong  x\\n\\u{1b}\n");
     }
 }

@@ -83,6 +83,7 @@ pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beit2::finetune::FinetuneRecipe;
     use beit2::pretrain::PretrainRecipe;
     use beit2::tokenizer::TokenizerRecipe;
     use beit2::tokenizer::teachers::DistillRecipe;
@@ -95,6 +96,10 @@ mod tests {
             let checked = match stage.as_str() {
                 TokenizerRecipe::NAME => resolve::<TokenizerRecipe>(&recipe, &[]).map(|r| r.validate()),
                 PretrainRecipe::NAME => resolve::<PretrainRecipe>(&recipe, &[]).map(|r| r.validate()),
+                FinetuneRecipe::NAME => {
+                    let any = [("init.weights".to_owned(), "scratch".to_owned())];
+                    resolve::<FinetuneRecipe>(&recipe, &any).map(|r| r.validate())
+                }
                 DistillRecipe::NAME => resolve::<DistillRecipe>(&recipe, &[]).map(|r| r.model.validate()),
                 _ => panic!("{} does not say its stage", recipe.name),
             };

@@ -1,10 +1,11 @@
 //! What the training commands have in common, so that there is one command and three recipes.
 
 use beit2::Error;
+use beit2::finetune::{self, FinetuneRecipe};
 use beit2::pretrain::{self, PretrainRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
-use beit2::train::{DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
+use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
 use beit2_kernels::AutodiffBackend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +18,12 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     const COMMAND: &'static str;
     /// The recipe when none is named.
     const DEFAULT_RECIPE: &'static str;
+
+    /// Whether the pictures' classes matter.
+    const USES_CLASSES: bool;
+
+    /// Fills in what other files decide.
+    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error>;
 
     /// Finds contradictions.
     fn check(&self) -> Result<(), Error>;
@@ -47,6 +54,7 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
     [
         (TokenizerRecipe::NAME, TokenizerRecipe::COMMAND),
         (PretrainRecipe::NAME, PretrainRecipe::COMMAND),
+        (FinetuneRecipe::NAME, FinetuneRecipe::COMMAND),
         (DistillRecipe::NAME, DistillRecipe::COMMAND),
     ]
     .into_iter()
@@ -54,108 +62,62 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
     .map(|(_, command)| command)
 }
 
-impl Stage for TokenizerRecipe {
-    const NAME: &'static str = "tokenizer";
-    const COMMAND: &'static str = "tokenizer train";
-    const DEFAULT_RECIPE: &'static str = "vqkd_base_clip_100e";
+/// A recipe type whose tables have the usual names. `weights` is where its starting weights are named.
+macro_rules! stage {
+    ($recipe:ty, $name:literal, $command:literal, $default:literal, $classes:literal, $resolve:expr,
+     weights $table:ident, train $train:path) => {
+        impl Stage for $recipe {
+            const NAME: &'static str = $name;
+            const COMMAND: &'static str = $command;
+            const DEFAULT_RECIPE: &'static str = $default;
+            const USES_CLASSES: bool = $classes;
 
-    fn check(&self) -> Result<(), Error> {
-        self.validate()
-    }
+            fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+                $resolve(self, assets)
+            }
 
-    fn data(&self) -> &DataConfig {
-        &self.data
-    }
+            fn check(&self) -> Result<(), Error> {
+                self.validate()
+            }
 
-    fn schedule(&self) -> &ScheduleConfig {
-        &self.schedule
-    }
+            fn data(&self) -> &DataConfig {
+                &self.data
+            }
 
-    fn optimizer(&self) -> &OptimizerConfig {
-        &self.optimizer
-    }
+            fn schedule(&self) -> &ScheduleConfig {
+                &self.schedule
+            }
 
-    fn weights(&self) -> (&'static str, &str) {
-        ("teacher.weights", &self.teacher.weights)
-    }
+            fn optimizer(&self) -> &OptimizerConfig {
+                &self.optimizer
+            }
 
-    fn train<B: AutodiffBackend>(
-        &self,
-        run_toml: &str,
-        env: Env<'_>,
-        device: &B::Device,
-    ) -> Result<Outcome, Error> {
-        tokenizer::train::<B>(self, run_toml, env, device)
-    }
+            fn weights(&self) -> (&'static str, &str) {
+                (concat!(stringify!($table), ".weights"), &self.$table.weights)
+            }
+
+            fn train<B: AutodiffBackend>(
+                &self,
+                run_toml: &str,
+                env: Env<'_>,
+                device: &B::Device,
+            ) -> Result<Outcome, Error> {
+                $train(self, run_toml, env, device)
+            }
+        }
+    };
 }
 
-impl Stage for PretrainRecipe {
-    const NAME: &'static str = "pretrain";
-    const COMMAND: &'static str = "pretrain";
-    const DEFAULT_RECIPE: &'static str = "mim_base_1600e";
-
-    fn check(&self) -> Result<(), Error> {
-        self.validate()
-    }
-
-    fn data(&self) -> &DataConfig {
-        &self.data
-    }
-
-    fn schedule(&self) -> &ScheduleConfig {
-        &self.schedule
-    }
-
-    fn optimizer(&self) -> &OptimizerConfig {
-        &self.optimizer
-    }
-
-    fn weights(&self) -> (&'static str, &str) {
-        ("tokenizer.weights", &self.tokenizer.weights)
-    }
-
-    fn train<B: AutodiffBackend>(
-        &self,
-        run_toml: &str,
-        env: Env<'_>,
-        device: &B::Device,
-    ) -> Result<Outcome, Error> {
-        pretrain::train::<B>(self, run_toml, env, device)
-    }
+fn complete<S>(_: &mut S, _: &dyn Assets) -> Result<(), Error> {
+    Ok(())
 }
 
-impl Stage for DistillRecipe {
-    const NAME: &'static str = "distill";
-    const COMMAND: &'static str = "teacher distill";
-    // There is no paper behind this stage; a recipe must be named.
-    const DEFAULT_RECIPE: &'static str = "";
-
-    fn check(&self) -> Result<(), Error> {
-        self.validate()
-    }
-
-    fn data(&self) -> &DataConfig {
-        &self.data
-    }
-
-    fn schedule(&self) -> &ScheduleConfig {
-        &self.schedule
-    }
-
-    fn optimizer(&self) -> &OptimizerConfig {
-        &self.optimizer
-    }
-
-    fn weights(&self) -> (&'static str, &str) {
-        ("teacher.weights", &self.teacher.weights)
-    }
-
-    fn train<B: AutodiffBackend>(
-        &self,
-        run_toml: &str,
-        env: Env<'_>,
-        device: &B::Device,
-    ) -> Result<Outcome, Error> {
-        distill::<B>(self, run_toml, env, device)
-    }
-}
+stage!(TokenizerRecipe, "tokenizer", "tokenizer train", "vqkd_base_clip_100e", false, complete,
+    weights teacher, train tokenizer::train::<B>);
+stage!(PretrainRecipe, "pretrain", "pretrain", "mim_base_1600e", false, complete,
+    weights tokenizer, train pretrain::train::<B>);
+stage!(FinetuneRecipe, "finetune", "finetune", "finetune_base_1600e", true, FinetuneRecipe::resolve,
+    weights init, train finetune::train::<B>);
+// There is no paper behind this stage; a recipe must be named.
+stage!(DistillRecipe, "distill", "teacher distill", "", false, complete,
+    weights teacher, train distill::<B>);

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/models.rs"]
-mod models;
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -31,11 +31,11 @@ fn world() -> World {
         fs::create_dir_all(&class).unwrap();
         fs::write(class.join(format!("{at:02}.ppm")), picture(at, 40 + at)).unwrap();
     }
-    models::classifier(&world.path("named.safetensors"), &["ant", "bee", "cow"], 3);
-    models::classifier(&world.path("nameless.safetensors"), &[], 7);
-    models::backbone(&world.path("backbone.safetensors"));
-    models::mim(&world.path("mim.safetensors"));
-    models::tokenizer(&world.path("words.safetensors"));
+    tiny::classifier(&world.path("named.safetensors"), &["ant", "bee", "cow"], 3);
+    tiny::classifier(&world.path("nameless.safetensors"), &[], 7);
+    tiny::backbone(&world.path("backbone.safetensors"));
+    tiny::mim(&world.path("mim.safetensors"));
+    tiny::tokenizer(&world.path("words.safetensors"));
     world
 }
 
@@ -286,7 +286,7 @@ fn predictions_in_every_form() {
 fn names_from_the_configuration_beside_the_weights() {
     let world = world();
     fs::create_dir(world.path("hub")).unwrap();
-    models::bare_classifier(&world.path("hub/model.safetensors"), 2);
+    tiny::bare_classifier(&world.path("hub/model.safetensors"), 2);
     let named = |labels: &str| {
         fs::write(world.path("hub/config.json"), format!("{{\"id2label\": {labels}}}")).unwrap();
         let line = ["predict", "labelled/cat/00.ppm", "--weights", "hub/model.safetensors"];

@@ -38,7 +38,8 @@ pub enum TrainCrop {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
-    /// Side of the result in pixels. Default 224.
+    /// Side of the result in pixels. Default 224. Not read from recipes: there the model says it.
+    #[serde(skip)]
     pub input_size: u32,
     /// How the crop is taken. Default [`TrainCrop::Auto`].
     pub crop: TrainCrop,
@@ -316,8 +317,8 @@ mod tests {
         assert!(FinetuneConfig { hflip: 2.0, ..config }.validate().is_err());
         assert!(FinetuneConfig { input_size: 0, ..config }.validate().is_err());
         let parsed: FinetuneConfig =
-            toml::from_str("input_size = 32\ncrop = 'resized'\n[rand_augment]\nmagnitude = 5.0").unwrap();
-        assert_eq!((parsed.rand_augment.magnitude, parsed.is_padded()), (5.0, false));
+            toml::from_str("crop = 'resized'\n[rand_augment]\nmagnitude = 5.0").unwrap();
+        assert_eq!((parsed.rand_augment.magnitude, parsed.is_padded(), parsed.input_size), (5.0, false, 224));
         assert!(toml::from_str::<FinetuneConfig>("aa = 'rand'").is_err());
     }
 }

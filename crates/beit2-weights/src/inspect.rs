@@ -121,10 +121,10 @@ pub fn inspect<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, 
     facts(&account, &shapes)
 }
 
-/// Shapes by canonical name.
-type Shapes = IndexMap<String, (DType, Vec<usize>)>;
+/// Types and shapes by canonical name.
+pub(crate) type Shapes = IndexMap<String, (DType, Vec<usize>)>;
 
-fn canonical_shapes<T: TensorSource>(
+pub(crate) fn canonical_shapes<T: TensorSource>(
     tensors: &IndexMap<String, T>,
     account: &Account,
 ) -> Result<Shapes, LayoutError> {
@@ -221,7 +221,8 @@ impl Trunk<'_> {
     }
 }
 
-fn facts(account: &Account, shapes: &Shapes) -> Result<Facts, LayoutError> {
+/// The facts that canonical names and shapes tell.
+pub(crate) fn facts(account: &Account, shapes: &Shapes) -> Result<Facts, LayoutError> {
     let kind = account.layout.kind;
     let trunk = Trunk {
         shapes,

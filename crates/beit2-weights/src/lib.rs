@@ -32,6 +32,7 @@ pub mod resize;
 mod source;
 mod tensor;
 mod torch;
+pub mod verify;
 mod view;
 mod write;
 mod zip;

@@ -3,13 +3,16 @@
 pub mod doctor;
 pub mod embed;
 pub mod encode;
+pub mod eval;
 pub mod evaluate;
 mod frozen;
 pub mod predict;
 pub mod recipes;
 pub mod report;
 pub mod teacher;
+pub mod weights;
 
+use beit2::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::tokenizer::teachers::DistillRecipe;
@@ -31,14 +34,20 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
             let tokenizer = args.tokenizer.map(|weights| ("tokenizer.weights".to_owned(), weights));
             experiment::run::<PretrainRecipe>(&args.experiment, tokenizer.into_iter().collect(), signals)
         }
+        Command::Finetune(args) => {
+            let init = args.init.map(|weights| ("init.weights".to_owned(), weights));
+            experiment::run::<FinetuneRecipe>(&args.experiment, init.into_iter().collect(), signals)
+        }
         Command::Teacher(Teacher::Distill(args)) => {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
         }
         Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
+        Command::Weights(command) => weights::run(&command, signals),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
         Command::Predict(args) => predict::run(&args, signals),
         Command::Embed(args) => embed::run(&args, signals),
+        Command::Eval(args) => eval::run(&args, signals),
         Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),
         Command::Doctor(args) => doctor::run(&args),

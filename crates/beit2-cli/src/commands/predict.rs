@@ -64,7 +64,8 @@ pub struct Args {
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on]
+    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on
+    /// and up to 32 px]
     #[arg(long, value_name = "SHARE")]
     crop_pct: Option<f64>,
 
@@ -149,7 +150,8 @@ impl Job for Predicting<'_> {
             progress
                 .note(&format!("{} does not name its classes; --names FILE does{imagenet}", args.weights));
         }
-        let view = EvalConfig { crop_pct: args.crop_pct, ..model.view() };
+        let view = model.view();
+        let view = EvalConfig { crop_pct: args.crop_pct.or(view.crop_pct), ..view };
         view.validate().map_err(Error::from)?;
         let top = classes.min(args.top as usize);
         let rank = |views: &[Image]| -> Result<Vec<Vec<Prediction>>, Error> {

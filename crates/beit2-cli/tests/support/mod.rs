@@ -3,6 +3,9 @@
 #![allow(dead_code)] // each test file uses its part
 #![allow(clippy::unwrap_used)]
 
+pub mod http;
+pub mod models;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

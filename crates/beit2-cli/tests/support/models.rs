@@ -1,114 +1,43 @@
-//! Tiny weight files of every kind, made with the library.
+//! Classifiers made on the spot, in half precision: all sizes of a real one, values that differ.
 
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use beit2::classify::ClassifierConfig;
-use beit2::pretrain::{MimConfig, MimModel};
-use beit2::tokenizer::{TokenizerConfig, VqKd};
-use beit2::vit::{Pooling, RelPosKind, VisionTransformer, VitConfig};
-use beit2::{params, weights};
-use burn::backend::Flex;
-use burn::tensor::TensorData;
-use serde::Serialize;
+use beit2_weights::convert::{StateDict, convert};
+use beit2_weights::layout::Family;
+use beit2_weights::plan::Target;
+use beit2_weights::{DType, Tensor, write_safetensors};
 
-/// 32 px in patches of 8: a grid of 4; width 16, 2 blocks.
-pub fn vit(rel_pos_bias: RelPosKind) -> VitConfig {
-    let (image_size, patch_size, width, depth, heads) = (32, 8, 16, 2, 2);
-    VitConfig { image_size, patch_size, width, depth, heads, rel_pos_bias, ..VitConfig::default() }
+/// The published base model's sizes: 86.5 million parameters, 173 MB.
+pub fn base_classifier(path: &Path) {
+    write(path, &Target::base());
 }
 
-/// Values that differ for every tensor and place, with norms near one.
-fn filled(shapes: BTreeMap<String, TensorData>) -> weights::Tensors {
-    let fill = |(seed, (name, data)): (usize, (String, TensorData))| {
-        let one = if name.contains("norm") && name.ends_with("weight") { 1.0 } else { 0.0 };
-        let shape = data.shape.clone();
-        let value = |at: usize| one + 0.3 * (0.7 * at as f32 + 1.3 * seed as f32).sin();
-        (name, TensorData::new((0..shape.num_elements()).map(value).collect::<Vec<f32>>(), shape))
+/// The same in small.
+pub fn small_classifier(path: &Path) {
+    let target = Target::base();
+    write(path, &Target { grid: 4, width: 16, heads: 2, mlp_width: 64, depth: 2, classes: 5, ..target });
+}
+
+fn write(path: &Path, target: &Target) {
+    let mut state = 1u32;
+    let mut tensor = |shape: Vec<usize>| {
+        let values = 0..shape.iter().product::<usize>();
+        let bytes = values.flat_map(|_| {
+            // Numerical Recipes' generator; only that values differ matters.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Without the top bit of the exponent no half is infinite.
+            (((state >> 16) as u16) & 0xbfff).to_le_bytes()
+        });
+        Tensor::new(DType::F16, shape.clone(), bytes.collect()).unwrap()
     };
-    shapes.into_iter().enumerate().map(fill).collect()
-}
-
-fn save(path: &Path, tensors: &weights::Tensors, config: Option<(&str, &dyn erased::Json)>) {
-    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    if let Some((stage, config)) = config {
-        metadata.insert("beit2.stage".into(), stage.into());
-        metadata.insert("beit2.config".into(), config.json());
-    }
-    std::fs::write(path, weights::encode(tensors, &metadata).unwrap()).unwrap();
-}
-
-mod erased {
-    /// Anything that serde can write.
-    pub trait Json {
-        fn json(&self) -> String;
-    }
-    impl<T: super::Serialize> Json for T {
-        fn json(&self) -> String {
-            serde_json::to_string(self).unwrap()
-        }
-    }
-}
-
-/// A classifier with or without names of its own.
-pub fn classifier(path: &Path, names: &[&str], classes: usize) {
-    let config = ClassifierConfig {
-        vit: vit(RelPosKind::PerBlock),
-        pooling: Pooling::Mean,
-        classes,
-        class_names: names.iter().map(|name| (*name).to_owned()).collect(),
-    };
-    let model = VisionTransformer::<Flex>::new(&config.vit, Pooling::Mean, classes, &Default::default());
-    save(path, &filled(params::export(&model)), Some(("finetune", &config)));
-}
-
-/// A bare trunk in official names, which says nothing about itself. Width 64, as heads are counted by that.
-pub fn backbone(path: &Path) {
-    let config = VitConfig { width: 64, heads: 1, ..vit(RelPosKind::PerBlock) };
-    let model = VisionTransformer::<Flex>::new(&config, Pooling::Cls, 0, &Default::default());
-    save(path, &filled(params::export(&model)), None);
-}
-
-/// A classifier in official names that says nothing about itself.
-pub fn bare_classifier(path: &Path, classes: usize) {
-    let config = VitConfig { width: 64, heads: 1, ..vit(RelPosKind::PerBlock) };
-    let model = VisionTransformer::<Flex>::new(&config, Pooling::Mean, classes, &Default::default());
-    save(path, &filled(params::export(&model)), None);
-}
-
-/// A masked image model.
-pub fn mim(path: &Path) {
-    let vit = VitConfig { drop_path: 0.0, ..vit(RelPosKind::Shared) };
-    let config = MimConfig { vit, vocab: 16, early_layers: 1, head_layers: 1, ..MimConfig::default() };
-    let model = MimModel::<Flex>::zeros(&config, &Default::default()).unwrap();
-    save(path, &filled(params::export(&model)), Some(("pretrain", &config)));
-}
-
-/// A tokenizer of 16 codes.
-pub fn tokenizer(path: &Path) {
-    let config = TokenizerConfig {
-        image_size: 32,
-        patch_size: 8,
-        width: 16,
-        depth: 1,
-        heads: 2,
-        decoder_width: 16,
-        decoder_depth: 1,
-        decoder_heads: 2,
-        codes: 16,
-        code_dim: 4,
-        teacher_dim: 16,
-        ..TokenizerConfig::default()
-    };
-    let model = VqKd::<Flex>::zeros(&config, &Default::default()).unwrap();
-    let mut tensors = filled(params::export(&model));
-    for (name, data) in &mut tensors {
-        if name.ends_with("initted") {
-            *data = TensorData::new(vec![1f32; data.shape.num_elements()], data.shape.clone());
-        }
-    }
-    save(path, &tensors, Some(("tokenizer", &config)));
+    let tensors: StateDict =
+        target.tensors().into_iter().map(|(name, shape)| (name, tensor(shape))).collect();
+    // As the official code saves it, with index buffers.
+    let official = convert(tensors, None, Family::Official).unwrap().tensors;
+    let official = official.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_safetensors(path, official, &metadata).unwrap();
 }

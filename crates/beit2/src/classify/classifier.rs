@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, config_error};
+use crate::finetune::EvalTable;
 use crate::train::Assets;
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};
@@ -148,9 +149,9 @@ impl<B: Backend> Classifier<B> {
         self.model.forward(x, &DropPath::none())
     }
 
-    /// How it sees a picture: the shorter side resized, the centre cut out.
+    /// How it sees a picture, as evaluation does it: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
-        EvalConfig { size: self.config.vit.image_size as u32, ..EvalConfig::default() }
+        EvalTable::default().view(self.config.vit.image_size)
     }
 
     /// The `k` most probable classes of pictures of any size, best first; one list for each picture.

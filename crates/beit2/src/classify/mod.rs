@@ -3,6 +3,7 @@
 mod cache;
 mod classifier;
 mod embedder;
+mod evaluate;
 mod features;
 mod knn;
 mod linear_probe;
@@ -10,6 +11,7 @@ mod linear_probe;
 pub use cache::cached;
 pub use classifier::{Classifier, ClassifierConfig, OpenOptions, Prediction};
 pub use embedder::{EmbedOptions, Embedder};
+pub use evaluate::{ClassResult, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};

@@ -171,7 +171,7 @@ pub fn train<B: AutodiffBackend>(
         }
         if best || session.should_save(batch.last_in_epoch) {
             let tensors = weights::with_position_indices(params::export(&model));
-            session.save(&tensors, &optimizer.export(), &metadata, best)?;
+            session.save(&tensors, &optimizer.export(), None, &metadata, best)?;
         }
         if session.should_stop() {
             break;

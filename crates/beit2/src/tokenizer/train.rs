@@ -199,7 +199,7 @@ pub fn train<B: AutodiffBackend>(
         if best || session.should_save(batch.last_in_epoch) {
             let mut state: Tensors = optimizer.export();
             state.insert("epoch_bins".into(), epoch_bins.to_data());
-            session.save(&params::export(&model), &state, &metadata, best)?;
+            session.save(&params::export(&model), &state, None, &metadata, best)?;
         }
         if session.should_stop() {
             break;

@@ -26,6 +26,18 @@ pub struct Item {
     pub upscaled: bool,
 }
 
+/// A training picture of any stage.
+pub trait TrainingItem {
+    /// Whether its crop had fewer pixels than the view made of it.
+    fn is_upscaled(&self) -> bool;
+}
+
+impl TrainingItem for Item {
+    fn is_upscaled(&self) -> bool {
+        self.upscaled
+    }
+}
+
 /// Where a loader starts again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DataPosition {

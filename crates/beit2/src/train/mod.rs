@@ -12,7 +12,7 @@ mod session;
 
 pub(crate) use ahead::Ahead;
 pub use assets::{Assets, Files};
-pub use batches::{DataPosition, Item, evaluation_loader, to_device, training_loader};
+pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};

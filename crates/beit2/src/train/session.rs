@@ -15,7 +15,7 @@ use beit2_run::{Cut, Existing, JsonlSink, Keep, Metrics, RunDir, Sink, StopFlag,
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::batches::{DataPosition, Item};
+use super::batches::{DataPosition, TrainingItem};
 use super::events::{Event, Observer};
 use super::recipe::{LoggingConfig, Plan};
 use crate::error::Error;
@@ -82,6 +82,8 @@ pub struct Resumed {
     pub model: Tensors,
     /// `optimizer.safetensors`.
     pub optimizer: Tensors,
+    /// `model_ema.safetensors`, of runs that keep averages.
+    pub averages: Option<Tensors>,
 }
 
 /// Values of one step, still on the device.
@@ -91,6 +93,9 @@ pub struct StepReport<I: Backend> {
     /// Numbers that the host knows already.
     pub known: Vec<(&'static str, f64)>,
 }
+
+/// The averaged parameters of a checkpoint, a model like `model.safetensors`.
+const AVERAGES: &str = "model_ema.safetensors";
 
 /// A running stage.
 pub struct Session<'a, I: Backend> {
@@ -130,6 +135,7 @@ impl<'a, I: Backend> Session<'a, I> {
             "data.val",
             "teacher.weights",
             "tokenizer.weights",
+            "init.weights",
         ];
         let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
         if let Some(aside) = &opened.set_aside {
@@ -149,6 +155,10 @@ impl<'a, I: Backend> Session<'a, I> {
                 state: checkpoint.state()?,
                 model: weights::read(&checkpoint.file("model.safetensors"))?.tensors,
                 optimizer: weights::read(&checkpoint.file("optimizer.safetensors"))?.tensors,
+                averages: match checkpoint.file(AVERAGES) {
+                    path if path.is_file() => Some(weights::read(&path)?.tensors),
+                    _ => None,
+                },
             }),
             None => None,
         };
@@ -191,13 +201,18 @@ impl<'a, I: Backend> Session<'a, I> {
         self.state.step >= self.plan.total_steps
     }
 
+    /// Who is told what happens.
+    pub fn observer(&mut self) -> &mut dyn Observer {
+        self.env.observer
+    }
+
     /// Tells the observer something.
     pub fn warn(&mut self, text: impl Into<String>) {
         self.env.observer.event(Event::Warning(text.into()));
     }
 
     /// Takes note of a batch's unusable and enlarged pictures.
-    pub fn note_batch(&mut self, batch: &Batch<Item>) {
+    pub fn note_batch<T: TrainingItem>(&mut self, batch: &Batch<T>) {
         for replaced in &batch.replaced {
             self.warn(format!(
                 "{} could not be used ({}); another picture took its place",
@@ -205,7 +220,7 @@ impl<'a, I: Backend> Session<'a, I> {
             ));
         }
         if batch.epoch == 0 {
-            self.state.upscaled += batch.items.iter().filter(|item| item.upscaled).count() as u64;
+            self.state.upscaled += batch.items.iter().filter(|item| item.is_upscaled()).count() as u64;
         }
         let seen = (batch.step + 1) * batch.items.len() as u64;
         let first_epoch_ends = batch.epoch == 0 && batch.last_in_epoch;
@@ -223,7 +238,7 @@ impl<'a, I: Backend> Session<'a, I> {
     ///
     /// # Errors
     /// A loss that is not finite, a metrics file that cannot be written.
-    pub fn step_done(&mut self, batch: &Batch<Item>, report: StepReport<I>) -> Result<(), Error> {
+    pub fn step_done<T>(&mut self, batch: &Batch<T>, report: StepReport<I>) -> Result<(), Error> {
         self.state.step += 1;
         self.state.images += batch.items.len() as u64;
         self.state.data = DataPosition { at: batch.next_position(), bad: batch.bad_before_next() };
@@ -321,6 +336,7 @@ impl<'a, I: Backend> Session<'a, I> {
         &mut self,
         model: &Tensors,
         optimizer: &Tensors,
+        averages: Option<&Tensors>,
         metadata: &BTreeMap<String, String>,
         best: bool,
     ) -> Result<PathBuf, Error> {
@@ -331,9 +347,9 @@ impl<'a, I: Backend> Session<'a, I> {
         self.state.metrics = Some(self.metrics.state().clone());
         let mut writer = self.run.begin_checkpoint(self.state.step)?;
         let none = BTreeMap::new();
-        for (name, tensors, metadata) in
-            [("model.safetensors", model, metadata), ("optimizer.safetensors", optimizer, &none)]
-        {
+        let files = [("model.safetensors", model, metadata), ("optimizer.safetensors", optimizer, &none)];
+        let averages = averages.map(|tensors| (AVERAGES, tensors, metadata));
+        for (name, tensors, metadata) in files.into_iter().chain(averages) {
             writer.add(name, |w| weights::encode_to(w, tensors, metadata).map_err(std::io::Error::other))?;
         }
         let keep = Keep { last: self.logging.keep_checkpoints, best };

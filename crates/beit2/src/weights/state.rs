@@ -10,7 +10,10 @@ use beit2_weights::{DType as FileType, Tensor as FileTensor};
 use burn::tensor::TensorData;
 
 use super::{HF_NORM_EPS, Tensors, WeightFile, dtype_of_file};
+use crate::classify::ClassifierConfig;
 use crate::error::{Error, config_error};
+use crate::pretrain::MimConfig;
+use crate::tokenizer::TokenizerConfig;
 use crate::vit::{Pooling, RelPosKind, VitConfig};
 
 /// Width of an attention head in every published model; what a file without bias tables is taken to have.
@@ -57,6 +60,9 @@ impl StateFile {
     pub fn vit(&self) -> Result<VitConfig, Error> {
         let facts = &self.facts;
         let origin = &self.origin;
+        if let Some(written) = self.written_sizes()? {
+            return Ok(written);
+        }
         let Some(image_size) = facts.image_px() else {
             return config_error(format!("{origin} has no positions that tell its image size"));
         };
@@ -97,6 +103,26 @@ impl StateFile {
         };
         config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;
         Ok(config)
+    }
+
+    /// The sizes that a checkpoint of this software says.
+    fn written_sizes(&self) -> Result<Option<VitConfig>, Error> {
+        let text = |key: &str| self.metadata.get(key).map(String::as_str);
+        let (Some(stage), Some(config)) = (text("beit2.stage"), text("beit2.config")) else {
+            return Ok(None);
+        };
+        let sizes = match stage {
+            "pretrain" => serde_json::from_str::<MimConfig>(config).map(|config| config.vit),
+            "tokenizer" => serde_json::from_str::<TokenizerConfig>(config).map(|config| config.encoder()),
+            "finetune" => serde_json::from_str::<ClassifierConfig>(config).map(|config| config.vit),
+            _ => return Ok(None),
+        };
+        match sizes {
+            Ok(sizes) => Ok(Some(sizes)),
+            Err(error) => {
+                config_error(format!("the configuration inside {} cannot be read: {error}", self.origin))
+            }
+        }
     }
 
     /// What of the file goes into a model with these sizes (spec §4.2): tables and positions resized, a shared table

@@ -4,7 +4,10 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use beit2::params;
+use beit2::vit::{DropPath, RelPosKind, VitConfig};
 use burn::backend::{Autodiff, Flex};
+use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde_json::Value;
 
@@ -138,6 +141,64 @@ impl Case {
 
     pub fn flag(&self, key: &str) -> bool {
         self.config[key].as_bool().unwrap_or(false)
+    }
+
+    /// The Transformer's sizes by the reference's option names, which suites B and C share.
+    pub fn vit(&self) -> VitConfig {
+        let mlp_ratio = self.config["mlp_ratio"].as_f64().unwrap_or(VitConfig::default().mlp_ratio);
+        VitConfig {
+            image_size: self.size("img"),
+            patch_size: self.size("patch"),
+            width: self.size("width"),
+            depth: self.size("depth"),
+            heads: self.size("heads"),
+            mlp_ratio,
+            qkv_bias: self.config["qkv_bias"].as_bool().unwrap_or(true),
+            layer_scale_init: self.number("init_values"),
+            abs_pos_emb: self.flag("abs_pos"),
+            rel_pos_bias: match (self.flag("shared_rel_pos"), self.flag("rel_pos")) {
+                (true, _) => RelPosKind::Shared,
+                (_, true) => RelPosKind::PerBlock,
+                _ => RelPosKind::None,
+            },
+            drop_path: self.number("drop_path"),
+            ..VitConfig::default()
+        }
+    }
+
+    /// Recorded draws as drop-path factors for one forward pass, one row of B per branch; `call` counts the rows used.
+    pub fn drop_path(&self, name: &str, rates: &[f64], call: &mut usize) -> DropPath<Auto> {
+        if !self.has(name) {
+            return DropPath::none();
+        }
+        let batch = self.size("batch");
+        let draws = floats(self.raw(name));
+        let calls = rates.iter().filter(|r| **r > 0.0).count() * 2;
+        let mut rest = draws[*call * batch..(*call + calls) * batch].iter().copied();
+        *call += calls;
+        DropPath::from_uniform(rates, batch, || rest.next().unwrap(), &Default::default())
+    }
+
+    /// Compares gradients by name: those recorded and no others.
+    pub fn check_gradients(&self, mut found: BTreeMap<String, TensorData>) {
+        for (name, _) in self.below("grad") {
+            let grad = found.remove(&name).unwrap_or_else(|| panic!("no gradient for {name}"));
+            self.check(&format!("grad/{name}"), &grad);
+        }
+        assert!(
+            found.is_empty(),
+            "{}: gradients that the reference does not have: {:?}",
+            self.name,
+            found.keys()
+        );
+    }
+
+    /// Compares the parameters after a number of optimiser steps.
+    pub fn check_params<M: Module<Auto>>(&self, steps: usize, model: &M) {
+        let params = params::export(model);
+        for (name, _) in self.below(&format!("step{steps}/param")) {
+            self.check(&format!("step{steps}/param/{name}"), &params[&name]);
+        }
     }
 
     /// Tensors below `prefix/`, by the rest of their names.

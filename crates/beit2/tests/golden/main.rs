@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod classification;
+mod conversion;
 mod factories;
 mod folder;
+mod peers;
 mod pretraining;
+mod results;
 mod schedules;
 mod tokenizer;

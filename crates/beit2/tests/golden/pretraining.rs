@@ -4,29 +4,14 @@ use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, grad_norm};
-use beit2::vit::{DropPath, RelPosKind, VitConfig};
+use beit2::vit::DropPath;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::folder::{Auto, Case, cases, floats, ints};
 
 fn config(case: &Case) -> MimConfig {
     MimConfig {
-        vit: VitConfig {
-            image_size: case.size("img"),
-            patch_size: case.size("patch"),
-            width: case.size("width"),
-            depth: case.size("depth"),
-            heads: case.size("heads"),
-            layer_scale_init: case.number("init_values"),
-            abs_pos_emb: case.flag("abs_pos"),
-            rel_pos_bias: match (case.flag("shared_rel_pos"), case.flag("rel_pos")) {
-                (true, _) => RelPosKind::Shared,
-                (_, true) => RelPosKind::PerBlock,
-                _ => RelPosKind::None,
-            },
-            drop_path: case.number("drop_path"),
-            ..VitConfig::default()
-        },
+        vit: case.vit(),
         vocab: case.size("vocab"),
         cls_head: case.flag("cls"),
         early_layers: case.size("early"),
@@ -55,20 +40,6 @@ fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 1, I
     let batch = case.size("batch");
     let patches = ids.dims()[0] / batch;
     masked_labels(ids.reshape([batch, patches]), mask)
-}
-
-/// The recorded draws, one row of B per branch call, as our drop-path factors.
-fn drop_path(case: &Case, name: &str, call: &mut usize) -> DropPath<Auto> {
-    let rates = config(case).drop_path_rates();
-    if !case.has(name) {
-        return DropPath::none();
-    }
-    let batch = case.size("batch");
-    let draws = floats(case.raw(name));
-    let calls = rates.iter().filter(|r| **r > 0.0).count() * 2;
-    let mut rest = draws[*call * batch..(*call + calls) * batch].iter().copied();
-    *call += calls;
-    DropPath::from_uniform(&rates, batch, || rest.next().unwrap(), &Default::default())
 }
 
 #[test]
@@ -101,7 +72,8 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
     }
     inside(case, &model, x.clone(), &mask, dtype);
 
-    let drop = drop_path(case, "droppath/uniform", &mut 0);
+    let rates = config(case).drop_path_rates();
+    let drop = case.drop_path("droppath/uniform", &rates, &mut 0);
     let logits = model.forward(x, &mask, &drop);
     let branches = std::iter::once(&logits.last).chain(&logits.aggregated);
     for (suffix, logits) in suffixes.iter().zip(branches) {
@@ -116,19 +88,7 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
     }
     case.check("train/loss", &loss.total.to_data());
     let grads = loss.total.backward();
-    let mut named = beit2::train::gradients(&model, &grads);
-    for (name, _) in case.below("grad") {
-        case.check(
-            &format!("grad/{name}"),
-            &named.remove(&name).unwrap_or_else(|| panic!("no gradient for {name}")),
-        );
-    }
-    assert!(
-        named.is_empty(),
-        "{}: gradients that the reference does not have: {:?}",
-        case.name,
-        named.keys()
-    );
+    case.check_gradients(beit2::train::gradients(&model, &grads));
 }
 
 /// Block outputs, attention, bias and projections of the unmasked image.
@@ -234,12 +194,12 @@ fn five_steps(case: &Case, dtype: DType) {
         0.0,
     )
     .unwrap();
-    let mut call = 0;
+    let (mut call, rates) = (0, config(case).drop_path_rates());
     for step in 0..steps as usize {
         let at = case.size("start_epoch") as u64 * steps + step as u64;
         let x: Tensor<Auto, 4> = case.step("input/patch_view", step, dtype);
         let mask = mask(case, step);
-        let drop = drop_path(case, "traj/droppath_uniform", &mut call);
+        let drop = case.drop_path("traj/droppath_uniform", &rates, &mut call);
         let loss = MimModel::loss(model.forward(x, &mask, &drop), labels(case, step, &mask));
         case.check_step("traj/loss", step, &loss.total.to_data());
         let grads = loss.total.backward();
@@ -247,10 +207,7 @@ fn five_steps(case: &Case, dtype: DType) {
         case.check_number("traj/lr", floats(case.raw("traj/lr"))[step], lr.at(at));
         optimizer.set_weight_decay(decay.at(at));
         (model, _) = optimizer.step(model, grads, lr.at(at), case.config["clip_grad"].as_f64());
-        let params = params::export(&model);
-        for (name, _) in case.below(&format!("step{}/param", step + 1)) {
-            case.check(&format!("step{}/param/{name}", step + 1), &params[&name]);
-        }
+        case.check_params(step + 1, &model);
     }
     let moments = optimizer.export();
     for (name, _) in case.below("adam") {

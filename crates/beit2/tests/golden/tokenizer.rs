@@ -4,8 +4,7 @@ use beit2::params;
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{ProcessType, TokenizerConfig, VqKd, kmeans};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, grad_norm};
-use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 
 use super::folder::{Auto, Case, cases, floats, ints};
 
@@ -167,32 +166,12 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
     let loss = model.forward(x, target);
     case.check("train/loss", &loss.total.to_data());
     let grads = loss.total.backward();
-    let mut named = named_gradients(&model, &grads);
-    for (name, _) in case.below("grad") {
-        case.check(
-            &format!("grad/{name}"),
-            &named.remove(&name).unwrap_or_else(|| panic!("no gradient for {name}")),
-        );
-    }
-    assert!(
-        named.is_empty(),
-        "{}: gradients that the reference does not have: {:?}",
-        case.name,
-        named.keys()
-    );
+    case.check_gradients(beit2::train::gradients(&model, &grads));
     if exact_ids {
         model.quantize = model.quantize.reset_usage().update(&loss.quantized);
         case.check("train/codebook_after", &model.quantize.codebook().to_data());
         case.check("train/cluster_size_after", &model.quantize.cluster_size.val().to_data());
     }
-}
-
-/// Gradients by parameter name.
-pub fn named_gradients<M: AutodiffModule<Auto>>(
-    model: &M,
-    grads: &<Auto as burn::tensor::backend::AutodiffBackend>::Gradients,
-) -> std::collections::BTreeMap<String, TensorData> {
-    beit2::train::gradients(model, grads)
 }
 
 #[test]
@@ -231,10 +210,7 @@ fn five_steps(case: &Case, dtype: DType) {
         (model, _) = optimizer.step(model, grads, lr, clip);
         case.check_step("traj/codebook", step, &model.quantize.codebook().to_data());
         case.check_step("traj/cluster_size", step, &model.quantize.cluster_size.val().to_data());
-        let params = params::export(&model);
-        for (name, _) in case.below(&format!("step{}/param", step + 1)) {
-            case.check(&format!("step{}/param/{name}", step + 1), &params[&name]);
-        }
+        case.check_params(step + 1, &model);
     }
     evaluate(case, model, &teacher, dtype);
 }

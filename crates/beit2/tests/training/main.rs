@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod finetuning;
 mod gradients;
 mod resume;
 mod savings;

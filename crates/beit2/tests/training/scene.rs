@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use beit2::finetune::{FinetuneRecipe, InitConfig};
 use beit2::pretrain::{MaskConfig, MimConfig, PretrainRecipe, TokenizerSource};
 use beit2::tokenizer::teachers::{DistillRecipe, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{CodebookOptions, TokenizerConfig, TokenizerRecipe};
 use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
-use beit2::vit::VitConfig;
+use beit2::vit::{RelPosKind, VitConfig};
 use beit2::weights;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::TensorData;
@@ -30,6 +31,19 @@ pub fn pictures(dir: &Path, count: usize) {
             }
         }
         std::fs::write(dir.join(format!("{number:03}.ppm")), ppm).unwrap();
+    }
+}
+
+/// `count` pictures of each of three classes that differ in brightness, in a sub-folder each.
+pub fn classes(dir: &Path, count: usize) {
+    for (class, name) in ["dark", "gray", "light"].into_iter().enumerate() {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+        for number in 0..count {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64((class * 1000 + number) as u64);
+            let mut ppm = b"P6 36 36 255\n".to_vec();
+            ppm.extend((0..36 * 36 * 3).map(|_| rng.random_range(0..60u8) + class as u8 * 90));
+            std::fs::write(dir.join(name).join(format!("{number:03}.ppm")), ppm).unwrap();
+        }
     }
 }
 
@@ -166,4 +180,31 @@ pub fn pretrain(dir: &Path, tokenizer: &Path) -> PretrainRecipe {
 
 fn logging() -> LoggingConfig {
     LoggingConfig { log_every: 2, checkpoint_every: 100, keep_checkpoints: 2, eval_every_epochs: 2 }
+}
+
+/// Ten steps of five to an epoch with everything on: two parts to a step, averages, mixing, erasing, drop path.
+pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
+    let spec = dir.join("classes").to_string_lossy().into_owned();
+    let mut recipe = FinetuneRecipe {
+        seed: 4,
+        accumulate: 2,
+        ema_decay: 0.9,
+        init: InitConfig { weights: init.to_owned(), ..InitConfig::default() },
+        data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
+        schedule: ScheduleConfig { steps: 10, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        logging: logging(),
+        ..FinetuneRecipe::default()
+    };
+    recipe.augment.erase.prob = 0.5;
+    recipe.model.vit = VitConfig {
+        image_size: 32,
+        patch_size: 8,
+        width: 24,
+        depth: 2,
+        heads: 2,
+        drop_path: 0.3,
+        rel_pos_bias: RelPosKind::PerBlock,
+        ..VitConfig::default()
+    };
+    recipe
 }

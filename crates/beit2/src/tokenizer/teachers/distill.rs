@@ -214,7 +214,7 @@ pub fn distill<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if session.should_save(batch.last_in_epoch) {
-            session.save(&params::export(&student), &optimizer.export(), &metadata, false)?;
+            session.save(&params::export(&student), &optimizer.export(), None, &metadata, false)?;
         }
         if session.should_stop() {
             break;

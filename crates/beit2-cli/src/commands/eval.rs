@@ -1,0 +1,288 @@
+//! `beit2 eval`: what a classifier is worth on labelled pictures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use beit2::classify::{Classifier, Evaluation, OpenOptions, evaluate};
+use beit2::finetune::EvalTable;
+use beit2::train::{Assets, DataConfig};
+use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
+use beit2_kernels::AutodiffBackend;
+use beit2_weights::plan::{IMAGENET_A, IMAGENET_R};
+use clap::{ValueEnum, ValueHint};
+use serde_json::json;
+
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Flags of `eval`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 eval --weights runs/finetune_base_1600e --data imagenet/val\n  \
+    beit2 eval --weights beitv2_large_patch16_224_pt1k_ft1k.pth --data imagenet-r --variant imagenet-r\n  \
+    beit2 eval --weights timm.safetensors --data val --crop-pct 0.9 --out result --json")]
+pub struct Args {
+    /// Classifier: a run of `beit2 finetune`, or a weight file in official, timm or Hugging Face names
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// Labelled pictures: one sub-folder for each class, tar shards, or IDX files
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    data: String,
+
+    /// Keep only the classes of this set from a model of ImageNet-1k's 1000
+    #[arg(long, value_name = "SET")]
+    variant: Option<Variant>,
+
+    /// Side of the pictures; left out, as the model was trained (positions are resized)
+    #[arg(long, value_name = "PX")]
+    image_size: Option<usize>,
+
+    /// Share of the resized picture that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
+    /// timm uses 0.9 for base and 0.95 for large]
+    #[arg(long, value_name = "SHARE")]
+    crop_pct: Option<f64>,
+
+    /// What happens to pictures that are not square
+    #[arg(long, value_name = "MODE", default_value = "center")]
+    crop_mode: Mode,
+
+    /// Filter
+    #[arg(long, value_name = "FILTER", default_value = "bicubic")]
+    interpolation: Filter,
+
+    /// Pictures of a batch
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch_size: usize,
+
+    /// Folder for result.json, per_class.csv and confusion.csv
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    out: Option<PathBuf>,
+
+    /// Replace the files of an earlier evaluation in --out
+    #[arg(long)]
+    force: bool,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// Robustness sets with a part of ImageNet-1k's classes; ImageNet-Sketch has all and needs no flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Variant {
+    /// ImageNet-A, 200 classes
+    ImagenetA,
+    /// ImageNet-R, 200 classes
+    ImagenetR,
+    /// ImageNet-Sketch, all 1000 classes
+    ImagenetSketch,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    /// Resize the shorter side, cut off what is too long
+    Center,
+    /// Resize both sides, losing the aspect
+    Squash,
+    /// Resize the longer side, pad what is too short
+    Border,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Filter {
+    Bilinear,
+    Bicubic,
+    Lanczos,
+}
+
+const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
+
+/// Classes of ImageNet-1k.
+const IMAGENET_CLASSES: usize = 1000;
+
+/// Runs `eval`.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    if let (Some(out), false) = (&args.out, args.force)
+        && let Some(name) = FILES.iter().find(|name| out.join(name).exists())
+    {
+        return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
+    }
+    if args.batch_size == 0 {
+        return usage("--batch-size must be at least 1");
+    }
+    if args.crop_pct.is_some_and(|share| !(share > 0.0 && share <= 2.0)) {
+        return usage("--crop-pct must be above 0 and at most 2 (0.875 is the reference's)");
+    }
+    let assets = Openable::default();
+    let source = assets.source(&args.data)?;
+    if source.classes().is_empty() {
+        return usage(format!(
+            "{} has no classes; an evaluation needs one sub-folder for each class",
+            args.data
+        ));
+    }
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
+    let result = args.device.device.on(job);
+    progress.close();
+    let result = result?;
+    let object = summary(args, &result, source.classes().len());
+    if let Some(out) = &args.out {
+        write(out, &object, &result, source.classes())?;
+    }
+    if args.talk.json {
+        output::json(&object)?;
+    } else {
+        let percent = |share: f64| format!("{:.3} %", 100.0 * share);
+        let mut rows = vec![
+            ("weights", args.weights.clone()),
+            (
+                "pictures",
+                format!("{} of {} classes", grouped(result.pictures as u64), source.classes().len()),
+            ),
+            ("top-1", percent(result.top1)),
+            ("top-5", percent(result.top5)),
+            ("loss", format!("{:.4}", result.loss)),
+        ];
+        rows.extend(args.out.as_ref().map(|out| ("files", out.display().to_string())));
+        output::result(&output::pairs(&rows))?;
+    }
+    Ok(Ending::Done)
+}
+
+struct Evaluate<'a> {
+    args: &'a Args,
+    assets: &'a Openable,
+    source: Arc<dyn Source>,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Evaluate<'_> {
+    type Output = Evaluation;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Evaluation> {
+        let Self { args, assets, source, signals, progress } = self;
+        let head_rows: Option<&[usize]> = match args.variant {
+            Some(Variant::ImagenetA) => Some(&IMAGENET_A),
+            Some(Variant::ImagenetR) => Some(&IMAGENET_R),
+            Some(Variant::ImagenetSketch) | None => None,
+        };
+        let options = OpenOptions { image_size: args.image_size, head_rows };
+        let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let (classes, names) = (classifier.config.classes, &classifier.config.class_names);
+        check_classes(args, source.classes(), classes, names)?;
+        let data = DataConfig { workers: args.workers, ..DataConfig::default() };
+        let view = view(args, classifier.config.vit.image_size);
+        let (model, stop) = (&classifier.model, &signals.stop);
+        Ok(evaluate(model, source, &data, view, args.batch_size, progress, stop, device)?)
+    }
+}
+
+fn view(args: &Args, size: usize) -> EvalConfig {
+    let table = EvalTable {
+        crop_pct: args.crop_pct.unwrap_or(0.0),
+        crop_mode: match args.crop_mode {
+            Mode::Center => CropMode::Center,
+            Mode::Squash => CropMode::Squash,
+            Mode::Border => CropMode::Border,
+        },
+        interpolation: match args.interpolation {
+            Filter::Bilinear => Interpolation::Bilinear,
+            Filter::Bicubic => Interpolation::Bicubic,
+            Filter::Lanczos => Interpolation::Lanczos,
+        },
+        batch_size: args.batch_size,
+    };
+    table.view(size)
+}
+
+/// The pictures' classes must be the model's, in number and, where both have them, in names.
+fn check_classes(args: &Args, found: &[String], classes: usize, names: &[String]) -> anyhow::Result<()> {
+    if found.len() != classes {
+        let hint = match (found.len(), classes, args.variant) {
+            (200, IMAGENET_CLASSES, None) => "; for ImageNet-A or -R add --variant imagenet-a or imagenet-r",
+            _ => "; both must be the same classes in the same order",
+        };
+        return usage(format!(
+            "{} has {} classes, the model of {} has {classes}{hint}",
+            args.data,
+            found.len(),
+            args.weights
+        ));
+    }
+    match found.iter().zip(names).position(|(a, b)| a != b) {
+        Some(at) => usage(format!(
+            "class {at} is `{}` in {}, but the model of {} was trained with `{}` there; give it the same sub-folders",
+            found[at], args.data, args.weights, names[at]
+        )),
+        None => Ok(()),
+    }
+}
+
+fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Value {
+    json!({
+        "weights": args.weights,
+        "data": args.data,
+        "classes": classes,
+        "pictures": result.pictures,
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+    })
+}
+
+fn write(
+    out: &Path,
+    object: &serde_json::Value,
+    result: &Evaluation,
+    classes: &[String],
+) -> anyhow::Result<()> {
+    std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
+    let name = |class: u32| field(classes.get(class as usize).map_or("", String::as_str));
+    let mut table = "class,name,pictures,predicted,right,recall,precision\n".to_owned();
+    for row in result.per_class(classes.len()) {
+        let share = |share: Option<f64>| share.map(|share| format!("{share:.6}")).unwrap_or_default();
+        table += &format!(
+            "{},{},{},{},{},{},{}\n",
+            row.class,
+            name(row.class),
+            row.pictures,
+            row.predicted,
+            row.right,
+            share(row.recall()),
+            share(row.precision())
+        );
+    }
+    // One line for each pair that occurs: the matrix of 21,841 classes would have 477 million cells.
+    let mut confusion = "class,predicted,name,predicted_name,pictures\n".to_owned();
+    for (&(class, predicted), count) in &result.confusion {
+        confusion += &format!("{class},{predicted},{},{},{count}\n", name(class), name(predicted));
+    }
+    let texts = [format!("{object:#}\n"), table, confusion];
+    for (file, text) in FILES.iter().zip(&texts) {
+        beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A field of a CSV file.
+fn field(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}

@@ -1,0 +1,188 @@
+//! `beit2 weights convert`: other names, the same bits.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use beit2_run::atomic::{FileError, write_bytes_atomic};
+use beit2_weights::convert::{Converted, convert, hf_config, timm_config};
+use beit2_weights::inspect::inspect;
+use beit2_weights::layout::{Family, Kind, Layout, account};
+use beit2_weights::{Checkpoint, Format, write_safetensors};
+use clap::ValueHint;
+use serde_json::json;
+
+use super::{Names, Source, about};
+use crate::errors::{Ending, usage};
+use crate::output;
+
+/// Flags of `weights convert`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Types and bits of the values do not change, and what one format cannot hold is listed. OUT is a file when it \
+    ends in .safetensors; any other name is a folder that gets model.safetensors and, for timm and hf, \
+    config.json, so that from_pretrained(OUT) and timm.create_model(\"local-dir:OUT\") can take it.\n\n\
+    Examples:\n  beit2 weights convert beitv2_base_patch16_224_pt1k_ft1k.pth --to hf -o beitv2_base_hf\n  \
+    beit2 weights convert beitv2_base_hf --to official -o beitv2_base.safetensors"
+)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+
+    /// Whose names to write
+    #[arg(long, value_name = "NAMES")]
+    to: Names,
+
+    /// File (*.safetensors) or folder to write
+    #[arg(long, short, value_name = "OUT", value_hint = ValueHint::AnyPath)]
+    out: PathBuf,
+
+    /// Whose names the file has; left out, they are recognised
+    #[arg(long, value_name = "NAMES")]
+    from: Option<Names>,
+
+    /// Attention heads, for config.json; needed only for models without relative position bias
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+
+    /// Replace files that exist
+    #[arg(long)]
+    force: bool,
+
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// The files that will be written.
+struct Target {
+    model: PathBuf,
+    config: Option<PathBuf>,
+}
+
+/// Converts it.
+pub fn run(args: &Args) -> anyhow::Result<Ending> {
+    let target = target(&args.out, args.to)?;
+    for file in [Some(&target.model), target.config.as_ref()].into_iter().flatten() {
+        if file.exists() && !args.force {
+            bail!("{} exists already; choose another name, or replace it with --force", file.display());
+        }
+    }
+    let checkpoint = args.source.open()?;
+    let from = match args.from {
+        Some(names) => Some(forced(&checkpoint, names.into())?),
+        None => None,
+    };
+    let kind = match from {
+        Some(layout) => layout,
+        None => about(account(checkpoint.tensors.keys().map(String::as_str)), &checkpoint)?.layout,
+    };
+    let converted = about(convert(checkpoint.load_all()?, from, args.to.into()), &checkpoint)?;
+    let config = match (&target.config, args.to) {
+        (None, _) | (_, Names::Official) => None,
+        (Some(path), to) => Some((path, config(args, to, &converted, &checkpoint)?)),
+    };
+    let metadata = metadata(&checkpoint, kind.kind == converted.layout.kind);
+    let folder = target.model.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| *folder == args.out) {
+        fs::create_dir_all(folder).map_err(|e| FileError::new("create the folder", folder, e))?;
+    }
+    // The model comes last: a folder that has it is complete.
+    if let Some((path, text)) = &config {
+        write_bytes_atomic(path, text.as_bytes())?;
+    }
+    let tensors = converted.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    write_safetensors(&target.model, tensors, &metadata)?;
+    report(args, kind, &target, &converted)?;
+    Ok(Ending::Done)
+}
+
+/// Where to write, by the name of OUT.
+fn target(out: &Path, to: Names) -> anyhow::Result<Target> {
+    let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
+    match ending.as_str() {
+        "safetensors" => return Ok(Target { model: out.to_owned(), config: None }),
+        "pth" | "pt" | "bin" | "ckpt" | "pkl" | "onnx" | "npz" | "json" => {
+            return usage(format!(
+                "{}: weights are written as safetensors; name a file *.safetensors or a folder",
+                out.display()
+            ));
+        }
+        _ => {}
+    }
+    if out.is_file() {
+        return usage(format!("{} is a file; name a file *.safetensors or a folder", out.display()));
+    }
+    let config = (to != Names::Official).then(|| out.join("config.json"));
+    Ok(Target { model: out.join("model.safetensors"), config })
+}
+
+/// The layout that `--from` asks for: the family is given, the model in it is found.
+fn forced(checkpoint: &Checkpoint, family: Family) -> anyhow::Result<Layout> {
+    let names = checkpoint.tensors.keys().map(String::as_str);
+    let kind: Kind = about(account(names), checkpoint)?.layout.kind;
+    Ok(Layout { family, kind })
+}
+
+fn config(args: &Args, to: Names, converted: &Converted, checkpoint: &Checkpoint) -> anyhow::Result<String> {
+    let facts = about(inspect(&converted.tensors), checkpoint)?;
+    let value = match to {
+        Names::Hf => hf_config(&facts, args.heads),
+        Names::Timm | Names::Official => timm_config(&facts, args.heads),
+    };
+    if facts.heads.is_none() && args.heads.is_none() && value.is_err() {
+        return usage(format!(
+            "{}: the number of attention heads cannot be seen in weights without relative position bias; give it by --heads N",
+            checkpoint.path().display()
+        ));
+    }
+    Ok(serde_json::to_string_pretty(&about(value, checkpoint)?)? + "\n")
+}
+
+/// What the new file says about itself. `format` is what transformers asks for; what this program wrote about its own runs
+/// stays while it is the same model, so that a way there and back gives the same file.
+fn metadata(checkpoint: &Checkpoint, same_model: bool) -> BTreeMap<String, String> {
+    let own = checkpoint.metadata.iter().filter(|(name, _)| name.starts_with("beit2."));
+    let own = own.filter(|_| same_model && checkpoint.format == Format::Safetensors);
+    let mut metadata: BTreeMap<String, String> = own.map(|(k, v)| (k.clone(), v.clone())).collect();
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    metadata
+}
+
+fn report(args: &Args, from: Layout, target: &Target, converted: &Converted) -> anyhow::Result<()> {
+    let files: Vec<String> = [Some(&target.model), target.config.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(|path| path.display().to_string())
+        .collect();
+    if args.json {
+        let left_out = converted.left_out.iter().map(|(name, why)| json!({ "name": name, "why": why }));
+        return output::json(&json!({
+            "files": files,
+            "from": from.to_string(),
+            "to": converted.layout.to_string(),
+            "tensors": converted.tensors.len(),
+            "left_out": left_out.collect::<Vec<_>>(),
+        }));
+    }
+    output::result(&format!(
+        "{}: {from} to {}, {} tensors",
+        files.join(" and "),
+        converted.layout,
+        converted.tensors.len()
+    ))?;
+    // One line per reason: a teacher has hundreds of keys of one fate.
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for (name, why) in &converted.left_out {
+        match reasons.iter_mut().find(|(known, _)| known == why) {
+            Some((_, names)) => names.push(output::printable(name)),
+            None => reasons.push((why, vec![output::printable(name)])),
+        }
+    }
+    for (why, names) in reasons {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        output::result(&format!("left out: {}{more} ({why})", names[0]))?;
+    }
+    Ok(())
+}

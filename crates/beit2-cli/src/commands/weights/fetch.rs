@@ -1,0 +1,328 @@
+//! `beit2 weights fetch`: the published files, from the authors, a mirror, or timm's copies.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use beit2_weights::inspect::inspect;
+use beit2_weights::layout::Family;
+use beit2_weights::published::{self, PUBLISHED, Published};
+use clap::ValueHint;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::verify::{contradiction, wrong_hash};
+use super::{Names, cache_dir};
+use crate::download::{Client, Failure, Part, Proxy};
+use crate::errors::{Ending, usage};
+use crate::output;
+use crate::signals::Signals;
+use crate::words::nearest;
+
+/// Flags of `weights fetch`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The path of the file goes to stdout, everything else to stderr. A download that was interrupted is continued by \
+    the same command. What arrives must be the expected model, with the expected SHA-256 where it is known; a \
+    file that is there already is not asked for again, so this works offline. Proxies are taken from the \
+    environment (HTTPS_PROXY, NO_PROXY).\n\n\
+    Examples:\n  beit2 weights fetch\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
+    beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm --mirror https://hf-mirror.example\n  \
+    beit2 weights fetch beitv2_base_patch16_224_pt1k --mirror http://files.local/beit --to weights"
+)]
+pub struct Args {
+    /// A published file, with or without .pth; left out, all are listed
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+
+    /// Folder for the file; left out, $XDG_CACHE_HOME/beit2 or ~/.cache/beit2
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    to: Option<PathBuf>,
+
+    /// Address to try first: a folder that has the file, or the file itself; can be given many times
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    mirror: Vec<String>,
+
+    /// Whose copy: official (.pth), or timm (safetensors, classifiers only)
+    #[arg(long, value_name = "NAMES", default_value = "official")]
+    from: Names,
+
+    /// List the published files
+    #[arg(long, conflicts_with = "name")]
+    list: bool,
+
+    /// No progress on stderr
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Seconds between lines of progress where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Lists or downloads.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    let folder = match (&args.to, cache_dir()) {
+        (Some(to), _) => to.clone(),
+        (None, Some(cache)) => cache,
+        (None, None) => return usage("this system names no folder for caches; give one by --to DIR"),
+    };
+    let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
+        return list(&folder, args.json);
+    };
+    let Some(published) = published::find(name) else {
+        let known = nearest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
+        let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
+        return usage(format!(
+            "`{name}` is not a published file; {hint}`beit2 weights fetch --list` has all of them"
+        ));
+    };
+    let copy = Copy::of(published, args.from)?;
+    let target = folder.join(&copy.file);
+    let from = if target.exists() {
+        let path = target.display();
+        output::note(&format!("{path} is there already; check it by `beit2 weights verify {path}`"));
+        None
+    } else {
+        match download(&copy, &copy.addresses(&args.mirror)?, &target, args.quiet, signals)? {
+            Some(url) => Some(url),
+            None => return Ok(Ending::Stopped),
+        }
+    };
+    if args.json {
+        output::json(&json!({
+            "name": published.file,
+            "file": target.display().to_string(),
+            "from": from,
+            "sha256": beit2_weights::sha256(&target)?,
+        }))?;
+    } else {
+        output::result(&target.display().to_string())?;
+    }
+    Ok(Ending::Done)
+}
+
+/// One published model in one family's names.
+struct Copy {
+    published: &'static Published,
+    family: Family,
+    /// Its name here.
+    file: String,
+    /// Where it comes from when no mirror has it.
+    url: String,
+    /// What a mirror has it under.
+    path: String,
+}
+
+impl Copy {
+    fn of(published: &'static Published, names: Names) -> anyhow::Result<Self> {
+        let (family, file) = (names.into(), published.file.to_owned());
+        match (names, published.mirror_url()) {
+            (Names::Official, _) => {
+                Ok(Self { published, family, url: published.url(), path: file.clone(), file })
+            }
+            (Names::Timm, Some(url)) => {
+                // A mirror of the Hub has the Hub's paths.
+                let path = url.splitn(4, '/').last().unwrap_or_default().to_owned();
+                let file = file.replace(".pth", ".timm.safetensors");
+                Ok(Self { published, family, file, url, path })
+            }
+            (Names::Timm, None) => usage(format!(
+                "timm has no copy of {}; leave --from out, or see `beit2 weights fetch --list`",
+                published.file
+            )),
+            (Names::Hf, _) => usage(
+                "there are no published BEiT v2 weights in Hugging Face's names; fetch the official ones and use \
+                 `beit2 weights convert --to hf`",
+            ),
+        }
+    }
+
+    /// All addresses, mirrors first.
+    fn addresses(&self, mirrors: &[String]) -> anyhow::Result<Vec<String>> {
+        let mut urls = Vec::with_capacity(mirrors.len() + 1);
+        for mirror in mirrors {
+            if !["http://", "https://"].iter().any(|scheme| mirror.starts_with(scheme)) {
+                return usage(format!("--mirror {mirror}: an address starts with http:// or https://"));
+            }
+            let whole = [".pth", ".safetensors"].iter().any(|ending| mirror.ends_with(ending));
+            urls.push(match whole {
+                true => mirror.clone(),
+                false => format!("{}/{}", mirror.trim_end_matches('/'), self.path),
+            });
+        }
+        urls.push(self.url.clone());
+        Ok(urls)
+    }
+
+    /// Why a file is not this one; `Err` when it cannot be read at all or has another SHA-256.
+    fn check(&self, file: &Path) -> Result<Option<String>, String> {
+        let short = |text: String| text.replace(&file.display().to_string(), "what it sent");
+        let checkpoint = beit2_weights::read(file).map_err(|error| short(error.to_string()))?;
+        let prefix = |text: String| format!("what it sent is not the expected file: {text}");
+        if self.family == Family::Official && self.published.sha256_prefix.is_some() {
+            let sha256 = beit2_weights::sha256(file).map_err(|error| short(error.to_string()))?;
+            if let Some(wrong) = wrong_hash(self.published, &sha256) {
+                return Err(prefix(wrong));
+            }
+        }
+        Ok(match inspect(&checkpoint.tensors) {
+            Ok(facts) => contradiction(self.published, &facts),
+            Err(error) => Some(error.to_string()),
+        }
+        .map(prefix))
+    }
+}
+
+/// Tries one address after the other; gives the one that had the file, `None` when a signal came.
+fn download(
+    copy: &Copy,
+    urls: &[String],
+    target: &Path,
+    quiet: bool,
+    signals: &Signals,
+) -> anyhow::Result<Option<String>> {
+    let client = Client::new(Proxy::try_from_env());
+    let mut failures = Vec::new();
+    for url in urls {
+        let mut part = Part::open(target)?;
+        let mut meter = Meter::new(&copy.file, quiet);
+        meter.say(url);
+        let ended = client.fetch(url, &mut part, &signals.stop, &mut |done, total| meter.at(done, total));
+        meter.close();
+        match ended {
+            Ok(()) => {}
+            Err(Failure::Local(error)) => return Err(error),
+            Err(Failure::Stopped) => {
+                output::note("stopped; the same command continues the download");
+                return Ok(None);
+            }
+            Err(Failure::Remote(why) | Failure::Cut(why)) => {
+                failures.push(format!("{url} {why}"));
+                if part.is_empty() {
+                    part.discard();
+                }
+                continue;
+            }
+        }
+        match copy.check(part.path()) {
+            Ok(None) => {
+                part.finish()?;
+                return Ok(Some(url.clone()));
+            }
+            // Perhaps it is the expectation that is wrong: hours of downloading are not thrown away for that.
+            Ok(Some(why)) => {
+                let aside = target.with_added_extension("unexpected");
+                part.keep_as(&aside)?;
+                failures.push(format!("{url}: {why} (kept as {})", aside.display()));
+            }
+            Err(why) => {
+                part.discard();
+                failures.push(format!("{url}: {why} (removed)"));
+            }
+        }
+    }
+    bail!(
+        "cannot download {}: {}; another way is to download it by hand from {} and to save it as {}",
+        copy.published.file,
+        failures.join("; "),
+        copy.url,
+        target.display()
+    )
+}
+
+/// All published files.
+fn list(folder: &Path, json: bool) -> anyhow::Result<Ending> {
+    let here = |file: &str| folder.join(file).exists();
+    if json {
+        let files = PUBLISHED.iter().map(|one| {
+            json!({
+                "name": one.file,
+                "kind": one.kind.to_string(),
+                "about": one.about,
+                "parameters": one.parameters,
+                "classes": one.classes,
+                "bytes": one.bytes,
+                "sha256_prefix": one.sha256_prefix,
+                "url": one.url(),
+                "timm_url": one.mirror_url(),
+                "here": here(one.file),
+            })
+        });
+        output::json(&json!({ "folder": folder.display().to_string(), "files": files.collect::<Vec<_>>() }))?;
+        return Ok(Ending::Done);
+    }
+    let heading = ["name", "size", "sha256", "timm", "here", "about"].map(str::to_owned).to_vec();
+    let rows = PUBLISHED.iter().map(|one| {
+        let size = match one.bytes {
+            Some(bytes) => format!("{} MB", bytes / 1_000_000),
+            // In f32, without what training left in the file.
+            None => format!("~{} MB", one.parameters * 4 / 1_000_000),
+        };
+        let yes = |yes: bool| if yes { "yes" } else { "" }.to_owned();
+        vec![
+            one.file.to_owned(),
+            size,
+            one.sha256_prefix.map_or(String::new(), |prefix| format!("{prefix}…")),
+            yes(one.timm_mirror.is_some()),
+            yes(here(one.file)),
+            one.about.to_owned(),
+        ]
+    });
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
+    output::result(&output::columns(&rows))?;
+    output::note(&format!(
+        "\n~ is estimated from the parameters; the authors published no sizes. `here` is {}.",
+        folder.display()
+    ));
+    Ok(Ending::Done)
+}
+
+/// Progress on stderr: a bar on a terminal, a line now and then elsewhere.
+struct Meter {
+    bar: ProgressBar,
+    name: String,
+    lines: bool,
+    quiet: bool,
+    last: Instant,
+}
+
+impl Meter {
+    fn new(name: &str, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = match terminal && !quiet {
+            true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5)),
+            false => ProgressBar::hidden(),
+        };
+        let style =
+            ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes}  {bytes_per_sec}, {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
+        Self { bar, name: name.to_owned(), lines: !terminal && !quiet, quiet, last: Instant::now() }
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            output::note(text);
+        }
+    }
+
+    fn at(&mut self, done: u64, total: Option<u64>) {
+        if let Some(total) = total {
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(done);
+        if self.lines && self.last.elapsed() >= LINE_EVERY {
+            self.last = Instant::now();
+            let of = total.map_or(String::new(), |total| format!(" of {}", total / 1_000_000));
+            output::note(&format!("{}: {}{of} MB", self.name, done / 1_000_000));
+        }
+    }
+
+    fn close(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,160 @@
+//! `beit2 weights inspect`: names, types and shapes only, so a file of gigabytes takes no time.
+
+use beit2_weights::Checkpoint;
+use beit2_weights::inspect::{Facts, Pooling, RelativeBias, inspect};
+use beit2_weights::layout::{Account, LayoutError, account};
+use serde_json::{Value, json};
+
+use super::{Source, about, fate_words, format_words};
+use crate::errors::Ending;
+use crate::output;
+use crate::words::grouped;
+
+/// Flags of `weights inspect`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 weights inspect beitv2_base_patch16_224_pt1k.pth\n  \
+    beit2 weights inspect runs/mim_base_300e --keys\n  \
+    beit2 weights inspect checkpoint.pth --entry model_ema --json")]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+
+    /// Every key with its type, its shape and what happens to it
+    #[arg(long)]
+    keys: bool,
+
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a state dict is, if it is a model of this program.
+type Found = Result<(Account, Facts), LayoutError>;
+
+/// Prints it. Tensors that are no BEiT are listed all the same; then the command fails with the reason, except for
+/// teachers that this program made.
+pub fn run(args: &Args) -> anyhow::Result<Ending> {
+    let checkpoint = args.source.open()?;
+    let names = checkpoint.tensors.keys().map(String::as_str);
+    let found: Found = account(names).and_then(|account| Ok((account, inspect(&checkpoint.tensors)?)));
+    if args.json {
+        output::json(&as_json(&checkpoint, &found, args.keys))?;
+    } else {
+        output::result(&as_text(&checkpoint, &found, args.keys))?;
+    }
+    match found {
+        Err(_) if stage(&checkpoint) == Some("distill") => {}
+        found => {
+            about(found, &checkpoint)?;
+        }
+    }
+    Ok(Ending::Done)
+}
+
+/// The stage of a run of this program.
+fn stage(checkpoint: &Checkpoint) -> Option<&str> {
+    checkpoint.metadata.get("beit2.stage").map(String::as_str)
+}
+
+fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
+    let bytes: usize = checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum();
+    let mut rows = vec![
+        ("file", checkpoint.path().display().to_string()),
+        ("format", format_words(checkpoint)),
+        ("tensors", format!("{} of {} bytes", checkpoint.tensors.len(), grouped(bytes as u64))),
+    ];
+    for (name, key) in [("stage", "beit2.stage"), ("config", "beit2.config"), ("epoch", "epoch")] {
+        rows.extend(checkpoint.metadata.get(key).map(|value| (name, output::printable(value))));
+    }
+    if let Some(first) = checkpoint.ignored.first() {
+        let count = checkpoint.ignored.len();
+        rows.push(("objects", format!("{count} not rebuilt, such as {}", output::printable(first))));
+    }
+    // As wide as the lines of `Facts`.
+    let mut text: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
+    match found {
+        Ok((account, facts)) => {
+            let [used, derived, ignored] = account.counts();
+            text += &format!("{facts}{:<12} {used} used, {derived} derived, {ignored} ignored\n", "keys");
+        }
+        Err(_) if stage(checkpoint) == Some("distill") => {
+            text += &format!("{:<12} a teacher made by `beit2 teacher distill`, not a BEiT\n", "layout");
+        }
+        Err(_) => text += &format!("{:<12} unknown\n", "layout"),
+    }
+    if keys {
+        let row = |(at, (name, tensor)): (usize, (&String, &beit2_weights::TensorView))| {
+            let fate = found.as_ref().map_or(String::new(), |(account, _)| fate_words(account, at));
+            vec![output::printable(name), tensor.dtype().to_string(), format!("{:?}", tensor.shape()), fate]
+        };
+        let rows: Vec<_> = checkpoint.tensors.iter().enumerate().map(row).collect();
+        text += &format!("\n{}", output::columns(&rows));
+    }
+    text
+}
+
+fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
+    let mut object = json!({
+        "file": checkpoint.path().display().to_string(),
+        "format": format_words(checkpoint),
+        "entry": checkpoint.root.to_string(),
+        "tensors": checkpoint.tensors.len(),
+        "bytes": checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum::<usize>(),
+        "metadata": checkpoint.metadata,
+        "ignored_objects": checkpoint.ignored,
+        "model": found.as_ref().ok().map(|(_, facts)| facts_json(facts)),
+        "problem": found.as_ref().err().map(ToString::to_string),
+    });
+    if keys {
+        let key = |(at, (name, tensor)): (usize, (&String, &beit2_weights::TensorView))| {
+            json!({
+                "name": name,
+                "dtype": tensor.dtype().to_string(),
+                "shape": tensor.shape(),
+                "fate": found.as_ref().ok().map(|(account, _)| fate_words(account, at)),
+            })
+        };
+        object["keys"] = checkpoint.tensors.iter().enumerate().map(key).collect();
+    }
+    object
+}
+
+/// The facts about a model, for scripts.
+pub(super) fn facts_json(facts: &Facts) -> Value {
+    let types = facts.dtypes.iter().map(|(dtype, count)| (dtype.to_string(), Value::from(*count)));
+    json!({
+        "names": facts.layout.family.to_string(),
+        "kind": facts.layout.kind.to_string(),
+        "depth": facts.depth,
+        "width": facts.width,
+        "heads": facts.heads,
+        "mlp_width": facts.mlp_width,
+        "channels": facts.channels,
+        "patch": facts.patch,
+        "image": facts.image_px(),
+        "relative_bias": match facts.bias {
+            RelativeBias::None => "none",
+            RelativeBias::Shared => "shared",
+            RelativeBias::PerBlock => "per block",
+        },
+        "absolute_positions": facts.abs_pos,
+        "layer_scale": facts.layer_scale,
+        "qkv_bias": facts.qkv_bias,
+        "pooling": facts.pooling.map(|pooling| if pooling == Pooling::Mean { "mean" } else { "cls" }),
+        "classes": facts.classes,
+        "vocabulary": facts.vocabulary,
+        "aggregation": facts.aggregation.map(|head| json!({
+            "layers": head.head_layers,
+            "shared_head": head.shared_head,
+            "early_layer": head.early_layer,
+        })),
+        "codebook": facts.tokenizer.map(|sizes| json!({
+            "codes": sizes.codes,
+            "width": sizes.code_dim,
+            "decoder_depth": sizes.decoder_depth,
+            "teacher_width": sizes.teacher_width,
+        })),
+        "parameters": facts.parameters,
+        "types": types.collect::<serde_json::Map<_, _>>(),
+    })
+}

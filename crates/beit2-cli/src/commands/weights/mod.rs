@@ -1,0 +1,116 @@
+//! `beit2 weights`: what is in a weight file, whether it is sound, the same in other names, and the published ones.
+
+mod convert;
+mod fetch;
+mod inspect;
+mod verify;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use beit2_weights::layout::{Account, Family, Fate};
+use beit2_weights::{Checkpoint, Format, ReadOptions, read_with};
+use clap::ValueEnum;
+
+use crate::errors::Ending;
+use crate::signals::Signals;
+
+/// The commands of the group.
+#[derive(Debug, clap::Subcommand)]
+pub enum Weights {
+    /// Say what a weight file holds: model, sizes, parameters, and the fate of every key
+    Inspect(inspect::Args),
+    /// Read every value of a weight file and check that it is a whole, sound model
+    Verify(verify::Args),
+    /// Write weights in the names of the official code, timm or Hugging Face, as safetensors
+    Convert(convert::Args),
+    /// List the published weights, or download one
+    Fetch(fetch::Args),
+}
+
+/// Runs one of them.
+pub fn run(command: &Weights, signals: &Signals) -> anyhow::Result<Ending> {
+    match command {
+        Weights::Inspect(args) => inspect::run(args),
+        Weights::Verify(args) => verify::run(args),
+        Weights::Convert(args) => convert::run(args),
+        Weights::Fetch(args) => fetch::run(args, signals),
+    }
+}
+
+/// Which file, and what of it.
+#[derive(Debug, clap::Args)]
+struct Source {
+    /// Weight file (.safetensors, .pth), run directory, checkpoint folder, or folder with model.safetensors
+    #[arg(value_name = "FILE|RUN")]
+    file: String,
+
+    /// Part of a .pth file to look at, such as model_ema; left out, `model`, `module`, `state_dict` or the whole file
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
+}
+
+impl Source {
+    fn open(&self) -> anyhow::Result<Checkpoint> {
+        let path = beit2::weights::locate(&self.file)?;
+        Ok(read_with(&path, &ReadOptions { root: self.entry.as_deref(), ..Default::default() })?)
+    }
+}
+
+/// `official`, `timm` or `hf` on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Names {
+    /// The official BEiT v2 code
+    Official,
+    /// timm
+    Timm,
+    /// Hugging Face transformers
+    Hf,
+}
+
+impl From<Names> for Family {
+    fn from(names: Names) -> Self {
+        match names {
+            Names::Official => Family::Official,
+            Names::Timm => Family::Timm,
+            Names::Hf => Family::HuggingFace,
+        }
+    }
+}
+
+/// Puts the file before an error that only knows tensors.
+fn about<T, E>(result: Result<T, E>, checkpoint: &Checkpoint) -> anyhow::Result<T>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    result.with_context(|| checkpoint.path().display().to_string())
+}
+
+fn format_words(checkpoint: &Checkpoint) -> String {
+    let format = match checkpoint.format {
+        Format::Safetensors => return "safetensors".to_owned(),
+        Format::TorchZip => "PyTorch (zip)",
+        Format::TorchLegacy => "PyTorch (before 1.6)",
+    };
+    let prefix = if checkpoint.ddp_prefix_removed { ", prefix `module.` taken off" } else { "" };
+    format!("{format}, entry `{}`{prefix}", checkpoint.root)
+}
+
+/// What happens to a key, in words.
+fn fate_words(account: &Account, at: usize) -> String {
+    let Some(entry) = account.entries.get(at) else { return String::new() };
+    match &entry.fate {
+        Fate::Used { canonical, .. } if *canonical == entry.key => "used".to_owned(),
+        Fate::Used { canonical, .. } => format!("used as {canonical}"),
+        Fate::Joined { canonical, part } => format!("used as part {} of 3 of {canonical}", part + 1),
+        Fate::Derived(how) => format!("derived: {how}"),
+        Fate::Ignored(why) => format!("ignored: {why}"),
+    }
+}
+
+/// Where downloads go when `--to` does not say: `$XDG_CACHE_HOME/beit2`, else `~/.cache/beit2`.
+fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    Some(cache.or_else(|| folder("LOCALAPPDATA"))?.join("beit2"))
+}

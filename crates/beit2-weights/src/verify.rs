@@ -1,0 +1,236 @@
+//! Whether a state dict is a whole model: every tensor is there, every shape is what the others ask for, and the index
+//! buffers are those that follow from the tables.
+//!
+//! [`mod@crate::inspect`] believes the first block; this looks at all of them.
+
+use indexmap::IndexMap;
+
+use crate::WeightsError;
+use crate::inspect::{Facts, RelativeBias, Shapes, canonical_shapes, facts as facts_of};
+use crate::layout::{Fate, Kind, LayoutError, account, wrong_shape};
+use crate::plan::Target;
+use crate::resize::relative_position_index;
+use crate::tensor::{DType, Tensor};
+use crate::write::TensorSource;
+
+/// What can be wrong: the file, or the model in it.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The file could not be read.
+    #[error(transparent)]
+    File(#[from] WeightsError),
+    /// The tensors are no whole model.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+/// Checks all names, types and shapes, and the values of the index buffers; gives the facts of a model that is whole. Values of
+/// the other tensors are not read.
+///
+/// # Errors
+/// What [`crate::inspect::inspect`] says; the first tensor that is missing, too much, or of a wrong shape or type; an index that is not the one of
+/// its table.
+pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, VerifyError> {
+    let account = account(tensors.keys().map(String::as_str))?;
+    let shapes = canonical_shapes(tensors, &account)?;
+    let facts = facts_of(&account, &shapes)?;
+    match facts.layout.kind {
+        Kind::Tokenizer => tokenizer(&facts, &shapes)?,
+        Kind::Segmentation => segmentation(&facts, &shapes)?,
+        Kind::Pretraining | Kind::Classifier | Kind::Backbone => {
+            let target = target(&facts, "", &shapes)?;
+            expect(&shapes, "", target.tensors())?;
+            expect(&shapes, "", pretraining(&facts, &target))?;
+        }
+    }
+    let mut index = None;
+    for (entry, (key, tensor)) in account.entries.iter().zip(tensors) {
+        let dtype = tensor.dtype();
+        match entry.fate {
+            Fate::Derived(_) => check_index(key, tensor, &facts, &mut index)?,
+            Fate::Used { parameter: true, .. } | Fate::Joined { .. } if !dtype.is_float() => {
+                let expected = "a float type, as it is learned".to_string();
+                return Err(LayoutError::Type { key: key.clone(), found: dtype, expected }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(facts)
+}
+
+/// The trunk that these facts describe.
+fn target(facts: &Facts, prefix: &str, shapes: &Shapes) -> Result<Target, LayoutError> {
+    let positions = ["rel_pos_bias.relative_position_bias_table", "pos_embed"];
+    let own = "blocks.0.attn.relative_position_bias_table";
+    // Facts without a grid are those of a table or an embedding that fits no square of patches.
+    for name in positions.into_iter().chain([own]) {
+        let key = format!("{prefix}{name}");
+        if let (None, Some((_, shape))) = (facts.grid, shapes.get(&key)) {
+            return Err(wrong_shape(&key, shape, "the size that belongs to a square grid of patches"));
+        }
+    }
+    Ok(Target {
+        grid: facts.grid.unwrap_or(0),
+        patch: facts.patch,
+        channels: facts.channels,
+        width: facts.width,
+        heads: facts.heads.unwrap_or(0),
+        mlp_width: facts.mlp_width,
+        depth: facts.depth,
+        classes: if facts.layout.kind == Kind::Segmentation { 0 } else { facts.classes.unwrap_or(0) },
+        bias: facts.bias,
+        abs_pos: facts.abs_pos,
+        pooling: facts.pooling,
+        layer_scale: facts.layer_scale,
+        qkv_bias: facts.qkv_bias,
+    })
+}
+
+/// What pretraining has besides the trunk (spec §3.1, §3.2).
+fn pretraining(facts: &Facts, trunk: &Target) -> Vec<(String, Vec<usize>)> {
+    let d = facts.width;
+    let mut list = Vec::new();
+    let mut add = |name: &str, shape: &[usize]| list.push((name.to_string(), shape.to_vec()));
+    if facts.mask_token {
+        add("mask_token", &[1, 1, d]);
+    }
+    if let Some(codes) = facts.vocabulary {
+        add("lm_head.weight", &[codes, d]);
+        add("lm_head.bias", &[codes]);
+    }
+    let Some(aggregation) = facts.aggregation else { return list };
+    if !aggregation.shared_head {
+        let codes = facts.vocabulary.unwrap_or(0);
+        add("cls_pt_norm.weight", &[d]);
+        add("cls_pt_norm.bias", &[d]);
+        add("cls_pt_lm_head.weight", &[codes, d]);
+        add("cls_pt_lm_head.bias", &[codes]);
+    }
+    // The head's blocks are blocks of the trunk under another name.
+    let blocks = Target { depth: aggregation.head_layers, ..trunk.clone() }.tensors();
+    let blocks = blocks.into_iter().filter_map(|(name, shape)| {
+        Some((format!("cls_pt_layers.{}", name.strip_prefix("blocks.")?), shape))
+    });
+    list.extend(blocks);
+    list
+}
+
+/// Both trunks, the layers between them and the codebook (spec §2.7).
+fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
+    let Some(sizes) = facts.tokenizer else { return Ok(()) };
+    expect(shapes, "encoder.", target(facts, "encoder.", shapes)?.tensors())?;
+    let part: Shapes = shapes
+        .iter()
+        .filter_map(|(name, found)| Some((name.strip_prefix("decoder.")?.to_string(), found.clone())))
+        .collect();
+    let names = account(part.keys().map(String::as_str));
+    let decoder =
+        names.and_then(|names| facts_of(&names, &part)).map_err(|error| within("decoder.", error))?;
+    expect(shapes, "decoder.", target(&decoder, "decoder.", shapes)?.tensors())?;
+    let (codes, dim) = (sizes.codes, sizes.code_dim);
+    let [inner, outer] = [facts.width, decoder.width];
+    let list: [(&str, &[usize]); 9] = [
+        ("encode_task_layer.0.weight", &[inner, inner]),
+        ("encode_task_layer.0.bias", &[inner]),
+        ("encode_task_layer.2.weight", &[dim, inner]),
+        ("encode_task_layer.2.bias", &[dim]),
+        ("decode_task_layer.0.weight", &[outer, outer]),
+        ("decode_task_layer.0.bias", &[outer]),
+        ("decode_task_layer.2.weight", &[sizes.teacher_width, outer]),
+        ("decode_task_layer.2.bias", &[sizes.teacher_width]),
+        ("quantize.embedding.weight", &[codes, dim]),
+    ];
+    expect(shapes, "", list.map(|(name, shape)| (name.to_string(), shape.to_vec())))
+}
+
+/// The backbone, and what belongs together in the heads. How many modules they have is not checked: that differs by pyramid.
+fn segmentation(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
+    expect(shapes, "backbone.", target(facts, "backbone.", shapes)?.tensors())?;
+    for (name, (_, shape)) in shapes {
+        let Some(module) = name.strip_suffix(".weight").filter(|_| shape.len() == 4) else { continue };
+        let out = shape[0];
+        let siblings: &[&str] = if let Some(stem) = module.strip_suffix(".conv") {
+            let fields = ["weight", "bias", "running_mean", "running_var"];
+            expect(shapes, stem, fields.map(|field| (format!(".bn.{field}"), vec![out])))?;
+            &[]
+        } else if module.ends_with("conv_seg") {
+            &[".bias"]
+        } else {
+            &[]
+        };
+        expect(shapes, module, siblings.iter().map(|name| (name.to_string(), vec![out])))?;
+    }
+    Ok(())
+}
+
+/// All of these are there, in these shapes.
+fn expect(
+    shapes: &Shapes,
+    prefix: &str,
+    list: impl IntoIterator<Item = (String, Vec<usize>)>,
+) -> Result<(), LayoutError> {
+    for (name, expected) in list {
+        let key = format!("{prefix}{name}");
+        match shapes.get(&key) {
+            Some((_, found)) if *found == expected => {}
+            Some((_, found)) => return Err(wrong_shape(&key, found, format!("{expected:?}"))),
+            None => {
+                let needed_by = "the model that the other tensors make has it".to_string();
+                return Err(LayoutError::Missing { key, needed_by });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The error about a part of a model, with the names of the whole.
+fn within(prefix: &str, error: LayoutError) -> LayoutError {
+    match error {
+        LayoutError::Missing { key, needed_by } => {
+            LayoutError::Missing { key: format!("{prefix}{key}"), needed_by }
+        }
+        LayoutError::Shape { key, found, expected } => {
+            LayoutError::Shape { key: format!("{prefix}{key}"), found, expected }
+        }
+        LayoutError::Unknown { .. } => LayoutError::Missing {
+            key: format!("{prefix}…"),
+            needed_by: "a tokenizer has an encoder and a decoder".to_string(),
+        },
+        other => other,
+    }
+}
+
+/// An index buffer is the one that its table asks for. `known` keeps it for the next block.
+fn check_index<T: TensorSource>(
+    key: &str,
+    tensor: &T,
+    facts: &Facts,
+    known: &mut Option<Vec<i64>>,
+) -> Result<(), VerifyError> {
+    let Some(grid) = facts.grid.filter(|_| facts.bias != RelativeBias::None) else {
+        let needed_by = format!("`{key}` belongs to it");
+        return Err(LayoutError::Missing { key: "a relative position bias table".into(), needed_by }.into());
+    };
+    let tokens = grid.saturating_mul(grid).saturating_add(1);
+    let shape = tensor.shape();
+    // Why before reading: only an index that the file really holds is worth computing.
+    if shape != [tokens, tokens] {
+        return Err(wrong_shape(key, shape, format!("[{tokens}, {tokens}]")).into());
+    }
+    let values = Tensor::new(tensor.dtype(), shape.to_vec(), tensor.data()?.into_owned());
+    let Some(values) = values.and_then(|values| values.to_i64()) else {
+        let expected = format!("{}, as it holds row numbers", DType::I64);
+        return Err(LayoutError::Type { key: key.to_string(), found: tensor.dtype(), expected }.into());
+    };
+    if known.is_none() {
+        let made = relative_position_index(grid);
+        *known = Some(made.map_err(|error| LayoutError::Unsupported(error.to_string()))?);
+    }
+    if known.as_ref() != Some(&values) {
+        return Err(LayoutError::Unsupported(format!(
+            "tensor `{key}` does not hold the rows that belong to a grid of {grid}×{grid}"
+        ))
+        .into());
+    }
+    Ok(())
+}

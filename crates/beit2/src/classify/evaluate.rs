@@ -1,0 +1,165 @@
+//! A classifier on labelled pictures: accuracies, loss, and who is taken for whom.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use beit2_data::{EvalConfig, Image, Loader, LoaderConfig, SampleInfo, Source, stack_hwc};
+use beit2_kernels::Backend;
+use beit2_run::StopFlag;
+use burn::tensor::{Int, Tensor};
+use serde::Serialize;
+
+use crate::error::{Error, config_error};
+use crate::finetune::{hard_cross_entropy, top_k_hits};
+use crate::pixels;
+use crate::train::{DataConfig, Event, Observer};
+use crate::vit::{DropPath, VisionTransformer};
+
+/// What came of an evaluation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Pictures.
+    pub pictures: usize,
+    /// Share of pictures whose class has the largest logit.
+    pub top1: f64,
+    /// Share of pictures whose class is among the five largest logits (of all when there are fewer classes).
+    pub top5: f64,
+    /// Cross entropy, the mean of the batches' means as the reference reports it.
+    pub loss: f64,
+    /// How often a class (first) was taken for another (second), or for itself.
+    #[serde(skip)]
+    pub confusion: BTreeMap<(u32, u32), u64>,
+}
+
+/// One class's line of an [`Evaluation`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ClassResult {
+    /// Its number.
+    pub class: u32,
+    /// Its pictures.
+    pub pictures: u64,
+    /// Pictures taken for it, rightly or not.
+    pub predicted: u64,
+    /// Pictures rightly taken for it.
+    pub right: u64,
+}
+
+impl ClassResult {
+    /// Share of its pictures that were found; `None` without pictures.
+    pub fn recall(&self) -> Option<f64> {
+        (self.pictures > 0).then(|| self.right as f64 / self.pictures as f64)
+    }
+
+    /// Share of the pictures taken for it that are; `None` when none was.
+    pub fn precision(&self) -> Option<f64> {
+        (self.predicted > 0).then(|| self.right as f64 / self.predicted as f64)
+    }
+}
+
+impl Evaluation {
+    /// Every class from 0 to `classes`.
+    pub fn per_class(&self, classes: usize) -> Vec<ClassResult> {
+        let empty = |class| ClassResult { class, pictures: 0, predicted: 0, right: 0 };
+        let mut results: Vec<ClassResult> = (0..classes as u32).map(empty).collect();
+        for (&(class, predicted), &count) in &self.confusion {
+            if let Some(result) = results.get_mut(class as usize) {
+                result.pictures += count;
+                result.right += if class == predicted { count } else { 0 };
+            }
+            if let Some(result) = results.get_mut(predicted as usize) {
+                result.predicted += count;
+            }
+        }
+        results
+    }
+}
+
+/// Evaluates on all pictures of a source, each once.
+///
+/// # Errors
+/// Pictures without classes or with more than the model has, pictures that cannot be read, an interruption.
+#[allow(clippy::too_many_arguments)] // one call, and each says what it is
+pub fn evaluate<B: Backend>(
+    model: &VisionTransformer<B>,
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    view: EvalConfig,
+    batch_size: usize,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+    device: &B::Device,
+) -> Result<Evaluation, Error> {
+    let total = source.len();
+    let mut found = Evaluation::default();
+    let (mut loss, mut batches, mut hits) = (0.0, 0.0, [0usize; 2]);
+    for batch in loader(source, data, view, batch_size)? {
+        if stop.is_set() {
+            return Err(Error::Interrupted);
+        }
+        let batch = batch?;
+        let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
+            return config_error("a held-out picture has no class; evaluation needs classes for all");
+        };
+        let logits = model.forward(images::<B>(&batch.items, device)?, &DropPath::none());
+        let classes = logits.dims()[1];
+        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
+            return config_error(format!(
+                "a held-out picture has class number {label}, but the model has {classes} classes"
+            ));
+        }
+        let values = logits.to_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
+        for (hit, k) in hits.iter_mut().zip([1, 5]) {
+            *hit += top_k_hits(&values, classes, &labels, k);
+        }
+        for (row, &label) in values.chunks(classes).zip(&labels) {
+            *found.confusion.entry((label, argmax(row))).or_default() += 1;
+        }
+        let numbers: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
+        let numbers = Tensor::<B, 1, Int>::from_data(&numbers[..], device);
+        let mean = hard_cross_entropy(logits, numbers).into_data().convert::<f64>().into_vec::<f64>();
+        loss += mean.unwrap_or_default().first().copied().unwrap_or(f64::NAN);
+        batches += 1.0;
+        found.pictures += labels.len();
+        let (what, done) = ("evaluation".to_owned(), found.pictures as u64);
+        observer.event(Event::Progress { what, done, total: total as u64 });
+    }
+    let share = |hits: usize| hits as f64 / found.pictures.max(1) as f64;
+    (found.loss, found.top1, found.top5) = (loss / f64::max(batches, 1.0), share(hits[0]), share(hits[1]));
+    Ok(found)
+}
+
+/// The class with the largest logit, the lower number among equal ones.
+pub(crate) fn argmax(row: &[f32]) -> u32 {
+    let best = |best: usize, at: usize| if row[at] > row[best] { at } else { best };
+    (0..row.len()).reduce(best).unwrap_or(0) as u32
+}
+
+fn loader(
+    source: Arc<dyn Source>,
+    data: &DataConfig,
+    view: EvalConfig,
+    batch: usize,
+) -> Result<Loader<Image>, Error> {
+    view.validate()?;
+    let work = Arc::new(move |image: &Image, _: &SampleInfo| view.apply(image));
+    let config = LoaderConfig {
+        batch: batch.min(source.len()).max(1),
+        workers: data.workers,
+        shuffle: false,
+        drop_last: false,
+        epochs: Some(1),
+        max_bad_fraction: data.max_bad_fraction,
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(config, source, work)?)
+}
+
+/// Standardised pictures `[B, 3, H, W]`.
+fn images<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tensor<B, 4>, Error> {
+    let Some(first) = images.first() else {
+        return Err(Error::Training("an empty batch".into()));
+    };
+    let (height, width) = (first.height as usize, first.width as usize);
+    let x = pixels::from_bytes(stack_hwc(images)?, images.len(), height, width, device);
+    Ok(pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
+}

@@ -1,0 +1,172 @@
+//! Labelled, augmented, mixed batches.
+
+use std::sync::Arc;
+
+use beit2_data::finetune::Place;
+use beit2_data::{
+    Batch, EraseParams, FinetuneParams, Image, Loader, LoaderConfig, MixParams, Purpose, SampleInfo, Source,
+    TransformError, stack_hwc,
+};
+use beit2_kernels::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::FinetuneRecipe;
+use crate::error::{Error, config_error};
+use crate::pixels;
+use crate::train::DataPosition;
+
+/// One augmented picture.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Its pixels, not yet erased.
+    pub image: Image,
+    /// What is erased after normalisation.
+    pub erase: Option<EraseParams>,
+    /// The crop had fewer pixels than the picture made of it.
+    pub upscaled: bool,
+}
+
+/// A loader of augmented training pictures.
+///
+/// # Errors
+/// Settings out of range.
+pub(super) fn training_loader(
+    source: Arc<dyn Source>,
+    recipe: &FinetuneRecipe,
+    start: DataPosition,
+) -> Result<Loader<Item>, Error> {
+    let augment = recipe.augmentation();
+    augment.validate()?;
+    let work = Arc::new(move |image: &Image, info: &SampleInfo| {
+        let params = FinetuneParams::draw(&augment, image.width, image.height, &info.key(Purpose::Augment));
+        let upscaled = match params.place {
+            Place::Resized(area) => area.width.min(area.height) < augment.input_size,
+            Place::Padded { .. } => false,
+        };
+        Ok::<_, TransformError>(Item { image: params.apply(&augment, image)?, erase: params.erase, upscaled })
+    });
+    let config = LoaderConfig {
+        batch: recipe.schedule.batch_size,
+        workers: recipe.data.workers,
+        seed: recipe.seed,
+        start: start.at,
+        bad_before_start: start.bad,
+        min_side_px: recipe.data.min_side_px,
+        max_bad_fraction: recipe.data.max_bad_fraction,
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(config, source, work)?)
+}
+
+/// The classes of a batch.
+///
+/// # Errors
+/// A picture without one.
+pub(super) fn labels(batch: &Batch<Item>) -> Result<Vec<u32>, Error> {
+    match batch.labels.iter().copied().collect::<Option<Vec<u32>>>() {
+        Some(labels) => Ok(labels),
+        None => config_error("a training picture has no class; fine-tuning needs classes for all"),
+    }
+}
+
+/// Standardised, erased and mixed pictures `[B, 3, S, S]` of a micro-batch, and their targets `[B, classes]`.
+///
+/// # Errors
+/// A class past the end, an odd batch that is mixed.
+pub(super) fn inputs<B: Backend>(
+    items: &[Item],
+    labels: &[u32],
+    mix: MixParams,
+    (classes, smoothing): (usize, f64),
+    device: &B::Device,
+) -> Result<(Tensor<B, 4>, Tensor<B, 2>), Error> {
+    let Some(first) = items.first() else {
+        return Err(Error::Training("an empty batch".into()));
+    };
+    let (height, width) = (first.image.height as usize, first.image.width as usize);
+    let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
+    let x = pixels::from_bytes(bytes, items.len(), height, width, device);
+    let mut x = pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    for (at, erase) in items.iter().enumerate().filter_map(|(at, item)| Some((at, item.erase?))) {
+        let (rows, columns) = region(erase.area);
+        let values = TensorData::new(erase.values(), [1, 3, rows.len(), columns.len()]);
+        x = x.slice_assign([at..at + 1, 0..3, rows, columns], Tensor::from_data(values, device));
+    }
+    let targets = beit2_data::transform::soft_targets(labels, classes, smoothing, mix.lambda)?;
+    let targets = Tensor::from_data(TensorData::new(targets, [items.len(), classes]), device);
+    Ok((mixed(x, mix), targets))
+}
+
+fn region(area: beit2_data::CropBox) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    let range = |start: u32, length: u32| start as usize..(start + length) as usize;
+    (range(area.top, area.height), range(area.left, area.width))
+}
+
+/// Each picture with its partner, picture B − 1 − i.
+fn mixed<B: Backend>(x: Tensor<B, 4>, mix: MixParams) -> Tensor<B, 4> {
+    match mix.cut {
+        Some(area) => {
+            let [batch, channels, ..] = x.dims();
+            let (rows, columns) = region(area);
+            let place = [0..batch, 0..channels, rows, columns];
+            let patch = x.clone().slice(place.clone()).flip([0]);
+            x.slice_assign(place, patch)
+        }
+        None if mix.lambda < 1.0 => {
+            let partner = x.clone().flip([0]);
+            x.mul_scalar(mix.lambda) + partner.mul_scalar(1.0 - mix.lambda)
+        }
+        None => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beit2_data::{CropBox, EraseFill};
+    use burn::backend::Flex;
+
+    fn item(value: u8) -> Item {
+        Item { image: Image::new(4, 4, vec![value; 48]).unwrap(), erase: None, upscaled: false }
+    }
+
+    fn values(x: Tensor<Flex, 4>) -> Vec<f32> {
+        x.into_data().into_vec().unwrap()
+    }
+
+    #[test]
+    fn mixing_pairs_the_ends() {
+        let items = [item(0), item(255)];
+        let mix = MixParams { lambda: 0.75, cut: None };
+        let device = Default::default();
+        let (x, targets) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), &device).unwrap();
+        let red =
+            |x: &[f32], at: usize| f64::from(x[at * 48]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0];
+        let found = values(x);
+        assert!((red(&found, 0) - 0.25).abs() < 1e-6 && (red(&found, 1) - 0.75).abs() < 1e-6);
+        let targets: Vec<f32> = targets.into_data().into_vec().unwrap();
+        assert_eq!(targets, [0.75, 0.0, 0.25, 0.25, 0.0, 0.75]);
+
+        let area = CropBox { top: 1, left: 0, height: 2, width: 3 };
+        let mix = MixParams { lambda: 1.0 - 6.0 / 16.0, cut: Some(area) };
+        let (x, _) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), &device).unwrap();
+        let found = values(x);
+        let white =
+            |at: usize| f64::from(found[at]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0] > 0.5;
+        let expected = |at: usize| (1..3).contains(&(at / 4)) && at % 4 < 3;
+        assert!((0..16).all(|at| white(at) == expected(at) && white(48 + at) != expected(at)));
+    }
+
+    #[test]
+    fn erased_boxes_hold_their_values_and_nothing_else_changes() {
+        let area = CropBox { top: 2, left: 1, height: 1, width: 2 };
+        let erase = EraseParams { area, fill: EraseFill::Pixel, noise_seed: 3 };
+        let items = [item(9), Item { erase: Some(erase), ..item(9) }];
+        let (x, _) = inputs::<Flex>(&items, &[0, 1], MixParams::NONE, (2, 0.1), &Default::default()).unwrap();
+        let found = values(x);
+        let mut expected = found[..48].to_vec();
+        erase.apply_chw(&mut expected, 4, 4).unwrap();
+        assert_eq!(&found[48..], expected);
+        assert_ne!(&found[..48], &found[48..]);
+    }
+}

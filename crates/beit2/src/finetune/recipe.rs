@@ -1,0 +1,308 @@
+//! A fine-tuning experiment as data.
+
+use beit2_data::{CropMode, EvalConfig, FinetuneConfig, Interpolation, MixConfig};
+use beit2_weights::layout::Kind;
+use serde::{Deserialize, Serialize};
+
+use crate::classify::ClassifierConfig;
+use crate::error::{Error, config_error};
+use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::vit::RelPosKind;
+use crate::weights::StateFile;
+
+/// `init.weights` of a model that starts from random numbers. It must be said: forgotten weights would otherwise cost days.
+pub const SCRATCH: &str = "scratch";
+
+/// `[init]`: what training starts from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InitConfig {
+    /// A run or weight file of a pretrained model, a classifier or a tokenizer (whose encoder is taken), or [`SCRATCH`].
+    pub weights: String,
+    /// Take width, depth, heads and patch size from those weights instead of `model.vit`.
+    pub sizes_from_weights: bool,
+    /// Factor on the fresh head, which starts training close to equal logits.
+    pub head_scale: f64,
+}
+
+impl Default for InitConfig {
+    fn default() -> Self {
+        Self { weights: String::new(), sizes_from_weights: true, head_scale: 0.001 }
+    }
+}
+
+/// `[groups]`: parameters that are treated differently.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupsConfig {
+    /// Layer-wise decay of the learning rate: each layer learns this much slower than the one above; 1: all alike.
+    pub layer_decay: f64,
+    /// Whether the blocks' relative position tables take weight decay, as in the reference.
+    pub decay_tables: bool,
+}
+
+impl Default for GroupsConfig {
+    fn default() -> Self {
+        Self { layer_decay: 0.65, decay_tables: true }
+    }
+}
+
+/// `[eval]`: how held-out pictures are seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalTable {
+    /// Share of the resized picture that the centre crop shows; 0: the reference's (0.875 below 384 px, 1 from there
+    /// on, and 1 up to 32 px, where pictures are taken as they are).
+    pub crop_pct: f64,
+    /// What happens to pictures that are not square.
+    pub crop_mode: CropMode,
+    /// Filter.
+    pub interpolation: Interpolation,
+    /// Pictures of a batch; 0: half as many again as a training step's micro-batch.
+    pub batch_size: usize,
+}
+
+impl Default for EvalTable {
+    fn default() -> Self {
+        let view = EvalConfig::default();
+        Self { crop_pct: 0.0, crop_mode: view.crop_mode, interpolation: view.interpolation, batch_size: 0 }
+    }
+}
+
+/// Largest side for which evaluation takes pictures as they are, the reference's rule for CIFAR.
+const SMALL_INPUT: usize = 32;
+
+impl EvalTable {
+    /// The view for a model of this input size.
+    pub fn view(&self, size: usize) -> EvalConfig {
+        let given = (self.crop_pct > 0.0).then_some(self.crop_pct);
+        EvalConfig {
+            size: size as u32,
+            crop_pct: given.or((size <= SMALL_INPUT).then_some(1.0)),
+            crop_mode: self.crop_mode,
+            interpolation: self.interpolation,
+            ..EvalConfig::default()
+        }
+    }
+}
+
+/// A complete fine-tuning experiment. Defaults: the paper's base model after 300 epochs of pretraining (spec §4.6).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinetuneRecipe {
+    /// Always `finetune`.
+    pub stage: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Element type of the computation; `f32` is what there is today.
+    pub precision: String,
+    /// Micro-batches that a step's pictures are divided into, to save memory.
+    pub accumulate: usize,
+    /// Decay of the moving average of the parameters, which is evaluated and saved beside them; 0: none.
+    pub ema_decay: f64,
+    /// ε of label smoothing.
+    pub label_smoothing: f64,
+    /// Start.
+    pub init: InitConfig,
+    /// Sizes and classes.
+    pub model: ClassifierConfig,
+    /// Pictures.
+    pub data: DataConfig,
+    /// Augmentation of single pictures.
+    pub augment: FinetuneConfig,
+    /// Mixup and CutMix.
+    pub mix: MixConfig,
+    /// Optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Parameter groups.
+    pub groups: GroupsConfig,
+    /// Length.
+    pub schedule: ScheduleConfig,
+    /// Evaluation.
+    pub eval: EvalTable,
+    /// Records and checkpoints.
+    pub logging: LoggingConfig,
+}
+
+impl Default for FinetuneRecipe {
+    fn default() -> Self {
+        let mut model = ClassifierConfig::default();
+        model.vit.drop_path = 0.1;
+        Self {
+            stage: "finetune".into(),
+            seed: 0,
+            precision: "f32".into(),
+            accumulate: 1,
+            ema_decay: 0.0,
+            label_smoothing: 0.1,
+            init: InitConfig::default(),
+            model,
+            data: DataConfig::default(),
+            augment: FinetuneConfig::default(),
+            mix: MixConfig::default(),
+            optimizer: OptimizerConfig {
+                lr: 5e-4,
+                min_lr: 1e-6,
+                clip_grad: 0.0,
+                ..OptimizerConfig::default()
+            },
+            groups: GroupsConfig::default(),
+            schedule: ScheduleConfig {
+                epochs: 100,
+                warmup_epochs: 20.0,
+                batch_size: 1024,
+                ..ScheduleConfig::default()
+            },
+            eval: EvalTable::default(),
+            logging: LoggingConfig::default(),
+        }
+    }
+}
+
+impl FinetuneRecipe {
+    /// Fills in what other files decide: the sizes of the weights that training starts from, and the number of classes
+    /// of the pictures. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// Weights that hold no such model, pictures without classes or with others than the recipe says.
+    pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        let given = !self.init.weights.is_empty() && !self.is_from_scratch();
+        if given && self.init.sizes_from_weights {
+            let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
+            self.take_sizes(&state)?;
+        }
+        if self.data.train.is_empty() {
+            return Ok(());
+        }
+        let classes = assets.source(&self.data.train)?.classes().len();
+        if classes < 2 {
+            return config_error(format!(
+                "{} has {classes} classes; fine-tuning needs at least 2, one sub-folder each",
+                self.data.train
+            ));
+        }
+        if self.model.classes == 0 {
+            self.model.classes = classes;
+        }
+        if self.model.classes != classes {
+            return config_error(format!(
+                "model.classes is {}, but {} has {classes} classes; set it to {classes} or to 0",
+                self.model.classes, self.data.train
+            ));
+        }
+        Ok(())
+    }
+
+    fn take_sizes(&mut self, state: &StateFile) -> Result<(), Error> {
+        let spec = &self.init.weights;
+        if state.facts.layout.kind == Kind::Segmentation {
+            return config_error(format!(
+                "{spec} holds a segmentation model; fine-tuning cannot start from one"
+            ));
+        }
+        // A file of this software knows what shapes do not show.
+        let found = state.vit()?;
+        let vit = &mut self.model.vit;
+        let image_size = match vit.image_size {
+            0 => found.image_size,
+            given => given,
+        };
+        let rel_pos_bias = match (found.rel_pos_bias, vit.rel_pos_bias) {
+            (RelPosKind::None, _) => RelPosKind::None,
+            (_, RelPosKind::None) => RelPosKind::PerBlock,
+            (_, given) => given,
+        };
+        let layer_scale_init = match found.layer_scale_init > 0.0 {
+            false => 0.0,
+            true if vit.layer_scale_init > 0.0 => vit.layer_scale_init,
+            true => found.layer_scale_init,
+        };
+        let drop_path = vit.drop_path;
+        *vit = crate::vit::VitConfig { image_size, rel_pos_bias, layer_scale_init, drop_path, ..found };
+        Ok(())
+    }
+
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.stage != "finetune" {
+            return config_error(format!(
+                "this recipe's stage is `{}`; `finetune` needs `finetune`",
+                self.stage
+            ));
+        }
+        if self.precision != "f32" {
+            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
+        }
+        if self.init.weights.is_empty() {
+            return config_error(format!(
+                "init.weights is empty; name a pretrained run or weight file, or `{SCRATCH}` to start from random numbers"
+            ));
+        }
+        if self.model.vit.image_size == 0 {
+            return config_error(
+                "model.vit.image_size is 0, which means the size that the weights were trained with, but there are none",
+            );
+        }
+        self.model.vit.validate()?;
+        for (name, value, range) in
+            [("label_smoothing", self.label_smoothing, 0.0..1.0), ("ema_decay", self.ema_decay, 0.0..1.0)]
+        {
+            if !range.contains(&value) {
+                return config_error(format!("{name} {value} must lie in [0, 1)"));
+            }
+        }
+        if !(self.groups.layer_decay > 0.0 && self.groups.layer_decay <= 1.0) {
+            return config_error(format!(
+                "groups.layer_decay {} must be above 0 and at most 1 (1 turns it off)",
+                self.groups.layer_decay
+            ));
+        }
+        let (batch, parts) = (self.schedule.batch_size, self.accumulate);
+        if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
+            return config_error(format!(
+                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (accumulate)"
+            ));
+        }
+        self.mix.validate()?;
+        if self.mix.is_on() && !(batch / parts).is_multiple_of(2) {
+            return config_error(format!(
+                "mixing pairs the pictures of a micro-batch, and {} is odd; change schedule.batch_size or accumulate",
+                batch / parts
+            ));
+        }
+        self.augmentation().validate()?;
+        self.eval.view(self.model.vit.image_size).validate()?;
+        Ok(())
+    }
+
+    /// Whether no weights are loaded.
+    pub fn is_from_scratch(&self) -> bool {
+        self.init.weights == SCRATCH
+    }
+
+    /// The augmentation at the model's input size.
+    pub fn augmentation(&self) -> FinetuneConfig {
+        FinetuneConfig { input_size: self.model.vit.image_size as u32, ..self.augment }
+    }
+
+    /// The parameter groups.
+    pub fn group_rule(&self) -> GroupRule {
+        let decay = self.groups.layer_decay;
+        GroupRule {
+            weight_decay: self.optimizer.weight_decay,
+            layer_decay: (decay < 1.0).then_some((decay, self.model.vit.depth)),
+            exempt_tables: !self.groups.decay_tables,
+        }
+    }
+
+    /// Pictures of an evaluation batch.
+    pub fn eval_batch(&self) -> usize {
+        match self.eval.batch_size {
+            0 => (self.schedule.batch_size / self.accumulate.max(1) * 3 / 2).max(1),
+            given => given,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Fine-tuning a classifier: read top to bottom.
+
+use std::collections::BTreeMap;
+
+use beit2_data::{Key, MixParams, Purpose};
+use beit2_kernels::AutodiffBackend;
+use beit2_run::StopFlag;
+use beit2_weights::layout::Kind;
+use beit2_weights::plan::{Plan as LoadPlan, PlanOptions};
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor};
+
+use super::batches::{Item, inputs, labels, training_loader};
+use super::{Ema, FinetuneRecipe, soft_cross_entropy};
+use crate::classify::{Evaluation, evaluate};
+use crate::error::{Error, config_error};
+use crate::init::{InitRule, initialise};
+use crate::params;
+use crate::train::{AdamW, Assets, Env, Outcome, Plan, Session, StepReport, TrainingItem, add_gradients};
+use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
+use crate::weights::{self, StateFile, to_tensors};
+
+impl TrainingItem for Item {
+    fn is_upscaled(&self) -> bool {
+        self.upscaled
+    }
+}
+
+/// Fine-tunes a classifier, or continues the run in `env.dir`.
+///
+/// # Errors
+/// Settings, pictures, classes or weights that do not fit; a run directory that cannot be used; a loss that is not
+/// finite. The last checkpoint stays usable.
+pub fn train<B: AutodiffBackend>(
+    recipe: &FinetuneRecipe,
+    run_toml: &str,
+    env: Env<'_>,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    // ---- inputs -------------------------------------------------------------------------------
+    let mut recipe = recipe.clone();
+    recipe.resolve(env.assets)?;
+    recipe.validate()?;
+    let recipe = &recipe;
+    let source = env.assets.source(&recipe.data.train)?;
+    let val = match recipe.data.val.as_str() {
+        "" => None,
+        spec => Some(env.assets.source(spec)?),
+    };
+    if let Some(val) = &val
+        && val.classes() != source.classes()
+    {
+        return config_error(different_classes(source.classes(), val.classes(), recipe));
+    }
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let mut config = recipe.model.clone();
+    config.class_names = source.classes().to_vec();
+
+    // ---- model, optimiser, run ----------------------------------------------------------------
+    let (vit, classes) = (&config.vit, config.classes);
+    let mut model = VisionTransformer::<B>::new(vit, config.pooling, classes, device);
+    let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
+    model = initialise(model, rule, recipe.seed);
+    let mut loaded = None;
+    if !recipe.is_from_scratch() {
+        let plan = load_plan(recipe, env.assets)?;
+        loaded = Some(summary(&plan));
+        (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
+    }
+    let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
+    let rates = drop_path_rates(vit.drop_path, vit.depth);
+    let mut facts = vec![
+        (
+            "model".into(),
+            format!(
+                "{} trained parameters, {} blocks of width {}, {classes} classes",
+                params::count(&model),
+                vit.depth,
+                vit.width
+            ),
+        ),
+        ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
+        ("pictures".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+    ];
+    if recipe.accumulate > 1 {
+        facts.push(("memory".into(), format!("each step in {} parts", recipe.accumulate)));
+    }
+    let (mut session, resumed) =
+        Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+    let averaged = recipe.ema_decay > 0.0;
+    let mut ema = averaged.then(|| Ema::new(&model.valid(), recipe.ema_decay));
+    if let Some(resumed) = resumed {
+        let derived = |name: &String, _: &mut _| !name.ends_with("relative_position_index");
+        model = params::load_strict(model, resumed.model, DType::F32, |name| {
+            name.ends_with("relative_position_index")
+        })?;
+        optimizer.import(resumed.optimizer, resumed.state.step, device)?;
+        if let Some(ema) = &mut ema {
+            let mut averages = resumed.averages.unwrap_or_default();
+            averages.retain(derived);
+            ema.import(averages)?;
+        }
+    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("beit2.stage".to_owned(), "finetune".to_owned()),
+        ("beit2.config".to_owned(), serde_json::to_string(&config).unwrap_or_default()),
+    ]);
+
+    // ---- steps --------------------------------------------------------------------------------
+    if session.is_complete() {
+        return session.finish();
+    }
+    let parts = recipe.accumulate;
+    let part = recipe.schedule.batch_size / parts;
+    let side = vit.image_size as u32;
+    for batch in training_loader(source, recipe, session.state.data)? {
+        let batch = batch?;
+        session.note_batch(&batch);
+        let step = session.state.step;
+        let (lr, targets_of) = (plan.lr.at(step), labels(&batch)?);
+        let mut sum = None;
+        let (mut losses, mut right) = (Vec::new(), Vec::new());
+        for (at, (items, labels)) in batch.items.chunks(part).zip(targets_of.chunks(part)).enumerate() {
+            let count = step * parts as u64 + at as u64;
+            let mix = MixParams::draw(&recipe.mix, side, side, recipe.seed, count);
+            let (x, targets) =
+                inputs::<B::InnerBackend>(items, labels, mix, (classes, recipe.label_smoothing), device)?;
+            let drop = match vit.drop_path > 0.0 {
+                true => {
+                    let purpose = Purpose::Other(2);
+                    let key = Key { seed: recipe.seed, epoch: batch.epoch, index: count, purpose };
+                    DropPath::sample(&rates, items.len(), &mut key.rng(), device)
+                }
+                false => DropPath::none(),
+            };
+            let logits = model.forward(Tensor::from_inner(x), &drop);
+            if !recipe.mix.is_on() {
+                let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
+                right.push(hit.float().mean());
+            }
+            let loss = soft_cross_entropy(logits, Tensor::from_inner(targets));
+            losses.push(loss.clone().inner());
+            let grads = loss.div_scalar(parts as f64).backward();
+            sum = Some(match sum {
+                None => grads,
+                Some(earlier) => add_gradients(&model, earlier, grads),
+            });
+        }
+        let Some(grads) = sum else { continue };
+        let norm;
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        if let Some(ema) = &mut ema {
+            ema.update(&model.valid());
+        }
+        let mut scalars = vec![("loss", Tensor::cat(losses, 0).mean()), ("grad_norm", norm)];
+        if !right.is_empty() {
+            scalars.push(("class_acc", Tensor::cat(right, 0).mean()));
+        }
+        let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
+        session.step_done(&batch, StepReport { scalars, known })?;
+
+        // ---- epoch's end ----------------------------------------------------------------------
+        let mut best = false;
+        if batch.last_in_epoch || session.is_complete() {
+            let mut extra = Vec::new();
+            if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
+                // It ends even when the run shall stop: the epoch's record belongs to this step.
+                let mut judge = |model: &VisionTransformer<B::InnerBackend>| {
+                    let view = recipe.eval.view(vit.image_size);
+                    let (val, batch) = (val.clone(), recipe.eval_batch());
+                    let observer = session.observer();
+                    evaluate(model, val, &recipe.data, view, batch, observer, &StopFlag::default(), device)
+                };
+                let own = judge(&model.valid())?;
+                extra.extend(values(&own, ["val_loss", "val_acc1", "val_acc5"]));
+                let mut top1 = own.top1;
+                if let Some(ema) = &ema {
+                    let average = judge(&ema.model(model.valid()))?;
+                    extra.extend(values(&average, ["ema_val_loss", "ema_val_acc1", "ema_val_acc5"]));
+                    top1 = top1.max(average.top1);
+                }
+                // Sessions keep the lowest value.
+                best = session.is_best(-top1);
+            }
+            session.epoch_done(batch.epoch, &extra)?;
+        }
+        if best || session.should_save(batch.last_in_epoch) {
+            let tensors = weights::with_position_indices(params::export(&model));
+            let averages = ema
+                .as_ref()
+                .map(|ema| weights::with_position_indices(params::export(&ema.model(model.valid()))));
+            session.save(&tensors, &optimizer.export(), averages.as_ref(), &metadata, best)?;
+        }
+        if session.should_stop() {
+            break;
+        }
+    }
+    session.finish()
+}
+
+fn values(result: &Evaluation, names: [&'static str; 3]) -> [(&'static str, f64); 3] {
+    let [loss, acc1, acc5] = names;
+    [(loss, result.loss), (acc1, result.top1), (acc5, result.top5)]
+}
+
+/// What of the starting weights goes into the model.
+///
+/// # Errors
+/// Weights that cannot be read or do not fit.
+pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPlan, Error> {
+    let spec = &recipe.init.weights;
+    let state = StateFile::new(assets.weights(spec)?, spec)?;
+    let options =
+        PlanOptions { head_rows: None, tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer };
+    state.plan(&recipe.model.vit, recipe.model.pooling, recipe.model.classes, &options)
+}
+
+fn summary(plan: &LoadPlan) -> String {
+    let fresh = match plan.fresh.as_slice() {
+        [] => "none fresh".to_owned(),
+        [one] => format!("fresh: {one}"),
+        [first, rest @ ..] => format!("fresh: {first} and {} more", rest.len()),
+    };
+    format!("{} tensors loaded, {fresh}, {} of the file not used", plan.used.len(), plan.unused.len())
+}
+
+fn different_classes(train: &[String], val: &[String], recipe: &FinetuneRecipe) -> String {
+    let stranger =
+        val.iter().find(|name| !train.contains(name)).or(train.iter().find(|name| !val.contains(name)));
+    let example = stranger.map(|name| format!(", for example `{name}`")).unwrap_or_default();
+    format!(
+        "{} has {} classes and {} has {}, and they differ{example}; both need the same sub-folders",
+        recipe.data.train,
+        train.len(),
+        recipe.data.val,
+        val.len()
+    )
+}

@@ -1,0 +1,62 @@
+//! Suite D: checkpoints loaded into fine-tuned models, by the logits of the result. (The tensors themselves are compared in
+//! the weights crate.)
+
+use std::collections::BTreeMap;
+
+use beit2::params;
+use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+use beit2::weights::{StateFile, WeightFile};
+use beit2_weights::layout::Kind;
+use beit2_weights::plan::PlanOptions;
+use burn::tensor::{DType, TensorData};
+
+use super::folder::{Case, Inner, cases};
+
+#[test]
+fn golden_d_loaded_models_give_the_logits() {
+    for case in cases("D").iter().filter(|case| case.has("output/logits")) {
+        case.in_both_types(loaded_model);
+    }
+}
+
+fn loaded_model(case: &Case, dtype: DType) {
+    let tokenizer = case.config["src"]["kind"] == "vqkd";
+    let config = VitConfig {
+        image_size: case.size("img"),
+        patch_size: case.size("patch"),
+        width: case.size("width"),
+        depth: case.size("depth"),
+        heads: case.size("heads"),
+        mlp_ratio: 2.0,
+        layer_scale_init: if tokenizer { 0.0 } else { 0.1 },
+        abs_pos_emb: tokenizer,
+        rel_pos_bias: if tokenizer { RelPosKind::None } else { RelPosKind::PerBlock },
+        ..VitConfig::default()
+    };
+    let classes = case.size("classes");
+    let wide = |tensors: BTreeMap<String, TensorData>| -> BTreeMap<String, TensorData> {
+        let float = |data: &TensorData| matches!(data.dtype, DType::F32 | DType::F64);
+        let cast = |data: TensorData| if float(&data) { data.convert_dtype(dtype) } else { data };
+        tensors.into_iter().map(|(name, data)| (name, cast(data))).collect()
+    };
+    let checkpoint = WeightFile { tensors: wide(case.below("checkpoint")), metadata: BTreeMap::new() };
+    let state = StateFile::new(checkpoint, &case.name).unwrap();
+    let options =
+        PlanOptions { head_rows: None, tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer };
+    let plan = state.plan(&config, Pooling::Mean, classes, &options).unwrap();
+    // What the checkpoint does not have comes from the official program's fresh model.
+    let mut fresh = wide(case.below("fresh"));
+    fresh.retain(|name, _| !name.ends_with("relative_position_index"));
+    for (name, tensor) in plan.tensors {
+        let dtype = match tensor.dtype() {
+            beit2_weights::DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let shape = tensor.shape().to_vec();
+        fresh.insert(name, TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
+    }
+    let zeros = VisionTransformer::<Inner>::new(&config, Pooling::Mean, classes, &Default::default());
+    let model = params::load_strict(zeros, fresh, dtype, |_| false).unwrap();
+    let logits = model.forward(case.tensor("input/images", dtype), &DropPath::none());
+    case.check("output/logits", &logits.to_data());
+}

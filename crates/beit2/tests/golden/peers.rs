@@ -1,0 +1,137 @@
+//! Suite I: models written by timm and by Hugging Face transformers, opened from their own files and names.
+
+use std::collections::BTreeMap;
+
+use beit2::params;
+use beit2::pretrain::{MimConfig, MimModel, TokenMask};
+use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig};
+use beit2::weights::{self, StateFile, WeightFile};
+use beit2_weights::inspect;
+use beit2_weights::plan::PlanOptions;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use super::folder::{Case, Inner, cases, floats, root};
+
+/// The case's file: in the golden tensors for timm, beside them for transformers.
+fn file(case: &Case) -> Option<WeightFile> {
+    let Some(folder) = case.meta["files"].as_str() else {
+        return Some(WeightFile { tensors: case.below("weight"), metadata: BTreeMap::new() });
+    };
+    let path = root().join(folder).join("model.safetensors");
+    if !path.is_file() {
+        println!("skipped: {} is not in this folder", path.display());
+        return None;
+    }
+    Some(weights::read(&path).unwrap())
+}
+
+fn tensors(plan: beit2_weights::plan::Plan) -> weights::Tensors {
+    let data = |tensor: beit2_weights::Tensor| TensorData::new(tensor.to_f32(), tensor.shape().to_vec());
+    plan.tensors.into_iter().map(|(name, tensor)| (name, data(tensor))).collect()
+}
+
+/// The file as a Vision Transformer with `outputs` classes; sizes come from the file alone.
+fn transformer(case: &Case, file: WeightFile, outputs: usize, dtype: DType) -> VisionTransformer<Inner> {
+    let state = StateFile::new(file, &case.name).unwrap();
+    let config = state.vit().unwrap();
+    assert_eq!((config.depth, config.heads, config.image_size), (case.size("depth"), 2, case.size("img")));
+    let pooling = match state.facts.pooling {
+        Some(inspect::Pooling::Mean) => Pooling::Mean,
+        _ => Pooling::Cls,
+    };
+    let plan = state.plan(&config, pooling, outputs, &PlanOptions::default()).unwrap();
+    let zeros = VisionTransformer::new(&config, pooling, outputs, &Default::default());
+    params::load_strict(zeros, tensors(plan), dtype, |_| false).unwrap()
+}
+
+/// Embedded tokens and each block's output.
+fn hidden(
+    case: &Case,
+    trunk: &beit2::vit::Trunk<Inner>,
+    embedded: Tensor<Inner, 3>,
+) -> Vec<Tensor<Inner, 3>> {
+    let (bias, mut found) = (trunk.shared_bias(), vec![embedded.clone()]);
+    let all = 0..case.size("depth");
+    trunk.run(embedded, all, bias.as_ref(), &DropPath::none(), |_, tokens| found.push(tokens.clone()));
+    found
+}
+
+#[test]
+fn golden_i_timm() {
+    for case in cases("I").iter().filter(|case| case.has("output/pre_logits")) {
+        case.in_both_types(|case, dtype| {
+            let Some(file) = file(case) else { return };
+            let model = transformer(case, file, case.size("classes"), dtype);
+            let x: Tensor<Inner, 4> = case.tensor("input/images", dtype);
+            case.check("output/logits", &model.forward(x.clone(), &DropPath::none()).to_data());
+            let tokens = hidden(case, &model.trunk, model.trunk.embed(x.clone(), None));
+            case.check("output/features", &tokens[tokens.len() - 1].to_data());
+            for (block, tokens) in tokens[1..].iter().enumerate() {
+                let name = format!("output/intermediate{block}");
+                if case.has(&name) {
+                    let [batch, count, width] = tokens.dims();
+                    let side = (count - 1).isqrt();
+                    let patches = tokens.clone().narrow(1, 1, count - 1).swap_dims(1, 2);
+                    case.check(&name, &patches.reshape([batch, width, side, side]).to_data());
+                }
+            }
+            let headless = VisionTransformer { head: None, ..model };
+            case.check("output/pre_logits", &headless.forward(x, &DropPath::none()).to_data());
+        });
+    }
+}
+
+#[test]
+fn golden_i_hugging_face() {
+    for case in cases("I").iter().filter(|case| case.has("output/hidden0")) {
+        case.in_both_types(hugging_face);
+    }
+}
+
+fn hugging_face(case: &Case, dtype: DType) {
+    let Some(file) = file(case) else { return };
+    let x: Tensor<Inner, 4> = case.tensor("input/images", dtype);
+    let check_hidden = |trunk: &beit2::vit::Trunk<Inner>, embedded: Tensor<Inner, 3>| {
+        for (at, tokens) in hidden(case, trunk, embedded).iter().enumerate() {
+            case.check(&format!("output/hidden{at}"), &tokens.to_data());
+        }
+    };
+    if case.has("input/mask") {
+        let state = StateFile::new(file, &case.name).unwrap();
+        let vit: VitConfig = state.vit().unwrap();
+        let config = MimConfig {
+            vit,
+            vocab: state.facts.vocabulary.unwrap(),
+            cls_head: false,
+            ..MimConfig::default()
+        };
+        let values = state.tensors.into_iter();
+        let values =
+            values.map(|(name, t)| (name, TensorData::new(t.to_f32(), t.shape().to_vec()))).collect();
+        let zeros = MimModel::<Inner>::zeros(&config, &Default::default()).unwrap();
+        let model = params::load_strict(zeros, values, dtype, |_| false).unwrap();
+        let mask = floats(case.raw("input/mask"));
+        let (batch, patches) = (x.dims()[0], config.vit.patches());
+        let rows: Vec<Vec<u32>> = mask
+            .chunks(patches)
+            .map(|row| (0..patches as u32).filter(|at| row[*at as usize] != 0.0).collect())
+            .collect();
+        // Our masks have one size; where the recording's differ, each picture is a batch of its own.
+        let mut logits = Vec::new();
+        for (at, row) in rows.iter().enumerate().take(batch) {
+            let mask = TokenMask::new(row, 1, patches, &Default::default());
+            let tokens = model.patch_tokens(x.clone().narrow(0, at, 1), Some(&mask));
+            logits.push(model.logits_all(&tokens).remove(0));
+        }
+        case.check("output/logits", &Tensor::cat(logits, 0).to_data());
+    } else if case.has("output/logits") {
+        let model = transformer(case, file, case.size("classes"), dtype);
+        check_hidden(&model.trunk, model.trunk.embed(x.clone(), None));
+        case.check("output/logits", &model.forward(x, &DropPath::none()).to_data());
+    } else {
+        let model = transformer(case, file, 0, dtype);
+        check_hidden(&model.trunk, model.trunk.embed(x.clone(), None));
+        case.check("output/last_hidden_state", &model.tokens(x.clone(), &DropPath::none()).to_data());
+        case.check("output/pooler_output", &model.forward(x, &DropPath::none()).to_data());
+    }
+}
