@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::commands::weights::Weights;
-use crate::commands::{doctor, eval, evaluate, recipes, report, teacher};
+use crate::commands::{doctor, embed, encode, eval, evaluate, predict, recipes, report, teacher};
 use crate::device::DeviceSpec;
 use crate::errors::Flags;
 use crate::quickstart;
@@ -50,6 +50,10 @@ pub enum Command {
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
     Knn(evaluate::KnnArgs),
+    /// Classes of pictures
+    Predict(predict::Args),
+    /// Features of many pictures in one file
+    Embed(embed::Args),
     /// Look into weight files, check, convert and download them
     #[command(subcommand)]
     Weights(Weights),
@@ -69,6 +73,8 @@ pub enum Tokenizer {
         --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(Experiment),
+    /// Code ids of many pictures in one file
+    Encode(encode::Args),
 }
 
 #[derive(Debug, Subcommand)]

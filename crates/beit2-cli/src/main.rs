@@ -12,6 +12,7 @@ mod device;
 mod download;
 mod errors;
 mod experiment;
+mod export;
 mod output;
 mod progress;
 mod quickstart;

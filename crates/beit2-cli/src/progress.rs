@@ -92,6 +92,13 @@ impl Progress {
         }
     }
 
+    /// Tells something that is neither a result nor a warning.
+    pub fn note(&self, text: &str) {
+        if self.style != Style::Quiet {
+            self.line(text);
+        }
+    }
+
     /// A line of its own, above the bar.
     fn line(&self, text: &str) {
         self.bar.suspend(|| output::note(text));

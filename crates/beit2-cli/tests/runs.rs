@@ -235,16 +235,18 @@ fn pretraining_and_probes_follow_a_tokenizer() {
     let teacher = ["knn", "--weights", "teacher.safetensors", "--image-size", "32", "--k", "1"];
     let ended = world.beit2(&[&teacher[..], &["--teacher", "dino"], &on[..]].concat());
     assert!(ended.works().out.contains("100.0 %") && ended.out.contains("16 values"), "{}", ended.out);
-    world.beit2(&[&teacher[..], &on[..]].concat()).fails(2, &["does not say what it is", "--teacher"]);
+    world
+        .beit2(&[&teacher[..], &on[..]].concat())
+        .fails(2, &["teacher.safetensors", "name its family", "--teacher"]);
     let dino = |more: [&'static str; 2]| {
         world.beit2(
             &[&["knn", "--weights", "teacher.safetensors", "--teacher", "dino"], &more[..], &on[..]].concat(),
         )
     };
-    dino(["--image-size", "30"]).fails(2, &["30", "multiple of this teacher's patches of 8 px"]);
-    dino(["--layer", "1"]).fails(2, &["--layer is for pretrained models and DINOv2"]);
+    dino(["--image-size", "30"]).fails(2, &["30", "multiple of this model's patches of 8 px"]);
+    dino(["--layer", "1"]).fails(2, &["a layer can be chosen of pretrained models, classifiers and DINOv2"]);
     let wrong = world.beit2(&[&["knn", "--weights", "mim", "--layer", "3"], &on[..]].concat());
-    wrong.fails(2, &["--layer 3", "blocks 1 to 2"]);
+    wrong.fails(2, &["layer 3", "blocks 1 to 2"]);
     world
         .beit2(&["knn", "--weights", "mim", "--data", "labelled", "--val", "train"])
         .fails(2, &["2 classes"]);

@@ -55,6 +55,7 @@ pub mod order;
 mod pool;
 pub mod rng;
 mod sample;
+pub mod sequence;
 pub mod source;
 pub mod transform;
 pub mod views;
@@ -67,6 +68,7 @@ pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::EpochOrder;
 pub use rng::{Key, Purpose};
+pub use sequence::{Seen, Sequence, SequenceConfig};
 pub use source::Source;
 pub use transform::{
     AugmentOp, CropBox, CropMode, EraseConfig, EraseFill, EraseParams, EvalConfig, Interpolation, JitterOp,

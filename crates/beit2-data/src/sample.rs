@@ -149,7 +149,7 @@ impl<T> Preparer<T> {
     }
 
     /// Reads, decodes and works on one picture; the error is a sentence about it.
-    fn attempt(&self, epoch: u64, slot: u64, index: u64) -> Result<(T, Option<u32>), String> {
+    pub(crate) fn attempt(&self, epoch: u64, slot: u64, index: u64) -> Result<(T, Option<u32>), String> {
         let bytes = self.source.read(index as usize).map_err(|error| error.to_string())?;
         // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the
         // end of a run.

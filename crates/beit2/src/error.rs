@@ -51,6 +51,14 @@ pub enum Error {
     /// A picture that cannot be decoded.
     #[error(transparent)]
     Decode(#[from] beit2_data::DecodeError),
+    /// A file that is no usable picture.
+    #[error("{}: {reason}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A weight file.
     #[error(transparent)]
     Weights(#[from] beit2_weights::WeightsError),

@@ -20,3 +20,8 @@ pub mod vit;
 pub mod weights;
 
 pub use error::Error;
+
+/// Compiles the examples of that page.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct Library;

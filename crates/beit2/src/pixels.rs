@@ -1,7 +1,12 @@
 //! Pixels to what models expect.
 
+use std::path::Path;
+
+use beit2_data::{EvalConfig, Image, Limits, stack_hwc};
 use beit2_kernels::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use crate::error::{Error, config_error};
 
 /// ImageNet's channel means, RGB in [0, 1].
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
@@ -11,6 +16,48 @@ pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// CLIP's channel deviations.
 pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// Reads a picture file; the format is told from its content.
+///
+/// # Errors
+/// A file that cannot be read or decoded.
+pub fn read(path: impl AsRef<Path>) -> Result<Image, Error> {
+    let path = path.as_ref();
+    let wrong = |reason: String| Error::Picture { path: path.to_owned(), reason };
+    // Why the size first: an endless or huge file is refused instead of filling the memory.
+    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > Limits::default().max_file_bytes {
+        return Err(wrong(format!("the file has {size} bytes, too many for one picture")));
+    }
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    beit2_data::decode(&bytes, &Limits::default()).map_err(|error| wrong(error.to_string()))
+}
+
+/// Pictures of any size through the evaluation view, `[B, 3, size, size]` in [0, 1].
+///
+/// # Errors
+/// No pictures, a setting out of range, a picture that is too long for its resized form.
+pub fn views<B: Backend>(
+    images: &[Image],
+    view: &EvalConfig,
+    device: &B::Device,
+) -> Result<Tensor<B, 4>, Error> {
+    view.validate()?;
+    let views = images.iter().map(|image| view.apply(image)).collect::<Result<Vec<_>, _>>()?;
+    stacked(&views, device)
+}
+
+/// Pictures of one size, `[B, 3, H, W]` in [0, 1].
+///
+/// # Errors
+/// No pictures, or pictures of different sizes.
+pub fn stacked<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tensor<B, 4>, Error> {
+    let Some(first) = images.first() else {
+        return config_error("a batch needs at least one picture");
+    };
+    let (height, width) = (first.height as usize, first.width as usize);
+    Ok(from_bytes(stack_hwc(images)?, images.len(), height, width, device))
+}
 
 /// Bytes `[B, H, W, 3]` on the host → `[B, 3, H, W]` in [0, 1] on the device; one byte a value
 /// crosses, the division happens there.

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use beit2::classify;
 use beit2::classify::{
-    FeatureKind, Features, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
+    Embedder, Features, KnnConfig, LinearProbeConfig, extract, linear_probe, pixel_features,
 };
 use beit2::train::{Assets, DataConfig};
 use beit2_data::Source;
 use beit2_kernels::AutodiffBackend;
-use clap::{ValueEnum, ValueHint};
+use clap::ValueHint;
 use serde_json::json;
 
-use super::frozen::{Family, load};
+use super::frozen::{self, Family, Kind};
 use crate::assets::Openable;
 use crate::cli::{Device, Talk};
 use crate::device::Job;
@@ -31,7 +31,7 @@ const PIXELS_SIDE: usize = 32;
 pub struct Subject {
     /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
     #[arg(long, value_name = "RUN|FILE")]
-    pub(super) weights: String,
+    weights: String,
 
     /// Labelled pictures to learn from: one sub-folder for each class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -45,17 +45,17 @@ pub struct Subject {
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     features: Kind,
 
-    /// Block after which features are taken, counted from 1; left out, the last (pretrained models and DINOv2)
+    /// Block after which features are taken, counted from 1; left out, what the model ends with
     #[arg(long, value_name = "N")]
-    pub(super) layer: Option<usize>,
+    layer: Option<usize>,
 
     /// Read --weights as a published teacher of this family (safetensors or .pth)
     #[arg(long, value_name = "FAMILY")]
-    pub(super) teacher: Option<Family>,
+    teacher: Option<Family>,
 
-    /// Side of the pictures for `--weights pixels` [default: 32] and for --teacher [default: 224]
+    /// Side of the pictures; left out, as the model was trained (pixels: 32, published teachers: 224)
     #[arg(long, value_name = "PX")]
-    pub(super) image_size: Option<usize>,
+    image_size: Option<usize>,
 
     /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
     /// --weights names, and nowhere for other weights
@@ -71,35 +71,6 @@ pub struct Subject {
 
     #[command(flatten)]
     talk: Talk,
-}
-
-/// `cls`, `mean`, `concat`.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
-    /// The CLS token
-    Cls,
-    /// The mean of the patch tokens
-    Mean,
-    /// Both, one after the other
-    Concat,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cls => "cls",
-            Self::Mean => "mean",
-            Self::Concat => "concat",
-        }
-    }
-
-    fn of_library(self) -> FeatureKind {
-        match self {
-            Self::Cls => FeatureKind::Cls,
-            Self::Mean => FeatureKind::Mean,
-            Self::Concat => FeatureKind::Concat,
-        }
-    }
 }
 
 /// Flags of `knn`.
@@ -315,7 +286,10 @@ where
         let data = DataConfig { workers: subject.workers, ..DataConfig::default() };
         let model = match subject.weights.as_str() {
             PIXELS => None,
-            _ => Some(load::<B::InnerBackend>(subject, assets, device)?),
+            _ => {
+                let options = frozen::options(subject.layer, subject.image_size, subject.teacher);
+                Some(Embedder::<B::InnerBackend>::open(&subject.weights, assets, options, device)?)
+            }
         };
         let mut both = Vec::with_capacity(2);
         for (source, what) in sides {

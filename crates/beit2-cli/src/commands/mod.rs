@@ -1,9 +1,12 @@
 //! What each command does; their flags are beside them, shared ones in [`crate::cli`].
 
 pub mod doctor;
+pub mod embed;
+pub mod encode;
 pub mod eval;
 pub mod evaluate;
 mod frozen;
+pub mod predict;
 pub mod recipes;
 pub mod report;
 pub mod teacher;
@@ -26,6 +29,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Tokenizer(Tokenizer::Train(args)) => {
             experiment::run::<TokenizerRecipe>(&args, Vec::new(), signals)
         }
+        Command::Tokenizer(Tokenizer::Encode(args)) => encode::run(&args, signals),
         Command::Pretrain(args) => {
             let tokenizer = args.tokenizer.map(|weights| ("tokenizer.weights".to_owned(), weights));
             experiment::run::<PretrainRecipe>(&args.experiment, tokenizer.into_iter().collect(), signals)
@@ -41,6 +45,8 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Weights(command) => weights::run(&command, signals),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),
+        Command::Predict(args) => predict::run(&args, signals),
+        Command::Embed(args) => embed::run(&args, signals),
         Command::Eval(args) => eval::run(&args, signals),
         Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),

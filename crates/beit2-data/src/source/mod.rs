@@ -5,6 +5,8 @@
 //! The order of samples is a function of their names alone, so that the same data give the same
 //! numbers on every machine.
 
+mod chain;
+mod files;
 mod folder;
 mod idx;
 mod index_file;
@@ -15,6 +17,8 @@ mod tar;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::chain::ChainSource;
+pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
 pub use self::idx::{IdxSource, IdxSplit};
 pub use self::index_file::IndexFileSource;
@@ -62,7 +66,8 @@ pub trait Source: Send + Sync {
 ///   for the training pictures when there are some);
 /// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
 /// - the pictures' IDX file (`t10k-images-idx3-ubyte.gz`);
-/// - an index file (`.jsonl`) that lies beside the folders of its classes.
+/// - an index file (`.jsonl`) that lies beside the folders of its classes;
+/// - one picture, by its name's ending.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {
@@ -72,6 +77,7 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
             let root = path.parent().unwrap_or(Path::new("."));
             Ok(Arc::new(IndexFileSource::open(path, root)?))
         }
+        Ok(_) if is_image_name(path) => Ok(Arc::new(FilesSource::new(vec![path.to_path_buf()]))),
         Ok(_) => Ok(Arc::new(TarSource::open(&[path.to_path_buf()])?)),
         Err(_) if pattern::is_pattern(spec) => Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -1,5 +1,6 @@
 //! A classifier from whatever file holds one.
 
+use beit2_data::{EvalConfig, Image};
 use beit2_kernels::Backend;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
@@ -8,9 +9,10 @@ use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, config_error};
+use crate::finetune::EvalTable;
 use crate::train::Assets;
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
-use crate::weights::{StateFile, to_tensors};
+use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};
 use crate::{params, pixels};
 
 /// Sizes of a classifier. Defaults: BEiT v2 base as it is fine-tuned (a bias table in every block, mean pooling).
@@ -49,13 +51,43 @@ pub struct OpenOptions<'a> {
     pub tables: TableResize,
 }
 
+/// One guess of a classifier.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Number of the class.
+    pub class: usize,
+    /// Its name, when the classifier knows it.
+    pub name: Option<String>,
+    /// Softmax of the logits.
+    pub probability: f32,
+}
+
 /// A trained classifier.
+///
+/// ```no_run
+/// use beit2::{classify::{Classifier, OpenOptions}, pixels, train::Files};
+/// use burn::backend::Flex;
+///
+/// # fn main() -> Result<(), beit2::Error> {
+/// let model = Classifier::<Flex>::open("model.safetensors", &Files, OpenOptions::default(), &Default::default())?;
+/// let best = model.top_k(&[pixels::read("cat.jpg")?], 5)?; // one list for each picture
+/// println!("{:?}", best[0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Classifier<B: Backend> {
     /// Its sizes and classes.
     pub config: ClassifierConfig,
     /// The model.
     pub model: VisionTransformer<B>,
+}
+
+/// The names that a Hugging Face configuration gives, when there are as many as classes.
+fn names_beside(state: &StateFile, classes: usize) -> Vec<String> {
+    let text = state.metadata.get(HF_CLASS_NAMES).map_or("", String::as_str);
+    let names: Vec<String> = serde_json::from_str(text).unwrap_or_default();
+    if names.len() == classes { names } else { Vec::new() }
 }
 
 impl<B: Backend> Classifier<B> {
@@ -88,6 +120,7 @@ impl<B: Backend> Classifier<B> {
                     Some(beit2_weights::inspect::Pooling::Cls) => Pooling::Cls,
                     _ => Pooling::Mean,
                 },
+                class_names: names_beside(&state, classes),
                 ..ClassifierConfig::default()
             },
         };
@@ -103,6 +136,9 @@ impl<B: Backend> Classifier<B> {
         config.classes = classes;
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
+        if config.vit.in_chans != 3 {
+            return config_error(format!("{spec} takes {} channels; pictures have 3", config.vit.in_chans));
+        }
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
         let options =
             PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
@@ -115,5 +151,37 @@ impl<B: Backend> Classifier<B> {
     pub fn logits(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
         self.model.forward(x, &DropPath::none())
+    }
+
+    /// How it sees a picture, as evaluation does it: the shorter side resized, the centre cut out.
+    pub fn view(&self) -> EvalConfig {
+        EvalTable::default().view(self.config.vit.image_size)
+    }
+
+    /// The `k` most probable classes of pictures of any size, best first; one list for each picture.
+    ///
+    /// # Errors
+    /// No pictures, or one that cannot be resized.
+    pub fn top_k(&self, images: &[Image], k: usize) -> Result<Vec<Vec<Prediction>>, Error> {
+        let device = self.model.trunk.cls_token.device();
+        Ok(self.rank(self.logits(pixels::views(images, &self.view(), &device)?), k))
+    }
+
+    /// The `k` most probable classes from logits `[B, classes]`, best first; of equal ones the lower number first.
+    pub fn rank(&self, logits: Tensor<B, 2>, k: usize) -> Vec<Vec<Prediction>> {
+        let classes = logits.dims()[1];
+        let shares = burn::tensor::activation::softmax(logits, 1);
+        let shares = shares.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
+        let best = |row: &[f32]| {
+            let mut order: Vec<usize> = (0..classes).collect();
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+            let named = |class: usize| Prediction {
+                class,
+                name: self.config.class_names.get(class).cloned(),
+                probability: row[class],
+            };
+            order.into_iter().take(k).map(named).collect()
+        };
+        shares.chunks(classes.max(1)).map(best).collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beit2_data::{EvalConfig, Image, Loader, LoaderConfig, SampleInfo, Source, TransformError, stack_hwc};
+use beit2_data::{EvalConfig, Image, Loader, LoaderConfig, SampleInfo, Source, stack_hwc};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
 use burn::tensor::{Int, Tensor};
@@ -141,7 +141,7 @@ fn loader(
     batch: usize,
 ) -> Result<Loader<Image>, Error> {
     view.validate()?;
-    let work = Arc::new(move |image: &Image, _: &SampleInfo| Ok::<_, TransformError>(view.apply(image)?));
+    let work = Arc::new(move |image: &Image, _: &SampleInfo| view.apply(image));
     let config = LoaderConfig {
         batch: batch.min(source.len()).max(1),
         workers: data.workers,

@@ -14,7 +14,7 @@ use crate::pretrain::MimModel;
 use crate::tokenizer::VqKd;
 use crate::tokenizer::teachers::Teacher;
 use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
-use crate::vit::DropPath;
+use crate::vit::{DropPath, Trunk, VisionTransformer};
 
 /// What of a picture's tokens becomes its feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +44,10 @@ impl FeatureKind {
 
 /// A frozen model that turns pictures into tokens.
 pub enum Featurizer<B: Backend> {
-    /// A masked image model, after block `layer` (0-based), un-normalised.
+    /// A masked image model, after a block (0-based), un-normalised.
     Mim(Box<MimModel<B>>, usize),
+    /// A classifier or bare Vision Transformer: after a block (0-based), un-normalised, or `None` after its final norm.
+    Vit(Box<VisionTransformer<B>>, Option<usize>),
     /// A tokenizer's encoder after its final norm.
     Encoder(Box<VqKd<B>>),
     /// A teacher's tokens.
@@ -61,9 +63,80 @@ impl<B: Backend> Featurizer<B> {
                 let mut found = model.features(x, &[*layer]);
                 found.remove(0)
             }
+            Self::Vit(model, layer) => {
+                let x = vit_tokens(model, *layer, images);
+                match (layer, &model.fc_norm) {
+                    (None, Some(fc_norm)) => fc_norm.forward(x),
+                    _ => x,
+                }
+            }
             Self::Encoder(model) => model.encoder.tokens(model.preprocess(images), &DropPath::none()),
             Self::Teacher(teacher) => teacher.tokens(teacher.scale(pixels::to_signed(images))),
         }
+    }
+
+    /// Pictures in [0, 1] `[B, 3, H, W]` → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
+    ///
+    /// A model with mean pooling normalises the mean of its patches, not each of them; so does this, and the mean of
+    /// such a classifier is what its head sees.
+    pub fn features(&self, images: Tensor<B, 4>, kind: FeatureKind) -> Tensor<B, 2> {
+        match self {
+            Self::Vit(model, None) if model.fc_norm.is_some() => {
+                let tokens = vit_tokens(model, None, images);
+                let [batch, _, width] = tokens.dims();
+                let pooled = kind.pool(tokens);
+                let vectors = pooled.dims()[1] / width; // 2 of `Concat`, each normalised by itself
+                let pooled = pooled.reshape([batch * vectors, width]);
+                let normed =
+                    model.fc_norm.as_ref().map(|norm| norm.forward(pooled.clone())).unwrap_or(pooled);
+                normed.reshape([batch, vectors * width])
+            }
+            _ => kind.pool(self.tokens(images)),
+        }
+    }
+
+    /// Pictures in [0, 1] `[B, 3, H, W]` → patch tokens `[B, N, D]`.
+    pub fn patches(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
+        let tokens = self.tokens(images);
+        let patches = tokens.dims()[1] - 1;
+        tokens.narrow(1, 1, patches)
+    }
+
+    /// Width D of a token.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Mim(model, _) => model.trunk.cls_token.dims()[2],
+            Self::Vit(model, _) => model.trunk.cls_token.dims()[2],
+            Self::Encoder(model) => model.encoder.trunk.cls_token.dims()[2],
+            Self::Teacher(teacher) => teacher.width(),
+        }
+    }
+
+    /// Side of a patch in pixels.
+    pub fn patch_px(&self) -> usize {
+        let of = |trunk: &Trunk<B>| trunk.patch_embed.proj.weight.dims()[2];
+        match self {
+            Self::Mim(model, _) => of(&model.trunk),
+            Self::Vit(model, _) => of(&model.trunk),
+            Self::Encoder(model) => of(&model.encoder.trunk),
+            Self::Teacher(teacher) => teacher.patch_size(),
+        }
+    }
+}
+
+/// All tokens after a block, or after the last one and `norm`; never after `fc_norm`, which follows the pooling.
+fn vit_tokens<B: Backend>(
+    model: &VisionTransformer<B>,
+    layer: Option<usize>,
+    images: Tensor<B, 4>,
+) -> Tensor<B, 3> {
+    let trunk = &model.trunk;
+    let x = trunk.embed(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), None);
+    let blocks = layer.map_or(trunk.blocks.len(), |layer| layer + 1);
+    let x = trunk.run(x, 0..blocks, trunk.shared_bias().as_ref(), &DropPath::none(), |_, _| {});
+    match (layer, &model.norm) {
+        (None, Some(norm)) => norm.forward(x),
+        _ => x,
     }
 }
 
@@ -115,7 +188,7 @@ pub fn extract<B: Backend>(
 ) -> Result<Features, Error> {
     collect(source, data, size, what, observer, stop, |batch| {
         let (images, _) = to_device::<B>(batch, device)?;
-        let features = kind.pool(model.tokens(images));
+        let features = model.features(images, kind);
         let dim = features.dims()[1];
         Ok((features.into_data().convert::<f32>().into_vec().unwrap_or_default(), dim))
     })

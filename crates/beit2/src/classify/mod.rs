@@ -1,14 +1,16 @@
-//! What frozen features are worth: k-nearest neighbours and a linear classifier on them.
+//! Pictures to classes and features; what frozen features are worth: k-nearest neighbours and a linear classifier.
 
 mod cache;
 mod classifier;
+mod embedder;
 mod evaluate;
 mod features;
 mod knn;
 mod linear_probe;
 
 pub use cache::cached;
-pub use classifier::{Classifier, ClassifierConfig, OpenOptions};
+pub use classifier::{Classifier, ClassifierConfig, OpenOptions, Prediction};
+pub use embedder::{EmbedOptions, Embedder};
 pub use evaluate::{ClassResult, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};

@@ -1,6 +1,7 @@
 //! The visual tokenizer: vector-quantized knowledge distillation (VQ-KD, section 3.1 of the paper).
 
 mod config;
+mod encode;
 mod health;
 mod kmeans;
 mod quantizer;
@@ -10,6 +11,7 @@ mod train;
 mod vqkd;
 
 pub use config::{ProcessType, TokenizerConfig};
+pub use encode::Tokenizer;
 pub use health::{CodeUsage, CodebookHealth};
 pub use kmeans::{KMeans, draw_start, kmeans};
 pub use quantizer::{Quantized, Quantizer};

@@ -33,6 +33,9 @@ pub struct WeightFile {
 /// it, as their default (1e-12) is not the reference's.
 const HF_NORM_EPS: &str = "config.layer_norm_eps";
 
+/// Metadata that [`read`] adds from the same file: the classes' names, as a JSON list in their order.
+pub(crate) const HF_CLASS_NAMES: &str = "config.id2label";
+
 /// Reads a safetensors or `.pth` file completely; the format is recognised by content.
 ///
 /// # Errors
@@ -47,15 +50,23 @@ pub fn read(path: &Path) -> Result<WeightFile, Error> {
         tensors.insert(name.clone(), TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
     }
     let mut metadata = file.metadata;
-    if let Some(eps) = norm_eps_beside(path) {
-        metadata.insert(HF_NORM_EPS.into(), eps.to_string());
+    if let Some(config) = config_beside(path) {
+        metadata.extend(config["layer_norm_eps"].as_f64().map(|eps| (HF_NORM_EPS.into(), eps.to_string())));
+        let names = class_names(&config["id2label"]);
+        metadata.extend(names.map(|names| (HF_CLASS_NAMES.into(), serde_json::json!(names).to_string())));
     }
     Ok(WeightFile { tensors, metadata })
 }
 
-fn norm_eps_beside(path: &Path) -> Option<f64> {
-    let text = std::fs::read(path.with_file_name("config.json")).ok()?;
-    serde_json::from_slice::<serde_json::Value>(&text).ok()?["layer_norm_eps"].as_f64()
+fn config_beside(path: &Path) -> Option<serde_json::Value> {
+    serde_json::from_slice(&std::fs::read(path.with_file_name("config.json")).ok()?).ok()
+}
+
+/// The names of `{"0": "cat", "1": "dog"}`, when all are there and somebody has chosen them: `LABEL_7` is only a number.
+fn class_names(id2label: &serde_json::Value) -> Option<Vec<&str>> {
+    let table = id2label.as_object()?;
+    let names: Option<Vec<&str>> = (0..table.len()).map(|id| table.get(&id.to_string())?.as_str()).collect();
+    names.filter(|names| !names.iter().any(|name| name.starts_with("LABEL_")))
 }
 
 fn dtype_of_file(dtype: beit2_weights::DType) -> DType {

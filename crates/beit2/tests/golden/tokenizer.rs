@@ -4,8 +4,7 @@ use beit2::params;
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{ProcessType, TokenizerConfig, VqKd, kmeans};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, grad_norm};
-use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 
 use super::folder::{Auto, Case, cases, floats, ints};
 

@@ -194,6 +194,11 @@ impl<B: Backend> Teacher<B> {
         }
     }
 
+    /// Width of [`Teacher::tokens`].
+    pub fn width(&self) -> usize {
+        self.cls_token.dims()[2]
+    }
+
     /// Side of a patch in pixels: an input of `grid · patch_size` pixels gives `grid²` features.
     pub fn patch_size(&self) -> usize {
         self.patch_embed.proj.weight.dims()[2]

@@ -1,0 +1,181 @@
+//! `beit2 embed`: features of many pictures in one file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::bail;
+use beit2::classify::{Embedder, FeatureKind};
+use beit2::pixels;
+use beit2::train::Assets;
+use beit2_data::{EvalConfig, Image, Source};
+use beit2_kernels::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
+use clap::{ValueEnum, ValueHint};
+
+use super::frozen::{self, Family};
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::Ending;
+use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
+use crate::progress::Progress;
+use crate::signals::Signals;
+
+/// The largest number that half precision holds.
+const F16_MAX: f32 = 65504.0;
+
+/// Flags of `embed`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 embed pictures --weights runs/mim -o features.npy\n  \
+    beit2 embed 'shard-{000..099}.tar' --weights beitv2_base_patch16_224_pt1k_ft21k.pth -o features.parquet --device cuda\n  \
+    beit2 embed pictures --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
+    The same command continues after an interruption; the file is the same to the byte.")]
+pub struct Args {
+    /// Pictures: a folder, tar shards, one picture, or bundled:train
+    #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    source: String,
+
+    /// Model: a run directory, checkpoint folder or weight file (pretrained model, classifier, tokenizer, teacher)
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// What of a picture's tokens becomes its row
+    #[arg(long, value_name = "WHAT", default_value = "mean")]
+    features: What,
+
+    /// Block after which features are taken, counted from 1; left out, what the model ends with
+    #[arg(long, value_name = "N")]
+    layer: Option<usize>,
+
+    /// Read --weights as a published teacher of this family (safetensors or .pth)
+    #[arg(long, value_name = "FAMILY")]
+    teacher: Option<Family>,
+
+    /// Side of the pictures; left out, as the model was trained (published teachers: 224)
+    #[arg(long, value_name = "PX")]
+    image_size: Option<usize>,
+
+    /// Precision in the file
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    dtype: Precision,
+
+    #[command(flatten)]
+    export: ExportArgs,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// The CLS token
+    Cls,
+    /// The mean of the patch tokens
+    Mean,
+    /// Both, one after the other
+    Concat,
+    /// Every patch token, row by row from the top left
+    Patches,
+}
+
+impl What {
+    /// The name, and what is pooled; `None` keeps the patches.
+    fn resolved(self) -> (&'static str, Option<FeatureKind>) {
+        match self {
+            Self::Cls => ("cls", Some(FeatureKind::Cls)),
+            Self::Mean => ("mean", Some(FeatureKind::Mean)),
+            Self::Concat => ("concat", Some(FeatureKind::Concat)),
+            Self::Patches => ("patches", None),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// Single
+    F32,
+    /// Half
+    F16,
+}
+
+/// Writes the file.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    let known = [Format::Npy, Format::Parquet, Format::Safetensors];
+    let to = Destination::new(&args.export, &known)?;
+    let list = to.list();
+    let assets = Openable::default();
+    let source = assets.source(&args.source)?;
+    let weights = assets.weights_fingerprint(&args.weights)?;
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let job = Embedding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
+    let written = args.device.device.on(job);
+    progress.close();
+    written?.report(&args.export.out, list, args.talk.json)?;
+    Ok(Ending::Done)
+}
+
+struct Embedding<'a> {
+    args: &'a Args,
+    to: Destination<'a>,
+    assets: &'a Openable,
+    source: Arc<dyn Source>,
+    weights: String,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Embedding<'_> {
+    type Output = Written;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
+        let Self { args, to, assets, source, weights, signals, progress } = self;
+        let options = frozen::options(args.layer, args.image_size, args.teacher);
+        let model = Embedder::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
+        view.validate().map_err(beit2::Error::from)?;
+        let (name, kind) = args.features.resolved();
+        let (width, grid) = (model.net.width(), model.image_px / model.net.patch_px());
+        let element = match args.dtype {
+            Precision::F32 => Element::F32,
+            Precision::F16 => Element::F16,
+        };
+        let shape = match kind {
+            Some(FeatureKind::Concat) => vec![2 * width],
+            Some(_) => vec![width],
+            None => vec![grid * grid, width],
+        };
+        let identity = vec![
+            ("weights", weights),
+            ("features", name.to_owned()),
+            ("layer", model.layer.map_or("end".to_owned(), |layer| layer.to_string())),
+            ("teacher", args.teacher.map_or(String::new(), |family| format!("{family:?}"))),
+            ("device", args.device.device.to_string()),
+        ];
+        let layout = RowLayout { name: "features", element, shape };
+        let export = Export { to, source, view, layout, identity };
+        export.run(progress, signals, |views: &[Image]| {
+            let images = pixels::stacked::<B::InnerBackend>(views, device)?;
+            let data = match kind {
+                Some(kind) => model.net.features(images, kind).into_data(),
+                None => model.net.patches(images).into_data(),
+            };
+            bytes_of(data, element)
+        })
+    }
+}
+
+/// Values as they are in the file.
+fn bytes_of(data: TensorData, element: Element) -> anyhow::Result<Vec<u8>> {
+    if element == Element::F32 {
+        return Ok(data.convert::<f32>().iter::<f32>().flat_map(f32::to_le_bytes).collect());
+    }
+    let largest = data.iter::<f32>().fold(0f32, |largest, value| largest.max(value.abs()));
+    if largest > F16_MAX {
+        bail!("a feature of {largest} is beyond half precision, which ends at {F16_MAX}; use --dtype f32");
+    }
+    // Every system that Burn runs on is little-endian, and so is the file.
+    Ok(data.convert_dtype(DType::F16).as_bytes().to_vec())
+}

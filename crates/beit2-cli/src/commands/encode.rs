@@ -1,0 +1,95 @@
+//! `beit2 tokenizer encode`: code ids of many pictures in one file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use beit2::pixels;
+use beit2::tokenizer::Tokenizer;
+use beit2::train::Assets;
+use beit2_data::{EvalConfig, Image, Source};
+use beit2_kernels::AutodiffBackend;
+use clap::ValueHint;
+
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::Ending;
+use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
+use crate::progress::Progress;
+use crate::signals::Signals;
+
+/// Codes that two bytes tell apart.
+const U16_CODES: usize = 1 << 16;
+
+/// Flags of `tokenizer encode`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 tokenizer encode pictures --tokenizer runs/words -o ids.npy\n  \
+    beit2 tokenizer encode pictures --tokenizer vqkd_encoder_base_decoder_3x768x12_clip.pth -o ids.parquet\n\n\
+    The same command continues after an interruption; the file is the same to the byte.")]
+pub struct Args {
+    /// Pictures: a folder, tar shards, one picture, or bundled:train
+    #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    source: String,
+
+    /// Tokenizer: its run directory, a checkpoint folder or a weight file
+    #[arg(long, value_name = "RUN|FILE")]
+    tokenizer: String,
+
+    #[command(flatten)]
+    export: ExportArgs,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// Writes the file.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
+    let list = to.list();
+    let assets = Openable::default();
+    let source = assets.source(&args.source)?;
+    let weights = assets.weights_fingerprint(&args.tokenizer)?;
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let job = Encoding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
+    let written = args.device.device.on(job);
+    progress.close();
+    written?.report(&args.export.out, list, args.talk.json)?;
+    Ok(Ending::Done)
+}
+
+struct Encoding<'a> {
+    args: &'a Args,
+    to: Destination<'a>,
+    assets: &'a Openable,
+    source: Arc<dyn Source>,
+    weights: String,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Encoding<'_> {
+    type Output = Written;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
+        let Self { args, to, assets, source, weights, signals, progress } = self;
+        let tokenizer = Tokenizer::<B::InnerBackend>::open(&args.tokenizer, assets, device)?;
+        let view = EvalConfig { crop_pct: args.export.crop_pct, ..tokenizer.view() };
+        view.validate().map_err(beit2::Error::from)?;
+        let grid = tokenizer.config.grid();
+        let element = if tokenizer.config.codes <= U16_CODES { Element::U16 } else { Element::U32 };
+        let layout = RowLayout { name: "ids", element, shape: vec![grid, grid] };
+        let identity = vec![("weights", weights), ("device", args.device.device.to_string())];
+        let export = Export { to, source, view, layout, identity };
+        export.run(progress, signals, |views: &[Image]| {
+            let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();
+            let bytes = |id: i64| match element {
+                Element::U16 => (id as u16).to_le_bytes().to_vec(),
+                _ => (id as u32).to_le_bytes().to_vec(),
+            };
+            Ok(ids.iter::<i64>().flat_map(bytes).collect())
+        })
+    }
+}

@@ -1,0 +1,298 @@
+//! `beit2 predict`: the classes of pictures.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use beit2::classify::{Classifier, OpenOptions, Prediction};
+use beit2::train::{Assets, Event, Observer};
+use beit2::{Error, pixels};
+use beit2_data::source::ChainSource;
+use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
+use beit2_kernels::AutodiffBackend;
+use beit2_run::atomic::{FileError, write_atomic};
+use clap::ValueHint;
+use serde_json::json;
+
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::export::{named, tell_unreadable, unreadable_json};
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Classes of ImageNet-1k, whose names are asked for most often.
+const IMAGENET_CLASSES: usize = 1000;
+
+/// Flags of `predict`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 predict cat.jpg dog.jpg --weights runs/finetuned\n  \
+    beit2 predict pictures --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
+    --names takes one name a line in the order of the classes. For a model trained on a folder with one\n\
+    sub-folder for each class that is `ls FOLDER > names.txt`; for ImageNet it gives the WordNet ids.")]
+pub struct Args {
+    /// Pictures, folders of pictures, or tar shards
+    #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
+    sources: Vec<String>,
+
+    /// Classifier: a run directory, checkpoint folder or weight file
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// How many classes to name for each picture, the most probable first
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
+
+    /// Names of the classes, one a line; left out, those inside the weights, else numbers
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    names: Option<PathBuf>,
+
+    /// Write a table to this file instead of printing
+    #[arg(long, value_name = "FILE", conflicts_with = "json", value_hint = ValueHint::FilePath)]
+    csv: Option<PathBuf>,
+
+    /// Replace the file of --csv when it exists
+    #[arg(long)]
+    force: bool,
+
+    /// Side of the pictures; left out, as the model was trained
+    #[arg(long, value_name = "PX")]
+    image_size: Option<usize>,
+
+    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on
+    /// and up to 32 px]
+    #[arg(long, value_name = "SHARE")]
+    crop_pct: Option<f64>,
+
+    /// Pictures computed at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch_size: u32,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// Names the classes of all pictures.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    if let Some(csv) = args.csv.as_deref().filter(|csv| csv.exists() && !args.force) {
+        let csv = csv.display();
+        return usage(format!("{csv} exists already; choose another name, or --force to replace it"));
+    }
+    let assets = Openable::default();
+    let names = args.names.as_deref().map(read_names).transpose()?;
+    let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let total = source.len();
+    let job = Predicting { args, assets: &assets, source, names, signals, progress: &mut progress };
+    let ended = args.device.device.on(job);
+    progress.close();
+    let Some(unreadable) = ended? else { return Ok(Ending::Stopped) };
+    match unreadable.as_slice() {
+        [] => Ok(Ending::Done),
+        [(name, why)] => bail!("{}", named(name, why)),
+        many => {
+            tell_unreadable(many, "unreadable");
+            let (bad, total) = (grouped(many.len() as u64), grouped(total as u64));
+            bail!("{bad} of {total} pictures cannot be read; the others are done")
+        }
+    }
+}
+
+fn read_names(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(|error| FileError::new("read", path, error))?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+}
+
+struct Predicting<'a> {
+    args: &'a Args,
+    assets: &'a Openable,
+    source: Arc<dyn Source>,
+    names: Option<Vec<String>>,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Predicting<'_> {
+    /// Pictures that cannot be read, with reasons; `None` when a signal came.
+    type Output = Option<Vec<(String, String)>>;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output> {
+        let Self { args, assets, source, names, signals, progress } = self;
+        let options = OpenOptions { image_size: args.image_size, ..OpenOptions::default() };
+        let mut model = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let classes = model.config.classes;
+        if let (Some(names), Some(path)) = (names, &args.names) {
+            if names.len() != classes {
+                return usage(format!(
+                    "{} has {} names, but {} tells {classes} classes apart; both numbers must be equal",
+                    path.display(),
+                    names.len(),
+                    args.weights
+                ));
+            }
+            model.config.class_names = names;
+        }
+        if model.config.class_names.is_empty() {
+            let imagenet = if classes == IMAGENET_CLASSES { " (see --help for ImageNet's)" } else { "" };
+            progress
+                .note(&format!("{} does not name its classes; --names FILE does{imagenet}", args.weights));
+        }
+        let view = model.view();
+        let view = EvalConfig { crop_pct: args.crop_pct.or(view.crop_pct), ..view };
+        view.validate().map_err(Error::from)?;
+        let top = classes.min(args.top as usize);
+        let rank = |views: &[Image]| -> Result<Vec<Vec<Prediction>>, Error> {
+            Ok(model.rank(model.logits(pixels::stacked(views, device)?), top))
+        };
+        let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
+        let finished = match (&args.csv, args.talk.json) {
+            (Some(path), _) => {
+                let mut walked = Ok(false);
+                let written = write_atomic(path, |writer| {
+                    walked = walk.csv(path, writer, top);
+                    // An unfinished table must not take the name; why it is unfinished is told below.
+                    if matches!(walked, Ok(true)) { Ok(()) } else { Err(std::io::Error::other("unfinished")) }
+                });
+                let finished = walked?;
+                if finished {
+                    written?;
+                }
+                finished
+            }
+            (None, true) => walk.json()?,
+            (None, false) => walk.lines()?,
+        };
+        Ok(finished.then_some(walk.unreadable))
+    }
+}
+
+/// Views `[B]` → the best classes of each.
+type Rank<'a> = dyn Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error> + 'a;
+
+/// Walks through the pictures, a batch at a time, and writes what it finds. The methods give false when a signal came.
+struct Walk<'a> {
+    source: Arc<dyn Source>,
+    view: EvalConfig,
+    args: &'a Args,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+    rank: &'a Rank<'a>,
+    unreadable: Vec<(String, String)>,
+}
+
+impl Walk<'_> {
+    /// Calls `each` with every readable picture's name and classes.
+    fn pictures(
+        &mut self,
+        mut each: impl FnMut(&str, &[Prediction]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<bool> {
+        let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
+        let config =
+            SequenceConfig { workers: self.args.workers, ahead: 2 * batch, ..SequenceConfig::default() };
+        let mut pictures = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
+            .map_err(Error::from)?;
+        let mut done = 0;
+        while done < total {
+            let (mut views, mut names) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
+            for seen in pictures.by_ref().take(batch) {
+                if self.signals.stop.is_set() {
+                    return Ok(false);
+                }
+                done += 1;
+                let name = self.source.name(seen.index);
+                match seen.item {
+                    Ok(view) => {
+                        views.push(view);
+                        names.push(name);
+                    }
+                    Err(why) => self.unreadable.push((name, why)),
+                }
+            }
+            if !views.is_empty() {
+                for (name, best) in names.iter().zip((self.rank)(&views)?) {
+                    each(name, &best)?;
+                }
+            }
+            // Rows on the screen are progress enough.
+            if self.args.csv.is_some() {
+                let (done, total) = (done as u64, total as u64);
+                self.progress.event(Event::Progress { what: "pictures".into(), done, total });
+            }
+        }
+        Ok(true)
+    }
+
+    fn lines(&mut self) -> anyhow::Result<bool> {
+        self.pictures(|name, best| {
+            let guesses: Vec<String> = best
+                .iter()
+                .map(|one| {
+                    let class = one.name.clone().unwrap_or_else(|| format!("class {}", one.class));
+                    format!("{:.1} % {class}", 100.0 * one.probability)
+                })
+                .collect();
+            output::result(&format!("{name}: {}", guesses.join(", ")))
+        })
+    }
+
+    /// One object, streamed: a million pictures need not be in memory.
+    fn json(&mut self) -> anyhow::Result<bool> {
+        output::result(&format!("{{\"weights\": {}, \"pictures\": [", json!(self.args.weights)))?;
+        let mut first = true;
+        let finished = self.pictures(|name, best| {
+            let comma = if std::mem::take(&mut first) { "" } else { "," };
+            output::result(&format!("{comma}{}", json!({ "path": name, "predictions": best })))
+        })?;
+        let ended = if finished { "true" } else { "false" };
+        output::result(&format!(
+            "], \"unreadable\": {}, \"finished\": {ended}}}",
+            unreadable_json(&self.unreadable)
+        ))?;
+        Ok(finished)
+    }
+
+    fn csv(&mut self, path: &Path, writer: &mut BufWriter<File>, top: usize) -> anyhow::Result<bool> {
+        let failed = |error| FileError::new("write", path, error);
+        let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
+        writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
+        self.pictures(|name, best| {
+            let guesses = best.iter().map(|one| {
+                let class = quoted(one.name.as_deref().unwrap_or_default());
+                format!(",{},{class},{}", one.class, one.probability)
+            });
+            Ok(writeln!(writer, "{}{}", quoted(name), guesses.collect::<String>()).map_err(failed)?)
+        })
+    }
+}
+
+/// A cell of a CSV table (RFC 4180).
+fn quoted(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_survive_commas_and_quotes() {
+        assert_eq!(quoted("cat"), "cat");
+        assert_eq!(quoted("cat, \"tabby\""), "\"cat, \"\"tabby\"\"\"");
+    }
+}

@@ -1,0 +1,160 @@
+//! Finished rows as a parquet file.
+
+use std::fs::File;
+use std::io::{BufWriter, Read};
+use std::sync::Arc;
+
+use anyhow::Context;
+use parquet::basic::{Compression, ConvertedType, Encoding, LogicalType, Repetition, Type as Physical};
+use parquet::data_type::{
+    ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, FloatType, Int32Type,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
+use parquet::schema::types::{ColumnPath, Type, TypePtr};
+
+use super::format::{Element, Finished, RowLayout};
+use super::partial::Sample;
+
+/// Values of a row group: what is held in memory while it is written, about 64 MB.
+const GROUP_VALUES: usize = 1 << 24;
+
+/// Rows of a group, for rows that are small.
+const GROUP_ROWS: usize = 1 << 16;
+
+/// Writes columns `path`, `label` (of pictures with classes) and the values, as one flat list a row.
+pub fn write(rows: &Finished<'_>, writer: &mut BufWriter<File>) -> anyhow::Result<()> {
+    let layout = rows.layout;
+    let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];
+    let pairs = rows.meta.iter().chain(&shape);
+    let meta = pairs.map(|(key, value)| KeyValue::new(format!("beit2.{key}"), value.clone())).collect();
+    // Compression does not shrink features, and statistics of single values help nobody.
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("beit2 ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_key_value_metadata(Some(meta))
+        .set_compression(Compression::UNCOMPRESSED)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::None);
+    if matches!(layout.element, Element::U16 | Element::U32) {
+        // Ids of 8192 codes take 14 bits instead of 32.
+        let path = ColumnPath::new([layout.name, "list", "element"].map(str::to_owned).to_vec());
+        properties = properties.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
+    }
+    let schema = schema(layout, rows.labelled)?;
+    let mut file = SerializedFileWriter::new(writer, schema, Arc::new(properties.build()))?;
+    let mut values = rows.partial.read_rows()?;
+    let mut samples = rows.partial.read_samples()?;
+    let group_rows = (GROUP_VALUES / layout.values().max(1)).clamp(1, GROUP_ROWS);
+    loop {
+        let some: Vec<Sample> = samples.by_ref().take(group_rows).collect::<Result<_, _>>()?;
+        if some.is_empty() {
+            break;
+        }
+        let mut group = file.next_row_group()?;
+        let paths: Vec<ByteArray> =
+            some.iter().map(|sample| sample.path.clone().into_bytes().into()).collect();
+        let mut column = next(group.next_column()?)?;
+        column.typed::<ByteArrayType>().write_batch(&paths, None, None)?;
+        column.close()?;
+        if rows.labelled {
+            let labels = some.iter().filter_map(|sample| sample.label.clone());
+            let labels: Vec<ByteArray> = labels.map(|label| label.into_bytes().into()).collect();
+            let present: Vec<i16> = some.iter().map(|sample| i16::from(sample.label.is_some())).collect();
+            let mut column = next(group.next_column()?)?;
+            column.typed::<ByteArrayType>().write_batch(&labels, Some(&present), None)?;
+            column.close()?;
+        }
+        let mut column = next(group.next_column()?)?;
+        let mut row = vec![0; layout.row_bytes()];
+        // A list's first value starts a row (0), the others continue it (1).
+        let mut starts = vec![1i16; layout.values()];
+        if let Some(first) = starts.first_mut() {
+            *first = 0;
+        }
+        let present = vec![1i16; layout.values()];
+        for _ in &some {
+            values.read_exact(&mut row).context("rows are missing")?;
+            write_row(&mut column, layout.element, &row, &present, &starts)?;
+        }
+        column.close()?;
+        group.close()?;
+    }
+    file.close()?;
+    Ok(())
+}
+
+fn next(column: Option<SerializedColumnWriter<'_>>) -> Result<SerializedColumnWriter<'_>, ParquetError> {
+    column.ok_or_else(|| ParquetError::General("the schema has fewer columns than values".into()))
+}
+
+fn write_row(
+    column: &mut SerializedColumnWriter<'_>,
+    element: Element,
+    row: &[u8],
+    present: &[i16],
+    starts: &[i16],
+) -> Result<(), ParquetError> {
+    let (present, starts) = (Some(present), Some(starts));
+    let halves = || row.chunks_exact(2).map(|b| [b[0], b[1]]);
+    let words = || row.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+    match element {
+        Element::F32 => {
+            let values: Vec<f32> = words().map(f32::from_le_bytes).collect();
+            column.typed::<FloatType>().write_batch(&values, present, starts)?;
+        }
+        Element::F16 => {
+            let values: Vec<FixedLenByteArray> = halves().map(|half| half.to_vec().into()).collect();
+            column.typed::<FixedLenByteArrayType>().write_batch(&values, present, starts)?;
+        }
+        Element::U16 => {
+            let values: Vec<i32> = halves().map(|b| u16::from_le_bytes(b).into()).collect();
+            column.typed::<Int32Type>().write_batch(&values, present, starts)?;
+        }
+        Element::U32 => {
+            let values: Vec<i32> = words().map(i32::from_le_bytes).collect();
+            column.typed::<Int32Type>().write_batch(&values, present, starts)?;
+        }
+    }
+    Ok(())
+}
+
+fn schema(layout: &RowLayout, labelled: bool) -> Result<TypePtr, ParquetError> {
+    let text = |name: &str, repetition| {
+        Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
+            .with_repetition(repetition)
+            .with_logical_type(Some(LogicalType::String))
+            .with_converted_type(ConvertedType::UTF8)
+            .build()
+            .map(Arc::new)
+    };
+    let unsigned = |bits| Some(LogicalType::integer(bits, false));
+    let (physical, logical, length) = match layout.element {
+        Element::F32 => (Physical::FLOAT, None, -1),
+        Element::F16 => (Physical::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Float16), 2),
+        Element::U16 => (Physical::INT32, unsigned(16), -1),
+        Element::U32 => (Physical::INT32, unsigned(32), -1),
+    };
+    let element = Type::primitive_type_builder("element", physical)
+        .with_repetition(Repetition::REQUIRED)
+        .with_logical_type(logical)
+        .with_length(length)
+        .build()?;
+    let list = Type::group_type_builder("list")
+        .with_repetition(Repetition::REPEATED)
+        .with_fields(vec![Arc::new(element)])
+        .build()?;
+    let values = Type::group_type_builder(layout.name)
+        .with_repetition(Repetition::REQUIRED)
+        .with_logical_type(Some(LogicalType::List))
+        .with_converted_type(ConvertedType::LIST)
+        .with_fields(vec![Arc::new(list)])
+        .build()?;
+    let mut fields = vec![text("path", Repetition::REQUIRED)?];
+    if labelled {
+        fields.push(text("label", Repetition::OPTIONAL)?);
+    }
+    fields.push(Arc::new(values));
+    Ok(Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?))
+}

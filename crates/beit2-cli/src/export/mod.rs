@@ -1,0 +1,279 @@
+//! One row for each picture into one file: streamed, resumable, complete or absent.
+//!
+//! Rows are collected in a folder `OUT.partial` beside the file ([`partial`]); when the last picture is done they are
+//! written in the wanted form ([`format`], [`columns`]) and the folder goes away. One way for all forms: what can be
+//! continued is a list of rows, and no form needs to know how many there will be.
+
+mod columns;
+mod format;
+mod partial;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use beit2::Error;
+use beit2::train::{Event, Observer};
+use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
+use clap::ValueHint;
+use serde_json::{Value, json};
+
+pub use format::{Element, Format, RowLayout};
+use partial::{Partial, Sample};
+
+use crate::errors::usage;
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Unusable pictures that are named one by one on the terminal.
+const LISTED: usize = 10;
+
+/// Flags of every command that writes a row for each picture.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// File to write; its ending says in which form
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+
+    /// Replace --out when it exists, and begin again what was begun with other settings
+    #[arg(long)]
+    pub force: bool,
+
+    /// Leave pictures that cannot be read out of the rows and name them at the end, instead of stopping
+    #[arg(long)]
+    pub skip_unreadable: bool,
+
+    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on]
+    #[arg(long, value_name = "SHARE")]
+    pub crop_pct: Option<f64>,
+
+    /// Pictures computed at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch_size: u32,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub workers: usize,
+}
+
+/// Where rows go, checked before any work.
+pub struct Destination<'a> {
+    args: &'a ExportArgs,
+    format: Format,
+}
+
+impl<'a> Destination<'a> {
+    /// Fails when the name's ending is none of `known`, when a file exists, or when its folder does not.
+    pub fn new(args: &'a ExportArgs, known: &[Format]) -> anyhow::Result<Self> {
+        let out = &args.out;
+        let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let Some(&format) = known.iter().find(|format| format.ending().eq_ignore_ascii_case(ending)) else {
+            let endings: Vec<String> = known.iter().map(|format| format!(".{}", format.ending())).collect();
+            return usage(format!("{} must end in {}", out.display(), endings.join(", ")));
+        };
+        let destination = Self { args, format };
+        for path in [Some(out.clone()), destination.list()].into_iter().flatten() {
+            if path.is_dir() {
+                return usage(format!("{} is a folder; give the path of a file", path.display()));
+            }
+            if path.exists() && !args.force {
+                return usage(format!(
+                    "{} exists already; choose another name, or --force to replace it",
+                    path.display()
+                ));
+            }
+        }
+        let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return usage(format!("the folder {} does not exist; create it first", folder.display()));
+        }
+        Ok(destination)
+    }
+
+    /// The list of paths beside files that hold numbers only.
+    pub fn list(&self) -> Option<PathBuf> {
+        self.format.needs_list().then(|| self.beside("paths.jsonl"))
+    }
+
+    /// `OUT.ending`. The whole name stays in front: `a.npy` and `a.safetensors` must not share a list.
+    fn beside(&self, ending: &str) -> PathBuf {
+        let mut name = self.args.out.clone().into_os_string();
+        name.push(".");
+        name.push(ending);
+        name.into()
+    }
+}
+
+/// What is to be computed.
+pub struct Export<'a> {
+    /// Where to.
+    pub to: Destination<'a>,
+    /// Of which pictures.
+    pub source: Arc<dyn Source>,
+    /// How the model sees a picture.
+    pub view: EvalConfig,
+    /// What a row is.
+    pub layout: RowLayout,
+    /// What else the values depend on: rows that were made with other values here are not continued.
+    pub identity: Vec<(&'static str, String)>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    rows: usize,
+    shape: Vec<usize>,
+    element: Element,
+    /// Names of the pictures that have no row, with reasons.
+    skipped: Vec<(String, String)>,
+}
+
+impl Export<'_> {
+    /// Computes all rows that are not on disk yet, then writes the file. `compute` turns views `[B]` into the bytes of B
+    /// rows.
+    pub fn run(
+        self,
+        progress: &mut Progress,
+        signals: &Signals,
+        mut compute: impl FnMut(&[Image]) -> anyhow::Result<Vec<u8>>,
+    ) -> anyhow::Result<Written> {
+        let Self { to, source, view, layout, identity } = self;
+        let (args, batch) = (to.args, to.args.batch_size as usize);
+        let mut manifest = json!({
+            "program": env!("CARGO_PKG_VERSION"),
+            "pictures": source.fingerprint(),
+            "image_size": view.size,
+            "resized_to": view.resize_side(),
+            "batch_size": batch,
+            "dtype": layout.element.name(),
+            "row": layout.shape,
+        });
+        for (name, value) in identity {
+            manifest[name] = Value::String(value);
+        }
+        let total = source.len();
+        let mut partial = Partial::open(&to.beside("partial"), &manifest, &layout, batch, total, args.force)?;
+        if partial.samples() > 0 && partial.samples() < total {
+            progress.note(&format!(
+                "continues at picture {} of {}",
+                grouped(partial.samples() as u64 + 1),
+                grouped(total as u64)
+            ));
+        }
+        let unreadable = |name: &str, why: &str| {
+            let name = named(name, why);
+            anyhow::anyhow!("{name}; remove it, or leave such pictures out with --skip-unreadable")
+        };
+        if let (Some((name, why)), false) = (partial.skipped()?.first(), args.skip_unreadable) {
+            return Err(unreadable(name, why));
+        }
+
+        let config = SequenceConfig {
+            start: partial.samples(),
+            workers: args.workers,
+            ahead: 2 * batch,
+            ..SequenceConfig::default()
+        };
+        let mut pictures = Sequence::new(config, source.clone(), move |image: &Image| view.apply(image))
+            .map_err(Error::from)?;
+        while partial.samples() < total {
+            let mut views = Vec::with_capacity(batch);
+            let mut samples = Vec::with_capacity(batch);
+            for seen in pictures.by_ref().take(batch) {
+                if signals.stop.is_set() {
+                    partial.commit()?;
+                    return Err(Error::Interrupted.into());
+                }
+                let (path, label) = (source.name(seen.index), source.label(seen.index));
+                let label = label.and_then(|label| source.classes().get(label as usize).cloned());
+                let error = match seen.item {
+                    Ok(view) => {
+                        views.push(view);
+                        None
+                    }
+                    Err(why) if args.skip_unreadable => Some(why),
+                    Err(why) => {
+                        partial.commit()?;
+                        return Err(unreadable(&path, &why));
+                    }
+                };
+                samples.push(Sample { path, label, error });
+            }
+            let rows = if views.is_empty() { Vec::new() } else { compute(&views)? };
+            partial.append(&rows, &samples)?;
+            let (done, total) = (partial.samples() as u64, total as u64);
+            progress.event(Event::Progress { what: layout.name.to_owned(), done, total });
+        }
+        partial.commit()?;
+        if partial.rows() == 0 {
+            bail!("none of the {} pictures can be used; nothing was written", grouped(total as u64));
+        }
+        let skipped = partial.skipped()?;
+        let meta: Vec<(String, String)> = ["program", "weights", "features", "layer", "image_size"]
+            .iter()
+            .filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?))))
+            .collect();
+        let labelled = !source.classes().is_empty();
+        let finished = format::Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
+        if let Some(list) = to.list() {
+            partial.publish(&list, |writer| finished.write_list(writer))?;
+        }
+        partial.publish(&args.out, |writer| finished.write(to.format, writer))?;
+        let written =
+            Written { rows: partial.rows(), shape: layout.shape.clone(), element: layout.element, skipped };
+        partial.remove();
+        Ok(written)
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// `name: why`, unless the reason begins with the name.
+pub fn named(name: &str, why: &str) -> String {
+    if why.contains(name) { why.to_owned() } else { format!("{name}: {why}") }
+}
+
+/// Names pictures that were left out, on stderr.
+pub fn tell_unreadable(skipped: &[(String, String)], what: &str) {
+    for (name, why) in skipped.iter().take(LISTED) {
+        output::note(&format!("{what}: {}", named(name, why)));
+    }
+    if skipped.len() > LISTED {
+        output::note(&format!("{what}: {} more", grouped((skipped.len() - LISTED) as u64)));
+    }
+}
+
+/// Unreadable pictures for `--json`.
+pub fn unreadable_json(skipped: &[(String, String)]) -> Value {
+    skipped.iter().map(|(path, error)| json!({ "path": path, "error": error })).collect()
+}
+
+impl Written {
+    /// Tells what was written.
+    pub fn report(&self, out: &Path, list: Option<PathBuf>, as_json: bool) -> anyhow::Result<()> {
+        if as_json {
+            return output::json(&json!({
+                "out": out.display().to_string(),
+                "paths": list.map(|list| list.display().to_string()),
+                "rows": self.rows,
+                "row": self.shape,
+                "dtype": self.element.name(),
+                "skipped": unreadable_json(&self.skipped),
+            }));
+        }
+        tell_unreadable(&self.skipped, "left out");
+        let shape: Vec<String> = self.shape.iter().map(usize::to_string).collect();
+        let row = format!("{} values ({})", shape.join(" × "), self.element.name());
+        let mut lines = vec![("written", out.display().to_string())];
+        lines.extend(list.map(|list| ("paths", list.display().to_string())));
+        lines.push(("rows", format!("{}, each of {row}", grouped(self.rows as u64))));
+        if !self.skipped.is_empty() {
+            lines.push(("left out", grouped(self.skipped.len() as u64)));
+        }
+        output::result(&output::pairs(&lines))
+    }
+}

@@ -1,0 +1,51 @@
+//! Pictures that were named one by one.
+
+use std::path::PathBuf;
+
+use super::folder::{fingerprint_file, read_image};
+use super::{Fingerprint, Source};
+use crate::error::SourceError;
+
+/// A list of image files, without labels, in the order given.
+#[derive(Debug)]
+pub struct FilesSource {
+    files: Vec<PathBuf>,
+}
+
+impl FilesSource {
+    /// From paths; whether they are there is found out when they are read.
+    #[must_use]
+    pub fn new(files: Vec<PathBuf>) -> Self {
+        Self { files }
+    }
+}
+
+impl Source for FilesSource {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
+        read_image(self.files.get(index).ok_or(SourceError::Index { index, len: self.len() })?)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.files.get(index).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut hash = Fingerprint::new();
+        for file in &self.files {
+            fingerprint_file(&mut hash, std::path::Path::new(""), file, None);
+        }
+        hash.finish()
+    }
+}

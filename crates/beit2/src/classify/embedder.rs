@@ -1,0 +1,213 @@
+//! A model of any kind as a function from pictures to features.
+
+use beit2_data::{EvalConfig, Image};
+use beit2_kernels::Backend;
+use beit2_weights::inspect::Pooling as FilePooling;
+use beit2_weights::layout::Kind;
+use beit2_weights::plan::PlanOptions;
+use burn::tensor::{DType, Tensor};
+use serde::de::DeserializeOwned;
+
+use super::{ClassifierConfig, FeatureKind, Featurizer};
+use crate::error::{Error, config_error};
+use crate::pretrain::{MimConfig, TokenizerSource};
+use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use crate::train::Assets;
+use crate::vit::{Pooling, VisionTransformer, VitConfig};
+use crate::weights::{self, StateFile, WeightFile, to_tensors};
+use crate::{params, pixels};
+
+/// Side of a published teacher's pictures when none is given.
+const TEACHER_SIDE: usize = 224;
+
+/// How an [`Embedder`] is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EmbedOptions {
+    /// Block after which features are taken, un-normalised, counted from 1. `None`: what the model ends with. That is
+    /// the final norm, but of a masked image model the last block: its norm serves the prediction of words.
+    pub layer: Option<usize>,
+    /// Side of the pictures; `None`: as it was trained. Positions are resized.
+    pub image_size: Option<usize>,
+    /// Read the file as a published teacher of this family.
+    pub teacher: Option<TeacherKind>,
+}
+
+/// A frozen model and how to feed it.
+///
+/// ```no_run
+/// use beit2::{classify::{Embedder, FeatureKind}, pixels, train::Files};
+/// use burn::backend::Flex;
+///
+/// # fn main() -> Result<(), beit2::Error> {
+/// let model = Embedder::<Flex>::open("runs/mim", &Files, Default::default(), &Default::default())?;
+/// let features = model.embed(&[pixels::read("cat.jpg")?], FeatureKind::Mean)?; // [1, D]
+/// println!("{features}");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Embedder<B: Backend> {
+    /// The model.
+    pub net: Featurizer<B>,
+    /// Side of its pictures.
+    pub image_px: usize,
+    /// The block that was chosen, counted from 1; `None` after the final norm.
+    pub layer: Option<usize>,
+    device: B::Device,
+}
+
+impl<B: Backend> Embedder<B> {
+    /// Opens a run, a checkpoint folder or a weight file: masked image models, classifiers, bare Vision Transformers
+    /// (official, timm or Hugging Face names), tokenizers (their encoder), distilled teachers; published teachers when
+    /// [`EmbedOptions::teacher`] says so. The file tells the rest.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is none of these, a layer or a size that the model cannot have.
+    pub fn open(
+        spec: &str,
+        assets: &dyn Assets,
+        options: EmbedOptions,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let file = assets.weights(spec)?;
+        if let Some(kind) = options.teacher {
+            return open_teacher(kind, file, options, device);
+        }
+        let stage = file.metadata.get("beit2.stage").map_or("", String::as_str);
+        let tokenizer = stage == "tokenizer" || file.tensors.keys().any(|name| name.starts_with("quantize."));
+        if options.layer.is_some() && (tokenizer || stage == "distill") {
+            let kind = if tokenizer { "tokenizer" } else { "distilled teacher" };
+            return config_error(format!(
+                "{spec} holds a {kind}, whose features come after its last layer; leave the layer out"
+            ));
+        }
+        let (net, trained_px, layer) = if tokenizer {
+            let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+            let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
+            (Featurizer::Encoder(Box::new(model)), config.image_size, None)
+        } else if stage == "distill" {
+            let Some(config) = written::<VitConfig>(&file, spec)? else {
+                return config_error(format!("{spec} does not say its sizes"));
+            };
+            let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
+            let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
+            (Featurizer::Teacher(Box::new(model)), config.image_size, None)
+        } else {
+            open_vit(spec, file, options, device)?
+        };
+        let image_px = options.image_size.unwrap_or(trained_px);
+        check_side(image_px, net.patch_px())?;
+        Ok(Self { net, image_px, layer, device: device.clone() })
+    }
+
+    /// How it sees a picture: the shorter side resized, the centre cut out.
+    pub fn view(&self) -> EvalConfig {
+        EvalConfig { size: self.image_px as u32, ..EvalConfig::default() }
+    }
+
+    /// Pictures of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
+    ///
+    /// # Errors
+    /// No pictures, or one that cannot be resized.
+    pub fn embed(&self, images: &[Image], kind: FeatureKind) -> Result<Tensor<B, 2>, Error> {
+        Ok(self.net.features(pixels::views(images, &self.view(), &self.device)?, kind))
+    }
+
+    /// Pictures of any size → patch tokens `[B, N, D]`, row by row from the top left.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn patches(&self, images: &[Image]) -> Result<Tensor<B, 3>, Error> {
+        Ok(self.net.patches(pixels::views(images, &self.view(), &self.device)?))
+    }
+}
+
+/// The configuration inside a file.
+fn written<T: DeserializeOwned>(file: &WeightFile, spec: &str) -> Result<Option<T>, Error> {
+    match file.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
+        None => Ok(None),
+        Some(Ok(config)) => Ok(Some(config)),
+        Some(Err(error)) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
+    }
+}
+
+fn check_side(image_px: usize, patch: usize) -> Result<(), Error> {
+    match image_px > 0 && image_px.is_multiple_of(patch) {
+        true => Ok(()),
+        false => config_error(format!(
+            "an image size of {image_px} must be a multiple of this model's patches of {patch} px"
+        )),
+    }
+}
+
+/// A masked image model, a classifier or a bare Vision Transformer: its trunk and final norm, the trained image size, the
+/// chosen block.
+fn open_vit<B: Backend>(
+    spec: &str,
+    file: WeightFile,
+    options: EmbedOptions,
+    device: &B::Device,
+) -> Result<(Featurizer<B>, usize, Option<usize>), Error> {
+    // Files of a fine-tuning say more than their names do, such as the ε of their norms.
+    let mim = file.metadata.get("beit2.stage").is_some_and(|stage| stage == "pretrain");
+    let own = match mim {
+        true => written::<MimConfig>(&file, spec)?.map(|config| config.vit),
+        false => written::<ClassifierConfig>(&file, spec)?.map(|config| config.vit),
+    };
+    let state = StateFile::new(file, spec).map_err(|error| {
+        Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
+    })?;
+    let kind = state.facts.layout.kind;
+    if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
+        return config_error(format!("{spec} holds a {kind} model, whose features are not offered"));
+    }
+    let mut vit = match own {
+        Some(vit) => vit,
+        None => state.vit()?,
+    };
+    let depth = vit.depth;
+    if let Some(layer) = options.layer.filter(|layer| !(1..=depth).contains(layer)) {
+        return config_error(format!("layer {layer} does not exist; the model has blocks 1 to {depth}"));
+    }
+    let layer = options.layer.or((kind == Kind::Pretraining).then_some(depth));
+    vit.image_size = options.image_size.unwrap_or(vit.image_size);
+    check_side(vit.image_size, vit.patch_size)?;
+    vit.validate()?;
+    if vit.in_chans != 3 {
+        return config_error(format!("{spec} takes {} channels; pictures have 3", vit.in_chans));
+    }
+    let pooling = match state.facts.pooling {
+        Some(FilePooling::Mean) => Pooling::Mean,
+        _ => Pooling::Cls,
+    };
+    let mut model = VisionTransformer::<B>::new(&vit, pooling, 0, device);
+    if state.facts.pooling.is_none() {
+        model.norm = None;
+    }
+    let plan = state.plan(&vit, pooling, 0, &PlanOptions::default())?;
+    let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)?;
+    Ok((Featurizer::Vit(Box::new(model), layer.map(|layer| layer - 1)), vit.image_size, layer))
+}
+
+fn open_teacher<B: Backend>(
+    kind: TeacherKind,
+    file: WeightFile,
+    options: EmbedOptions,
+    device: &B::Device,
+) -> Result<Embedder<B>, Error> {
+    let layer = match (kind, options.layer) {
+        (_, None) => -1,
+        (TeacherKind::Dinov2, Some(layer)) if layer > 0 => layer as i64 - 1,
+        (TeacherKind::Dinov2, _) => return config_error("layer 0 does not exist; blocks are counted from 1"),
+        _ => {
+            return config_error(
+                "a layer can be chosen of pretrained models, classifiers and DINOv2 teachers",
+            );
+        }
+    };
+    let config = TeacherConfig { kind, layer, ..TeacherConfig::default() };
+    let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;
+    let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
+    check_side(image_px, model.patch_size())?;
+    let net = Featurizer::Teacher(Box::new(model));
+    Ok(Embedder { net, image_px, layer: options.layer, device: device.clone() })
+}

@@ -1,0 +1,65 @@
+//! A trained tokenizer as a function from pictures to code ids.
+
+use beit2_data::{EvalConfig, Image};
+use beit2_kernels::Backend;
+use burn::tensor::{Int, Tensor};
+
+use super::{TokenizerConfig, VqKd};
+use crate::error::Error;
+use crate::pixels;
+use crate::pretrain::TokenizerSource;
+use crate::train::Assets;
+use crate::weights;
+
+/// A trained tokenizer.
+///
+/// ```no_run
+/// use beit2::{pixels, tokenizer::Tokenizer, train::Files};
+/// use burn::backend::Flex;
+///
+/// # fn main() -> Result<(), beit2::Error> {
+/// let tokenizer = Tokenizer::<Flex>::open("vqkd_encoder_base_decoder_3x768x12_clip.pth", &Files, &Default::default())?;
+/// let ids = tokenizer.encode(&[pixels::read("cat.jpg")?])?; // [1, 14, 14]
+/// println!("{ids}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Tokenizer<B: Backend> {
+    /// Its sizes.
+    pub config: TokenizerConfig,
+    /// The model.
+    pub model: VqKd<B>,
+    device: B::Device,
+}
+
+impl<B: Backend> Tokenizer<B> {
+    /// Opens a run of `beit2 tokenizer train`, or a weight file of this software or the official code.
+    ///
+    /// # Errors
+    /// A file that cannot be read, holds another model, or whose codebook was never started.
+    pub fn open(spec: &str, assets: &dyn Assets, device: &B::Device) -> Result<Self, Error> {
+        let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+        let (config, model) = weights::load_tokenizer(&source, assets, device)?;
+        Ok(Self { config, model, device: device.clone() })
+    }
+
+    /// How it sees a picture: the shorter side resized, the centre cut out.
+    pub fn view(&self) -> EvalConfig {
+        EvalConfig { size: self.config.image_size as u32, ..EvalConfig::default() }
+    }
+
+    /// Pictures of any size → code ids `[B, g, g]`, row by row from the top left patch.
+    ///
+    /// # Errors
+    /// No pictures, or one that cannot be resized.
+    pub fn encode(&self, images: &[Image]) -> Result<Tensor<B, 3, Int>, Error> {
+        Ok(self.ids(pixels::views(images, &self.view(), &self.device)?))
+    }
+
+    /// Pictures in [0, 1] `[B, 3, size, size]` → code ids `[B, g, g]`.
+    pub fn ids(&self, images: Tensor<B, 4>) -> Tensor<B, 3, Int> {
+        let (batch, grid) = (images.dims()[0], self.config.grid());
+        self.model.ids(self.model.preprocess(images)).reshape([batch, grid, grid])
+    }
+}
