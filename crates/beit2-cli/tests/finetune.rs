@@ -5,10 +5,9 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
-use support::{Ended, World};
+use support::{Ended, World, classes};
 
 const RECIPE: &str = r#"# A classifier that trains in a second.
 stage = "finetune"
@@ -39,18 +38,6 @@ batch_size = 6
 [logging]
 eval_every_epochs = 10
 "#;
-
-/// Six pictures for each class, each class of another brightness.
-fn classes(dir: &Path, names: &[&str]) {
-    for (class, name) in names.iter().enumerate() {
-        fs::create_dir_all(dir.join(name)).unwrap();
-        for number in 0..6usize {
-            let mut ppm = b"P6 40 40 255\n".to_vec();
-            ppm.extend((0..40 * 40 * 3).map(|at| (class * 80 + (at * (number + 3)) % 40) as u8));
-            fs::write(dir.join(name).join(format!("{number}.ppm")), ppm).unwrap();
-        }
-    }
-}
 
 fn world() -> World {
     let world = World::new();
@@ -114,6 +101,27 @@ fn a_tokenizer_and_a_pretrained_model_are_starts_too() {
     // The sizes come from the weights, and run.toml says so.
     let saved = fs::read_to_string(world.path("from-mim/run.toml")).unwrap();
     assert!(saved.contains("classes = 3") && saved.contains("rel_pos_bias = \"per_block\""), "{saved}");
+    // Every block in turn, and each is what --layer gives.
+    let sides = ["--data", "classes", "--val", "classes", "--json", "--quiet"];
+    let all = world.beit2(&[&["knn", "--weights", "mim", "--all-layers"], &sides[..]].concat());
+    let all = json(&all.works().out);
+    let layers = all["layers"].as_array().unwrap();
+    assert!(!layers.is_empty() && all["layer"].as_u64().is_some(), "{all}");
+    for layer in layers {
+        let number = layer["layer"].to_string();
+        let one = world.beit2(&[&["knn", "--weights", "mim", "--layer", &number], &sides[..]].concat());
+        assert_eq!(json(&one.works().out)["knn"], layer["knn"]);
+    }
+    let text = ["probe", "--weights", "from-mim", "--data", "classes", "--val", "classes", "--all-layers"];
+    let ended = world.beit2(&text);
+    assert!(ended.works().out.contains("best block"), "{}", ended.out);
+    world
+        .beit2(&[&["knn", "--weights", "tok", "--all-layers"], &sides[..]].concat())
+        .fails(2, &["--all-layers"]);
+    world
+        .beit2(&[&["knn", "--weights", "pixels", "--all-layers"], &sides[..]].concat())
+        .fails(2, &["pixels"]);
+
     // A pretrained model has no classes, and says what would be right.
     world
         .beit2(&["eval", "--weights", "mim", "--data", "classes"])

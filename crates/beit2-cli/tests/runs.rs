@@ -149,6 +149,7 @@ fn dry_run_prints_and_touches_nothing() {
 #[test]
 fn every_recipe_resolves() {
     let world = World::new();
+    support::classes(&world.path("classes"), &["cat", "dog"]);
     let list = world.beit2(&["recipes", "list", "--json"]);
     let list: serde_json::Value = serde_json::from_str(&list.works().out).unwrap();
     let recipes = list["recipes"].as_array().unwrap();
@@ -158,14 +159,16 @@ fn every_recipe_resolves() {
         let (command, weights): (&[&str], _) = match recipe["stage"].as_str().unwrap() {
             "tokenizer" => (&["tokenizer", "train"], "teacher.weights=teacher.safetensors"),
             "pretrain" => (&["pretrain"], "tokenizer.weights=teacher.safetensors"),
+            "finetune" => (&["finetune"], "init.weights=scratch"),
             _ => (&["teacher", "distill"], "teacher.weights=teacher.safetensors"),
         };
+        let data = if command[0] == "finetune" { "classes" } else { "train" };
         let changes = [
             "--dry-run",
             "--data",
-            "train",
+            data,
             "--val",
-            "train",
+            data,
             "--set",
             weights,
             "--set",

@@ -8,6 +8,7 @@ use crate::image::Image;
 use crate::rng::{Key, Rng, below, unit};
 use crate::transform::crop::{CropBox, CropConfig};
 use crate::transform::erase::{EraseConfig, EraseParams};
+use crate::transform::eval::SMALL_INPUT;
 use crate::transform::flip::flip_horizontal;
 use crate::transform::jitter::JitterParams;
 use crate::transform::randaugment::{AugmentOp, RandAugmentConfig};
@@ -16,9 +17,6 @@ use crate::transform::window::window;
 
 /// Black pixels put around a picture before a [`TrainCrop::Padded`] crop, on each side.
 const PADDING: u32 = 4;
-
-/// Largest input for which [`TrainCrop::Auto`] takes the padded crop.
-const SMALL_INPUT: u32 = 32;
 
 /// How the training crop is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -93,7 +93,7 @@ fn try_all(tensors: StateDict, grid: usize) {
     for bias in [RelativeBias::None, RelativeBias::Shared, RelativeBias::PerBlock] {
         for (tokenizer_encoder, head_rows) in [(false, None), (true, Some(&IMAGENET_A[..]))] {
             let target = Target { bias, abs_pos: true, ..base.clone() };
-            let options = PlanOptions { head_rows, tokenizer_encoder };
+            let options = PlanOptions { head_rows, tokenizer_encoder, ..PlanOptions::default() };
             if let Ok(plan) = plan(tensors.clone(), &target, &options) {
                 assert_eq!(plan.used.len() + plan.fresh.len(), target.tensors().len());
                 let _ = plan.to_string();

@@ -227,7 +227,7 @@ fn view(args: &Args, size: usize) -> EvalConfig {
             Filter::Bicubic => Interpolation::Bicubic,
             Filter::Lanczos => Interpolation::Lanczos,
         },
-        batch_size: args.batch_size,
+        batch: args.batch_size,
     };
     table.view(size)
 }

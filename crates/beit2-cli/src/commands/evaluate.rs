@@ -13,15 +13,14 @@ use beit2_kernels::AutodiffBackend;
 use clap::ValueHint;
 use serde_json::json;
 
+use super::found::{Found, print_json, print_rows};
 use super::frozen::{self, Family, Kind};
 use crate::assets::Openable;
 use crate::cli::{Device, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
-use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// Side of the pictures of the raw-pixel baseline when none is given.
 const PIXELS_SIDE: usize = 32;
@@ -31,7 +30,7 @@ const PIXELS_SIDE: usize = 32;
 pub struct Subject {
     /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
     #[arg(long, value_name = "RUN|FILE")]
-    weights: String,
+    pub(super) weights: String,
 
     /// Labelled pictures to learn from: one sub-folder for each class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -43,11 +42,15 @@ pub struct Subject {
 
     /// What of a picture's tokens becomes its feature
     #[arg(long, value_name = "WHAT", default_value = "mean")]
-    features: Kind,
+    pub(super) features: Kind,
 
     /// Block after which features are taken, counted from 1; left out, what the model ends with
     #[arg(long, value_name = "N")]
     layer: Option<usize>,
+
+    /// After every block in turn, to find the best one
+    #[arg(long, conflicts_with = "layer")]
+    pub(super) all_layers: bool,
 
     /// Read --weights as a published teacher of this family (safetensors or .pth)
     #[arg(long, value_name = "FAMILY")]
@@ -93,7 +96,8 @@ pub struct KnnArgs {
 /// Flags of `probe`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9"
+    after_help = "Examples:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9\n  \
+                  beit2 probe --weights runs/mim --data train --val val --features concat --all-layers"
 )]
 pub struct ProbeArgs {
     #[command(flatten)]
@@ -131,16 +135,19 @@ pub fn knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
             .map(|config| Ok((config.k, device.knn(train, val, config)?)))
             .collect::<anyhow::Result<Vec<_>>>()
     };
-    let (found, results) = measure(&args.subject, signals, votes)?;
+    let results = measure(&args.subject, signals, votes)?;
+    let list = |votes: &[(usize, f64)]| -> Vec<_> {
+        votes.iter().map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect()
+    };
+    let rows = |votes: &[(usize, f64)]| -> Vec<_> {
+        votes.iter().map(|(k, top1)| (format!("k-NN top-1, k = {k}"), percent(*top1))).collect()
+    };
+    let best = |votes: &Vec<(usize, f64)>| votes.iter().map(|(_, top1)| *top1).fold(0.0, f64::max);
     if args.subject.talk.json {
-        let results: Vec<_> = results.iter().map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect();
-        let mut object = found.json(&args.subject);
-        object.insert("temperature".into(), args.temperature.into());
-        object.insert("knn".into(), results.into());
-        output::json(&object.into())?;
+        let extra = json!({ "temperature": args.temperature });
+        print_json(&args.subject, &results, "knn", |votes| list(votes).into(), best, extra)?;
     } else {
-        let rows = results.iter().map(|(k, top1)| (format!("k-NN top-1, k = {k}"), percent(*top1)));
-        output::result(&output::pairs(&[found.rows(&args.subject), rows.collect()].concat()))?;
+        print_rows(&args.subject, &results, |votes| rows(votes), best)?;
     }
     Ok(Ending::Done)
 }
@@ -158,64 +165,23 @@ pub fn probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> {
         return usage("--epochs and --batch-size must be at least 1 and --lr above 0");
     }
     let train = |train: &Features, val: &Features, device: &dyn OnDevice| device.probe(train, val, config);
-    let (found, top1) = measure(&args.subject, signals, train)?;
+    let results = measure(&args.subject, signals, train)?;
     if args.subject.talk.json {
-        let mut object = found.json(&args.subject);
-        object.insert("probe".into(), json!({ "top1": top1, "settings": config }));
-        output::json(&object.into())?;
+        let value = |top1: &f64| json!({ "top1": top1, "settings": config });
+        print_json(&args.subject, &results, "probe", value, |top1| *top1, json!({}))?;
     } else {
-        let rows = vec![("linear probe top-1".to_owned(), percent(top1))];
-        output::result(&output::pairs(&[found.rows(&args.subject), rows].concat()))?;
+        let rows = |top1: &f64| vec![("linear probe top-1".to_owned(), percent(*top1))];
+        print_rows(&args.subject, &results, rows, |top1| *top1)?;
     }
     Ok(Ending::Done)
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// What was measured.
-struct Found {
-    train: usize,
-    val: usize,
-    classes: usize,
-    dim: usize,
-    layer: Option<usize>,
-}
-
-impl Found {
-    fn json(&self, subject: &Subject) -> serde_json::Map<String, serde_json::Value> {
-        let pairs = [
-            ("weights", json!(subject.weights)),
-            ("features", json!(subject.features.name())),
-            ("layer", json!(self.layer)),
-            ("dim", json!(self.dim)),
-            ("train", json!(self.train)),
-            ("val", json!(self.val)),
-            ("classes", json!(self.classes)),
-        ];
-        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-    }
-
-    fn rows(&self, subject: &Subject) -> Vec<(String, String)> {
-        let layer = self.layer.map(|n| format!(" after block {n}")).unwrap_or_default();
-        let what = match subject.weights.as_str() {
-            PIXELS => format!("{} values", self.dim),
-            _ => format!("{}{layer}, {} values", subject.features.name(), self.dim),
-        };
-        let [train, val] = [self.train, self.val].map(|n| grouped(n as u64));
-        vec![
-            ("weights".to_owned(), subject.weights.clone()),
-            ("features".to_owned(), what),
-            (
-                "pictures".to_owned(),
-                format!("{train} to learn from, {val} to judge, {} classes", self.classes),
-            ),
-        ]
-    }
-}
-
-const PIXELS: &str = "pixels";
+/// `--weights` of the baseline.
+pub(super) const PIXELS: &str = "pixels";
 
 /// The two evaluations, with the backend hidden.
 trait OnDevice {
@@ -235,11 +201,14 @@ impl<B: AutodiffBackend> OnDevice for Evaluator<'_, B> {
     }
 }
 
-/// Computes the features of both sets and evaluates them.
-fn measure<T, F>(subject: &Subject, signals: &Signals, evaluate: F) -> anyhow::Result<(Found, T)>
+/// Computes the features of both sets and evaluates them; one result, or with --all-layers one for each block.
+fn measure<T, F>(subject: &Subject, signals: &Signals, evaluate: F) -> anyhow::Result<Vec<(Found, T)>>
 where
-    F: FnOnce(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
+    F: Fn(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
 {
+    if subject.all_layers && subject.weights == PIXELS {
+        return usage("--all-layers is for models; pixels have no layers");
+    }
     let assets = Openable::default();
     let (train, val) = (assets.source(&subject.data)?, assets.source(&subject.val)?);
     if train.classes() != val.classes() {
@@ -277,33 +246,61 @@ struct Measurement<'a, F> {
 
 impl<T, F> Job for Measurement<'_, F>
 where
-    F: FnOnce(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
+    F: Fn(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
 {
-    type Output = (Found, T);
+    type Output = Vec<(Found, T)>;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<(Found, T)> {
-        let Self { subject, assets, sides, signals, progress, evaluate } = self;
-        let data = DataConfig { workers: subject.workers, ..DataConfig::default() };
-        let model = match subject.weights.as_str() {
-            PIXELS => None,
-            _ => {
-                let options = frozen::options(subject.layer, subject.image_size, subject.teacher);
-                Some(Embedder::<B::InnerBackend>::open(&subject.weights, assets, options, device)?)
-            }
+    fn run<B: AutodiffBackend>(mut self, device: &B::Device) -> anyhow::Result<Vec<(Found, T)>> {
+        let subject = self.subject;
+        if subject.weights == PIXELS {
+            return Ok(vec![self.one::<B>(None, device)?]);
+        }
+        let options = frozen::options(subject.layer, subject.image_size, subject.teacher);
+        let mut model = Embedder::<B::InnerBackend>::open(&subject.weights, self.assets, options, device)?;
+        if !subject.all_layers {
+            return Ok(vec![self.one::<B>(Some(&model), device)?]);
+        }
+        let Some(blocks) = model.blocks() else {
+            return usage(format!(
+                "--all-layers is for pretrained models and classifiers; {} has features after its last layer only",
+                subject.weights
+            ));
         };
+        let mut results = Vec::with_capacity(blocks);
+        for layer in 1..=blocks {
+            model.set_layer(layer);
+            results.push(self.one::<B>(Some(&model), device)?);
+        }
+        Ok(results)
+    }
+}
+
+impl<T, F> Measurement<'_, F>
+where
+    F: Fn(&Features, &Features, &dyn OnDevice) -> anyhow::Result<T>,
+{
+    /// One evaluation: of pixels without a model.
+    fn one<B: AutodiffBackend>(
+        &mut self,
+        model: Option<&Embedder<B::InnerBackend>>,
+        device: &B::Device,
+    ) -> anyhow::Result<(Found, T)> {
+        let Self { subject, assets, sides, signals, progress, .. } = self;
+        let data = DataConfig { workers: subject.workers, ..DataConfig::default() };
         let mut both = Vec::with_capacity(2);
         for (source, what) in sides {
-            both.push(match &model {
+            both.push(match model {
                 None => {
                     let side = subject.image_size.unwrap_or(PIXELS_SIDE);
-                    pixel_features(source, &data, side, progress, &signals.stop)?
+                    pixel_features(source.clone(), &data, side, *progress, &signals.stop)?
                 }
                 Some(model) => {
                     let kind = subject.features.of_library();
                     let (net, px) = (&model.net, model.image_px);
                     let place = cache_file(subject, assets, source.as_ref(), model.layer, px)?;
+                    let source = source.clone();
                     let compute =
-                        || extract(net, source, &data, px, kind, what, progress, &signals.stop, device);
+                        || extract(net, source, &data, px, kind, what, *progress, &signals.stop, device);
                     match place {
                         Some(path) => classify::cached(&path, compute)?,
                         None => compute()?,
@@ -318,7 +315,7 @@ where
             dim: both[0].dim,
             layer: model.and_then(|model| model.layer),
         };
-        let result = evaluate(&both[0], &both[1], &Evaluator::<B>(device))?;
+        let result = (self.evaluate)(&both[0], &both[1], &Evaluator::<B>(device))?;
         Ok((found, result))
     }
 }

@@ -5,6 +5,7 @@ pub mod embed;
 pub mod encode;
 pub mod eval;
 pub mod evaluate;
+mod found;
 mod frozen;
 pub mod predict;
 pub mod recipes;

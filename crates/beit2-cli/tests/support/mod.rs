@@ -146,6 +146,18 @@ pub fn picture(at: usize, side: usize) -> Vec<u8> {
     ppm
 }
 
+/// Six pictures for each class, each class of another brightness.
+pub fn classes(dir: &Path, names: &[&str]) {
+    for (class, name) in names.iter().enumerate() {
+        fs::create_dir_all(dir.join(name)).unwrap();
+        for number in 0..6usize {
+            let mut ppm = b"P6 40 40 255\n".to_vec();
+            ppm.extend((0..40 * 40 * 3).map(|at| (class * 80 + (at * (number + 3)) % 40) as u8));
+            fs::write(dir.join(name).join(format!("{number}.ppm")), ppm).unwrap();
+        }
+    }
+}
+
 /// A random DINO-style Vision Transformer: patch 8, 4×4 positions, width 16, one block.
 pub fn teacher() -> Vec<u8> {
     let width = 16;

@@ -22,17 +22,17 @@ pub enum CropMode {
     Border,
 }
 
+/// Largest input for which pictures are taken whole, as in training ([`crate::TrainCrop::Auto`]).
+pub(crate) const SMALL_INPUT: u32 = 32;
+
 /// Settings of the evaluation view (spec section 4.4). The defaults are the paper's protocol.
-///
-/// The reference takes pictures of a model for 32 pixels or less (CIFAR) as they are; `crop_pct =
-/// 1.0` does that.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Side of the view in pixels. Default 224.
     pub size: u32,
     /// The share of the resized picture that the view shows. Default: 224 / 256 below 384 pixels,
-    /// 1 from there on.
+    /// 1 from there on, and 1 up to 32 pixels, where the reference takes pictures as they are (CIFAR).
     pub crop_pct: Option<f64>,
     /// What happens to pictures that are not square. Default [`CropMode::Center`].
     pub crop_mode: CropMode,
@@ -74,6 +74,7 @@ impl EvalConfig {
     pub fn resize_side(&self) -> u32 {
         match self.crop_pct {
             Some(pct) => (f64::from(self.size) / pct) as u32,
+            None if self.size <= SMALL_INPUT => self.size,
             None => eval_resize_side(self.size),
         }
     }
@@ -160,6 +161,8 @@ mod tests {
             [given(224, 0.875), given(224, 0.9), given(384, 1.0), given(384, 0.95)],
             [256, 248, 384, 404]
         );
+        let own = |size| EvalConfig { size, ..EvalConfig::default() }.resize_side();
+        assert_eq!([own(28), own(32), own(40)], [28, 32, 45]);
     }
 
     #[test]

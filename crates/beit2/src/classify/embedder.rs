@@ -99,6 +99,27 @@ impl<B: Backend> Embedder<B> {
         Ok(Self { net, image_px, layer, device: device.clone() })
     }
 
+    /// Number of blocks after which features can be taken; `None` where they come after the last layer only.
+    pub fn blocks(&self) -> Option<usize> {
+        match &self.net {
+            Featurizer::Mim(model, _) => Some(model.trunk.blocks.len()),
+            Featurizer::Vit(model, _) => Some(model.trunk.blocks.len()),
+            Featurizer::Encoder(_) | Featurizer::Teacher(_) => None,
+        }
+    }
+
+    /// Takes features after another block, counted from 1, un-normalised; without effect where [`Self::blocks`] is
+    /// `None`.
+    pub fn set_layer(&mut self, layer: usize) {
+        let at = layer.clamp(1, self.blocks().unwrap_or(1)) - 1;
+        match &mut self.net {
+            Featurizer::Mim(_, layer) => *layer = at,
+            Featurizer::Vit(_, layer) => *layer = Some(at),
+            Featurizer::Encoder(_) | Featurizer::Teacher(_) => return,
+        }
+        self.layer = Some(at + 1);
+    }
+
     /// How it sees a picture: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
         EvalConfig { size: self.image_px as u32, ..EvalConfig::default() }

@@ -59,26 +59,22 @@ pub struct EvalTable {
     /// Filter.
     pub interpolation: Interpolation,
     /// Pictures of a batch; 0: half as many again as a training step's micro-batch.
-    pub batch_size: usize,
+    pub batch: usize,
 }
 
 impl Default for EvalTable {
     fn default() -> Self {
         let view = EvalConfig::default();
-        Self { crop_pct: 0.0, crop_mode: view.crop_mode, interpolation: view.interpolation, batch_size: 0 }
+        Self { crop_pct: 0.0, crop_mode: view.crop_mode, interpolation: view.interpolation, batch: 0 }
     }
 }
-
-/// Largest side for which evaluation takes pictures as they are, the reference's rule for CIFAR.
-const SMALL_INPUT: usize = 32;
 
 impl EvalTable {
     /// The view for a model of this input size.
     pub fn view(&self, size: usize) -> EvalConfig {
-        let given = (self.crop_pct > 0.0).then_some(self.crop_pct);
         EvalConfig {
             size: size as u32,
-            crop_pct: given.or((size <= SMALL_INPUT).then_some(1.0)),
+            crop_pct: (self.crop_pct > 0.0).then_some(self.crop_pct),
             crop_mode: self.crop_mode,
             interpolation: self.interpolation,
             ..EvalConfig::default()
@@ -300,7 +296,7 @@ impl FinetuneRecipe {
 
     /// Pictures of an evaluation batch.
     pub fn eval_batch(&self) -> usize {
-        match self.eval.batch_size {
+        match self.eval.batch {
             0 => (self.schedule.batch_size / self.accumulate.max(1) * 3 / 2).max(1),
             given => given,
         }
