@@ -181,7 +181,8 @@ fn a_dictionary_inside_itself_many_times_is_bounded() {
     // A list that contains itself.
     let cycle = [b"]q\0h\0a".to_vec()].concat();
     assert!(error(whole(dict(&[("model", dict(&[("w", cycle)]))]))).contains("deeper than"));
-    assert!(start.elapsed() < std::time::Duration::from_secs(1));
+    // Unbounded it would take years; the real limit of a second is tested on the hostile files.
+    assert!(start.elapsed() < std::time::Duration::from_secs(10));
 }
 
 #[test]
