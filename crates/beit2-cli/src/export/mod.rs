@@ -45,7 +45,7 @@ pub struct ExportArgs {
     #[arg(long)]
     pub skip_unreadable: bool,
 
-    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on]
+    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
     #[arg(long, value_name = "SHARE")]
     pub crop_pct: Option<f64>,
 
