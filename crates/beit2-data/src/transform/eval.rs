@@ -55,6 +55,12 @@ impl Default for EvalConfig {
 }
 
 impl EvalConfig {
+    /// The paper's protocol at another size.
+    #[must_use]
+    pub fn of_size(size: u32) -> Self {
+        Self { size, ..Self::default() }
+    }
+
     /// Fails with one sentence when a setting is out of range.
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });

@@ -122,7 +122,7 @@ impl<B: Backend> Embedder<B> {
 
     /// How it sees a picture: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
-        EvalConfig { size: self.image_px as u32, ..EvalConfig::default() }
+        EvalConfig::of_size(self.image_px as u32)
     }
 
     /// Pictures of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].

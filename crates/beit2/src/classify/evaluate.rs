@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beit2_data::{EvalConfig, Image, Loader, LoaderConfig, SampleInfo, Source, stack_hwc};
+use beit2_data::{EvalConfig, Source};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
 use burn::tensor::{Int, Tensor};
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::error::{Error, config_error};
 use crate::finetune::{hard_cross_entropy, top_k_hits};
 use crate::pixels;
-use crate::train::{DataConfig, Event, Observer};
+use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
 use crate::vit::{DropPath, VisionTransformer};
 
 /// What came of an evaluation.
@@ -92,7 +92,7 @@ pub fn evaluate<B: Backend>(
     let total = source.len();
     let mut found = Evaluation::default();
     let (mut loss, mut batches, mut hits) = (0.0, 0.0, [0usize; 2]);
-    for batch in loader(source, data, view, batch_size)? {
+    for batch in evaluation_loader(source, data, batch_size, view)? {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }
@@ -100,7 +100,9 @@ pub fn evaluate<B: Backend>(
         let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
             return config_error("a held-out picture has no class; evaluation needs classes for all");
         };
-        let logits = model.forward(images::<B>(&batch.items, device)?, &DropPath::none());
+        let (images, _) = to_device::<B>(&batch, device)?;
+        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let logits = model.forward(x, &DropPath::none());
         let classes = logits.dims()[1];
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return config_error(format!(
@@ -132,34 +134,4 @@ pub fn evaluate<B: Backend>(
 pub(crate) fn argmax(row: &[f32]) -> u32 {
     let best = |best: usize, at: usize| if row[at] > row[best] { at } else { best };
     (0..row.len()).reduce(best).unwrap_or(0) as u32
-}
-
-fn loader(
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    view: EvalConfig,
-    batch: usize,
-) -> Result<Loader<Image>, Error> {
-    view.validate()?;
-    let work = Arc::new(move |image: &Image, _: &SampleInfo| view.apply(image));
-    let config = LoaderConfig {
-        batch: batch.min(source.len()).max(1),
-        workers: data.workers,
-        shuffle: false,
-        drop_last: false,
-        epochs: Some(1),
-        max_bad_fraction: data.max_bad_fraction,
-        ..LoaderConfig::default()
-    };
-    Ok(Loader::new(config, source, work)?)
-}
-
-/// Standardised pictures `[B, 3, H, W]`.
-fn images<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tensor<B, 4>, Error> {
-    let Some(first) = images.first() else {
-        return Err(Error::Training("an empty batch".into()));
-    };
-    let (height, width) = (first.height as usize, first.width as usize);
-    let x = pixels::from_bytes(stack_hwc(images)?, images.len(), height, width, device);
-    Ok(pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use beit2_data::Source;
+use beit2_data::{EvalConfig, Source};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
 use burn::tensor::{Tensor, TensorData};
@@ -229,7 +229,7 @@ fn collect(
         ));
     }
     let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
-    for batch in evaluation_loader(source, data, 64, size)? {
+    for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(size as u32))? {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }

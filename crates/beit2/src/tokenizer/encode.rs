@@ -46,7 +46,7 @@ impl<B: Backend> Tokenizer<B> {
 
     /// How it sees a picture: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
-        EvalConfig { size: self.config.image_size as u32, ..EvalConfig::default() }
+        EvalConfig::of_size(self.config.image_size as u32)
     }
 
     /// Pictures of any size → code ids `[B, g, g]`, row by row from the top left patch.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::{Key, Purpose};
+use beit2_data::{EvalConfig, Key, Purpose};
 use beit2_kernels::{AutodiffBackend, Backend};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -309,7 +309,9 @@ pub fn evaluate<I: Backend>(
     let size = recipe.model.image_size.max(recipe.model.grid() * teacher.patch_size());
     let mut usage = CodeUsage::new(recipe.model.codes);
     let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
-    for batch in evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, size)? {
+    for batch in
+        evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, EvalConfig::of_size(size as u32))?
+    {
         let (images, _) = to_device::<I>(&batch?, device)?;
         let weight = images.dims()[0] as f64;
         let resized = |px: usize| crate::pixels::resize(images.clone(), px, px);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{
-    Batch, BlockMaskConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
+    Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
 };
 use beit2_kernels::Backend;
@@ -112,7 +112,7 @@ pub fn to_device<B: Backend>(
     Ok((patch, token.map(tensor).transpose()?))
 }
 
-/// Every picture once, in order, through the evaluation transform (resize, centre crop).
+/// Every picture once, in order, through the evaluation transform.
 ///
 /// # Errors
 /// Settings out of range.
@@ -120,10 +120,11 @@ pub fn evaluation_loader(
     source: Arc<dyn Source>,
     data: &DataConfig,
     batch: usize,
-    size: usize,
+    view: EvalConfig,
 ) -> Result<Loader<Item>, Error> {
+    view.validate()?;
     let work = Arc::new(move |image: &Image, _: &SampleInfo| {
-        let patch = beit2_data::transform::eval_view(image, size as u32, beit2_data::Interpolation::Bicubic)?;
+        let patch = view.apply(image)?;
         Ok::<_, TransformError>(Item { patch, token: None, masked: Vec::new(), upscaled: false })
     });
     let config = LoaderConfig {

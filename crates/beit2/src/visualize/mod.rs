@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use beit2_data::{Image, Source};
+use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::Backend;
 use beit2_run::report::{GalleryCode, MimSample, Picture};
 
@@ -88,7 +88,7 @@ pub fn gallery<B: Backend>(
 ) -> Result<(Vec<GalleryCode>, CodeUsage), Error> {
     let mut usage = CodeUsage::new(codes);
     let mut carriers: Vec<Vec<Picture>> = vec![Vec::new(); codes];
-    for batch in evaluation_loader(source, data, 64, image_size)? {
+    for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(image_size as u32))? {
         let batch = batch?;
         let (images, _) = to_device::<B>(&batch, device)?;
         let found = tokenizer.ids(tokenizer.preprocess(images));
