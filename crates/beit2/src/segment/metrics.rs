@@ -45,7 +45,11 @@ impl Confusion {
     pub fn add(&mut self, predicted: &[u8], labels: &[u8]) -> Result<(), Error> {
         let classes = self.labelled.len();
         if predicted.len() != labels.len() {
-            return config_error(format!("{} predicted pixels for a mask of {}", predicted.len(), labels.len()));
+            return config_error(format!(
+                "{} predicted pixels for a mask of {}",
+                predicted.len(),
+                labels.len()
+            ));
         }
         let pairs = || predicted.iter().zip(labels).filter(|(_, label)| **label != IGNORE);
         if let Some(id) = pairs().flat_map(|(p, l)| [p, l]).find(|id| usize::from(**id) >= classes) {
@@ -61,7 +65,8 @@ impl Confusion {
 
     /// Takes in what another one has counted, of the same classes.
     pub fn merge(&mut self, other: &Self) {
-        let add = |own: &mut Vec<u64>, other: &[u64]| own.iter_mut().zip(other).for_each(|(own, n)| *own += n);
+        let add =
+            |own: &mut Vec<u64>, other: &[u64]| own.iter_mut().zip(other).for_each(|(own, n)| *own += n);
         add(&mut self.intersection, &other.intersection);
         add(&mut self.predicted, &other.predicted);
         add(&mut self.labelled, &other.labelled);
@@ -77,8 +82,10 @@ impl Confusion {
         let share = |part: u64, whole: u64| if whole == 0 { f64::NAN } else { part as f64 / whole as f64 };
         let classes = 0..self.labelled.len();
         let union = |class: usize| self.predicted[class] + self.labelled[class] - self.intersection[class];
-        let iou: Vec<f64> = classes.clone().map(|class| share(self.intersection[class], union(class))).collect();
-        let acc: Vec<f64> = classes.map(|class| share(self.intersection[class], self.labelled[class])).collect();
+        let iou: Vec<f64> =
+            classes.clone().map(|class| share(self.intersection[class], union(class))).collect();
+        let acc: Vec<f64> =
+            classes.map(|class| share(self.intersection[class], self.labelled[class])).collect();
         let aacc = share(self.intersection.iter().sum(), self.labelled.iter().sum());
         SegmentScores { miou: mean(&iou), macc: mean(&acc), aacc, iou, acc }
     }
