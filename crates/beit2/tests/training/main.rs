@@ -7,3 +7,4 @@ mod gradients;
 mod resume;
 mod savings;
 mod scene;
+mod segmenting;
