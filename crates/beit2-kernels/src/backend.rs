@@ -9,7 +9,10 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{AdamwStep, attention, composed, cross_entropy, gelu, layer_norm, linear, residual_scale};
+use crate::{
+    AdamwStep, attention, channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm,
+    linear, pixel_cross_entropy, residual_scale,
+};
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
 /// sum `[B, H, Tq]`, a constant to a graph.
@@ -17,6 +20,19 @@ pub type AttentionOutput<B> = (FloatTensor<B>, FloatTensor<B>);
 
 /// Gradients of an attention with respect to q, k, v and, when asked for, the bias.
 pub type AttentionGradients<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>);
+
+/// Gradients of a channel norm with respect to x, and to mean, scale and shift.
+pub type ChannelGradients<B> = (FloatTensor<B>, [FloatTensor<B>; 3]);
+
+/// What training needs of a pixel cross entropy.
+pub struct PixelLoss<B: BurnBackend> {
+    /// The mean loss, `[1]`.
+    pub loss: FloatTensor<B>,
+    /// The share of pixels that are right, `[1]`.
+    pub share: FloatTensor<B>,
+    /// The gradient of the loss with respect to the logits, `[B, h, w, C]`.
+    pub gradient: FloatTensor<B>,
+}
 
 /// A Burn backend with the fused operations of this crate.
 ///
@@ -141,6 +157,75 @@ pub trait Backend: BurnBackend {
         targets: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::cross_entropy_train::<Self>(logits, targets)
+    }
+
+    /// [`pixel_cross_entropy`](crate::pixel_cross_entropy) without what a backward pass needs.
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::pixel_cross_entropy::<Self>(logits, labels)
+    }
+
+    /// [`pixel_cross_entropy`](crate::pixel_cross_entropy) and its gradient.
+    fn fused_pixel_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> PixelLoss<Self> {
+        composed::pixel_cross_entropy_train::<Self>(logits, labels)
+    }
+
+    /// [`conv3x3`](crate::conv3x3).
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3::<Self>(x, weight)
+    }
+
+    /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its input, `[B, H, W, in]`.
+    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3_backward_input::<Self>(weight, grad)
+    }
+
+    /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its weight, `[out, in, 3, 3]`.
+    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3_backward_weight::<Self>(x, grad)
+    }
+
+    /// [`channel_moments`](crate::channel_moments): mean and variance as the rows of one tensor `[2, C]`.
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::channel_moments::<Self>(x)
+    }
+
+    /// Gradient of [`channel_moments`](crate::channel_moments) with respect to `x`, from the moments and their gradient,
+    /// `[2, C]` each.
+    fn fused_channel_moments_backward(
+        x: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::channel_moments_backward::<Self>(x, moments, grad)
+    }
+
+    /// [`channel_norm`](crate::channel_norm).
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        composed::channel_norm::<Self>(x, mean, scale, shift, relu)
+    }
+
+    /// Gradients of [`channel_norm`](crate::channel_norm).
+    fn fused_channel_norm_backward(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        relu: bool,
+    ) -> ChannelGradients<Self> {
+        composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
     }
 
     /// [`nearest_code`](crate::nearest_code).
@@ -280,6 +365,31 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 
     fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         cross_entropy::autodiff::<B, C>(logits, targets)
+    }
+
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        pixel_cross_entropy::autodiff::<B, C>(logits, labels)
+    }
+
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        conv3x3::autodiff::<B, C>(x, weight)
+    }
+
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        channel_moments::autodiff::<B, C>(x)
+    }
+
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        channel_norm::autodiff::<B, C>(x, mean, scale, shift, relu)
     }
 
     // Ids have no gradient, as Burn's own `argmax`.

@@ -6,10 +6,11 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
-use crate::backend::{AttentionGradients, AttentionOutput};
+use crate::backend::{AttentionGradients, AttentionOutput, ChannelGradients, PixelLoss};
 use crate::{
-    AdamwStep, adamw as step, attention as attend, cross_entropy as ce, gelu as act, layer_norm as norm,
-    linear as lin, nearest_code as code, residual_scale as residual,
+    AdamwStep, adamw as step, attention as attend, channel_moments as moments, channel_norm as channels,
+    conv3x3 as conv, cross_entropy as ce, gelu as act, layer_norm as norm, linear as lin,
+    nearest_code as code, pixel_cross_entropy as pixels, residual_scale as residual,
 };
 
 pub(crate) fn gelu<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -151,6 +152,85 @@ pub(crate) fn cross_entropy_train<B: BurnBackend>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let (loss, gradient) = ce::reference_train::<B>(wrap(logits), Tensor::from_primitive(targets));
     (unwrap(loss), unwrap(gradient))
+}
+
+pub(crate) fn pixel_cross_entropy<B: BurnBackend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (loss, share) = pixels::reference::<B>(wrap(logits), Tensor::from_primitive(labels));
+    (unwrap(loss), unwrap(share))
+}
+
+pub(crate) fn pixel_cross_entropy_train<B: BurnBackend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+) -> PixelLoss<B> {
+    let (loss, share, gradient) =
+        pixels::reference_train::<B>(wrap(logits), Tensor::from_primitive(labels));
+    PixelLoss { loss: unwrap(loss), share: unwrap(share), gradient: unwrap(gradient) }
+}
+
+pub(crate) fn conv3x3<B: BurnBackend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(conv::reference::<B>(wrap(x), wrap(weight)))
+}
+
+pub(crate) fn conv3x3_backward_input<B: BurnBackend>(
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    unwrap(conv::reference_backward_input::<B>(wrap(weight), wrap(grad)))
+}
+
+pub(crate) fn conv3x3_backward_weight<B: BurnBackend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    unwrap(conv::reference_backward_weight::<B>(wrap(x), wrap(grad)))
+}
+
+pub(crate) fn channel_moments<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let (mean, var) = moments::reference::<B>(rows(x));
+    unwrap(Tensor::stack::<2>(vec![mean, var], 0))
+}
+
+pub(crate) fn channel_moments_backward<B: BurnBackend>(
+    x: FloatTensor<B>,
+    found: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    from_rows(x.shape(), moments::reference_backward::<B>(rows(x), wrap(found), wrap(grad)))
+}
+
+pub(crate) fn channel_norm<B: BurnBackend>(
+    x: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+    relu: bool,
+) -> FloatTensor<B> {
+    let shape = x.shape();
+    from_rows(shape, channels::reference::<B, 2>(rows(x), wrap(mean), wrap(scale), wrap(shift), relu))
+}
+
+pub(crate) fn channel_norm_backward<B: BurnBackend>(
+    x: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    relu: bool,
+) -> ChannelGradients<B> {
+    let shape = x.shape();
+    let (dx, vectors) = channels::reference_backward::<B>(
+        rows(x),
+        wrap(mean),
+        wrap(scale),
+        wrap(shift),
+        rows(grad),
+        relu,
+    );
+    (from_rows(shape, dx), vectors.map(unwrap))
 }
 
 pub(crate) fn nearest_code<B: BurnBackend>(z: FloatTensor<B>, codebook: FloatTensor<B>) -> IntTensor<B> {

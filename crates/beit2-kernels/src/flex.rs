@@ -7,11 +7,11 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
-use crate::backend::{AttentionGradients, AttentionOutput, Backend};
+use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradients, PixelLoss};
 use crate::memory::Buffer;
 use crate::{
-    AdamwStep, adamw, attention, composed, cross_entropy, gelu, layer_norm, linear, nearest_code,
-    residual_scale,
+    AdamwStep, adamw, attention, channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu,
+    layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -114,6 +114,97 @@ impl Backend for Flex {
             cross_entropy::fast::forward_train(logits, targets)
         } else {
             composed::cross_entropy_train::<Self>(logits, targets)
+        }
+    }
+
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&logits]) {
+            pixel_cross_entropy::fast::forward(logits, labels)
+        } else {
+            composed::pixel_cross_entropy::<Self>(logits, labels)
+        }
+    }
+
+    fn fused_pixel_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> PixelLoss<Self> {
+        if is_f32(&[&logits]) {
+            pixel_cross_entropy::fast::forward_train(logits, labels)
+        } else {
+            composed::pixel_cross_entropy_train::<Self>(logits, labels)
+        }
+    }
+
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &weight]) {
+            conv3x3::fast::forward(x, weight)
+        } else {
+            composed::conv3x3::<Self>(x, weight)
+        }
+    }
+
+    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&weight, &grad]) {
+            conv3x3::fast::backward_input(weight, grad)
+        } else {
+            composed::conv3x3_backward_input::<Self>(weight, grad)
+        }
+    }
+
+    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &grad]) {
+            conv3x3::fast::backward_weight(x, grad)
+        } else {
+            composed::conv3x3_backward_weight::<Self>(x, grad)
+        }
+    }
+
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { channel_moments::fast::forward(x) } else { composed::channel_moments::<Self>(x) }
+    }
+
+    fn fused_channel_moments_backward(
+        x: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &moments, &grad]) {
+            channel_moments::fast::backward(x, moments, grad)
+        } else {
+            composed::channel_moments_backward::<Self>(x, moments, grad)
+        }
+    }
+
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &mean, &scale, &shift]) {
+            channel_norm::fast::forward(x, mean, scale, shift, relu)
+        } else {
+            composed::channel_norm::<Self>(x, mean, scale, shift, relu)
+        }
+    }
+
+    fn fused_channel_norm_backward(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        relu: bool,
+    ) -> ChannelGradients<Self> {
+        if is_f32(&[&x, &mean, &scale, &shift, &grad]) {
+            channel_norm::fast::backward(x, mean, scale, shift, grad, relu)
+        } else {
+            composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
         }
     }
 

@@ -1,4 +1,4 @@
-//! The hot operations of a Vision Transformer as Burn backend extensions.
+//! The hot operations of a Vision Transformer and of its segmentation heads as Burn backend extensions.
 //!
 //! Every operation is a plain, differentiable function on Burn tensors with a file of its own. A
 //! backend that has nothing better gets the version composed from Burn's primitives, which the fast
@@ -10,7 +10,11 @@
 mod adamw;
 mod attention;
 mod backend;
+mod bilinear;
+mod channel_moments;
+mod channel_norm;
 mod composed;
+mod conv3x3;
 mod cross_entropy;
 mod flex;
 mod gelu;
@@ -19,6 +23,7 @@ mod linear;
 mod matrix;
 mod memory;
 mod nearest_code;
+mod pixel_cross_entropy;
 mod residual_scale;
 pub mod simd;
 #[cfg(test)]
@@ -26,23 +31,34 @@ mod testing;
 
 pub use adamw::{AdamwStep, adamw};
 pub use attention::{attention, attention_qkv, attention_weights};
-pub use backend::{AttentionGradients, AttentionOutput, AutodiffBackend, Backend};
+pub use backend::{
+    AttentionGradients, AttentionOutput, AutodiffBackend, Backend, ChannelGradients, PixelLoss,
+};
+pub use bilinear::bilinear;
+pub use channel_moments::channel_moments;
+pub use channel_norm::channel_norm;
+pub use conv3x3::conv3x3;
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
+pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use residual_scale::residual_scale;
 
 /// The operations composed from Burn's primitives: slow, obvious, on every backend.
 pub mod reference {
     pub use crate::adamw::reference as adamw;
     pub use crate::attention::reference as attention;
+    pub use crate::channel_moments::reference as channel_moments;
+    pub use crate::channel_norm::reference as channel_norm;
+    pub use crate::conv3x3::reference as conv3x3;
     pub use crate::cross_entropy::reference as cross_entropy;
     pub use crate::gelu::reference as gelu;
     pub use crate::layer_norm::reference as layer_norm;
     pub use crate::linear::reference as linear;
     pub use crate::nearest_code::reference as nearest_code;
+    pub use crate::pixel_cross_entropy::reference as pixel_cross_entropy;
     pub use crate::residual_scale::reference as residual_scale;
 }

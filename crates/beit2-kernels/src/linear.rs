@@ -184,7 +184,7 @@ pub(crate) mod fast {
 
     crate::simd::dispatch!(
         /// Adds rows as long as `total` to it, in order.
-        fn add_rows(x: &[f32], total: &mut [f32]) => add_rows_body
+        pub(crate) fn add_rows(x: &[f32], total: &mut [f32]) => add_rows_body
     );
 
     #[inline(always)]

@@ -1,8 +1,9 @@
-//! The reference's three initialisers.
+//! The reference's initialisers.
 //!
 //! One name upstream, three behaviours: pretraining trunks are cut at ±1σ, classification and VQ-KD
 //! trunks practically not at all, and the aggregation head keeps PyTorch's defaults because it is
-//! built after the initialiser ran (`docs/differences.md` tells why we keep all three).
+//! built after the initialiser ran (`docs/differences.md` tells why we keep all three). Segmentation
+//! draws the trunk's weights once more after scaling them, so there they are not scaled.
 //!
 //! Every parameter draws from its own generator, keyed by seed and name, so that adding a parameter
 //! does not change the others.
@@ -35,6 +36,12 @@ pub enum InitRule {
     Pretrain {
         /// Number of the block whose patch tokens feed the aggregation head.
         early: usize,
+        /// Initial layer scale.
+        gamma: f64,
+    },
+    /// Segmentation models: the trunk as [`InitRule::Finetune`] without the scale of residual layers,
+    /// PyTorch's defaults for the pyramid, mmcv's for the heads.
+    Segment {
         /// Initial layer scale.
         gamma: f64,
     },
@@ -79,7 +86,7 @@ fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -
     let constant = |value: f64| vec![value as f32; count];
     let leaf = name.rsplit('.').next().unwrap_or(name);
     let (gamma, cut) = match rule {
-        InitRule::Finetune { gamma, .. } => (gamma, 2.0),
+        InitRule::Finetune { gamma, .. } | InitRule::Segment { gamma } => (gamma, 2.0),
         InitRule::Pretrain { gamma, .. } => (gamma, STD),
     };
     if leaf.starts_with("gamma_") {
@@ -94,9 +101,12 @@ fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -
     let torch_default = match rule {
         InitRule::Finetune { .. } => name.contains("patch_embed."),
         InitRule::Pretrain { .. } => name.contains("cls_pt_layers."),
+        InitRule::Segment { .. } => name.contains("patch_embed.") || name.starts_with("backbone.fpn"),
     };
     let mut values = if torch_default {
         uniform(count, fan_in, rng)
+    } else if let Some(std) = head_std(info) {
+        normal(count, std, rng)
     } else if leaf == "bias" {
         constant(0.0)
     } else {
@@ -115,12 +125,27 @@ fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -
 }
 
 fn is_norm(name: &str) -> bool {
-    let mut parts = name.rsplit('.').skip(1);
-    parts.next().is_some_and(|module| module.contains("norm"))
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    let last = module.rsplit('.').next().unwrap_or(module);
+    last.contains("norm") || last == "bn" || module == "backbone.fpn1.1"
+}
+
+/// Deviation of the convolutions in segmentation heads: mmcv's `ConvModule` (He et al. 2015, by outputs), and
+/// mmsegmentation's 0.01 for the classifier.
+fn head_std(info: &ParamInfo) -> Option<f64> {
+    let name = info.name.strip_suffix(".weight")?;
+    if name.ends_with(".conv_seg") {
+        return Some(0.01);
+    }
+    let [outputs, _, height, width] = info.shape[..] else { return None };
+    name.ends_with(".conv").then(|| (2.0 / (outputs * height * width) as f64).sqrt())
 }
 
 /// `1/√(2ℓ)` for the two projections that write to the residual stream of layer ℓ.
 fn residual_scale(name: &str, rule: InitRule) -> f64 {
+    if matches!(rule, InitRule::Segment { .. }) {
+        return 1.0;
+    }
     if !name.ends_with("attn.proj.weight") && !name.ends_with("mlp.fc2.weight") {
         return 1.0;
     }
@@ -144,6 +169,11 @@ fn truncated_normal(count: usize, cut: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
         }
     };
     (0..count).map(|_| one()).collect()
+}
+
+fn normal(count: usize, std: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut one = || -> f64 { rng.sample(StandardNormal) };
+    (0..count).map(|_| (one() * std) as f32).collect()
 }
 
 /// PyTorch's default for linear and convolution layers, `U(±1/√fan_in)` for weight and bias.

@@ -13,6 +13,7 @@ pub mod init;
 pub mod params;
 pub mod pixels;
 pub mod pretrain;
+pub mod segment;
 pub mod tokenizer;
 pub mod train;
 pub mod visualize;

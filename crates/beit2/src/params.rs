@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 
 use beit2_kernels::Backend;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
 
 use crate::error::Error;
+
+/// What batch norms keep beside their parameters.
+const STATISTICS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
 
 /// The dotted name of the parameter that a walk stands at.
 #[derive(Debug, Default)]
@@ -23,9 +26,11 @@ impl Path {
         self.segments.push(match name {
             // Grouping fields that the checkpoints do not have.
             "trunk" | "rel_pos" => None,
-            // `nn.Sequential(Linear, Tanh, Linear)`: positions are names there.
+            // `nn.Sequential`: positions are names there.
             "layer0" => Some("0".into()),
+            "layer1" => Some("1".into()),
             "layer2" => Some("2".into()),
+            "layer3" => Some("3".into()),
             name => Some(name.into()),
         });
     }
@@ -35,9 +40,11 @@ impl Path {
     }
 
     /// Whether gradients move the parameter: everything but the codebook's state, which its own
-    /// averages move. Asked of the name because only recording backends know it of a tensor.
+    /// averages move, and the running statistics of batch norms. Asked of the name because only
+    /// recording backends know it of a tensor.
     pub(crate) fn is_trained(&self) -> bool {
-        !self.segments.iter().flatten().any(|segment| segment == "quantize")
+        let mut segments = self.segments.iter().flatten();
+        !segments.any(|segment| segment == "quantize" || STATISTICS.contains(&segment.as_str()))
     }
 
     pub(crate) fn name(&self) -> String {
@@ -51,7 +58,7 @@ impl Path {
 pub struct ParamInfo {
     /// Official state-dict key.
     pub name: String,
-    /// Shape as stored (linear weights are `[out, in]`).
+    /// Shape as stored (linear weights are `[out, in]`; a counter is a scalar, `[]`).
     pub shape: Vec<usize>,
     /// False for state that no gradient reaches (the codebook, for example).
     pub trainable: bool,
@@ -77,6 +84,15 @@ impl<B: Backend, F: FnMut(ParamInfo, &dyn Fn() -> TensorData)> ModuleVisitor<B> 
             trainable: self.path.is_trained(),
         };
         (self.each)(info, &|| value.to_data());
+    }
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
+        let value = param.val();
+        let info = ParamInfo { name: self.path.name(), shape: Vec::new(), trainable: false };
+        (self.each)(info, &|| {
+            let mut data = value.to_data().convert_dtype(DType::I64);
+            data.shape = Shape::from(Vec::<usize>::new());
+            data
+        });
     }
 }
 
@@ -129,10 +145,22 @@ impl<B: Backend, F: FnMut(ParamInfo) -> Option<(TensorData, DType)>> ModuleMappe
         };
         Param::from_mapped_value(id, value.set_require_grad(trainable), mapper)
     }
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<B, D, Int>>) -> Param<Tensor<B, D, Int>> {
+        let (id, old, mapper) = param.consume();
+        let info = ParamInfo { name: self.path.name(), shape: Vec::new(), trainable: false };
+        let value = match (self.each)(info) {
+            Some((mut data, _)) => {
+                data.shape = old.shape();
+                Tensor::from_data(data, (&old.device(), old.dtype()))
+            }
+            None => old,
+        };
+        Param::from_mapped_value(id, value, mapper)
+    }
 }
 
 /// Replaces parameters: `each` returns the new values (of the same shape) with the type to keep them
-/// in, or `None` to leave a parameter as it is.
+/// in, or `None` to leave a parameter as it is. Counters stay integers whatever the type.
 pub fn replace<B: Backend, M: Module<B>>(
     module: M,
     each: impl FnMut(ParamInfo) -> Option<(TensorData, DType)>,

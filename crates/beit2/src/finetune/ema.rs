@@ -55,11 +55,13 @@ impl<B: Backend> Ema<B> {
         self.averages.iter().map(|(name, values)| (name.clone(), values.to_data())).collect()
     }
 
-    /// Takes over the averages of a checkpoint, of any shape with the right number of values.
+    /// Takes over the averages of a checkpoint, of any shape with the right number of values. Counters of batches are
+    /// not averaged; those of a checkpoint are left out.
     ///
     /// # Errors
     /// Names or sizes that differ from the model's.
     pub fn import(&mut self, mut tensors: BTreeMap<String, TensorData>) -> Result<(), Error> {
+        tensors.retain(|name, _| !name.ends_with(".num_batches_tracked"));
         for (name, average) in &mut self.averages {
             let Some(mut data) = tensors.remove(name) else {
                 return Err(Error::WeightNames { missing: vec![name.clone()], unexpected: vec![] });

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use crate::params::ParamInfo;
 
+/// What the trunk's names begin with in a segmentation model.
+const BACKBONE: &str = "backbone.";
+
 /// One-dimensional tensors, biases and the model's exempt names (`cls_token`, `pos_embed`) do not
 /// decay. Everything else does, `mask_token` and the relative position tables included (as upstream).
+/// In segmentation the exempt names lack their `backbone.`, so both decay (as upstream, spec §5).
 pub fn no_weight_decay(info: &ParamInfo) -> bool {
     let leaf = info.name.rsplit('.').next().unwrap_or(&info.name);
-    info.shape.len() <= 1 || leaf == "bias" || leaf == "cls_token" || leaf == "pos_embed"
+    let exempt = (leaf == "cls_token" || leaf == "pos_embed") && !info.name.starts_with(BACKBONE);
+    info.shape.len() <= 1 || leaf == "bias" || exempt
 }
 
 /// How parameters are put into groups.
@@ -35,11 +40,13 @@ impl GroupRule {
     }
 
     /// Factor on the learning rate of one parameter: `decay^(L+1−id)`; id 0 for tokens, positions and
-    /// the patch embedding, i + 1 for block i, L + 1 for the rest.
+    /// the patch embedding, i + 1 for block i, L + 1 for the rest. The trunk of a segmentation model
+    /// counts as one by itself.
     pub fn lr_scale_of(&self, name: &str) -> f64 {
         let Some((decay, depth)) = self.layer_decay else {
             return 1.0;
         };
+        let name = name.strip_prefix(BACKBONE).unwrap_or(name);
         let id = if matches!(name, "cls_token" | "mask_token" | "pos_embed")
             || name.starts_with("patch_embed")
         {

@@ -17,5 +17,5 @@ pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};
 pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
-pub use schedule::{CosineSchedule, ScheduleError};
+pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
 pub use session::{Env, Outcome, Resumed, Session, StepReport, TrainState};

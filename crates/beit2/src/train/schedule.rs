@@ -62,9 +62,78 @@ impl CosineSchedule {
     }
 }
 
+/// A fall by a power of what is left, with a linear warm-up on top (mmcv's `poly` policy; spec §5).
+///
+/// Step i of n has `reg = end + (base − end)·(1 − i/n)^power`; while i < W of the warm-up it is multiplied by
+/// `1 − (1 − i/W)(1 − ratio)`. So the warm-up starts at `ratio · base`, not at 0, and the last step is one step
+/// above `end`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolySchedule {
+    base: f64,
+    end: f64,
+    power: f64,
+    total: u64,
+    warmup: u64,
+    ratio: f64,
+}
+
+impl PolySchedule {
+    /// A schedule over `total` steps whose first `warmup` steps rise from `ratio` of their value.
+    ///
+    /// # Errors
+    /// A warm-up longer than the run.
+    pub fn new(
+        base: f64,
+        end: f64,
+        power: f64,
+        total: u64,
+        warmup: u64,
+        ratio: f64,
+    ) -> Result<Self, ScheduleError> {
+        match warmup <= total {
+            true => Ok(Self { base, end, power, total, warmup, ratio }),
+            false => Err(ScheduleError { warmup, total }),
+        }
+    }
+
+    /// Number of steps.
+    pub fn len(&self) -> u64 {
+        self.total
+    }
+
+    /// Whether there are no steps.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// The value of a step, from 0; steps beyond the last have the last one's.
+    pub fn at(&self, step: u64) -> f64 {
+        let step = step.min(self.total.saturating_sub(1));
+        let left = 1.0 - step as f64 / self.total.max(1) as f64;
+        let regular = self.end + (self.base - self.end) * left.powf(self.power);
+        match step < self.warmup {
+            true => regular * (1.0 - (1.0 - step as f64 / self.warmup as f64) * (1.0 - self.ratio)),
+            false => regular,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn poly_by_hand() {
+        let schedule = PolySchedule::new(1.0, 0.0, 1.0, 10, 4, 0.1).unwrap();
+        let expected = [0.1, 0.9 * 0.325, 0.8 * 0.55, 0.7 * 0.775, 0.6, 0.5];
+        for (step, value) in expected.into_iter().enumerate() {
+            assert!((schedule.at(step as u64) - value).abs() < 1e-15, "step {step}");
+        }
+        assert!((schedule.at(9) - 0.1).abs() < 1e-15 && schedule.at(9) == schedule.at(99));
+        let square = PolySchedule::new(1.0, 0.2, 2.0, 2, 0, 1.0).unwrap();
+        assert_eq!([square.at(0), square.at(1)], [1.0, 0.4]);
+        assert!(PolySchedule::new(1.0, 0.0, 1.0, 3, 4, 0.1).is_err());
+    }
 
     #[test]
     fn toy_schedule_of_the_spec() {

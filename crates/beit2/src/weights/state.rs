@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use beit2_weights::convert::{StateDict, to_canonical};
 use beit2_weights::inspect::{self, Facts, RelativeBias};
-use beit2_weights::layout::Family;
+use beit2_weights::layout::{Family, Kind};
 use beit2_weights::plan::{Plan, PlanOptions, Target, plan};
+use beit2_weights::resize::TableResize;
 use beit2_weights::{DType as FileType, Tensor as FileTensor};
 use burn::tensor::TensorData;
 
@@ -13,6 +14,7 @@ use super::{HF_NORM_EPS, Tensors, WeightFile, dtype_of_file};
 use crate::classify::ClassifierConfig;
 use crate::error::{Error, config_error};
 use crate::pretrain::MimConfig;
+use crate::segment::SegmenterConfig;
 use crate::tokenizer::TokenizerConfig;
 use crate::vit::{Pooling, RelPosKind, VitConfig};
 
@@ -115,6 +117,7 @@ impl StateFile {
             "pretrain" => serde_json::from_str::<MimConfig>(config).map(|config| config.vit),
             "tokenizer" => serde_json::from_str::<TokenizerConfig>(config).map(|config| config.encoder()),
             "finetune" => serde_json::from_str::<ClassifierConfig>(config).map(|config| config.vit),
+            "segment" => serde_json::from_str::<SegmenterConfig>(config).map(|config| config.vit),
             _ => return Ok(None),
         };
         match sizes {
@@ -138,13 +141,30 @@ impl StateFile {
         options: &PlanOptions<'_>,
     ) -> Result<Plan, Error> {
         let origin = self.origin;
-        plan(self.tensors, &target(vit, pooling, classes), options)
+        plan(self.tensors, &target(vit, Some(pooling), classes), options)
+            .map_err(|error| Error::Config(format!("{origin}: {error}")))
+    }
+
+    /// As [`StateFile::plan`], for a trunk that ends with its last block (segmentation): no final norm, no head. Of a
+    /// tokenizer the encoder is taken, of a segmentation model the backbone; names are those of a trunk by itself.
+    ///
+    /// # Errors
+    /// Sizes that differ in something that cannot be converted.
+    pub fn plan_trunk(mut self, vit: &VitConfig, tables: TableResize) -> Result<Plan, Error> {
+        if self.facts.layout.kind == Kind::Segmentation {
+            let own = |name: String| name.strip_prefix("backbone.").map(str::to_owned).unwrap_or(name);
+            self.tensors = self.tensors.into_iter().map(|(name, tensor)| (own(name), tensor)).collect();
+        }
+        let tokenizer_encoder = self.facts.layout.kind == Kind::Tokenizer;
+        let options = PlanOptions { tokenizer_encoder, tables, ..PlanOptions::default() };
+        let origin = self.origin;
+        plan(self.tensors, &target(vit, None, 0), &options)
             .map_err(|error| Error::Config(format!("{origin}: {error}")))
     }
 }
 
 /// A Vision Transformer as the weights crate sees it.
-fn target(vit: &VitConfig, pooling: Pooling, classes: usize) -> Target {
+fn target(vit: &VitConfig, pooling: Option<Pooling>, classes: usize) -> Target {
     Target {
         grid: vit.grid(),
         patch: vit.patch_size,
@@ -160,7 +180,7 @@ fn target(vit: &VitConfig, pooling: Pooling, classes: usize) -> Target {
             RelPosKind::PerBlock => RelativeBias::PerBlock,
         },
         abs_pos: vit.abs_pos_emb,
-        pooling: Some(match pooling {
+        pooling: pooling.map(|pooling| match pooling {
             Pooling::Mean => inspect::Pooling::Mean,
             Pooling::Cls => inspect::Pooling::Cls,
         }),

@@ -57,7 +57,9 @@ pub fn cases(suite: &str) -> Vec<Case> {
     };
     let mut cases = Vec::new();
     for entry in manifest["entries"].as_array().unwrap() {
-        let path = root().join(entry["file"].as_str().unwrap());
+        // Entries without tensors hold their numbers in the manifest itself.
+        let Some(file) = entry["file"].as_str() else { continue };
+        let path = root().join(file);
         let Ok(bytes) = std::fs::read(&path) else {
             println!("skipped: {} is not in this folder", path.display());
             continue;

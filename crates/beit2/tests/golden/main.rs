@@ -13,4 +13,5 @@ mod peers;
 mod pretraining;
 mod results;
 mod schedules;
+mod segmentation;
 mod tokenizer;

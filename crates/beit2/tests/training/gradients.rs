@@ -2,11 +2,13 @@
 
 use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, TokenMask};
+use beit2::segment::{HeadDropout, SegmenterConfig, UperNet, label_tensor, pixel_losses};
 use beit2::tokenizer::{TokenizerConfig, VqKd, cosine_loss};
 use beit2::train::gradients;
 use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use rand::SeedableRng;
 
 use super::scene::Auto;
 
@@ -114,5 +116,30 @@ fn classifiers_and_students() {
         let target = Tensor::random([2, 16, 6], Distribution::Normal(0.0, 1.0), &Default::default());
         let loss = cosine_loss(model.patch_tokens(images(16), &DropPath::none()), target);
         all_have_gradients("student", &model, &loss.backward());
+    }
+}
+
+#[test]
+fn segmentation_models() {
+    // Biases in front of a batch norm have a gradient of zero by mathematics; what they get is rounding.
+    for (patch_size, kind, abs_pos_emb) in [(16, RelPosKind::PerBlock, false), (8, RelPosKind::Shared, true)] {
+        let vit = VitConfig { image_size: 64, patch_size, depth: 4, ..vit(kind, abs_pos_emb, 0.1) };
+        let config = SegmenterConfig {
+            vit,
+            out_indices: [0, 1, 2, 3],
+            channels: 10,
+            aux_channels: 6,
+            classes: 5,
+            ..SegmenterConfig::default()
+        };
+        let device = Default::default();
+        let model = UperNet::<Auto>::zeros(&config, &device).unwrap().initialise(&config, 1);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        let dropout = HeadDropout::sample(&config, 2, &mut rng, &device);
+        let logits = model.forward_train(images(64), &DropPath::none(), &dropout).unwrap();
+        let ids = (0..2 * 64 * 64).map(|at| (at / 37 % 5) as u8).collect();
+        let labels = label_tensor(ids, [2, 64, 64], 5, &device).unwrap();
+        let losses = pixel_losses(&logits, labels, config.aux_weight);
+        all_have_gradients(&format!("{config:?}"), &model, &losses.total.backward());
     }
 }

@@ -7,4 +7,5 @@ mod gradients;
 mod resume;
 mod savings;
 mod scene;
+mod segmentation;
 mod segmenting;

@@ -1,0 +1,288 @@
+//! `(x − mean)·scale + shift` per channel, with or without a ReLU: the second half of batch normalization.
+//!
+//! Contract: one pass forward and one backward. The backward pass works out from the saved input where the
+//! ReLU was at zero, so the result need not be kept. Gradients of the three vectors are summed in fixed
+//! groups of rows, so they do not depend on the number of threads.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// `(x − mean)·scale + shift` for `x [.., C]` and vectors `[C]`; negative results become 0 if `relu`.
+///
+/// # Panics
+/// If a vector is not as long as the last axis of `x`.
+pub fn channel_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    mean: Tensor<B, 1>,
+    scale: Tensor<B, 1>,
+    shift: Tensor<B, 1>,
+    relu: bool,
+) -> Tensor<B, D> {
+    let (dims, [m], [a], [b]) = (x.dims(), mean.dims(), scale.dims(), shift.dims());
+    assert!(
+        [m, a, b] == [dims[D - 1]; 3],
+        "channel_norm: mean [{m}], scale [{a}] and shift [{b}] do not fit the last axis of {dims:?}"
+    );
+    wrap(B::fused_channel_norm(unwrap(x), unwrap(mean), unwrap(scale), unwrap(shift), relu))
+}
+
+/// [`channel_norm`](crate::channel_norm) composed from Burn's primitives.
+pub fn reference<B: BurnBackend, const D: usize>(
+    x: Tensor<B, D>,
+    mean: Tensor<B, 1>,
+    scale: Tensor<B, 1>,
+    shift: Tensor<B, 1>,
+    relu: bool,
+) -> Tensor<B, D> {
+    let y = (x - mean.unsqueeze()) * scale.unsqueeze() + shift.unsqueeze();
+    if relu { burn::tensor::activation::relu(y) } else { y }
+}
+
+/// Gradients of `x [n, C]`, `mean`, `scale` and `shift`.
+pub(crate) fn reference_backward<B: BurnBackend>(
+    x: Tensor<B, 2>,
+    mean: Tensor<B, 1>,
+    scale: Tensor<B, 1>,
+    shift: Tensor<B, 1>,
+    grad: Tensor<B, 2>,
+    relu: bool,
+) -> (Tensor<B, 2>, [Tensor<B, 1>; 3]) {
+    let centred = x - mean.unsqueeze();
+    let grad = match relu {
+        true => {
+            let y = centred.clone() * scale.clone().unsqueeze() + shift.unsqueeze();
+            grad.mask_fill(y.lower_equal_elem(0.0), 0.0)
+        }
+        false => grad,
+    };
+    let dshift = grad.clone().sum_dim(0).squeeze_dim::<1>(0);
+    let dscale = (grad.clone() * centred).sum_dim(0).squeeze_dim::<1>(0);
+    let dmean = dshift.clone() * scale.clone().neg();
+    (grad * scale.unsqueeze(), [dmean, dscale, dshift])
+}
+
+#[derive(Debug)]
+struct ChannelNormBackward {
+    relu: bool,
+}
+
+impl<B: Backend> Backward<B, 4> for ChannelNormBackward {
+    /// x, mean, scale, shift.
+    type State = [FloatTensor<B>; 4];
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, mean, scale, shift] = ops.state;
+        let (dx, [dmean, dscale, dshift]) =
+            B::fused_channel_norm_backward(x, mean, scale, shift, grad, self.relu);
+        for (parent, grad) in ops.parents.into_iter().zip([dx, dmean, dscale, dshift]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
+
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: Primitive<B, C>,
+    mean: Primitive<B, C>,
+    scale: Primitive<B, C>,
+    shift: Primitive<B, C>,
+    relu: bool,
+) -> Primitive<B, C> {
+    let nodes = [x.node, mean.node, scale.node, shift.node];
+    let prep = Backward::<B, 4>::prepare::<C>(ChannelNormBackward { relu }, nodes);
+    let state = [x.primitive, mean.primitive, scale.primitive, shift.primitive];
+    let [x, mean, scale, shift] = state.clone();
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(state, B::fused_channel_norm(x, mean, scale, shift, relu)),
+        OpsKind::UnTracked(prep) => prep.finish(B::fused_channel_norm(x, mean, scale, shift, relu)),
+    }
+}
+
+pub(crate) mod fast {
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{GRAIN, owned, row_groups, tensor, values, view};
+    use crate::memory::Buffer;
+    use crate::simd::{dispatch, madd};
+
+    pub(crate) fn forward(
+        x: FlexTensor,
+        mean: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        relu: bool,
+    ) -> FlexTensor {
+        let (x, mean, scale, shift) = (owned(x), owned(mean), owned(scale), owned(shift));
+        let (mean, scale, shift) = (view(&mean), view(&scale), view(&shift));
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let shape = x.layout().shape().clone();
+        let mut y = Buffer::any(shape.num_elements());
+        let chunk = (GRAIN / mean.len().max(1)).max(1) * mean.len().max(1);
+        y.par_chunks_mut(chunk)
+            .zip(view(&x).par_chunks(chunk))
+            .for_each(|(y, x)| lines(x, mean, scale, shift, floor, y));
+        tensor(y, shape)
+    }
+
+    dispatch!(
+        fn lines(
+            x: &[f32],
+            mean: &[f32],
+            scale: &[f32],
+            shift: &[f32],
+            floor: f32,
+            y: &mut [f32],
+        ) => lines_body
+    );
+
+    #[inline(always)]
+    fn lines_body<const FMA: bool>(
+        x: &[f32],
+        mean: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        floor: f32,
+        y: &mut [f32],
+    ) {
+        let width = mean.len();
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let channels = mean.iter().zip(scale.iter().zip(shift));
+            for ((y, x), (mean, (scale, shift))) in y.iter_mut().zip(x).zip(channels) {
+                let value = madd::<FMA>(x - mean, *scale, *shift);
+                // Written so that a NaN stays.
+                *y = if value < floor { floor } else { value };
+            }
+        }
+    }
+
+    pub(crate) fn backward(
+        x: FlexTensor,
+        mean: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        grad: FlexTensor,
+        relu: bool,
+    ) -> (FlexTensor, [FlexTensor; 3]) {
+        let (x, mean, scale, shift) = (owned(x), owned(mean), owned(scale), owned(shift));
+        let mut grad = owned(grad);
+        let (mean, scale, shift) = (view(&mean), view(&scale), view(&shift));
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let width = mean.len();
+        let (rows, groups) = row_groups(view(&x).len() / width.max(1));
+        let chunk = (rows * width).max(1);
+        let mut partial = Buffer::zeros(groups * 2 * width);
+        values(&mut grad)
+            .par_chunks_mut(chunk)
+            .zip(view(&x).par_chunks(chunk))
+            .zip(partial.par_chunks_mut((2 * width).max(1)))
+            .for_each(|((grad, x), partial)| {
+                let (dscale, dshift) = partial.split_at_mut(width);
+                gradients(x, mean, scale, shift, floor, grad, dscale, dshift);
+            });
+        let [mut dmean, mut dscale, mut dshift] = [(); 3].map(|()| Buffer::zeros(width));
+        for partial in partial.chunks_exact((2 * width).max(1)) {
+            for i in 0..width {
+                dscale[i] += partial[i];
+                dshift[i] += partial[width + i];
+            }
+        }
+        for ((dmean, dshift), scale) in dmean.iter_mut().zip(dshift.iter()).zip(scale) {
+            *dmean = -scale * dshift;
+        }
+        (grad, [dmean, dscale, dshift].map(|vector| tensor(vector, [width])))
+    }
+
+    dispatch!(
+        /// `grad` becomes the gradient of `x`; those of scale and shift are added to `dscale` and `dshift`.
+        fn gradients(
+            x: &[f32],
+            mean: &[f32],
+            scale: &[f32],
+            shift: &[f32],
+            floor: f32,
+            grad: &mut [f32],
+            dscale: &mut [f32],
+            dshift: &mut [f32],
+        ) => gradients_body
+    );
+
+    #[inline(always)]
+    fn gradients_body<const FMA: bool>(
+        x: &[f32],
+        mean: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        floor: f32,
+        grad: &mut [f32],
+        dscale: &mut [f32],
+        dshift: &mut [f32],
+    ) {
+        let width = mean.len();
+        // Slices of one known length, so that the loop over them needs no checks.
+        let (scale, shift) = (&scale[..width], &shift[..width]);
+        let (dscale, dshift) = (&mut dscale[..width], &mut dshift[..width]);
+        for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let (grad, x) = (&mut grad[..width], &x[..width]);
+            for i in 0..width {
+                let centred = x[i] - mean[i];
+                // The same rounding as forward, so that both agree where the ReLU is at zero.
+                let open = madd::<FMA>(centred, scale[i], shift[i]) > floor;
+                let g = if open { grad[i] } else { 0.0 };
+                dscale[i] = madd::<FMA>(g, centred, dscale[i]);
+                dshift[i] += g;
+                grad[i] = g * scale[i];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (n, width) in [(1, 1), (2, 5), (197, 33), (1000, 40), (33, 200)] {
+            let vector = |seed, spread| random(width, seed, spread);
+            let inputs = [random(n * width, 1, 2.0), vector(2, 1.0), vector(3, 1.5), vector(4, 1.0)];
+            for relu in [false, true] {
+                check(
+                    "channel_norm",
+                    &inputs,
+                    |x| {
+                        let [mean, scale, shift] = [1, 2, 3].map(|i| x[i].clone());
+                        super::channel_norm(x[0].clone().reshape([n, width]), mean, scale, shift, relu)
+                            .reshape([n * width])
+                    },
+                    |x| {
+                        let [mean, scale, shift] = [1, 2, 3].map(|i| x[i].clone());
+                        super::reference(x[0].clone().reshape([n, width]), mean, scale, shift, relu)
+                            .reshape([n * width])
+                    },
+                    3e-6,
+                );
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "channel_norm: mean [3], scale [4] and shift [4] do not fit the last axis")]
+    fn names_the_shapes_that_do_not_fit() {
+        let d = Default::default();
+        let ones = |n| burn::tensor::Tensor::<burn::backend::Flex, 1>::ones([n], &d);
+        super::channel_norm(ones(8).reshape([2, 4]), ones(3), ones(4), ones(4), true);
+    }
+}

@@ -1,0 +1,138 @@
+//! 3×3 convolution of channels-last maps, stride 1, padded by one zero on each side, without bias.
+//!
+//! Contract: no copy of a map is made that is nine times as large. Memory beside operands and result is
+//! bounded by a few bands of rows and one copy of the weight. The input's gradient is the same convolution
+//! with the kernel turned around; a backward pass keeps the input only if the weight needs a gradient, and
+//! the weight only if the input does. Results do not depend on the number of threads.
+
+pub(crate) mod fast;
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::{ConvOptions, FloatTensor};
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// 3×3 convolution: `x [B, H, W, in]`, `weight [out, in, 3, 3]` → `[B, H, W, out]`.
+///
+/// # Panics
+/// If the weight is not of that shape or has another number of inputs than `x`.
+pub fn conv3x3<B: Backend>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B, 4> {
+    let (map, kernel) = (x.dims(), weight.dims());
+    assert!(
+        kernel[1..] == [map[3], 3, 3],
+        "conv3x3: x {map:?} needs a weight [out, {}, 3, 3], found {kernel:?}",
+        map[3]
+    );
+    wrap(B::fused_conv3x3(unwrap(x), unwrap(weight)))
+}
+
+/// [`conv3x3`](crate::conv3x3) composed from Burn's primitives.
+pub fn reference<B: BurnBackend>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B, 4> {
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    conv2d(x.permute([0, 3, 1, 2]), weight, None, options).permute([0, 2, 3, 1])
+}
+
+/// The gradient of the input: a convolution by the kernel turned around, inputs and outputs exchanged.
+pub(crate) fn reference_backward_input<B: BurnBackend>(
+    weight: Tensor<B, 4>,
+    grad: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    reference(grad, weight.flip([2, 3]).swap_dims(0, 1))
+}
+
+/// The gradient of the weight: for each of the nine taps the product of `grad` with the shifted input.
+pub(crate) fn reference_backward_weight<B: BurnBackend>(x: Tensor<B, 4>, grad: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [batch, height, width, inputs] = x.dims();
+    let outputs = grad.dims()[3];
+    let pixels = batch * height * width;
+    let padded = x.pad([(1, 1), (1, 1), (0, 0)], 0.0); // the three last axes
+    let grad = grad.reshape([pixels, outputs]).transpose();
+    let tap = |tap: usize| {
+        let shifted = padded.clone().narrow(1, tap / 3, height).narrow(2, tap % 3, width);
+        grad.clone().matmul(shifted.reshape([pixels, inputs])).unsqueeze_dim::<3>(2) // [out, in, 1]
+    };
+    Tensor::cat((0..9).map(tap).collect(), 2).reshape([outputs, inputs, 3, 3])
+}
+
+#[derive(Debug)]
+struct ConvBackward;
+
+impl<B: Backend> Backward<B, 2> for ConvBackward {
+    /// The input if the weight needs a gradient, the weight if the input does.
+    type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let [input, kernel] = ops.parents;
+        if let (Some(node), Some(x)) = (kernel, x) {
+            let dw = B::fused_conv3x3_backward_weight(x, grad.clone());
+            grads.register::<B>(node.id, dw);
+        }
+        if let (Some(node), Some(weight)) = (input, weight) {
+            let dx = B::fused_conv3x3_backward_input(weight, grad);
+            grads.register::<B>(node.id, dx);
+        }
+    }
+}
+
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
+    x: Primitive<B, C>,
+    weight: Primitive<B, C>,
+) -> Primitive<B, C> {
+    let state =
+        (weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone()));
+    let prep = Backward::<B, 2>::prepare::<C>(ConvBackward, [x.node, weight.node]);
+    let y = B::fused_conv3x3(x.primitive, weight.primitive);
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(state, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, random};
+
+    #[test]
+    fn matches_reference_and_differences() {
+        for (b, h, w, inputs, outputs) in [
+            (1, 1, 1, 1, 1),
+            (1, 1, 5, 2, 3),
+            (2, 6, 1, 3, 2),
+            (3, 2, 2, 5, 7),
+            (2, 5, 7, 4, 33),
+            (1, 40, 37, 9, 8),
+            (9, 13, 11, 6, 5),
+        ] {
+            let x = [b, h, w, inputs];
+            let weight = [outputs, inputs, 3, 3];
+            let count = b * h * w * outputs;
+            let tensors = [random(x.iter().product(), 1, 1.0), random(weight.iter().product(), 2, 0.5)];
+            check(
+                "conv3x3",
+                &tensors,
+                |t| super::conv3x3(t[0].clone().reshape(x), t[1].clone().reshape(weight)).reshape([count]),
+                |t| super::reference(t[0].clone().reshape(x), t[1].clone().reshape(weight)).reshape([count]),
+                5e-6,
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "conv3x3: x [1, 2, 2, 3] needs a weight [out, 3, 3, 3], found [4, 2, 3, 3]")]
+    fn names_the_shapes_that_do_not_fit() {
+        let d = Default::default();
+        let x = burn::tensor::Tensor::<burn::backend::Flex, 4>::zeros([1, 2, 2, 3], &d);
+        super::conv3x3(x, burn::tensor::Tensor::zeros([4, 2, 3, 3], &d));
+    }
+}

@@ -1,0 +1,134 @@
+//! A trained segmentation model from whatever file holds one.
+
+use beit2_kernels::Backend;
+use beit2_weights::convert::StateDict;
+use beit2_weights::layout::Kind;
+use beit2_weights::resize::TableResize;
+use burn::tensor::{DType, Tensor};
+
+use super::config::SegmenterConfig;
+use super::meta;
+use super::model::UperNet;
+use crate::error::{Error, config_error};
+use crate::train::Assets;
+use crate::weights::{StateFile, to_tensors};
+use crate::{params, pixels};
+
+/// How a segmentation model is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SegmentOptions {
+    /// Side of the windows that it looks at; `None`: as it was trained. Positions are resized.
+    pub image_size: Option<usize>,
+    /// How relative position tables are resized.
+    pub tables: TableResize,
+}
+
+/// A trained segmentation model.
+///
+/// ```no_run
+/// use beit2::{pixels, segment::{SegmentOptions, Segmenter}, train::Files};
+/// use burn::backend::Flex;
+///
+/// # fn main() -> Result<(), beit2::Error> {
+/// let device = Default::default();
+/// let model = Segmenter::<Flex>::open("model.safetensors", &Files, SegmentOptions::default(), &device)?;
+/// let window = pixels::stacked(&[pixels::read("street-512x512.png")?], &device)?; // [1, 3, 512, 512]
+/// let logits = model.logits(window)?; // [1, 128, 128, classes]
+/// println!("{logits}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Segmenter<B: Backend> {
+    /// Its sizes and classes.
+    pub config: SegmenterConfig,
+    /// The model.
+    pub model: UperNet<B>,
+}
+
+impl<B: Backend> Segmenter<B> {
+    /// Opens a run of this software, or a published segmentation file (mmsegmentation's `.pth`, whose classes and palette
+    /// are read too).
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds another model.
+    pub fn open(
+        spec: &str,
+        assets: &dyn Assets,
+        options: SegmentOptions,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let mut state = StateFile::new(assets.weights(spec)?, spec)?;
+        if state.facts.layout.kind != Kind::Segmentation {
+            return config_error(format!(
+                "{spec} holds a {} model, which has no pixel classes; name a segmentation model",
+                state.facts.layout.kind
+            ));
+        }
+        let mut config = match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
+            Some(Ok(config)) => config,
+            Some(Err(error)) => {
+                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
+            }
+            None => published(&state).map_err(|error| Error::Config(format!("{spec}: {error}")))?,
+        };
+        config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
+        let zeros = UperNet::<B>::zeros(&config, device)
+            .map_err(|error| Error::Config(format!("{spec}: {error}")))?;
+        if config.vit.in_chans != 3 {
+            return config_error(format!("{spec} takes {} channels; pictures have 3", config.vit.in_chans));
+        }
+        let is_head = |name: &str| !name.starts_with("backbone.") || name.starts_with("backbone.fpn");
+        let (heads, trunk): (StateDict, StateDict) =
+            state.tensors.into_iter().partition(|(name, _)| is_head(name));
+        state.tensors = trunk;
+        let trunk = state.plan_trunk(&config.vit, options.tables)?;
+        let trunk = trunk.tensors.into_iter().map(|(name, tensor)| (format!("backbone.{name}"), tensor));
+        let tensors = to_tensors(trunk.chain(heads).collect());
+        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config })
+    }
+
+    /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.
+    ///
+    /// # Errors
+    /// Pictures of a size that the model cannot see as a whole, see [`super::Backbone::check_size`].
+    pub fn logits(&self, images: Tensor<B, 4>) -> Result<Tensor<B, 4>, Error> {
+        self.model.forward(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
+    }
+}
+
+/// The sizes of a file without a configuration of ours: what its tensors tell, and the published choices for what they do
+/// not tell.
+fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
+    let defaults = SegmenterConfig::default();
+    let inputs = |name: &str| Some(*state.tensors.get(name)?.shape().get(1)?);
+    let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.facts.classes) else {
+        return config_error("there is no decode_head.conv_seg.weight; expected a UPerNet");
+    };
+    let branches = (0..).take_while(|at| {
+        state.tensors.contains_key(&format!("decode_head.psp_modules.{at}.1.conv.weight"))
+    });
+    if branches.count() != defaults.pool_scales.len() {
+        return config_error(format!(
+            "the number of decode_head.psp_modules is not {}, and the file does not tell their scales",
+            defaults.pool_scales.len()
+        ));
+    }
+    let aux_channels = inputs("auxiliary_head.conv_seg.weight");
+    let vit = state.vit()?;
+    let written = |key: &str| state.metadata.get(key).map(String::as_str).unwrap_or_default();
+    let names = meta::texts(written("meta.CLASSES")).unwrap_or_default();
+    let palette = meta::colours(written("meta.PALETTE")).unwrap_or_default();
+    Ok(SegmenterConfig {
+        out_indices: SegmenterConfig::taps(vit.depth),
+        vit,
+        channels,
+        aux_channels: aux_channels.unwrap_or(defaults.aux_channels),
+        aux_weight: if aux_channels.is_some() { defaults.aux_weight } else { 0.0 },
+        classes,
+        // Names and colours of another list of classes would be wrong for all.
+        class_names: if names.len() == classes { names } else { Vec::new() },
+        palette: if palette.len() == classes { palette } else { Vec::new() },
+        ..defaults
+    })
+}
