@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use beit2::finetune::SCRATCH;
-use beit2::train::{Assets, Env, Outcome, Plan};
+use beit2::train::{Env, Outcome, Plan};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
 use beit2_run::{Existing, recipe};

@@ -215,7 +215,7 @@ fn object_info(text: &str) -> Result<ClassList, (usize, String)> {
 
 /// The colour that PASCAL VOC gives an id: the bits of the id, from the lowest on, go to red, green and
 /// blue in turn, into ever lower bits of the channel.
-pub(super) fn voc_color(id: u8) -> [u8; 3] {
+pub fn voc_color(id: u8) -> [u8; 3] {
     let mut color = [0; 3];
     for bit in 0..8 {
         color[bit % 3] |= (id >> bit & 1) << (7 - bit / 3);

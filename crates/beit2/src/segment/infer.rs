@@ -112,13 +112,18 @@ impl<'a, B: Backend> Predictor<'a, B> {
         Ok(Self { model, config, infer, device: device.clone() })
     }
 
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.config.classes
+    }
+
     /// The class of every pixel.
     ///
     /// # Errors
     /// A picture without pixels.
     pub fn label(&self, image: &Image) -> Result<LabelMap, Error> {
         let mut ids = Vec::with_capacity(image.width as usize * image.height as usize);
-        self.strips(image, |strip| {
+        self.strips(image, |strip| -> Result<(), Error> {
             ids.extend_from_slice(strip);
             Ok(())
         })?;
@@ -162,7 +167,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
                 }
             }
             let ids: Vec<u8> =
-                sum.par_chunks_exact(classes).map(|row| crate::classify::argmax(row) as u8).collect();
+                sum.par_chunks_exact(classes).map(|row| argmax(row)).collect();
             each(&ids)?;
         }
         Ok(())
@@ -233,6 +238,12 @@ fn cut<B: Backend>(
     }
     let empty = TensorData::zeros::<f32, _>([1, 3, height, width]);
     Tensor::from_data(empty, device).slice_assign([0..1, 0..3, 0..rows, 0..columns], x)
+}
+
+/// The class with the largest value, the lower number among equal ones; there are at most 255.
+fn argmax(row: &[f32]) -> u8 {
+    let best = |best: usize, at: usize| if row[at] > row[best] { at } else { best };
+    (0..row.len()).reduce(best).unwrap_or(0) as u8
 }
 
 fn softmax(row: &mut [f32]) {

@@ -6,6 +6,7 @@ use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 
+use super::InferConfig;
 use super::config::SegmenterConfig;
 use super::meta;
 use super::model::UperNet;
@@ -44,6 +45,8 @@ pub struct Segmenter<B: Backend> {
     pub config: SegmenterConfig,
     /// The model.
     pub model: UperNet<B>,
+    /// How pictures are seen, as the run that made it saw held-out ones; the reference's way for published files.
+    pub infer: InferConfig,
 }
 
 impl<B: Backend> Segmenter<B> {
@@ -72,6 +75,13 @@ impl<B: Backend> Segmenter<B> {
             }
             None => published(&state).map_err(|error| Error::Config(format!("{spec}: {error}")))?,
         };
+        let infer = match state.metadata.get("beit2.infer").map(|text| serde_json::from_str(text)) {
+            Some(Ok(infer)) => infer,
+            Some(Err(error)) => {
+                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
+            }
+            None => InferConfig::default(),
+        };
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         let zeros = UperNet::<B>::zeros(&config, device)
             .map_err(|error| Error::Config(format!("{spec}: {error}")))?;
@@ -85,7 +95,7 @@ impl<B: Backend> Segmenter<B> {
         let trunk = state.plan_trunk(&config.vit, options.tables)?;
         let trunk = trunk.tensors.into_iter().map(|(name, tensor)| (format!("backbone.{name}"), tensor));
         let tensors = to_tensors(trunk.chain(heads).collect());
-        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config })
+        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config, infer })
     }
 
     /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.

@@ -1,6 +1,7 @@
 //! The start of a segmentation model: a pretrained trunk, of whatever file holds one.
 
 use beit2_kernels::Backend;
+use beit2_weights::convert::StateDict;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::{Plan, Source, Unused};
 use beit2_weights::resize::TableResize;
@@ -26,7 +27,7 @@ pub fn load_backbone<B: Backend>(
     mut state: StateFile,
     tables: TableResize,
 ) -> Result<(UperNet<B>, Plan), Error> {
-    let mut heads = Vec::new();
+    let mut heads = StateDict::new();
     if state.facts.layout.kind == Kind::Segmentation {
         let is_trunk = |name: &str| name.starts_with("backbone.") && !name.starts_with("backbone.fpn");
         let (trunk, others) = state.tensors.into_iter().partition(|(name, _)| is_trunk(name));

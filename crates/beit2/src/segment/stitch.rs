@@ -57,16 +57,21 @@ struct Band {
     logits: Vec<Vec<f32>>, // [h, w, C] of each
 }
 
-/// Rows of averaged logits.
-pub struct Stitcher<F> {
+/// The windows that are known at the moment.
+struct Mosaic {
     sizes: Sizes,
-    tops: Vec<usize>,
     lefts: Vec<usize>,
     down: Vec<Tap>,
     across: Vec<Tap>,
     /// How many windows cover each column.
     covers: Vec<u32>,
     bands: VecDeque<Band>,
+}
+
+/// Rows of averaged logits.
+pub struct Stitcher<F> {
+    mosaic: Mosaic,
+    tops: Vec<usize>,
     next: usize,
     compute: F,
 }
@@ -82,12 +87,13 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
         }
         let down = taps(sizes.logits.0, sizes.window.0);
         let across = taps(sizes.logits.1, sizes.window.1);
-        Self { sizes, tops, lefts, down, across, covers, bands: VecDeque::new(), next: 0, compute }
+        let mosaic = Mosaic { sizes, lefts, down, across, covers, bands: VecDeque::new() };
+        Self { mosaic, tops, next: 0, compute }
     }
 
     /// Height and width of the picture.
     pub fn picture(&self) -> (usize, usize) {
-        self.sizes.picture
+        self.mosaic.sizes.picture
     }
 
     /// Rows `from..to` `[to − from, W, C]`. A later call must not begin above an earlier one: windows that ended there
@@ -96,26 +102,31 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
     /// # Errors
     /// What `compute` reports.
     pub fn rows(&mut self, from: usize, to: usize) -> Result<Vec<f32>, Error> {
-        while let Some(band) = self.bands.front()
-            && band.top + self.sizes.window.0 <= from
+        let mosaic = &mut self.mosaic;
+        while let Some(band) = mosaic.bands.front()
+            && band.top + mosaic.sizes.window.0 <= from
         {
-            self.bands.pop_front();
+            mosaic.bands.pop_front();
         }
         while let Some(&top) = self.tops.get(self.next)
             && top < to
         {
-            let places: Vec<(usize, usize)> = self.lefts.iter().map(|&left| (top, left)).collect();
-            self.bands.push_back(Band { top, logits: (self.compute)(&places)? });
+            let places: Vec<(usize, usize)> = mosaic.lefts.iter().map(|&left| (top, left)).collect();
+            mosaic.bands.push_back(Band { top, logits: (self.compute)(&places)? });
             self.next += 1;
         }
-        let line = self.sizes.picture.1 * self.sizes.classes;
+        let line = mosaic.sizes.picture.1 * mosaic.sizes.classes;
         let mut rows = vec![0.0; (to - from) * line];
         if line > 0 {
-            rows.par_chunks_mut(line).enumerate().for_each(|(at, row)| self.row(from + at, row));
+            let mosaic = &*mosaic;
+            rows.par_chunks_mut(line).enumerate().for_each(|(at, row)| mosaic.row(from + at, row));
         }
         Ok(rows)
     }
+}
 
+impl Mosaic {
+    /// One row of the picture, `[W, C]`, into a row of zeros.
     fn row(&self, y: usize, row: &mut [f32]) {
         let Sizes { classes, window, logits: (_, width), .. } = self.sizes;
         let mut line = vec![0.0; width * classes];
@@ -174,7 +185,7 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Rows<F> {
     /// # Errors
     /// As [`Stitcher::rows`].
     pub fn rows(&mut self, from: usize, to: usize) -> Result<Vec<f32>, Error> {
-        let classes = self.stitcher.sizes.classes;
+        let classes = self.stitcher.mosaic.sizes.classes;
         let (width, old) = (self.size.1, self.stitcher.picture());
         let mut rows = if old == self.size {
             self.stitcher.rows(from, to)?
@@ -245,7 +256,7 @@ mod tests {
         let mut found = Vec::new();
         for from in (0..23).step_by(3) {
             found.extend(stitcher.rows(from, (from + 3).min(23)).unwrap());
-            assert!(stitcher.bands.len() <= 3);
+            assert!(stitcher.mosaic.bands.len() <= 3);
         }
         let expected: Vec<f32> = (0..23 * 31).flat_map(|at| plane(at / 31, at % 31)).collect();
         let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

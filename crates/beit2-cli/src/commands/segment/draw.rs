@@ -6,42 +6,40 @@ use std::io::{self, BufWriter, Write};
 
 use beit2::segment::SegmenterConfig;
 use beit2_data::Image;
-use png::{BitDepth, ColorType, Encoder, StreamWriter};
+use png::{BitDepth, ColorType, Encoder};
 
 use crate::output;
 
-/// The mask of a picture as it is being written: one byte a pixel, the class, with the classes' colours as the palette,
-/// so that viewers show colours and programs read numbers.
-pub struct MaskWriter<'a>(StreamWriter<'a, &'a mut BufWriter<File>>);
+/// A PNG file whose rows are still to come.
+pub type Png<'a> = png::Writer<&'a mut BufWriter<File>>;
 
-impl<'a> MaskWriter<'a> {
-    /// Begins a mask as large as `image`.
-    pub fn new(
-        file: &'a mut BufWriter<File>,
-        image: &Image,
-        palette: &[[u8; 3]],
-    ) -> Result<Self, png::EncodingError> {
-        let mut encoder = Encoder::new(file, image.width, image.height);
-        encoder.set_color(ColorType::Indexed);
-        encoder.set_depth(BitDepth::Eight);
-        encoder.set_palette(palette.concat());
-        Ok(Self(encoder.write_header()?.into_stream_writer()?))
-    }
-
-    /// Adds rows of class numbers.
-    pub fn rows(&mut self, ids: &[u8]) -> io::Result<()> {
-        self.0.write_all(ids)
-    }
-
-    /// Ends the file.
-    pub fn finish(self) -> Result<(), png::EncodingError> {
-        self.0.finish()
-    }
+/// The mask of a picture: one byte a pixel, the class, with the classes' colours as the palette, so that viewers show colours
+/// and programs read numbers.
+pub fn mask_png<'a>(
+    file: &'a mut BufWriter<File>,
+    image: &Image,
+    palette: &[[u8; 3]],
+) -> Result<Png<'a>, png::EncodingError> {
+    let mut encoder = Encoder::new(file, image.width, image.height);
+    encoder.set_color(ColorType::Indexed);
+    encoder.set_depth(BitDepth::Eight);
+    encoder.set_palette(palette.concat());
+    encoder.write_header()
 }
 
-/// A picture under the colours of its classes, as it is being written.
-pub struct OverlayWriter<'a> {
-    stream: StreamWriter<'a, &'a mut BufWriter<File>>,
+/// A picture of the size of `image`.
+pub fn overlay_png<'a>(
+    file: &'a mut BufWriter<File>,
+    image: &Image,
+) -> Result<Png<'a>, png::EncodingError> {
+    let mut encoder = Encoder::new(file, image.width, image.height);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    encoder.write_header()
+}
+
+/// A picture under the colours of its classes, row by row.
+pub struct Overlay<'a> {
     image: &'a Image,
     palette: &'a [[u8; 3]],
     opacity: f32,
@@ -50,23 +48,14 @@ pub struct OverlayWriter<'a> {
     above: Vec<u8>,
 }
 
-impl<'a> OverlayWriter<'a> {
-    /// Begins an overlay; `opacity` from 0 (picture) to 1 (colours).
-    pub fn new(
-        file: &'a mut BufWriter<File>,
-        image: &'a Image,
-        palette: &'a [[u8; 3]],
-        opacity: f32,
-    ) -> Result<Self, png::EncodingError> {
-        let mut encoder = Encoder::new(file, image.width, image.height);
-        encoder.set_color(ColorType::Rgb);
-        encoder.set_depth(BitDepth::Eight);
-        let stream = encoder.write_header()?.into_stream_writer()?;
-        Ok(Self { stream, image, palette, opacity, row: 0, above: Vec::new() })
+impl<'a> Overlay<'a> {
+    /// `opacity` from 0 (the picture) to 1 (the colours).
+    pub fn new(image: &'a Image, palette: &'a [[u8; 3]], opacity: f32) -> Self {
+        Self { image, palette, opacity, row: 0, above: Vec::new() }
     }
 
-    /// Adds rows of class numbers.
-    pub fn rows(&mut self, ids: &[u8]) -> io::Result<()> {
+    /// Writes the next rows, of these classes, as RGB.
+    pub fn rows(&mut self, ids: &[u8], to: &mut impl Write) -> io::Result<()> {
         let width = self.image.width as usize;
         let mut line = vec![0; width * 3];
         for ids in ids.chunks_exact(width.max(1)) {
@@ -82,16 +71,11 @@ impl<'a> OverlayWriter<'a> {
                     *to = (f32::from(from) * (1.0 - opacity) + f32::from(colour) * opacity).round() as u8;
                 }
             }
-            self.stream.write_all(&line)?;
+            to.write_all(&line)?;
             self.above = ids.to_vec();
             self.row += 1;
         }
         Ok(())
-    }
-
-    /// Ends the file.
-    pub fn finish(self) -> Result<(), png::EncodingError> {
-        self.stream.finish()
     }
 }
 

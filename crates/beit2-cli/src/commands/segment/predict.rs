@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use beit2_run::atomic::{FileError, write_atomic, write_bytes_atomic};
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::draw::{MaskWriter, OverlayWriter, legend_csv, legend_svg};
+use super::draw::{Overlay, legend_csv, legend_svg, mask_png, overlay_png};
 use super::{Looking, open};
 use crate::assets::Openable;
 use crate::cli::{Device, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
-use crate::export::{named, tell_unreadable, unreadable_json};
+use crate::export::{tell_unreadable, unreadable_json};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -164,8 +164,7 @@ fn below(name: &str, spec: &str) -> PathBuf {
     let inner = Path::new(name).strip_prefix(spec).ok().filter(|rest| rest.components().next().is_some());
     let member = name.strip_prefix(spec).and_then(|rest| rest.strip_prefix(':')).map(Path::new);
     let path = member.or(inner).unwrap_or_else(|| Path::new(Path::new(name).file_name().unwrap_or_default()));
-    let plain = |part| matches!(part, &Component::Normal(_));
-    path.components().filter(plain).collect()
+    path.components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }
 
 /// `a.jpg` becomes `a.png`; when there is `a.webp` too, `a.jpg.png` and `a.webp.png`.
@@ -273,20 +272,21 @@ fn write<B: beit2_kernels::Backend>(
     // What went wrong inside the innermost closure, which can only say that it is an input/output error.
     let mut inner: Option<anyhow::Error> = None;
     let failed = |error: png::EncodingError| io::Error::other(error);
-    let written = write_atomic(&target.mask, |mask_file| {
-        let mut mask = MaskWriter::new(mask_file, image, &palette).map_err(failed)?;
+    let written = write_atomic(&target.mask, |file| {
+        let mut file = mask_png(file, image, &palette).map_err(failed)?;
+        let mut mask = file.stream_writer().map_err(failed)?;
         match &target.overlay {
-            None => {
-                each_strip(predictor, image, &mut counts, &mut inner, |ids| mask.rows(ids))?;
-            }
+            None => each_strip(predictor, image, &mut counts, &mut inner, |ids| mask.write_all(ids))?,
             Some(path) => {
                 let overlay = write_atomic(path, |file| {
-                    let mut overlay = OverlayWriter::new(file, image, &palette, opacity).map_err(failed)?;
+                    let mut file = overlay_png(file, image).map_err(failed)?;
+                    let mut coloured = file.stream_writer().map_err(failed)?;
+                    let mut overlay = Overlay::new(image, &palette, opacity);
                     each_strip(predictor, image, &mut counts, &mut inner, |ids| {
-                        mask.rows(ids)?;
-                        overlay.rows(ids)
+                        mask.write_all(ids)?;
+                        overlay.rows(ids, &mut coloured)
                     })?;
-                    overlay.finish().map_err(failed)
+                    coloured.finish().map_err(failed)
                 });
                 if let Err(error) = overlay {
                     inner.get_or_insert(error.into());
