@@ -244,6 +244,12 @@ impl SegmentRecipe {
                 "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (accumulate)"
             ));
         }
+        if batch / parts < 2 {
+            return config_error(format!(
+                "schedule.batch_size {batch} in {parts} parts leaves one crop to a part; averaged to one pixel it has no \
+                 variance for batch norm, so a part needs at least 2"
+            ));
+        }
         self.augmentation().validate()?;
         self.infer.validate(self.model.vit.image_size)
     }
