@@ -106,10 +106,10 @@ impl<'a, B: Backend> Predictor<'a, B> {
         model: &'a UperNet<B>,
         config: &'a SegmenterConfig,
         infer: &'a InferConfig,
-        device: &B::Device,
     ) -> Result<Self, Error> {
         infer.validate(config.vit.image_size)?;
-        Ok(Self { model, config, infer, device: device.clone() })
+        let device = model.backbone.trunk.cls_token.device();
+        Ok(Self { model, config, infer, device })
     }
 
     /// Number of classes.
@@ -167,7 +167,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
                 }
             }
             let ids: Vec<u8> =
-                sum.par_chunks_exact(classes).map(|row| argmax(row)).collect();
+                sum.par_chunks_exact(classes).map(argmax).collect();
             each(&ids)?;
         }
         Ok(())

@@ -1,12 +1,14 @@
 //! A trained segmentation model from whatever file holds one.
 
+use beit2_data::Image;
+use beit2_data::segment::LabelMap;
 use beit2_kernels::Backend;
 use beit2_weights::convert::StateDict;
 use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 
-use super::InferConfig;
+use super::{InferConfig, Predictor};
 use super::config::SegmenterConfig;
 use super::meta;
 use super::model::UperNet;
@@ -31,11 +33,9 @@ pub struct SegmentOptions {
 /// use burn::backend::Flex;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let device = Default::default();
-/// let model = Segmenter::<Flex>::open("model.safetensors", &Files, SegmentOptions::default(), &device)?;
-/// let window = pixels::stacked(&[pixels::read("street-512x512.png")?], &device)?; // [1, 3, 512, 512]
-/// let logits = model.logits(window)?; // [1, 128, 128, classes]
-/// println!("{logits}");
+/// let model = Segmenter::<Flex>::open("runs/scenes", &Files, SegmentOptions::default(), &Default::default())?;
+/// let map = model.label(&pixels::read("street.jpg")?)?; // a class for every pixel
+/// println!("{}", model.config.class_name(map.data[0] as usize));
 /// # Ok(())
 /// # }
 /// ```
@@ -96,6 +96,14 @@ impl<B: Backend> Segmenter<B> {
         let trunk = trunk.tensors.into_iter().map(|(name, tensor)| (format!("backbone.{name}"), tensor));
         let tensors = to_tensors(trunk.chain(heads).collect());
         Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config, infer })
+    }
+
+    /// The class of every pixel of a picture of any size, seen as [`Segmenter::infer`] says.
+    ///
+    /// # Errors
+    /// A picture without pixels, or one so long that its resized form would be too large.
+    pub fn label(&self, image: &Image) -> Result<LabelMap, Error> {
+        Predictor::new(&self.model, &self.config, &self.infer)?.label(image)
     }
 
     /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.

@@ -160,7 +160,7 @@ pub fn train<B: AutodiffBackend>(
             let mut extra = Vec::new();
             if let Some(val) = &val {
                 let valid = model.valid();
-                let predictor = Predictor::new(&valid, config, &recipe.infer, device)?;
+                let predictor = Predictor::new(&valid, config, &recipe.infer)?;
                 // It ends even when the run shall stop: the record belongs to this step.
                 let stop = StopFlag::default();
                 let workers = recipe.data.workers;

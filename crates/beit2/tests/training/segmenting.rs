@@ -47,7 +47,7 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
     // What the run said of its held-out pictures is what the opened model says.
     let source = MasksConfig::default().open(&recipe.data.val).unwrap();
     let again = |infer: &InferConfig| {
-        let predictor = Predictor::new(&found.model, &found.config, infer, &device).unwrap();
+        let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
         evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new()).unwrap().scores().miou
     };
     assert!((again(&found.infer) - miou).abs() < 1e-6);
@@ -58,7 +58,7 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
         assert!(other > miou - 0.15, "{way}: {other} against {miou}");
     }
     // Smaller than a window, and larger than many.
-    let predictor = Predictor::new(&found.model, &found.config, &found.infer, &device).unwrap();
+    let predictor = Predictor::new(&found.model, &found.config, &found.infer).unwrap();
     for (width, height) in [(5, 9), (150, 61)] {
         let image = beit2_data::Image::new(width, height, vec![90; (width * height * 3) as usize]).unwrap();
         let map = predictor.label(&image).unwrap();

@@ -131,7 +131,7 @@ impl Job for Evaluate<'_> {
         let Self { args, assets, source, signals, progress } = self;
         let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
         check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
-        let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer, device)?;
+        let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
         Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop)?)
     }
 }

@@ -216,7 +216,7 @@ impl Job for Predicting<'_> {
         let Self { args, assets, source, targets, signals, progress } = self;
         let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
         let config = &segmenter.config;
-        let predictor = Predictor::new(&segmenter.model, config, &infer, device)?;
+        let predictor = Predictor::new(&segmenter.model, config, &infer)?;
         for target in targets {
             for folder in target.files().filter_map(|file| file.parent()) {
                 fs::create_dir_all(folder)
