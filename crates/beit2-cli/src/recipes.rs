@@ -163,7 +163,10 @@ mod tests {
             assert_eq!((r.model.vit.drop_path, r.model.vit.layer_scale_init), (drop, gamma), "{name}");
             assert_eq!((r.model.channels, r.model.vit.width), (channels, channels), "{name}");
             assert_eq!(r.model.out_indices, SegmenterConfig::taps(r.model.vit.depth), "{name}");
-            assert_eq!((r.schedule.steps, r.schedule.warmup_steps, r.schedule.batch_size), (160_000, 1500, 16));
+            assert_eq!(
+                (r.schedule.steps, r.schedule.warmup_steps, r.schedule.batch_size),
+                (160_000, 1500, 16)
+            );
             assert_eq!((r.augment.base, r.model.vit.image_size, r.infer.stride), ([2048, 512], 512, 341));
             assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (0.05, 0.0));
         }

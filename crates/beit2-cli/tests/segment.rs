@@ -53,7 +53,8 @@ const SIZE: (usize, usize) = (72, 66);
 
 /// A PNG of whatever type.
 fn png(path: &Path, (width, height): (usize, usize), color: ColorType, depth: BitDepth, data: &[u8]) {
-    let mut encoder = png::Encoder::new(BufWriter::new(File::create(path).unwrap()), width as u32, height as u32);
+    let mut encoder =
+        png::Encoder::new(BufWriter::new(File::create(path).unwrap()), width as u32, height as u32);
     encoder.set_color(color);
     encoder.set_depth(depth);
     if color == ColorType::Indexed {
@@ -94,7 +95,8 @@ fn world() -> World {
 }
 
 fn train(world: &World, out: &str, more: &[&str]) -> Ended {
-    let line = ["segment", "train", "seg.toml", "--out", out, "--data", "train_scenes", "--val", "val_scenes"];
+    let line =
+        ["segment", "train", "seg.toml", "--out", out, "--data", "train_scenes", "--val", "val_scenes"];
     world.beit2(&[&line[..], more].concat())
 }
 
@@ -128,10 +130,16 @@ fn a_model_is_trained_judged_and_used() {
     assert!(result["miou"].as_f64().unwrap() > 0.8, "{result}");
     assert_eq!(result, json(&fs::read_to_string(world.path("result/result.json")).unwrap()));
     let table = fs::read_to_string(world.path("result/per_class.csv")).unwrap();
-    assert!(table.starts_with("class,name,iou,accuracy\n0,ground,0.") && table.contains("\n1,box,0."), "{table}");
+    assert!(
+        table.starts_with("class,name,iou,accuracy\n0,ground,0.") && table.contains("\n1,box,0."),
+        "{table}"
+    );
     let confusion = fs::read_to_string(world.path("result/confusion.csv")).unwrap();
-    let pixels: usize =
-        confusion.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse::<usize>().unwrap()).sum();
+    let pixels: usize = confusion
+        .lines()
+        .skip(1)
+        .map(|line| line.rsplit(',').next().unwrap().parse::<usize>().unwrap())
+        .sum();
     assert_eq!(pixels, 5 * SIZE.0 * SIZE.1);
     world.beit2(&eval).fails(2, &["result/result.json is there already", "--force"]);
     let ways = ["--force", "--flip", "--scales", "1,1.25", "--resize", "native", "--stride", "40"];
@@ -173,9 +181,11 @@ fn a_model_is_trained_judged_and_used() {
 #[test]
 fn an_interrupted_run_continues_to_the_same_bytes() {
     let world = world();
-    let short = ["--init", "scratch", "--quiet", "--set", "schedule.steps=12", "--set", "logging.checkpoint_every=3"];
+    let short =
+        ["--init", "scratch", "--quiet", "--set", "schedule.steps=12", "--set", "logging.checkpoint_every=3"];
     train(&world, "whole", &short).works();
-    let stopped = ["segment", "train", "seg.toml", "--out", "parts", "--data", "train_scenes", "--val", "val_scenes"];
+    let stopped =
+        ["segment", "train", "seg.toml", "--out", "parts", "--data", "train_scenes", "--val", "val_scenes"];
     let mut child = world.command(&[&stopped[..], &short].concat()).spawn().unwrap();
     world.wait_for_checkpoint("parts");
     let _ = child.kill();
@@ -193,9 +203,22 @@ fn a_large_picture_is_segmented_in_strips() {
     let row: Vec<u8> = (0..width * 3).map(|at| (at / 40 % 256) as u8).collect();
     let path = world.path("large.png");
     png(&path, (width, height), ColorType::Rgb, BitDepth::Eight, &row.repeat(height));
-    let args =
-        ["segment", "predict", "large.png", "--weights", "model.safetensors", "--out", "out", "--resize", "native",
-         "--stride", "64", "--windows", "16", "--quiet"];
+    let args = [
+        "segment",
+        "predict",
+        "large.png",
+        "--weights",
+        "model.safetensors",
+        "--out",
+        "out",
+        "--resize",
+        "native",
+        "--stride",
+        "64",
+        "--windows",
+        "16",
+        "--quiet",
+    ];
     let command = world.command(&args);
     // 1.5 GB of addresses, of which the program and its threads take a part without using it.
     let limited = Command::new("sh")
@@ -218,7 +241,8 @@ fn a_large_picture_is_segmented_in_strips() {
 fn bad_data_is_told_before_anything_starts() {
     let world = world();
     let check = |name: &str| {
-        let line = ["segment", "train", "seg.toml", "--data", name, "--out", "never", "--check-data", "--quiet"];
+        let line =
+            ["segment", "train", "seg.toml", "--data", name, "--out", "never", "--check-data", "--quiet"];
         world.beit2(&line)
     };
     let sound = check("train_scenes");
@@ -227,7 +251,13 @@ fn bad_data_is_told_before_anything_starts() {
     let (width, height) = SIZE;
     scenes(&world.path("bad"), 9);
     let mask = |name: &str| world.path("bad/masks").join(name);
-    png(&mask("000.png"), (width, height - 1), ColorType::Grayscale, BitDepth::Eight, &vec![0; width * (height - 1)]);
+    png(
+        &mask("000.png"),
+        (width, height - 1),
+        ColorType::Grayscale,
+        BitDepth::Eight,
+        &vec![0; width * (height - 1)],
+    );
     png(&mask("001.png"), SIZE, ColorType::Grayscale, BitDepth::Eight, &vec![2; width * height]);
     png(&mask("002.png"), SIZE, ColorType::Grayscale, BitDepth::Sixteen, &vec![0; 2 * width * height]);
     png(&mask("003.png"), SIZE, ColorType::Rgba, BitDepth::Eight, &vec![0; 4 * width * height]);
@@ -253,7 +283,8 @@ fn bad_data_is_told_before_anything_starts() {
     assert!(!world.path("never").exists());
 
     train(&world, "never", &[]).fails(2, &["init.weights is empty", "--init RUN"]);
-    train(&world, "never", &["--init", "scratch", "--set", "model.classes=9"]).fails(2, &["model.classes is 9"]);
+    train(&world, "never", &["--init", "scratch", "--set", "model.classes=9"])
+        .fails(2, &["model.classes is 9"]);
     train(&world, "never", &["--init", "teacher.safetensors"]).fails(2, &["teacher.safetensors"]);
     let eval = ["segment", "eval", "--weights", "teacher.safetensors", "--data", "val_scenes"];
     world.beit2(&eval).fails(2, &["teacher.safetensors"]);

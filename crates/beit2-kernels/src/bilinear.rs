@@ -30,10 +30,7 @@ pub(crate) fn positions(from: usize, to: usize) -> impl Iterator<Item = Between>
 /// If one of the sizes is 0.
 pub fn bilinear<B: BurnBackend>(x: Tensor<B, 4>, height: usize, width: usize) -> Tensor<B, 4> {
     let [batch, rows, cols, channels] = x.dims();
-    assert!(
-        rows * cols * height * width > 0,
-        "bilinear: cannot resize {rows}×{cols} to {height}×{width}"
-    );
+    assert!(rows * cols * height * width > 0, "bilinear: cannot resize {rows}×{cols} to {height}×{width}");
     let options = (&x.device(), x.dtype());
     let matrix = |from: usize, to: usize| {
         let mut weights = vec![0.0; to * from];

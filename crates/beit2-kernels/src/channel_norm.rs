@@ -118,6 +118,19 @@ pub(crate) mod fast {
     use crate::memory::Buffer;
     use crate::simd::{dispatch, madd};
 
+    /// The line of every channel, and the value below which results are cut off.
+    #[derive(Clone, Copy)]
+    struct Lines<'a> {
+        mean: &'a [f32],
+        scale: &'a [f32],
+        shift: &'a [f32],
+        floor: f32,
+    }
+
+    fn floor(relu: bool) -> f32 {
+        if relu { 0.0 } else { f32::NEG_INFINITY }
+    }
+
     pub(crate) fn forward(
         x: FlexTensor,
         mean: FlexTensor,
@@ -125,38 +138,21 @@ pub(crate) mod fast {
         shift: FlexTensor,
         relu: bool,
     ) -> FlexTensor {
-        let (x, mean, scale, shift) = (owned(x), owned(mean), owned(scale), owned(shift));
-        let (mean, scale, shift) = (view(&mean), view(&scale), view(&shift));
-        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let [x, mean, scale, shift] = [x, mean, scale, shift].map(owned);
+        let lines = Lines { mean: view(&mean), scale: view(&scale), shift: view(&shift), floor: floor(relu) };
         let shape = x.layout().shape().clone();
         let mut y = Buffer::any(shape.num_elements());
-        let chunk = (GRAIN / mean.len().max(1)).max(1) * mean.len().max(1);
-        y.par_chunks_mut(chunk)
-            .zip(view(&x).par_chunks(chunk))
-            .for_each(|(y, x)| lines(x, mean, scale, shift, floor, y));
+        let width = lines.mean.len().max(1);
+        let chunk = (GRAIN / width).max(1) * width;
+        y.par_chunks_mut(chunk).zip(view(&x).par_chunks(chunk)).for_each(|(y, x)| follow(x, lines, y));
         tensor(y, shape)
     }
 
-    dispatch!(
-        fn lines(
-            x: &[f32],
-            mean: &[f32],
-            scale: &[f32],
-            shift: &[f32],
-            floor: f32,
-            y: &mut [f32],
-        ) => lines_body
-    );
+    dispatch!(fn follow(x: &[f32], lines: Lines<'_>, y: &mut [f32]) => follow_body);
 
     #[inline(always)]
-    fn lines_body<const FMA: bool>(
-        x: &[f32],
-        mean: &[f32],
-        scale: &[f32],
-        shift: &[f32],
-        floor: f32,
-        y: &mut [f32],
-    ) {
+    fn follow_body<const FMA: bool>(x: &[f32], lines: Lines<'_>, y: &mut [f32]) {
+        let Lines { mean, scale, shift, floor } = lines;
         let width = mean.len();
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             let channels = mean.iter().zip(scale.iter().zip(shift));
@@ -176,11 +172,9 @@ pub(crate) mod fast {
         grad: FlexTensor,
         relu: bool,
     ) -> (FlexTensor, [FlexTensor; 3]) {
-        let (x, mean, scale, shift) = (owned(x), owned(mean), owned(scale), owned(shift));
-        let mut grad = owned(grad);
-        let (mean, scale, shift) = (view(&mean), view(&scale), view(&shift));
-        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-        let width = mean.len();
+        let [x, mean, scale, shift, mut grad] = [x, mean, scale, shift, grad].map(owned);
+        let lines = Lines { mean: view(&mean), scale: view(&scale), shift: view(&shift), floor: floor(relu) };
+        let width = lines.mean.len();
         let (rows, groups) = row_groups(view(&x).len() / width.max(1));
         let chunk = (rows * width).max(1);
         let mut partial = Buffer::zeros(groups * 2 * width);
@@ -190,7 +184,7 @@ pub(crate) mod fast {
             .zip(partial.par_chunks_mut((2 * width).max(1)))
             .for_each(|((grad, x), partial)| {
                 let (dscale, dshift) = partial.split_at_mut(width);
-                gradients(x, mean, scale, shift, floor, grad, dscale, dshift);
+                gradients(x, lines, grad, dscale, dshift);
             });
         let [mut dmean, mut dscale, mut dshift] = [(); 3].map(|()| Buffer::zeros(width));
         for partial in partial.chunks_exact((2 * width).max(1)) {
@@ -199,7 +193,7 @@ pub(crate) mod fast {
                 dshift[i] += partial[width + i];
             }
         }
-        for ((dmean, dshift), scale) in dmean.iter_mut().zip(dshift.iter()).zip(scale) {
+        for ((dmean, dshift), scale) in dmean.iter_mut().zip(dshift.iter()).zip(lines.scale) {
             *dmean = -scale * dshift;
         }
         (grad, [dmean, dscale, dshift].map(|vector| tensor(vector, [width])))
@@ -209,10 +203,7 @@ pub(crate) mod fast {
         /// `grad` becomes the gradient of `x`; those of scale and shift are added to `dscale` and `dshift`.
         fn gradients(
             x: &[f32],
-            mean: &[f32],
-            scale: &[f32],
-            shift: &[f32],
-            floor: f32,
+            lines: Lines<'_>,
             grad: &mut [f32],
             dscale: &mut [f32],
             dshift: &mut [f32],
@@ -222,14 +213,12 @@ pub(crate) mod fast {
     #[inline(always)]
     fn gradients_body<const FMA: bool>(
         x: &[f32],
-        mean: &[f32],
-        scale: &[f32],
-        shift: &[f32],
-        floor: f32,
+        lines: Lines<'_>,
         grad: &mut [f32],
         dscale: &mut [f32],
         dshift: &mut [f32],
     ) {
+        let Lines { mean, scale, shift, floor } = lines;
         let width = mean.len();
         // Slices of one known length, so that the loop over them needs no checks.
         let (scale, shift) = (&scale[..width], &shift[..width]);

@@ -166,8 +166,7 @@ pub(crate) fn pixel_cross_entropy_train<B: BurnBackend>(
     logits: FloatTensor<B>,
     labels: IntTensor<B>,
 ) -> PixelLoss<B> {
-    let (loss, share, gradient) =
-        pixels::reference_train::<B>(wrap(logits), Tensor::from_primitive(labels));
+    let (loss, share, gradient) = pixels::reference_train::<B>(wrap(logits), Tensor::from_primitive(labels));
     PixelLoss { loss: unwrap(loss), share: unwrap(share), gradient: unwrap(gradient) }
 }
 
@@ -222,14 +221,8 @@ pub(crate) fn channel_norm_backward<B: BurnBackend>(
     relu: bool,
 ) -> ChannelGradients<B> {
     let shape = x.shape();
-    let (dx, vectors) = channels::reference_backward::<B>(
-        rows(x),
-        wrap(mean),
-        wrap(scale),
-        wrap(shift),
-        rows(grad),
-        relu,
-    );
+    let (dx, vectors) =
+        channels::reference_backward::<B>(rows(x), wrap(mean), wrap(scale), wrap(shift), rows(grad), relu);
     (from_rows(shape, dx), vectors.map(unwrap))
 }
 

@@ -273,7 +273,8 @@ impl Walk<'_> {
                 let class = output::csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", output::csv_cell(name), guesses.collect::<String>()).map_err(failed)?)
+            Ok(writeln!(writer, "{}{}", output::csv_cell(name), guesses.collect::<String>())
+                .map_err(failed)?)
         })
     }
 }

@@ -59,8 +59,8 @@ mod source;
 mod test_view;
 mod train_view;
 
-pub use self::classes::voc_color;
 pub use self::check::{CheckConfig, ClassShare, DataReport, Finding, FindingKind, check};
+pub use self::classes::voc_color;
 pub use self::error::{MaskProblem, SegmentDataError};
 pub use self::label_map::{IGNORE, LabelMap};
 pub use self::layout::{ReduceZeroLabel, SegmentDataOptions, open_segment};

@@ -137,12 +137,8 @@ fn bands([batch, height, width, _]: Dims) -> Vec<Band> {
     // Bands of equal height, the last one perhaps less.
     let rows = height.div_ceil(per_image.div_ceil(wanted));
     let of_image = |first_image| {
-        let band = move |first_row| Band {
-            first_image,
-            images: 1,
-            first_row,
-            rows: rows.min(height - first_row),
-        };
+        let band =
+            move |first_row| Band { first_image, images: 1, first_row, rows: rows.min(height - first_row) };
         (0..height).step_by(rows).map(band)
     };
     (0..batch).flat_map(of_image).collect()
@@ -216,15 +212,18 @@ mod tests {
 
     #[test]
     fn bands_cover_every_row_once() {
-        for dims in [[1, 1, 1, 1], [3, 2, 2, 1], [1, 128, 128, 1], [8, 16, 16, 1], [5, 37, 1, 1], [2, 300, 9, 1]] {
-            let [batch, height, width, _] = dims;
+        for dims in
+            [[1, 1, 1, 1], [3, 2, 2, 1], [1, 128, 128, 1], [8, 16, 16, 1], [5, 37, 1, 1], [2, 300, 9, 1]]
+        {
+            let [batch, height, ..] = dims;
             let mut next = (0, 0);
             for band in bands(dims) {
                 assert_eq!((band.first_image, band.first_row), next);
                 assert!(band.images == 1 || band.rows == height);
                 assert!(band.pixels(dims) <= LARGEST || band.rows == 1);
                 let row = band.first_row + band.rows;
-                next = if row == height { (band.first_image + band.images, 0) } else { (band.first_image, row) };
+                next =
+                    if row == height { (band.first_image + band.images, 0) } else { (band.first_image, row) };
             }
             assert_eq!(next, (batch, 0));
         }

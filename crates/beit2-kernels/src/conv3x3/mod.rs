@@ -52,7 +52,12 @@ pub(crate) fn reference_backward_weight<B: BurnBackend>(x: Tensor<B, 4>, grad: T
     let [batch, height, width, inputs] = x.dims();
     let outputs = grad.dims()[3];
     let pixels = batch * height * width;
-    let padded = x.pad([(1, 1), (1, 1), (0, 0)], 0.0); // the three last axes
+    // Burn's `pad` has the default type whatever the tensor's.
+    let options = (&x.device(), x.dtype());
+    let side = Tensor::<B, 4>::zeros([batch, height, 1, inputs], options);
+    let edge = Tensor::<B, 4>::zeros([batch, 1, width + 2, inputs], options);
+    let wide = Tensor::cat(vec![side.clone(), x, side], 2);
+    let padded = Tensor::cat(vec![edge.clone(), wide, edge], 1);
     let grad = grad.reshape([pixels, outputs]).transpose();
     let tap = |tap: usize| {
         let shifted = padded.clone().narrow(1, tap / 3, height).narrow(2, tap % 3, width);

@@ -173,7 +173,12 @@ fn pixels_body<const FMA: bool>(
             continue;
         }
         let label = label as usize;
-        blend_body::<FMA>(&line[low * classes..][..classes], &line[high * classes..][..classes], share, pixel);
+        blend_body::<FMA>(
+            &line[low * classes..][..classes],
+            &line[high * classes..][..classes],
+            share,
+            pixel,
+        );
         let top = max(pixel);
         let own = pixel[label];
         // Of equal logits the first class counts.

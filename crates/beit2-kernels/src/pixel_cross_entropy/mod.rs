@@ -56,7 +56,7 @@ pub fn reference<B: BurnBackend>(
     let log = activation::log_softmax(large, 1);
     let own = log.clone().gather(1, labels.mask_fill(without.clone(), 0)).mask_fill(without, 0.0);
     let share = right.int().sum().float().cast(log.dtype()).div_scalar(n as f64);
-    (own.sum().div_scalar(n as f64).neg(), share)
+    (own.mean().neg(), share)
 }
 
 /// Loss, share and gradient of the logits, one picture at a time.
@@ -118,10 +118,12 @@ impl<B: Backend> Backward<B, 1> for PixelLossBackward {
     }
 }
 
+type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+
 pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    logits: FloatTensor<Autodiff<B, C>>,
+    logits: Primitive<B, C>,
     labels: IntTensor<B>,
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> (Primitive<B, C>, Primitive<B, C>) {
     let prep = Backward::<B, 1>::prepare::<C>(PixelLossBackward, [logits.node.clone()]);
     let constant = Autodiff::<B, C>::from_inner;
     match prep.compute_bound().stateful() {

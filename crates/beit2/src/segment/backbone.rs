@@ -95,7 +95,9 @@ impl<B: Backend> Backbone<B> {
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), Error> {
         let patch = self.patch;
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
-            return config_error(format!("pictures of {width}×{height} px are no multiple of the patch of {patch} px"));
+            return config_error(format!(
+                "pictures of {width}×{height} px are no multiple of the patch of {patch} px"
+            ));
         }
         super::config::check_pyramid(height, width)?;
         match self.table_grid() {
@@ -113,7 +115,12 @@ impl<B: Backend> Backbone<B> {
     ///
     /// # Shapes
     /// `x [B, 3, H, W]` → `[B, H/4, W/4, D]`, … `[B, H/32, W/32, D]`.
-    pub fn forward(&self, x: Tensor<B, 4>, drop: &DropPath<B>, pass: &mut Pass<'_, B>) -> [Tensor<B, 4>; LEVELS] {
+    pub fn forward(
+        &self,
+        x: Tensor<B, 4>,
+        drop: &DropPath<B>,
+        pass: &mut Pass<'_, B>,
+    ) -> [Tensor<B, 4>; LEVELS] {
         let [batch, _, height, width] = x.dims();
         let (rows, cols) = (height / self.patch, width / self.patch);
         let bias = self.trunk.shared_bias();

@@ -216,7 +216,9 @@ mod tests {
         for depth in 4..40 {
             let vit = VitConfig { depth, ..SegmenterConfig::default().vit };
             let out_indices = SegmenterConfig::taps(depth);
-            SegmenterConfig { vit, out_indices, classes: 2, ..SegmenterConfig::default() }.validate().unwrap();
+            SegmenterConfig { vit, out_indices, classes: 2, ..SegmenterConfig::default() }
+                .validate()
+                .unwrap();
         }
     }
 

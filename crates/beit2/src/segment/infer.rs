@@ -166,8 +166,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
                     sum.par_iter_mut().zip(more).for_each(|(sum, value)| *sum += value);
                 }
             }
-            let ids: Vec<u8> =
-                sum.par_chunks_exact(classes).map(argmax).collect();
+            let ids: Vec<u8> = sum.par_chunks_exact(classes).map(argmax).collect();
             each(&ids)?;
         }
         Ok(())
@@ -206,7 +205,8 @@ impl<'a, B: Backend> Predictor<'a, B> {
             let model = whole.as_ref().unwrap_or(sliding);
             let mut all = Vec::with_capacity(places.len());
             for places in places.chunks(batch) {
-                let x = Tensor::cat(places.iter().map(|&at| cut::<B>(&image, at, window, &device)).collect(), 0);
+                let x =
+                    Tensor::cat(places.iter().map(|&at| cut::<B>(&image, at, window, &device)).collect(), 0);
                 let logits = model.forward(x)?;
                 let [_, rows, columns, classes] = logits.dims();
                 let values = logits.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();

@@ -31,10 +31,7 @@ impl<B: Backend> Conv<B> {
 
     /// A 3×3 convolution of zeros, without bias.
     pub fn square(inputs: usize, outputs: usize, device: &B::Device) -> Self {
-        Self {
-            weight: Param::from_tensor(Tensor::zeros([outputs, inputs, 3, 3], device)),
-            bias: None,
-        }
+        Self { weight: Param::from_tensor(Tensor::zeros([outputs, inputs, 3, 3], device)), bias: None }
     }
 
     /// # Shapes
@@ -78,11 +75,15 @@ impl<B: Backend> Deconv<B> {
         let [inputs, outputs, ..] = weight.dims();
         // Rows of the product's weight: (row of the four, column, output).
         let weight = weight.permute([2, 3, 1, 0]).reshape([4 * outputs, inputs]);
-        let bias = self.bias.val().repeat_dim(0, 4);
+        // Burn 0.21's `repeat_dim` mixes up the gradient of an axis longer than one.
+        let bias = self.bias.val().unsqueeze::<2>().expand([4, outputs]).reshape([4 * outputs]);
         let four: Tensor<B, 4> = kernels::linear(x, weight, Some(bias));
-        four.reshape([batch, height, width, 2, 2, outputs])
-            .permute([0, 1, 3, 2, 4, 5])
-            .reshape([batch, 2 * height, 2 * width, outputs])
+        four.reshape([batch, height, width, 2, 2, outputs]).permute([0, 1, 3, 2, 4, 5]).reshape([
+            batch,
+            2 * height,
+            2 * width,
+            outputs,
+        ])
     }
 }
 
@@ -148,10 +149,7 @@ impl<B: Backend> BatchNorm<B> {
             bias: Param::from_tensor(Tensor::zeros([channels], device)),
             running_mean: frozen(Tensor::zeros([channels], device)),
             running_var: frozen(Tensor::ones([channels], device)),
-            num_batches_tracked: Param::initialized(
-                burn::module::ParamId::new(),
-                Tensor::zeros([1], device),
-            ),
+            num_batches_tracked: Param::initialized(burn::module::ParamId::new(), Tensor::zeros([1], device)),
         }
     }
 

@@ -41,7 +41,11 @@ impl Confusion {
     pub fn add(&mut self, predicted: &[u8], labels: &[u8]) -> Result<(), Error> {
         let classes = self.classes;
         if predicted.len() != labels.len() {
-            return config_error(format!("{} predicted pixels for a mask of {}", predicted.len(), labels.len()));
+            return config_error(format!(
+                "{} predicted pixels for a mask of {}",
+                predicted.len(),
+                labels.len()
+            ));
         }
         let pairs = || predicted.iter().zip(labels).filter(|(_, label)| **label != IGNORE);
         if let Some(id) = pairs().flat_map(|(p, l)| [p, l]).find(|id| usize::from(**id) >= classes) {

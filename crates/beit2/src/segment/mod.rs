@@ -22,9 +22,9 @@ mod stitch;
 mod train;
 mod uper_head;
 
+pub use crate::finetune::SCRATCH;
 pub use backbone::{Backbone, Upscale};
 pub use beit2_kernels::IGNORE;
-pub use crate::finetune::SCRATCH;
 pub use config::SegmenterConfig;
 pub use evaluate::evaluate;
 pub use fcn_head::FcnHead;

@@ -8,10 +8,10 @@ use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 
-use super::{InferConfig, Predictor};
 use super::config::SegmenterConfig;
 use super::meta;
 use super::model::UperNet;
+use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
 use crate::train::Assets;
 use crate::weights::{StateFile, to_tensors};
@@ -123,9 +123,8 @@ fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
     let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.facts.classes) else {
         return config_error("there is no decode_head.conv_seg.weight; expected a UPerNet");
     };
-    let branches = (0..).take_while(|at| {
-        state.tensors.contains_key(&format!("decode_head.psp_modules.{at}.1.conv.weight"))
-    });
+    let branches = (0..)
+        .take_while(|at| state.tensors.contains_key(&format!("decode_head.psp_modules.{at}.1.conv.weight")));
     if branches.count() != defaults.pool_scales.len() {
         return config_error(format!(
             "the number of decode_head.psp_modules is not {}, and the file does not tell their scales",

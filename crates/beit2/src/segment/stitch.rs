@@ -241,8 +241,7 @@ mod tests {
     /// Logits that depend on the place alone must come out as that function, whatever the windows.
     #[test]
     fn a_plane_is_stitched_to_a_plane() {
-        let sizes =
-            Sizes { picture: (23, 31), window: (8, 8), stride: (5, 3), logits: (8, 8), classes: 2 };
+        let sizes = Sizes { picture: (23, 31), window: (8, 8), stride: (5, 3), logits: (8, 8), classes: 2 };
         let plane = |y: usize, x: usize| [(y * 100 + x) as f32, -(x as f32)];
         let mut asked = Vec::new();
         let compute = |places: &[(usize, usize)]| {

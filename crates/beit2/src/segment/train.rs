@@ -165,11 +165,7 @@ pub fn train<B: AutodiffBackend>(
                 let stop = StopFlag::default();
                 let workers = recipe.data.workers;
                 let scores = evaluate(&predictor, val, workers, session.observer(), &stop)?.scores();
-                extra = vec![
-                    ("val_miou", scores.miou),
-                    ("val_macc", scores.macc),
-                    ("val_aacc", scores.aacc),
-                ];
+                extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
                 // Sessions keep the lowest value.
                 best = session.is_best(-scores.miou);
             }

@@ -39,7 +39,7 @@ impl<B: Backend> UperHead<B> {
         let (width, channels) = (config.vit.width, config.channels);
         let branch = |&scale| PoolBranch { layer1: ConvBnRelu::pixel(width, channels, device), scale };
         let scales = &config.pool_scales;
-        let laterals = || (0..LEVELS - 1);
+        let laterals = || 0..LEVELS - 1;
         Self {
             conv_seg: Conv::pixel(channels, config.classes, true, device),
             psp_modules: scales.iter().map(branch).collect(),

@@ -78,8 +78,7 @@ impl<B: Backend> RelPosBias<B> {
             let values = resize_bias_table(&values, heads, from, to, TableResize::Spline)
                 .map_err(|error| Error::Config(error.to_string()))?;
             let data = TensorData::new(values, [relative_table_len(to, to), heads]);
-            self.relative_position_bias_table =
-                Param::from_tensor(Tensor::from_data(data, (&device, dtype)));
+            self.relative_position_bias_table = Param::from_tensor(Tensor::from_data(data, (&device, dtype)));
             self.table = (to, to);
         }
         self.index = to_device(index_into(rows, cols, self.table), &device);

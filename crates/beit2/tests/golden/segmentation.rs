@@ -99,8 +99,7 @@ fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
     let ids = ints(labels).into_iter().map(|id| u8::try_from(id).unwrap()).collect();
     let size = [labels.shape[0], labels.shape[2], labels.shape[3]];
     let labels = label_tensor::<Auto>(ids, size, config.classes, &Default::default()).unwrap();
-    let logits: TrainLogits<Auto> =
-        model.forward_train(x, &DropPath::none(), &HeadDropout::none()).unwrap();
+    let logits: TrainLogits<Auto> = model.forward_train(x, &DropPath::none(), &HeadDropout::none()).unwrap();
     let losses = pixel_losses(&logits, labels, config.aux_weight);
     let percent = |share: Tensor<Auto, 1>| share.mul_scalar(100.0).into_data();
     let auxiliary = losses.auxiliary.unwrap().mul_scalar(config.aux_weight);
@@ -115,7 +114,8 @@ fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
     for (name, _) in case.below("after_train") {
         case.check(&format!("after_train/{name}"), &state[&name]);
         if let Some(norm) = name.strip_suffix("running_mean") {
-            let count = |state: &BTreeMap<String, TensorData>| ints(&state[&format!("{norm}num_batches_tracked")])[0];
+            let count =
+                |state: &BTreeMap<String, TensorData>| ints(&state[&format!("{norm}num_batches_tracked")])[0];
             assert_eq!(count(&state), count(&case.below("weight")) + 1);
             counted += 1;
         }
@@ -144,7 +144,9 @@ fn golden_g_scores() {
         };
         // Recorded in float32, means in float64.
         near("aAcc", scores.aacc, floats(case.raw("aAcc"))[0], 1e-7);
-        for (class, (acc, iou)) in floats(case.raw("acc")).into_iter().zip(floats(case.raw("iou"))).enumerate() {
+        for (class, (acc, iou)) in
+            floats(case.raw("acc")).into_iter().zip(floats(case.raw("iou"))).enumerate()
+        {
             near(&format!("acc of {class}"), scores.acc[class], acc, 1e-7);
             near(&format!("iou of {class}"), scores.iou[class], iou, 1e-7);
         }
@@ -166,7 +168,10 @@ fn golden_g_schedule() {
             let schedule = PolySchedule::new(number("base"), 0.0, 1.0, total, warmup, 1e-6).unwrap();
             for (step, value) in recorded["values"].as_object().unwrap() {
                 let (found, expected) = (schedule.at(step.parse().unwrap()), value.as_f64().unwrap());
-                assert!((found - expected).abs() <= 1e-12 * expected.max(1e-5), "{step}: {found}, expected {expected}");
+                assert!(
+                    (found - expected).abs() <= 1e-12 * expected.max(1e-5),
+                    "{step}: {found}, expected {expected}"
+                );
                 checked += 1;
             }
         }

@@ -122,7 +122,8 @@ fn classifiers_and_students() {
 #[test]
 fn segmentation_models() {
     // Biases in front of a batch norm have a gradient of zero by mathematics; what they get is rounding.
-    for (patch_size, kind, abs_pos_emb) in [(16, RelPosKind::PerBlock, false), (8, RelPosKind::Shared, true)] {
+    for (patch_size, kind, abs_pos_emb) in [(16, RelPosKind::PerBlock, false), (8, RelPosKind::Shared, true)]
+    {
         let vit = VitConfig { image_size: 64, patch_size, depth: 4, ..vit(kind, abs_pos_emb, 0.1) };
         let config = SegmenterConfig {
             vit,

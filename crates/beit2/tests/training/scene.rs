@@ -265,7 +265,13 @@ pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
         },
         data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
         augment: SegmentTrainConfig { base: [72, 66], ..SegmentTrainConfig::default() },
-        schedule: ScheduleConfig { epochs: 0, steps: 10, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        schedule: ScheduleConfig {
+            epochs: 0,
+            steps: 10,
+            warmup_steps: 2,
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
         eval: SegmentEval { every: 4 },
         infer: InferConfig { long_side: 72, short_side: 66, ..InferConfig::default() },
         logging: logging(),

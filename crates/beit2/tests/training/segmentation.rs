@@ -70,7 +70,8 @@ fn it_learns_and_opens_again() {
     let coarse = pictures::<Auto>(4);
     let x = beit2_kernels::bilinear(coarse.permute([0, 2, 3, 1]), 64, 64);
     let ids = x.clone().argmax(3).into_data().convert::<u8>().into_vec::<u8>().unwrap();
-    let ids: Vec<u8> = ids.into_iter().enumerate().map(|(at, id)| if at % 9 == 0 { IGNORE } else { id }).collect();
+    let ids: Vec<u8> =
+        ids.into_iter().enumerate().map(|(at, id)| if at % 9 == 0 { IGNORE } else { id }).collect();
     let labels = label_tensor::<Auto>(ids, [2, 64, 64], 3, &device).unwrap();
     let x = x.permute([0, 3, 1, 2]).sub_scalar(0.5).mul_scalar(4.0);
     let (mut first, mut last, mut right) = (None, 0.0, 0.0);
@@ -86,7 +87,9 @@ fn it_learns_and_opens_again() {
     // 8/9 of the pixels have a class.
     assert!(last < 0.3 * first.unwrap() && right > 0.8, "{first:?} → {last}, {right}");
     // What no gradient moves has no optimiser state.
-    assert!(optimizer.export().keys().all(|name| !name.contains("running_") && !name.contains("num_batches")));
+    assert!(
+        optimizer.export().keys().all(|name| !name.contains("running_") && !name.contains("num_batches"))
+    );
 
     let root = tempfile::tempdir().unwrap();
     let tensors = params::export(&model);
@@ -117,7 +120,11 @@ fn a_published_file_tells_its_sizes() {
     let path = root.path().join("published.safetensors");
     let opened = open(&write(&path, &tensors, &meta), None).unwrap();
     let drop_path = opened.config.vit.drop_path;
-    let known = SegmenterConfig { dropout: 0.1, vit: VitConfig { drop_path, ..config.vit.clone() }, ..config.clone() };
+    let known = SegmenterConfig {
+        dropout: 0.1,
+        vit: VitConfig { drop_path, ..config.vit.clone() },
+        ..config.clone()
+    };
     assert_eq!(opened.config, known);
     let x = pictures::<Flex>(64);
     let logits = opened.model.forward(x.clone()).unwrap();
@@ -134,7 +141,10 @@ fn a_published_file_tells_its_sizes() {
     let larger = open(&write(&path, &tensors, &meta), Some(96)).unwrap();
     assert_eq!(larger.logits(pictures(96)).unwrap().dims(), [2, 24, 24, 3]);
     let error = larger.logits(pictures(64)).unwrap_err().to_string();
-    assert!(error.starts_with("pictures of 64×64 px do not fit relative position tables for 96×96 px"), "{error}");
+    assert!(
+        error.starts_with("pictures of 64×64 px do not fit relative position tables for 96×96 px"),
+        "{error}"
+    );
 }
 
 fn start(spec: &str) -> Result<(UperNet<Flex>, Plan), Error> {
@@ -158,10 +168,8 @@ fn a_pretrained_trunk_is_the_start() {
             (TensorData::new(values, info.shape), burn::tensor::DType::F32)
         })
     });
-    let metadata = [
-        ("beit2.stage", "pretrain".to_owned()),
-        ("beit2.config", serde_json::to_string(&mim).unwrap()),
-    ];
+    let metadata =
+        [("beit2.stage", "pretrain".to_owned()), ("beit2.config", serde_json::to_string(&mim).unwrap())];
     let spec = write(&root.path().join("mim.safetensors"), &params::export(&pretrained), &metadata);
     let (model, plan) = start(&spec).unwrap();
     let (loaded, source) = (params::export(&model), params::export(&pretrained));
@@ -173,7 +181,8 @@ fn a_pretrained_trunk_is_the_start() {
         assert_eq!(loaded[&format!("backbone.{weight}")], source[&weight]);
     }
     // The last three rows, those of CLS, stay.
-    let rows = |table: &TensorData| table.clone().into_vec::<f32>().unwrap().split_off(table.shape[0] * 2 - 6);
+    let rows =
+        |table: &TensorData| table.clone().into_vec::<f32>().unwrap().split_off(table.shape[0] * 2 - 6);
     let own = &loaded["backbone.blocks.2.attn.relative_position_bias_table"];
     assert_eq!(rows(own), rows(&source["rel_pos_bias.relative_position_bias_table"]));
     assert!(plan.fresh.contains(&"backbone.fpn1.0.weight".to_owned()));
@@ -194,8 +203,12 @@ fn a_pretrained_trunk_is_the_start() {
     for name in ["decode_head.bottleneck.conv.weight", "backbone.fpn1.3.weight", "backbone.cls_token"] {
         assert_eq!(loaded[name], source[name], "{name}");
     }
-    let fresh = ["decode_head", "auxiliary_head"].map(|head| ["weight", "bias"].map(|leaf| format!("{head}.conv_seg.{leaf}")));
-    assert_eq!(plan.fresh.iter().collect::<std::collections::BTreeSet<_>>(), fresh.iter().flatten().collect());
+    let fresh = ["decode_head", "auxiliary_head"]
+        .map(|head| ["weight", "bias"].map(|leaf| format!("{head}.conv_seg.{leaf}")));
+    assert_eq!(
+        plan.fresh.iter().collect::<std::collections::BTreeSet<_>>(),
+        fresh.iter().flatten().collect()
+    );
 }
 
 #[test]
@@ -228,7 +241,9 @@ fn what_cannot_be_seen_or_opened_is_one_sentence() {
     let mut fewer = whole.clone();
     fewer.retain(|name, _| !name.starts_with("decode_head.psp_modules.3."));
     assert!(refused(&fewer, &[]).contains("the number of decode_head.psp_modules is not 4"));
-    assert!(refused(&fewer, &ours(&config)).contains("missing `decode_head.psp_modules.3.1.conv.weight` and"));
+    assert!(
+        refused(&fewer, &ours(&config)).contains("missing `decode_head.psp_modules.3.1.conv.weight` and")
+    );
     let mut trunk = Tensors::new();
     for (name, tensor) in &whole {
         if let Some(name) = name.strip_prefix("backbone.").filter(|name| !name.starts_with("fpn")) {

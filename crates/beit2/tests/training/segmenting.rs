@@ -70,8 +70,7 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
 #[test]
 fn whole_pictures_on_the_trained_grid_are_what_the_model_says() {
     let device = Default::default();
-    let config =
-        SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config = SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
     let model = UperNet::<Flex>::zeros(&config, &device).unwrap().initialise(&config, 3);
     let bytes: Vec<u8> = (0..64 * 64 * 3).map(|at| (at * 7 % 251) as u8).collect();
     let x = pixels::from_bytes::<Flex>(bytes, 1, 64, 64, &device);
@@ -117,8 +116,7 @@ fn a_backbone_comes_from_a_pretrained_run() {
 
 #[test]
 fn statistics_of_norms_are_saved_and_not_trained() {
-    let config =
-        SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config = SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
     let model = UperNet::<Auto>::zeros(&config, &Default::default()).unwrap();
     let infos = params::list(&model);
     let statistics: Vec<_> = infos.iter().filter(|info| info.name.contains("running_")).collect();

@@ -46,7 +46,9 @@ pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Endin
     match (signals.stop.is_set(), problems) {
         (true, _) => Ok(Ending::Stopped),
         (false, 0) => Ok(Ending::Done),
-        (false, count) => anyhow::bail!("{} problems in the data; nothing was started", grouped(count as u64)),
+        (false, count) => {
+            anyhow::bail!("{} problems in the data; nothing was started", grouped(count as u64))
+        }
     }
 }
 

@@ -28,10 +28,7 @@ pub fn mask_png<'a>(
 }
 
 /// A picture of the size of `image`.
-pub fn overlay_png<'a>(
-    file: &'a mut BufWriter<File>,
-    image: &Image,
-) -> Result<Png<'a>, png::EncodingError> {
+pub fn overlay_png<'a>(file: &'a mut BufWriter<File>, image: &Image) -> Result<Png<'a>, png::EncodingError> {
     let mut encoder = Encoder::new(file, image.width, image.height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
-use beit2_data::segment::SegmentSource;
 use beit2_data::Source;
+use beit2_data::segment::SegmentSource;
 use beit2_kernels::AutodiffBackend;
 use clap::ValueHint;
 use serde_json::{Value, json};
@@ -100,9 +100,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let shown = |share: f64| if share.is_nan() { "–".to_owned() } else { percent(share) };
-    let rows = names.iter().enumerate().map(|(class, name)| {
-        vec![name.clone(), shown(scores.iou[class]), shown(scores.acc[class])]
-    });
+    let rows = names
+        .iter()
+        .enumerate()
+        .map(|(class, name)| vec![name.clone(), shown(scores.iou[class]), shown(scores.acc[class])]);
     output::result(&output::table(&["class", "IoU", "accuracy"], &rows.collect::<Vec<_>>()))?;
     let mut rows = vec![
         ("weights", args.weights.clone()),

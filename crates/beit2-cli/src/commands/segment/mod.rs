@@ -92,7 +92,8 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     if text == "native" {
         return Ok((0, 0));
     }
-    let sides = text.split_once('x').and_then(|(long, short)| Some((long.parse().ok()?, short.parse().ok()?)));
+    let sides =
+        text.split_once('x').and_then(|(long, short)| Some((long.parse().ok()?, short.parse().ok()?)));
     match sides {
         Some((a, b)) if a > 0 && b > 0 => Ok((u32::max(a, b), u32::min(a, b))),
         _ => Err("write it as 2048x512, or native".to_owned()),

@@ -30,11 +30,13 @@ use crate::words::grouped;
 
 /// Flags of `segment predict`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
+#[command(
+    after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
     beit2 segment predict pictures --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
     --scales 0.5,0.75,1,1.25,1.5,1.75\n\n\
     OUT/masks holds one PNG for each picture whose pixel values are class numbers; OUT/overlays the same over the\n\
-    picture; OUT/legend.csv and OUT/legend.svg name the classes and their colours.")]
+    picture; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
+)]
 pub struct Args {
     /// Pictures, folders of pictures, or tar shards
     #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
@@ -340,9 +342,7 @@ fn result(name: &str, target: &Target, counts: &[u64], config: &SegmenterConfig)
     let mut classes: Vec<(usize, u64)> =
         counts.iter().copied().enumerate().filter(|&(_, count)| count > 0).collect();
     classes.sort_by_key(|&(class, count)| (std::cmp::Reverse(count), class));
-    let share = |(class, count): (usize, u64)| {
-        json!({ "class": class, "name": config.class_name(class), "share": count as f64 / all.max(1) as f64 })
-    };
+    let share = |(class, count): (usize, u64)| json!({ "class": class, "name": config.class_name(class), "share": count as f64 / all.max(1) as f64 });
     json!({
         "path": name,
         "mask": target.mask,
