@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::segment::Segment;
 use crate::commands::weights::Weights;
 use crate::commands::{doctor, embed, encode, eval, evaluate, predict, recipes, report, teacher};
 use crate::device::DeviceSpec;
@@ -52,6 +53,9 @@ pub enum Command {
     Knn(evaluate::KnnArgs),
     /// Classes of pictures
     Predict(predict::Args),
+    /// Train segmentation models, evaluate them, and mark the classes of every pixel
+    #[command(subcommand)]
+    Segment(Segment),
     /// Features of many pictures in one file
     Embed(embed::Args),
     /// Look into weight files, check, convert and download them

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use beit2::finetune::SCRATCH;
-use beit2::train::{Assets, Env, Outcome, Plan};
+use beit2::train::{Env, Outcome, Plan};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
 use beit2_run::{Existing, recipe};
@@ -121,11 +121,11 @@ impl Inputs {
             return usage(format!("{key} is empty; use --set {key}=FILE{}", by_flag(key)));
         }
         settings.check()?;
-        let train = assets.source(&data.train)?;
+        let train = settings.source(assets, &data.train)?;
         let plan = Plan::new(settings.schedule(), settings.optimizer(), train.len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
         if !data.val.is_empty() {
-            fingerprints.push(("val", assets.source(&data.val)?.fingerprint()));
+            fingerprints.push(("val", settings.source(assets, &data.val)?.fingerprint()));
         }
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));

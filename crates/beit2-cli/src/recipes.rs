@@ -85,6 +85,7 @@ mod tests {
     use super::*;
     use beit2::finetune::FinetuneRecipe;
     use beit2::pretrain::PretrainRecipe;
+    use beit2::segment::{SegmentRecipe, SegmenterConfig};
     use beit2::tokenizer::TokenizerRecipe;
     use beit2::tokenizer::teachers::DistillRecipe;
 
@@ -99,6 +100,11 @@ mod tests {
                 FinetuneRecipe::NAME => {
                     let any = [("init.weights".to_owned(), "scratch".to_owned())];
                     resolve::<FinetuneRecipe>(&recipe, &any).map(|r| r.validate())
+                }
+                SegmentRecipe::NAME => {
+                    let any = [("init.weights", "scratch"), ("model.classes", "150")];
+                    let any = any.map(|(key, value)| (key.to_owned(), value.to_owned()));
+                    resolve::<SegmentRecipe>(&recipe, &any).map(|r| r.validate())
                 }
                 DistillRecipe::NAME => resolve::<DistillRecipe>(&recipe, &[]).map(|r| r.model.validate()),
                 _ => panic!("{} does not say its stage", recipe.name),
@@ -140,6 +146,29 @@ mod tests {
             assert_eq!((r.optimizer.beta2, r.model.vit.drop_path), (beta2, drop), "{name}");
             assert_eq!((r.model.vit.layer_scale_init, r.mask.patches), (gamma, 75), "{name}");
             assert_eq!((r.optimizer.peak_lr(2048), r.optimizer.clip_grad), (1.5e-3, 3.0));
+        }
+    }
+
+    /// The values of spec section 5.
+    #[test]
+    fn segmentation_recipes_hold_the_papers_values() {
+        for (name, lr, decay, drop, gamma, channels) in [
+            ("segment_base_ade20k", 5e-5, 0.75, 0.15, 0.1, 768),
+            ("segment_base_21k_ade20k", 5e-5, 0.85, 0.15, 0.1, 768),
+            ("segment_large_ade20k", 4e-5, 0.9, 0.2, 1e-6, 1024),
+            ("segment_large_21k_ade20k", 3e-5, 0.9, 0.2, 1e-6, 1024),
+        ] {
+            let r: SegmentRecipe = resolve(&find(name).unwrap(), &[]).unwrap();
+            assert_eq!((r.optimizer.peak_lr(16), r.groups.layer_decay), (lr, decay), "{name}");
+            assert_eq!((r.model.vit.drop_path, r.model.vit.layer_scale_init), (drop, gamma), "{name}");
+            assert_eq!((r.model.channels, r.model.vit.width), (channels, channels), "{name}");
+            assert_eq!(r.model.out_indices, SegmenterConfig::taps(r.model.vit.depth), "{name}");
+            assert_eq!(
+                (r.schedule.steps, r.schedule.warmup_steps, r.schedule.batch_size),
+                (160_000, 1500, 16)
+            );
+            assert_eq!((r.augment.base, r.model.vit.image_size, r.infer.stride), ([2048, 512], 512, 341));
+            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (0.05, 0.0));
         }
     }
 

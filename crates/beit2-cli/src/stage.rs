@@ -1,11 +1,15 @@
 //! What the training commands have in common, so that there is one command and three recipes.
 
+use std::sync::Arc;
+
 use beit2::Error;
 use beit2::finetune::{self, FinetuneRecipe};
 use beit2::pretrain::{self, PretrainRecipe};
+use beit2::segment::{self, SegmentRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
 use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
+use beit2_data::Source;
 use beit2_kernels::AutodiffBackend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,6 +34,9 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
 
     /// `[data]`.
     fn data(&self) -> &DataConfig;
+
+    /// Opens the pictures that `[data]` names.
+    fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error>;
 
     /// `[schedule]`.
     fn schedule(&self) -> &ScheduleConfig;
@@ -56,6 +63,7 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
         (PretrainRecipe::NAME, PretrainRecipe::COMMAND),
         (FinetuneRecipe::NAME, FinetuneRecipe::COMMAND),
         (DistillRecipe::NAME, DistillRecipe::COMMAND),
+        (SegmentRecipe::NAME, SegmentRecipe::COMMAND),
     ]
     .into_iter()
     .find(|(name, _)| *name == stage)
@@ -65,7 +73,7 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
 /// A recipe type whose tables have the usual names. `weights` is where its starting weights are named.
 macro_rules! stage {
     ($recipe:ty, $name:literal, $command:literal, $default:literal, $classes:literal, $resolve:expr,
-     weights $table:ident, train $train:path) => {
+     pictures $open:expr, weights $table:ident, train $train:path) => {
         impl Stage for $recipe {
             const NAME: &'static str = $name;
             const COMMAND: &'static str = $command;
@@ -82,6 +90,10 @@ macro_rules! stage {
 
             fn data(&self) -> &DataConfig {
                 &self.data
+            }
+
+            fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+                $open(self, assets, spec)
             }
 
             fn schedule(&self) -> &ScheduleConfig {
@@ -112,12 +124,22 @@ fn complete<S>(_: &mut S, _: &dyn Assets) -> Result<(), Error> {
     Ok(())
 }
 
+fn plain<S>(_: &S, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+    assets.source(spec)
+}
+
+fn with_masks(recipe: &SegmentRecipe, _: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+    Ok(recipe.masks.open(spec)?)
+}
+
 stage!(TokenizerRecipe, "tokenizer", "tokenizer train", "vqkd_base_clip_100e", false, complete,
-    weights teacher, train tokenizer::train::<B>);
+    pictures plain, weights teacher, train tokenizer::train::<B>);
 stage!(PretrainRecipe, "pretrain", "pretrain", "mim_base_1600e", false, complete,
-    weights tokenizer, train pretrain::train::<B>);
+    pictures plain, weights tokenizer, train pretrain::train::<B>);
 stage!(FinetuneRecipe, "finetune", "finetune", "finetune_base_1600e", true, FinetuneRecipe::resolve,
-    weights init, train finetune::train::<B>);
+    pictures plain, weights init, train finetune::train::<B>);
+stage!(SegmentRecipe, "segment", "segment train", "segment_base_ade20k", true, SegmentRecipe::resolve,
+    pictures with_masks, weights init, train segment::train::<B>);
 // There is no paper behind this stage; a recipe must be named.
 stage!(DistillRecipe, "distill", "teacher distill", "", false, complete,
-    weights teacher, train distill::<B>);
+    pictures plain, weights teacher, train distill::<B>);

@@ -33,7 +33,7 @@ pub fn speed(per_second: f64) -> String {
 
 /// A metric by the kind of its name: shares in percent, rates in scientific form, the rest with four digits.
 pub fn metric(name: &str, value: f64) -> String {
-    let share = ["acc", "usage", "top1", "accuracy"].iter().any(|part| name.contains(part));
+    let share = ["acc", "usage", "top1", "accuracy", "miou"].iter().any(|part| name.contains(part));
     if share {
         format!("{:.1} %", 100.0 * value)
     } else if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {
@@ -69,6 +69,7 @@ mod tests {
         assert_eq!(metric("loss", 0.51234), "0.5123");
         assert_eq!(metric("lr", 0.00015), "1.50e-4");
         assert_eq!(metric("mlm_acc_1", 0.1234), "12.3 %");
+        assert_eq!(metric("val_miou", 0.531), "53.1 %");
         assert_eq!(metric("codebook_dead", 12.0), "12");
         assert_eq!((speed(3.21), speed(140.2)), ("3.2 img/s".into(), "140 img/s".into()));
     }

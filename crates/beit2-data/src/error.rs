@@ -78,6 +78,30 @@ pub enum TransformError {
         /// Bytes found.
         found: u64,
     },
+    /// The buffer of a label map does not have `width * height` bytes.
+    #[error("a label map of {width} x {height} needs {expected} ids, found {found}")]
+    LabelCount {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Ids needed.
+        expected: u64,
+        /// Ids found.
+        found: u64,
+    },
+    /// A picture and its mask do not cover the same pixels.
+    #[error("the mask is {mask_w} x {mask_h} pixels, its picture is {width} x {height}; both must agree")]
+    MaskSize {
+        /// Width of the mask.
+        mask_w: u32,
+        /// Height of the mask.
+        mask_h: u32,
+        /// Width of the picture.
+        width: u32,
+        /// Height of the picture.
+        height: u32,
+    },
     /// Normalised pixels do not have `3 * width * height` values.
     #[error("a picture of 3 x {height} x {width} needs {expected} values, found {found}")]
     ValueCount {

@@ -55,6 +55,7 @@ pub mod order;
 mod pool;
 pub mod rng;
 mod sample;
+pub mod segment;
 pub mod sequence;
 pub mod source;
 pub mod transform;
@@ -68,6 +69,7 @@ pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::EpochOrder;
 pub use rng::{Key, Purpose};
+pub use segment::{LabelMap, SegmentDataError, SegmentDataOptions, SegmentSource, open_segment};
 pub use sequence::{Seen, Sequence, SequenceConfig};
 pub use source::Source;
 pub use transform::{

@@ -45,6 +45,9 @@ pub enum Error {
     /// Mask settings.
     #[error(transparent)]
     Mask(#[from] beit2_data::MaskError),
+    /// Pictures with masks.
+    #[error(transparent)]
+    SegmentData(#[from] beit2_data::segment::SegmentDataError),
     /// Image settings or sizes.
     #[error(transparent)]
     Transform(#[from] beit2_data::TransformError),

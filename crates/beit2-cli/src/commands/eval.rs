@@ -274,7 +274,7 @@ fn write(
     classes: &[String],
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-    let name = |class: u32| field(classes.get(class as usize).map_or("", String::as_str));
+    let name = |class: u32| output::csv_cell(classes.get(class as usize).map_or("", String::as_str));
     let mut table = "class,name,pictures,predicted,right,recall,precision\n".to_owned();
     for row in result.per_class(classes.len()) {
         let share = |share: Option<f64>| share.map(|share| format!("{share:.6}")).unwrap_or_default();
@@ -299,13 +299,4 @@ fn write(
         beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
     }
     Ok(())
-}
-
-/// A field of a CSV file.
-fn field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
 }

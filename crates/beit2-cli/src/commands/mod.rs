@@ -10,6 +10,7 @@ mod frozen;
 pub mod predict;
 pub mod recipes;
 pub mod report;
+pub mod segment;
 pub mod teacher;
 pub mod weights;
 
@@ -43,6 +44,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)
         }
         Command::Teacher(Teacher::Export(args)) => teacher::export(&args),
+        Command::Segment(command) => segment::run(&command, signals),
         Command::Weights(command) => weights::run(&command, signals),
         Command::Probe(args) => evaluate::probe(&args, signals),
         Command::Knn(args) => evaluate::knn(&args, signals),

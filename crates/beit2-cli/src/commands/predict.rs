@@ -270,29 +270,11 @@ impl Walk<'_> {
         writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
         self.pictures(|name, best| {
             let guesses = best.iter().map(|one| {
-                let class = quoted(one.name.as_deref().unwrap_or_default());
+                let class = output::csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", quoted(name), guesses.collect::<String>()).map_err(failed)?)
+            Ok(writeln!(writer, "{}{}", output::csv_cell(name), guesses.collect::<String>())
+                .map_err(failed)?)
         })
-    }
-}
-
-/// A cell of a CSV table (RFC 4180).
-fn quoted(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_survive_commas_and_quotes() {
-        assert_eq!(quoted("cat"), "cat");
-        assert_eq!(quoted("cat, \"tabby\""), "\"cat, \"\"tabby\"\"\"");
     }
 }

@@ -128,6 +128,8 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
         ("Perplexity", "codebook_perplexity"),
         ("MIM accuracy", "mlm_acc_1"),
         ("MIM accuracy", "mlm_acc"),
+        ("Top-1", "val_acc1"),
+        ("Mean IoU", "val_miou"),
         ("Loss", "loss"),
     ] {
         if let Some(value) = last.and_then(|record| record.get(name)) {

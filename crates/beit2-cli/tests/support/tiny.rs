@@ -8,6 +8,7 @@ use std::path::Path;
 
 use beit2::classify::ClassifierConfig;
 use beit2::pretrain::{MimConfig, MimModel};
+use beit2::segment::{SegmenterConfig, UperNet};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::vit::{Pooling, RelPosKind, VisionTransformer, VitConfig};
 use beit2::{params, weights};
@@ -111,4 +112,19 @@ pub fn tokenizer(path: &Path) {
         }
     }
     save(path, &tensors, Some(("tokenizer", &config)));
+}
+
+/// A segmentation model that looks at windows of 64 px.
+pub fn segmenter(path: &Path, classes: usize) {
+    let vit = VitConfig { image_size: 64, depth: 4, ..vit(RelPosKind::PerBlock) };
+    let config = SegmenterConfig {
+        vit,
+        out_indices: [0, 1, 2, 3],
+        channels: 16,
+        aux_channels: 8,
+        classes,
+        ..SegmenterConfig::default()
+    };
+    let model = UperNet::<Flex>::zeros(&config, &Default::default()).unwrap().initialise(&config, 1);
+    save(path, &params::export(&model), Some(("segment", &config)));
 }

@@ -123,7 +123,7 @@ impl Source for FolderSource {
 }
 
 /// Reads an image file of at most [`MAX_SAMPLE_BYTES`].
-pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
+pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
     // Why: the size is asked first, so that a huge or endless file is refused instead of filling
     // the memory.
     let meta = fs::metadata(path).map_err(|e| io(path, "read it", e))?;
@@ -135,20 +135,20 @@ pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
 }
 
 /// Adds a file by its path below the root and its size, the same on every system.
-pub(super) fn fingerprint_file(hash: &mut Fingerprint, root: &Path, file: &Path, label: Option<u32>) {
+pub(crate) fn fingerprint_file(hash: &mut Fingerprint, root: &Path, file: &Path, label: Option<u32>) {
     let size = fs::metadata(root.join(file)).map_or(u64::MAX, |meta| meta.len());
     hash.sample(&file.to_string_lossy().replace('\\', "/"), size, label);
 }
 
 /// One visible entry of a folder, links already followed.
-pub(super) struct Entry {
-    pub(super) path: PathBuf,
-    pub(super) is_dir: bool,
+pub(crate) struct Entry {
+    pub(crate) path: PathBuf,
+    pub(crate) is_dir: bool,
 }
 
 /// Files and folders of `dir` sorted by name; hidden ones, dangling links and special files
 /// (sockets, pipes) are left out.
-pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(|e| io(dir, "list the folder", e))? {
         let entry = entry.map_err(|e| io(dir, "list the folder", e))?;
@@ -173,7 +173,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
 
 /// All images at any depth below `dir`, in torchvision's order: folders by their whole path, then
 /// files by name.
-fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
+pub(crate) fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
     let mut folders: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
     let mut visited = HashSet::new();
     let mut open = vec![dir.to_path_buf()];
@@ -198,7 +198,7 @@ fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {
     a.map(OsStr::as_encoded_bytes).cmp(&b.map(OsStr::as_encoded_bytes))
 }
 
-pub(super) fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -7,7 +7,7 @@
 
 mod chain;
 mod files;
-mod folder;
+pub(crate) mod folder;
 mod idx;
 mod index_file;
 mod pattern;
@@ -114,34 +114,34 @@ fn has_extension(path: &Path, wanted: &[&str]) -> bool {
 }
 
 /// `.jpg, .png, ...`, for messages.
-fn dotted(extensions: &[&str]) -> String {
+pub(crate) fn dotted(extensions: &[&str]) -> String {
     extensions.iter().map(|e| format!(".{e}")).collect::<Vec<_>>().join(" ")
 }
 
 /// 128-bit FNV-1a: short, stable for ever, and good enough against accidental change (not against
 /// malice).
-struct Fingerprint(u128);
+pub(crate) struct Fingerprint(u128);
 
 impl Fingerprint {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
         }
     }
 
     /// One sample; lengths are hashed too, so that no two lists run into each other.
-    fn sample(&mut self, name: &str, size: u64, label: Option<u32>) {
+    pub(crate) fn sample(&mut self, name: &str, size: u64, label: Option<u32>) {
         self.bytes(&(name.len() as u64).to_le_bytes());
         self.bytes(name.as_bytes());
         self.bytes(&size.to_le_bytes());
         self.bytes(&label.map_or(u64::MAX, u64::from).to_le_bytes());
     }
 
-    fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         format!("{:032x}", self.0)
     }
 }

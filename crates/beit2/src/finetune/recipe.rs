@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::classify::ClassifierConfig;
 use crate::error::{Error, config_error};
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
-use crate::vit::RelPosKind;
+use crate::vit::{RelPosKind, VitConfig};
 use crate::weights::StateFile;
 
 /// `init.weights` of a model that starts from random numbers. It must be said: forgotten weights would otherwise cost days.
@@ -165,7 +165,13 @@ impl FinetuneRecipe {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
-            self.take_sizes(&state)?;
+            if state.facts.layout.kind == Kind::Segmentation {
+                return config_error(format!(
+                    "{} holds a segmentation model; fine-tuning cannot start from one",
+                    self.init.weights
+                ));
+            }
+            take_sizes(&mut self.model.vit, &state)?;
         }
         if self.data.train.is_empty() {
             return Ok(());
@@ -186,35 +192,6 @@ impl FinetuneRecipe {
                 self.model.classes, self.data.train
             ));
         }
-        Ok(())
-    }
-
-    fn take_sizes(&mut self, state: &StateFile) -> Result<(), Error> {
-        let spec = &self.init.weights;
-        if state.facts.layout.kind == Kind::Segmentation {
-            return config_error(format!(
-                "{spec} holds a segmentation model; fine-tuning cannot start from one"
-            ));
-        }
-        // A file of this software knows what shapes do not show.
-        let found = state.vit()?;
-        let vit = &mut self.model.vit;
-        let image_size = match vit.image_size {
-            0 => found.image_size,
-            given => given,
-        };
-        let rel_pos_bias = match (found.rel_pos_bias, vit.rel_pos_bias) {
-            (RelPosKind::None, _) => RelPosKind::None,
-            (_, RelPosKind::None) => RelPosKind::PerBlock,
-            (_, given) => given,
-        };
-        let layer_scale_init = match found.layer_scale_init > 0.0 {
-            false => 0.0,
-            true if vit.layer_scale_init > 0.0 => vit.layer_scale_init,
-            true => found.layer_scale_init,
-        };
-        let drop_path = vit.drop_path;
-        *vit = crate::vit::VitConfig { image_size, rel_pos_bias, layer_scale_init, drop_path, ..found };
         Ok(())
     }
 
@@ -301,4 +278,30 @@ impl FinetuneRecipe {
             given => given,
         }
     }
+}
+
+/// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the input size unless
+/// it is 0, and how positions and layer scale are kept where the weights have them.
+///
+/// # Errors
+/// Weights whose sizes cannot be told.
+pub(crate) fn take_sizes(vit: &mut VitConfig, state: &StateFile) -> Result<(), Error> {
+    // A file of this software knows what shapes do not show.
+    let found = state.vit()?;
+    let image_size = match vit.image_size {
+        0 => found.image_size,
+        given => given,
+    };
+    let rel_pos_bias = match (found.rel_pos_bias, vit.rel_pos_bias) {
+        (RelPosKind::None, _) => RelPosKind::None,
+        (_, RelPosKind::None) => RelPosKind::PerBlock,
+        (_, given) => given,
+    };
+    let layer_scale_init = match found.layer_scale_init > 0.0 {
+        false => 0.0,
+        true if vit.layer_scale_init > 0.0 => vit.layer_scale_init,
+        true => found.layer_scale_init,
+    };
+    *vit = VitConfig { image_size, rel_pos_bias, layer_scale_init, drop_path: vit.drop_path, ..found };
+    Ok(())
 }

@@ -74,6 +74,19 @@ impl<B: Backend> Backbone<B> {
         own.or(self.trunk.rel_pos_bias.as_ref()).map(RelPosBias::grid)
     }
 
+    /// The same backbone for pictures of another grid of patches, for inference.
+    ///
+    /// # Errors
+    /// Position tables that cannot be resized.
+    pub(super) fn on_grid(mut self, rows: usize, cols: usize) -> Result<Self, Error> {
+        let moved = |bias: Option<RelPosBias<B>>| bias.map(|bias| bias.on_grid(rows, cols)).transpose();
+        self.trunk.rel_pos_bias = moved(self.trunk.rel_pos_bias)?;
+        for block in &mut self.trunk.blocks {
+            block.attn.rel_pos = moved(block.attn.rel_pos.take())?;
+        }
+        Ok(self)
+    }
+
     /// Whether pictures of this size can be seen as a whole.
     ///
     /// # Errors

@@ -8,6 +8,9 @@ use crate::vit::{RelPosKind, VitConfig};
 /// Maps that the backbone gives: strides 4, 8, 16 and 32 pixels.
 pub(super) const LEVELS: usize = 4;
 
+/// Pixels of the picture that one pixel of the largest map and of the logits stands for.
+const FIRST_STRIDE: usize = 4;
+
 /// Pixels of the picture that one pixel of the smallest map stands for.
 pub(super) const LAST_STRIDE: usize = 32;
 
@@ -95,6 +98,25 @@ impl SegmenterConfig {
             taps[at] = taps[at].max(taps[at - 1] + 1);
         }
         taps.map(|after| after.max(1) - 1)
+    }
+
+    /// A class's name, or its number when it has none.
+    pub fn class_name(&self, class: usize) -> String {
+        self.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
+    }
+
+    /// A colour for every class: its own, or the usual colour map of PASCAL VOC.
+    pub fn colours(&self) -> Vec<[u8; 3]> {
+        match self.palette.len() == self.classes {
+            true => self.palette.clone(),
+            false => (0..self.classes).map(|class| beit2_data::segment::voc_color(class as u8)).collect(),
+        }
+    }
+
+    /// Height and width of the logits of a window of this size.
+    pub fn logits_size(&self, (height, width): (usize, usize)) -> (usize, usize) {
+        // Both pyramids begin with a map of stride 4 made of whole patches.
+        (height / FIRST_STRIDE, width / FIRST_STRIDE)
     }
 
     /// Whether the model has an auxiliary head.

@@ -5,15 +5,12 @@ use serde::Serialize;
 use super::IGNORE;
 use crate::error::{Error, config_error};
 
-/// Pixels counted by class, over any number of pictures.
+/// Pixels counted by their class and the class that they were taken for, over any number of pictures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
-    /// Pixels of each class that are predicted as it.
-    intersection: Vec<u64>,
-    /// Pixels predicted as each class.
-    predicted: Vec<u64>,
-    /// Pixels of each class.
-    labelled: Vec<u64>,
+    classes: usize,
+    /// `[classes, classes]`: the pixels of a class (row) that were taken for another (column), or for itself.
+    counts: Vec<u64>,
 }
 
 /// Scores in [0, 1]. NaN (`null` in JSON) where there is nothing to score.
@@ -34,8 +31,7 @@ pub struct SegmentScores {
 impl Confusion {
     /// Nothing counted yet.
     pub fn new(classes: usize) -> Self {
-        let zeros = || vec![0; classes];
-        Self { intersection: zeros(), predicted: zeros(), labelled: zeros() }
+        Self { classes, counts: vec![0; classes * classes] }
     }
 
     /// Counts a picture: what was predicted and what is right, pixel by pixel. Pixels labelled [`IGNORE`] are left out.
@@ -43,7 +39,7 @@ impl Confusion {
     /// # Errors
     /// Different lengths, an id that is no class. Nothing is counted then.
     pub fn add(&mut self, predicted: &[u8], labels: &[u8]) -> Result<(), Error> {
-        let classes = self.labelled.len();
+        let classes = self.classes;
         if predicted.len() != labels.len() {
             return config_error(format!(
                 "{} predicted pixels for a mask of {}",
@@ -56,37 +52,37 @@ impl Confusion {
             return config_error(format!("pixel class {id} is not one of {classes} classes"));
         }
         for (&predicted, &label) in pairs() {
-            self.predicted[usize::from(predicted)] += 1;
-            self.labelled[usize::from(label)] += 1;
-            self.intersection[usize::from(label)] += u64::from(predicted == label);
+            self.counts[usize::from(label) * classes + usize::from(predicted)] += 1;
         }
         Ok(())
     }
 
     /// Takes in what another one has counted, of the same classes.
     pub fn merge(&mut self, other: &Self) {
-        let add =
-            |own: &mut Vec<u64>, other: &[u64]| own.iter_mut().zip(other).for_each(|(own, n)| *own += n);
-        add(&mut self.intersection, &other.intersection);
-        add(&mut self.predicted, &other.predicted);
-        add(&mut self.labelled, &other.labelled);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(own, n)| *own += n);
     }
 
     /// Pixels of each class in the masks.
-    pub fn labelled(&self) -> &[u64] {
-        &self.labelled
+    pub fn labelled(&self) -> Vec<u64> {
+        self.counts.chunks(self.classes.max(1)).map(|row| row.iter().sum()).collect()
+    }
+
+    /// Pixels of a class that were taken for another, or for itself.
+    pub fn count(&self, class: usize, predicted: usize) -> u64 {
+        self.counts[class * self.classes + predicted]
     }
 
     /// The scores so far.
     pub fn scores(&self) -> SegmentScores {
         let share = |part: u64, whole: u64| if whole == 0 { f64::NAN } else { part as f64 / whole as f64 };
-        let classes = 0..self.labelled.len();
-        let union = |class: usize| self.predicted[class] + self.labelled[class] - self.intersection[class];
-        let iou: Vec<f64> =
-            classes.clone().map(|class| share(self.intersection[class], union(class))).collect();
-        let acc: Vec<f64> =
-            classes.map(|class| share(self.intersection[class], self.labelled[class])).collect();
-        let aacc = share(self.intersection.iter().sum(), self.labelled.iter().sum());
+        let classes = 0..self.classes;
+        let labelled = self.labelled();
+        let right: Vec<u64> = classes.clone().map(|class| self.count(class, class)).collect();
+        let predicted = |class: usize| classes.clone().map(|label| self.count(label, class)).sum::<u64>();
+        let union = |class: usize| predicted(class) + labelled[class] - right[class];
+        let iou: Vec<f64> = classes.clone().map(|class| share(right[class], union(class))).collect();
+        let acc: Vec<f64> = classes.clone().map(|class| share(right[class], labelled[class])).collect();
+        let aacc = share(right.iter().sum(), labelled.iter().sum());
         SegmentScores { miou: mean(&iou), macc: mean(&acc), aacc, iou, acc }
     }
 }

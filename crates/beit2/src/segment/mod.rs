@@ -4,26 +4,38 @@
 //! in as `[B, 3, H, W]`. Start with [`UperNet`], the model, or with [`Segmenter`], a trained one from a file.
 
 mod backbone;
+mod batches;
 mod config;
+mod evaluate;
 mod fcn_head;
+mod infer;
 mod layers;
 mod loss;
 mod meta;
 mod metrics;
 mod model;
 mod pool;
+mod recipe;
 mod segmenter;
 mod start;
+mod stitch;
+mod train;
 mod uper_head;
 
+pub use crate::finetune::SCRATCH;
 pub use backbone::{Backbone, Upscale};
 pub use beit2_kernels::IGNORE;
 pub use config::SegmenterConfig;
+pub use evaluate::evaluate;
 pub use fcn_head::FcnHead;
+pub use infer::{InferConfig, Mode, Predictor};
 pub use layers::{BatchNorm, Conv, ConvBnRelu, Deconv, Moments, Pass};
 pub use loss::{PixelLosses, label_tensor, pixel_losses};
 pub use metrics::{Confusion, SegmentScores};
 pub use model::{HeadDropout, TrainLogits, UperNet};
+pub use recipe::{MasksConfig, SegmentEval, SegmentGroups, SegmentInit, SegmentRecipe};
 pub use segmenter::{SegmentOptions, Segmenter};
 pub use start::load_backbone;
+pub use stitch::{Rows, Sizes, Stitcher, origins};
+pub use train::train;
 pub use uper_head::{PoolBranch, UperHead};

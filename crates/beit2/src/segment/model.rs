@@ -117,6 +117,16 @@ impl<B: Backend> UperNet<B> {
         Ok(self.auxiliary_head.as_ref().map(|head| head.forward(map, None, &mut Pass::Evaluate)))
     }
 
+    /// The same model for pictures of another grid of patches, `[B, 3, rows·P, cols·P]`, for inference: position biases keep
+    /// the values of the distances that they know, and are resized for more.
+    ///
+    /// # Errors
+    /// Position tables that cannot be resized.
+    pub fn on_grid(mut self, rows: usize, cols: usize) -> Result<Self, Error> {
+        self.backbone = self.backbone.on_grid(rows, cols)?;
+        Ok(self)
+    }
+
     /// Logits of both heads in training: batch norms take the statistics of the batch, which [`UperNet::record`] then takes
     /// into the running ones.
     ///

@@ -1,5 +1,7 @@
 //! A trained segmentation model from whatever file holds one.
 
+use beit2_data::Image;
+use beit2_data::segment::LabelMap;
 use beit2_kernels::Backend;
 use beit2_weights::convert::StateDict;
 use beit2_weights::layout::Kind;
@@ -9,6 +11,7 @@ use burn::tensor::{DType, Tensor};
 use super::config::SegmenterConfig;
 use super::meta;
 use super::model::UperNet;
+use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
 use crate::train::Assets;
 use crate::weights::{StateFile, to_tensors};
@@ -30,11 +33,9 @@ pub struct SegmentOptions {
 /// use burn::backend::Flex;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let device = Default::default();
-/// let model = Segmenter::<Flex>::open("model.safetensors", &Files, SegmentOptions::default(), &device)?;
-/// let window = pixels::stacked(&[pixels::read("street-512x512.png")?], &device)?; // [1, 3, 512, 512]
-/// let logits = model.logits(window)?; // [1, 128, 128, classes]
-/// println!("{logits}");
+/// let model = Segmenter::<Flex>::open("runs/scenes", &Files, SegmentOptions::default(), &Default::default())?;
+/// let map = model.label(&pixels::read("street.jpg")?)?; // a class for every pixel
+/// println!("{}", model.config.class_name(map.data[0] as usize));
 /// # Ok(())
 /// # }
 /// ```
@@ -44,6 +45,8 @@ pub struct Segmenter<B: Backend> {
     pub config: SegmenterConfig,
     /// The model.
     pub model: UperNet<B>,
+    /// How pictures are seen, as the run that made it saw held-out ones; the reference's way for published files.
+    pub infer: InferConfig,
 }
 
 impl<B: Backend> Segmenter<B> {
@@ -72,6 +75,13 @@ impl<B: Backend> Segmenter<B> {
             }
             None => published(&state).map_err(|error| Error::Config(format!("{spec}: {error}")))?,
         };
+        let infer = match state.metadata.get("beit2.infer").map(|text| serde_json::from_str(text)) {
+            Some(Ok(infer)) => infer,
+            Some(Err(error)) => {
+                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
+            }
+            None => InferConfig::default(),
+        };
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         let zeros = UperNet::<B>::zeros(&config, device)
             .map_err(|error| Error::Config(format!("{spec}: {error}")))?;
@@ -85,7 +95,15 @@ impl<B: Backend> Segmenter<B> {
         let trunk = state.plan_trunk(&config.vit, options.tables)?;
         let trunk = trunk.tensors.into_iter().map(|(name, tensor)| (format!("backbone.{name}"), tensor));
         let tensors = to_tensors(trunk.chain(heads).collect());
-        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config })
+        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config, infer })
+    }
+
+    /// The class of every pixel of a picture of any size, seen as [`Segmenter::infer`] says.
+    ///
+    /// # Errors
+    /// A picture without pixels, or one so long that its resized form would be too large.
+    pub fn label(&self, image: &Image) -> Result<LabelMap, Error> {
+        Predictor::new(&self.model, &self.config, &self.infer)?.label(image)
     }
 
     /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.

@@ -128,6 +128,16 @@ impl Default for ScheduleConfig {
     }
 }
 
+impl ScheduleConfig {
+    /// Steps of the warm-up.
+    pub fn warmup_over(&self, steps_per_epoch: u64) -> u64 {
+        match self.warmup_steps {
+            0 => (self.warmup_epochs * steps_per_epoch as f64) as u64,
+            steps => steps,
+        }
+    }
+}
+
 /// `[logging]`: how often. Does not change the result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -183,10 +193,7 @@ impl Plan {
         if total_steps == 0 {
             return config_error("the schedule has no steps; set schedule.epochs or schedule.steps");
         }
-        let warmup = match schedule.warmup_steps {
-            0 => (schedule.warmup_epochs * steps_per_epoch as f64) as u64,
-            steps => steps,
-        };
+        let warmup = schedule.warmup_over(steps_per_epoch);
         if optimizer.min_lr > optimizer.peak_lr(batch) {
             return config_error(format!(
                 "optimizer.min_lr {:e} is above the peak learning rate {:e} for batch {batch}; lower min_lr or raise lr",

@@ -1,8 +1,11 @@
 //! Relative position bias over a patch grid with a CLS token (BEiT, section 2.1).
 
 use beit2_kernels::Backend;
+use beit2_weights::resize::{TableResize, resize_bias_table};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::error::{Error, config_error};
 
 /// Rows of a bias table for a `rows × cols` grid: every offset, and three for CLS.
 pub fn relative_table_len(rows: usize, cols: usize) -> usize {
@@ -11,14 +14,19 @@ pub fn relative_table_len(rows: usize, cols: usize) -> usize {
 
 /// For every (query, key) pair the table row of its bias, `[(N+1)·(N+1)]` row-major, CLS first.
 pub fn relative_position_index(rows: usize, cols: usize) -> Vec<i64> {
+    index_into(rows, cols, (rows, cols))
+}
+
+/// The same into a table that was made for another, not smaller grid.
+fn index_into(rows: usize, cols: usize, table: (usize, usize)) -> Vec<i64> {
     let tokens = rows * cols + 1;
-    let len = relative_table_len(rows, cols) as i64;
+    let len = relative_table_len(table.0, table.1) as i64;
     let mut index = vec![0; tokens * tokens];
     for a in 0..rows * cols {
         for b in 0..rows * cols {
-            let down = (a / cols) as i64 - (b / cols) as i64 + rows as i64 - 1;
-            let right = (a % cols) as i64 - (b % cols) as i64 + cols as i64 - 1;
-            index[(a + 1) * tokens + b + 1] = down * (2 * cols as i64 - 1) + right;
+            let down = (a / cols) as i64 - (b / cols) as i64 + table.0 as i64 - 1;
+            let right = (a % cols) as i64 - (b % cols) as i64 + table.1 as i64 - 1;
+            index[(a + 1) * tokens + b + 1] = down * (2 * table.1 as i64 - 1) + right;
         }
     }
     index[..tokens].fill(len - 3); // CLS to token
@@ -35,23 +43,50 @@ pub struct RelPosBias<B: burn::tensor::backend::Backend> {
     index: Tensor<B, 1, Int>,
     rows: usize,
     cols: usize,
+    table: (usize, usize),
 }
 
 impl<B: Backend> RelPosBias<B> {
     /// A zero table for a `rows × cols` grid.
     pub fn new(rows: usize, cols: usize, heads: usize, device: &B::Device) -> Self {
         let len = relative_table_len(rows, cols);
-        let index = relative_position_index(rows, cols);
-        let count = index.len();
         Self {
             relative_position_bias_table: Param::from_tensor(Tensor::zeros([len, heads], device)),
-            index: Tensor::from_data(TensorData::new(index, [count]), device),
+            index: to_device(relative_position_index(rows, cols), device),
             rows,
             cols,
+            table: (rows, cols),
         }
     }
 
-    /// The grid that the table was made for, (rows, columns).
+    /// The same biases over another grid, for inference: distances that the table has keep their values, and a larger grid
+    /// gets the table resized as a checkpoint's is (spec §4.3).
+    ///
+    /// # Errors
+    /// A table of a grid that is not square, or too small a one, for a larger grid.
+    pub fn on_grid(mut self, rows: usize, cols: usize) -> Result<Self, Error> {
+        let table = self.relative_position_bias_table.val();
+        let (device, heads) = (table.device(), table.dims()[1]);
+        if rows > self.table.0 || cols > self.table.1 {
+            if self.table.0 != self.table.1 {
+                let (rows, cols) = self.table;
+                return config_error(format!("a position table of {rows}×{cols} patches cannot be resized"));
+            }
+            let (from, to) = (self.table.0, rows.max(cols));
+            let dtype = table.dtype();
+            let values = table.into_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
+            let values = resize_bias_table(&values, heads, from, to, TableResize::Spline)
+                .map_err(|error| Error::Config(error.to_string()))?;
+            let data = TensorData::new(values, [relative_table_len(to, to), heads]);
+            self.relative_position_bias_table = Param::from_tensor(Tensor::from_data(data, (&device, dtype)));
+            self.table = (to, to);
+        }
+        self.index = to_device(index_into(rows, cols, self.table), &device);
+        (self.rows, self.cols) = (rows, cols);
+        Ok(self)
+    }
+
+    /// The grid that the biases are for, (rows, columns).
     pub fn grid(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
@@ -68,6 +103,11 @@ impl<B: Backend> RelPosBias<B> {
     }
 }
 
+fn to_device<B: Backend>(index: Vec<i64>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let count = index.len();
+    Tensor::from_data(TensorData::new(index, [count]), device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +120,20 @@ mod tests {
         assert_eq!(wide[..7], [17, 15, 15, 15, 15, 15, 15]);
         assert_eq!(wide[7..14], [16, 7, 6, 5, 2, 1, 0]);
         assert_eq!(wide[42..], [16, 14, 13, 12, 9, 8, 7]);
+    }
+
+    #[test]
+    fn a_part_of_a_grid_has_the_biases_of_its_distances() {
+        let whole = relative_position_index(4, 5);
+        let at = |row: usize, col: usize| 1 + row * 5 + col;
+        let part = index_into(2, 3, (4, 5));
+        for a in 0..6 {
+            for b in 0..6 {
+                let (a_whole, b_whole) = (at(a / 3, a % 3), at(b / 3, b % 3));
+                assert_eq!(part[(a + 1) * 7 + b + 1], whole[a_whole * 21 + b_whole]);
+            }
+        }
+        assert_eq!([part[0], part[1], part[7]], [whole[0], whole[1], whole[21]]);
     }
 
     #[test]

@@ -14,4 +14,5 @@ mod pretraining;
 mod results;
 mod schedules;
 mod segmentation;
+mod slide;
 mod tokenizer;

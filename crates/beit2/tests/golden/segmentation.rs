@@ -45,14 +45,14 @@ fn config(case: &Case) -> SegmenterConfig {
     }
 }
 
-fn model(case: &Case, dtype: DType) -> UperNet<Auto> {
+pub fn model(case: &Case, dtype: DType) -> UperNet<Auto> {
     let zeros = UperNet::zeros(&config(case), &Default::default()).unwrap();
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
         .unwrap()
 }
 
 /// Cases with a model; the suite has others.
-fn models() -> Vec<Case> {
+pub fn models() -> Vec<Case> {
     let mut models = cases("G");
     models.retain(|case| case.has("input/crop"));
     models

@@ -8,3 +8,4 @@ mod resume;
 mod savings;
 mod scene;
 mod segmentation;
+mod segmenting;

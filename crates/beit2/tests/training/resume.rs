@@ -104,4 +104,11 @@ fn no_interruption_changes_a_run() {
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {
         beit2::finetune::train::<Auto>(&recipe, &toml, env, &device).unwrap()
     });
+
+    scene::masks(&root.path().join("scenes"), 13);
+    let recipe = scene::segment(root.path(), "scratch");
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    compare(&root.path().join("segment"), &[1, 4, 9], 10, &|env| {
+        beit2::segment::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+    });
 }

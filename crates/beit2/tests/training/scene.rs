@@ -5,11 +5,13 @@ use std::path::Path;
 
 use beit2::finetune::{FinetuneRecipe, InitConfig};
 use beit2::pretrain::{MaskConfig, MimConfig, PretrainRecipe, TokenizerSource};
+use beit2::segment::{InferConfig, SegmentEval, SegmentInit, SegmentRecipe, SegmenterConfig};
 use beit2::tokenizer::teachers::{DistillRecipe, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{CodebookOptions, TokenizerConfig, TokenizerRecipe};
 use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use beit2::vit::{RelPosKind, VitConfig};
 use beit2::weights;
+use beit2_data::segment::SegmentTrainConfig;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::TensorData;
 use rand::{RngExt, SeedableRng};
@@ -207,4 +209,72 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
         ..VitConfig::default()
     };
     recipe
+}
+
+/// `count` pictures of a bright box on dark ground with their masks, a hand's breadth of pixels around the picture without
+/// a class.
+pub fn masks(dir: &Path, count: usize) {
+    for folder in ["images", "masks"] {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+    }
+    std::fs::write(dir.join("classes.txt"), "ground\t#202020\nbox\t#ff8000\n").unwrap();
+    let (width, height) = (72usize, 66usize);
+    for number in 0..count {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(number as u64);
+        let [top, left] = [0, 0].map(|low| low + rng.random_range(4..30usize));
+        let [bottom, right] = [top, left].map(|start| start + rng.random_range(16..32usize));
+        let mut ppm = format!("P6 {width} {height} 255\n").into_bytes();
+        let mut ids = Vec::new();
+        for at in 0..width * height {
+            let (y, x) = (at / width, at % width);
+            let hit = (top..bottom).contains(&y) && (left..right).contains(&x);
+            ppm.extend((0..3).map(|_| rng.random_range(0..60u8) + if hit { 150 } else { 20 }));
+            ids.push(if y < 2 { 255 } else { u8::from(hit) });
+        }
+        std::fs::write(dir.join(format!("images/{number:03}.ppm")), ppm).unwrap();
+        let file = std::fs::File::create(dir.join(format!("masks/{number:03}.png"))).unwrap();
+        let mut encoder = png::Encoder::new(file, width as u32, height as u32);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&ids).unwrap();
+    }
+}
+
+/// Ten steps of three to an epoch with everything on: two parts to a step, dropout, drop path.
+pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
+    let spec = dir.join("scenes").to_string_lossy().into_owned();
+    let vit = VitConfig {
+        image_size: 64,
+        patch_size: 8,
+        width: 24,
+        depth: 4,
+        heads: 2,
+        drop_path: 0.2,
+        rel_pos_bias: RelPosKind::PerBlock,
+        ..VitConfig::default()
+    };
+    SegmentRecipe {
+        seed: 6,
+        accumulate: 2,
+        init: SegmentInit { weights: init.to_owned(), ..SegmentInit::default() },
+        model: SegmenterConfig {
+            vit,
+            out_indices: [0, 1, 2, 3],
+            channels: 16,
+            aux_channels: 8,
+            ..SegmenterConfig::default()
+        },
+        data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
+        augment: SegmentTrainConfig { base: [72, 66], ..SegmentTrainConfig::default() },
+        schedule: ScheduleConfig {
+            epochs: 0,
+            steps: 10,
+            warmup_steps: 2,
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
+        eval: SegmentEval { every: 4 },
+        infer: InferConfig { long_side: 72, short_side: 66, ..InferConfig::default() },
+        logging: logging(),
+        ..SegmentRecipe::default()
+    }
 }

@@ -1,0 +1,44 @@
+#!/bin/sh
+# The table of docs/benchmarks/segmentation.md: segmentation from a pretrained backbone and from random numbers, equal budget.
+#
+# usage: bench/segment_scenes.sh OUT [SEED...]       default: 0
+#
+# The scenes are made by scripts/make_segment_scenes.sh (Debian packages, python3) unless SCENES names a folder of them. The
+# backbone is pretrained on the training scenes' pictures, without their masks. Runs that are complete are kept, interrupted ones
+# continue; results lie in OUT/*.json. About 40 minutes a seed on two cores.
+set -eu
+[ $# -ge 1 ] || { sed -n '2,8p' "$0"; exit 2; }
+out=$1
+shift
+[ $# -ge 1 ] || set -- 0
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+if [ -z "${SCENES:-}" ]; then
+    SCENES=$out/scenes
+    [ -s "$SCENES/val/classes.txt" ] || scripts/make_segment_scenes.sh "$SCENES"
+fi
+[ -n "${BEIT2:-}" ] || { cargo build --release --quiet; BEIT2=target/release/beit2; }
+row() { # NAME COMMAND...
+    name=$1
+    shift
+    [ -s "$out/$name.json" ] && return
+    "$BEIT2" "$@" --quiet --json > "$out/$name.json.part"
+    mv "$out/$name.json.part" "$out/$name.json"
+    echo "$name: $(tr -d '\n ' < "$out/$name.json" | cut -c1-200)"
+}
+pictures=$SCENES/train/images
+for seed; do
+    s=seed-$seed
+    row "$s-tokenizer" tokenizer train quickstart_tokenizer --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
+        --set schedule.steps=1600 --out "$out/$s/tokenizer"
+    row "$s-pretrain" pretrain quickstart_pretrain --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
+        --set schedule.steps=6000 --tokenizer "$out/$s/tokenizer" --out "$out/$s/pretrain"
+    for start in pretrain scratch; do
+        init=scratch
+        [ "$start" = scratch ] || init=$out/$s/pretrain
+        run=$out/$s/from-$start
+        row "$s-from-$start" segment train segment_scenes --seed "$seed" --data "$SCENES/train" --val "$SCENES/val" --init "$init" --out "$run"
+        row "$s-from-$start-eval" segment eval --weights "$run" --data "$SCENES/val"
+    done
+done

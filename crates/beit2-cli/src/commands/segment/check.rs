@@ -1,0 +1,116 @@
+//! What is wrong with pictures and masks, said before any work.
+
+use std::path::Path;
+
+use beit2::segment::{MasksConfig, SegmentRecipe, SegmenterConfig};
+use beit2::train::{Event, Observer};
+use beit2_data::Source;
+use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check, open_segment};
+use serde_json::json;
+
+use crate::cli::Experiment;
+use crate::errors::{Ending, usage};
+use crate::output;
+use crate::progress::Progress;
+use crate::recipes;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// `segment train --check-data`: looks at every pair and stops.
+pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Ending> {
+    let found = recipes::find(flags.recipe.as_deref().unwrap_or(super::DEFAULT_RECIPE))?;
+    let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides())?;
+    let data = &settings.data;
+    if data.train.is_empty() {
+        return usage("no pictures are named; use --data DIR, or set data.train in the recipe");
+    }
+    let mut reports = Vec::new();
+    for spec in [&data.train, &data.val].into_iter().filter(|spec| !spec.is_empty()) {
+        let mut progress = Progress::new(flags.talk, signals, Path::new("."));
+        let report = look(spec, &settings.masks, data.workers, signals, &mut progress);
+        progress.close();
+        reports.push((spec, report?));
+    }
+    if flags.talk.json {
+        let sides = reports.iter().map(|(spec, report)| json!({ "data": spec, "report": report }));
+        output::json(&json!({
+            "sound": reports.iter().all(|(_, report)| report.is_sound()),
+            "sides": sides.collect::<Vec<_>>(),
+        }))?;
+    } else {
+        for (spec, report) in &reports {
+            output::result(&text(spec, report))?;
+        }
+    }
+    let problems: usize = reports.iter().map(|(_, report)| report.problems).sum();
+    match (signals.stop.is_set(), problems) {
+        (true, _) => Ok(Ending::Stopped),
+        (false, 0) => Ok(Ending::Done),
+        (false, count) => {
+            anyhow::bail!("{} problems in the data; nothing was started", grouped(count as u64))
+        }
+    }
+}
+
+fn look(
+    spec: &str,
+    masks: &MasksConfig,
+    workers: usize,
+    signals: &Signals,
+    progress: &mut Progress,
+) -> anyhow::Result<DataReport> {
+    let options = SegmentDataOptions { keep_unpaired: true, ..masks.options() };
+    let source = open_segment(spec, &options)?;
+    let total = source.len() as u64;
+    let tell = |done: usize| {
+        progress.event(Event::Progress { what: "pairs checked".into(), done: done as u64, total });
+    };
+    Ok(check(&source, &CheckConfig { workers, ..CheckConfig::default() }, tell, || signals.stop.is_set())?)
+}
+
+fn text(spec: &str, report: &DataReport) -> String {
+    let all: u64 = report.classes.iter().map(|class| class.pixels).sum::<u64>() + report.ignored_pixels;
+    let share = |pixels: u64| format!("{:.2} %", 100.0 * pixels as f64 / all.max(1) as f64);
+    let mut rows: Vec<Vec<String>> = report
+        .classes
+        .iter()
+        .map(|class| vec![class.name.clone(), share(class.pixels), grouped(class.pictures)])
+        .collect();
+    rows.push(vec!["(no label)".into(), share(report.ignored_pixels), String::new()]);
+    let mut text = format!("{spec}: {} pairs, {} checked\n", report.pairs, report.checked);
+    text += &output::table(&["class", "pixels", "pictures"], &rows);
+    for warning in &report.warnings {
+        text += &format!("warning  {warning}\n");
+    }
+    for finding in &report.findings {
+        text += &format!("problem  {}\n", finding.sentence);
+    }
+    if report.problems > report.findings.len() {
+        text += &format!("problem  {} more\n", grouped((report.problems - report.findings.len()) as u64));
+    }
+    text
+}
+
+/// The masks' classes must be the model's, in number and, where both have them, in names.
+pub(super) fn same_classes(
+    data: &str,
+    found: &[String],
+    weights: &str,
+    config: &SegmenterConfig,
+) -> anyhow::Result<()> {
+    if found.len() != config.classes {
+        return usage(format!(
+            "{data} has {} classes, the model of {weights} has {}; both must be the same classes in the same order",
+            found.len(),
+            config.classes
+        ));
+    }
+    match found.iter().zip(&config.class_names).position(|(a, b)| a != b) {
+        Some(at) => usage(format!(
+            "class {at} is `{}` in {data}, but the model of {weights} was trained with `{}` there; \
+             use the same list of classes",
+            found[at], config.class_names[at]
+        )),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,175 @@
+//! `beit2 segment eval`: what a segmentation model is worth on labelled pictures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
+use beit2_data::Source;
+use beit2_data::segment::SegmentSource;
+use beit2_kernels::AutodiffBackend;
+use clap::ValueHint;
+use serde_json::{Value, json};
+
+use super::{Looking, Masks, check, open};
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Flags of `segment eval`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    beit2 segment eval --weights runs/segment_base_ade20k --data ADEChallengeData2016/images/validation\n  \
+    beit2 segment eval --weights beitv2_base_patch16_224_pt1k_ftade20k.pth --data ADEChallengeData2016/images/validation \\\n      \
+    --flip --scales 0.5,0.75,1,1.25,1.5,1.75 --out result --json")]
+pub struct Args {
+    /// Segmentation model: a run of `beit2 segment train`, a checkpoint folder or a weight file
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// Labelled pictures: a folder with images/ and masks/, or a part of ADE20K
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
+    data: String,
+
+    #[command(flatten)]
+    masks: Masks,
+
+    #[command(flatten)]
+    looking: Looking,
+
+    /// Folder for result.json, per_class.csv and confusion.csv
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    out: Option<PathBuf>,
+
+    /// Replace the files of an earlier evaluation in --out
+    #[arg(long)]
+    force: bool,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    workers: usize,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
+
+/// Runs `segment eval`.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    if let (Some(out), false) = (&args.out, args.force)
+        && let Some(name) = FILES.iter().find(|name| out.join(name).exists())
+    {
+        return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
+    }
+    let assets = Openable::default();
+    let source = args.masks.open(&args.data)?;
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
+    let result = args.device.device.on(job);
+    progress.close();
+    let confusion = result?;
+    let (scores, names) = (confusion.scores(), source.classes());
+    let object = json!({
+        "weights": args.weights,
+        "data": args.data,
+        "pictures": source.len(),
+        "classes": names.len(),
+        "miou": scores.miou,
+        "macc": scores.macc,
+        "aacc": scores.aacc,
+        "per_class": per_class(&scores, names),
+    });
+    if let Some(out) = &args.out {
+        std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
+        let texts = [format!("{object:#}\n"), class_table(&scores, names), pairs(&confusion, names)];
+        for (file, text) in FILES.iter().zip(&texts) {
+            beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
+        }
+    }
+    if args.talk.json {
+        output::json(&object)?;
+        return Ok(Ending::Done);
+    }
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let shown = |share: f64| if share.is_nan() { "–".to_owned() } else { percent(share) };
+    let rows = names
+        .iter()
+        .enumerate()
+        .map(|(class, name)| vec![name.clone(), shown(scores.iou[class]), shown(scores.acc[class])]);
+    output::result(&output::table(&["class", "IoU", "accuracy"], &rows.collect::<Vec<_>>()))?;
+    let mut rows = vec![
+        ("weights", args.weights.clone()),
+        ("pictures", format!("{}, {} classes", grouped(source.len() as u64), names.len())),
+        ("mIoU", percent(scores.miou)),
+        ("mAcc", percent(scores.macc)),
+        ("aAcc", percent(scores.aacc)),
+    ];
+    rows.extend(args.out.as_ref().map(|out| ("files", out.display().to_string())));
+    output::result(&output::pairs(&rows))?;
+    Ok(Ending::Done)
+}
+
+struct Evaluate<'a> {
+    args: &'a Args,
+    assets: &'a Openable,
+    source: Arc<SegmentSource>,
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Evaluate<'_> {
+    type Output = Confusion;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Confusion> {
+        let Self { args, assets, source, signals, progress } = self;
+        let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
+        check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
+        let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
+        Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop)?)
+    }
+}
+
+fn per_class(scores: &SegmentScores, names: &[String]) -> Vec<Value> {
+    let row = |(class, name): (usize, &String)| {
+        json!({
+            "class": class,
+            "name": name,
+            "iou": scores.iou[class],
+            "accuracy": scores.acc[class],
+        })
+    };
+    names.iter().enumerate().map(row).collect()
+}
+
+fn class_table(scores: &SegmentScores, names: &[String]) -> String {
+    let mut table = "class,name,iou,accuracy\n".to_owned();
+    let share = |share: f64| if share.is_nan() { String::new() } else { format!("{share:.6}") };
+    for (class, name) in names.iter().enumerate() {
+        let (iou, accuracy) = (share(scores.iou[class]), share(scores.acc[class]));
+        table += &format!("{class},{},{iou},{accuracy}\n", output::csv_cell(name));
+    }
+    table
+}
+
+/// One line for each pair of classes that occurs.
+fn pairs(confusion: &Confusion, names: &[String]) -> String {
+    let mut table = "class,predicted,name,predicted_name,pixels\n".to_owned();
+    let name = |class: usize| output::csv_cell(names.get(class).map_or("", String::as_str));
+    for class in 0..names.len() {
+        for predicted in 0..names.len() {
+            let count = confusion.count(class, predicted);
+            if count > 0 {
+                table += &format!("{class},{predicted},{},{},{count}\n", name(class), name(predicted));
+            }
+        }
+    }
+    table
+}

@@ -1,0 +1,366 @@
+//! `beit2 segment predict`: masks and overlays of pictures.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use beit2::Error;
+use beit2::segment::{Predictor, SegmenterConfig};
+use beit2::train::{Assets, Event, Observer};
+use beit2_data::source::ChainSource;
+use beit2_data::{Image, Sequence, SequenceConfig, Source};
+use beit2_kernels::AutodiffBackend;
+use beit2_run::atomic::{FileError, write_atomic, write_bytes_atomic};
+use clap::ValueHint;
+use serde_json::{Value, json};
+
+use super::draw::{Overlay, legend_csv, legend_svg, mask_png, overlay_png};
+use super::{Looking, open};
+use crate::assets::Openable;
+use crate::cli::{Device, Talk};
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::export::{tell_unreadable, unreadable_json};
+use crate::output;
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::words::grouped;
+
+/// Flags of `segment predict`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
+    beit2 segment predict pictures --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
+    --scales 0.5,0.75,1,1.25,1.5,1.75\n\n\
+    OUT/masks holds one PNG for each picture whose pixel values are class numbers; OUT/overlays the same over the\n\
+    picture; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
+)]
+pub struct Args {
+    /// Pictures, folders of pictures, or tar shards
+    #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
+    sources: Vec<String>,
+
+    /// Segmentation model: a run of `beit2 segment train`, a checkpoint folder or a weight file
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: String,
+
+    /// Folder for masks, overlays and legend
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    out: PathBuf,
+
+    /// Masks only
+    #[arg(long)]
+    no_overlay: bool,
+
+    /// How strongly an overlay is coloured, from 0 (the picture) to 1 (the colours)
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    opacity: f32,
+
+    /// Replace files of an earlier call in OUT
+    #[arg(long, conflicts_with = "keep")]
+    force: bool,
+
+    /// Leave pictures out whose files are in OUT already
+    #[arg(long)]
+    keep: bool,
+
+    #[command(flatten)]
+    looking: Looking,
+
+    /// Threads that decode pictures
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    workers: usize,
+
+    #[command(flatten)]
+    device: Device,
+
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// Where the results of one picture go.
+struct Target {
+    mask: PathBuf,
+    overlay: Option<PathBuf>,
+}
+
+impl Target {
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.mask).chain(&self.overlay)
+    }
+}
+
+/// Runs `segment predict`.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    if !(0.0..=1.0).contains(&args.opacity) {
+        return usage(format!("--opacity {} must lie from 0 to 1", args.opacity));
+    }
+    let assets = Openable::default();
+    let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    let names = sources.iter().zip(&args.sources).flat_map(|(source, spec)| {
+        let spec = spec.clone();
+        (0..source.len()).map(move |at| below(&source.name(at), &spec)).collect::<Vec<_>>()
+    });
+    let targets = targets(args, names.collect());
+    if !(args.force || args.keep)
+        && let Some(there) = targets.iter().flat_map(Target::files).find(|file| file.exists())
+    {
+        return usage(format!(
+            "{} exists already; choose another --out, --keep to leave it, or --force to replace it",
+            there.display()
+        ));
+    }
+    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let job = Predicting {
+        args,
+        assets: &assets,
+        source: Arc::new(ChainSource::new(sources)),
+        targets: &targets,
+        signals,
+        progress: &mut progress,
+    };
+    let done = args.device.device.on(job);
+    progress.close();
+    let Done { finished, pictures, kept, unreadable, shares } = done?;
+    if args.talk.json {
+        output::json(&json!({
+            "weights": args.weights,
+            "out": args.out,
+            "pictures": pictures,
+            "kept": kept,
+            "unreadable": unreadable_json(&unreadable),
+            "finished": finished,
+            "results": shares,
+        }))?;
+    } else {
+        tell_unreadable(&unreadable, "left out");
+        let mut rows = vec![
+            ("pictures", grouped(pictures as u64)),
+            ("masks", args.out.join(MASKS).display().to_string()),
+        ];
+        if kept > 0 {
+            rows.insert(1, ("kept", grouped(kept as u64)));
+        }
+        if !args.no_overlay {
+            rows.push(("overlays", args.out.join(OVERLAYS).display().to_string()));
+        }
+        rows.push(("legend", args.out.join(LEGEND_SVG).display().to_string()));
+        output::result(&output::pairs(&rows))?;
+    }
+    match (finished, unreadable.len()) {
+        (false, _) => Ok(Ending::Stopped),
+        (true, 0) => Ok(Ending::Done),
+        (true, count) => anyhow::bail!("{} of the pictures could not be read", grouped(count as u64)),
+    }
+}
+
+const MASKS: &str = "masks";
+const OVERLAYS: &str = "overlays";
+const LEGEND_CSV: &str = "legend.csv";
+const LEGEND_SVG: &str = "legend.svg";
+
+/// A picture's place below what the user named, without anything that would lead out of a folder.
+fn below(name: &str, spec: &str) -> PathBuf {
+    let inner = Path::new(name).strip_prefix(spec).ok().filter(|rest| rest.components().next().is_some());
+    let member = name.strip_prefix(spec).and_then(|rest| rest.strip_prefix(':')).map(Path::new);
+    let path = member.or(inner).unwrap_or_else(|| Path::new(Path::new(name).file_name().unwrap_or_default()));
+    path.components().filter(|part| matches!(part, Component::Normal(_))).collect()
+}
+
+/// `a.jpg` becomes `a.png`; when there is `a.webp` too, `a.jpg.png` and `a.webp.png`.
+fn targets(args: &Args, names: Vec<PathBuf>) -> Vec<Target> {
+    let mut stems: HashMap<PathBuf, usize> = HashMap::new();
+    for name in &names {
+        *stems.entry(name.with_extension("png")).or_default() += 1;
+    }
+    let mut taken: HashMap<PathBuf, usize> = HashMap::new();
+    let target = |name: PathBuf| {
+        let mut file = name.with_extension("png");
+        if stems.get(&file).is_some_and(|&count| count > 1) {
+            file = PathBuf::from(format!("{}.png", name.display()));
+        }
+        // The same picture named twice, or equal names in two folders.
+        let count = taken.entry(file.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            let stem = file.with_extension("");
+            file = PathBuf::from(format!("{}-{count}.png", stem.display()));
+        }
+        let overlay = (!args.no_overlay).then(|| args.out.join(OVERLAYS).join(&file));
+        Target { mask: args.out.join(MASKS).join(file), overlay }
+    };
+    names.into_iter().map(target).collect()
+}
+
+struct Done {
+    finished: bool,
+    pictures: usize,
+    kept: usize,
+    unreadable: Vec<(String, String)>,
+    shares: Vec<Value>,
+}
+
+struct Predicting<'a> {
+    args: &'a Args,
+    assets: &'a Openable,
+    source: Arc<ChainSource>,
+    targets: &'a [Target],
+    signals: &'a Signals,
+    progress: &'a mut Progress,
+}
+
+impl Job for Predicting<'_> {
+    type Output = Done;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Done> {
+        let Self { args, assets, source, targets, signals, progress } = self;
+        let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
+        let config = &segmenter.config;
+        let predictor = Predictor::new(&segmenter.model, config, &infer)?;
+        for target in targets {
+            for folder in target.files().filter_map(|file| file.parent()) {
+                fs::create_dir_all(folder)
+                    .map_err(|error| FileError::new("create the folder", folder, error))?;
+            }
+        }
+        write_bytes_atomic(&args.out.join(LEGEND_CSV), legend_csv(config).as_bytes())?;
+        write_bytes_atomic(&args.out.join(LEGEND_SVG), legend_svg(config).as_bytes())?;
+
+        let total = source.len();
+        let mut done =
+            Done { finished: false, pictures: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
+        // Why one ahead: decoded pictures can be large, and computing one takes longer than decoding the next.
+        let settings =
+            SequenceConfig { workers: args.workers, ahead: args.workers + 1, ..SequenceConfig::default() };
+        let wanted: Vec<bool> =
+            targets.iter().map(|target| !(args.keep && target.files().all(|file| file.exists()))).collect();
+        let pictures = Sequence::new(settings, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))
+            .map_err(Error::from)?;
+        for seen in pictures {
+            if signals.stop.is_set() {
+                return Ok(done);
+            }
+            let name = source.name(seen.index);
+            match (wanted[seen.index], seen.item) {
+                (false, _) => done.kept += 1,
+                (true, Err(why)) => done.unreadable.push((name, why)),
+                (true, Ok(image)) => {
+                    let target = &targets[seen.index];
+                    let counts = write(&predictor, &image, target, args.opacity, config)?;
+                    done.pictures += 1;
+                    done.shares.push(result(&name, target, &counts, config));
+                }
+            }
+            let (at, total) = (seen.index as u64 + 1, total as u64);
+            progress.event(Event::Progress { what: "pictures".into(), done: at, total });
+        }
+        done.finished = true;
+        Ok(done)
+    }
+}
+
+/// Writes a picture's files row by row and counts the pixels of each class.
+fn write<B: beit2_kernels::Backend>(
+    predictor: &Predictor<'_, B>,
+    image: &Image,
+    target: &Target,
+    opacity: f32,
+    config: &SegmenterConfig,
+) -> anyhow::Result<Vec<u64>> {
+    let palette = config.colours();
+    let mut counts = vec![0u64; config.classes];
+    // What went wrong inside the innermost closure, which can only say that it is an input/output error.
+    let mut inner: Option<anyhow::Error> = None;
+    let failed = |error: png::EncodingError| io::Error::other(error);
+    let written = write_atomic(&target.mask, |file| {
+        let mut file = mask_png(file, image, &palette).map_err(failed)?;
+        let mut mask = file.stream_writer().map_err(failed)?;
+        match &target.overlay {
+            None => each_strip(predictor, image, &mut counts, &mut inner, |ids| mask.write_all(ids))?,
+            Some(path) => {
+                let overlay = write_atomic(path, |file| {
+                    let mut file = overlay_png(file, image).map_err(failed)?;
+                    let mut coloured = file.stream_writer().map_err(failed)?;
+                    let mut overlay = Overlay::new(image, &palette, opacity);
+                    each_strip(predictor, image, &mut counts, &mut inner, |ids| {
+                        mask.write_all(ids)?;
+                        overlay.rows(ids, &mut coloured)
+                    })?;
+                    coloured.finish().map_err(failed)
+                });
+                if let Err(error) = overlay {
+                    inner.get_or_insert(error.into());
+                    return Err(io::Error::other("unfinished"));
+                }
+            }
+        }
+        mask.finish().map_err(failed)
+    });
+    match (inner, written) {
+        (Some(error), _) => Err(error),
+        (None, written) => Ok(written.map(|()| counts)?),
+    }
+}
+
+/// An error of the model on its way through code that knows errors of files only.
+enum Stop {
+    Model(Error),
+    File(io::Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Model(error)
+    }
+}
+
+fn each_strip<B: beit2_kernels::Backend>(
+    predictor: &Predictor<'_, B>,
+    image: &Image,
+    counts: &mut [u64],
+    inner: &mut Option<anyhow::Error>,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let walked = predictor.strips(image, |ids: &[u8]| {
+        ids.iter().for_each(|&id| counts[id as usize] += 1);
+        each(ids).map_err(Stop::File)
+    });
+    walked.map_err(|stop| match stop {
+        Stop::File(error) => error,
+        Stop::Model(error) => {
+            *inner = Some(error.into());
+            io::Error::other("unfinished")
+        }
+    })
+}
+
+/// The line of one picture in `--json`: its files and the share of each class that it shows.
+fn result(name: &str, target: &Target, counts: &[u64], config: &SegmenterConfig) -> Value {
+    let all: u64 = counts.iter().sum();
+    let mut classes: Vec<(usize, u64)> =
+        counts.iter().copied().enumerate().filter(|&(_, count)| count > 0).collect();
+    classes.sort_by_key(|&(class, count)| (std::cmp::Reverse(count), class));
+    let share = |(class, count): (usize, u64)| json!({ "class": class, "name": config.class_name(class), "share": count as f64 / all.max(1) as f64 });
+    json!({
+        "path": name,
+        "mask": target.mask,
+        "overlay": target.overlay,
+        "classes": classes.into_iter().map(share).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_lie_below_out_whatever_the_names() {
+        let at = |name: &str, spec: &str| below(name, spec).display().to_string();
+        assert_eq!(at("photos/a/b.jpg", "photos"), "a/b.jpg");
+        assert_eq!(at("photos/a.jpg", "photos/a.jpg"), "a.jpg");
+        assert_eq!(at("x.tar:../../etc/a.jpg", "x.tar"), "etc/a.jpg");
+        assert_eq!(at("/tmp/shards/x.tar:a.jpg", "/tmp/shards"), "x.tar:a.jpg");
+    }
+}

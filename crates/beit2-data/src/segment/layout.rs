@@ -1,0 +1,297 @@
+//! From what a user typed to pairs of picture and mask.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decode::Limits;
+use crate::error::SourceError;
+use crate::segment::classes::{ClassList, read_list};
+use crate::segment::error::SegmentDataError;
+use crate::segment::label_map::IGNORE;
+use crate::segment::rule::{LabelRule, MAX_CLASSES};
+use crate::segment::source::{Pair, Parts, SegmentSource, Unpaired};
+use crate::source::folder::{file_name, images_below, list};
+use crate::source::{IMAGE_EXTENSIONS, dotted};
+
+/// The folder of the pictures.
+const PICTURES: &str = "images";
+/// Names that the folder of the masks may have.
+const MASKS: [&str; 3] = ["masks", "annotations", "labels"];
+/// Sub-folders that say that the data have splits, which must not be mixed by mistake.
+const SPLITS: [&str; 7] = ["training", "validation", "train", "val", "valid", "test", "testing"];
+/// Class lists that are looked for beside the folders.
+const LISTS: [&str; 3] = ["classes.txt", "classes.json", "objectInfo150.txt"];
+/// Classes of ADE20K.
+const ADE20K_CLASSES: usize = 150;
+/// Most unpaired files that an error lists.
+const LISTED: usize = 5;
+
+/// Whether id 0 in the masks means "no label" and the classes count from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceZeroLabel {
+    /// Yes in ADE20K's layout, no in any other.
+    #[default]
+    Auto,
+    /// Always.
+    Yes,
+    /// Never.
+    No,
+}
+
+/// How [`open_segment`] reads what it finds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SegmentDataOptions {
+    /// Sub-folder of pictures and masks, such as `training`. Default: none, or what the path names.
+    pub split: Option<String>,
+    /// Default [`ReduceZeroLabel::Auto`].
+    pub reduce_zero_label: ReduceZeroLabel,
+    /// Id in the masks that means "no label". Default 255.
+    pub ignore: u8,
+    /// Number of classes. Default: as the class list has, or 150 in ADE20K's layout.
+    pub classes: Option<usize>,
+    /// The class list, when it does not lie beside the folders.
+    pub class_list: Option<PathBuf>,
+    /// Limits on decoding masks and, in the data check, pictures.
+    pub limits: Limits,
+    /// Whether pictures without masks and masks without pictures are left out and only listed
+    /// ([`SegmentSource::unpaired`]) instead of being an error. For the data check. Default false.
+    #[serde(skip)]
+    pub keep_unpaired: bool,
+}
+
+impl Default for SegmentDataOptions {
+    fn default() -> Self {
+        Self {
+            split: None,
+            reduce_zero_label: ReduceZeroLabel::Auto,
+            ignore: IGNORE,
+            classes: None,
+            class_list: None,
+            limits: Limits::default(),
+            keep_unpaired: false,
+        }
+    }
+}
+
+/// Opens a folder that holds `images/` and one of `masks/`, `annotations/`, `labels/`; or that
+/// `images/` folder, or one inside it (`ADEChallengeData2016/images/training`).
+///
+/// A picture and its mask have the same path below those folders, up to the ending. When
+/// `annotations/` lies beside `images/training` or `images/validation`, the layout is ADE20K's. The whole
+/// story is in `docs/formats/segmentation-data.md`.
+pub fn open_segment(
+    spec: &str,
+    options: &SegmentDataOptions,
+) -> Result<Arc<SegmentSource>, SegmentDataError> {
+    let trees = Trees::find(Path::new(spec), options.split.as_deref())?;
+    let reduce_zero_label = match options.reduce_zero_label {
+        ReduceZeroLabel::Auto => trees.ade20k,
+        ReduceZeroLabel::Yes => true,
+        ReduceZeroLabel::No => false,
+    };
+    let mut rule = LabelRule { classes: 0, reduce_zero_label, ignore: options.ignore };
+    let list = class_list(&trees, options, &mut rule)?;
+    let (pairs, unpaired) = pair(&trees)?;
+    if pairs.is_empty() {
+        let problem = format!(
+            "no picture has a mask of the same name below {}; a picture a/1.jpg needs a mask a/1.png",
+            trees.masks.display()
+        );
+        return Err(layout(&trees.pictures, problem));
+    }
+    if !options.keep_unpaired && !(unpaired.pictures.is_empty() && unpaired.masks.is_empty()) {
+        let first = unpaired.sentences().take(LISTED).collect();
+        let (pictures, masks) = (unpaired.pictures.len(), unpaired.masks.len());
+        return Err(SegmentDataError::Unpaired { pictures, masks, first });
+    }
+    let Trees { pictures, masks, ade20k, .. } = trees;
+    let limits = options.limits.clone();
+    Ok(Arc::new(SegmentSource::new(Parts { pictures, masks, ade20k, pairs, unpaired, list, rule, limits })))
+}
+
+/// Where pictures and masks lie.
+struct Trees {
+    /// The folder that holds both.
+    root: PathBuf,
+    pictures: PathBuf,
+    masks: PathBuf,
+    ade20k: bool,
+}
+
+impl Trees {
+    fn find(spec: &Path, split: Option<&str>) -> Result<Self, SegmentDataError> {
+        const WANTED: &str = "a folder with images/ and masks/ (or annotations/, labels/) was expected";
+        match std::fs::metadata(spec) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
+            Err(error) => return Err(layout(spec, format!("cannot open it ({error}); {WANTED}"))),
+        }
+        let inside = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
+        let absolute = std::path::absolute(spec).ok();
+        let (root, below) = inside
+            .or_else(|| above(spec))
+            .or_else(|| absolute.as_deref().and_then(above))
+            .ok_or_else(|| layout(spec, format!("no {PICTURES}/ in it; {WANTED}")))?;
+        let (all_pictures, all_masks) = (root.join(PICTURES), mask_folder(&root)?);
+        let splits: Vec<String> = list(&all_pictures)?
+            .into_iter()
+            .filter(|entry| entry.is_dir)
+            .map(|entry| file_name(&entry.path))
+            .collect();
+        let named = |names: &[&str]| splits.iter().any(|split| names.contains(&split.as_str()));
+        let there = if splits.is_empty() { "no folder".to_owned() } else { splits.join(", ") };
+        let below = match split {
+            Some(split) if below.as_os_str().is_empty() || below == Path::new(split) => PathBuf::from(split),
+            Some(split) => {
+                let problem = format!(
+                    "the path names '{}' already, and split is '{split}'; leave one out",
+                    below.display()
+                );
+                return Err(layout(spec, problem));
+            }
+            None if below.as_os_str().is_empty() && named(&SPLITS) => {
+                let problem = format!("it has splits; choose one of {there} (split), or give the path to it");
+                return Err(layout(spec, problem));
+            }
+            None => below,
+        };
+        let (pictures, masks) = (all_pictures.join(&below), all_masks.join(&below));
+        if !pictures.is_dir() {
+            let problem = format!("no '{}' in it; it has {there}", below.display());
+            return Err(layout(&all_pictures, problem));
+        }
+        if !masks.is_dir() {
+            let problem = format!("there is {}, but no such folder for the masks", pictures.display());
+            return Err(layout(&masks, problem));
+        }
+        let ade20k = file_name(&all_masks) == "annotations" && named(&["training", "validation"]);
+        Ok(Self { root, pictures, masks, ade20k })
+    }
+}
+
+/// The nearest folder above `spec` (or itself) that is called `images` and has masks beside it: the
+/// folder that holds both, and the way from `images` down to `spec`.
+fn above(spec: &Path) -> Option<(PathBuf, PathBuf)> {
+    spec.ancestors().filter(|folder| folder.file_name().is_some_and(|name| name == PICTURES)).find_map(
+        |folder| {
+            let root = folder.parent()?;
+            let has_masks = MASKS.iter().any(|name| root.join(name).is_dir());
+            has_masks.then(|| Some((root.to_path_buf(), spec.strip_prefix(folder).ok()?.to_path_buf())))?
+        },
+    )
+}
+
+fn mask_folder(root: &Path) -> Result<PathBuf, SegmentDataError> {
+    let mut found = MASKS.iter().map(|name| root.join(name)).filter(|folder| folder.is_dir());
+    match (found.next(), found.next()) {
+        (Some(folder), None) => Ok(folder),
+        (None, _) => Err(layout(
+            root,
+            "there is images/, but none of masks/, annotations/ and labels/ beside it".into(),
+        )),
+        (Some(one), Some(other)) => {
+            let (one, other) = (file_name(&one), file_name(&other));
+            Err(layout(root, format!("both {one}/ and {other}/ could be the masks; keep one of them")))
+        }
+    }
+}
+
+/// Pairs by the path below the folders, without the ending.
+fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired), SegmentDataError> {
+    let below = |tree: &Path| -> Result<Vec<PathBuf>, SegmentDataError> {
+        let files = images_below(tree)?;
+        Ok(files
+            .into_iter()
+            .map(|file| file.strip_prefix(tree).map(Path::to_path_buf).unwrap_or(file))
+            .collect())
+    };
+    let mut masks: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for mask in below(&trees.masks)? {
+        if let Some(other) = masks.insert(mask.with_extension(""), mask.clone()) {
+            let problem = format!("{} and {} are masks of the same picture", other.display(), mask.display());
+            return Err(layout(&trees.masks, problem));
+        }
+    }
+    let pictures = below(&trees.pictures)?;
+    if pictures.is_empty() {
+        let (place, extensions) = (trees.pictures.display().to_string(), dotted(&IMAGE_EXTENSIONS));
+        return Err(SourceError::NoImages { place, extensions }.into());
+    }
+    let mut pairs: Vec<Pair> = Vec::new();
+    let mut unpaired = Unpaired::default();
+    let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for picture in pictures {
+        let stem = picture.with_extension("");
+        if let Some(other) = seen.insert(stem.clone(), picture.clone()) {
+            let problem = format!("{} and {} would have the same mask", other.display(), picture.display());
+            return Err(layout(&trees.pictures, problem));
+        }
+        match masks.remove(&stem) {
+            Some(mask) => pairs.push(Pair { picture, mask }),
+            None => {
+                let wanted = trees.masks.join(picture.with_extension("png"));
+                let file = trees.pictures.join(picture);
+                unpaired.pictures.push((file.display().to_string(), wanted.display().to_string()));
+            }
+        }
+    }
+    let name = |mask: PathBuf| {
+        let wanted = trees.pictures.join(mask.with_extension(""));
+        (trees.masks.join(mask).display().to_string(), format!("{}.jpg or similar", wanted.display()))
+    };
+    unpaired.masks = masks.into_values().map(name).collect();
+    unpaired.masks.sort();
+    Ok((pairs, unpaired))
+}
+
+/// The classes from the list, or numbered ones; completes the rule's number of classes.
+fn class_list(
+    trees: &Trees,
+    options: &SegmentDataOptions,
+    rule: &mut LabelRule,
+) -> Result<ClassList, SegmentDataError> {
+    let mut beside = LISTS.iter().map(|name| trees.root.join(name)).filter(|path| path.is_file());
+    let path = match (&options.class_list, beside.next(), beside.next()) {
+        (Some(path), ..) => Some(path.clone()),
+        (None, Some(one), Some(other)) => {
+            let problem =
+                format!("both {} and {} list classes; name one of them", file_name(&one), file_name(&other));
+            return Err(layout(&trees.root, problem));
+        }
+        (None, one, _) => one,
+    };
+    let list = path.as_deref().map(read_list).transpose()?;
+    rule.classes = match (&list, &path, options.classes) {
+        (Some(list), Some(path), Some(asked)) if list.names.len() != asked => {
+            let (path, listed) = (path.display().to_string(), list.names.len());
+            return Err(SegmentDataError::ClassCount { path, listed, asked });
+        }
+        (Some(list), ..) => list.names.len(),
+        (None, _, Some(asked)) => asked,
+        (None, _, None) if trees.ade20k => ADE20K_CLASSES,
+        (None, _, None) => {
+            let problem =
+                "the classes are not known: add classes.txt with one class a line, or say how many there are";
+            return Err(layout(&trees.root, problem.into()));
+        }
+    };
+    let most = MAX_CLASSES - usize::from(rule.reduce_zero_label);
+    if !(1..=most).contains(&rule.classes) {
+        let problem = format!("{} classes; 8-bit masks tell 1 to {most} apart", rule.classes);
+        return Err(layout(path.as_deref().unwrap_or(&trees.root), problem));
+    }
+    let numbered = || {
+        let names = (0..rule.classes).map(|class| format!("class {}", rule.id(class as u8)));
+        ClassList { names: names.collect(), colors: None, ignore_color: None }
+    };
+    Ok(list.unwrap_or_else(numbered))
+}
+
+fn layout(path: &Path, problem: String) -> SegmentDataError {
+    SegmentDataError::Layout { path: path.display().to_string(), problem }
+}

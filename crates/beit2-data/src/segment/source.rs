@@ -1,0 +1,277 @@
+//! Pictures with masks, as a source of pictures that also knows their class numbers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::decode::Limits;
+use crate::error::SourceError;
+use crate::pool::guarded;
+use crate::segment::classes::{ClassList, voc_color};
+use crate::segment::error::{MaskProblem, SegmentDataError};
+use crate::segment::label_map::{IGNORE, LabelMap};
+use crate::segment::mask_png::{RawMask, RawPixels, decode_mask};
+use crate::segment::rule::LabelRule;
+use crate::source::folder::{fingerprint_file, read_image};
+use crate::source::{Fingerprint, Source};
+
+/// A picture and its mask, as paths below their folders.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) picture: PathBuf,
+    pub(super) mask: PathBuf,
+}
+
+/// Files without their partner, each with the path where that was looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unpaired {
+    /// Pictures without a mask, and the mask that was expected.
+    pub pictures: Vec<(String, String)>,
+    /// Masks without a picture, and the picture that was expected.
+    pub masks: Vec<(String, String)>,
+}
+
+impl Unpaired {
+    /// A sentence for each file.
+    pub(super) fn sentences(&self) -> impl Iterator<Item = String> {
+        let pictures = self.pictures.iter().map(|(file, wanted)| format!("{file} has no mask {wanted}"));
+        let masks = self.masks.iter().map(|(file, wanted)| format!("{file} has no picture {wanted}"));
+        pictures.chain(masks)
+    }
+}
+
+/// What a [`SegmentSource`] is made of.
+pub(super) struct Parts {
+    pub(super) pictures: PathBuf,
+    pub(super) masks: PathBuf,
+    pub(super) ade20k: bool,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) unpaired: Unpaired,
+    pub(super) list: ClassList,
+    pub(super) rule: LabelRule,
+    pub(super) limits: Limits,
+}
+
+/// Pairs of picture and mask, opened by [`open_segment`](crate::segment::open_segment).
+///
+/// As a [`Source`] it hands out the pictures, without labels; [`Source::classes`] are the names of the
+/// classes of pixels. [`Self::mask`] gives the mask of the same number.
+pub struct SegmentSource {
+    parts: Parts,
+    palette: Vec<[u8; 3]>,
+    /// Class numbers of the class list's colours.
+    by_color: HashMap<[u8; 3], u8>,
+    fingerprint: OnceLock<String>,
+}
+
+impl SegmentSource {
+    pub(super) fn new(parts: Parts) -> Self {
+        let rule = parts.rule;
+        let default = || (0..rule.classes).map(|class| voc_color(rule.id(class as u8))).collect();
+        let palette: Vec<[u8; 3]> = parts.list.colors.clone().unwrap_or_else(default);
+        let listed = parts.list.colors.iter().flatten().copied();
+        let mut by_color: HashMap<[u8; 3], u8> = listed.zip(0..).collect();
+        by_color.extend(parts.list.ignore_color.map(|color| (color, IGNORE)));
+        Self { parts, palette, by_color, fingerprint: OnceLock::new() }
+    }
+
+    /// Names of the classes, by class number.
+    #[must_use]
+    pub fn class_names(&self) -> &[String] {
+        &self.parts.list.names
+    }
+
+    /// A colour for each class: of the class list, or else the one that PASCAL VOC gives its id.
+    #[must_use]
+    pub fn palette(&self) -> &[[u8; 3]] {
+        &self.palette
+    }
+
+    /// How the ids in the mask files become class numbers.
+    #[must_use]
+    pub fn rule(&self) -> LabelRule {
+        self.parts.rule
+    }
+
+    /// Whether the folders are arranged as ADE20K's.
+    #[must_use]
+    pub fn is_ade20k(&self) -> bool {
+        self.parts.ade20k
+    }
+
+    /// Limits on decoding.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.parts.limits
+    }
+
+    /// What was left out because
+    /// [`keep_unpaired`](crate::segment::SegmentDataOptions::keep_unpaired) was set.
+    #[must_use]
+    pub fn unpaired(&self) -> &Unpaired {
+        &self.parts.unpaired
+    }
+
+    /// Path of a mask. Empty for an `index` past the end.
+    #[must_use]
+    pub fn mask_name(&self, index: usize) -> String {
+        self.mask_path(index).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    /// Reads a mask: class numbers, [`IGNORE`] where there is no label. Every number is below the number
+    /// of classes.
+    ///
+    /// Whether it has the size of its picture is not looked at here, but by
+    /// [`check`](crate::segment::check) and
+    /// [`SegmentTrainParams::apply`](crate::segment::SegmentTrainParams::apply).
+    pub fn mask(&self, index: usize) -> Result<LabelMap, SegmentDataError> {
+        let raw = self.raw_mask(index)?;
+        self.labels(raw).map_err(|problem| self.problem(index, problem))
+    }
+
+    /// Reads a mask as it is stored.
+    pub(super) fn raw_mask(&self, index: usize) -> Result<RawMask, SegmentDataError> {
+        let path = self.mask_path(index).ok_or(SourceError::Index { index, len: self.len() })?;
+        let bytes = read_image(&path)?;
+        // Why guarded: as in `sample.rs`, a decoder's bug must not end a run.
+        let decoded = guarded(|| decode_mask(&bytes, &self.parts.limits));
+        let raw = decoded.unwrap_or_else(|panic| Err(MaskProblem::Crashed(panic)));
+        raw.map_err(|problem| self.problem(index, problem))
+    }
+
+    /// Class numbers of a stored mask.
+    pub(super) fn labels(&self, raw: RawMask) -> Result<LabelMap, MaskProblem> {
+        let RawMask { width, height, pixels } = raw;
+        let data = match pixels {
+            RawPixels::Ids { mut ids, palette } => {
+                if let (Some(palette), Some(colors)) = (&palette, &self.parts.list.colors) {
+                    self.compare_palette(&ids, palette, colors)?;
+                }
+                let rule = self.parts.rule;
+                let classes: [Option<u8>; 256] = std::array::from_fn(|id| rule.class(id as u8));
+                if let Some(at) = ids.iter().position(|&id| classes[usize::from(id)].is_none()) {
+                    let (x, y) = place(at, width);
+                    return Err(MaskProblem::IdOutside { x, y, id: ids[at], rule });
+                }
+                let classes = classes.map(|class| class.unwrap_or(IGNORE));
+                ids.iter_mut().for_each(|id| *id = classes[usize::from(*id)]);
+                ids
+            }
+            RawPixels::Rgb(colors) => self.by_colors(colors.as_chunks::<3>().0, width)?,
+        };
+        Ok(LabelMap { width, height, data })
+    }
+
+    pub(super) fn problem(&self, index: usize, problem: MaskProblem) -> SegmentDataError {
+        SegmentDataError::Mask { file: self.mask_name(index), problem }
+    }
+
+    fn mask_path(&self, index: usize) -> Option<PathBuf> {
+        self.parts.pairs.get(index).map(|pair| self.parts.masks.join(&pair.mask))
+    }
+
+    fn picture_path(&self, index: usize) -> Option<PathBuf> {
+        self.parts.pairs.get(index).map(|pair| self.parts.pictures.join(&pair.picture))
+    }
+
+    /// Class numbers of colours.
+    fn by_colors(&self, colors: &[[u8; 3]], width: u32) -> Result<Vec<u8>, MaskProblem> {
+        if self.by_color.is_empty() {
+            return Err(MaskProblem::NoColors);
+        }
+        let mut classes = Vec::with_capacity(colors.len());
+        // Why the last one is kept: neighbours mostly have the same colour, and a look-up is slow.
+        let mut last = None;
+        for (at, &color) in colors.iter().enumerate() {
+            let class = match last {
+                Some((same, class)) if same == color => class,
+                _ => *self.by_color.get(&color).ok_or_else(|| self.unknown_color(color, place(at, width)))?,
+            };
+            last = Some((color, class));
+            classes.push(class);
+        }
+        Ok(classes)
+    }
+
+    fn unknown_color(&self, color: [u8; 3], (x, y): (u32, u32)) -> MaskProblem {
+        let distance = |other: &[u8; 3]| -> u32 {
+            color.iter().zip(other).map(|(a, b)| u32::from(a.abs_diff(*b)).pow(2)).sum()
+        };
+        let nearest =
+            (0..self.palette.len()).min_by_key(|&class| distance(&self.palette[class])).unwrap_or(0);
+        let class = self.class_names()[nearest].clone();
+        MaskProblem::UnknownColor { x, y, color, nearest: self.palette[nearest], class }
+    }
+
+    /// The palette's entries that are in use against the colours of the class list.
+    fn compare_palette(
+        &self,
+        ids: &[u8],
+        palette: &[[u8; 3]],
+        colors: &[[u8; 3]],
+    ) -> Result<(), MaskProblem> {
+        let mut used = [false; 256];
+        ids.iter().for_each(|&id| used[usize::from(id)] = true);
+        for id in (0..=255).filter(|&id| used[usize::from(id)]) {
+            let Some(class) = self.parts.rule.class(id).filter(|&class| class != IGNORE).map(usize::from)
+            else {
+                continue;
+            };
+            let (found, expected) = (palette.get(usize::from(id)).copied(), colors[class]);
+            if found != Some(expected) {
+                let class = self.class_names()[class].clone();
+                return Err(MaskProblem::PaletteMismatch { id, found, class, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Column and row of a pixel.
+fn place(at: usize, width: u32) -> (u32, u32) {
+    ((at % width as usize) as u32, (at / width as usize) as u32)
+}
+
+impl Source for SegmentSource {
+    fn len(&self) -> usize {
+        self.parts.pairs.len()
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
+        read_image(&self.picture_path(index).ok_or(SourceError::Index { index, len: self.len() })?)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.picture_path(index).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn classes(&self) -> &[String] {
+        self.class_names()
+    }
+
+    /// Covers pictures and masks by names and sizes, the classes and their colours, and the rule for
+    /// ids.
+    fn fingerprint(&self) -> String {
+        let compute = || {
+            let Parts { pictures, masks, pairs, list, rule, .. } = &self.parts;
+            let mut hash = Fingerprint::new();
+            let add =
+                |hash: &mut Fingerprint, root: &Path, file: &Path| fingerprint_file(hash, root, file, None);
+            for Pair { picture, mask } in pairs {
+                add(&mut hash, pictures, picture);
+                add(&mut hash, masks, mask);
+            }
+            for (number, name) in list.names.iter().enumerate() {
+                hash.sample(name, number as u64, None);
+            }
+            list.colors.iter().flatten().chain(&list.ignore_color).for_each(|color| hash.bytes(color));
+            hash.bytes(&[u8::from(rule.reduce_zero_label), rule.ignore]);
+            hash.finish()
+        };
+        self.fingerprint.get_or_init(compute).clone()
+    }
+}

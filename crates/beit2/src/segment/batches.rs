@@ -1,0 +1,89 @@
+//! Augmented pictures and masks as batches on the device.
+
+use std::sync::Arc;
+
+use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
+use beit2_data::{Image, Loader, LoaderConfig, Purpose, SampleInfo, TransformError, stack_hwc};
+use beit2_kernels::Backend;
+use burn::tensor::{Int, Tensor};
+
+use super::{SegmentRecipe, label_tensor};
+use crate::error::Error;
+use crate::pixels;
+use crate::train::{DataPosition, TrainingItem};
+
+impl TrainingItem for SegmentTrainView {
+    /// Enlarging is a part of the recipe here, not a sign of small pictures.
+    fn is_upscaled(&self) -> bool {
+        false
+    }
+}
+
+/// Why a pair cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Mask(#[from] SegmentDataError),
+    #[error(transparent)]
+    View(#[from] TransformError),
+}
+
+/// A loader of training crops.
+///
+/// # Errors
+/// Settings out of range.
+pub(super) fn training_loader(
+    source: &Arc<SegmentSource>,
+    recipe: &SegmentRecipe,
+    start: DataPosition,
+) -> Result<Loader<SegmentTrainView>, Error> {
+    let augment = recipe.augmentation();
+    augment.validate()?;
+    let masks = source.clone();
+    let work = Arc::new(move |image: &Image, info: &SampleInfo| {
+        let mask = masks.mask(info.index as usize)?;
+        let params = SegmentTrainParams::draw(&augment, &mask, &info.key(Purpose::Augment))?;
+        Ok::<_, Unusable>(params.apply(&augment, image, &mask)?)
+    });
+    let config = LoaderConfig {
+        batch: recipe.schedule.batch_size,
+        workers: recipe.data.workers,
+        seed: recipe.seed,
+        start: start.at,
+        bad_before_start: start.bad,
+        min_side_px: recipe.data.min_side_px,
+        max_bad_fraction: recipe.data.max_bad_fraction,
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(config, source.clone(), work)?)
+}
+
+/// Standardised crops `[B, 3, S, S]`, 0 where they are padded, and their classes `[B, S, S]`.
+///
+/// # Errors
+/// No crops, a class past the end.
+pub(super) fn inputs<B: Backend>(
+    items: &[SegmentTrainView],
+    classes: usize,
+    device: &B::Device,
+) -> Result<(Tensor<B, 4>, Tensor<B, 3, Int>), Error> {
+    let Some(first) = items.first() else {
+        return Err(Error::Training("an empty batch".into()));
+    };
+    let (height, width) = (first.image.height as usize, first.image.width as usize);
+    let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
+    let x = pixels::from_bytes(bytes, items.len(), height, width, device);
+    let mut x = pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    for (at, item) in items.iter().enumerate() {
+        let (columns, rows) = (item.content.0 as usize, item.content.1 as usize);
+        for region in [[0..rows, columns..width], [rows..height, 0..width]] {
+            let [rows, columns] = region;
+            if !rows.is_empty() && !columns.is_empty() {
+                let zeros = Tensor::zeros([1, 3, rows.len(), columns.len()], device);
+                x = x.slice_assign([at..at + 1, 0..3, rows, columns], zeros);
+            }
+        }
+    }
+    let ids = items.iter().flat_map(|item| item.mask.data.iter().copied()).collect();
+    Ok((x, label_tensor(ids, [items.len(), height, width], classes, device)?))
+}

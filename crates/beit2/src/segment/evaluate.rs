@@ -1,0 +1,53 @@
+//! A segmentation model on pictures with masks.
+
+use std::sync::Arc;
+
+use beit2_data::segment::SegmentSource;
+use beit2_data::{Image, Sequence, SequenceConfig, Source};
+use beit2_kernels::Backend;
+use beit2_run::StopFlag;
+
+use super::{Confusion, Predictor};
+use crate::error::Error;
+use crate::train::{Event, Observer};
+
+/// Segments every picture and compares with its mask, at the mask's size.
+///
+/// # Errors
+/// A picture or mask that cannot be used (the result would be one of other pictures), an interruption.
+pub fn evaluate<B: Backend>(
+    predictor: &Predictor<'_, B>,
+    source: &Arc<SegmentSource>,
+    workers: usize,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<Confusion, Error> {
+    let total = source.len();
+    let mut confusion = Confusion::new(predictor.classes());
+    // Pictures keep their size here, and one takes the model longer than the next takes to decode.
+    let config = SequenceConfig { workers, ahead: workers + 1, ..SequenceConfig::default() };
+    let pictures = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
+    for seen in pictures {
+        if stop.is_set() {
+            return Err(Error::Interrupted);
+        }
+        let name = source.name(seen.index);
+        let image = seen.item.map_err(|reason| Error::Picture { path: name.clone().into(), reason })?;
+        let mask = source.mask(seen.index)?;
+        if (mask.width, mask.height) != (image.width, image.height) {
+            let reason = format!(
+                "the picture has {}×{} px and its mask {} has {}×{}",
+                image.width,
+                image.height,
+                source.mask_name(seen.index),
+                mask.width,
+                mask.height
+            );
+            return Err(Error::Picture { path: name.into(), reason });
+        }
+        confusion.add(&predictor.label(&image)?.data, &mask.data)?;
+        let (done, total) = (seen.index as u64 + 1, total as u64);
+        observer.event(Event::Progress { what: "evaluation".to_owned(), done, total });
+    }
+    Ok(confusion)
+}

@@ -1,0 +1,275 @@
+//! A segmentation experiment as data.
+
+use std::sync::Arc;
+
+use beit2_data::segment::{
+    IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentSource, SegmentTrainConfig, open_segment,
+};
+use beit2_weights::layout::Kind;
+use serde::{Deserialize, Serialize};
+
+use super::{InferConfig, SegmenterConfig};
+use crate::error::{Error, config_error};
+use crate::finetune::{SCRATCH, take_sizes};
+use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::weights::StateFile;
+
+/// `[init]`: what the backbone starts from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SegmentInit {
+    /// A run or weight file of a pretrained model, a classifier or a tokenizer (whose encoder is taken), or [`SCRATCH`].
+    pub weights: String,
+    /// Take width, depth, heads and patch size from those weights instead of `model.vit`.
+    pub sizes_from_weights: bool,
+}
+
+impl Default for SegmentInit {
+    fn default() -> Self {
+        Self { weights: String::new(), sizes_from_weights: true }
+    }
+}
+
+/// `[masks]`: how masks are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MasksConfig {
+    /// Whether class 0 means "nothing" and all others move down by one: `auto` (ADE20K's folders), `yes`, `no`.
+    pub zero_label: ReduceZeroLabel,
+    /// Number in the masks of pixels that do not count.
+    pub ignore: u8,
+}
+
+impl Default for MasksConfig {
+    fn default() -> Self {
+        Self { zero_label: ReduceZeroLabel::Auto, ignore: IGNORE }
+    }
+}
+
+impl MasksConfig {
+    /// Opens pictures with masks.
+    ///
+    /// # Errors
+    /// A folder without pairs, or whose pairs do not match.
+    pub fn open(&self, spec: &str) -> Result<Arc<SegmentSource>, Error> {
+        Ok(open_segment(spec, &self.options())?)
+    }
+
+    /// The settings of the data crate.
+    pub fn options(&self) -> SegmentDataOptions {
+        SegmentDataOptions {
+            reduce_zero_label: self.zero_label,
+            ignore: self.ignore,
+            ..SegmentDataOptions::default()
+        }
+    }
+}
+
+/// `[groups]`: parameters that learn differently.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SegmentGroups {
+    /// Layer-wise decay of the learning rate: each layer of the backbone learns this much slower than the one above; 1:
+    /// all alike. Necks and heads have the full rate.
+    pub layer_decay: f64,
+}
+
+impl Default for SegmentGroups {
+    fn default() -> Self {
+        Self { layer_decay: 0.75 }
+    }
+}
+
+/// `[eval]`: when held-out pictures are segmented during training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SegmentEval {
+    /// Steps between evaluations; 0: only at the end.
+    pub every: u64,
+}
+
+impl Default for SegmentEval {
+    fn default() -> Self {
+        Self { every: 16_000 }
+    }
+}
+
+/// A complete segmentation experiment. Defaults: the paper's base model on ADE20K after pretraining (spec §5).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SegmentRecipe {
+    /// Always `segment`.
+    pub stage: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Element type of the computation; `f32` is what there is today.
+    pub precision: String,
+    /// Micro-batches that a step's pictures are divided into, to save memory. Batch norm sees one of them at a time.
+    pub accumulate: usize,
+    /// What the backbone starts from.
+    pub init: SegmentInit,
+    /// Sizes and classes.
+    pub model: SegmenterConfig,
+    /// Pictures.
+    pub data: DataConfig,
+    /// Masks.
+    pub masks: MasksConfig,
+    /// Augmentation of pictures and masks.
+    pub augment: SegmentTrainConfig,
+    /// Optimiser. The learning rate rises during the warm-up and then falls in a straight line.
+    pub optimizer: OptimizerConfig,
+    /// Parameter groups.
+    pub groups: SegmentGroups,
+    /// Length.
+    pub schedule: ScheduleConfig,
+    /// Evaluation.
+    pub eval: SegmentEval,
+    /// How pictures are seen in an evaluation, and later by `segment predict`.
+    pub infer: InferConfig,
+    /// Records and checkpoints.
+    pub logging: LoggingConfig,
+}
+
+impl Default for SegmentRecipe {
+    fn default() -> Self {
+        Self {
+            stage: "segment".into(),
+            seed: 0,
+            precision: "f32".into(),
+            accumulate: 1,
+            init: SegmentInit::default(),
+            model: SegmenterConfig::default(),
+            data: DataConfig::default(),
+            masks: MasksConfig::default(),
+            augment: SegmentTrainConfig::default(),
+            optimizer: OptimizerConfig {
+                lr: 5e-5,
+                min_lr: 0.0,
+                clip_grad: 0.0,
+                ..OptimizerConfig::default()
+            },
+            groups: SegmentGroups::default(),
+            schedule: ScheduleConfig {
+                epochs: 0,
+                steps: 160_000,
+                warmup_epochs: 0.0,
+                warmup_steps: 1500,
+                batch_size: 16,
+            },
+            eval: SegmentEval::default(),
+            infer: InferConfig::default(),
+            logging: LoggingConfig {
+                checkpoint_every: 16_000,
+                eval_every_epochs: 0,
+                ..LoggingConfig::default()
+            },
+        }
+    }
+}
+
+impl SegmentRecipe {
+    /// Fills in what other files decide: the sizes of the weights that the backbone starts from, and the classes of the
+    /// masks. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// Weights that hold no such model, masks without classes or with others than the recipe says.
+    pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        let given = !self.init.weights.is_empty() && !self.is_from_scratch();
+        if given && self.init.sizes_from_weights {
+            let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
+            if state.facts.layout.kind == Kind::Segmentation {
+                return config_error(format!(
+                    "{} holds a segmentation model; training starts from a backbone (a pretrained model or a classifier)",
+                    self.init.weights
+                ));
+            }
+            take_sizes(&mut self.model.vit, &state)?;
+        }
+        if self.data.train.is_empty() {
+            return Ok(());
+        }
+        let source = self.masks.open(&self.data.train)?;
+        let (names, palette) = (source.class_names(), source.palette());
+        if self.model.classes == 0 {
+            self.model.classes = names.len();
+        }
+        if self.model.classes != names.len() {
+            return config_error(format!(
+                "model.classes is {}, but {} has {} classes; set it to {} or to 0",
+                self.model.classes,
+                self.data.train,
+                names.len(),
+                names.len()
+            ));
+        }
+        (self.model.class_names, self.model.palette) = (names.to_vec(), palette.to_vec());
+        Ok(())
+    }
+
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.stage != "segment" {
+            return config_error(format!(
+                "this recipe's stage is `{}`; `segment train` needs `segment`",
+                self.stage
+            ));
+        }
+        if self.precision != "f32" {
+            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
+        }
+        if self.init.weights.is_empty() {
+            return config_error(format!(
+                "init.weights is empty; name a pretrained run or weight file, or `{SCRATCH}` to start from random numbers"
+            ));
+        }
+        if self.optimizer.min_lr != 0.0 {
+            return config_error(format!(
+                "optimizer.min_lr is {}; the learning rate of segmentation falls to 0 in a straight line",
+                self.optimizer.min_lr
+            ));
+        }
+        self.model.validate()?;
+        if !(self.groups.layer_decay > 0.0 && self.groups.layer_decay <= 1.0) {
+            return config_error(format!(
+                "groups.layer_decay {} must be above 0 and at most 1 (1 turns it off)",
+                self.groups.layer_decay
+            ));
+        }
+        let (batch, parts) = (self.schedule.batch_size, self.accumulate);
+        if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
+            return config_error(format!(
+                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (accumulate)"
+            ));
+        }
+        if batch / parts < 2 {
+            return config_error(format!(
+                "schedule.batch_size {batch} in {parts} parts leaves one crop to a part; averaged to one pixel it has no \
+                 variance for batch norm, so a part needs at least 2"
+            ));
+        }
+        self.augmentation().validate()?;
+        self.infer.validate(self.model.vit.image_size)
+    }
+
+    /// Whether no weights are loaded.
+    pub fn is_from_scratch(&self) -> bool {
+        self.init.weights == SCRATCH
+    }
+
+    /// The augmentation at the model's input size.
+    pub fn augmentation(&self) -> SegmentTrainConfig {
+        SegmentTrainConfig { crop_size: self.model.vit.image_size as u32, ..self.augment }
+    }
+
+    /// The parameter groups.
+    pub fn group_rule(&self) -> GroupRule {
+        let decay = self.groups.layer_decay;
+        GroupRule {
+            layer_decay: (decay < 1.0).then_some((decay, self.model.vit.depth)),
+            ..GroupRule::flat(self.optimizer.weight_decay)
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Training a segmentation model: read top to bottom.
+
+use std::collections::BTreeMap;
+
+use beit2_data::{Key, Purpose, Source};
+use beit2_kernels::AutodiffBackend;
+use beit2_run::StopFlag;
+use beit2_weights::plan::Plan as LoadPlan;
+use beit2_weights::resize::TableResize;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor};
+
+use super::batches::{inputs, training_loader};
+use super::{HeadDropout, Predictor, SegmentRecipe, UperNet, evaluate, load_backbone, pixel_losses};
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::train::{AdamW, Env, Outcome, Plan, PolySchedule, Session, StepReport, add_gradients};
+use crate::vit::{DropPath, drop_path_rates};
+use crate::weights::{self, StateFile};
+
+/// The learning rate of the first step, as a share of what it would be without warm-up.
+const WARMUP_RATIO: f64 = 1e-6;
+
+/// Trains a segmentation model, or continues the run in `env.dir`.
+///
+/// # Errors
+/// Settings, pictures, masks or weights that do not fit; a run directory that cannot be used; a loss that is not
+/// finite. The last checkpoint stays usable.
+pub fn train<B: AutodiffBackend>(
+    recipe: &SegmentRecipe,
+    run_toml: &str,
+    env: Env<'_>,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    // ---- inputs -------------------------------------------------------------------------------
+    let mut recipe = recipe.clone();
+    recipe.resolve(env.assets)?;
+    recipe.validate()?;
+    let recipe = &recipe;
+    let source = recipe.masks.open(&recipe.data.train)?;
+    let val = match recipe.data.val.as_str() {
+        "" => None,
+        spec => Some(recipe.masks.open(spec)?),
+    };
+    if let Some(val) = &val
+        && val.class_names() != source.class_names()
+    {
+        return config_error(format!(
+            "{} and {} have different lists of classes; both need the same in the same order",
+            recipe.data.train, recipe.data.val
+        ));
+    }
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
+    let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
+    let lr = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
+    let config = &recipe.model;
+
+    // ---- model, optimiser, run ----------------------------------------------------------------
+    let mut model = UperNet::<B>::zeros(config, device)?.initialise(config, recipe.seed);
+    let mut loaded = None;
+    if !recipe.is_from_scratch() {
+        let spec = &recipe.init.weights;
+        let state = StateFile::new(env.assets.weights(spec)?, spec)?;
+        let plan;
+        (model, plan) = load_backbone(model, config, state, TableResize::Spline)?;
+        loaded = Some(summary(&plan));
+    }
+    let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
+    let rates = drop_path_rates(config.vit.drop_path, config.vit.depth);
+    let mut facts = vec![
+        (
+            "model".into(),
+            format!(
+                "{} trained parameters, {} blocks of width {}, {} classes",
+                params::count(&model),
+                config.vit.depth,
+                config.vit.width,
+                config.classes
+            ),
+        ),
+        ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
+        ("pictures".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} crops", plan.total_steps, recipe.schedule.batch_size)),
+    ];
+    if recipe.accumulate > 1 {
+        facts.push(("memory".into(), format!("each step in {} parts", recipe.accumulate)));
+    }
+    let (mut session, resumed) =
+        Session::open(env, "segment", run_toml, recipe.logging.clone(), plan, facts)?;
+    if let Some(resumed) = resumed {
+        model = params::load_strict(model, resumed.model, DType::F32, |name| {
+            name.ends_with("relative_position_index")
+        })?;
+        optimizer.import(resumed.optimizer, resumed.state.step, device)?;
+    }
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("beit2.stage".to_owned(), "segment".to_owned()),
+        ("beit2.config".to_owned(), serde_json::to_string(config).unwrap_or_default()),
+        ("beit2.infer".to_owned(), serde_json::to_string(&recipe.infer).unwrap_or_default()),
+    ]);
+
+    // ---- steps --------------------------------------------------------------------------------
+    if session.is_complete() {
+        return session.finish();
+    }
+    let parts = recipe.accumulate;
+    let part = recipe.schedule.batch_size / parts;
+    for batch in training_loader(&source, recipe, session.state.data)? {
+        let batch = batch?;
+        session.note_batch(&batch);
+        let step = session.state.step;
+        let lr = lr.at(step);
+        let mut sum = None;
+        let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, items) in batch.items.chunks(part).enumerate() {
+            let key = |purpose| Key {
+                seed: recipe.seed,
+                epoch: batch.epoch,
+                index: step * parts as u64 + at as u64,
+                purpose: Purpose::Other(purpose),
+            };
+            let (x, labels) = inputs::<B::InnerBackend>(items, config.classes, device)?;
+            let drop = match config.vit.drop_path > 0.0 {
+                true => DropPath::sample(&rates, items.len(), &mut key(2).rng(), device),
+                false => DropPath::none(),
+            };
+            let dropout = HeadDropout::sample(config, items.len(), &mut key(3).rng(), device);
+            let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout)?;
+            let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
+            totals.push(losses.total.clone().inner());
+            decoded.push(losses.decode.inner());
+            right.push(losses.decode_acc.inner());
+            let grads = losses.total.div_scalar(parts as f64).backward();
+            sum = Some(match sum {
+                None => grads,
+                Some(earlier) => add_gradients(&model, earlier, grads),
+            });
+            model = model.record(&logits.statistics)?;
+        }
+        let Some(grads) = sum else { continue };
+        let norm;
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        let mean = |values: Vec<_>| Tensor::cat(values, 0).mean();
+        let scalars = vec![
+            ("loss", mean(totals)),
+            ("decode_loss", mean(decoded)),
+            ("pixel_acc", mean(right)),
+            ("grad_norm", norm),
+        ];
+        let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
+        session.step_done(&batch, StepReport { scalars, known })?;
+
+        // ---- evaluation -----------------------------------------------------------------------
+        let done = session.state.step;
+        let due = recipe.eval.every > 0 && done.is_multiple_of(recipe.eval.every);
+        let mut best = false;
+        if due || session.is_complete() {
+            let mut extra = Vec::new();
+            if let Some(val) = &val {
+                let valid = model.valid();
+                let predictor = Predictor::new(&valid, config, &recipe.infer)?;
+                // It ends even when the run shall stop: the record belongs to this step.
+                let stop = StopFlag::default();
+                let workers = recipe.data.workers;
+                let scores = evaluate(&predictor, val, workers, session.observer(), &stop)?.scores();
+                extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
+                // Sessions keep the lowest value.
+                best = session.is_best(-scores.miou);
+            }
+            session.epoch_done(batch.epoch, &extra)?;
+        } else if batch.last_in_epoch && recipe.eval.every == 0 {
+            session.epoch_done(batch.epoch, &[])?;
+        }
+        if best || session.should_save(batch.last_in_epoch) {
+            let tensors = weights::with_position_indices(params::export(&model));
+            session.save(&tensors, &optimizer.export(), None, &metadata, best)?;
+        }
+        if session.should_stop() {
+            break;
+        }
+    }
+    session.finish()
+}
+
+fn summary(plan: &LoadPlan) -> String {
+    format!(
+        "{} tensors loaded into the backbone, {} of the file not used; necks and heads are fresh",
+        plan.used.len(),
+        plan.unused.len()
+    )
+}

@@ -1,0 +1,83 @@
+//! Suite G: whole pictures from windows – slide inference, resizing, mirrored pictures.
+
+use beit2::segment::{Rows, Sizes, Stitcher, UperNet};
+use burn::backend::Flex;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use super::folder::{Case, ints};
+use super::segmentation::{model, models};
+
+/// The rows of a standardised picture, resized to `size` and mirrored back if it was mirrored.
+fn rows(
+    case: &Case,
+    model: &UperNet<Flex>,
+    x: Tensor<Flex, 4>,
+    size: (usize, usize),
+    mirrored: bool,
+) -> Vec<f32> {
+    let [_, _, height, width] = x.dims();
+    let (side, classes) = (case.size("img"), case.size("classes"));
+    let sizes = Sizes {
+        picture: (height, width),
+        window: (side, side),
+        stride: (case.size("stride"), case.size("stride")),
+        logits: (side / 4, side / 4),
+        classes,
+    };
+    let stitcher = Stitcher::new(sizes, |places: &[(usize, usize)]| {
+        let window = |&(top, left): &(usize, usize)| {
+            let x = x.clone().slice([0..1, 0..3, top..top + side, left..left + side]);
+            Ok(model.forward(x)?.into_data().into_vec::<f32>().unwrap())
+        };
+        places.iter().map(window).collect()
+    });
+    let mut rows = Rows::new(stitcher, size, mirrored);
+    // In strips, as pictures are segmented.
+    (0..size.0).step_by(7).flat_map(|from| rows.rows(from, (from + 7).min(size.0)).unwrap()).collect()
+}
+
+fn softmax(values: Vec<f32>, classes: usize) -> Vec<f32> {
+    let shares = Tensor::<Flex, 2>::from_data(
+        TensorData::new(values.clone(), [values.len() / classes, classes]),
+        &Default::default(),
+    );
+    burn::tensor::activation::softmax(shares, 1).into_data().into_vec().unwrap()
+}
+
+fn best(values: &[f32], classes: usize) -> Vec<i64> {
+    let at = |row: &[f32]| (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as i64;
+    values.chunks(classes).map(at).collect()
+}
+
+/// Values `[H, W, C]` as PyTorch has them, `[1, C, H, W]`.
+fn channels_first(values: Vec<f32>, (height, width): (usize, usize), classes: usize) -> TensorData {
+    let data = TensorData::new(values, [1, height, width, classes]);
+    Tensor::<Flex, 4>::from_data(data, &Default::default()).permute([0, 3, 1, 2]).into_data()
+}
+
+#[test]
+fn golden_g_slide() {
+    for case in models().iter().filter(|case| case.has("slide/logits")) {
+        let model = model(case, DType::F32).valid();
+        let x: Tensor<Flex, 4> = case.tensor("input/big", DType::F32);
+        let [_, _, height, width] = x.dims();
+        let (big, classes) = ((height, width), case.size("classes"));
+        let logits = rows(case, &model, x.clone(), big, false);
+        case.check("slide/logits", &channels_first(logits, big, classes));
+        let sides = case.config["ori"].as_array().unwrap();
+        let side = |at: usize| sides[at].as_u64().unwrap() as usize;
+        let size = (side(0), side(1));
+        let logits = rows(case, &model, x.clone(), size, false);
+        assert_eq!(best(&logits, classes), ints(case.raw("slide/pred")), "{}", case.name);
+        let plain = softmax(logits.clone(), classes);
+        let turned = softmax(rows(case, &model, x.clone().flip([3]), size, true), classes);
+        if case.has("slide/logits_rescaled") {
+            case.check("slide/logits_rescaled", &channels_first(logits, size, classes));
+            case.check("slide/softmax_rescaled", &channels_first(plain.clone(), size, classes));
+            case.check("slide/softmax_flip", &channels_first(turned.clone(), size, classes));
+        }
+        let mean: Vec<f32> = plain.iter().zip(&turned).map(|(a, b)| (a + b) / 2.0).collect();
+        assert_eq!(best(&mean, classes), ints(case.raw("slide/aug_pred")), "{}", case.name);
+    }
+}
