@@ -131,9 +131,9 @@ impl Trees {
             Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
             Err(error) => return Err(layout(spec, format!("cannot open it ({error}); {WANTED}"))),
         }
-        let inside = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
+        let holds_both = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
         let absolute = std::path::absolute(spec).ok();
-        let (root, below) = inside
+        let (root, below) = holds_both
             .or_else(|| above(spec))
             .or_else(|| absolute.as_deref().and_then(above))
             .ok_or_else(|| layout(spec, format!("no {PICTURES}/ in it; {WANTED}")))?;
@@ -160,7 +160,9 @@ impl Trees {
             }
             None => below,
         };
-        let (pictures, masks) = (all_pictures.join(&below), all_masks.join(&below));
+        // Joining nothing would add a slash that shows in messages.
+        let inside = |tree: &Path| if below.as_os_str().is_empty() { tree.into() } else { tree.join(&below) };
+        let (pictures, masks): (PathBuf, PathBuf) = (inside(&all_pictures), inside(&all_masks));
         if !pictures.is_dir() {
             let problem = format!("no '{}' in it; it has {there}", below.display());
             return Err(layout(&all_pictures, problem));
