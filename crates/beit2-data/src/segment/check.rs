@@ -344,8 +344,8 @@ impl<'a> Summary<'a> {
         }
         if let (count @ 1.., sentence) = &self.odd_palettes {
             report.warnings.push(format!(
-                "palettes differ between masks ({count} times): {sentence}; the numbers of the entries are taken as ids, \
-                 so make sure that they mean the same in every file"
+                "{count} masks have another palette than earlier ones: {sentence}; entries are taken as ids by \
+                 their numbers, so make sure that these mean the same in every file"
             ));
         }
         self.report

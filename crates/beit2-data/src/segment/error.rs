@@ -40,7 +40,7 @@ pub enum SegmentDataError {
     },
     /// Pictures without masks, or masks without pictures.
     #[error(
-        "{pictures} pictures have no mask and {masks} masks have no picture: {}{}",
+        "pictures without a mask: {pictures}, masks without a picture: {masks} ({}{})",
         first.join("; "),
         if pictures + masks > first.len() { "; ..." } else { "" }
     )]
@@ -140,7 +140,10 @@ pub enum MaskProblem {
         expected: [u8; 3],
     },
     /// Mask and picture do not cover the same pixels.
-    #[error("the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}")]
+    #[error(
+        "the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}{}",
+        if mask_w == height && mask_h == width { "; EXIF orientation is not applied: rotate the picture itself" } else { "" }
+    )]
     Size {
         /// Width of the mask.
         mask_w: u32,

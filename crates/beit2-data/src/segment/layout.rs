@@ -104,7 +104,7 @@ pub fn open_segment(
         );
         return Err(layout(&trees.pictures, problem));
     }
-    if !options.keep_unpaired && !(unpaired.pictures.is_empty() && unpaired.masks.is_empty()) {
+    if !unpaired.is_empty() && !options.keep_unpaired {
         let first = unpaired.sentences().take(LISTED).collect();
         let (pictures, masks) = (unpaired.pictures.len(), unpaired.masks.len());
         return Err(SegmentDataError::Unpaired { pictures, masks, first });
