@@ -90,7 +90,7 @@ pub enum MaskProblem {
     },
     /// RGB colours that nothing gives a meaning.
     #[error(
-        "the mask has RGB colours, but the class list has none; give each class its colour (docs/formats/segmentation-data.md), or save class ids as 8-bit gray or palette PNG"
+        "the mask has RGB colours, but the class list has none; give each class its colour there (car, #00008e), or save class ids as 8-bit gray or palette PNG"
     )]
     NoColors,
     /// A colour that is in no class.

@@ -2,8 +2,10 @@
 //! 2 degrees (0 to 179), saturation and value 0 to 255.
 //!
 //! Both directions are equal to `cv2.cvtColor` for every input (a test compares fingerprints of all 16.8
-//! and 11.8 million results), with one exception. OpenCV's vector code cuts the fraction off on the way
-//! back; its code for the last `width mod 32` pixels of a row rounds. Here all pixels are cut off.
+//! and 11.8 million results).
+//!
+//! Differs from upstream: on the way back, OpenCV's vector code cuts fractions off and its code for the last
+//! (width mod 32) pixels of a row rounds, on CPUs with AVX2. Here all pixels are cut off.
 
 /// Fraction bits of the division tables.
 const BITS: u32 = 12;
