@@ -81,7 +81,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn picture_and_mask_stay_together(index: u64, width in 1u32..200, height in 1u32..200, crop_size in 1u32..120) {
+    fn picture_and_mask_stay_together(
+        index: u64,
+        width in 1u32..200,
+        height in 1u32..200,
+        crop_size in 1u32..120,
+    ) {
         let (image, mask) = coded(width, height);
         let config = SegmentTrainConfig {
             base: [160, 80],

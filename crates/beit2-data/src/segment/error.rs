@@ -65,6 +65,9 @@ pub enum SegmentDataError {
     Spawn(String),
 }
 
+/// A hint for sides that have changed places.
+const TURNED: &str = "; EXIF orientation is not applied: rotate the picture itself";
+
 /// Why a file is not a mask of this data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MaskProblem {
@@ -90,7 +93,8 @@ pub enum MaskProblem {
     },
     /// RGB colours that nothing gives a meaning.
     #[error(
-        "the mask has RGB colours, but the class list has none; give each class its colour there (car, #00008e), or save class ids as 8-bit gray or palette PNG"
+        "the mask has RGB colours, but the class list has none; give each class its \
+         colour there (car, #00008e), or save class ids as 8-bit gray or palette PNG"
     )]
     NoColors,
     /// A colour that is in no class.
@@ -125,7 +129,8 @@ pub enum MaskProblem {
     },
     /// A palette that disagrees with the class list.
     #[error(
-        "palette entry {id} is {}, but class '{class}' has {} in the class list; bring the palette into the list's order, or save the mask as RGB, which is matched by colour",
+        "palette entry {id} is {}, but class '{class}' has {} in the class list; bring the palette into \
+         the list's order, or save the mask as RGB, which is matched by colour",
         found.map_or_else(|| "missing".to_owned(), hex),
         hex(*expected)
     )]
@@ -142,7 +147,7 @@ pub enum MaskProblem {
     /// Mask and picture do not cover the same pixels.
     #[error(
         "the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}{}",
-        if mask_w == height && mask_h == width { "; EXIF orientation is not applied: rotate the picture itself" } else { "" }
+        if (mask_w, mask_h) == (height, width) { TURNED } else { "" }
     )]
     Size {
         /// Width of the mask.
