@@ -33,7 +33,8 @@ pub struct SegmentTrainConfig {
     pub min_ratio: f64,
     /// Largest ratio that `base` is multiplied with. Default 2.
     pub max_ratio: f64,
-    /// Side of the crop in pixels. Default 512.
+    /// Side of the crop in pixels. Default 512. Not read from recipes: there the model says it.
+    #[serde(skip)]
     pub crop_size: u32,
     /// A crop is drawn again, up to ten times, when one class has this share of its labelled pixels or
     /// more, or when there are fewer than two classes; 1 takes the first. Default 0.75.
