@@ -33,7 +33,7 @@ for seed; do
     row "$s-tokenizer" tokenizer train quickstart_tokenizer --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
         --set schedule.steps=1600 --out "$out/$s/tokenizer"
     row "$s-pretrain" pretrain quickstart_pretrain --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
-        --set schedule.steps=6000 --tokenizer "$out/$s/tokenizer" --out "$out/$s/pretrain"
+        --set schedule.steps=4000 --tokenizer "$out/$s/tokenizer" --out "$out/$s/pretrain"
     for start in pretrain scratch; do
         init=scratch
         [ "$start" = scratch ] || init=$out/$s/pretrain
