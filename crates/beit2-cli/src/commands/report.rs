@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use beit2::segment::EXAMPLES;
 use beit2::train::TrainState;
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::environment::{Environment, now_utc};
 use beit2_run::metrics::read_jsonl;
 use beit2_run::report::{
-    Cell, CodebookHealth, CodebookPoint, Headline, HeadlineRow, ReportData, Stage, render,
+    Cell, CodebookHealth, CodebookPoint, Headline, HeadlineRow, ReportData, Segmented, Stage, render,
 };
 use beit2_run::{Kind, Record, checkpoint};
 use clap::ValueHint;
@@ -87,6 +88,7 @@ pub fn data(run: &Path) -> anyhow::Result<ReportData> {
         headline: headline(last.as_ref()),
         warnings: warnings(run),
         codebook: codebook(&stage.records, codes),
+        segmented: segmented(run, &settings),
         stages: vec![stage],
         environment: environment.map(|found| found.pairs()).unwrap_or_default(),
         ..ReportData::default()
@@ -173,6 +175,26 @@ fn codebook(records: &[Record], codes: Option<u32>) -> Option<CodebookHealth> {
         })
         .collect();
     (!history.is_empty()).then_some(CodebookHealth { size: codes?, history })
+}
+
+/// Pictures that a segmentation run keeps, and the names and colours of its classes.
+fn segmented(run: &Path, settings: &Table) -> Segmented {
+    let files = fs::read_dir(run.join(EXAMPLES)).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
+    files.sort();
+    let list = |key: &str| settings.get("model")?.get(key)?.as_array();
+    let name = |value: &toml::Value| value.as_str().unwrap_or_default().to_owned();
+    let colour = |value: &toml::Value| -> Option<[u8; 3]> {
+        let channels = value.as_array()?.iter().map(|c| u8::try_from(c.as_integer()?).ok());
+        channels.collect::<Option<Vec<u8>>>()?.try_into().ok()
+    };
+    let names = list("class_names").into_iter().flatten().map(name);
+    let colours = list("palette").into_iter().flatten().map(|value| colour(value).unwrap_or_default());
+    Segmented {
+        legend: names.zip(colours).collect(),
+        pictures: files.iter().filter_map(|path| fs::read(path).ok()).collect(),
+    }
 }
 
 /// The latest different warnings of the run.

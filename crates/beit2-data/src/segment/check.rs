@@ -24,7 +24,7 @@ const NAMED: usize = 10;
 pub struct CheckConfig {
     /// Worker threads; 0 works in the caller's. Default 2.
     pub workers: usize,
-    /// Most findings that are kept with their sentence; all are counted. Default 20.
+    /// Most findings of one kind that are kept with their sentence; all are counted. Default 20.
     pub listed: usize,
 }
 
@@ -87,7 +87,7 @@ pub struct DataReport {
     pub problems: usize,
     /// The same by kind.
     pub by_kind: BTreeMap<FindingKind, usize>,
-    /// The first of them.
+    /// The first of each kind, in the order of the files.
     pub findings: Vec<Finding>,
     /// What looks wrong but may be meant, one sentence each.
     pub warnings: Vec<String>,
@@ -248,7 +248,7 @@ struct Summary<'a> {
     /// Palettes that disagree with an earlier one: how many, and the first as a sentence.
     odd_palettes: (usize, String),
     /// Pairs without any label: how many, and the first.
-    unlabelled: (usize, usize),
+    unlabelled: (usize, Option<usize>),
 }
 
 impl<'a> Summary<'a> {
@@ -266,7 +266,7 @@ impl<'a> Summary<'a> {
         };
         let colors = [None; 256];
         let mut summary =
-            Self { source, listed, report, colors, odd_palettes: (0, String::new()), unlabelled: (0, 0) };
+            Self { source, listed, report, colors, odd_palettes: (0, String::new()), unlabelled: (0, None) };
         let without_mask = source.unpaired().pictures.len();
         for (at, sentence) in source.unpaired().sentences().enumerate() {
             let kind = if at < without_mask { FindingKind::MissingMask } else { FindingKind::MissingPicture };
@@ -277,8 +277,9 @@ impl<'a> Summary<'a> {
 
     fn found(&mut self, finding: Finding) {
         self.report.problems += 1;
-        *self.report.by_kind.entry(finding.kind).or_default() += 1;
-        if self.report.findings.len() < self.listed {
+        let of_kind = self.report.by_kind.entry(finding.kind).or_default();
+        *of_kind += 1;
+        if *of_kind <= self.listed {
             self.report.findings.push(finding);
         }
     }
@@ -295,8 +296,8 @@ impl<'a> Summary<'a> {
             share.pictures += u64::from(pixels > 0);
         }
         if counts[..usize::from(IGNORE)].iter().all(|&pixels| pixels == 0) {
-            self.unlabelled =
-                (self.unlabelled.0 + 1, if self.unlabelled.0 == 0 { index } else { self.unlabelled.1 });
+            self.unlabelled.0 += 1;
+            self.unlabelled.1.get_or_insert(index);
         }
         self.compare_palette(index, &palette);
     }
@@ -338,14 +339,14 @@ impl<'a> Summary<'a> {
                 ));
             }
         }
-        if let (count @ 1.., first) = self.unlabelled {
+        if let (count, Some(first)) = self.unlabelled {
             let name = self.source.mask_name(first);
             report.warnings.push(format!("masks without a single labelled pixel: {count}, first {name}"));
         }
         if let (count @ 1.., sentence) = &self.odd_palettes {
             report.warnings.push(format!(
-                "palettes differ between masks ({count} times): {sentence}; the numbers of the entries are taken as ids, \
-                 so make sure that they mean the same in every file"
+                "{count} masks have another palette than earlier ones: {sentence}; entries are taken as ids by \
+                 their numbers, so make sure that these mean the same in every file"
             ));
         }
         self.report

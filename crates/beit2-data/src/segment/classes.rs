@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn table_of_ade20k() {
-        let text = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.15\t11664\t1172\t1\twall\n2\t0.1\t6046\t612\t1\tbuilding, edifice\n3\t0.1\t1\t1\t0\twall;brick wall\n";
+        let text = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.15\t11664\t1172\t1\twall\n\
+            2\t0.1\t6046\t612\t1\tbuilding, edifice\n3\t0.1\t1\t1\t0\twall;brick wall\n";
         let list = read("objectInfo150.txt", text).unwrap();
         assert_eq!(list.names, ["wall", "building", "wall;brick wall"]);
         let skipped = text.replace("\n2\t", "\n5\t");

@@ -40,7 +40,7 @@ pub enum SegmentDataError {
     },
     /// Pictures without masks, or masks without pictures.
     #[error(
-        "{pictures} pictures have no mask and {masks} masks have no picture: {}{}",
+        "pictures without a mask: {pictures}, masks without a picture: {masks} ({}{})",
         first.join("; "),
         if pictures + masks > first.len() { "; ..." } else { "" }
     )]
@@ -64,6 +64,9 @@ pub enum SegmentDataError {
     #[error("cannot start a thread of the data check: {0}")]
     Spawn(String),
 }
+
+/// A hint for sides that have changed places.
+const TURNED: &str = "; EXIF orientation is not applied: rotate the picture itself";
 
 /// Why a file is not a mask of this data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +93,8 @@ pub enum MaskProblem {
     },
     /// RGB colours that nothing gives a meaning.
     #[error(
-        "the mask has RGB colours, but the class list has none; give each class its colour (docs/formats/segmentation-data.md), or save class ids as 8-bit gray or palette PNG"
+        "the mask has RGB colours, but the class list has none; give each class its \
+         colour there (car, #00008e), or save class ids as 8-bit gray or palette PNG"
     )]
     NoColors,
     /// A colour that is in no class.
@@ -125,7 +129,8 @@ pub enum MaskProblem {
     },
     /// A palette that disagrees with the class list.
     #[error(
-        "palette entry {id} is {}, but class '{class}' has {} in the class list; bring the palette into the list's order, or save the mask as RGB, which is matched by colour",
+        "palette entry {id} is {}, but class '{class}' has {} in the class list; bring the palette into \
+         the list's order, or save the mask as RGB, which is matched by colour",
         found.map_or_else(|| "missing".to_owned(), hex),
         hex(*expected)
     )]
@@ -140,7 +145,10 @@ pub enum MaskProblem {
         expected: [u8; 3],
     },
     /// Mask and picture do not cover the same pixels.
-    #[error("the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}")]
+    #[error(
+        "the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}{}",
+        if (mask_w, mask_h) == (height, width) { TURNED } else { "" }
+    )]
     Size {
         /// Width of the mask.
         mask_w: u32,

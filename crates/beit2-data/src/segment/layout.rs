@@ -94,8 +94,8 @@ pub fn open_segment(
         ReduceZeroLabel::Yes => true,
         ReduceZeroLabel::No => false,
     };
-    let mut rule = LabelRule { classes: 0, reduce_zero_label, ignore: options.ignore };
-    let list = class_list(&trees, options, &mut rule)?;
+    let list = class_list(&trees, options, reduce_zero_label)?;
+    let rule = LabelRule { classes: list.names.len(), reduce_zero_label, ignore: options.ignore };
     let (pairs, unpaired) = pair(&trees)?;
     if pairs.is_empty() {
         let problem = format!(
@@ -104,7 +104,7 @@ pub fn open_segment(
         );
         return Err(layout(&trees.pictures, problem));
     }
-    if !options.keep_unpaired && !(unpaired.pictures.is_empty() && unpaired.masks.is_empty()) {
+    if !unpaired.is_empty() && !options.keep_unpaired {
         let first = unpaired.sentences().take(LISTED).collect();
         let (pictures, masks) = (unpaired.pictures.len(), unpaired.masks.len());
         return Err(SegmentDataError::Unpaired { pictures, masks, first });
@@ -131,9 +131,9 @@ impl Trees {
             Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
             Err(error) => return Err(layout(spec, format!("cannot open it ({error}); {WANTED}"))),
         }
-        let inside = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
+        let holds_both = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
         let absolute = std::path::absolute(spec).ok();
-        let (root, below) = inside
+        let (root, below) = holds_both
             .or_else(|| above(spec))
             .or_else(|| absolute.as_deref().and_then(above))
             .ok_or_else(|| layout(spec, format!("no {PICTURES}/ in it; {WANTED}")))?;
@@ -160,7 +160,9 @@ impl Trees {
             }
             None => below,
         };
-        let (pictures, masks) = (all_pictures.join(&below), all_masks.join(&below));
+        // Joining nothing would add a slash that shows in messages.
+        let inside = |tree: &Path| if below.as_os_str().is_empty() { tree.into() } else { tree.join(&below) };
+        let (pictures, masks): (PathBuf, PathBuf) = (inside(&all_pictures), inside(&all_masks));
         if !pictures.is_dir() {
             let problem = format!("no '{}' in it; it has {there}", below.display());
             return Err(layout(&all_pictures, problem));
@@ -177,13 +179,12 @@ impl Trees {
 /// The nearest folder above `spec` (or itself) that is called `images` and has masks beside it: the
 /// folder that holds both, and the way from `images` down to `spec`.
 fn above(spec: &Path) -> Option<(PathBuf, PathBuf)> {
-    spec.ancestors().filter(|folder| folder.file_name().is_some_and(|name| name == PICTURES)).find_map(
-        |folder| {
-            let root = folder.parent()?;
-            let has_masks = MASKS.iter().any(|name| root.join(name).is_dir());
-            has_masks.then(|| Some((root.to_path_buf(), spec.strip_prefix(folder).ok()?.to_path_buf())))?
-        },
-    )
+    let has_masks = |root: &Path| MASKS.iter().any(|name| root.join(name).is_dir());
+    let called_images = |folder: &&Path| folder.file_name().is_some_and(|name| name == PICTURES);
+    spec.ancestors().filter(called_images).find_map(|folder| {
+        let root = folder.parent().filter(|root| has_masks(root))?;
+        Some((root.to_path_buf(), spec.strip_prefix(folder).ok()?.to_path_buf()))
+    })
 }
 
 fn mask_folder(root: &Path) -> Result<PathBuf, SegmentDataError> {
@@ -249,12 +250,17 @@ fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired), SegmentDataError> {
     Ok((pairs, unpaired))
 }
 
-/// The classes from the list, or numbered ones; completes the rule's number of classes.
+/// The classes from the list, or numbered ones.
 fn class_list(
     trees: &Trees,
     options: &SegmentDataOptions,
-    rule: &mut LabelRule,
+    reduce_zero_label: bool,
 ) -> Result<ClassList, SegmentDataError> {
+    let most = MAX_CLASSES - usize::from(reduce_zero_label);
+    let check = |place: &Path, classes| match classes {
+        n if (1..=most).contains(&n) => Ok(n),
+        n => Err(layout(place, format!("{n} classes; 8-bit masks tell 1 to {most} apart"))),
+    };
     let mut beside = LISTS.iter().map(|name| trees.root.join(name)).filter(|path| path.is_file());
     let path = match (&options.class_list, beside.next(), beside.next()) {
         (Some(path), ..) => Some(path.clone()),
@@ -265,31 +271,25 @@ fn class_list(
         }
         (None, one, _) => one,
     };
-    let list = path.as_deref().map(read_list).transpose()?;
-    rule.classes = match (&list, &path, options.classes) {
-        (Some(list), Some(path), Some(asked)) if list.names.len() != asked => {
-            let (path, listed) = (path.display().to_string(), list.names.len());
-            return Err(SegmentDataError::ClassCount { path, listed, asked });
-        }
-        (Some(list), ..) => list.names.len(),
-        (None, _, Some(asked)) => asked,
-        (None, _, None) if trees.ade20k => ADE20K_CLASSES,
-        (None, _, None) => {
-            let problem =
-                "the classes are not known: add classes.txt with one class a line, or say how many there are";
-            return Err(layout(&trees.root, problem.into()));
-        }
-    };
-    let most = MAX_CLASSES - usize::from(rule.reduce_zero_label);
-    if !(1..=most).contains(&rule.classes) {
-        let problem = format!("{} classes; 8-bit masks tell 1 to {most} apart", rule.classes);
-        return Err(layout(path.as_deref().unwrap_or(&trees.root), problem));
+    if let Some(path) = path {
+        let list = read_list(&path)?;
+        let listed = check(&path, list.names.len())?;
+        return match options.classes {
+            Some(asked) if asked != listed => {
+                Err(SegmentDataError::ClassCount { path: path.display().to_string(), listed, asked })
+            }
+            _ => Ok(list),
+        };
     }
-    let numbered = || {
-        let names = (0..rule.classes).map(|class| format!("class {}", rule.id(class as u8)));
-        ClassList { names: names.collect(), colors: None, ignore_color: None }
-    };
-    Ok(list.unwrap_or_else(numbered))
+    let known = options.classes.or(trees.ade20k.then_some(ADE20K_CLASSES)).ok_or_else(|| {
+        let problem =
+            "the classes are not known: add classes.txt with one class a line, or say how many there are";
+        layout(&trees.root, problem.into())
+    })?;
+    // A class is called by its id in the files.
+    let first = usize::from(reduce_zero_label);
+    let names = (first..first + check(&trees.root, known)?).map(|id| format!("class {id}")).collect();
+    Ok(ClassList { names, ..ClassList::default() })
 }
 
 fn layout(path: &Path, problem: String) -> SegmentDataError {

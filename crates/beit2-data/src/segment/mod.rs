@@ -19,9 +19,11 @@
 //! #     let mut ppm = b"P6 40 30 255\n".to_vec();
 //! #     ppm.extend((0..40 * 30 * 3).map(|k| (k as u8).wrapping_mul(i + 1)));
 //! #     std::fs::write(dir.path().join(format!("images/{i}.ppm")), ppm)?;
-//! #     let mut png = png::Encoder::new(std::fs::File::create(dir.path().join(format!("masks/{i}.png")))?, 40, 30);
+//! #     let file = std::fs::File::create(dir.path().join(format!("masks/{i}.png")))?;
+//! #     let mut png = png::Encoder::new(file, 40, 30);
 //! #     png.set_color(png::ColorType::Grayscale);
-//! #     png.write_header()?.write_image_data(&(0..1200).map(|k| (k / 7 % 3) as u8).collect::<Vec<_>>())?;
+//! #     let ids: Vec<u8> = (0..1200).map(|k| (k / 7 % 3) as u8).collect();
+//! #     png.write_header()?.write_image_data(&ids)?;
 //! # }
 //! # let folder = dir.path().display().to_string();
 //! let options = SegmentDataOptions { classes: Some(3), ..SegmentDataOptions::default() };

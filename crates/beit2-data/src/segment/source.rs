@@ -32,6 +32,12 @@ pub struct Unpaired {
 }
 
 impl Unpaired {
+    /// Whether every file has its partner.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pictures.is_empty() && self.masks.is_empty()
+    }
+
     /// A sentence for each file.
     pub(super) fn sentences(&self) -> impl Iterator<Item = String> {
         let pictures = self.pictures.iter().map(|(file, wanted)| format!("{file} has no mask {wanted}"));

@@ -17,6 +17,7 @@ mod picture;
 mod sections;
 
 pub use health::{Level, Verdict, assess};
+pub use picture::png;
 
 use crate::metrics::Record;
 
@@ -44,6 +45,8 @@ pub struct ReportData {
     pub mim_samples: Vec<MimSample>,
     /// Patches by code, most used code first.
     pub gallery: Vec<GalleryCode>,
+    /// What a segmentation model makes of held-out pictures.
+    pub segmented: Segmented,
     /// Machine and software, see [`Environment::pairs`](crate::environment::Environment::pairs).
     pub environment: Vec<(String, String)>,
 }
@@ -140,6 +143,15 @@ pub struct GalleryCode {
     pub patches: Vec<Picture>,
 }
 
+/// Held-out pictures with their masks and what a segmentation model makes of them.
+#[derive(Debug, Clone, Default)]
+pub struct Segmented {
+    /// Names and colours of the classes.
+    pub legend: Vec<(String, [u8; 3])>,
+    /// PNG files: picture, mask and prediction side by side.
+    pub pictures: Vec<Vec<u8>>,
+}
+
 /// An RGB image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Picture {
@@ -178,6 +190,7 @@ pub fn render(data: &ReportData) -> String {
     }
     sections::mim_samples(&mut page, &data.mim_samples);
     sections::gallery(&mut page, &data.gallery);
+    sections::segmented(&mut page, &data.segmented);
     sections::settings(&mut page, data);
     page.finish()
 }

@@ -31,8 +31,17 @@ pub(super) fn large(picture: &Picture, alt: &str) -> String {
     img(picture, SHOWN, alt)
 }
 
-/// The picture as PNG; `None` when it is empty or its bytes do not fit its size.
 fn data_url(picture: &Picture) -> Option<String> {
+    Some(png_url(&png(picture)?))
+}
+
+/// A PNG file as an address.
+pub(super) fn png_url(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", STANDARD.encode(png))
+}
+
+/// The picture as a PNG file; `None` when it is empty or its bytes do not fit its size.
+pub fn png(picture: &Picture) -> Option<Vec<u8>> {
     let (width, height) = (picture.width, picture.height);
     let bytes = usize::try_from(u64::from(width).checked_mul(u64::from(height))?.checked_mul(3)?).ok()?;
     if bytes == 0 || bytes != picture.rgb.len() {
@@ -46,7 +55,7 @@ fn data_url(picture: &Picture) -> Option<String> {
     let mut writer = encoder.write_header().ok()?;
     writer.write_image_data(&picture.rgb).ok()?;
     writer.finish().ok()?;
-    Some(format!("data:image/png;base64,{}", STANDARD.encode(&png)))
+    Some(png)
 }
 
 #[cfg(test)]

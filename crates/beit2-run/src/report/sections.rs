@@ -6,7 +6,7 @@ use super::curves::not_finite;
 use super::health::{Level, assess, banner};
 use super::html::{Page, escape, thousands};
 use super::picture;
-use super::{GalleryCode, MimSample, ReportData};
+use super::{GalleryCode, MimSample, ReportData, Segmented};
 
 /// Patches are small; four to eight of them should fit a card.
 const PATCH_SHOWN: u32 = 40;
@@ -137,6 +137,27 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
     }
     html.push_str("</div>\n");
     page.section("Code gallery", html);
+}
+
+/// Held-out pictures with masks and predictions, and what the colours mean.
+pub(super) fn segmented(page: &mut Page, segmented: &Segmented) {
+    if segmented.pictures.is_empty() {
+        return;
+    }
+    let mut html = String::from(
+        "<p class=\"muted\">Left: a held-out picture. Middle: its mask. Right: what the model makes of it.</p>\n\
+         <p class=\"legend\">",
+    );
+    for (name, [r, g, b]) in &segmented.legend {
+        let _ = write!(html, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{}</span> ", escape(name));
+    }
+    html.push_str("</p>\n<div class=\"segmented\">\n");
+    for png in &segmented.pictures {
+        let url = picture::png_url(png);
+        let _ = writeln!(html, "<img src=\"{url}\" alt=\"picture, mask and prediction\">");
+    }
+    html.push_str("</div>\n");
+    page.section("Segmentation", html);
 }
 
 /// Environment and settings, folded.

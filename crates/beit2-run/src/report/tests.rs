@@ -131,6 +131,10 @@ fn realistic() -> ReportData {
                 })
                 .collect(),
         }),
+        segmented: Segmented {
+            legend: vec![("sky".into(), [0, 0, 255]), ("<sea>".into(), [0, 90, 200])],
+            pictures: vec![png(&picture(64, 1)).unwrap()],
+        },
         mim_samples: (0..6)
             .map(|i| {
                 let hidden = move |x: u32, y: u32| (x * 3 + y * 5 + i) % 7 < 3 || (x + i) % 8 < 2;

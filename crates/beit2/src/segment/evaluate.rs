@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use beit2_data::segment::SegmentSource;
+use beit2_data::segment::{LabelMap, SegmentSource};
 use beit2_data::{Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
@@ -11,7 +11,8 @@ use super::{Confusion, Predictor};
 use crate::error::Error;
 use crate::train::{Event, Observer};
 
-/// Segments every picture and compares with its mask, at the mask's size.
+/// Segments every picture and compares with its mask, at the mask's size. `each` gets the picture's number, the picture, its
+/// mask and what was found.
 ///
 /// # Errors
 /// A picture or mask that cannot be used (the result would be one of other pictures), an interruption.
@@ -21,6 +22,7 @@ pub fn evaluate<B: Backend>(
     workers: usize,
     observer: &mut dyn Observer,
     stop: &StopFlag,
+    mut each: impl FnMut(usize, &Image, &LabelMap, &LabelMap) -> Result<(), Error>,
 ) -> Result<Confusion, Error> {
     let total = source.len();
     let mut confusion = Confusion::new(predictor.classes());
@@ -45,7 +47,9 @@ pub fn evaluate<B: Backend>(
             );
             return Err(Error::Picture { path: name.into(), reason });
         }
-        confusion.add(&predictor.label(&image)?.data, &mask.data)?;
+        let found = predictor.label(&image)?;
+        confusion.add(&found.data, &mask.data)?;
+        each(seen.index, &image, &mask, &found)?;
         let (done, total) = (seen.index as u64 + 1, total as u64);
         observer.event(Event::Progress { what: "evaluation".to_owned(), done, total });
     }

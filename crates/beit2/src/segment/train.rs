@@ -1,22 +1,33 @@
 //! Training a segmentation model: read top to bottom.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use beit2_data::{Key, Purpose, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
+use beit2_run::atomic::write_bytes_atomic;
+use beit2_run::report::{Picture, png};
 use beit2_weights::plan::Plan as LoadPlan;
 use beit2_weights::resize::TableResize;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
 use super::batches::{inputs, training_loader};
-use super::{HeadDropout, Predictor, SegmentRecipe, UperNet, evaluate, load_backbone, pixel_losses};
+use super::{
+    HeadDropout, Predictor, SegmentRecipe, UperNet, compared, evaluate, load_backbone, pixel_losses,
+};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{AdamW, Env, Outcome, Plan, PolySchedule, Session, StepReport, add_gradients};
 use crate::vit::{DropPath, drop_path_rates};
 use crate::weights::{self, StateFile};
+
+/// Folder of a run with held-out pictures, their masks and the newest predictions, for the report.
+pub const EXAMPLES: &str = "examples";
+
+/// Pictures that it holds.
+const SHOWN: usize = 6;
 
 /// The learning rate of the first step, as a share of what it would be without warm-up.
 const WARMUP_RATIO: f64 = 1e-6;
@@ -164,7 +175,23 @@ pub fn train<B: AutodiffBackend>(
                 // It ends even when the run shall stop: the record belongs to this step.
                 let stop = StopFlag::default();
                 let workers = recipe.data.workers;
-                let scores = evaluate(&predictor, val, workers, session.observer(), &stop)?.scores();
+                let examples = session.dir().join(EXAMPLES);
+                let palette = config.colours();
+                let confusion = evaluate(
+                    &predictor,
+                    val,
+                    workers,
+                    session.observer(),
+                    &stop,
+                    |at, image, mask, found| {
+                        if at < SHOWN {
+                            let picture = compared(image, mask, found, &palette);
+                            save_example(&examples, at, &picture)?;
+                        }
+                        Ok(())
+                    },
+                )?;
+                let scores = confusion.scores();
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
                 // Sessions keep the lowest value.
                 best = session.is_best(-scores.miou);
@@ -182,6 +209,12 @@ pub fn train<B: AutodiffBackend>(
         }
     }
     session.finish()
+}
+
+fn save_example(dir: &Path, at: usize, picture: &Picture) -> Result<(), Error> {
+    let Some(png) = png(picture) else { return Ok(()) };
+    std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+    Ok(write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?)
 }
 
 fn summary(plan: &LoadPlan) -> String {

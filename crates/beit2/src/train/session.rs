@@ -5,7 +5,7 @@
 //! over at a checkpoint, so that a continued run repeats the uninterrupted one to the bit.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use beit2_data::Batch;
@@ -204,6 +204,11 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Who is told what happens.
     pub fn observer(&mut self) -> &mut dyn Observer {
         self.env.observer
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        self.run.path()
     }
 
     /// Tells the observer something.

@@ -48,7 +48,10 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
     let source = MasksConfig::default().open(&recipe.data.val).unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
-        evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new()).unwrap().scores().miou
+        evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new(), |_, _, _, _| Ok(()))
+            .unwrap()
+            .scores()
+            .miou
     };
     assert!((again(&found.infer) - miou).abs() < 1e-6);
     // The other ways of looking agree with it nearly.

@@ -61,6 +61,7 @@ fn look(
 ) -> anyhow::Result<DataReport> {
     let options = SegmentDataOptions { keep_unpaired: true, ..masks.options() };
     let source = open_segment(spec, &options)?;
+    progress.note(&format!("{spec}: {}", source.rule()));
     let total = source.len() as u64;
     let tell = |done: usize| {
         progress.event(Event::Progress { what: "pairs checked".into(), done: done as u64, total });

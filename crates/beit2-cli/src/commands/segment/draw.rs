@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::BufWriter;
 
 use beit2::segment::SegmenterConfig;
 use beit2_data::Image;
@@ -33,47 +33,6 @@ pub fn overlay_png<'a>(file: &'a mut BufWriter<File>, image: &Image) -> Result<P
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.write_header()
-}
-
-/// A picture under the colours of its classes, row by row.
-pub struct Overlay<'a> {
-    image: &'a Image,
-    palette: &'a [[u8; 3]],
-    opacity: f32,
-    row: usize,
-    /// Classes of the row above, for the outlines.
-    above: Vec<u8>,
-}
-
-impl<'a> Overlay<'a> {
-    /// `opacity` from 0 (the picture) to 1 (the colours).
-    pub fn new(image: &'a Image, palette: &'a [[u8; 3]], opacity: f32) -> Self {
-        Self { image, palette, opacity, row: 0, above: Vec::new() }
-    }
-
-    /// Writes the next rows, of these classes, as RGB.
-    pub fn rows(&mut self, ids: &[u8], to: &mut impl Write) -> io::Result<()> {
-        let width = self.image.width as usize;
-        let mut line = vec![0; width * 3];
-        for ids in ids.chunks_exact(width.max(1)) {
-            let pixels = &self.image.data[self.row * width * 3..(self.row + 1) * width * 3];
-            for (x, (to, from)) in line.chunks_exact_mut(3).zip(pixels.chunks_exact(3)).enumerate() {
-                let class = ids[x];
-                let edge =
-                    (x > 0 && ids[x - 1] != class) || self.above.get(x).is_some_and(|&above| above != class);
-                // Outlines in the full colour tell neighbours apart where colour and picture are alike.
-                let opacity = if edge { 1.0 } else { self.opacity };
-                let colour = self.palette.get(class as usize).copied().unwrap_or([0; 3]);
-                for ((to, &from), colour) in to.iter_mut().zip(from).zip(colour) {
-                    *to = (f32::from(from) * (1.0 - opacity) + f32::from(colour) * opacity).round() as u8;
-                }
-            }
-            to.write_all(&line)?;
-            self.above = ids.to_vec();
-            self.row += 1;
-        }
-        Ok(())
-    }
 }
 
 /// Class numbers, names and colours as a table.

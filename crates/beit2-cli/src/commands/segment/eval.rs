@@ -133,7 +133,7 @@ impl Job for Evaluate<'_> {
         let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
         check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
-        Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop)?)
+        Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use beit2::Error;
-use beit2::segment::{Predictor, SegmenterConfig};
+use beit2::segment::{Overlay, Predictor, SegmenterConfig};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::source::ChainSource;
 use beit2_data::{Image, Sequence, SequenceConfig, Source};
@@ -16,7 +16,7 @@ use beit2_run::atomic::{FileError, write_atomic, write_bytes_atomic};
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::draw::{Overlay, legend_csv, legend_svg, mask_png, overlay_png};
+use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
 use super::{Looking, open};
 use crate::assets::Openable;
 use crate::cli::{Device, Talk};
@@ -286,7 +286,7 @@ fn write<B: beit2_kernels::Backend>(
                     let mut overlay = Overlay::new(image, &palette, opacity);
                     each_strip(predictor, image, &mut counts, &mut inner, |ids| {
                         mask.write_all(ids)?;
-                        overlay.rows(ids, &mut coloured)
+                        coloured.write_all(&overlay.rows(ids))
                     })?;
                     coloured.finish().map_err(failed)
                 });
