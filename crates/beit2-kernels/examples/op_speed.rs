@@ -22,6 +22,39 @@ fn main() {
     for (batch, tokens, width, heads) in [(8, 197, 384, 6), (64, 65, 128, 4), (64, 65, 192, 3)] {
         shapes(batch, tokens, width, heads);
     }
+    maps(8, 32, 64, 20);
+}
+
+/// Channels-last maps of segmentation heads; convolutions have an example of their own, `conv_speed`.
+fn maps(batch: usize, side: usize, channels: usize, classes: usize) {
+    println!("-- {batch} × {side} × {side} × {channels}");
+    let x = random([batch, side, side, channels]);
+    let [mean, scale, shift] = [(); 3].map(|()| random([channels]));
+    compare(
+        "channel_moments",
+        || {
+            let (mean, var) = fast::channel_moments(leaf(&x));
+            step(mean + var);
+        },
+        || {
+            let (mean, var) = slow::channel_moments(leaf(&x).reshape([batch * side * side, channels]));
+            step(mean + var);
+        },
+    );
+    compare(
+        "channel_norm, ReLU",
+        || step(fast::channel_norm(leaf(&x), leaf(&mean), leaf(&scale), leaf(&shift), true)),
+        || step(slow::channel_norm(leaf(&x), leaf(&mean), leaf(&scale), leaf(&shift), true)),
+    );
+    let (large, logits) = (4 * side, random([batch, side, side, classes]));
+    let ids: Vec<i32> = (0..(batch * large * large) as i32).map(|i| i / 50 % classes as i32).collect();
+    let labels = Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &Default::default());
+    let labels = labels.reshape([batch, large, large]);
+    compare(
+        "pixel_cross_entropy, four times as large",
+        || step(fast::pixel_cross_entropy(leaf(&logits), labels.clone()).0),
+        || step(slow::pixel_cross_entropy(leaf(&logits), labels.clone()).0),
+    );
 }
 
 fn random<const D: usize>(dims: [usize; D]) -> X<D> {

@@ -19,7 +19,13 @@ fn gradient<B: AutodiffBackend>() -> Vec<f32> {
     let y = fast::layer_norm(y.clone() * y, w.clone().exp(), w.clone(), 1e-6).tanh();
     let qkv = Tensor::cat(vec![y.clone(), y.clone() * 2.0, fast::gelu(y.clone())], 2);
     let y = fast::residual_scale(y, fast::attention_qkv(qkv, None, 2, 0.5) * 3.0, w.clone());
-    let grads = (y.clone() * y).sum().backward();
+    let map = (y.clone() * 0.5).reshape([1, 3, 3, 8]);
+    let (mean, var) = fast::channel_moments(map.clone());
+    let map = fast::channel_norm(map.tanh(), mean, var.exp(), w.clone(), true);
+    let kernel = w.clone().expand([8, 8]).reshape([8, 8, 1, 1]).expand([8, 8, 3, 3]);
+    let labels = Tensor::zeros([1, 6, 6], &Default::default());
+    let (loss, _) = fast::pixel_cross_entropy(fast::conv3x3(map * 0.5, kernel), labels);
+    let grads = ((y.clone() * y).sum() + loss).backward();
     [x.grad(&grads), w.grad(&grads)]
         .into_iter()
         .flat_map(|g| g.map(|g| g.into_data().to_vec::<f32>()))
@@ -49,13 +55,24 @@ fn second(n: usize, f: impl Fn(Tensor<Twice, 1>) -> Tensor<Twice, 1>) -> Vec<f32
 }
 
 #[test]
-fn second_derivatives_of_gelu_and_linear() {
+fn second_derivatives_of_composed_backward_passes() {
     let square = |x: Tensor<Twice, 1>| x.reshape([6, 6]);
+    let map = |x: Tensor<Twice, 1>| x.narrow(0, 0, 4).reshape([1, 2, 2, 1]);
+    let kernel = |x: Tensor<Twice, 1>| x.narrow(0, 4, 9).reshape([1, 1, 3, 3]);
+    let moments = |(mean, var): (Tensor<Twice, 1>, Tensor<Twice, 1>)| Tensor::cat(vec![mean, var], 0);
     let pairs = [
         (second(36, fast::gelu), second(36, slow::gelu)),
         (
             second(36, |x| fast::linear(square(x.clone()), square(x), None).reshape([36])),
             second(36, |x| slow::linear(square(x.clone()), square(x), None).reshape([36])),
+        ),
+        (
+            second(36, |x| fast::conv3x3(map(x.clone()), kernel(x)).reshape([4])),
+            second(36, |x| slow::conv3x3(map(x.clone()), kernel(x)).reshape([4])),
+        ),
+        (
+            second(36, |x| moments(fast::channel_moments(square(x)))),
+            second(36, |x| moments(slow::channel_moments(square(x)))),
         ),
     ];
     for (a, b) in pairs {

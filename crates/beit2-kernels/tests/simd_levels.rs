@@ -4,7 +4,7 @@
 use beit2_kernels::simd::{Level, level, limit};
 use beit2_kernels::{self as fast, reference as slow};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::{Distribution, Int, Tensor};
 
 type B = Autodiff<Flex>;
 
@@ -14,6 +14,33 @@ fn distance<const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>) -> f32 {
     (a - b).abs().max().into_scalar() / size
 }
 
+/// Differences of the operations on maps: loss and gradient.
+fn maps(
+    map: &Tensor<B, 4>,
+    kernel: &Tensor<B, 4>,
+    labels: &Tensor<B, 3, Int>,
+    [scale, shift]: [&Tensor<B, 1>; 2],
+) -> [f32; 2] {
+    let map = map.clone().require_grad();
+    let run = |is_fast: bool| {
+        let (kernel, labels) = (kernel.clone(), labels.clone());
+        let (loss, _) = if is_fast {
+            let (mean, var) = fast::channel_moments(map.clone());
+            let y = fast::channel_norm(map.clone(), mean, scale.clone() * var, shift.clone(), true);
+            fast::pixel_cross_entropy(fast::conv3x3(y, kernel), labels)
+        } else {
+            let (mean, var) = slow::channel_moments(map.clone().reshape([60, 120]));
+            let y = slow::channel_norm(map.clone(), mean, scale.clone() * var, shift.clone(), true);
+            slow::pixel_cross_entropy(slow::conv3x3(y, kernel), labels)
+        };
+        let grads = loss.backward();
+        let dx = map.grad(&grads).map(Tensor::from_inner);
+        (loss, dx.unwrap_or_else(|| panic!("no gradient")))
+    };
+    let (a, b) = (run(true), run(false));
+    [distance(a.0, b.0), distance(a.1, b.1)]
+}
+
 #[test]
 fn every_level_matches_the_reference() {
     let device = Default::default();
@@ -21,6 +48,10 @@ fn every_level_matches_the_reference() {
     let x = random([2, 65, 3 * 40]);
     let vector = || random([1, 1, 120]).reshape([120]);
     let (w, b) = (vector(), vector());
+    let random = |dims| Tensor::<B, 4>::random(dims, Distribution::Normal(0.0, 1.0), &device);
+    let (map, kernel) = (random([2, 6, 5, 120]), random([37, 120, 3, 3]) * 0.1);
+    let labels =
+        Tensor::<B, 1, Int>::arange(0..2 * 24 * 20, &device).reshape([2, 24, 20]).remainder_scalar(37);
     let best = level();
     for wanted in [Level::Baseline, Level::Avx2, Level::Avx512] {
         limit(wanted);
@@ -28,6 +59,9 @@ fn every_level_matches_the_reference() {
             println!("skipped {wanted:?}: this machine has {best:?}");
             continue;
         }
+        let distances = maps(&map, &kernel, &labels, [&w, &b]);
+        println!("{wanted:?}, maps: {distances:?}");
+        assert!(distances.iter().all(|&d| d < 1e-5), "{wanted:?}: {distances:?}");
         let x = x.clone().require_grad();
         let run = |is_fast: bool| {
             let (y, q) = if is_fast {

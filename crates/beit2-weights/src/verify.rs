@@ -143,24 +143,64 @@ fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
     expect(shapes, "", list.map(|(name, shape)| (name.to_string(), shape.to_vec())))
 }
 
-/// The backbone, and what belongs together in the heads. How many modules they have is not checked: that differs by pyramid.
+/// The backbone with its pyramid, and the heads (spec §5). Channels, scales and convolutions are counted from the tensors.
 fn segmentation(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
     expect(shapes, "backbone.", target(facts, "backbone.", shapes)?.tensors())?;
-    for (name, (_, shape)) in shapes {
-        let Some(module) = name.strip_suffix(".weight").filter(|_| shape.len() == 4) else { continue };
-        let out = shape[0];
-        let siblings: &[&str] = if let Some(stem) = module.strip_suffix(".conv") {
-            let fields = ["weight", "bias", "running_mean", "running_var"];
-            expect(shapes, stem, fields.map(|field| (format!(".bn.{field}"), vec![out])))?;
-            &[]
-        } else if module.ends_with("conv_seg") {
-            &[".bias"]
-        } else {
-            &[]
-        };
-        expect(shapes, module, siblings.iter().map(|name| (name.to_string(), vec![out])))?;
+    expect(shapes, "backbone.", pyramid(facts))?;
+    let (d, classes) = (facts.width, facts.classes.unwrap_or(0));
+    let auxiliary = shapes.keys().any(|name| name.starts_with("auxiliary_head."));
+    // The classifiers first: their inputs are what the other layers must have.
+    let channels = |head: &str| {
+        let inputs = shapes.get(&format!("{head}.conv_seg.weight")).and_then(|(_, shape)| shape.get(1));
+        let inputs = inputs.copied().unwrap_or(0);
+        let list = [("weight", vec![classes, inputs, 1, 1]), ("bias", vec![classes])];
+        expect(shapes, &format!("{head}.conv_seg."), list.map(|(name, shape)| (name.to_string(), shape)))?;
+        Ok(inputs)
+    };
+    let count = |stem: &str, conv: &str| {
+        (0..).take_while(|n| shapes.contains_key(&format!("{stem}.{n}.{conv}.weight"))).count()
+    };
+    let c = channels("decode_head")?;
+    let branches = count("decode_head.psp_modules", "1.conv");
+    let levels = (0..3).flat_map(|level| {
+        [(format!("lateral_convs.{level}"), [c, d, 1]), (format!("fpn_convs.{level}"), [c, c, 3])]
+    });
+    let pooled = (0..branches).map(|branch| (format!("psp_modules.{branch}.1"), [c, d, 1]));
+    let joined = [("bottleneck", d + branches * c), ("fpn_bottleneck", 4 * c)];
+    let joined = joined.map(|(name, inputs)| (name.to_string(), [c, inputs, 3]));
+    expect(shapes, "decode_head.", levels.chain(pooled).chain(joined).flat_map(convolution))?;
+    if auxiliary {
+        let c = channels("auxiliary_head")?;
+        let convs = (0..count("auxiliary_head.convs", "conv").max(1))
+            .map(|at| (format!("convs.{at}"), [c, if at == 0 { d } else { c }, 3]));
+        expect(shapes, "auxiliary_head.", convs.flat_map(convolution))?;
     }
     Ok(())
+}
+
+/// What a norm has besides its counter of batches, which old files lack.
+const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+
+/// What makes maps of four sizes from tokens of one: one doubling from patches of 8 pixels, three from patches of 16.
+fn pyramid(facts: &Facts) -> Vec<(String, Vec<usize>)> {
+    let d = facts.width;
+    let (doublings, norms): (&[&str], &[&str]) = match facts.patch {
+        8 => (&["fpn1.0"], &[]),
+        _ => (&["fpn1.0", "fpn1.3", "fpn2.0"], &["fpn1.1"]),
+    };
+    let doublings = doublings
+        .iter()
+        .flat_map(|name| [(format!("{name}.weight"), vec![d, d, 2, 2]), (format!("{name}.bias"), vec![d])]);
+    let norms = norms.iter().flat_map(|name| NORM.map(|field| (format!("{name}.{field}"), vec![d])));
+    doublings.chain(norms).collect()
+}
+
+/// A convolution without bias and its batch norm: outputs, inputs and side of the kernel.
+fn convolution(
+    (name, [outputs, inputs, side]): (String, [usize; 3]),
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let norm = NORM.map(|field| (format!("{name}.bn.{field}"), vec![outputs]));
+    [(format!("{name}.conv.weight"), vec![outputs, inputs, side, side])].into_iter().chain(norm)
 }
 
 /// All of these are there, in these shapes.

@@ -4,12 +4,16 @@
 
 mod support;
 
+use std::borrow::Cow;
+
 use beit2_weights::convert::{StateDict, convert};
 use beit2_weights::inspect::{Pooling, RelativeBias};
 use beit2_weights::layout::Family;
 use beit2_weights::plan::Target;
 use beit2_weights::verify::verify;
-use beit2_weights::{DType, Tensor};
+use beit2_weights::{DType, Tensor, TensorSource, WeightsError};
+use indexmap::IndexMap;
+use serde_json::Value;
 use support::{golden_json, golden_tensors, open, part};
 
 fn zeros(list: impl IntoIterator<Item = (String, Vec<usize>)>) -> StateDict {
@@ -77,6 +81,66 @@ fn what_is_not_whole_is_named() {
     );
 }
 
+/// A tensor of which only the shape matters: a published segmentation model takes 650 MB.
+#[derive(Clone)]
+struct Hollow(Vec<usize>);
+
+impl TensorSource for Hollow {
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.0
+    }
+    fn data(&self) -> Result<Cow<'_, [u8]>, WeightsError> {
+        panic!("no value decides about a whole model but those of index buffers")
+    }
+}
+
+/// Names and shapes of the published base model, without index buffers.
+fn segmentation() -> Option<IndexMap<String, Hollow>> {
+    let layouts = golden_json("G_segmentor_layouts.json")?;
+    let key = |key: &Value| {
+        (support::text(&key[0]).to_string(), Hollow(serde_json::from_value(key[1].clone()).unwrap()))
+    };
+    let keys = layouts["base"]["keys"].as_array().unwrap().iter().map(key);
+    Some(keys.filter(|(name, _)| !name.ends_with("relative_position_index")).collect())
+}
+
+#[test]
+fn golden_segmentation_models_are_whole_or_named() {
+    let Some(whole) = segmentation() else { return };
+    assert_eq!(verify(&whole).unwrap().classes, Some(150));
+    let mut without = whole.clone();
+    without.retain(|name, _| !name.starts_with("auxiliary_head.") && !name.ends_with("num_batches_tracked"));
+    verify(&without).unwrap();
+    for missing in [
+        "backbone.fpn1.1.running_var",
+        "backbone.fpn1.3.bias",
+        "backbone.fpn2.0.weight",
+        "decode_head.conv_seg.bias",
+        "decode_head.lateral_convs.2.conv.weight",
+        "decode_head.fpn_convs.1.bn.running_mean",
+        "decode_head.psp_modules.3.1.bn.bias",
+        "auxiliary_head.convs.0.conv.weight",
+    ] {
+        let mut tensors = whole.clone();
+        tensors.shift_remove(missing);
+        let text = verify(&tensors).unwrap_err().to_string();
+        assert!(text.contains(&format!("`{missing}` is missing")), "{text}");
+    }
+    for (name, shape, expected) in [
+        ("decode_head.bottleneck.conv.weight", vec![768, 3072, 3, 3], "[768, 3840, 3, 3]"),
+        ("decode_head.conv_seg.weight", vec![150, 512, 1, 1], "512"),
+        ("backbone.fpn1.0.weight", vec![768, 768, 4, 4], "[768, 768, 2, 2]"),
+    ] {
+        let mut tensors = whole.clone();
+        tensors.insert(name.to_string(), Hollow(shape));
+        let text = verify(&tensors).unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
 #[test]
 fn golden_checkpoints_are_whole() {
     let Some(index) = golden_json("checkpoints/index.json") else { return };
@@ -87,9 +151,14 @@ fn golden_checkpoints_are_whole() {
             verify(&open(&path).tensors).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
     }
-    // Recorded weights of the official code with both kinds of aggregation head, and a tokenizer.
-    let recorded =
-        [("B_cls_unshared", "weight/"), ("B_cls_droppath", "weight/"), ("A_dino_kmeans", "weight/")];
+    // Recorded weights of the official code: both kinds of aggregation head, a tokenizer, both pyramids.
+    let recorded = [
+        ("B_cls_unshared", "weight/"),
+        ("B_cls_droppath", "weight/"),
+        ("A_dino_kmeans", "weight/"),
+        ("G_patch8", "weight/"),
+        ("G_patch16_grid4", "weight/"),
+    ];
     for (name, prefix) in recorded {
         let Some(tensors) = golden_tensors(&format!("{name}.safetensors")) else { continue };
         let weights = part(&tensors, prefix);

@@ -160,7 +160,7 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
         ));
     }
     plan.unused.extend(source.into_keys().map(|name| {
-        let why = Unused::NotInModel(why_unused(&name));
+        let why = Unused::NotInModel(why_unused(&name, target));
         (name, why)
     }));
     Ok(plan)
@@ -176,7 +176,10 @@ fn resized(from: Option<usize>, target: &Target, shared: bool) -> Source {
 }
 
 /// What a name that the target does not have is for.
-fn why_unused(name: &str) -> &'static str {
+fn why_unused(name: &str, target: &Target) -> &'static str {
+    if target.pooling.is_none() && (name.starts_with("norm.") || name.starts_with("fc_norm.")) {
+        return "this model ends with its last block, without a norm";
+    }
     const REASONS: [(&str, &str); 9] = [
         ("mask_token", "only pretraining masks patches"),
         ("lm_head.", "it predicts codes in pretraining"),

@@ -81,8 +81,13 @@ impl<B: Backend> Backbone<B> {
     pub(super) fn on_grid(mut self, rows: usize, cols: usize) -> Result<Self, Error> {
         let moved = |bias: Option<RelPosBias<B>>| bias.map(|bias| bias.on_grid(rows, cols)).transpose();
         self.trunk.rel_pos_bias = moved(self.trunk.rel_pos_bias)?;
+        let mut first: Option<RelPosBias<B>> = None;
         for block in &mut self.trunk.blocks {
             block.attn.rel_pos = moved(block.attn.rel_pos.take())?;
+            match (&mut block.attn.rel_pos, &first) {
+                (Some(own), Some(first)) => own.share_index(first),
+                (own, _) => first = own.clone(),
+            }
         }
         Ok(self)
     }

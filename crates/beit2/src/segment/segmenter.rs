@@ -3,7 +3,6 @@
 use beit2_data::Image;
 use beit2_data::segment::LabelMap;
 use beit2_kernels::Backend;
-use beit2_weights::convert::StateDict;
 use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
@@ -11,6 +10,7 @@ use burn::tensor::{DType, Tensor};
 use super::config::SegmenterConfig;
 use super::meta;
 use super::model::UperNet;
+use super::start::{plan_backbone, take_heads};
 use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
 use crate::train::Assets;
@@ -88,13 +88,9 @@ impl<B: Backend> Segmenter<B> {
         if config.vit.in_chans != 3 {
             return config_error(format!("{spec} takes {} channels; pictures have 3", config.vit.in_chans));
         }
-        let is_head = |name: &str| !name.starts_with("backbone.") || name.starts_with("backbone.fpn");
-        let (heads, trunk): (StateDict, StateDict) =
-            state.tensors.into_iter().partition(|(name, _)| is_head(name));
-        state.tensors = trunk;
-        let trunk = state.plan_trunk(&config.vit, options.tables)?;
-        let trunk = trunk.tensors.into_iter().map(|(name, tensor)| (format!("backbone.{name}"), tensor));
-        let tensors = to_tensors(trunk.chain(heads).collect());
+        let heads = take_heads(&mut state);
+        let trunk = plan_backbone(state, &config, options.tables)?.tensors;
+        let tensors = to_tensors(trunk.into_iter().chain(heads).collect());
         Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config, infer })
     }
 

@@ -13,6 +13,30 @@ use crate::error::Error;
 use crate::params;
 use crate::weights::{StateFile, to_tensors};
 
+/// Takes what is not trunk out of the state dict of a segmentation model: pyramid and heads.
+pub(super) fn take_heads(state: &mut StateFile) -> StateDict {
+    let is_trunk = |name: &str| name.starts_with("backbone.") && !name.starts_with("backbone.fpn");
+    let (trunk, heads) = std::mem::take(&mut state.tensors).into_iter().partition(|(name, _)| is_trunk(name));
+    state.tensors = trunk;
+    heads
+}
+
+/// What of a trunk's state dict goes into the backbone, by the names of the whole model.
+pub(super) fn plan_backbone(
+    state: StateFile,
+    config: &SegmenterConfig,
+    tables: TableResize,
+) -> Result<Plan, Error> {
+    let trunk = state.plan_trunk(&config.vit, tables)?;
+    let whole = |name: String| format!("backbone.{name}");
+    Ok(Plan {
+        tensors: trunk.tensors.into_iter().map(|(name, tensor)| (whole(name), tensor)).collect(),
+        used: trunk.used.into_iter().map(|(name, source)| (whole(name), source)).collect(),
+        fresh: trunk.fresh.into_iter().map(whole).collect(),
+        unused: trunk.unused,
+    })
+}
+
 /// Puts the trunk of a file into a fresh model (spec §4.2, §5): pretraining runs, classifiers, tokenizers (their encoder), bare
 /// Vision Transformers, in official, timm or Hugging Face names. A shared bias table is copied into every block; tables and
 /// position embeddings are resized. Of a segmentation model its heads are taken too, where they fit.
@@ -27,20 +51,11 @@ pub fn load_backbone<B: Backend>(
     mut state: StateFile,
     tables: TableResize,
 ) -> Result<(UperNet<B>, Plan), Error> {
-    let mut heads = StateDict::new();
-    if state.facts.layout.kind == Kind::Segmentation {
-        let is_trunk = |name: &str| name.starts_with("backbone.") && !name.starts_with("backbone.fpn");
-        let (trunk, others) = state.tensors.into_iter().partition(|(name, _)| is_trunk(name));
-        (state.tensors, heads) = (trunk, others);
-    }
-    let trunk = state.plan_trunk(&config.vit, tables)?;
-    let whole = |name: String| format!("backbone.{name}");
-    let mut plan = Plan {
-        tensors: trunk.tensors.into_iter().map(|(name, tensor)| (whole(name), tensor)).collect(),
-        used: trunk.used.into_iter().map(|(name, source)| (whole(name), source)).collect(),
-        fresh: Vec::new(),
-        unused: trunk.unused,
+    let heads = match state.facts.layout.kind {
+        Kind::Segmentation => take_heads(&mut state),
+        _ => StateDict::new(),
     };
+    let mut plan = plan_backbone(state, config, tables)?;
     let infos = params::list(&model);
     for (name, tensor) in heads {
         match infos.iter().find(|info| info.name == name) {

@@ -218,9 +218,12 @@ fn save_example(dir: &Path, at: usize, picture: &Picture) -> Result<(), Error> {
 }
 
 fn summary(plan: &LoadPlan) -> String {
+    let heads = plan.used.keys().any(|name| name.starts_with("decode_head."));
     format!(
-        "{} tensors loaded into the backbone, {} of the file not used; necks and heads are fresh",
+        "{} tensors loaded into {}, {} fresh, {} of the file not used",
         plan.used.len(),
+        if heads { "backbone and heads" } else { "the backbone" },
+        plan.fresh.len(),
         plan.unused.len()
     )
 }

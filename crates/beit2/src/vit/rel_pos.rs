@@ -59,6 +59,14 @@ impl<B: Backend> RelPosBias<B> {
         }
     }
 
+    /// Uses the index of another table over the same grid. Why: an index is the fourth power of the grid's side (8 MB at 512
+    /// pixels), and all blocks have the same one.
+    pub(crate) fn share_index(&mut self, other: &Self) {
+        if (self.grid(), self.table) == (other.grid(), other.table) {
+            self.index = other.index.clone();
+        }
+    }
+
     /// The same biases over another grid, for inference: distances that the table has keep their values, and a larger grid
     /// gets the table resized as a checkpoint's is (spec §4.3).
     ///

@@ -103,7 +103,7 @@ impl<B: Backend> Trunk<B> {
             patch_embed: PatchEmbed::new(config.in_chans, config.patch_size, config.width, true, device),
             rel_pos_bias: (config.rel_pos_bias == RelPosKind::Shared)
                 .then(|| RelPosBias::new(grid, grid, config.heads, device)),
-            blocks: (0..config.depth).map(|_| Block::new(block_options(config), device)).collect(),
+            blocks: blocks(config, device),
         }
     }
 
@@ -150,6 +150,20 @@ impl<B: Backend> Trunk<B> {
         }
         x
     }
+}
+
+/// Blocks of zeros, with one position index among them.
+fn blocks<B: Backend>(config: &VitConfig, device: &B::Device) -> Vec<Block<B>> {
+    let mut blocks: Vec<Block<B>> = Vec::with_capacity(config.depth);
+    for _ in 0..config.depth {
+        let mut block = Block::new(block_options(config), device);
+        let first = blocks.first().and_then(|first| first.attn.rel_pos.as_ref());
+        if let (Some(own), Some(first)) = (&mut block.attn.rel_pos, first) {
+            own.share_index(first);
+        }
+        blocks.push(block);
+    }
+    blocks
 }
 
 pub(crate) fn block_options(config: &VitConfig) -> BlockOptions {
