@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release --example conv_speed [large]`
 //!
-//! Columns: this crate's operation; nine shifted linear layers; Burn's convolution; one linear layer of the same number of
-//! multiplications, which is what a convolution can hope for. They are run in turn, so that a load on the machine hits all. `large`
-//! adds sizes of BEiT v2 base (minutes).
+//! Columns: this crate's operation; nine shifted linear layers; Burn's convolution; one linear layer of the same
+//! number of multiplications, which is what a convolution can hope for. They are run in turn, so that a load on
+//! the machine hits all. `large` adds sizes of BEiT v2 base (minutes).
 
 use std::time::Instant;
 

@@ -187,6 +187,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn segmentation_models_have_four_rules() {
+        let values = |name: &str, shape: &[usize], fan_in: usize| -> Vec<f64> {
+            let info = ParamInfo { name: name.into(), shape: shape.to_vec(), trainable: true };
+            let rule = InitRule::Segment { gamma: 0.1 };
+            draw(&info, fan_in, rule, &mut generator(1, name)).into_iter().map(f64::from).collect()
+        };
+        let deviation =
+            |values: &[f64]| (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
+        let near = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 0.03, "{found}");
+        // The trunk, not rescaled with depth.
+        near(deviation(&values("backbone.blocks.7.mlp.fc2.weight", &[64, 256], 256)), 0.02);
+        // PyTorch's default: uniform, with the deviation of its bound over √3.
+        let neck = values("backbone.fpn1.3.weight", &[64, 64, 2, 2], 256);
+        assert!(neck.iter().all(|v| v.abs() <= 1.0 / 16.0));
+        near(deviation(&neck), 1.0 / 16.0 / 3f64.sqrt());
+        assert!(
+            values("backbone.fpn2.0.bias", &[64], 256).iter().all(|v| *v != 0.0 && v.abs() <= 1.0 / 16.0)
+        );
+        // mmcv's convolutions, by outputs, and mmsegmentation's classifier.
+        near(
+            deviation(&values("decode_head.bottleneck.conv.weight", &[32, 80, 3, 3], 720)),
+            (2.0f64 / 288.0).sqrt(),
+        );
+        near(deviation(&values("auxiliary_head.conv_seg.weight", &[30, 500, 1, 1], 500)), 0.01);
+        assert_eq!(values("decode_head.conv_seg.bias", &[3], 8), [0.0; 3]);
+        for norm in ["decode_head.psp_modules.0.1.bn", "backbone.fpn1.1", "backbone.blocks.0.norm1"] {
+            assert_eq!(values(&format!("{norm}.weight"), &[2], 1), [1.0; 2], "{norm}");
+            assert_eq!(values(&format!("{norm}.bias"), &[2], 1), [0.0; 2], "{norm}");
+        }
+    }
+
+    #[test]
     fn each_parameter_has_its_own_stream() {
         let a = truncated_normal(4, STD, &mut generator(1, "a"));
         assert_eq!(a, truncated_normal(4, STD, &mut generator(1, "a")));

@@ -95,8 +95,8 @@ impl<B: Backend> Backbone<B> {
     /// Whether pictures of this size can be seen as a whole.
     ///
     /// # Errors
-    /// A side that is no multiple of the patch, a picture too small for the pyramid, or one that is not of the size that
-    /// the relative position tables are for.
+    /// A side that is no multiple of the patch, a picture too small for the pyramid, or one that is not of the
+    /// size that the relative position tables are for.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), Error> {
         let patch = self.patch;
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {

@@ -23,7 +23,8 @@ pub(super) const LAST_STRIDE: usize = 32;
 pub struct SegmenterConfig {
     /// The Transformer; `image_size` is the side of a crop.
     pub vit: VitConfig,
-    /// Blocks, counted from 0, whose tokens become the maps of stride 4, 8, 16 and 32; the last one is the last block.
+    /// Blocks, counted from 0, whose tokens become the maps of stride 4, 8, 16 and 32; the last one is the last
+    /// block.
     pub out_indices: [usize; LEVELS],
     /// Channels of the decode head.
     pub channels: usize,
@@ -90,8 +91,8 @@ impl SegmenterConfig {
         }
     }
 
-    /// The blocks that a model of this depth reads: after a third, a half, two thirds and all of them, as the published
-    /// models do; at least one block apart.
+    /// The blocks that a model of this depth reads: after a third, a half, two thirds and all of them, as the
+    /// published models do; at least one block apart.
     pub fn taps(depth: usize) -> [usize; LEVELS] {
         let mut taps = [depth / 3, depth / 2, 2 * depth / 3, depth];
         for at in 1..LEVELS {
@@ -181,7 +182,8 @@ impl SegmenterConfig {
         let (classes, ignore) = (self.classes, usize::from(super::IGNORE));
         if !(2..=ignore).contains(&classes) {
             return config_error(format!(
-                "classes {classes} must lie between 2 and {ignore}: masks hold one byte a pixel, and {ignore} means no class"
+                "classes {classes} must lie between 2 and {ignore}: masks hold one byte a pixel, and {ignore} means \
+                 no class"
             ));
         }
         for (name, len) in [("class_names", self.class_names.len()), ("palette", self.palette.len())] {
@@ -198,7 +200,8 @@ pub(super) fn check_pyramid(height: usize, width: usize) -> Result<(), Error> {
     match height.min(width) >= LAST_STRIDE {
         true => Ok(()),
         false => config_error(format!(
-            "pictures of {width}×{height} px are too small: the last map has one pixel for {LAST_STRIDE}×{LAST_STRIDE} px"
+            "pictures of {width}×{height} px are too small: the last map has one pixel for \
+             {LAST_STRIDE}×{LAST_STRIDE} px"
         )),
     }
 }

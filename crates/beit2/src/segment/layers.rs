@@ -105,9 +105,9 @@ impl<B: Backend> Moments<B> {
         Self { mean, var, count: batch * height * width }
     }
 
-    /// The moments of the values on all devices from those on each: the seam of synchronised batch norm. With one device
-    /// they are the same. With several, counts, means and second moments are to be summed over the devices here, by an
-    /// operation whose backward pass sums the gradients in the same way.
+    /// The moments of the values on all devices from those on each: the seam of synchronised batch norm. With one
+    /// device they are the same. With several, counts, means and second moments are to be summed over the devices
+    /// here, by an operation whose backward pass sums the gradients in the same way.
     fn across_devices(self) -> Self {
         self
     }

@@ -21,7 +21,8 @@ pub struct PixelLosses<B: Backend> {
     pub auxiliary_acc: Option<Tensor<B, 1>>,
 }
 
-/// Class ids of a batch on the device, `[B, H, W]` row by row; [`IGNORE`](super::IGNORE) marks pixels without a class.
+/// Class ids of a batch on the device, `[B, H, W]` row by row; [`IGNORE`](super::IGNORE) marks pixels without a
+/// class.
 ///
 /// # Errors
 /// A number of ids that is not B·H·W, an id that is no class.
@@ -44,8 +45,8 @@ pub fn label_tensor<B: Backend>(
     Ok(Tensor::from_data(TensorData::new(ids, [batch, height, width]), (device, DType::U8)))
 }
 
-/// Cross entropy of both heads against `labels [B, H, W]` at the labels' size; the mean is over all pixels, those without a
-/// class included (as in mmsegmentation).
+/// Cross entropy of both heads against `labels [B, H, W]` at the labels' size; the mean is over all pixels, those
+/// without a class included (as in mmsegmentation).
 pub fn pixel_losses<B: Backend>(
     logits: &TrainLogits<B>,
     labels: Tensor<B, 3, Int>,

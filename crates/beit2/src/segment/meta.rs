@@ -1,5 +1,5 @@
-//! Class names and colours that mmsegmentation writes into a checkpoint's `meta`, from the text that the weights crate makes of
-//! them (as Python prints lists).
+//! Class names and colours that mmsegmentation writes into a checkpoint's `meta`, from the text that the weights
+//! crate makes of them (as Python prints lists).
 
 /// The texts of a list or tuple such as `('wall', 'it\'s')`; `None` for anything else.
 pub(super) fn texts(list: &str) -> Option<Vec<String>> {

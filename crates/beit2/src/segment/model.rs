@@ -26,8 +26,8 @@ pub struct UperNet<B: burn::tensor::backend::Backend> {
     aux_index: usize,
 }
 
-/// The factors on the channels before each head's classifier, `[B, 1, 1, channels]`: 0 for a dropped channel, `1/(1−p)`
-/// for a kept one (PyTorch's `Dropout2d`).
+/// The factors on the channels before each head's classifier, `[B, 1, 1, channels]`: 0 for a dropped channel,
+/// `1/(1−p)` for a kept one (PyTorch's `Dropout2d`).
 #[derive(Debug, Clone)]
 pub struct HeadDropout<B: Backend> {
     decode: Option<Tensor<B, 4>>,
@@ -117,8 +117,8 @@ impl<B: Backend> UperNet<B> {
         Ok(self.auxiliary_head.as_ref().map(|head| head.forward(map, None, &mut Pass::Evaluate)))
     }
 
-    /// The same model for pictures of another grid of patches, `[B, 3, rows·P, cols·P]`, for inference: position biases keep
-    /// the values of the distances that they know, and are resized for more.
+    /// The same model for pictures of another grid of patches, `[B, 3, rows·P, cols·P]`, for inference: position
+    /// biases keep the values of the distances that they know, and are resized for more.
     ///
     /// # Errors
     /// Position tables that cannot be resized.
@@ -127,8 +127,8 @@ impl<B: Backend> UperNet<B> {
         Ok(self)
     }
 
-    /// Logits of both heads in training: batch norms take the statistics of the batch, which [`UperNet::record`] then takes
-    /// into the running ones.
+    /// Logits of both heads in training: batch norms take the statistics of the batch, which [`UperNet::record`]
+    /// then takes into the running ones.
     ///
     /// # Errors
     /// As [`UperNet::features`]; a batch of one picture.

@@ -3,7 +3,7 @@
 use beit2_kernels::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-/// The means over a grid of `side × side` cells that may overlap by a pixel, `[B, H, W, C]` → `[B, side, side, C]`: cell i goes
+/// The means over a grid of cells that may overlap by a pixel, `[B, H, W, C]` → `[B, side, side, C]`: cell i goes
 /// from ⌊i·H/side⌋ to ⌈(i+1)·H/side⌉ (PyTorch's adaptive average pooling).
 pub(super) fn adaptive_mean<B: Backend>(x: Tensor<B, 4>, side: usize) -> Tensor<B, 4> {
     let [batch, height, width, channels] = x.dims();
@@ -22,7 +22,8 @@ pub(super) fn adaptive_mean<B: Backend>(x: Tensor<B, 4>, side: usize) -> Tensor<
     cells.reshape([batch, side, side, channels])
 }
 
-/// The largest values of squares of `side` pixels, `[B, H, W, C]` → `[B, H/side, W/side, C]`; what is left at the end is dropped.
+/// The largest values of squares of `side` pixels, `[B, H, W, C]` → `[B, H/side, W/side, C]`; what is left at the
+/// end is dropped.
 pub(super) fn max_pool<B: Backend>(x: Tensor<B, 4>, side: usize) -> Tensor<B, 4> {
     let [batch, height, width, channels] = x.dims();
     let (rows, cols) = (height / side, width / side);

@@ -50,8 +50,8 @@ pub struct Segmenter<B: Backend> {
 }
 
 impl<B: Backend> Segmenter<B> {
-    /// Opens a run of this software, or a published segmentation file (mmsegmentation's `.pth`, whose classes and palette
-    /// are read too).
+    /// Opens a run of this software, or a published segmentation file (mmsegmentation's `.pth`, whose classes and
+    /// palette are read too).
     ///
     /// # Errors
     /// A file that cannot be read or holds another model.
@@ -111,8 +111,8 @@ impl<B: Backend> Segmenter<B> {
     }
 }
 
-/// The sizes of a file without a configuration of ours: what its tensors tell, and the published choices for what they do
-/// not tell.
+/// The sizes of a file without a configuration of ours: what its tensors tell, and the published choices for what
+/// they do not tell.
 fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
     let defaults = SegmenterConfig::default();
     let inputs = |name: &str| Some(*state.tensors.get(name)?.shape().get(1)?);

@@ -37,11 +37,15 @@ pub(super) fn plan_backbone(
     })
 }
 
-/// Puts the trunk of a file into a fresh model (spec §4.2, §5): pretraining runs, classifiers, tokenizers (their encoder), bare
-/// Vision Transformers, in official, timm or Hugging Face names. A shared bias table is copied into every block; tables and
-/// position embeddings are resized. Of a segmentation model its heads are taken too, where they fit.
+/// Puts the trunk of a file into a fresh model (spec §4.2, §5): pretraining runs, classifiers, tokenizers (their
+/// encoder), bare Vision Transformers, in official, timm or Hugging Face names. A shared bias table is copied
+/// into every block; tables and position embeddings are resized.
 ///
-/// The plan that comes back says, by the names of the whole model, what was loaded, what kept its start and what was not used.
+/// Differs from upstream: of a segmentation model its pyramid and heads are taken too, where they fit; there only
+/// a backbone by itself is found.
+///
+/// The plan that comes back says, by the names of the whole model, what was loaded, what kept its start and what
+/// was not used.
 ///
 /// # Errors
 /// Sizes that differ in something that cannot be converted.

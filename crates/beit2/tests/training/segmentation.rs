@@ -8,6 +8,7 @@ use beit2::segment::{
     HeadDropout, IGNORE, SegmentOptions, Segmenter, SegmenterConfig, UperNet, label_tensor, load_backbone,
     pixel_losses,
 };
+use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, Files, GroupRule, PolySchedule};
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
 use beit2::weights::{self, StateFile, Tensors};
@@ -152,11 +153,10 @@ fn a_published_file_tells_its_sizes() {
     );
 }
 
-fn start(spec: &str) -> Result<(UperNet<Flex>, Plan), Error> {
-    let config = config();
-    let model = UperNet::<Flex>::zeros(&config, &Default::default()).unwrap().initialise(&config, 1);
+fn start(spec: &str, config: &SegmenterConfig) -> Result<(UperNet<Flex>, Plan), Error> {
+    let model = UperNet::<Flex>::zeros(config, &Default::default()).unwrap().initialise(config, 1);
     let state = StateFile::new(weights::read(Path::new(spec))?, spec)?;
-    load_backbone(model, &config, state, Default::default())
+    load_backbone(model, config, state, Default::default())
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_pretrained_trunk_is_the_start() {
     let metadata =
         [("beit2.stage", "pretrain".to_owned()), ("beit2.config", serde_json::to_string(&mim).unwrap())];
     let spec = write(&root.path().join("mim.safetensors"), &params::export(&pretrained), &metadata);
-    let (model, plan) = start(&spec).unwrap();
+    let (model, plan) = start(&spec, &config()).unwrap();
     let (loaded, source) = (params::export(&model), params::export(&pretrained));
     for block in 0..4 {
         let table = format!("backbone.blocks.{block}.attn.relative_position_bias_table");
@@ -203,7 +203,7 @@ fn a_pretrained_trunk_is_the_start() {
     (other.class_names, other.palette) = (Vec::new(), Vec::new());
     let trained = UperNet::<Flex>::zeros(&other, &Default::default()).unwrap().initialise(&other, 9);
     let spec = write(&root.path().join("other.safetensors"), &params::export(&trained), &ours(&other));
-    let (model, plan) = start(&spec).unwrap();
+    let (model, plan) = start(&spec, &config()).unwrap();
     let (loaded, source) = (params::export(&model), params::export(&trained));
     for name in ["decode_head.bottleneck.conv.weight", "backbone.fpn1.3.weight", "backbone.cls_token"] {
         assert_eq!(loaded[name], source[name], "{name}");
@@ -214,6 +214,46 @@ fn a_pretrained_trunk_is_the_start() {
         plan.fresh.iter().collect::<std::collections::BTreeSet<_>>(),
         fresh.iter().flatten().collect()
     );
+}
+
+/// Encoders have absolute positions and neither layer scale nor tables: those start fresh.
+#[test]
+fn a_tokenizers_encoder_is_a_start() {
+    let root = tempfile::tempdir().unwrap();
+    let tokenizer = TokenizerConfig {
+        image_size: 48,
+        width: 16,
+        depth: 4,
+        heads: 2,
+        decoder_width: 8,
+        decoder_depth: 1,
+        decoder_heads: 1,
+        codes: 9,
+        code_dim: 4,
+        teacher_dim: 6,
+        ..TokenizerConfig::default()
+    };
+    let trained = VqKd::<Flex>::new(&tokenizer, 5, &Default::default()).unwrap();
+    let metadata = [
+        ("beit2.stage", "tokenizer".to_owned()),
+        ("beit2.config", serde_json::to_string(&tokenizer).unwrap()),
+    ];
+    let spec = write(&root.path().join("tokenizer.safetensors"), &params::export(&trained), &metadata);
+    let mut config = config();
+    config.vit.abs_pos_emb = true;
+    let (model, plan) = start(&spec, &config).unwrap();
+    let (loaded, source) = (params::export(&model), params::export(&trained));
+    assert_eq!(loaded["backbone.blocks.3.mlp.fc1.weight"], source["encoder.blocks.3.mlp.fc1.weight"]);
+    assert_eq!(plan.used["backbone.pos_embed"], Source::Resized { from: 3, to: 4, shared: false });
+    for name in ["backbone.blocks.0.gamma_1", "backbone.blocks.3.attn.relative_position_bias_table"] {
+        assert!(plan.fresh.contains(&name.to_owned()), "{name}");
+    }
+    let reason = |wanted: &str| plan.unused.iter().find(|(name, _)| name == wanted).unwrap().1.to_string();
+    assert_eq!(reason("fc_norm.weight"), "this model ends with its last block, without a norm");
+    assert_eq!(reason("quantize.embedding.weight"), "it is not part of the tokenizer's encoder");
+    // Another width cannot be converted.
+    config.vit.width = 32;
+    assert!(start(&spec, &config).unwrap_err().to_string().contains("`cls_token` has shape [1, 1, 16]"));
 }
 
 #[test]
