@@ -25,6 +25,7 @@ from segment_cutouts import CLASSES, CLIPART, STAMPS, read_cutouts
 
 NAMES = ["background", *CLASSES]
 COLOURS = ["#000000", *(colour for colour, _ in CLASSES.values())]
+CLASS_LIST = "".join(f"{name}\t{colour}\n" for name, colour in zip(NAMES, COLOURS))
 LICENCES = {"stamps": "GPL-2", "clipart": "public domain"}
 COUNTS = (1, 2, 2, 2, 3, 3, 3, 4, 4, 5)  # cut-outs of a scene, each equally probable
 LONG_SIDE = (160, 256)  # pixels
@@ -114,26 +115,16 @@ def compose(photographs, tree, rng):
     return picture, mask, photograph, used
 
 
-def clear(folder):
-    """Makes the folder new with classes.txt alone; refuses to remove what an earlier call did not make."""
-    classes = "".join(f"{name}\t{colour}\n" for name, colour in zip(NAMES, COLOURS))
-    listed = os.path.join(folder, "classes.txt")
-    if os.path.isdir(folder):
-        if not os.path.isfile(listed) or open(listed).read() != classes:
-            sys.exit(f"make_segment_scenes.py: {folder} holds other data; remove it or name another folder")
-        shutil.rmtree(folder)
-    os.makedirs(folder)
-    with open(listed, "w") as f:
-        f.write(classes)
-
-
 def write_side(out, side, count, photographs, cutouts, seed):
     """Writes the scenes of one side; returns a row for scenes.tsv, pixels and scenes by class."""
     folder, tree = os.path.join(out, side), by_class([p for p in cutouts if p.side == side])
     photographs = [p for p in photographs if p.side == side]
-    clear(folder)
+    if os.path.isdir(folder):
+        shutil.rmtree(folder)
     for part in ("images", "masks"):
         os.makedirs(os.path.join(folder, part))
+    with open(os.path.join(folder, "classes.txt"), "w") as f:
+        f.write(CLASS_LIST)
     palette = [v for colour in COLOURS for v in rgb(colour)]
     palette += [0] * (768 - len(palette))  # a shorter one makes 4-bit files, which some programs cannot read
     rows, pixels, scenes = [], np.zeros(len(NAMES), np.int64), np.zeros(len(NAMES), np.int64)
@@ -274,11 +265,17 @@ def main():
     if min(counts.values()) < 1:
         parser.error("--train and --val must be at least 1")
 
-    try:
-        photographs = segment_photographs.read_photographs(args.packages)
-        cutouts, reasons = read_cutouts(args.packages)
-    except OSError as error:
-        sys.exit(f"make_segment_scenes.py: {error}")
+    for package in (STAMPS, CLIPART, *segment_photographs.PACKAGES):
+        if not os.path.isdir(os.path.join(args.packages, package)):
+            sys.exit(f"{args.packages} holds no unpacked package {package}; make_segment_scenes.sh fetches it")
+    for side in counts:  # train/ and val/ are replaced, but only those of an earlier call
+        folder = os.path.join(args.out, side)
+        listed = os.path.join(folder, "classes.txt")
+        if os.path.exists(folder) and not (os.path.isfile(listed) and open(listed).read() == CLASS_LIST):
+            sys.exit(f"{folder} is there and not from this script; remove it or name another folder")
+
+    photographs = segment_photographs.read_photographs(args.packages)
+    cutouts, reasons = read_cutouts(args.packages)
     print(f"{len(photographs)} photographs, {len(cutouts)} cut-outs; left out: "
           + ", ".join(f"{n} {why}" for why, n in reasons.most_common()), flush=True)
     found = {side: write_side(args.out, side, n, photographs, cutouts, args.seed) for side, n in counts.items()}

@@ -175,15 +175,14 @@ def candidates(packages):
     """(path, file, class) of every file that has a class, in order; path is `stamps/…` or `clipart/…`."""
     for short, package, root in (("stamps", STAMPS, STAMPS_ROOT), ("clipart", CLIPART, CLIPART_ROOT)):
         top = os.path.join(packages, package, root)
-        if not os.path.isdir(top):
-            raise FileNotFoundError(f"{top}: the package {package} is not unpacked there")
         for folder, folders, files in os.walk(top):
             folders.sort()
             for name in sorted(files):
                 file = os.path.join(folder, name)
                 stem, kind = os.path.splitext(name)
                 twin = kind == ".svg" and os.path.exists(os.path.join(folder, stem + ".png"))
-                if kind not in (".png", ".svg") or os.path.islink(file) or twin or "_mirror" in stem or "_bw" in stem:
+                twin = twin or "_mirror" in stem or "_bw" in stem  # mirrored or uncoloured
+                if kind not in (".png", ".svg") or os.path.islink(file) or twin:
                     continue
                 path = f"{short}/{os.path.relpath(file, top)}"
                 if class_of(path):
