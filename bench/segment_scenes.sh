@@ -5,7 +5,7 @@
 #
 # The scenes are made by scripts/make_segment_scenes.sh (Debian packages, python3) unless SCENES names a folder of them. The
 # backbone is pretrained on the training scenes' pictures, without their masks. Runs that are complete are kept, interrupted ones
-# continue; results lie in OUT/*.json. About 40 minutes a seed on two cores.
+# continue; results lie in OUT/*.json. About 35 minutes a seed on two cores.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,8p' "$0"; exit 2; }
 out=$1

@@ -308,8 +308,10 @@ mod tests {
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }
-        let parsed: SegmentTrainConfig = toml::from_str("crop_size = 64\n[photometric]\nhue = 5").unwrap();
-        assert_eq!((parsed.crop_size, parsed.photometric.hue, parsed.base), (64, 5, [2048, 512]));
+        let parsed: SegmentTrainConfig = toml::from_str("hflip = 0.25\n[photometric]\nhue = 5").unwrap();
+        // A recipe's crop has the model's size, which is not said twice.
+        assert_eq!((parsed.crop_size, parsed.photometric.hue, parsed.hflip), (512, 5, 0.25));
+        assert!(toml::from_str::<SegmentTrainConfig>("crop_size = 64").is_err());
         assert!(toml::from_str::<SegmentTrainConfig>("crop = 3").is_err());
     }
 }
