@@ -61,6 +61,7 @@ pub fn train<B: AutodiffBackend>(
     let mut model = VisionTransformer::<B>::new(vit, config.pooling, classes, device);
     let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
     model = initialise(model, rule, recipe.seed);
+    model.set_precision(recipe.precision);
     let mut loaded = None;
     if !recipe.is_from_scratch() {
         let plan = load_plan(recipe, env.assets)?;

@@ -47,8 +47,9 @@ pub fn train<B: AutodiffBackend>(
         "" => None,
         spec => Some(env.assets.source(spec)?),
     };
-    let (tokenizer_config, tokenizer) =
+    let (tokenizer_config, mut tokenizer) =
         weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
+    tokenizer.set_precision(recipe.precision);
     let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
     if words != recipe.model.vocab {
         return config_error(format!(
@@ -66,6 +67,7 @@ pub fn train<B: AutodiffBackend>(
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = MimModel::<B>::new(&recipe.model, recipe.seed, device)?;
+    model.set_precision(recipe.precision);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let rates = recipe.model.drop_path_rates();

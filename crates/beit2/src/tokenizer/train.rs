@@ -65,6 +65,7 @@ pub fn train<B: AutodiffBackend>(
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = VqKd::<B>::new(&recipe.model, recipe.seed, device)?;
+    model.set_precision(recipe.precision);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let facts = vec![
@@ -217,7 +218,8 @@ fn load_teacher<B: Backend>(
         return config_error("teacher.weights is empty; name the teacher's safetensors or .pth file");
     }
     let file = env.assets.weights(&recipe.teacher.weights)?;
-    let teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
+    let mut teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
+    teacher.set_precision(recipe.precision);
     if teacher.dim() != recipe.model.teacher_dim {
         return config_error(format!(
             "model.teacher_dim is {}, but the teacher's features have {} values",
