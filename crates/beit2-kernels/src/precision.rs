@@ -21,6 +21,11 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Whether the device can hold what products of this precision see.
+    pub fn is_supported<B: BurnBackend>(self, device: &B::Device) -> bool {
+        self == Self::F32 || B::supports_dtype(device, DType::BF16)
+    }
+
     /// The values that a product of this precision sees.
     pub fn round<B: BurnBackend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self {

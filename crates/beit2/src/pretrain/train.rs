@@ -15,7 +15,7 @@ use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
     AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport,
-    to_device, training_loader,
+    check_precision, to_device, training_loader,
 };
 use crate::vit::DropPath;
 use crate::weights;
@@ -42,6 +42,7 @@ pub fn train<B: AutodiffBackend>(
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
         "" => None,

@@ -15,8 +15,8 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, evaluation_loader,
-    to_device, training_loader,
+    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, check_precision,
+    evaluation_loader, to_device, training_loader,
 };
 use crate::weights::Tensors;
 
@@ -47,6 +47,7 @@ pub fn train<B: AutodiffBackend>(
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
         "" => None,
