@@ -1,4 +1,4 @@
-//! Matrix products on views of memory: on packed panels where that pays, else by the `gemm` crate.
+//! Matrix products on views of memory: f32 by the `gemm` crate, bf16 by [`crate::packed`] where the CPU can.
 //!
 //! Views are checked once against the slices they read, so the operations above need no unsafe code
 //! for a product. Both ways sum the inner axis in an order that depends on the shapes alone.
@@ -13,10 +13,6 @@ use crate::precision::Precision;
 
 /// Work below which a product stays on its own thread (multiplications).
 const PARALLEL: usize = 1 << 21;
-
-/// Rows, columns and inner axis from which on an f32 product is worth packing.
-#[cfg(target_arch = "x86_64")]
-const PACKED: usize = 16;
 
 /// A matrix inside a slice: element `(i, j)` at `i·row + j·col`.
 #[derive(Clone, Copy)]
@@ -65,6 +61,7 @@ impl<'a, E> Matrix<'a, E> {
     }
 
     /// The slice, and the distances of two neighbours in a column and in a row.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn layout(&self) -> (&'a [E], usize, usize) {
         (self.data, self.row, self.col)
     }
@@ -134,7 +131,8 @@ pub(crate) enum Start<'a> {
 /// How a product is computed.
 #[derive(Clone, Copy)]
 pub(crate) struct How {
-    /// Type of the operands.
+    /// Type of the operands. Only x86-64 has bf16 products.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) precision: Precision,
     /// Whether all threads may work on it, if it is much work.
     pub(crate) parallel: bool,
@@ -189,19 +187,16 @@ pub(crate) unsafe fn product_at(
         return;
     }
     let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
-    let how = How { parallel: how.parallel && work >= PARALLEL, ..how };
-    // In bf16 of any size, so that what is rounded does not depend on shapes.
+    let parallel = how.parallel && work >= PARALLEL;
+    // Of any size, so that what is rounded does not depend on shapes.
     #[cfg(target_arch = "x86_64")]
-    if (how.precision == Precision::Bf16 || a.rows.min(b.cols).min(a.cols) >= PACKED)
-        && a.cols > 0
-        && packed::is_available(how.precision)
-    {
+    if how.precision == Precision::Bf16 && a.cols > 0 && packed::is_available() {
         // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
-        unsafe { packed::product(dst, row, start, factor, a, b, how) }
+        unsafe { packed::product(dst, row, start, factor, a, b, parallel) }
         return;
     }
     // SAFETY: as above.
-    unsafe { gemm_at(dst, row, start, factor, a, b, how.parallel) }
+    unsafe { gemm_at(dst, row, start, factor, a, b, parallel) }
 }
 
 /// A destination whose rows several tasks fill.

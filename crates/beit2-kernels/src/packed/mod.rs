@@ -1,9 +1,9 @@
-//! Matrix products on packed panels with AVX-512: f32, and bf16 with f32 sums.
+//! Matrix products in bf16 with f32 sums, on CPUs with AVX-512-BF16.
 //!
 //! Both operands are copied into panels that tiles read in order; rounding to bf16 and turning of
 //! transposed operands happen in that copy. An element of the result is summed over the inner axis in
 //! blocks that depend on its length alone, never split between threads, so results do not depend on
-//! threads. Products that are too small to be worth a copy are the `gemm` crate's ([`crate::matrix`]).
+//! threads. The instructions take subnormal numbers for 0.
 
 mod pack;
 #[cfg(test)]
@@ -12,13 +12,12 @@ mod tile;
 
 use rayon::prelude::*;
 
-use crate::matrix::{How, Matrix, Start};
+use crate::matrix::{Matrix, Start};
 use crate::memory::Buffer;
-use crate::precision::Precision;
 use crate::simd::{Level, level};
 pub(crate) use pack::Element;
-use pack::{Panels, Side};
-use tile::{Block, COLS, Kind, Pair, ROWS, Single};
+use pack::{PER_WORD, Panels, Side, pack};
+use tile::{Block, COLS, ROWS, compute};
 
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
@@ -26,13 +25,12 @@ const PANELS: usize = 8;
 /// Column panels that one task packs: rows of a transposed operand are read in runs as long as they are wide.
 const GROUP: usize = 4;
 
-/// Whether this CPU has what products of a precision need.
-pub(crate) fn is_available(precision: Precision) -> bool {
-    level()
-        >= match precision {
-            Precision::F32 => Level::Avx512,
-            Precision::Bf16 => Level::Avx512Bf16,
-        }
+/// Most words of a block: both panels of a tile stay close to the first-level cache.
+const WORDS: usize = 256;
+
+/// Whether this CPU has the instructions.
+pub(crate) fn is_available() -> bool {
+    level() >= Level::Avx512Bf16
 }
 
 /// A result that tasks write different parts of.
@@ -53,32 +51,13 @@ impl Target {
     }
 }
 
-/// `dst = start + factor·a·b`, with rows of `dst` `row` apart.
+/// `dst = start + factor·a·b`, with rows of `dst` `row` apart, on all threads if `parallel`. The inner axis
+/// must not be empty.
 ///
 /// # Safety
 /// All elements of the destination, `a.rows()` rows of `b.cols()` elements `row` apart, lie in one
-/// allocation, and nobody else touches them during the call. [`is_available`] said yes to the precision.
+/// allocation, and nobody else touches them during the call. [`is_available`] said yes.
 pub(crate) unsafe fn product<A: Element, B: Element>(
-    dst: *mut f32,
-    row: usize,
-    start: Start<'_>,
-    factor: f32,
-    a: Matrix<'_, A>,
-    b: Matrix<'_, B>,
-    how: How,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match how.precision {
-            Precision::F32 => of_kind::<Single, A, B>(dst, row, start, factor, a, b, how.parallel),
-            Precision::Bf16 => of_kind::<Pair, A, B>(dst, row, start, factor, a, b, how.parallel),
-        }
-    }
-}
-
-/// # Safety
-/// As [`product`].
-unsafe fn of_kind<K: Kind, A: Element, B: Element>(
     dst: *mut f32,
     row: usize,
     start: Start<'_>,
@@ -87,23 +66,24 @@ unsafe fn of_kind<K: Kind, A: Element, B: Element>(
     b: Matrix<'_, B>,
     parallel: bool,
 ) {
+    debug_assert!(a.cols() > 0);
     let (rows, depth, cols) = (a.rows(), a.cols(), b.cols());
-    let words = depth.div_ceil(K::PER_WORD);
+    let words = depth.div_ceil(PER_WORD);
     // Blocks of the same size, so that none is a short rest.
-    let block = words.div_ceil(words.div_ceil(K::WORDS).max(1)).max(1);
+    let block = words.div_ceil(words.div_ceil(WORDS));
     let (left, right) = (rows_of(a), columns_of(b));
     let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
 
     let panels = Panels::new(COLS, words);
     let mut packed = Buffer::any(col_panels * panels.stride);
-    let pack = |(j, part): (usize, &mut [f32])| {
+    let fill = |(j, part): (usize, &mut [f32])| {
         // SAFETY: the caller says that the CPU has the instructions.
-        unsafe { K::pack(right.some(j * GROUP * COLS, GROUP * COLS), panels, 0..words, part) }
+        unsafe { pack(right.some(j * GROUP * COLS, GROUP * COLS), panels, 0..words, part) }
     };
     if parallel {
-        packed.par_chunks_mut(GROUP * panels.stride).enumerate().for_each(pack);
+        packed.par_chunks_mut(GROUP * panels.stride).enumerate().for_each(fill);
     } else {
-        packed.chunks_mut(GROUP * panels.stride).enumerate().for_each(pack);
+        packed.chunks_mut(GROUP * panels.stride).enumerate().for_each(fill);
     }
     let packed: &[f32] = &packed;
 
@@ -129,7 +109,7 @@ unsafe fn of_kind<K: Kind, A: Element, B: Element>(
             let n = block.min(words - from);
             let places = Panels::new(ROWS, n);
             // SAFETY: the caller says that the CPU has the instructions.
-            unsafe { K::pack(side, places, from..from + n, &mut lefts) }
+            unsafe { pack(side, places, from..from + n, &mut lefts) }
             let start = match (from, start) {
                 (1.., _) => Start::There,
                 (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
@@ -141,7 +121,7 @@ unsafe fn of_kind<K: Kind, A: Element, B: Element>(
                 let b = &packed[cols.start / COLS * panels.stride + from * COLS..];
                 let (a, a_stride, b_stride) = (&*lefts, places.stride, panels.stride);
                 let (rows, cols) = (rows.len(), cols.len());
-                K::block(&Block { a, b, a_stride, b_stride, words: n, rows, cols, dst, row, start, factor });
+                compute(&Block { a, b, a_stride, b_stride, words: n, rows, cols, dst, row, start, factor });
             }
         }
     };

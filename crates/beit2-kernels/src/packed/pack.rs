@@ -1,22 +1,19 @@
-//! Operands in the order in which tiles read them, rounded on the way if the product is in bf16.
+//! Operands rounded to bf16, in the order in which tiles read them.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::tile::{Kind, LANES, mask};
+use super::tile::{LANES, mask};
+
+/// Elements of a word.
+pub(super) const PER_WORD: usize = 2;
 
 /// An element type of operands in memory.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// Its value.
     fn value(self) -> f32;
-
-    /// `n` ≤ 16 elements as f32, zeros after them.
-    ///
-    /// # Safety
-    /// The elements can be read, and the CPU has AVX-512 F, BW and VL.
-    unsafe fn widen(x: *const Self, n: usize) -> __m512;
 
     /// `n` ≤ 16 elements from `x` in the lower half and `m` from `y` in the upper, as bf16 (nearest,
     /// ties to even; subnormal numbers become 0).
@@ -32,15 +29,12 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn widen(x: *const Self, n: usize) -> __m512 {
-        // SAFETY: lanes outside the mask are not read.
-        unsafe { _mm512_maskz_loadu_ps(mask(n), x) }
-    }
-
-    #[inline(always)]
     unsafe fn narrow(x: *const Self, n: usize, y: *const Self, m: usize) -> __m512i {
-        // SAFETY: as above; both types are 512 bits.
-        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(Self::widen(y, m), Self::widen(x, n))) }
+        // SAFETY: lanes outside the masks are not read; both types are 512 bits.
+        unsafe {
+            let (low, high) = (_mm512_maskz_loadu_ps(mask(n), x), _mm512_maskz_loadu_ps(mask(m), y));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        }
     }
 }
 
@@ -50,17 +44,8 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn widen(x: *const Self, n: usize) -> __m512 {
-        // SAFETY: lanes outside the mask are not read.
-        unsafe {
-            let bits = _mm256_maskz_loadu_epi16(mask(n), x.cast());
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn narrow(x: *const Self, n: usize, y: *const Self, m: usize) -> __m512i {
-        // SAFETY: as above.
+        // SAFETY: lanes outside the masks are not read.
         unsafe {
             let low = _mm256_maskz_loadu_epi16(mask(n), x.cast());
             let high = _mm256_maskz_loadu_epi16(mask(m), y.cast());
@@ -107,20 +92,73 @@ impl Panels {
     }
 }
 
+/// The words of one register along the inner axis: `n` ≤ 32 elements from `x`.
+///
+/// # Safety
+/// As [`Element::narrow`].
+#[inline(always)]
+unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
+    let (low, high) = (n.min(LANES), n.saturating_sub(LANES));
+    // SAFETY: the caller's promise; with no upper half left, nothing is read there.
+    unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(LANES), high)) }
+}
+
+/// Puts element `i` of the lower half of a register beside element `i` of the upper.
+const INTERLEAVE: [u16; 32] = {
+    let mut index = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        index[2 * i] = i as u16;
+        index[2 * i + 1] = 16 + i as u16;
+        i += 1;
+    }
+    index
+};
+
+/// One word of each of `lanes` neighbouring lanes, of which `n` elements of the inner axis, `depth` apart,
+/// are left.
+///
+/// # Safety
+/// As [`Element::narrow`].
+#[inline(always)]
+unsafe fn across<E: Element>(x: *const E, lanes: usize, depth: usize, n: usize) -> __m512 {
+    let second = if n > 1 { lanes } else { 0 };
+    // SAFETY: the caller's promise; without a second element, nothing is read there.
+    unsafe {
+        let both = E::narrow(x, lanes, x.wrapping_add(depth), second);
+        let index = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, both))
+    }
+}
+
+/// One word from a function that gives the element at a distance along the inner axis.
+fn joined(element: impl Fn(usize) -> f32) -> f32 {
+    let bits = |i| u32::from(bf16::from_f32(element(i)).to_bits());
+    f32::from_bits(bits(0) | bits(1) << 16)
+}
+
 /// Writes words `words` of all lanes of `side` to panels: word by word, lanes side by side, missing ones as
 /// zeros.
 ///
 /// # Safety
-/// The CPU has the instructions of `K`.
-#[inline(always)]
-pub(super) unsafe fn pack_body<K: Kind, E: Element>(
+/// The CPU has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn pack<E: Element>(
     side: Side<'_, E>,
     panels: Panels,
     words: Range<usize>,
     dst: &mut [f32],
 ) {
+    // SAFETY: this function has the features.
+    unsafe { pack_body(side, panels, words, dst) }
+}
+
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn pack_body<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
     let Side { lanes, len, lane, depth, .. } = side;
-    assert!(words.end <= len.div_ceil(K::PER_WORD));
+    assert!(words.end <= len.div_ceil(PER_WORD));
     if lanes == 0 || words.is_empty() {
         return;
     }
@@ -142,7 +180,7 @@ pub(super) unsafe fn pack_body<K: Kind, E: Element>(
         let from = side.data.as_ptr();
         if depth == 1 {
             for (first, live, dst) in (0..groups).map(group) {
-                turned::<K, E>(
+                turned::<E>(
                     from.wrapping_add(first * lane),
                     lane,
                     live,
@@ -155,22 +193,22 @@ pub(super) unsafe fn pack_body<K: Kind, E: Element>(
         } else if lane == 1 {
             // Lanes inside, so that memory is read in order.
             for (at, word) in words.enumerate() {
-                let k = word * K::PER_WORD;
+                let k = word * PER_WORD;
                 for (first, live, dst) in (0..groups).map(group) {
-                    let row = K::across(from.wrapping_add(first + k * depth), live, depth, len - k);
+                    let row = across(from.wrapping_add(first + k * depth), live, depth, len - k);
                     _mm512_storeu_ps(dst.add(at * panels.lanes), row);
                 }
             }
         } else {
             for (first, live, dst) in (0..groups).map(group) {
                 for (at, word) in words.clone().enumerate() {
-                    let k = word * K::PER_WORD;
+                    let k = word * PER_WORD;
                     for i in 0..LANES {
                         let value = |step: usize| match i < live && k + step < len {
                             true => (*from.add((first + i) * lane + (k + step) * depth)).value(),
                             false => 0.0,
                         };
-                        *dst.add(at * panels.lanes + i) = K::word(value);
+                        *dst.add(at * panels.lanes + i) = joined(value);
                     }
                 }
             }
@@ -181,9 +219,9 @@ pub(super) unsafe fn pack_body<K: Kind, E: Element>(
 /// Lanes whose elements are neighbours: sixteen words of sixteen lanes at a time, turned in registers.
 ///
 /// # Safety
-/// As [`pack_body`], which checks the bounds.
+/// As [`pack`], which checks the bounds.
 #[inline(always)]
-unsafe fn turned<K: Kind, E: Element>(
+unsafe fn turned<E: Element>(
     from: *const E,
     lane: usize,
     live: usize,
@@ -197,12 +235,12 @@ unsafe fn turned<K: Kind, E: Element>(
         let mut word = words.start;
         while word < words.end {
             let count = (words.end - word).min(LANES);
-            let k = word * K::PER_WORD;
-            let left = (len - k).min(count * K::PER_WORD);
+            let k = word * PER_WORD;
+            let left = (len - k).min(count * PER_WORD);
             let mut rows = [_mm512_setzero_ps(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
                 if i < live {
-                    *row = K::run(from.add(i * lane + k), left);
+                    *row = along(from.add(i * lane + k), left);
                 }
             }
             let columns = transposed(rows);

@@ -1,11 +1,10 @@
 use burn::tensor::bf16;
 
 use super::{Element, is_available, product};
-use crate::matrix::{How, Matrix, Start};
-use crate::precision::Precision;
+use crate::matrix::{Matrix, Start};
 use crate::testing::random;
 
-/// What an operand is in memory, and what a product of this precision sees of it.
+/// What an operand is in memory.
 trait Stored: Element {
     fn store(x: f64) -> Self;
 }
@@ -22,11 +21,9 @@ impl Stored for bf16 {
     }
 }
 
-fn seen(precision: Precision, x: f32) -> f64 {
-    match precision {
-        Precision::F32 => x.into(),
-        Precision::Bf16 => bf16::from_f32(x).into(),
-    }
+/// What a product sees of an operand.
+fn seen(x: f32) -> f64 {
+    bf16::from_f32(x).into()
 }
 
 /// Distances between neighbours of a column and of a row.
@@ -59,12 +56,7 @@ fn view<E>(data: &[E], rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matr
 }
 
 /// Values, gaps and threads of one product; `pools` of several sizes must give the same bits.
-fn check<A: Stored, B: Stored>(
-    precision: Precision,
-    [m, k, n]: [usize; 3],
-    orders: [Order; 2],
-    pools: &[rayon::ThreadPool],
-) {
+fn check<A: Stored, B: Stored>([m, k, n]: [usize; 3], orders: [Order; 2], pools: &[rayon::ThreadPool]) {
     let (a_data, a_steps) = matrix::<A>(m, k, orders[0], 1);
     let (b_data, b_steps) = matrix::<B>(k, n, orders[1], 2);
     let (a, b) = (view(&a_data, m, k, a_steps), view(&b_data, k, n, b_steps));
@@ -74,11 +66,11 @@ fn check<A: Stored, B: Stored>(
     let run = |start: Start<'_>, parallel: bool| {
         let mut y = before.clone();
         // SAFETY: `y` holds the destination; the caller asked for the instructions.
-        unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, How { precision, parallel }) };
+        unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, parallel) };
         y
     };
-    let at = |i: usize, l: usize| seen(precision, a_data[i * a_steps[0] + l * a_steps[1]].value());
-    let bt = |l: usize, j: usize| seen(precision, b_data[l * b_steps[0] + j * b_steps[1]].value());
+    let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value());
+    let bt = |l: usize, j: usize| seen(b_data[l * b_steps[0] + j * b_steps[1]].value());
     let kinds = [Start::Zero, Start::Row(&start), Start::There];
     let results = kinds.map(|start| run(start, false));
     for i in 0..m {
@@ -90,10 +82,7 @@ fn check<A: Stored, B: Stored>(
                 let want = f64::from(base) + 0.75 * sum;
                 let error = (f64::from(y[here]) - want).abs();
                 let allowed = 4e-7 * (size + f64::from(base.abs()));
-                assert!(
-                    error <= allowed,
-                    "{precision} {m}×{k}×{n} {orders:?} [{i}, {j}]: {error:e} > {allowed:e}"
-                );
+                assert!(error <= allowed, "{m}×{k}×{n} {orders:?} [{i}, {j}]: {error:e} > {allowed:e}");
             }
         }
         let after = i * (n + gap) + n..(i + 1) * (n + gap);
@@ -122,9 +111,10 @@ const SHAPES: [[usize; 3]; 12] = [
     [103, 530, 97],
 ];
 
-fn every_case(precision: Precision) {
-    if !is_available(precision) {
-        println!("skipped: this CPU has no {precision} products");
+#[test]
+fn products_of_any_shape_and_order() {
+    if !is_available() {
+        println!("skipped: this CPU has no bf16 products");
         return;
     }
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -137,26 +127,16 @@ fn every_case(precision: Precision) {
             [Order::Columns, Order::Columns],
             [Order::Scattered, Order::Scattered],
         ] {
-            check::<f32, f32>(precision, shape, orders, &pools);
-            check::<bf16, f32>(precision, shape, orders, &[]);
-            check::<f32, bf16>(precision, shape, orders, &[]);
+            check::<f32, f32>(shape, orders, &pools);
+            check::<bf16, f32>(shape, orders, &[]);
+            check::<f32, bf16>(shape, orders, &[]);
         }
     }
 }
 
 #[test]
-fn f32_products_of_any_shape_and_order() {
-    every_case(Precision::F32);
-}
-
-#[test]
-fn bf16_products_of_any_shape_and_order() {
-    every_case(Precision::Bf16);
-}
-
-#[test]
 fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
-    if !is_available(Precision::Bf16) {
+    if !is_available() {
         println!("skipped: this CPU has no bf16 products");
         return;
     }
@@ -169,7 +149,7 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         let mut y = vec![9.0; column.len()];
         let (a, one) = (Matrix::new(&column, column.len(), 1, 1), Matrix::new(&[1.0f32], 1, 1, 1));
         // SAFETY: `y` holds the destination, and the instructions are there.
-        unsafe { product(y.as_mut_ptr(), 1, Start::Zero, 1.0, a, one, How::alone(Precision::Bf16)) };
+        unsafe { product(y.as_mut_ptr(), 1, Start::Zero, 1.0, a, one, false) };
         for (i, y) in y.iter().enumerate() {
             let want = want[i / copies];
             assert!(*y == want || (y.is_nan() && want.is_nan()), "{}: {y}, not {want}", x[i / copies]);
