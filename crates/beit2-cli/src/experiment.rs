@@ -214,6 +214,7 @@ pub fn describe(device: DeviceSpec) -> String {
 pub fn instructions() -> &'static str {
     use beit2_kernels::simd::{Level, level};
     match level() {
+        Level::Avx512Bf16 => "AVX-512 with bf16",
         Level::Avx512 => "AVX-512",
         Level::Avx2 => "AVX2",
         Level::Baseline if cfg!(target_arch = "aarch64") => "NEON",

@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use beit2_kernels as kernels;
+use beit2_kernels::{self as kernels, Precision};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Distribution, Tensor};
 
@@ -50,7 +50,7 @@ fn shape(batch: usize, side: usize, inputs: usize, outputs: usize, repeats: usiz
         runs.push(Box::new(|| step(shifted(leaf(&x), leaf(&weight)))));
         runs.push(Box::new(|| step(kernels::reference::conv3x3(leaf(&x), leaf(&weight)))));
     }
-    runs.push(Box::new(|| step(kernels::linear(leaf(&wide), leaf(&matrix), None))));
+    runs.push(Box::new(|| step(kernels::linear(leaf(&wide), leaf(&matrix), None, Precision::F32))));
     let mut times = vec![Vec::new(); runs.len()];
     for round in 0..=repeats {
         for (run, times) in runs.iter_mut().zip(&mut times) {
@@ -90,7 +90,7 @@ fn shifted(x: X<4>, weight: X<4>) -> X<4> {
     let taps = (0..9).map(|tap| {
         let window = padded.clone().narrow(1, tap / 3, height).narrow(2, tap % 3, width);
         let matrix = weight.clone().narrow(2, tap / 3, 1).narrow(3, tap % 3, 1).reshape([outputs, inputs]);
-        kernels::linear(window.reshape([batch, height, width, inputs]), matrix, None)
+        kernels::linear(window.reshape([batch, height, width, inputs]), matrix, None, Precision::F32)
     });
     taps.reduce(|sum, tap| sum + tap).unwrap_or_else(|| padded.zeros_like())
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use beit2_kernels as fast;
 use beit2_kernels::reference as slow;
+use beit2_kernels::{AttentionSpec, Precision};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Distribution, Int, Tensor};
 
@@ -80,14 +81,15 @@ fn shapes(b: usize, t: usize, d: usize, h: usize) {
     let (weight, bias) = (random([4 * d, d]), random([4 * d]));
     compare(
         "linear D → 4D",
-        || step(fast::linear(leaf(&x), leaf(&weight), Some(leaf(&bias)))),
+        || step(fast::linear(leaf(&x), leaf(&weight), Some(leaf(&bias)), Precision::F32)),
         || step(slow::linear(leaf(&x), leaf(&weight), Some(leaf(&bias)))),
     );
     let (qkv, table) = (random([b, t, 3 * d]), random([1, h, t, t]));
     let scale = ((d / h) as f64).powf(-0.5);
+    let spec = AttentionSpec { heads: h, scale, precision: Precision::F32 };
     compare(
         "attention_qkv, shared bias with gradient",
-        || step(fast::attention_qkv(leaf(&qkv), Some(leaf(&table)), h, scale)),
+        || step(fast::attention_qkv(leaf(&qkv), Some(leaf(&table)), spec)),
         || {
             let qkv = leaf(&qkv);
             let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * d, d));
@@ -96,7 +98,7 @@ fn shapes(b: usize, t: usize, d: usize, h: usize) {
     );
     compare(
         "attention, no bias",
-        || step(fast::attention(leaf(&x), leaf(&x), leaf(&x), None, h, scale)),
+        || step(fast::attention(leaf(&x), leaf(&x), leaf(&x), None, spec)),
         || step(slow::attention(leaf(&x), leaf(&x), leaf(&x), None, h, scale)),
     );
     let (rows, classes) = (b * (t - 1) * 2 / 5, 2048);

@@ -1,14 +1,15 @@
-//! A training step (forward + backward) of a 4-block Transformer made of this crate's operations,
-//! against the same made of Burn's primitives: images per second.
+//! A training step (forward + backward) of a 4-block Transformer: this crate's operations in f32 and in
+//! bf16, and the same made of Burn's primitives. Images per second.
 //!
-//! `cargo run --release -p beit2-kernels --example step_speed -- [batch tokens width heads] [fast]`
+//! `cargo run --release --example step_speed -- [batch tokens width heads] [f32] [bf16] [composed]`
 //!
-//! With `fast` only this crate's half is run, for a profiler.
+//! Without names all three are run, in turn, so that a load on the machine hits all.
 
 use std::time::Instant;
 
 use beit2_kernels as fast;
 use beit2_kernels::reference as slow;
+use beit2_kernels::{AttentionSpec, Precision};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Distribution, Int, Tensor};
 
@@ -17,7 +18,7 @@ type X<const D: usize> = Tensor<B, D>;
 
 const DEPTH: usize = 4;
 const CLASSES: usize = 512;
-const PAIRS: usize = 8;
+const ROUNDS: usize = 9;
 
 /// One block's parameters.
 struct Block {
@@ -49,11 +50,11 @@ impl Block {
         }
     }
 
-    fn fast(&self, x: X<3>, bias: X<4>, heads: usize, scale: f64) -> X<3> {
+    fn fast(&self, x: X<3>, bias: X<4>, spec: AttentionSpec) -> X<3> {
         let [w1, b1, w2, b2] = self.norms.clone();
-        let dense = |x, p: &(X<2>, X<1>)| fast::linear(x, p.0.clone(), Some(p.1.clone()));
+        let dense = |x, p: &(X<2>, X<1>)| fast::linear(x, p.0.clone(), Some(p.1.clone()), spec.precision);
         let y = fast::layer_norm(x.clone(), w1, b1, 1e-6);
-        let y = fast::attention_qkv(dense(y, &self.qkv), Some(bias), heads, scale);
+        let y = fast::attention_qkv(dense(y, &self.qkv), Some(bias), spec);
         let x = fast::residual_scale(x, dense(y, &self.proj), self.gammas[0].clone());
         let y = fast::layer_norm(x.clone(), w2, b2, 1e-6);
         let y = dense(fast::gelu(dense(y, &self.fc1)), &self.fc2);
@@ -93,47 +94,45 @@ fn run(batch: usize, tokens: usize, width: usize, heads: usize) {
     let ids: Vec<i32> = (0..rows as i32).map(|i| i * 31 % CLASSES as i32).collect();
     let ids = Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &Default::default());
     let scale = ((width / heads) as f64).powf(-0.5);
-    let step = |is_fast: bool| {
+    let step = |precision: Option<Precision>| {
         let mut x = x.clone();
         for block in &blocks {
-            x = match is_fast {
-                true => block.fast(x, table.clone(), heads, scale),
-                false => block.composed(x, table.clone(), heads, scale),
+            x = match precision {
+                Some(precision) => block.fast(x, table.clone(), AttentionSpec { heads, scale, precision }),
+                None => block.composed(x, table.clone(), heads, scale),
             };
         }
         let x = x.reshape([rows, width]);
         let (w, b) = head.clone();
-        let loss = match is_fast {
-            true => fast::cross_entropy(fast::linear(x, w, Some(b)), ids.clone()),
-            false => slow::cross_entropy(slow::linear(x, w, Some(b)), ids.clone()),
+        let loss = match precision {
+            Some(precision) => fast::cross_entropy(fast::linear(x, w, Some(b), precision), ids.clone()),
+            None => slow::cross_entropy(slow::linear(x, w, Some(b)), ids.clone()),
         };
         let grads = loss.backward();
         let norm = table.grad(&grads).map(|g| g.powi_scalar(2).sum().into_scalar().sqrt());
         (loss.into_scalar(), norm.unwrap_or_default())
     };
-    let ((a, a_norm), (b, b_norm)) = (step(true), step(false));
     println!("{batch} × {tokens} × {width}, {heads} heads, {DEPTH} blocks");
-    println!("  loss {a:.6} / {b:.6}, norm of the bias table's gradient {a_norm:.6e} / {b_norm:.6e}");
-    let only_fast = std::env::args().any(|a| a == "fast");
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..PAIRS {
-        for (times, is_fast) in times.iter_mut().zip([true, false]) {
-            if !is_fast && only_fast {
-                continue;
-            }
+    let all = [("f32", Some(Precision::F32)), ("bf16", Some(Precision::Bf16)), ("composed", None)];
+    let named: Vec<_> = all.into_iter().filter(|(name, _)| std::env::args().any(|a| a == *name)).collect();
+    let chosen = if named.is_empty() { all.to_vec() } else { named };
+    for (name, precision) in &chosen {
+        let (loss, norm) = step(*precision);
+        println!("  {name:<9} loss {loss:.6}, norm of the bias table's gradient {norm:.6e}");
+    }
+    let mut times = vec![Vec::new(); chosen.len()];
+    for _ in 0..ROUNDS {
+        for (times, (_, precision)) in times.iter_mut().zip(&chosen) {
             let start = Instant::now();
-            step(is_fast);
+            step(*precision);
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    for (times, name) in times.iter_mut().zip(["fast", "composed"]) {
-        if times.is_empty() {
-            continue;
-        }
+    for (times, (name, _)) in times.iter_mut().zip(chosen) {
         times.sort_by(f64::total_cmp);
         println!(
             "  {name:<9} {:>7.1} img/s median, {:>7.1} best",
-            batch as f64 / times[PAIRS / 2],
+            batch as f64 / times[ROUNDS / 2],
             batch as f64 / times[0]
         );
     }

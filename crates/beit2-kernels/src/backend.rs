@@ -10,8 +10,8 @@ use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
-    AdamwStep, attention, channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm,
-    linear, pixel_cross_entropy, residual_scale,
+    AdamwStep, AttentionSpec, Precision, attention, channel_moments, channel_norm, composed, conv3x3,
+    cross_entropy, gelu, layer_norm, linear, pixel_cross_entropy, residual_scale,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -76,18 +76,27 @@ pub trait Backend: BurnBackend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        composed::linear::<Self>(x, weight, bias)
+        composed::linear::<Self>(x, weight, bias, precision)
     }
 
     /// Gradient of [`linear`](crate::linear) with respect to its input: `grad·W`, `[.., in]`.
-    fn fused_linear_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed::linear_backward_input::<Self>(weight, grad)
+    fn fused_linear_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        composed::linear_backward_input::<Self>(weight, grad, precision)
     }
 
     /// Gradient of [`linear`](crate::linear) with respect to its weight: `gradᵀ·x`, `[out, in]`.
-    fn fused_linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed::linear_backward_weight::<Self>(x, grad)
+    fn fused_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        composed::linear_backward_weight::<Self>(x, grad, precision)
     }
 
     /// Gradient of a bias that was added to each row: the sum of the rows of `grad`, `[out]`.
@@ -101,10 +110,9 @@ pub trait Backend: BurnBackend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
-        composed::attention::<Self>(q, k, v, bias, heads, scale)
+        composed::attention::<Self>(q, k, v, bias, spec)
     }
 
     /// Gradients of [`attention`](crate::attention); the bias's only if `bias_grad`.
@@ -116,21 +124,19 @@ pub trait Backend: BurnBackend {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> AttentionGradients<Self> {
-        composed::attention_backward::<Self>(q, k, v, bias, output, grad, heads, scale, bias_grad)
+        composed::attention_backward::<Self>(q, k, v, bias, output, grad, spec, bias_grad)
     }
 
     /// [`attention_qkv`](crate::attention_qkv).
     fn fused_attention_qkv(
         qkv: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
-        composed::attention_qkv::<Self>(qkv, bias, heads, scale)
+        composed::attention_qkv::<Self>(qkv, bias, spec)
     }
 
     /// Gradients of [`attention_qkv`](crate::attention_qkv): of `qkv` and, if `bias_grad`, the bias.
@@ -139,11 +145,10 @@ pub trait Backend: BurnBackend {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, heads, scale, bias_grad)
+        composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
     }
 
     /// [`cross_entropy`](crate::cross_entropy) without what a backward pass needs.
@@ -303,8 +308,9 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        linear::autodiff::<B, C>(x, weight, bias)
+        linear::autodiff::<B, C>(x, weight, bias, precision)
     }
 
     fn fused_attention(
@@ -312,10 +318,9 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
-        attention::autodiff::<B, C>(q, k, v, bias, heads, scale)
+        attention::autodiff::<B, C>(q, k, v, bias, spec)
     }
 
     fn fused_attention_backward(
@@ -325,15 +330,13 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> AttentionGradients<Self> {
         let plain = |t| constant::<B, C>("attention", t);
         let [q, k, v, grad] = [q, k, v, grad].map(plain);
         let (bias, output) = (bias.map(plain), (output.0.primitive, output.1.primitive));
-        let (dq, dk, dv, dbias) =
-            B::fused_attention_backward(q, k, v, bias, output, grad, heads, scale, bias_grad);
+        let (dq, dk, dv, dbias) = B::fused_attention_backward(q, k, v, bias, output, grad, spec, bias_grad);
         let wrap = Self::from_inner;
         (wrap(dq), wrap(dk), wrap(dv), dbias.map(wrap))
     }
@@ -341,10 +344,9 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     fn fused_attention_qkv(
         qkv: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
-        attention::autodiff_qkv::<B, C>(qkv, bias, heads, scale)
+        attention::autodiff_qkv::<B, C>(qkv, bias, spec)
     }
 
     fn fused_attention_qkv_backward(
@@ -352,14 +354,13 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let plain = |t| constant::<B, C>("attention_qkv", t);
         let (qkv, bias, grad) = (plain(qkv), bias.map(plain), plain(grad));
         let output = (output.0.primitive, output.1.primitive);
-        let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, bias, output, grad, heads, scale, bias_grad);
+        let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, bias, output, grad, spec, bias_grad);
         (Self::from_inner(dqkv), dbias.map(Self::from_inner))
     }
 

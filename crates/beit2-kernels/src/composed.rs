@@ -8,9 +8,9 @@ use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
 use crate::backend::{AttentionGradients, AttentionOutput, ChannelGradients, PixelLoss};
 use crate::{
-    AdamwStep, adamw as step, attention as attend, channel_moments as moments, channel_norm as channels,
-    conv3x3 as conv, cross_entropy as ce, gelu as act, layer_norm as norm, linear as lin,
-    nearest_code as code, pixel_cross_entropy as pixels, residual_scale as residual,
+    AdamwStep, AttentionSpec, Precision, adamw as step, attention as attend, channel_moments as moments,
+    channel_norm as channels, conv3x3 as conv, cross_entropy as ce, gelu as act, layer_norm as norm,
+    linear as lin, nearest_code as code, pixel_cross_entropy as pixels, residual_scale as residual,
 };
 
 pub(crate) fn gelu<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -51,28 +51,34 @@ pub(crate) fn linear<B: BurnBackend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
+    precision: Precision,
 ) -> FloatTensor<B> {
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;
     shape[last] = weight.shape()[0];
-    from_rows(shape, lin::reference::<B, 2>(rows(x), wrap(weight), bias.map(wrap)))
+    let (x, weight) = (precision.round(rows(x)), precision.round(wrap(weight)));
+    from_rows(shape, lin::reference::<B, 2>(x, weight, bias.map(wrap)))
 }
 
 pub(crate) fn linear_backward_input<B: BurnBackend>(
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> FloatTensor<B> {
     let mut shape = grad.shape();
     let last = shape.num_dims() - 1;
     shape[last] = weight.shape()[1];
-    from_rows(shape, rows::<B>(grad).matmul(wrap::<B, 2>(weight)))
+    let weight = precision.round(wrap::<B, 2>(weight));
+    from_rows(shape, precision.round(rows::<B>(grad)).matmul(weight))
 }
 
 pub(crate) fn linear_backward_weight<B: BurnBackend>(
     x: FloatTensor<B>,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> FloatTensor<B> {
-    unwrap(rows::<B>(grad).transpose().matmul(rows::<B>(x)))
+    let [grad, x] = [grad, x].map(|x| precision.round(rows::<B>(x)));
+    unwrap(grad.transpose().matmul(x))
 }
 
 pub(crate) fn sum_rows<B: BurnBackend>(grad: FloatTensor<B>) -> FloatTensor<B> {
@@ -84,10 +90,9 @@ pub(crate) fn attention<B: BurnBackend>(
     k: FloatTensor<B>,
     v: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> AttentionOutput<B> {
-    let (y, lse) = attend::reference_train::<B>(wrap(q), wrap(k), wrap(v), bias.map(wrap), heads, scale);
+    let (y, lse) = attend::reference_train::<B>(wrap(q), wrap(k), wrap(v), bias.map(wrap), spec);
     (unwrap(y), unwrap(lse))
 }
 
@@ -99,8 +104,7 @@ pub(crate) fn attention_backward<B: BurnBackend>(
     bias: Option<FloatTensor<B>>,
     output: AttentionOutput<B>,
     grad: FloatTensor<B>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
     bias_grad: bool,
 ) -> AttentionGradients<B> {
     let (dq, dk, dv, dbias) = attend::reference_backward::<B>(
@@ -110,8 +114,7 @@ pub(crate) fn attention_backward<B: BurnBackend>(
         bias.map(wrap),
         (wrap(output.0), wrap(output.1)),
         wrap(grad),
-        heads,
-        scale,
+        spec,
         bias_grad,
     );
     (unwrap(dq), unwrap(dk), unwrap(dv), dbias.map(unwrap))
@@ -120,11 +123,10 @@ pub(crate) fn attention_backward<B: BurnBackend>(
 pub(crate) fn attention_qkv<B: BurnBackend>(
     qkv: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> AttentionOutput<B> {
     let [q, k, v] = attend::split_qkv::<B>(wrap(qkv)).map(unwrap);
-    attention::<B>(q, k, v, bias, heads, scale)
+    attention::<B>(q, k, v, bias, spec)
 }
 
 pub(crate) fn attention_qkv_backward<B: BurnBackend>(
@@ -132,12 +134,11 @@ pub(crate) fn attention_qkv_backward<B: BurnBackend>(
     bias: Option<FloatTensor<B>>,
     output: AttentionOutput<B>,
     grad: FloatTensor<B>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
     bias_grad: bool,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let [q, k, v] = attend::split_qkv::<B>(wrap(qkv)).map(unwrap);
-    let (dq, dk, dv, dbias) = attention_backward::<B>(q, k, v, bias, output, grad, heads, scale, bias_grad);
+    let (dq, dk, dv, dbias) = attention_backward::<B>(q, k, v, bias, output, grad, spec, bias_grad);
     let parts = [dq, dk, dv].map(wrap::<B, 3>);
     (unwrap(Tensor::cat(parts.into(), 2)), dbias)
 }

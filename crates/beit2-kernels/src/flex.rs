@@ -10,8 +10,8 @@ use burn_flex::{FlexTensor, Layout};
 use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradients, PixelLoss};
 use crate::memory::Buffer;
 use crate::{
-    AdamwStep, adamw, attention, channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu,
-    layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale,
+    AdamwStep, AttentionSpec, Precision, adamw, attention, channel_moments, channel_norm, composed, conv3x3,
+    cross_entropy, gelu, layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -212,27 +212,36 @@ impl Backend for Flex {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         if is_f32(&[&x, &weight]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
-            linear::fast::forward(x, weight, bias)
+            linear::fast::forward(x, weight, bias, precision)
         } else {
-            composed::linear::<Self>(x, weight, bias)
+            composed::linear::<Self>(x, weight, bias, precision)
         }
     }
 
-    fn fused_linear_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_linear_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         if is_f32(&[&weight, &grad]) {
-            linear::fast::backward_input(weight, grad)
+            linear::fast::backward_input(weight, grad, precision)
         } else {
-            composed::linear_backward_input::<Self>(weight, grad)
+            composed::linear_backward_input::<Self>(weight, grad, precision)
         }
     }
 
-    fn fused_linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         if is_f32(&[&x, &grad]) {
-            linear::fast::backward_weight(x, grad)
+            linear::fast::backward_weight(x, grad, precision)
         } else {
-            composed::linear_backward_weight::<Self>(x, grad)
+            composed::linear_backward_weight::<Self>(x, grad, precision)
         }
     }
 
@@ -245,13 +254,12 @@ impl Backend for Flex {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
         if is_f32(&[&q, &k, &v]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
-            attention::attention_f32(q, k, v, bias, heads, scale)
+            attention::attention_f32(q, k, v, bias, spec)
         } else {
-            composed::attention::<Self>(q, k, v, bias, heads, scale)
+            composed::attention::<Self>(q, k, v, bias, spec)
         }
     }
 
@@ -262,28 +270,26 @@ impl Backend for Flex {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> AttentionGradients<Self> {
         let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
         if plain && is_f32(&[&q, &k, &v, &output.0, &output.1, &grad]) {
-            attention::attention_backward_f32(q, k, v, bias, output, grad, heads, scale, bias_grad)
+            attention::attention_backward_f32(q, k, v, bias, output, grad, spec, bias_grad)
         } else {
-            composed::attention_backward::<Self>(q, k, v, bias, output, grad, heads, scale, bias_grad)
+            composed::attention_backward::<Self>(q, k, v, bias, output, grad, spec, bias_grad)
         }
     }
 
     fn fused_attention_qkv(
         qkv: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
     ) -> AttentionOutput<Self> {
         if is_f32(&[&qkv]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
-            attention::attention_qkv_f32(qkv, bias, heads, scale)
+            attention::attention_qkv_f32(qkv, bias, spec)
         } else {
-            composed::attention_qkv::<Self>(qkv, bias, heads, scale)
+            composed::attention_qkv::<Self>(qkv, bias, spec)
         }
     }
 
@@ -292,15 +298,14 @@ impl Backend for Flex {
         bias: Option<FloatTensor<Self>>,
         output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
-        heads: usize,
-        scale: f64,
+        spec: AttentionSpec,
         bias_grad: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
         if plain && is_f32(&[&qkv, &output.0, &output.1, &grad]) {
-            attention::attention_qkv_backward_f32(qkv, bias, output, grad, heads, scale, bias_grad)
+            attention::attention_qkv_backward_f32(qkv, bias, output, grad, spec, bias_grad)
         } else {
-            composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, heads, scale, bias_grad)
+            composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
         }
     }
 

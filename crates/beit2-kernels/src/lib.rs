@@ -23,14 +23,18 @@ mod linear;
 mod matrix;
 mod memory;
 mod nearest_code;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 mod pixel_cross_entropy;
+mod precision;
+pub mod probe;
 mod residual_scale;
 pub mod simd;
 #[cfg(test)]
 mod testing;
 
 pub use adamw::{AdamwStep, adamw};
-pub use attention::{attention, attention_qkv, attention_weights};
+pub use attention::{AttentionSpec, attention, attention_qkv, attention_weights};
 pub use backend::{
     AttentionGradients, AttentionOutput, AutodiffBackend, Backend, ChannelGradients, PixelLoss,
 };
@@ -45,6 +49,7 @@ pub use linear::linear;
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
 pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
+pub use precision::Precision;
 pub use residual_scale::residual_scale;
 
 /// The operations composed from Burn's primitives: slow, obvious, on every backend.

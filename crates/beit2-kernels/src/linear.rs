@@ -13,8 +13,10 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::backend::Backend;
 use crate::composed::{unwrap, wrap};
+use crate::precision::Precision;
 
-/// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`.
+/// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`. `precision` is that of the
+/// three products, forward and backward; the bias and its gradient are not rounded.
 ///
 /// # Panics
 /// If the last axis of `x` is not `in`, or `bias` is not `[out]`.
@@ -22,6 +24,7 @@ pub fn linear<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
+    precision: Precision,
 ) -> Tensor<B, D> {
     let (dims, [out, inner]) = (x.dims(), weight.dims());
     assert!(dims[D - 1] == inner, "linear: x {dims:?} does not fit weight [{out}, {inner}]");
@@ -29,7 +32,7 @@ pub fn linear<B: Backend, const D: usize>(
         let [b] = bias.dims();
         assert!(b == out, "linear: bias [{b}] does not fit weight [{out}, {inner}]");
     }
-    wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap)))
+    wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap), precision))
 }
 
 /// [`linear`](crate::linear) composed from Burn's primitives.
@@ -52,7 +55,7 @@ pub fn reference<B: BurnBackend, const D: usize>(
 
 /// Backward of `N` = 2 (input, weight) or 3 (and bias) parents.
 #[derive(Debug)]
-struct LinearBackward;
+struct LinearBackward(Precision);
 
 /// The input if the weight needs a gradient, the weight if the input does.
 type LinearState<B> = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
@@ -65,14 +68,14 @@ impl<B: Backend, const N: usize> Backward<B, N> for LinearBackward {
         let (x, weight) = ops.state;
         let parent = |i: usize| ops.parents.get(i).and_then(|parent| parent.as_ref());
         if let (Some(node), Some(x)) = (parent(1), x) {
-            let dw = B::fused_linear_backward_weight(x, grad.clone());
+            let dw = B::fused_linear_backward_weight(x, grad.clone(), self.0);
             grads.register::<B>(node.id, dw);
         }
         if let Some(node) = parent(2) {
             grads.register::<B>(node.id, B::fused_sum_rows(grad.clone()));
         }
         if let (Some(node), Some(weight)) = (parent(0), weight) {
-            let dx = B::fused_linear_backward_input(weight, grad);
+            let dx = B::fused_linear_backward_input(weight, grad, self.0);
             grads.register::<B>(node.id, dx);
         }
     }
@@ -84,6 +87,7 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
     x: Primitive<B, C>,
     weight: Primitive<B, C>,
     bias: Option<Primitive<B, C>>,
+    precision: Precision,
 ) -> Primitive<B, C> {
     let state =
         (weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone()));
@@ -91,8 +95,8 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
     match bias {
         None => {
             let nodes = [x.node, weight.node];
-            let prep = Backward::<B, 2>::prepare::<C>(LinearBackward, nodes);
-            let y = B::fused_linear(x.primitive, weight.primitive, None);
+            let prep = Backward::<B, 2>::prepare::<C>(LinearBackward(precision), nodes);
+            let y = B::fused_linear(x.primitive, weight.primitive, None, precision);
             match prep.compute_bound().stateful() {
                 OpsKind::Tracked(prep) => prep.finish(state, y),
                 OpsKind::UnTracked(prep) => prep.finish(y),
@@ -100,8 +104,8 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
         }
         Some(bias) => {
             let nodes = [x.node, weight.node, bias.node];
-            let prep = Backward::<B, 3>::prepare::<C>(LinearBackward, nodes);
-            let y = B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive));
+            let prep = Backward::<B, 3>::prepare::<C>(LinearBackward(precision), nodes);
+            let y = B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive), precision);
             match prep.compute_bound().stateful() {
                 OpsKind::Tracked(prep) => prep.finish(state, y),
                 OpsKind::UnTracked(prep) => prep.finish(y),
@@ -115,54 +119,48 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, row_groups, tensor, view};
-    use crate::matrix::{Store, product, with_rows};
+    use crate::flex::{owned, row_groups, tensor, view};
+    use crate::matrix::{How, Start, product, with_rows};
     use crate::memory::Buffer;
+    use crate::precision::Precision;
 
-    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    pub(crate) fn forward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Option<FlexTensor>,
+        precision: Precision,
+    ) -> FlexTensor {
         let out = weight.layout().shape()[0];
         let shape = with_last(&x, out);
         let mut y = Buffer::any(shape.num_elements());
-        let store = match bias.map(owned) {
-            // Why: rows that start as the bias cost one pass that writes; adding it afterwards
-            // costs one that also reads.
-            Some(bias) => {
-                let (bias, rows) = (view(&bias), (GRAIN / out.max(1)).max(1));
-                y.par_chunks_mut((rows * out).max(1)).for_each(|y| {
-                    for row in y.chunks_exact_mut(out) {
-                        row.copy_from_slice(bias);
-                    }
-                });
-                Store::Add
-            }
-            None => Store::Set,
-        };
+        let bias = bias.map(owned);
+        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(view(bias)));
         with_rows(&x, |x| {
             with_rows(&weight, |w| {
-                product(&mut y, out, store, 1.0, x, w.transposed(), true);
+                product(&mut y, out, start, 1.0, x, w.transposed(), How::parallel(precision));
             });
         });
         tensor(y, shape)
     }
 
-    pub(crate) fn backward_input(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    pub(crate) fn backward_input(weight: FlexTensor, grad: FlexTensor, precision: Precision) -> FlexTensor {
         let inner = weight.layout().shape()[1];
         let shape = with_last(&grad, inner);
         let mut dx = Buffer::any(shape.num_elements());
         with_rows(&grad, |grad| {
             with_rows(&weight, |w| {
-                product(&mut dx, inner, Store::Set, 1.0, grad, w, true);
+                product(&mut dx, inner, Start::Zero, 1.0, grad, w, How::parallel(precision));
             });
         });
         tensor(dx, shape)
     }
 
-    pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor, precision: Precision) -> FlexTensor {
         with_rows(&grad, |grad| {
             with_rows(&x, |x| {
                 let (out, inner) = (grad.cols(), x.cols());
-                let mut dw = Buffer::zeros(out * inner);
-                product(&mut dw, inner, Store::Set, 1.0, grad.transposed(), x, true);
+                let mut dw = Buffer::any(out * inner);
+                product(&mut dw, inner, Start::Zero, 1.0, grad.transposed(), x, How::parallel(precision));
                 tensor(dw, [out, inner])
             })
         })
@@ -206,36 +204,58 @@ pub(crate) mod fast {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{check, random};
+    use crate::precision::Precision;
+    use crate::testing::{Checked, check, check_rounded, random};
+    use burn::tensor::Tensor;
+
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(1, 1, 1), (3, 5, 7), (197, 48, 33), (130, 192, 64), (1, 64, 10), (70, 33, 49)];
+
+    fn inputs((n, inner, out): (usize, usize, usize)) -> [Vec<f64>; 3] {
+        [random(n * inner, 1, 1.0), random(out * inner, 2, 0.3), random(out, 3, 1.0)]
+    }
+
+    /// x, weight and bias in their shapes.
+    #[allow(clippy::type_complexity)]
+    fn shaped(
+        x: &[Tensor<Checked, 1>],
+        (n, inner, out): (usize, usize, usize),
+    ) -> (Tensor<Checked, 3>, Tensor<Checked, 2>, Option<Tensor<Checked, 1>>) {
+        (x[0].clone().reshape([1, n, inner]), x[1].clone().reshape([out, inner]), x.get(2).cloned())
+    }
 
     #[test]
     fn matches_reference_and_differences() {
-        for (n, inner, out) in [(1, 1, 1), (3, 5, 7), (197, 48, 33), (130, 192, 64), (1, 64, 10)] {
-            let inputs = [random(n * inner, 1, 1.0), random(out * inner, 2, 0.3), random(out, 3, 1.0)];
+        for shape in SHAPES {
+            let inputs = inputs(shape);
             for with_bias in [true, false] {
                 let inputs = &inputs[..if with_bias { 3 } else { 2 }];
+                let values = shape.0 * shape.2;
                 check(
                     "linear",
                     inputs,
                     |x| {
-                        super::linear(
-                            x[0].clone().reshape([1, n, inner]),
-                            x[1].clone().reshape([out, inner]),
-                            x.get(2).cloned(),
-                        )
-                        .reshape([n * out])
+                        let (x, w, b) = shaped(x, shape);
+                        super::linear(x, w, b, Precision::F32).reshape([values])
                     },
                     |x| {
-                        super::reference(
-                            x[0].clone().reshape([1, n, inner]),
-                            x[1].clone().reshape([out, inner]),
-                            x.get(2).cloned(),
-                        )
-                        .reshape([n * out])
+                        let (x, w, b) = shaped(x, shape);
+                        super::reference(x, w, b).reshape([values])
                     },
                     3e-6,
                 );
             }
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_the_operands_of_every_product_and_nothing_else() {
+        for shape in SHAPES {
+            let f = |x: &[Tensor<Checked, 1>], precision| {
+                let (x, w, b) = shaped(x, shape);
+                super::linear(x, w, b, precision).reshape([shape.0 * shape.2])
+            };
+            check_rounded("linear", &inputs(shape), f, 3e-6);
         }
     }
 }

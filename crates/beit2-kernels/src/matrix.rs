@@ -1,32 +1,36 @@
-//! Matrix products on views of memory, by the `gemm` crate.
+//! Matrix products on views of memory: f32 by the `gemm` crate, bf16 by [`crate::packed`] where the CPU can.
 //!
 //! Views are checked once against the slices they read, so the operations above need no unsafe code
-//! for a product. `gemm` sums the inner axis in an order that depends on the shapes alone.
+//! for a product. Both ways sum the inner axis in an order that depends on the shapes alone.
 
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
-use crate::flex::view;
+use crate::flex::{GRAIN, view};
+#[cfg(target_arch = "x86_64")]
+use crate::packed;
+use crate::precision::Precision;
 
 /// Work below which a product stays on its own thread (multiplications).
 const PARALLEL: usize = 1 << 21;
 
 /// A matrix inside a slice: element `(i, j)` at `i·row + j·col`.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    data: &'a [f32],
+pub(crate) struct Matrix<'a, E = f32> {
+    data: &'a [E],
     rows: usize,
     cols: usize,
     row: usize,
     col: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E> Matrix<'a, E> {
     /// Rows of `cols` elements, `row` apart.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row: usize) -> Self {
+    pub(crate) fn new(data: &'a [E], rows: usize, cols: usize, row: usize) -> Self {
         Self::strided(data, rows, cols, row, 1)
     }
 
-    fn strided(data: &'a [f32], rows: usize, cols: usize, row: usize, col: usize) -> Self {
+    pub(crate) fn strided(data: &'a [E], rows: usize, cols: usize, row: usize, col: usize) -> Self {
         assert!(span(rows, cols, row, col) <= data.len());
         Self { data, rows, cols, row, col }
     }
@@ -47,13 +51,19 @@ impl<'a> Matrix<'a> {
     }
 
     /// Row `i` of a matrix whose rows are contiguous.
-    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, i: usize) -> &'a [E] {
         debug_assert_eq!(self.col, 1);
         &self.data[i * self.row..][..self.cols]
     }
 
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The slice, and the distances of two neighbours in a column and in a row.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn layout(&self) -> (&'a [E], usize, usize) {
+        (self.data, self.row, self.col)
     }
 }
 
@@ -107,29 +117,52 @@ pub(crate) fn with_rows<R>(x: &FlexTensor, f: impl FnOnce(Matrix<'_>) -> R) -> R
     f(Matrix::new(view(&copy), rows, cols, cols))
 }
 
-/// What a product does with what is in its destination.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Store {
-    /// Overwrites it.
-    Set,
-    /// Adds to it.
-    Add,
+/// What the sums of a product start from.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Zero: the destination is overwritten.
+    Zero,
+    /// The same row everywhere, one value for each column: the destination is overwritten.
+    Row(&'a [f32]),
+    /// What the destination holds.
+    There,
 }
 
-/// `dst = factor·a·b` or `dst += factor·a·b`, with `dst` rows `row` apart, on all threads if it is
-/// much work and `parallel`.
+/// How a product is computed.
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    /// Type of the operands. Only x86-64 has bf16 products.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) precision: Precision,
+    /// Whether all threads may work on it, if it is much work.
+    pub(crate) parallel: bool,
+}
+
+impl How {
+    /// On all threads.
+    pub(crate) fn parallel(precision: Precision) -> Self {
+        Self { precision, parallel: true }
+    }
+
+    /// On the caller's thread.
+    pub(crate) fn alone(precision: Precision) -> Self {
+        Self { precision, parallel: false }
+    }
+}
+
+/// `dst = start + factor·a·b`, with rows of `dst` `row` apart.
 pub(crate) fn product(
     dst: &mut [f32],
     row: usize,
-    store: Store,
+    start: Start<'_>,
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
-    parallel: bool,
+    how: How,
 ) {
     assert!(span(a.rows, b.cols, row, 1) <= dst.len());
     // SAFETY: the slice holds every element of the destination and is borrowed mutably.
-    unsafe { product_at(dst.as_mut_ptr(), row, store, factor, a, b, parallel) }
+    unsafe { product_at(dst.as_mut_ptr(), row, start, factor, a, b, how) }
 }
 
 /// [`product`] to a place that other threads write around.
@@ -140,19 +173,72 @@ pub(crate) fn product(
 pub(crate) unsafe fn product_at(
     dst: *mut f32,
     row: usize,
-    store: Store,
+    start: Start<'_>,
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    how: How,
+) {
+    assert_eq!(a.cols, b.rows);
+    if let Start::Row(values) = start {
+        assert_eq!(values.len(), b.cols);
+    }
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
+    let parallel = how.parallel && work >= PARALLEL;
+    // Of any size, so that what is rounded does not depend on shapes.
+    #[cfg(target_arch = "x86_64")]
+    if how.precision == Precision::Bf16 && a.cols > 0 && packed::is_available() {
+        // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
+        unsafe { packed::product(dst, row, start, factor, a, b, parallel) }
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { gemm_at(dst, row, start, factor, a, b, parallel) }
+}
+
+/// A destination whose rows several tasks fill.
+#[derive(Clone, Copy)]
+struct Place(*mut f32);
+
+// SAFETY: memory is only reached through `row`, whose callers keep to rows of their own.
+unsafe impl Send for Place {}
+// SAFETY: as above.
+unsafe impl Sync for Place {}
+
+impl Place {
+    /// # Safety
+    /// The `n` elements from `offset` on exist, and nobody else uses them.
+    unsafe fn row<'a>(self, offset: usize, n: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), n) }
+    }
+}
+
+/// # Safety
+/// As [`product_at`].
+unsafe fn gemm_at(
+    dst: *mut f32,
+    row: usize,
+    start: Start<'_>,
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
     parallel: bool,
 ) {
-    assert_eq!(a.cols, b.rows);
-    if a.rows == 0 || b.cols == 0 {
-        return;
+    if let Start::Row(values) = start {
+        let place = Place(dst);
+        // SAFETY: row `i` of the destination, which is the caller's.
+        let fill = |i: usize| unsafe { place.row(i * row, values.len()).copy_from_slice(values) };
+        if parallel {
+            (0..a.rows).into_par_iter().with_min_len(GRAIN.div_ceil(b.cols)).for_each(fill);
+        } else {
+            (0..a.rows).for_each(fill);
+        }
     }
-    let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
-    let parallelism =
-        if parallel && work >= PARALLEL { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
     unsafe {
         gemm::gemm(
@@ -162,7 +248,7 @@ pub(crate) unsafe fn product_at(
             dst,
             1,
             row as isize,
-            store == Store::Add,
+            !matches!(start, Start::Zero),
             a.data.as_ptr(),
             a.col as isize,
             a.row as isize,
@@ -204,7 +290,7 @@ mod tests {
             (Matrix::new(&a, m, k, k), Matrix::new(&b_t, n, k, k).transposed()),
         ] {
             let mut y = vec![1.0; m * (n + 2)];
-            product(&mut y, n + 2, Store::Add, 2.0, a, b, true);
+            product(&mut y, n + 2, Start::There, 2.0, a, b, How::parallel(Precision::F32));
             for i in 0..m {
                 for j in 0..n {
                     let sum: f32 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();

@@ -30,7 +30,8 @@ pub(crate) mod fast {
     use burn_flex::{FlexTensor, Layout};
     use rayon::prelude::*;
 
-    use crate::matrix::{Matrix, Store, product, with_rows};
+    use crate::matrix::{How, Matrix, Start, product, with_rows};
+    use crate::precision::Precision;
     use crate::simd::{dispatch, max};
 
     /// Rows and codes of one block of products: 128 KiB.
@@ -54,7 +55,7 @@ pub(crate) mod fast {
                     let n = CODES.min(codes.rows() - first);
                     let products = &mut products[..ids.len() * n];
                     let codes = codes.some_rows(first, n).transposed();
-                    product(products, n, Store::Set, 1.0, z, codes, false);
+                    product(products, n, Start::Zero, 1.0, z, codes, How::alone(Precision::F32));
                     update(products, first, &mut best[..ids.len()], ids);
                 }
             },

@@ -18,12 +18,14 @@ pub enum Level {
     Avx2 = 2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512 = 3,
+    /// Products of bf16 as well (AVX-512-BF16).
+    Avx512Bf16 = 4,
 }
 
-static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512 as u8);
+static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
 
-/// Keeps kernels of the whole process at or below `level`: for tests and comparisons. Matrix
-/// products are not affected.
+/// Keeps kernels of the whole process at or below `level`: for tests and comparisons. The matrix
+/// products of the `gemm` crate are not affected.
 pub fn limit(level: Level) {
     LIMIT.store(level as u8, Ordering::Relaxed);
 }
@@ -41,7 +43,10 @@ pub fn level() -> Level {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("fma")
         {
-            return Level::Avx512;
+            return match limit >= Level::Avx512Bf16 as u8 && is_x86_feature_detected!("avx512bf16") {
+                true => Level::Avx512Bf16,
+                false => Level::Avx512,
+            };
         }
         if limit >= Level::Avx2 as u8 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return Level::Avx2;
@@ -73,7 +78,9 @@ macro_rules! dispatch {
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` found every feature of this copy on this CPU.
-                    $crate::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => {
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::simd::Level::Baseline => {}

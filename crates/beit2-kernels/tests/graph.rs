@@ -1,7 +1,7 @@
 //! The operations inside Burn's graph: recomputing strategies give the same gradients, and second
 //! derivatives are right or refused.
 
-use beit2_kernels::{self as fast, AutodiffBackend, Backend, reference as slow};
+use beit2_kernels::{self as fast, AttentionSpec, AutodiffBackend, Backend, Precision, reference as slow};
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Tensor, TensorData};
@@ -18,7 +18,8 @@ fn gradient<B: AutodiffBackend>() -> Vec<f32> {
     let y = (x.clone() * 1.5 + 0.25).reshape([3, 3, 8]);
     let y = fast::layer_norm(y.clone() * y, w.clone().exp(), w.clone(), 1e-6).tanh();
     let qkv = Tensor::cat(vec![y.clone(), y.clone() * 2.0, fast::gelu(y.clone())], 2);
-    let y = fast::residual_scale(y, fast::attention_qkv(qkv, None, 2, 0.5) * 3.0, w.clone());
+    let spec = AttentionSpec { heads: 2, scale: 0.5, precision: Precision::F32 };
+    let y = fast::residual_scale(y, fast::attention_qkv(qkv, None, spec) * 3.0, w.clone());
     let map = (y.clone() * 0.5).reshape([1, 3, 3, 8]);
     let (mean, var) = fast::channel_moments(map.clone());
     let map = fast::channel_norm(map.tanh(), mean, var.exp(), w.clone(), true);
@@ -63,7 +64,7 @@ fn second_derivatives_of_composed_backward_passes() {
     let pairs = [
         (second(36, fast::gelu), second(36, slow::gelu)),
         (
-            second(36, |x| fast::linear(square(x.clone()), square(x), None).reshape([36])),
+            second(36, |x| fast::linear(square(x.clone()), square(x), None, Precision::F32).reshape([36])),
             second(36, |x| slow::linear(square(x.clone()), square(x), None).reshape([36])),
         ),
         (

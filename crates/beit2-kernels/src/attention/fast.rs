@@ -7,9 +7,10 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::AttentionSpec;
 use super::softmax::{backward_rows, softmax_rows};
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Matrix, Store, product, product_at};
+use crate::matrix::{How, Matrix, Start, product, product_at};
 use crate::memory::Buffer;
 
 /// Logits of a block: 256 KiB.
@@ -28,10 +29,24 @@ pub(crate) struct Shape {
     /// Width of one head.
     pub(crate) depth: usize,
     pub(crate) scale: f32,
+    /// How a head's products are computed: on its own thread.
+    pub(crate) how: How,
 }
 
 impl Shape {
-    fn width(&self) -> usize {
+    pub(crate) fn new(
+        batch: usize,
+        queries: usize,
+        keys: usize,
+        width: usize,
+        AttentionSpec { heads, scale, precision }: AttentionSpec,
+    ) -> Self {
+        let (depth, scale) = (width / heads, scale as f32);
+        Self { batch, queries, keys, heads, depth, scale, how: How::alone(precision) }
+    }
+
+    /// Width of all heads.
+    pub(crate) fn width(&self) -> usize {
         self.heads * self.depth
     }
 
@@ -151,7 +166,7 @@ pub(crate) fn forward(
                 let n = block.min(s.queries - from);
                 let logits = &mut logits[..n * s.keys];
                 let queries = q.head(&s, b, h, from, n);
-                product(logits, s.keys, Store::Set, s.scale, queries, keys, false);
+                product(logits, s.keys, Start::Zero, s.scale, queries, keys, s.how);
                 let bias = bias.map(|bias| bias.rows(&s, b, h, from, n));
                 softmax_rows(logits, bias, &mut lse[from..from + n], inverse);
                 let weights = Matrix::new(logits, n, s.keys, s.keys);
@@ -159,7 +174,7 @@ pub(crate) fn forward(
                 // SAFETY: `head` checked the place; no other task writes these columns of
                 // these rows of this sample.
                 unsafe {
-                    product_at(place, out.row, Store::Set, 1.0, weights, values, false);
+                    product_at(place, out.row, Start::Zero, 1.0, weights, values, s.how);
                     for (i, &inverse) in inverse[..n].iter().enumerate() {
                         let row = std::slice::from_raw_parts_mut(place.add(i * out.row), s.depth);
                         for y in row {
@@ -284,8 +299,8 @@ fn one_head(
         let queries = saved.q.head(s, b, h, from, n);
         let grad = saved.grad.head(s, b, h, from, n);
         let output = saved.output.head(s, b, h, from, n);
-        product(weights, s.keys, Store::Set, s.scale, queries, keys.transposed(), false);
-        product(slopes, s.keys, Store::Set, 1.0, grad, values.transposed(), false);
+        product(weights, s.keys, Start::Zero, s.scale, queries, keys.transposed(), s.how);
+        product(slopes, s.keys, Start::Zero, 1.0, grad, values.transposed(), s.how);
         let start = (b * s.heads + h) * s.queries + from;
         let lse = &saved.lse[start..start + n];
         let bias = bias.map(|bias| bias.rows(s, b, h, from, n));
@@ -308,14 +323,14 @@ fn one_head(
         }
         let weights = Matrix::new(weights, n, s.keys, s.keys);
         let slopes = Matrix::new(slopes, n, s.keys, s.keys);
-        let store = if from == 0 { Store::Set } else { Store::Add };
+        let start = if from == 0 { Start::Zero } else { Start::There };
         let dq_place = dq.head(s, b, h, from, n);
         // SAFETY: `head` checked the places; no other task writes these columns of these rows of
         // this sample.
         unsafe {
-            product_at(dv_place, dv.row, store, 1.0, weights.transposed(), grad, false);
-            product_at(dk_place, dk.row, store, s.scale, slopes.transposed(), queries, false);
-            product_at(dq_place, dq.row, Store::Set, s.scale, slopes, keys, false);
+            product_at(dv_place, dv.row, start, 1.0, weights.transposed(), grad, s.how);
+            product_at(dk_place, dk.row, start, s.scale, slopes.transposed(), queries, s.how);
+            product_at(dq_place, dq.row, Start::Zero, s.scale, slopes, keys, s.how);
         }
     }
 }

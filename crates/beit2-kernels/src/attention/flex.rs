@@ -3,6 +3,7 @@
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
 
+use super::AttentionSpec;
 use super::fast::{Saved, Shape, Target, Tokens, backward, forward, with_tokens};
 use crate::backend::{AttentionGradients, AttentionOutput};
 use crate::flex::{owned, tensor, view};
@@ -13,10 +14,9 @@ pub(crate) fn attention_f32(
     k: FlexTensor,
     v: FlexTensor,
     bias: Option<FlexTensor>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> AttentionOutput<Flex> {
-    let s = shape(&q, &k, heads, scale);
+    let s = shape(&q, &k, spec);
     with_tokens(&q, |q| with_tokens(&k, |k| with_tokens(&v, |v| forward(q, k, v, bias, s))))
 }
 
@@ -28,12 +28,11 @@ pub(crate) fn attention_backward_f32(
     bias: Option<FlexTensor>,
     (output, lse): AttentionOutput<Flex>,
     grad: FlexTensor,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
     bias_grad: bool,
 ) -> AttentionGradients<Flex> {
-    let s = shape(&q, &k, heads, scale);
-    let width = heads * s.depth;
+    let s = shape(&q, &k, spec);
+    let width = s.width();
     let lse = owned(lse);
     let mut dq = Buffer::any(s.batch * s.queries * width);
     let mut dk = Buffer::any(s.batch * s.keys * width);
@@ -67,11 +66,10 @@ pub(crate) fn attention_backward_f32(
 pub(crate) fn attention_qkv_f32(
     qkv: FlexTensor,
     bias: Option<FlexTensor>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> AttentionOutput<Flex> {
     let qkv = owned(qkv);
-    let s = fused_shape(&qkv, heads, scale);
+    let s = fused_shape(&qkv, spec);
     let [q, k, v] = parts(&qkv, &s);
     forward(q, k, v, bias, s)
 }
@@ -81,14 +79,13 @@ pub(crate) fn attention_qkv_backward_f32(
     bias: Option<FlexTensor>,
     (output, lse): AttentionOutput<Flex>,
     grad: FlexTensor,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
     bias_grad: bool,
 ) -> (FlexTensor, Option<FlexTensor>) {
     let (qkv, lse) = (owned(qkv), owned(lse));
-    let s = fused_shape(&qkv, heads, scale);
+    let s = fused_shape(&qkv, spec);
     let [q, k, v] = parts(&qkv, &s);
-    let width = heads * s.depth;
+    let width = s.width();
     let mut dqkv = Buffer::any(s.batch * s.keys * 3 * width);
     let targets = [0, 1, 2].map(|i| Target::part(&mut dqkv, s.keys, 3 * width, i * width));
     let dbias = with_tokens(&output, |output| {
@@ -101,24 +98,17 @@ pub(crate) fn attention_qkv_backward_f32(
     (tensor(dqkv, [s.batch, s.keys, 3 * width]), dbias)
 }
 
-fn shape(q: &FlexTensor, k: &FlexTensor, heads: usize, scale: f64) -> Shape {
+fn shape(q: &FlexTensor, k: &FlexTensor, spec: AttentionSpec) -> Shape {
     let (q, k) = (q.layout().shape(), k.layout().shape());
-    Shape { batch: q[0], queries: q[1], keys: k[1], heads, depth: q[2] / heads, scale: scale as f32 }
+    Shape::new(q[0], q[1], k[1], q[2], spec)
 }
 
-fn fused_shape(qkv: &FlexTensor, heads: usize, scale: f64) -> Shape {
+fn fused_shape(qkv: &FlexTensor, spec: AttentionSpec) -> Shape {
     let dims = qkv.layout().shape();
-    Shape {
-        batch: dims[0],
-        queries: dims[1],
-        keys: dims[1],
-        heads,
-        depth: dims[2] / 3 / heads,
-        scale: scale as f32,
-    }
+    Shape::new(dims[0], dims[1], dims[1], dims[2] / 3, spec)
 }
 
 fn parts<'a>(qkv: &'a FlexTensor, s: &Shape) -> [Tokens<'a>; 3] {
-    let width = s.heads * s.depth;
+    let width = s.width();
     [0, 1, 2].map(|i| Tokens::part(view(qkv), s.keys, 3 * width, i * width))
 }

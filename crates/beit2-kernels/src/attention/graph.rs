@@ -7,6 +7,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
+use super::AttentionSpec;
 use crate::backend::{AttentionOutput, Backend};
 
 /// What the backward pass needs: the `N` inputs, the bias, and what the forward pass gave.
@@ -15,8 +16,7 @@ struct State<B: Backend, const N: usize> {
     inputs: [FloatTensor<B>; N],
     bias: Option<FloatTensor<B>>,
     output: AttentionOutput<B>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 }
 
 /// Parents q, k, v and, if there is one, the bias.
@@ -32,7 +32,7 @@ impl<B: Backend, const N: usize> Backward<B, N> for AttentionBackward {
         let [q, k, v] = s.inputs;
         let bias_grad = ops.parents.get(3).is_some_and(Option::is_some);
         let (dq, dk, dv, dbias) =
-            B::fused_attention_backward(q, k, v, s.bias, s.output, grad, s.heads, s.scale, bias_grad);
+            B::fused_attention_backward(q, k, v, s.bias, s.output, grad, s.spec, bias_grad);
         let gradients = [Some(dq), Some(dk), Some(dv), dbias];
         for (parent, grad) in ops.parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
@@ -54,8 +54,7 @@ impl<B: Backend, const N: usize> Backward<B, N> for AttentionQkvBackward {
         let s = ops.state;
         let [qkv] = s.inputs;
         let bias_grad = ops.parents.get(1).is_some_and(Option::is_some);
-        let (dqkv, dbias) =
-            B::fused_attention_qkv_backward(qkv, s.bias, s.output, grad, s.heads, s.scale, bias_grad);
+        let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, s.bias, s.output, grad, s.spec, bias_grad);
         for (parent, grad) in ops.parents.into_iter().zip([Some(dqkv), dbias]) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<B>(parent.id, grad);
@@ -86,19 +85,12 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
     k: Primitive<B, C>,
     v: Primitive<B, C>,
     bias: Option<Primitive<B, C>>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> Output<B, C> {
     let inputs = [q.primitive, k.primitive, v.primitive];
     let run = |bias: Option<FloatTensor<B>>| {
         let [q, k, v] = inputs.clone();
-        State::<B, 3> {
-            output: B::fused_attention(q, k, v, bias.clone(), heads, scale),
-            inputs,
-            bias,
-            heads,
-            scale,
-        }
+        State::<B, 3> { output: B::fused_attention(q, k, v, bias.clone(), spec), inputs, bias, spec }
     };
     let (q, k, v) = (q.node, k.node, v.node);
     match bias {
@@ -113,19 +105,12 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
 pub(crate) fn autodiff_qkv<B: Backend, C: CheckpointStrategy>(
     qkv: Primitive<B, C>,
     bias: Option<Primitive<B, C>>,
-    heads: usize,
-    scale: f64,
+    spec: AttentionSpec,
 ) -> Output<B, C> {
     let inputs = [qkv.primitive];
     let run = |bias: Option<FloatTensor<B>>| {
         let [qkv] = inputs.clone();
-        State::<B, 1> {
-            output: B::fused_attention_qkv(qkv, bias.clone(), heads, scale),
-            inputs,
-            bias,
-            heads,
-            scale,
-        }
+        State::<B, 1> { output: B::fused_attention_qkv(qkv, bias.clone(), spec), inputs, bias, spec }
     };
     match bias {
         None => record!(B, C, AttentionQkvBackward, 1, [qkv.node], run(None)),

@@ -3,6 +3,8 @@
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::{Tensor, activation};
 
+use super::AttentionSpec;
+
 /// The softmax weights `[B, H, Tq, T]` of [`attention`](crate::attention), for inspection.
 pub fn attention_weights<B: BurnBackend>(
     q: Tensor<B, 3>,
@@ -32,15 +34,16 @@ pub(crate) fn reference_train<B: BurnBackend>(
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
     bias: Option<Tensor<B, 4>>,
-    heads: usize,
-    scale: f64,
+    AttentionSpec { heads, scale, precision }: AttentionSpec,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let [q, k, v] = [q, k, v].map(|x| precision.round(x));
     let logits = logits(q, k, bias, heads, scale);
-    let top = logits.clone().max_dim(3);
-    let lse = (logits.clone() - top.clone()).exp().sum_dim(3).log() + top; // [B, H, Tq, 1]
-    let weights = (logits - lse.clone()).exp();
-    let y = merge_heads(weights.matmul(split_heads(v, heads)));
-    (y, lse.squeeze_dim(3))
+    let top = logits.clone().max_dim(3); // [B, H, Tq, 1]
+    let weights = (logits - top.clone()).exp();
+    let sum = weights.clone().sum_dim(3);
+    // Rounded before they are divided by their sum, as the fast version multiplies them.
+    let y = precision.round(weights).matmul(split_heads(v, heads)) / sum.clone();
+    (merge_heads(y), (sum.log() + top).squeeze_dim(3))
 }
 
 #[allow(clippy::too_many_arguments, clippy::type_complexity)]
@@ -51,20 +54,21 @@ pub(crate) fn reference_backward<B: BurnBackend>(
     bias: Option<Tensor<B, 4>>,
     (output, lse): (Tensor<B, 3>, Tensor<B, 3>),
     grad: Tensor<B, 3>,
-    heads: usize,
-    scale: f64,
+    AttentionSpec { heads, scale, precision }: AttentionSpec,
     bias_grad: bool,
 ) -> (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>, Option<Tensor<B, 4>>) {
     let shared = bias.as_ref().map(|bias| bias.dims()[0] == 1);
+    let along = split_heads(grad.clone() * output, heads).sum_dim(3); // [B, H, Tq, 1]
+    let [q, k, v, grad] = [q, k, v, grad].map(|x| precision.round(x));
     let logits = logits(q.clone(), k.clone(), bias, heads, scale);
     let weights = (logits - lse.unsqueeze_dim(3)).exp(); // [B, H, Tq, T]
-    let along = split_heads(grad.clone() * output, heads).sum_dim(3); // [B, H, Tq, 1]
     let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
     let grad = split_heads(grad, heads);
-    let dv = weights.clone().transpose().matmul(grad.clone());
+    let dv = precision.round(weights.clone()).transpose().matmul(grad.clone());
     let dlogits = weights * (grad.matmul(v.transpose()) - along);
-    let dq = dlogits.clone().matmul(k).mul_scalar(scale);
-    let dk = dlogits.clone().transpose().matmul(q).mul_scalar(scale);
+    let slopes = precision.round(dlogits.clone());
+    let dq = slopes.clone().matmul(k).mul_scalar(scale);
+    let dk = slopes.transpose().matmul(q).mul_scalar(scale);
     let dbias = match shared {
         Some(true) if bias_grad => Some(dlogits.sum_dim(0)),
         Some(false) if bias_grad => Some(dlogits),

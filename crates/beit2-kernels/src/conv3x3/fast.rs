@@ -8,8 +8,9 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use crate::Precision;
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Matrix, Store, product};
+use crate::matrix::{How, Matrix, Start, product};
 use crate::memory::Buffer;
 
 /// Pixels of a band: enough that a product is long against the packing of its weights, and few enough that
@@ -66,7 +67,8 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         let grad = band.spread(view(&grad), outputs, dims);
         for (at, part) in [0, 1, 2].map(|at| (at, band.taps(&padded, at, dims))) {
             let grad = Matrix::new(&grad, band.pixels(dims), outputs, outputs);
-            product(&mut taps[at * 3 * inputs..], row, Store::Add, 1.0, grad.transposed(), part, true);
+            let how = How::parallel(Precision::F32);
+            product(&mut taps[at * 3 * inputs..], row, Start::There, 1.0, grad.transposed(), part, how);
         }
     }
     let mut dw = Buffer::any(outputs * row);
@@ -98,9 +100,10 @@ fn convolve(x: &FlexTensor, taps: &[f32], outputs: usize) -> FlexTensor {
         let padded = band.padded(view(x), dims);
         let mut spread = Buffer::any(band.pixels(dims) * outputs);
         for at in 0..3 {
-            let store = if at == 0 { Store::Set } else { Store::Add };
+            let start = if at == 0 { Start::Zero } else { Start::There };
             let part = Matrix::new(&taps[at * 3 * inputs..], outputs, 3 * inputs, 9 * inputs).transposed();
-            product(&mut spread, outputs, store, 1.0, band.taps(&padded, at, dims), part, alone);
+            let how = How { precision: Precision::F32, parallel: alone };
+            product(&mut spread, outputs, start, 1.0, band.taps(&padded, at, dims), part, how);
         }
         for (at, y) in y.chunks_exact_mut((width * outputs).max(1)).enumerate() {
             y.copy_from_slice(&spread[band.start_of_row(at, dims) * outputs..][..width * outputs]);

@@ -1,6 +1,6 @@
 //! A linear classifier on frozen features (BEiT v1's linear evaluation, on features computed once).
 
-use beit2_kernels::{self as kernels, AutodiffBackend};
+use beit2_kernels::{self as kernels, AutodiffBackend, Precision};
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -77,7 +77,8 @@ pub fn linear_probe<B: AutodiffBackend>(
         let x = Tensor::<B, 2>::from_inner(rows.clone().select(0, ids));
         let w = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
         let b = Tensor::<B, 1>::from_inner(bias.clone()).require_grad();
-        let loss = kernels::cross_entropy(kernels::linear(x, w.clone(), Some(b.clone())), labels);
+        let loss =
+            kernels::cross_entropy(kernels::linear(x, w.clone(), Some(b.clone()), Precision::F32), labels);
         let mut grads = loss.backward();
         let mut options = kernels::AdamwStep {
             lr: schedule.at(step),
@@ -100,7 +101,7 @@ pub fn linear_probe<B: AutodiffBackend>(
             (bias, bias_moments) = (new, Some((m, v)));
         }
     }
-    let logits = kernels::linear(queries, weight, Some(bias));
+    let logits = kernels::linear(queries, weight, Some(bias), Precision::F32);
     let predicted: Vec<i64> = logits.argmax(1).into_data().convert::<i64>().into_vec().unwrap_or_default();
     let predicted: Vec<u32> = predicted.into_iter().map(|class| class as u32).collect();
     Ok(super::accuracy(&predicted, &val.labels))

@@ -1,6 +1,7 @@
 //! A fine-tuning experiment as data.
 
 use beit2_data::{CropMode, EvalConfig, FinetuneConfig, Interpolation, MixConfig};
+use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +91,8 @@ pub struct FinetuneRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Element type of the computation; `f32` is what there is today.
-    pub precision: String,
+    /// Operands of the matrix products; everything else is f32.
+    pub precision: Precision,
     /// Micro-batches that a step's pictures are divided into, to save memory.
     pub accumulate: usize,
     /// Decay of the moving average of the parameters, which is evaluated and saved beside them; 0: none.
@@ -127,7 +128,7 @@ impl Default for FinetuneRecipe {
         Self {
             stage: "finetune".into(),
             seed: 0,
-            precision: "f32".into(),
+            precision: Precision::F32,
             accumulate: 1,
             ema_decay: 0.0,
             label_smoothing: 0.1,
@@ -205,9 +206,6 @@ impl FinetuneRecipe {
                 "this recipe's stage is `{}`; `finetune` needs `finetune`",
                 self.stage
             ));
-        }
-        if self.precision != "f32" {
-            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
         }
         if self.init.weights.is_empty() {
             return config_error(format!(

@@ -16,7 +16,9 @@ use crate::classify::{Evaluation, evaluate};
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
-use crate::train::{AdamW, Assets, Env, Outcome, Plan, Session, StepReport, TrainingItem, add_gradients};
+use crate::train::{
+    AdamW, Assets, Env, Outcome, Plan, Session, StepReport, TrainingItem, add_gradients, check_precision,
+};
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
 use crate::weights::{self, StateFile, to_tensors};
 
@@ -41,6 +43,7 @@ pub fn train<B: AutodiffBackend>(
     let mut recipe = recipe.clone();
     recipe.resolve(env.assets)?;
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = env.assets.source(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
@@ -61,6 +64,7 @@ pub fn train<B: AutodiffBackend>(
     let mut model = VisionTransformer::<B>::new(vit, config.pooling, classes, device);
     let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
     model = initialise(model, rule, recipe.seed);
+    model.set_precision(recipe.precision);
     let mut loaded = None;
     if !recipe.is_from_scratch() {
         let plan = load_plan(recipe, env.assets)?;

@@ -1,6 +1,6 @@
 //! The masked image model with its patch-aggregation head.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -146,6 +146,14 @@ impl<B: Backend> MimModel<B> {
             cls_pt_lm_head: own_head.then(head),
             early: config.early_layers,
         })
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.trunk.set_precision(precision);
+        self.cls_pt_layers.iter_mut().for_each(|block| block.set_precision(precision));
+        let heads = std::iter::once(&mut self.lm_head).chain(&mut self.cls_pt_lm_head);
+        heads.for_each(|head| head.set_precision(precision));
     }
 
     /// Logits at the masked patches of standardised images `[B, C, H, W]`.

@@ -1,6 +1,7 @@
 //! A pretraining experiment as data.
 
 use beit2_data::{BlockMaskConfig, TwoViewConfig};
+use beit2_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::MimConfig;
@@ -64,8 +65,8 @@ pub struct PretrainRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Element type of the computation; `f32` is what there is today.
-    pub precision: String,
+    /// Operands of the matrix products; everything else is f32.
+    pub precision: Precision,
     /// Sizes.
     pub model: MimConfig,
     /// Targets.
@@ -91,7 +92,7 @@ impl Default for PretrainRecipe {
         Self {
             stage: "pretrain".into(),
             seed: 0,
-            precision: "f32".into(),
+            precision: Precision::F32,
             model,
             tokenizer: TokenizerSource::default(),
             mask: MaskConfig::default(),
@@ -115,9 +116,6 @@ impl PretrainRecipe {
                 "this recipe's stage is `{}`; `pretrain` needs `pretrain`",
                 self.stage
             ));
-        }
-        if self.precision != "f32" {
-            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
         }
         self.model.validate()?;
         if self.mask.patches == 0 {

@@ -15,7 +15,7 @@ use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
     AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport,
-    to_device, training_loader,
+    check_precision, to_device, training_loader,
 };
 use crate::vit::DropPath;
 use crate::weights;
@@ -42,13 +42,15 @@ pub fn train<B: AutodiffBackend>(
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
         "" => None,
         spec => Some(env.assets.source(spec)?),
     };
-    let (tokenizer_config, tokenizer) =
+    let (tokenizer_config, mut tokenizer) =
         weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
+    tokenizer.set_precision(recipe.precision);
     let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
     if words != recipe.model.vocab {
         return config_error(format!(
@@ -66,6 +68,7 @@ pub fn train<B: AutodiffBackend>(
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = MimModel::<B>::new(&recipe.model, recipe.seed, device)?;
+    model.set_precision(recipe.precision);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let rates = recipe.model.drop_path_rates();

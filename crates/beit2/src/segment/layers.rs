@@ -1,6 +1,6 @@
 //! Convolutions and batch normalization in the checkpoints' layout, on channels-last maps.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
@@ -42,7 +42,7 @@ impl<B: Backend> Conv<B> {
         match side {
             1 => {
                 let bias = self.bias.as_ref().map(Param::val);
-                kernels::linear(x, weight.reshape([outputs, inputs]), bias)
+                kernels::linear(x, weight.reshape([outputs, inputs]), bias, Precision::F32)
             }
             _ => kernels::conv3x3(x, weight),
         }
@@ -77,7 +77,7 @@ impl<B: Backend> Deconv<B> {
         let weight = weight.permute([2, 3, 1, 0]).reshape([4 * outputs, inputs]);
         // Burn 0.21's `repeat_dim` mixes up the gradient of an axis longer than one.
         let bias = self.bias.val().unsqueeze::<2>().expand([4, outputs]).reshape([4 * outputs]);
-        let four: Tensor<B, 4> = kernels::linear(x, weight, Some(bias));
+        let four: Tensor<B, 4> = kernels::linear(x, weight, Some(bias), Precision::F32);
         four.reshape([batch, height, width, 2, 2, outputs]).permute([0, 1, 3, 2, 4, 5]).reshape([
             batch,
             2 * height,

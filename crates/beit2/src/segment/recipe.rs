@@ -5,6 +5,7 @@ use std::sync::Arc;
 use beit2_data::segment::{
     IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentSource, SegmentTrainConfig, open_segment,
 };
+use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -102,8 +103,8 @@ pub struct SegmentRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Element type of the computation; `f32` is what there is today.
-    pub precision: String,
+    /// Operands of the matrix products; `f32` is what there is for segmentation today.
+    pub precision: Precision,
     /// Micro-batches that a step's pictures are divided into, to save memory. Batch norm sees one of them at a time.
     pub accumulate: usize,
     /// What the backbone starts from.
@@ -135,7 +136,7 @@ impl Default for SegmentRecipe {
         Self {
             stage: "segment".into(),
             seed: 0,
-            precision: "f32".into(),
+            precision: Precision::F32,
             accumulate: 1,
             init: SegmentInit::default(),
             model: SegmenterConfig::default(),
@@ -217,8 +218,11 @@ impl SegmentRecipe {
                 self.stage
             ));
         }
-        if self.precision != "f32" {
-            return config_error(format!("precision `{}` is not available; use `f32`", self.precision));
+        if self.precision != Precision::F32 {
+            return config_error(format!(
+                "precision `{}` is not available for segmentation; use `f32`",
+                self.precision
+            ));
         }
         if self.init.weights.is_empty() {
             return config_error(format!(

@@ -1,6 +1,7 @@
 //! A tokenizer experiment as data.
 
 use beit2_data::TwoViewConfig;
+use beit2_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::TokenizerConfig;
@@ -53,6 +54,8 @@ pub struct TokenizerRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
+    /// Operands of the matrix products; everything else, and everything about codes, is f32.
+    pub precision: Precision,
     /// Sizes.
     pub model: TokenizerConfig,
     /// What is rebuilt.
@@ -76,6 +79,7 @@ impl Default for TokenizerRecipe {
         Self {
             stage: "tokenizer".into(),
             seed: 0,
+            precision: Precision::F32,
             model: TokenizerConfig::default(),
             teacher: TeacherConfig::default(),
             data: DataConfig::default(),

@@ -15,8 +15,8 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, evaluation_loader,
-    to_device, training_loader,
+    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, check_precision,
+    evaluation_loader, to_device, training_loader,
 };
 use crate::weights::Tensors;
 
@@ -47,6 +47,7 @@ pub fn train<B: AutodiffBackend>(
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
         "" => None,
@@ -65,6 +66,7 @@ pub fn train<B: AutodiffBackend>(
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = VqKd::<B>::new(&recipe.model, recipe.seed, device)?;
+    model.set_precision(recipe.precision);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let facts = vec![
@@ -217,7 +219,8 @@ fn load_teacher<B: Backend>(
         return config_error("teacher.weights is empty; name the teacher's safetensors or .pth file");
     }
     let file = env.assets.weights(&recipe.teacher.weights)?;
-    let teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
+    let mut teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
+    teacher.set_precision(recipe.precision);
     if teacher.dim() != recipe.model.teacher_dim {
         return config_error(format!(
             "model.teacher_dim is {}, but the teacher's features have {} values",

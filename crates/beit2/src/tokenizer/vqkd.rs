@@ -1,6 +1,6 @@
 //! VQ-KD: encoder, quantizer, decoder and the cosine loss to a teacher.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
@@ -90,6 +90,15 @@ impl<B: Backend> VqKd<B> {
             decode_task_layer: TaskLayer::new(config.decoder_width, config.teacher_dim, device),
             imagenet_norm: config.process_type == ProcessType::ImagenetNorm,
         })
+    }
+
+    /// Computes the products of both Transformers and of the decoder's task layer in `precision` from now
+    /// on. The encoder's task layer and everything about codes stay in f32, as in the reference.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.encoder.set_precision(precision);
+        self.decoder.set_precision(precision);
+        self.decode_task_layer.layer0.set_precision(precision);
+        self.decode_task_layer.layer2.set_precision(precision);
     }
 
     /// Images in [0, 1] to what the encoder (and the teacher's scaling) expects.

@@ -16,6 +16,7 @@ pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};
+pub(crate) use recipe::check_precision;
 pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
 pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
 pub use session::{Env, Outcome, Resumed, Session, StepReport, TrainState};

@@ -1,9 +1,21 @@
 //! The parts that all recipes share. A recipe is a TOML file; these types are its tables.
 
+use beit2_kernels::{Backend, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::{AdamWConfig, CosineSchedule};
 use crate::error::{Error, config_error};
+
+/// Checks that a stage can run in `precision` on this device.
+///
+/// # Errors
+/// The device does not have the element type.
+pub(crate) fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> Result<(), Error> {
+    match precision.is_supported::<B>(device) {
+        true => Ok(()),
+        false => config_error(format!("precision `{precision}` is not available on this device; use `f32`")),
+    }
+}
 
 /// `[data]`: where pictures come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

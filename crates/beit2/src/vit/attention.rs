@@ -1,6 +1,6 @@
 //! Multi-head self-attention with BEiT's biases.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, AttentionSpec, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -46,6 +46,16 @@ impl<B: Backend> Attention<B> {
         }
     }
 
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.qkv.set_precision(precision);
+        self.proj.set_precision(precision);
+    }
+
+    fn spec(&self) -> AttentionSpec {
+        AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() }
+    }
+
     fn qkv_bias(&self) -> Option<Tensor<B, 1>> {
         match (&self.q_bias, &self.v_bias) {
             (Some(q), Some(v)) => {
@@ -59,7 +69,7 @@ impl<B: Backend> Attention<B> {
     /// Queries, keys and values of all tokens, each `[B, T, D]`, before the scale.
     pub fn project(&self, x: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
         let width = x.dims()[2];
-        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias());
+        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias(), self.qkv.precision());
         [0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width))
     }
 
@@ -74,8 +84,8 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// `x [B, T, D]`, `shared [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(&self, x: Tensor<B, 3>, shared: Option<&Tensor<B, 4>>) -> Tensor<B, 3> {
-        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias());
-        self.proj.forward(kernels::attention_qkv(qkv, self.total_bias(shared), self.heads, self.scale))
+        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias(), self.qkv.precision());
+        self.proj.forward(kernels::attention_qkv(qkv, self.total_bias(shared), self.spec()))
     }
 
     /// As [`Attention::forward`] for the queries of some rows only → `[B, R, D]`.
@@ -92,11 +102,12 @@ impl<B: Backend> Attention<B> {
         };
         let (q_weight, q_bias) = part(0, width);
         let (kv_weight, kv_bias) = part(width, 2 * width);
-        let q = kernels::linear(rows.gather(x.clone()), q_weight, q_bias);
-        let kv = kernels::linear(x, kv_weight, kv_bias);
+        let precision = self.qkv.precision();
+        let q = kernels::linear(rows.gather(x.clone()), q_weight, q_bias, precision);
+        let kv = kernels::linear(x, kv_weight, kv_bias, precision);
         let (k, v) = (kv.clone().narrow(2, 0, width), kv.narrow(2, width, width));
         let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
-        self.proj.forward(kernels::attention(q, k, v, bias, self.heads, self.scale))
+        self.proj.forward(kernels::attention(q, k, v, bias, self.spec()))
     }
 
     /// The softmax weights `[B, H, T, T]`.

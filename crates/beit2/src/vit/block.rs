@@ -1,6 +1,6 @@
 //! One pre-norm Transformer block.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
@@ -87,6 +87,13 @@ impl<B: Backend> Block<B> {
                 quick_gelu: o.quick_gelu,
             },
         }
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.attn.set_precision(precision);
+        self.mlp.fc1.set_precision(precision);
+        self.mlp.fc2.set_precision(precision);
     }
 
     /// # Shapes

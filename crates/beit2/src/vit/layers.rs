@@ -1,6 +1,6 @@
 //! Linear and layer norm in the checkpoints' layout.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -11,6 +11,8 @@ pub struct Linear<B: burn::tensor::backend::Backend> {
     pub weight: Param<Tensor<B, 2>>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    precision: Precision,
 }
 
 impl<B: Backend> Linear<B> {
@@ -19,13 +21,24 @@ impl<B: Backend> Linear<B> {
         Self {
             weight: Param::from_tensor(Tensor::zeros([outputs, inputs], device)),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([outputs], device))),
+            precision: Precision::F32,
         }
+    }
+
+    /// How the products are computed; f32 until something else is said.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// # Shapes
     /// `[.., in]` → `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        kernels::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+        kernels::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), self.precision)
     }
 }
 

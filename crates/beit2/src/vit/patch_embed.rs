@@ -1,6 +1,6 @@
 //! Patches to vectors.
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -9,6 +9,8 @@ use burn::tensor::Tensor;
 pub struct PatchEmbed<B: burn::tensor::backend::Backend> {
     /// The projection, named as the reference's `Conv2d`.
     pub proj: PatchProjection<B>,
+    #[module(skip)]
+    precision: Precision,
 }
 
 /// Weight and bias of the patch projection.
@@ -28,7 +30,13 @@ impl<B: Backend> PatchEmbed<B> {
                 weight: Param::from_tensor(Tensor::zeros([width, channels, patch, patch], device)),
                 bias: bias.then(|| Param::from_tensor(Tensor::zeros([width], device))),
             },
+            precision: Precision::F32,
         }
+    }
+
+    /// Computes the product in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// # Shapes
@@ -43,6 +51,7 @@ impl<B: Backend> PatchEmbed<B> {
             .reshape([batch, channels, rows, patch, cols, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [B, gh, gw, C, p, p]
             .reshape([batch, rows * cols, pixels]);
-        kernels::linear(patches, weight.reshape([dim, pixels]), self.proj.bias.as_ref().map(Param::val))
+        let bias = self.proj.bias.as_ref().map(Param::val);
+        kernels::linear(patches, weight.reshape([dim, pixels]), bias, self.precision)
     }
 }

@@ -1,6 +1,6 @@
 //! The reference's `VisionTransformer`: a trunk with final norm, pooling and head.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -39,6 +39,12 @@ impl<B: Backend> VisionTransformer<B> {
             fc_norm: (pooling == Pooling::Mean).then(norm),
             head: (outputs > 0).then(|| Linear::new(config.width, outputs, true, device)),
         }
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.trunk.set_precision(precision);
+        self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
     /// All tokens after the final norm, `[B, C, H, W]` → `[B, N+1, D]`.

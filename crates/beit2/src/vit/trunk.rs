@@ -1,6 +1,6 @@
 //! Patch embedding, tokens, positions and blocks: what every model shares.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -105,6 +105,12 @@ impl<B: Backend> Trunk<B> {
                 .then(|| RelPosBias::new(grid, grid, config.heads, device)),
             blocks: blocks(config, device),
         }
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.patch_embed.set_precision(precision);
+        self.blocks.iter_mut().for_each(|block| block.set_precision(precision));
     }
 
     /// The shared bias `[1, H, N+1, N+1]`, computed once per forward pass.

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::folder::{Auto, Case, Inner, cases, floats};
 
-fn model(case: &Case, dtype: DType) -> VisionTransformer<Auto> {
+pub fn model(case: &Case, dtype: DType) -> VisionTransformer<Auto> {
     let pooling = if case.flag("mean_pool") { Pooling::Mean } else { Pooling::Cls };
     let zeros = VisionTransformer::new(&case.vit(), pooling, case.size("classes"), &Default::default());
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
@@ -21,7 +21,7 @@ fn labels(case: &Case, step: usize) -> Vec<u32> {
 }
 
 /// Pictures and targets of a micro-batch, mixed where the case mixes.
-fn inputs(case: &Case, step: usize, dtype: DType) -> (Tensor<Auto, 4>, Tensor<Auto, 2>) {
+pub fn inputs(case: &Case, step: usize, dtype: DType) -> (Tensor<Auto, 4>, Tensor<Auto, 2>) {
     if case.flag("use_mix") {
         return (case.step("mix/images", step, dtype), case.step("mix/targets", step, dtype));
     }
@@ -34,7 +34,7 @@ fn inputs(case: &Case, step: usize, dtype: DType) -> (Tensor<Auto, 4>, Tensor<Au
     (case.step("input/images", step, dtype), targets.cast(dtype))
 }
 
-fn rates(case: &Case) -> Vec<f64> {
+pub fn rates(case: &Case) -> Vec<f64> {
     drop_path_rates(case.number("drop_path"), case.size("depth"))
 }
 

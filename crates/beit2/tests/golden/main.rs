@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bf16;
 mod classification;
 mod conversion;
 mod factories;

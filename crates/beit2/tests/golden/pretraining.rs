@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::folder::{Auto, Case, cases, floats, ints};
 
-fn config(case: &Case) -> MimConfig {
+pub fn config(case: &Case) -> MimConfig {
     MimConfig {
         vit: case.vit(),
         vocab: case.size("vocab"),
@@ -20,13 +20,13 @@ fn config(case: &Case) -> MimConfig {
     }
 }
 
-fn model(case: &Case, dtype: DType) -> MimModel<Auto> {
+pub fn model(case: &Case, dtype: DType) -> MimModel<Auto> {
     let zeros = MimModel::zeros(&config(case), &Default::default()).unwrap();
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
         .unwrap()
 }
 
-fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
+pub fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
     let values = floats(&case.step_data("input/mask", step));
     let batch = case.size("batch");
     let patches = values.len() / batch;
@@ -35,7 +35,7 @@ fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
     TokenMask::new(&indices, batch, patches, &Default::default())
 }
 
-fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 1, Int> {
+pub fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 1, Int> {
     let ids = case.step_ints("input/ids", step);
     let batch = case.size("batch");
     let patches = ids.dims()[0] / batch;

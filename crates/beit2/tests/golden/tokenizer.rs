@@ -31,13 +31,13 @@ fn config(case: &Case) -> TokenizerConfig {
     }
 }
 
-fn model(case: &Case, dtype: DType) -> VqKd<Auto> {
+pub fn model(case: &Case, dtype: DType) -> VqKd<Auto> {
     let zeros = VqKd::zeros(&config(case), &Default::default()).unwrap();
     let other = |name: &str| name.starts_with("teacher_model.") || name.starts_with("scaling_layer.");
     params::load_strict(zeros, case.below("weight"), dtype, other).unwrap()
 }
 
-fn teacher(case: &Case, dtype: DType) -> Teacher<Auto> {
+pub fn teacher(case: &Case, dtype: DType) -> Teacher<Auto> {
     let kind = match case.config["teacher"].as_str().unwrap() {
         "clip" => TeacherKind::Clip,
         _ => TeacherKind::Dino,
@@ -93,7 +93,7 @@ fn golden_a_quantizer() {
     }
 }
 
-fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
+pub fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
     match case.raw("input/images").shape.len() {
         4 => case.tensor("input/images", dtype),
         _ => case.step("input/images", step, dtype),

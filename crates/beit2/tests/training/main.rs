@@ -4,6 +4,7 @@
 
 mod finetuning;
 mod gradients;
+mod precision;
 mod resume;
 mod savings;
 mod scene;

@@ -9,7 +9,7 @@ mod targets;
 
 use std::collections::BTreeMap;
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -184,6 +184,13 @@ impl<B: Backend> Teacher<B> {
         };
         tensors.retain(|name, _| !unused(name));
         Ok(params::load_strict(teacher, tensors, dtype, |_| false)?.no_grad())
+    }
+
+    /// Computes the products in `precision` from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.patch_embed.set_precision(precision);
+        self.blocks.iter_mut().for_each(|block| block.set_precision(precision));
+        self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
     /// Width of the features.

@@ -1,0 +1,67 @@
+//! Matrix products of Vision Transformers as shares of what this machine can do in registers.
+//!
+//! `cargo run --release --example product_speed`
+//!
+//! The products are those of `linear`, forward and backward, for 8 pictures of 197 tokens. Peak and
+//! product are measured in turn, and the best of each is shown: on a busy machine that is the one which
+//! was not interrupted. Set `RAYON_NUM_THREADS=1` for one core.
+
+use std::time::Instant;
+
+use beit2_kernels::probe::Probe;
+use beit2_kernels::{Backend, Precision};
+use burn::backend::Flex;
+use burn::tensor::{Distribution, Tensor};
+
+const ROWS: usize = 8 * 197;
+const REPEATS: usize = 25;
+
+fn main() {
+    println!("rows {ROWS}, {} threads; GFLOP/s and share of the peak", rayon::current_num_threads());
+    for precision in [Precision::F32, Precision::Bf16] {
+        let Some(probe) = Probe::new(precision) else {
+            println!("{precision}: this CPU has no such products");
+            continue;
+        };
+        println!("-- {precision}");
+        println!("{:<14} {:>16} {:>16} {:>16}", "in → out", "forward", "to input", "to weight");
+        for (inner, out) in
+            [(384, 384), (384, 1152), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768)]
+        {
+            shape(&probe, precision, inner, out);
+        }
+    }
+}
+
+fn random(dims: [usize; 2]) -> burn_flex::FlexTensor {
+    let x = Tensor::<Flex, 2>::random(dims, Distribution::Normal(0.0, 1.0), &Default::default());
+    x.into_primitive().tensor()
+}
+
+fn shape(probe: &Probe, precision: Precision, inner: usize, out: usize) {
+    let (x, w, g) = (random([ROWS, inner]), random([out, inner]), random([ROWS, out]));
+    let work = 2.0 * (ROWS * inner * out) as f64;
+    let cells = [
+        measure(probe, work, || drop(Flex::fused_linear(x.clone(), w.clone(), None, precision))),
+        measure(probe, work, || drop(Flex::fused_linear_backward_input(w.clone(), g.clone(), precision))),
+        measure(probe, work, || drop(Flex::fused_linear_backward_weight(x.clone(), g.clone(), precision))),
+    ];
+    print!("{:<14}", format!("{inner} → {out}"));
+    for (speed, share) in cells {
+        print!(" {:>7.0} ({:>4.0} %)", speed / 1e9, 100.0 * share);
+    }
+    println!();
+}
+
+/// Best speed and its share of the best peak.
+fn measure(probe: &Probe, work: f64, mut f: impl FnMut()) -> (f64, f64) {
+    f();
+    let (mut speed, mut peak) = (0f64, 0f64);
+    for _ in 0..REPEATS {
+        peak = peak.max(probe.flops());
+        let start = Instant::now();
+        f();
+        speed = speed.max(work / start.elapsed().as_secs_f64());
+    }
+    (speed, speed / peak)
+}
