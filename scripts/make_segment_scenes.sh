@@ -49,4 +49,4 @@ fi
         mv "$package.partial" "$package"
     done
 )
-"$out/.venv/bin/python" "$here/make_segment_scenes.py" "$out/packages" "$out" "$@"
+"$out/.venv/bin/python" -B "$here/make_segment_scenes.py" "$out/packages" "$out" "$@"
