@@ -103,6 +103,11 @@ fn golden_a_in_bf16() {
             (tokenizer::model(case, DType::F32), tokenizer::teacher(case, DType::F32));
         model.set_precision(Precision::Bf16);
         teacher.set_precision(Precision::Bf16);
+        if case.has("kmeans/codebook") {
+            let codes = case.tensor("kmeans/codebook", DType::F32);
+            let members = case.tensor("kmeans/cluster_size", DType::F32);
+            model.quantize = model.quantize.set_codes(codes, members);
+        }
         let x = model.preprocess(tokenizer::image_step(case, 0, DType::F32));
         let target = teacher.forward(x.clone());
         check(case, "eval/teacher_target", &target.to_data(), FORWARD);
