@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/scenes.rs"]
+mod scenes;
 mod support;
 
 use std::fs;
@@ -150,6 +152,7 @@ fn dry_run_prints_and_touches_nothing() {
 fn every_recipe_resolves() {
     let world = World::new();
     support::classes(&world.path("classes"), &["cat", "dog"]);
+    scenes::scenes(&world.path("scenes"), 3);
     let list = world.beit2(&["recipes", "list", "--json"]);
     let list: serde_json::Value = serde_json::from_str(&list.works().out).unwrap();
     let recipes = list["recipes"].as_array().unwrap();
@@ -160,9 +163,14 @@ fn every_recipe_resolves() {
             "tokenizer" => (&["tokenizer", "train"], "teacher.weights=teacher.safetensors"),
             "pretrain" => (&["pretrain"], "tokenizer.weights=teacher.safetensors"),
             "finetune" => (&["finetune"], "init.weights=scratch"),
+            "segment" => (&["segment", "train"], "init.weights=scratch"),
             _ => (&["teacher", "distill"], "teacher.weights=teacher.safetensors"),
         };
-        let data = if command[0] == "finetune" { "classes" } else { "train" };
+        let data = match command[0] {
+            "finetune" => "classes",
+            "segment" => "scenes",
+            _ => "train",
+        };
         let changes = [
             "--dry-run",
             "--data",
