@@ -63,14 +63,6 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// A cell of a CSV table (RFC 4180).
-pub fn csv_cell(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
-    }
-}
-
 /// A text from a file, with control characters spelled out: names in weight files can be anything.
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -81,12 +73,6 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cells_survive_commas_and_quotes() {
-        assert_eq!(csv_cell("cat"), "cat");
-        assert_eq!(csv_cell("cat, \"tabby\""), "\"cat, \"\"tabby\"\"\"");
-    }
 
     #[test]
     fn columns_line_up() {

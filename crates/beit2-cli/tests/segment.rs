@@ -86,7 +86,13 @@ fn a_model_is_trained_judged_and_used() {
     for part in ["from scratch", "2 classes", "val_miou", "decode_loss"] {
         assert!(ended.works().err.contains(part), "no `{part}` in: {}", ended.err);
     }
-    for file in ["last/model.safetensors", "best/model.safetensors", "report.html"] {
+    for file in [
+        "last/model.safetensors",
+        "best/model.safetensors",
+        "report.html",
+        "per_class.csv",
+        "examples/04.png",
+    ] {
         assert!(world.path("run").join(file).exists(), "{file}");
     }
 

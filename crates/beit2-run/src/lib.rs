@@ -10,6 +10,7 @@
 
 pub mod atomic;
 pub mod checkpoint;
+mod csv;
 pub mod dir;
 pub mod environment;
 pub mod metrics;
@@ -21,6 +22,7 @@ pub mod throughput;
 mod tree;
 
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, Keep, Latest};
+pub use csv::csv_cell;
 pub use dir::{Existing, Opened, RunDir, RunError};
 pub use metrics::{Cut, JsonlSink, Kind, Metrics, Record, Sink};
 pub use recipe::RecipeError;

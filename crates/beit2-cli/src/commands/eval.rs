@@ -8,6 +8,7 @@ use beit2::finetune::EvalTable;
 use beit2::train::{Assets, DataConfig};
 use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
 use beit2_kernels::AutodiffBackend;
+use beit2_run::csv_cell;
 use beit2_weights::plan::{IMAGENET_A, IMAGENET_R};
 use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
@@ -274,7 +275,7 @@ fn write(
     classes: &[String],
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-    let name = |class: u32| output::csv_cell(classes.get(class as usize).map_or("", String::as_str));
+    let name = |class: u32| csv_cell(classes.get(class as usize).map_or("", String::as_str));
     let mut table = "class,name,pictures,predicted,right,recall,precision\n".to_owned();
     for row in result.per_class(classes.len()) {
         let share = |share: Option<f64>| share.map(|share| format!("{share:.6}")).unwrap_or_default();

@@ -13,6 +13,7 @@ use beit2_data::source::ChainSource;
 use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::atomic::{FileError, write_atomic};
+use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::json;
 
@@ -270,11 +271,10 @@ impl Walk<'_> {
         writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
         self.pictures(|name, best| {
             let guesses = best.iter().map(|one| {
-                let class = output::csv_cell(one.name.as_deref().unwrap_or_default());
+                let class = csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", output::csv_cell(name), guesses.collect::<String>())
-                .map_err(failed)?)
+            Ok(writeln!(writer, "{}{}", csv_cell(name), guesses.collect::<String>()).map_err(failed)?)
         })
     }
 }

@@ -1,5 +1,6 @@
 //! How well masks agree: intersection over union, accuracies.
 
+use beit2_run::csv_cell;
 use serde::Serialize;
 
 use super::IGNORE;
@@ -87,6 +88,19 @@ impl Confusion {
     }
 }
 
+impl SegmentScores {
+    /// The classes as a CSV table: number, name, intersection over union, accuracy; empty where there is nothing to score.
+    pub fn csv(&self, names: &[String]) -> String {
+        let share = |share: f64| if share.is_nan() { String::new() } else { format!("{share:.6}") };
+        let mut table = "class,name,iou,accuracy\n".to_owned();
+        for (class, (&iou, &acc)) in self.iou.iter().zip(&self.acc).enumerate() {
+            let name = csv_cell(names.get(class).map_or("", String::as_str));
+            table += &format!("{class},{name},{},{}\n", share(iou), share(acc));
+        }
+        table
+    }
+}
+
 /// Mean of the numbers that are not NaN.
 fn mean(values: &[f64]) -> f64 {
     let known: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
@@ -109,6 +123,9 @@ mod tests {
         assert!((scores.miou - 1.0 / 3.0).abs() < 1e-15 && (scores.macc - 5.0 / 9.0).abs() < 1e-15);
         assert_eq!(scores.aacc, 3.0 / 5.0);
         assert!(serde_json::to_string(&scores).unwrap().contains("null"));
+        let names = ["a", "b,c", "d", "e"].map(str::to_owned);
+        assert_eq!(scores.csv(&names).lines().nth(2), Some("1,\"b,c\",0.666667,0.666667"));
+        assert!(scores.csv(&names).ends_with("\n3,e,,\n"));
     }
 
     #[test]

@@ -192,6 +192,8 @@ pub fn train<B: AutodiffBackend>(
                     },
                 )?;
                 let scores = confusion.scores();
+                let table = session.dir().join("per_class.csv");
+                write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
                 // Sessions keep the lowest value.
                 best = session.is_best(-scores.miou);

@@ -6,9 +6,8 @@ use std::io::BufWriter;
 
 use beit2::segment::SegmenterConfig;
 use beit2_data::Image;
+use beit2_run::csv_cell;
 use png::{BitDepth, ColorType, Encoder};
-
-use crate::output;
 
 /// A PNG file whose rows are still to come.
 pub type Png<'a> = png::Writer<&'a mut BufWriter<File>>;
@@ -39,7 +38,7 @@ pub fn overlay_png<'a>(file: &'a mut BufWriter<File>, image: &Image) -> Result<P
 pub fn legend_csv(config: &SegmenterConfig) -> String {
     let mut text = "class,name,colour\n".to_owned();
     for (class, (name, colour)) in entries(config).enumerate() {
-        let _ = writeln!(text, "{class},{},{}", output::csv_cell(&name), hex(colour));
+        let _ = writeln!(text, "{class},{},{}", csv_cell(&name), hex(colour));
     }
     text
 }

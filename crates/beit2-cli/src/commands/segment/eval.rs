@@ -7,6 +7,7 @@ use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2_data::Source;
 use beit2_data::segment::SegmentSource;
 use beit2_kernels::AutodiffBackend;
+use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::{Value, json};
 
@@ -89,7 +90,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     });
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-        let texts = [format!("{object:#}\n"), class_table(&scores, names), pairs(&confusion, names)];
+        let texts = [format!("{object:#}\n"), scores.csv(names), pairs(&confusion, names)];
         for (file, text) in FILES.iter().zip(&texts) {
             beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
         }
@@ -149,20 +150,10 @@ fn per_class(scores: &SegmentScores, names: &[String]) -> Vec<Value> {
     names.iter().enumerate().map(row).collect()
 }
 
-fn class_table(scores: &SegmentScores, names: &[String]) -> String {
-    let mut table = "class,name,iou,accuracy\n".to_owned();
-    let share = |share: f64| if share.is_nan() { String::new() } else { format!("{share:.6}") };
-    for (class, name) in names.iter().enumerate() {
-        let (iou, accuracy) = (share(scores.iou[class]), share(scores.acc[class]));
-        table += &format!("{class},{},{iou},{accuracy}\n", output::csv_cell(name));
-    }
-    table
-}
-
 /// One line for each pair of classes that occurs.
 fn pairs(confusion: &Confusion, names: &[String]) -> String {
     let mut table = "class,predicted,name,predicted_name,pixels\n".to_owned();
-    let name = |class: usize| output::csv_cell(names.get(class).map_or("", String::as_str));
+    let name = |class: usize| csv_cell(names.get(class).map_or("", String::as_str));
     for class in 0..names.len() {
         for predicted in 0..names.len() {
             let count = confusion.count(class, predicted);
