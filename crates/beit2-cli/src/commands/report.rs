@@ -154,9 +154,14 @@ fn headline(last: Option<&Record>) -> Headline {
         let cells = vec![cell(name, Some(*value)), cell(name, held_out.get(name.as_str()).copied())];
         HeadlineRow { label: name.replace('_', " "), cells, strong: false }
     });
+    // What is measured on held-out pictures only, such as `val_miou`.
+    let alone = held_out.iter().filter(|(name, _)| last.get(name).is_none()).map(|(name, value)| {
+        let cells = vec![cell(name, None), cell(name, Some(*value))];
+        HeadlineRow { label: name.replace('_', " "), cells, strong: false }
+    });
     Headline {
         columns: ["", "training", "held out"].map(str::to_owned).to_vec(),
-        rows: rows.collect(),
+        rows: rows.chain(alone).collect(),
         note: format!("Means of epoch {}, at step {}.", last.epoch, last.step),
     }
 }
@@ -221,7 +226,7 @@ mod tests {
         let toml = "stage = \"tokenizer\"\n[model]\ncodes = 16\n[environment]\nsoftware = \"beit2 0\"\n\
                     command = \"beit2 tokenizer train\"\nthreads = 2\nos = \"x\"\n";
         fs::write(dir.path().join("run.toml"), toml).unwrap();
-        let line = r#"{"kind":"epoch","stage":"tokenizer","epoch":1,"step":4,"loss":0.5,"codebook_usage":0.75,"codebook_perplexity":9.0,"codebook_dead":4,"val_loss":0.6}"#;
+        let line = r#"{"kind":"epoch","stage":"tokenizer","epoch":1,"step":4,"loss":0.5,"codebook_usage":0.75,"codebook_perplexity":9.0,"codebook_dead":4,"val_loss":0.6,"val_miou":0.25}"#;
         fs::write(dir.path().join("metrics.jsonl"), format!("{line}\n")).unwrap();
         fs::write(dir.path().join("warnings.log"), "2026-01-01 00:00 UTC  a\n2026-01-01 00:01 UTC  a\n")
             .unwrap();
@@ -234,6 +239,8 @@ mod tests {
             data.headline.rows[0].cells.iter().map(|c| &*c.text).collect::<Vec<_>>(),
             ["0.5000", "0.6000"]
         );
+        let alone = data.headline.rows.iter().find(|row| row.label == "miou").unwrap();
+        assert_eq!(alone.cells.iter().map(|c| &*c.text).collect::<Vec<_>>(), ["–", "25.0 %"]);
         assert!(write(dir.path()).unwrap().is_file());
         assert_eq!(last_epoch(dir.path())["loss"], 0.5);
     }
