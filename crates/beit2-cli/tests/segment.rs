@@ -206,6 +206,12 @@ fn a_large_picture_is_segmented_in_strips() {
     assert_eq!(ids.len(), width * height);
     assert!(ids.iter().all(|&id| usize::from(id) < classes));
     assert!(world.path("out/overlays/large.png").exists());
+
+    // Seen as a whole it would need more memory than any machine has, and that is said.
+    let whole = ["segment", "predict", "large.png", "--weights", "model.safetensors", "-o", "whole"];
+    let ended = world.beit2(&[&whole[..], &["--resize", "native", "--mode", "whole"]].concat());
+    ended.fails(2, &["6000×4000 px has 375000 patches", "mode slide"]);
+    assert!(!world.path("whole/masks/large.png").exists());
 }
 
 #[test]
@@ -264,6 +270,7 @@ fn bad_data_is_told_before_anything_starts() {
     world.beit2(&eval).fails(2, &["val_scenes has 2 classes", "has 5"]);
     let predict = ["segment", "predict", "val_scenes/images", "--weights", "other.safetensors", "-o", "x"];
     world.beit2(&[&predict[..], &["--stride", "65"]].concat()).fails(2, &["stride 65", "64 px"]);
+    world.beit2(&[&predict[..], &["--stride", "3"]].concat()).fails(2, &["stride 3", "at least 4"]);
     world.beit2(&[&predict[..], &["--resize", "12"]].concat()).fails(2, &["2048x512"]);
     assert!(!world.path("x/masks").exists() && !world.path("never").exists());
 }

@@ -19,6 +19,13 @@ use crate::pixels;
 /// Values of a strip of averaged probabilities, 16 MiB.
 const STRIP: usize = 4 << 20;
 
+/// Most patches of a picture that is seen as a whole, as 2048×512 px have with patches of 16: the position biases of a
+/// block take their square, 800 MB in a base model.
+const WHOLE: usize = 4096;
+
+/// Windows per window's length, at most: what is held of a picture grows with its square.
+const DENSEST: usize = 16;
+
 /// How a picture is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,6 +80,13 @@ impl InferConfig {
             return config_error(format!(
                 "infer.stride {} is larger than a window of {window} px, which would leave pixels out",
                 self.stride
+            ));
+        }
+        if self.stride > 0 && self.stride * DENSEST < window {
+            return config_error(format!(
+                "infer.stride {} is less than a {DENSEST}th of a window of {window} px; use at least {}",
+                self.stride,
+                window.div_ceil(DENSEST)
             ));
         }
         if self.scales.is_empty() || !self.scales.iter().all(|scale| (0.05..=20.0).contains(scale)) {
@@ -184,6 +198,13 @@ impl<'a, B: Backend> Predictor<'a, B> {
             Mode::Slide => ((vit.image_size, vit.image_size), None),
             Mode::Whole => {
                 let grid = (height.div_ceil(vit.patch_size), width.div_ceil(vit.patch_size));
+                if grid.0 * grid.1 > WHOLE {
+                    return config_error(format!(
+                        "a picture of {width}×{height} px has {} patches, and at most {WHOLE} can be seen as a whole; \
+                         use windows (mode slide) or a smaller size",
+                        grid.0 * grid.1
+                    ));
+                }
                 let window = (grid.0 * vit.patch_size, grid.1 * vit.patch_size);
                 (window, Some(self.model.clone().on_grid(grid.0, grid.1)?))
             }

@@ -9,6 +9,7 @@ use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
+use super::segmenter::config_of;
 use super::{InferConfig, SegmenterConfig};
 use crate::error::{Error, config_error};
 use crate::finetune::{SCRATCH, take_sizes};
@@ -19,9 +20,11 @@ use crate::weights::StateFile;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentInit {
-    /// A run or weight file of a pretrained model, a classifier or a tokenizer (whose encoder is taken), or [`SCRATCH`].
+    /// A run or weight file of a pretrained model, a classifier, a tokenizer (whose encoder is taken) or a segmentation
+    /// model (whose pyramid and heads are taken too, where they fit), or [`SCRATCH`].
     pub weights: String,
-    /// Take width, depth, heads and patch size from those weights instead of `model.vit`.
+    /// Take width, depth, heads and patch size from those weights instead of `model.vit`, and the heads' sizes from a
+    /// segmentation model.
     pub sizes_from_weights: bool,
 }
 
@@ -179,10 +182,12 @@ impl SegmentRecipe {
         if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             if state.facts.layout.kind == Kind::Segmentation {
-                return config_error(format!(
-                    "{} holds a segmentation model; training starts from a backbone (a pretrained model or a classifier)",
-                    self.init.weights
-                ));
+                // Its pyramid and heads are taken too, as far as the classes allow.
+                let found = config_of(&state, &self.init.weights)?;
+                let model = &mut self.model;
+                (model.out_indices, model.pool_scales) = (found.out_indices, found.pool_scales);
+                (model.channels, model.aux_channels) = (found.channels, found.aux_channels);
+                model.aux_index = found.aux_index;
             }
             take_sizes(&mut self.model.vit, &state)?;
         }

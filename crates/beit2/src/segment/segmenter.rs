@@ -68,13 +68,7 @@ impl<B: Backend> Segmenter<B> {
                 state.facts.layout.kind
             ));
         }
-        let mut config = match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
-            Some(Ok(config)) => config,
-            Some(Err(error)) => {
-                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
-            }
-            None => published(&state).map_err(|error| Error::Config(format!("{spec}: {error}")))?,
-        };
+        let mut config = config_of(&state, spec)?;
         let infer = match state.metadata.get("beit2.infer").map(|text| serde_json::from_str(text)) {
             Some(Ok(infer)) => infer,
             Some(Err(error)) => {
@@ -108,6 +102,15 @@ impl<B: Backend> Segmenter<B> {
     /// Pictures of a size that the model cannot see as a whole, see [`super::Backbone::check_size`].
     pub fn logits(&self, images: Tensor<B, 4>) -> Result<Tensor<B, 4>, Error> {
         self.model.forward(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
+    }
+}
+
+/// The sizes of a segmentation file: its own configuration, or what a published one tells.
+pub(super) fn config_of(state: &StateFile, spec: &str) -> Result<SegmenterConfig, Error> {
+    match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
+        Some(Ok(config)) => Ok(config),
+        Some(Err(error)) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
+        None => published(state).map_err(|error| Error::Config(format!("{spec}: {error}"))),
     }
 }
 

@@ -73,6 +73,9 @@ impl<B: Backend> RelPosBias<B> {
     /// # Errors
     /// A table of a grid that is not square, or too small a one, for a larger grid.
     pub fn on_grid(mut self, rows: usize, cols: usize) -> Result<Self, Error> {
+        if self.grid() == (rows, cols) {
+            return Ok(self);
+        }
         let table = self.relative_position_bias_table.val();
         let (device, heads) = (table.device(), table.dims()[1]);
         if rows > self.table.0 || cols > self.table.1 {

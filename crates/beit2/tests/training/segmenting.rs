@@ -4,12 +4,14 @@ use std::path::Path;
 
 use beit2::segment::{
     InferConfig, MasksConfig, Mode, Predictor, SegmentOptions, SegmentRecipe, Segmenter, SegmenterConfig,
-    UperNet, evaluate,
+    UperNet, evaluate, load_backbone,
 };
-use beit2::train::{Env, Files, Outcome, Silent};
+use beit2::train::{Assets, Env, Files, Outcome, Silent};
+use beit2::weights::StateFile;
 use beit2::{params, pixels, segment};
 use beit2_data::segment::IGNORE;
 use beit2_run::{Existing, StopFlag, metrics};
+use beit2_weights::resize::TableResize;
 use burn::backend::Flex;
 
 use super::scene::{self, Auto};
@@ -111,10 +113,20 @@ fn a_backbone_comes_from_a_pretrained_run() {
     assert_eq!((recipe.model.vit.width, recipe.model.vit.image_size), (24, 64));
     assert_eq!((recipe.model.classes, recipe.model.palette.len()), (2, 2));
     assert!(train(&recipe, &root.path().join("run")).unwrap().complete);
-    // What is started from a segmentation model is asked for by its own name.
+    // A segmentation model gives its heads too, whatever sizes the recipe has.
     recipe.init.weights = root.path().join("run").to_string_lossy().into_owned();
-    let text = recipe.resolve(&Files).unwrap_err().to_string();
-    assert!(text.contains("training starts from a backbone"), "{text}");
+    (recipe.model.channels, recipe.model.aux_channels) = (32, 4);
+    recipe.resolve(&Files).unwrap();
+    assert_eq!((recipe.model.channels, recipe.model.aux_channels), (16, 8));
+    let model = UperNet::<Flex>::zeros(&recipe.model, &Default::default()).unwrap();
+    let state = StateFile::new(Files.weights(&recipe.init.weights).unwrap(), "run").unwrap();
+    let (_, plan) = load_backbone(model, &recipe.model, state, TableResize::Spline).unwrap();
+    assert!(
+        plan.fresh.is_empty() && plan.used.contains_key("decode_head.conv_seg.weight"),
+        "{:?}",
+        plan.fresh
+    );
+    assert!(train(&recipe, &root.path().join("again")).unwrap().complete);
 }
 
 #[test]
