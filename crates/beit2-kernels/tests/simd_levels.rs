@@ -1,17 +1,26 @@
-//! Every instruction set that a kernel is compiled for gives the reference's answer. One test and one
-//! process, because the limit is the process's.
+//! Every instruction set that a kernel is compiled for gives the answer of the reference in f64, on
+//! drawn numbers that are the same in every run. One test and one process, because the limit and the
+//! generator are the process's.
 
 use beit2_kernels::simd::{Level, level, limit};
 use beit2_kernels::{self as fast, AttentionSpec, Precision, reference as slow};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Distribution, Int, Tensor, TensorData, bf16};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, bf16};
 
 type B = Autodiff<Flex>;
 
-/// Largest difference, relative to the largest value.
-fn distance<const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>) -> f32 {
-    let size = b.clone().abs().max().into_scalar();
-    (a - b).abs().max().into_scalar() / size
+/// Largest difference, relative to the largest value of `b`, the reference in f64.
+fn distance<const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>) -> f64 {
+    let values = |x: Tensor<B, D>| x.into_data().iter::<f64>().collect::<Vec<f64>>();
+    let (a, b) = (values(a), values(b));
+    let size = b.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+    a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / size
+}
+
+/// The same numbers in f64.
+fn wide<const D: usize>(x: &Tensor<B, D>) -> Tensor<B, D> {
+    x.clone().cast(DType::F64)
 }
 
 /// Differences of the operations on maps: loss and gradient.
@@ -20,18 +29,18 @@ fn maps(
     kernel: &Tensor<B, 4>,
     labels: &Tensor<B, 3, Int>,
     [scale, shift]: [&Tensor<B, 1>; 2],
-) -> [f32; 2] {
-    let map = map.clone().require_grad();
+) -> [f64; 2] {
     let run = |is_fast: bool| {
-        let (kernel, labels) = (kernel.clone(), labels.clone());
+        let map = if is_fast { map.clone() } else { wide(map) }.require_grad();
+        let labels = labels.clone();
         let (loss, _) = if is_fast {
             let (mean, var) = fast::channel_moments(map.clone());
             let y = fast::channel_norm(map.clone(), mean, scale.clone() * var, shift.clone(), true);
-            fast::pixel_cross_entropy(fast::conv3x3(y, kernel), labels)
+            fast::pixel_cross_entropy(fast::conv3x3(y, kernel.clone()), labels)
         } else {
             let (mean, var) = slow::channel_moments(map.clone().reshape([60, 120]));
-            let y = slow::channel_norm(map.clone(), mean, scale.clone() * var, shift.clone(), true);
-            slow::pixel_cross_entropy(slow::conv3x3(y, kernel), labels)
+            let y = slow::channel_norm(map.clone(), mean, wide(scale) * var, wide(shift), true);
+            slow::pixel_cross_entropy(slow::conv3x3(y, wide(kernel)), labels)
         };
         let grads = loss.backward();
         let dx = map.grad(&grads).map(Tensor::from_inner);
@@ -44,6 +53,7 @@ fn maps(
 #[test]
 fn every_level_matches_the_reference() {
     let device = Default::default();
+    B::seed(&device, 17);
     let random = |dims| Tensor::<B, 3>::random(dims, Distribution::Normal(0.0, 1.0), &device);
     let x = random([2, 65, 3 * 40]);
     let vector = || random([1, 1, 120]).reshape([120]);
@@ -63,13 +73,13 @@ fn every_level_matches_the_reference() {
         let distances = maps(&map, &kernel, &labels, [&w, &b]);
         println!("{wanted:?}, maps: {distances:?}");
         assert!(distances.iter().all(|&d| d < 1e-5), "{wanted:?}: {distances:?}");
-        let x = x.clone().require_grad();
         let run = |is_fast: bool| {
+            let x = if is_fast { x.clone() } else { wide(&x) }.require_grad();
             let (y, q) = if is_fast {
                 let y = fast::layer_norm(x.clone(), w.clone(), b.clone(), 1e-6);
                 (fast::gelu(y.clone()), fast::attention_qkv(y, None, spec))
             } else {
-                let y = slow::layer_norm(x.clone(), w.clone(), b.clone(), 1e-6);
+                let y = slow::layer_norm(x.clone(), wide(&w), wide(&b), 1e-6);
                 let [q, k, v] = [0, 1, 2].map(|i| y.clone().narrow(2, i * 40, 40));
                 (slow::gelu(y), slow::attention(q, k, v, None, 2, 0.3))
             };
@@ -81,7 +91,8 @@ fn every_level_matches_the_reference() {
         let (a, b) = (run(true), run(false));
         let distances = [distance(a.0, b.0), distance(a.1, b.1), distance(a.2, b.2)];
         println!("{wanted:?}: {distances:?}");
-        assert!(distances.iter().all(|&d| d < 2e-6), "{wanted:?}: {distances:?}");
+        // f32 scores of size ten go through an exponential: 300 draws differed by at most 2.2e-6.
+        assert!(distances.iter().all(|&d| d < 4e-6), "{wanted:?}: {distances:?}");
     }
     limit(Level::Avx512Bf16);
     products_at_every_level(best);
@@ -114,15 +125,15 @@ fn products_at_every_level(best: Level) {
             let round = |t: &Tensor<B, 2>| rounded(t.clone().detach(), seen);
             let (x, w) = (x.clone().require_grad(), w.clone().require_grad());
             let y = fast::linear(x.clone(), w.clone(), Some(b.clone()), precision);
-            let reference = slow::linear(round(&x), round(&w), Some(b.clone()));
-            let slope = reference.clone();
+            let reference = slow::linear(wide(&round(&x)), wide(&round(&w)), Some(wide(&b)));
+            let slope = reference.clone().cast(DType::F32);
             let grads = (y.clone() * slope.clone()).sum().backward();
             let gradient =
                 |t: &Tensor<B, 2>| t.grad(&grads).map(Tensor::from_inner).unwrap_or_else(|| t.zeros_like());
             let distances = [
                 distance(y, reference),
-                distance(gradient(&x), round(&slope).matmul(round(&w))),
-                distance(gradient(&w), round(&slope).transpose().matmul(round(&x))),
+                distance(gradient(&x), wide(&round(&slope)).matmul(wide(&round(&w)))),
+                distance(gradient(&w), wide(&round(&slope)).transpose().matmul(wide(&round(&x)))),
             ];
             println!("{wanted:?} {precision}: {distances:?}");
             assert!(distances.iter().all(|&d| d < 2e-6), "{wanted:?} {precision}: {distances:?}");
