@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::commands::bench::Bench;
 use crate::commands::segment::Segment;
 use crate::commands::weights::Weights;
 use crate::commands::{doctor, embed, encode, eval, evaluate, predict, recipes, report, teacher};
@@ -65,6 +66,9 @@ pub enum Command {
     Report(report::Args),
     /// List the recipes in this program, or show one
     Recipes(recipes::Args),
+    /// Measure how fast this machine trains and answers
+    #[command(subcommand)]
+    Bench(Bench),
     /// What this machine and this build can do
     Doctor(doctor::Args),
 }

@@ -52,6 +52,11 @@ pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
 pub use residual_scale::residual_scale;
 
+/// Threads that the fast CPU versions spread over.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 /// The operations composed from Burn's primitives: slow, obvious, on every backend.
 pub mod reference {
     pub use crate::adamw::reference as adamw;

@@ -1,5 +1,6 @@
 //! What each command does; their flags are beside them, shared ones in [`crate::cli`].
 
+pub mod bench;
 pub mod doctor;
 pub mod embed;
 pub mod encode;
@@ -53,6 +54,7 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Eval(args) => eval::run(&args, signals),
         Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),
+        Command::Bench(command) => bench::run(&command, signals),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -100,7 +100,7 @@ pub fn evaluate<B: Backend>(
         let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
             return config_error("a held-out picture has no class; evaluation needs classes for all");
         };
-        let (images, _) = to_device::<B>(&batch, device)?;
+        let (images, _) = to_device::<B>(&batch.items, device)?;
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
         let logits = model.forward(x, &DropPath::none());
         let classes = logits.dims()[1];

@@ -187,7 +187,7 @@ pub fn extract<B: Backend>(
     device: &B::Device,
 ) -> Result<Features, Error> {
     collect(source, data, size, what, observer, stop, |batch| {
-        let (images, _) = to_device::<B>(batch, device)?;
+        let (images, _) = to_device::<B>(&batch.items, device)?;
         let features = model.features(images, kind);
         let dim = features.dims()[1];
         Ok((features.into_data().convert::<f32>().into_vec().unwrap_or_default(), dim))

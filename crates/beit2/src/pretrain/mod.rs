@@ -8,4 +8,5 @@ mod train;
 pub use config::MimConfig;
 pub use model::{MimLogits, MimLoss, MimModel, TokenMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
-pub use train::{MimEvaluation, evaluate, inputs, train};
+pub(crate) use train::targets;
+pub use train::{Inputs, MimEvaluation, evaluate, inputs, train};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beit2_data::{Batch, Key, Purpose, Source};
+use beit2_data::{Key, Purpose, Source};
 use beit2_kernels::{AutodiffBackend, Backend};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
@@ -114,7 +114,7 @@ pub fn train<B: AutodiffBackend>(
         session.state.data,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Ahead::new(loader, move |batch| Ok((inputs(&frozen, &batch, patches, &at)?, batch)));
+    let prepared = Ahead::new(loader, move |batch| Ok((inputs(&frozen, &batch.items, patches, &at)?, batch)));
     for prepared in prepared {
         let ((x, labels, mask), batch) = prepared?;
         session.note_batch(&batch);
@@ -183,21 +183,36 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-/// Standardised pictures, target words and masks of a batch for a model of `patches` patches, nothing of which takes
-/// gradients.
-#[allow(clippy::type_complexity)] // three different things that belong together
+/// What a step learns from, nothing of which takes gradients.
+pub type Inputs<I> = (Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>);
+
+/// Standardised pictures, target words and masks of a batch for a model of `patches` patches.
+///
+/// # Errors
+/// Pictures of different sizes.
 pub fn inputs<I: Backend>(
     tokenizer: &VqKd<I>,
-    batch: &Batch<Item>,
+    items: &[Item],
     patches: usize,
     device: &I::Device,
-) -> Result<(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>), Error> {
-    let (images, token) = to_device::<I>(batch, device)?;
+) -> Result<Inputs<I>, Error> {
+    let (images, token) = to_device::<I>(items, device)?;
+    Ok(targets(tokenizer, images, token, items, patches))
+}
+
+/// [`inputs`] of pictures `[B, 3, H, W]` in [0, 1] that are on the device already.
+pub(crate) fn targets<I: Backend>(
+    tokenizer: &VqKd<I>,
+    images: Tensor<I, 4>,
+    token: Option<Tensor<I, 4>>,
+    items: &[Item],
+    patches: usize,
+) -> Inputs<I> {
     let ids = tokenizer.ids(tokenizer.preprocess(token.unwrap_or_else(|| images.clone())));
-    let indices: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-    let mask = TokenMask::new(&indices, batch.items.len(), patches, device);
+    let indices: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
+    let mask = TokenMask::new(&indices, items.len(), patches, &images.device());
     let labels = masked_labels(ids, &mask);
-    Ok((pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask))
+    (pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask)
 }
 
 /// Pictures of a batch in an evaluation.
@@ -227,7 +242,7 @@ pub fn evaluate<I: Backend>(
         training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
     let (mut losses, mut accuracies, mut count) = (Vec::new(), Vec::new(), 0.0);
     for batch in loader.take(batches) {
-        let (x, labels, mask) = inputs(tokenizer, &batch?, recipe.model.vit.patches(), device)?;
+        let (x, labels, mask) = inputs(tokenizer, &batch?.items, recipe.model.vit.patches(), device)?;
         let loss = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
         losses.resize(loss.branches.len(), 0.0);
         accuracies.resize(loss.branches.len(), 0.0);

@@ -109,7 +109,7 @@ pub fn train<B: AutodiffBackend>(
     let (frozen, at) = (teacher.clone(), device.clone());
     let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
     let prepared = Ahead::new(loader_at(session.state.data)?, move |batch| {
-        let (images, second) = to_device::<B::InnerBackend>(&batch, &at)?;
+        let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let x = preprocess(images, imagenet_norm);
         let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
         Ok((x, target, batch))
@@ -246,7 +246,7 @@ fn start_codebook<B: AutodiffBackend>(
     let mut count = 0;
     // More than an epoch would only repeat the same pictures.
     for batch in loader.take(steps_per_epoch as usize) {
-        let (images, _) = to_device::<B::InnerBackend>(&batch?, device)?;
+        let (images, _) = to_device::<B::InnerBackend>(&batch?.items, device)?;
         let z = encoder.encode(encoder.preprocess(images));
         let [size, patches, width] = z.dims();
         count += size * patches;
@@ -315,7 +315,7 @@ pub fn evaluate<I: Backend>(
     for batch in
         evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, EvalConfig::of_size(size as u32))?
     {
-        let (images, _) = to_device::<I>(&batch?, device)?;
+        let (images, _) = to_device::<I>(&batch?.items, device)?;
         let weight = images.dims()[0] as f64;
         let resized = |px: usize| crate::pixels::resize(images.clone(), px, px);
         let x = model.preprocess(resized(recipe.model.image_size));

@@ -3,9 +3,6 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use beit2_data::{Batch, LoaderError};
-
-use super::Item;
 use crate::error::Error;
 
 /// Batches with what a frozen model makes of them (targets, words), one batch ahead on a thread of its own.
@@ -19,10 +16,11 @@ pub(crate) struct Ahead<T> {
 
 impl<T: Send + 'static> Ahead<T> {
     /// Starts to prepare `batches`.
-    pub(crate) fn new<L, F>(batches: L, mut prepare: F) -> Self
+    pub(crate) fn new<L, S, E, F>(batches: L, mut prepare: F) -> Self
     where
-        L: Iterator<Item = Result<Batch<Item>, LoaderError>> + Send + 'static,
-        F: FnMut(Batch<Item>) -> Result<T, Error> + Send + 'static,
+        L: Iterator<Item = Result<S, E>> + Send + 'static,
+        Error: From<E>,
+        F: FnMut(S) -> Result<T, Error> + Send + 'static,
     {
         let (send, received) = sync_channel(1);
         let worker = std::thread::spawn(move || {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{
-    Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
+    BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
 };
 use beit2_kernels::Backend;
@@ -97,7 +97,7 @@ pub fn training_loader(
 /// Images of different sizes in one batch (never from [`training_loader`]).
 #[allow(clippy::type_complexity)] // two tensors of the same kind
 pub fn to_device<B: Backend>(
-    batch: &Batch<Item>,
+    items: &[Item],
     device: &B::Device,
 ) -> Result<(Tensor<B, 4>, Option<Tensor<B, 4>>), Error> {
     let tensor = |images: Vec<&Image>| -> Result<Tensor<B, 4>, Error> {
@@ -107,8 +107,8 @@ pub fn to_device<B: Backend>(
         let (height, width, count) = (first.height as usize, first.width as usize, images.len());
         Ok(pixels::from_bytes(stack_hwc(images)?, count, height, width, device))
     };
-    let patch = tensor(batch.items.iter().map(|item| &item.patch).collect())?;
-    let token: Option<Vec<&Image>> = batch.items.iter().map(|item| item.token.as_ref()).collect();
+    let patch = tensor(items.iter().map(|item| &item.patch).collect())?;
+    let token: Option<Vec<&Image>> = items.iter().map(|item| item.token.as_ref()).collect();
     Ok((patch, token.map(tensor).transpose()?))
 }
 

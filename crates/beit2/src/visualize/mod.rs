@@ -40,7 +40,7 @@ pub fn mim_samples<B: Backend>(
         training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
-    let (x, labels, mask) = inputs(tokenizer, &batch, recipe.model.vit.patches(), device)?;
+    let (x, labels, mask) = inputs(tokenizer, &batch.items, recipe.model.vit.patches(), device)?;
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
     let guesses: Vec<Vec<i64>> = std::iter::once(logits.last)
@@ -90,7 +90,7 @@ pub fn gallery<B: Backend>(
     let mut carriers: Vec<Vec<Picture>> = vec![Vec::new(); codes];
     for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(image_size as u32))? {
         let batch = batch?;
-        let (images, _) = to_device::<B>(&batch, device)?;
+        let (images, _) = to_device::<B>(&batch.items, device)?;
         let found = tokenizer.ids(tokenizer.preprocess(images));
         let [_, patches] = found.dims();
         let grid = patches.isqrt();

@@ -183,7 +183,7 @@ pub fn distill<B: AutodiffBackend>(
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;
-        let (images, second) = to_device::<B::InnerBackend>(&batch, device)?;
+        let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
         let x = pixels::to_signed(images);
         let ask = || {
             let features = teacher.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
@@ -271,7 +271,7 @@ fn statistics<I: Backend>(
 ) -> Result<(Tensor<I, 3>, Tensor<I, 3>), Error> {
     let (mut sum, mut squares, mut count) = (None, None, 0.0);
     for batch in loader.take(STATISTICS_BATCHES) {
-        let (images, second) = to_device::<I>(&batch?, device)?;
+        let (images, second) = to_device::<I>(&batch?.items, device)?;
         let features = teacher.forward(pixels::to_signed(second.unwrap_or(images)));
         let [size, patches, dim] = features.dims();
         let rows = features.reshape([size * patches, dim]);

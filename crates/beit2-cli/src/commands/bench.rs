@@ -1,0 +1,338 @@
+//! `beit2 bench`: how fast this machine trains and answers, and what share of its products' peak that is.
+
+use std::io::BufRead;
+
+use beit2::bench::{InferBench, Parts, Pictures, Size, Stage, TrainBench, TrainSetup, gemm_flops};
+use beit2::train::Assets;
+use beit2_kernels::{AutodiffBackend, Precision, probe::Probe};
+use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_memory_bytes};
+use clap::{Args, Subcommand, ValueHint};
+use serde_json::{Value, json};
+
+use crate::assets::Openable;
+use crate::cli::Device;
+use crate::device::Job;
+use crate::errors::{Ending, usage};
+use crate::experiment::SOFTWARE;
+use crate::output;
+use crate::signals::Signals;
+
+/// `bench`.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Training steps of a stage
+    #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch 8\n  \
+        beit2 bench train --stage tokenizer --size base --batch 64 --dtype bf16 --device cuda --json\n  \
+        beit2 bench train --stage pretrain --size small --data pictures --workers 2")]
+    Train(TrainArgs),
+    /// Forward passes of a classifier
+    #[command(after_help = "Example:\n  beit2 bench infer --size base --batch 1 --dtype bf16")]
+    Infer(InferArgs),
+}
+
+/// Flags of `bench train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// tokenizer (with its teacher), pretrain (with its tokenizer) or finetune
+    #[arg(long, default_value = "pretrain", value_parser = named(&Stage::ALL, Stage::name))]
+    stage: String,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of `bench infer`.
+#[derive(Debug, Args)]
+pub struct InferArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of both.
+#[derive(Debug, Args)]
+struct Common {
+    /// tiny, small, base or large; up to base, the frozen model has the same size
+    #[arg(long, default_value = "small", value_parser = named(&Size::ALL, Size::name))]
+    size: String,
+
+    /// Pictures in a step
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch: usize,
+
+    /// Operands of the matrix products: f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+
+    /// Steps of a round
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    steps: usize,
+
+    /// Rounds, each with a measurement of its own
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+
+    /// Wait for a line on standard input before each round, and end with the input, so that another program
+    /// can be measured in turn
+    #[arg(long)]
+    paced: bool,
+
+    /// Pictures through the loader and the augmentation of pretraining; left out, random bytes in memory
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    data: Option<String>,
+
+    /// Threads that decode and augment pictures of --data
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+
+    /// Print one JSON object for each round, on a line of its own
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    device: Device,
+}
+
+/// Measures and tells.
+pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
+    let (kind, stage, common) = match command {
+        Bench::Train(args) => ("train", find(&Stage::ALL, Stage::name, &args.stage), &args.common),
+        Bench::Infer(args) => ("infer", None, &args.common),
+    };
+    for (name, value) in [("--batch", common.batch), ("--steps", common.steps), ("--rounds", common.rounds)] {
+        if value == 0 {
+            return usage(format!("{name} is 0; it must be at least 1"));
+        }
+    }
+    let Some(size) = find(&Size::ALL, Size::name, &common.size) else {
+        return usage(format!("no size `{}`", common.size));
+    };
+    let precision = if common.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 };
+    let pictures = match &common.data {
+        None => Pictures::Random,
+        Some(spec) => Pictures::Real(Openable::default().source(spec)?, common.workers),
+    };
+    let facts = Facts { kind, stage, size, precision, common };
+    common.device.device.on(Measurement { facts, pictures, signals })
+}
+
+/// What is measured.
+struct Facts<'a> {
+    kind: &'static str,
+    stage: Option<Stage>,
+    size: Size,
+    precision: Precision,
+    common: &'a Common,
+}
+
+struct Measurement<'a> {
+    facts: Facts<'a>,
+    pictures: Pictures,
+    signals: &'a Signals,
+}
+
+impl Job for Measurement<'_> {
+    type Output = Ending;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Ending> {
+        let Self { facts, pictures, signals } = self;
+        let held = memory_held_bytes();
+        let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch);
+        match facts.stage {
+            Some(stage) => {
+                let setup = TrainSetup { stage, size, batch, precision, pictures };
+                let mut bench = TrainBench::<B>::new(setup, device)?;
+                let flops = bench.step_flops();
+                let steps = move |count: usize| {
+                    let (seconds, loss) = bench.steps(count)?;
+                    Ok((seconds / count as f64, bench.parts()?, Some(loss)))
+                };
+                rounds::<B>(&facts, flops, held, signals, device, steps)
+            }
+            None => {
+                let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, pictures, device)?;
+                let flops = bench.step_flops();
+                let steps = move |count: usize| {
+                    let parts = (0..count).map(|_| bench.batch()).collect::<Result<Vec<Parts>, _>>()?;
+                    let mean = |of: fn(&Parts) -> f64| parts.iter().map(of).sum::<f64>() / count as f64;
+                    let parts =
+                        Parts { data: mean(|p| p.data), forward: mean(|p| p.forward), ..Parts::default() };
+                    Ok((parts.data + parts.forward, parts, None))
+                };
+                rounds::<B>(&facts, flops, held, signals, device, steps)
+            }
+        }
+    }
+}
+
+/// One round's measurement.
+struct Round {
+    /// Of a step.
+    seconds: f64,
+    parts: Parts,
+    /// Operations a second.
+    achieved: f64,
+    gemm: f64,
+    registers: Option<f64>,
+}
+
+/// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round.
+fn rounds<B: AutodiffBackend>(
+    facts: &Facts<'_>,
+    step_flops: f64,
+    held: Option<u64>,
+    signals: &Signals,
+    device: &B::Device,
+    mut steps: impl FnMut(usize) -> anyhow::Result<(f64, Parts, Option<f64>)>,
+) -> anyhow::Result<Ending> {
+    let common = facts.common;
+    // Threads start, buffers are made, kernels are chosen.
+    steps(2)?;
+    if common.paced {
+        output::result(&json!({ "ready": true, "program": "beit2", "version": SOFTWARE }).to_string())?;
+    }
+    let mut input = std::io::stdin().lock().lines();
+    let mut measured = Vec::new();
+    for _ in 0..common.rounds {
+        if common.paced && input.next().transpose()?.is_none() {
+            break;
+        }
+        if signals.stop.is_set() {
+            return Ok(Ending::Stopped);
+        }
+        let (seconds, parts, loss) = steps(common.steps)?;
+        if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
+            anyhow::bail!("the loss became {loss}; the measurement means nothing");
+        }
+        let gemm = gemm_flops::<B::InnerBackend>(facts.precision, device)?;
+        let on_cpu = common.device.device.kind == crate::device::Kind::Cpu;
+        let registers = Probe::new(facts.precision).filter(|_| on_cpu).map(|probe| probe.flops());
+        let round = Round { seconds, parts, achieved: step_flops / seconds, gemm, registers };
+        if common.json {
+            output::result(&line(facts, &round, step_flops, held).to_string())?;
+        }
+        measured.push(round);
+    }
+    if !common.json && !measured.is_empty() {
+        output::result(&summary(facts, &measured, held))?;
+    }
+    Ok(Ending::Done)
+}
+
+/// Peak memory of the process, and what of it came with the model.
+fn memory(held: Option<u64>) -> (Option<u64>, Option<u64>) {
+    let peak = peak_memory_bytes();
+    (peak, peak.zip(held).map(|(peak, held)| peak.saturating_sub(held)))
+}
+
+fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) -> Value {
+    let (peak, own) = memory(held);
+    let mebibytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+    let ms = |seconds: f64| seconds * 1e3;
+    let Parts { data, tokenizer, forward, backward, optimizer } = round.parts;
+    json!({
+        "program": "beit2",
+        "version": SOFTWARE,
+        "kind": facts.kind,
+        "stage": facts.stage.map(Stage::name),
+        "size": facts.size.name(),
+        "batch": facts.common.batch,
+        "dtype": facts.common.dtype,
+        "device": facts.common.device.device.to_string(),
+        "threads": beit2_kernels::threads(),
+        "steps": facts.common.steps,
+        "seconds_per_step": round.seconds,
+        "images_per_second": facts.common.batch as f64 / round.seconds,
+        "ms": {
+            "data": ms(data),
+            "tokenizer": ms(tokenizer),
+            "forward": ms(forward),
+            "backward": ms(backward),
+            "optimizer": ms(optimizer),
+        },
+        "gflop_per_step": step_flops / 1e9,
+        "gflops": round.achieved / 1e9,
+        "gemm_gflops": round.gemm / 1e9,
+        "share_of_gemm_peak": round.achieved / round.gemm,
+        "register_gflops": round.registers.map(|flops| flops / 1e9),
+        "share_of_register_peak": round.registers.map(|flops| round.achieved / flops),
+        "peak_memory_mib": mebibytes(peak),
+        "peak_step_memory_mib": mebibytes(own),
+    })
+}
+
+fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
+    let of = |what: &dyn Fn(&Round) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(what).collect();
+        values.sort_by(f64::total_cmp);
+        (values[values.len() / 2], values[0], values[values.len() - 1])
+    };
+    let batch = facts.common.batch as f64;
+    let (median, least, most) = of(&|round| batch / round.seconds);
+    let what = match facts.stage {
+        Some(stage) => format!("training step, {}", stage.name()),
+        None => "forward passes of a classifier".to_owned(),
+    };
+    let machine = Environment::detect(SOFTWARE);
+    let threads = beit2_kernels::threads();
+    let mut rows = vec![
+        (
+            "measured".to_owned(),
+            format!("{what}, {} size, batch {batch}, {}", facts.size.name(), facts.common.dtype),
+        ),
+        (
+            "on".to_owned(),
+            match facts.common.device.device.to_string().as_str() {
+                "cpu" => format!("{}, {threads} threads", machine.cpu.unwrap_or_else(|| "cpu".into())),
+                device => device.to_owned(),
+            },
+        ),
+        (
+            "pictures/s".to_owned(),
+            format!("{median:.2} (median of {}; {least:.2} to {most:.2})", rounds.len()),
+        ),
+        ("a step".to_owned(), format!("{:.1} ms", 1e3 * batch / median)),
+    ];
+    let parts: [(&str, fn(&Parts) -> f64); 5] = [
+        ("data", |p| p.data),
+        ("tokenizer or teacher", |p| p.tokenizer),
+        ("forward", |p| p.forward),
+        ("backward", |p| p.backward),
+        ("optimizer", |p| p.optimizer),
+    ];
+    for (name, part) in parts {
+        let (median, ..) = of(&|round| part(&round.parts));
+        if median > 0.0 {
+            rows.push((format!("  {name}"), format!("{:.1} ms", 1e3 * median)));
+        }
+    }
+    let (achieved, ..) = of(&|round| round.achieved);
+    let (gemm, ..) = of(&|round| round.gemm);
+    let (share, ..) = of(&|round| round.achieved / round.gemm);
+    let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
+    let share = format!("{}, {:.0} % of {} (a large product)", rate(achieved), 100.0 * share, rate(gemm));
+    rows.push(("products".to_owned(), share));
+    if rounds[0].registers.is_some() {
+        let (peak, ..) = of(&|round| round.registers.unwrap_or(f64::NAN));
+        rows.push((
+            String::new(),
+            format!("{:.0} % of {} (registers only)", 100.0 * achieved / peak, rate(peak)),
+        ));
+    }
+    if let (Some(peak), own) = memory(held) {
+        let own = own.map(|own| format!(", {} of it for the model and its steps", format_bytes(own)));
+        rows.push(("peak memory".to_owned(), format!("{}{}", format_bytes(peak), own.unwrap_or_default())));
+    }
+    if facts.stage.is_some() {
+        let note = "parts one after the other; in training the next batch's data and frozen model overlap";
+        rows.push(("note".to_owned(), note.to_owned()));
+    }
+    output::pairs(&rows)
+}
+
+fn find<T: Copy>(all: &[T], name: fn(T) -> &'static str, wanted: &str) -> Option<T> {
+    all.iter().copied().find(|&one| name(one) == wanted)
+}
+
+fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> clap::builder::PossibleValuesParser {
+    all.iter().map(|&one| name(one)).collect::<Vec<_>>().into()
+}

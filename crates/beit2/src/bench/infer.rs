@@ -1,0 +1,68 @@
+//! Forward passes of a classifier, measured.
+
+use beit2_kernels::{Backend, Precision};
+use burn::tensor::Tensor;
+
+use super::pictures::{Pictures, Stream};
+use super::size::CLASSES;
+use super::{Parts, Size, Watch, flops};
+use crate::error::Error;
+use crate::init::{InitRule, initialise};
+use crate::pixels;
+use crate::train::{check_precision, to_device};
+use crate::vit::{DropPath, Pooling, VisionTransformer};
+
+/// A classifier of a thousand classes with random weights.
+pub struct InferBench<I: Backend> {
+    model: VisionTransformer<I>,
+    pictures: Stream,
+    size: Size,
+    batch: usize,
+    device: I::Device,
+}
+
+impl<I: Backend> InferBench<I> {
+    /// A model that answers `batch` pictures at once.
+    ///
+    /// # Errors
+    /// A precision that the device does not have, pictures that cannot be read.
+    pub fn new(
+        size: Size,
+        batch: usize,
+        precision: Precision,
+        pictures: Pictures,
+        device: &I::Device,
+    ) -> Result<Self, Error> {
+        check_precision::<I>(precision, device)?;
+        let vit = size.classifier();
+        let rule = InitRule::Finetune { head_scale: 1.0, gamma: vit.layer_scale_init };
+        let mut model = initialise(VisionTransformer::new(&vit, Pooling::Mean, CLASSES, device), rule, 0);
+        model.set_precision(precision);
+        let pictures = Stream::new(pictures, batch, vit.image_size)?;
+        Ok(Self { model, pictures, size, batch, device: device.clone() })
+    }
+
+    /// Floating-point operations of the matrix products for a batch.
+    pub fn step_flops(&self) -> f64 {
+        flops::inference(self.size) * self.batch as f64
+    }
+
+    /// Bytes of one batch to logits on the host; data and forward of the parts.
+    ///
+    /// # Errors
+    /// Pictures that cannot be read, a device that fails.
+    pub fn batch(&mut self) -> Result<Parts, Error> {
+        let mut watch = Watch::<I>::start(&self.device)?;
+        let Some(batch) = self.pictures.next() else {
+            return Err(Error::Training("the pictures came to an end".into()));
+        };
+        let images: Tensor<I, 4> = to_device(&batch?, &self.device)?.0;
+        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let data = watch.lap()?;
+        let logits = self.model.forward(x, &DropPath::none()).into_data();
+        if logits.iter::<f32>().any(|logit| !logit.is_finite()) {
+            return Err(Error::Training("the device computes logits that are not finite".into()));
+        }
+        Ok(Parts { data, forward: watch.lap()?, ..Parts::default() })
+    }
+}

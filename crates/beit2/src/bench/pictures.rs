@@ -1,0 +1,68 @@
+//! Pictures to measure with.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use beit2_data::{BlockMaskConfig, Image, Key, Purpose, Source, TwoViewConfig, sample_block_mask};
+use rand::Rng;
+
+use super::flops::MASKED;
+use crate::error::Error;
+use crate::pretrain::PretrainRecipe;
+use crate::train::{DataConfig, Item, ScheduleConfig, training_loader};
+
+/// A batch on the host.
+pub(super) type HostBatch = Arc<Vec<Item>>;
+
+/// Where the pictures come from.
+#[derive(Clone)]
+pub enum Pictures {
+    /// One batch of random bytes, again and again: the computation alone.
+    Random,
+    /// A source, through the loader and the augmentation of pretraining, with so many threads.
+    Real(Arc<dyn Source>, usize),
+}
+
+/// Batches without end; a handle that threads can share.
+#[derive(Clone)]
+pub(super) struct Stream(Arc<Mutex<Batches>>);
+
+type Batches = Box<dyn Iterator<Item = Result<HostBatch, Error>> + Send>;
+
+impl Stream {
+    /// Batches of `batch` pictures of `side` pixels in patches of 16.
+    pub(super) fn new(pictures: Pictures, batch: usize, side: usize) -> Result<Self, Error> {
+        let mask = PretrainRecipe::default().block_mask();
+        let mask = BlockMaskConfig { masked: MASKED, ..mask };
+        let batches: Batches = match pictures {
+            Pictures::Random => {
+                let same = Arc::new((0..batch).map(|at| random(at, side, &mask)).collect::<Result<_, _>>()?);
+                Box::new(std::iter::repeat_with(move || Ok(Arc::clone(&same))))
+            }
+            Pictures::Real(source, workers) => {
+                let data = DataConfig { workers, ..DataConfig::default() };
+                let schedule = ScheduleConfig { batch_size: batch, ..ScheduleConfig::default() };
+                let views: TwoViewConfig = PretrainRecipe::default().views(side);
+                let start = Default::default();
+                let loader = training_loader(source, &data, &schedule, views, Some(mask), 0, start)?;
+                Box::new(loader.map(|batch| Ok(Arc::new(batch?.items))))
+            }
+        };
+        Ok(Self(Arc::new(Mutex::new(batches))))
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Result<HostBatch, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+}
+
+fn random(at: usize, side: usize, mask: &BlockMaskConfig) -> Result<Item, Error> {
+    let mut rng = Key { seed: 0, epoch: 0, index: at as u64, purpose: Purpose::Mask }.rng();
+    let masked = sample_block_mask(&mut rng, mask).masked_indices();
+    let mut bytes = vec![0; side * side * 3];
+    rng.fill_bytes(&mut bytes);
+    Ok(Item { patch: Image::new(side as u32, side as u32, bytes)?, token: None, masked, upscaled: false })
+}

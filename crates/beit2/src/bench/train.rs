@@ -1,0 +1,243 @@
+//! Training steps, measured.
+
+use std::time::Instant;
+
+use beit2_data::transform::soft_targets;
+use beit2_kernels::{AutodiffBackend, Backend, Precision};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::pictures::{HostBatch, Pictures, Stream};
+use super::size::CLASSES;
+use super::{Parts, Size, Stage, Watch, flops, settle};
+use crate::error::Error;
+use crate::finetune::soft_cross_entropy;
+use crate::init::{InitRule, initialise};
+use crate::params;
+use crate::pixels;
+use crate::pretrain::{self, MimModel, TokenMask};
+use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use crate::tokenizer::{Quantized, VqKd};
+use crate::train::{AdamW, AdamWConfig, Ahead, GroupRule, check_precision, to_device};
+use crate::vit::{DropPath, Pooling, VisionTransformer};
+
+/// What to measure.
+#[derive(Clone)]
+pub struct TrainSetup {
+    /// What is trained.
+    pub stage: Stage,
+    /// Of which size.
+    pub size: Size,
+    /// Pictures in a step.
+    pub batch: usize,
+    /// Operands of the products.
+    pub precision: Precision,
+    /// Pictures.
+    pub pictures: Pictures,
+}
+
+/// A model in training, with everything that its steps need.
+pub struct TrainBench<B: AutodiffBackend> {
+    setup: TrainSetup,
+    /// `None` after a step that failed.
+    learner: Option<Learner<B>>,
+    optimizer: AdamW<B>,
+    frozen: Frozen<B::InnerBackend>,
+    pictures: Stream,
+    device: B::Device,
+}
+
+/// The half of a step that learns.
+enum Learner<B: AutodiffBackend> {
+    Tokenizer(VqKd<B>),
+    Pretrain(MimModel<B>),
+    Finetune(VisionTransformer<B>),
+}
+
+/// The half that does not.
+#[derive(Clone)]
+enum Frozen<I: Backend> {
+    Teacher(Teacher<I>),
+    Tokenizer(VqKd<I>, usize),
+    Nothing,
+}
+
+/// What the frozen half makes of a batch.
+enum Prepared<I: Backend> {
+    Features(Tensor<I, 4>, Tensor<I, 3>),
+    Words(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>),
+    Classes(Tensor<I, 4>, Tensor<I, 2>),
+}
+
+impl<B: AutodiffBackend> TrainBench<B> {
+    /// Fresh models.
+    ///
+    /// # Errors
+    /// A precision or a batch that the device or the source cannot give.
+    pub fn new(setup: TrainSetup, device: &B::Device) -> Result<Self, Error> {
+        check_precision::<B>(setup.precision, device)?;
+        let (size, precision) = (setup.size, setup.precision);
+        let (learner, frozen) = match setup.stage {
+            Stage::Tokenizer => {
+                let mut model = VqKd::new(&size.tokenizer(), 0, device)?;
+                model.set_precision(precision);
+                let teacher = teacher(size, precision, device)?;
+                (Learner::Tokenizer(model), Frozen::Teacher(teacher))
+            }
+            Stage::Pretrain => {
+                let config = size.student();
+                let mut model = MimModel::new(&config, 0, device)?;
+                model.set_precision(precision);
+                let mut tokenizer = VqKd::<B::InnerBackend>::new(&size.tokenizer(), 0, device)?;
+                tokenizer.set_precision(precision);
+                (Learner::Pretrain(model), Frozen::Tokenizer(tokenizer, config.vit.patches()))
+            }
+            Stage::Finetune => {
+                let vit = size.classifier();
+                let rule = InitRule::Finetune { head_scale: 1.0, gamma: vit.layer_scale_init };
+                let mut model =
+                    initialise(VisionTransformer::new(&vit, Pooling::Mean, CLASSES, device), rule, 0);
+                model.set_precision(precision);
+                (Learner::Finetune(model), Frozen::Nothing)
+            }
+        };
+        let side = size.classifier().image_size;
+        Ok(Self {
+            learner: Some(learner),
+            frozen,
+            optimizer: AdamW::new(AdamWConfig::default(), GroupRule::flat(0.05)),
+            pictures: Stream::new(setup.pictures.clone(), setup.batch, side)?,
+            setup,
+            device: device.clone(),
+        })
+    }
+
+    /// Floating-point operations of the matrix products in a step.
+    pub fn step_flops(&self) -> f64 {
+        flops::training(self.setup.stage, self.setup.size) * self.setup.batch as f64
+    }
+
+    /// Takes `count` steps as training does, the frozen half one batch ahead on a thread of its own → seconds
+    /// and the last step's loss.
+    ///
+    /// # Errors
+    /// Pictures that cannot be read, a device that fails.
+    pub fn steps(&mut self, count: usize) -> Result<(f64, f64), Error> {
+        settle::<B>(&self.device)?;
+        let start = Instant::now();
+        let (frozen, device) = (self.frozen.clone(), self.device.clone());
+        let prepared = Ahead::new(self.pictures.clone().take(count), move |batch| {
+            let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
+            frozen.prepare(x, &batch)
+        });
+        let (mut learner, mut last) = (self.take()?, None);
+        for prepared in prepared {
+            let (loss, quantized) = learner.loss(prepared?);
+            last = Some(loss.clone().inner());
+            learner = learner.learn(loss.backward(), quantized, &mut self.optimizer);
+        }
+        settle::<B>(&self.device)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.learner = Some(learner);
+        let last = last.and_then(|loss| loss.into_data().iter::<f64>().next());
+        Ok((seconds, last.unwrap_or(f64::NAN)))
+    }
+
+    /// Takes one step, its parts one after the other.
+    ///
+    /// # Errors
+    /// As [`TrainBench::steps`].
+    pub fn parts(&mut self) -> Result<Parts, Error> {
+        let device = self.device.clone();
+        let mut watch = Watch::<B>::start(&device)?;
+        let Some(batch) = self.pictures.next() else {
+            return Err(Error::Training("the pictures came to an end".into()));
+        };
+        let batch = batch?;
+        let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
+        let data = watch.lap()?;
+        let prepared = self.frozen.prepare(x, &batch)?;
+        let tokenizer = watch.lap()?;
+        let learner = self.take()?;
+        let (loss, quantized) = learner.loss(prepared);
+        let forward = watch.lap()?;
+        let grads = loss.backward();
+        let backward = watch.lap()?;
+        self.learner = Some(learner.learn(grads, quantized, &mut self.optimizer));
+        Ok(Parts { data, tokenizer, forward, backward, optimizer: watch.lap()? })
+    }
+
+    fn take(&mut self) -> Result<Learner<B>, Error> {
+        let lost = || Error::Training("an earlier step failed; start the measurement again".into());
+        self.learner.take().ok_or_else(lost)
+    }
+}
+
+impl<B: AutodiffBackend> Learner<B> {
+    fn loss(&self, prepared: Prepared<B::InnerBackend>) -> (Tensor<B, 1>, Option<Quantized<B>>) {
+        match (self, prepared) {
+            (Self::Tokenizer(model), Prepared::Features(x, target)) => {
+                let loss = model.forward(Tensor::from_inner(x), Tensor::from_inner(target));
+                (loss.total, Some(loss.quantized))
+            }
+            (Self::Pretrain(model), Prepared::Words(x, labels, mask)) => {
+                let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &DropPath::none());
+                (MimModel::loss(logits, Tensor::from_inner(labels)).total, None)
+            }
+            (Self::Finetune(model), Prepared::Classes(x, targets)) => {
+                let logits = model.forward(Tensor::from_inner(x), &DropPath::none());
+                (soft_cross_entropy(logits, Tensor::from_inner(targets)), None)
+            }
+            _ => unreachable!("made together in `new`"),
+        }
+    }
+
+    fn learn(self, grads: B::Gradients, quantized: Option<Quantized<B>>, optimizer: &mut AdamW<B>) -> Self {
+        /// Small enough for every stage and size to stay finite.
+        const RATE: f64 = 1e-5;
+        match self {
+            Self::Tokenizer(mut model) => {
+                if let Some(quantized) = &quantized {
+                    model.quantize = model.quantize.update(quantized);
+                }
+                Self::Tokenizer(optimizer.step(model, grads, RATE, None).0)
+            }
+            Self::Pretrain(model) => Self::Pretrain(optimizer.step(model, grads, RATE, Some(3.0)).0),
+            Self::Finetune(model) => Self::Finetune(optimizer.step(model, grads, RATE, None).0),
+        }
+    }
+}
+
+impl<I: Backend> Frozen<I> {
+    /// `images [B, 3, S, S]` in [0, 1].
+    fn prepare(&self, images: Tensor<I, 4>, batch: &HostBatch) -> Result<Prepared<I>, Error> {
+        Ok(match self {
+            Self::Teacher(teacher) => {
+                let x = pixels::to_signed(images);
+                Prepared::Features(x.clone(), teacher.forward(x))
+            }
+            Self::Tokenizer(tokenizer, patches) => {
+                let (x, labels, mask) = pretrain::targets(tokenizer, images, None, batch, *patches);
+                Prepared::Words(x, labels, mask)
+            }
+            Self::Nothing => {
+                let count = batch.len();
+                let labels: Vec<u32> = (0..count as u32).map(|at| at * 37 % CLASSES as u32).collect();
+                let targets = soft_targets(&labels, CLASSES, 0.1, 1.0)?;
+                let targets = Tensor::from_data(TensorData::new(targets, [count, CLASSES]), &images.device());
+                let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+                Prepared::Classes(x, targets)
+            }
+        })
+    }
+}
+
+/// A teacher of random weights.
+fn teacher<I: Backend>(size: Size, precision: Precision, device: &I::Device) -> Result<Teacher<I>, Error> {
+    let (vit, outputs) = (size.teacher(), size.tokenizer().teacher_dim);
+    let rule = InitRule::Finetune { head_scale: 1.0, gamma: 0.0 };
+    let model = initialise(VisionTransformer::<I>::new(&vit, Pooling::Mean, outputs, device), rule, 1);
+    let config = TeacherConfig { kind: TeacherKind::Distilled, heads: vit.heads, ..TeacherConfig::default() };
+    let mut teacher = Teacher::from_tensors(&config, params::export(&model), DType::F32, device)?;
+    teacher.set_precision(precision);
+    Ok(teacher)
+}
