@@ -24,6 +24,7 @@ mod words;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    beit2_kernels::join_threads();
     errors::guarded(|| {
         let cli = cli::parse()?;
         let signals = signals::Signals::install()?;

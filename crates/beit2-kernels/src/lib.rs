@@ -52,6 +52,18 @@ pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
 pub use residual_scale::residual_scale;
 
+/// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
+/// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of
+/// microseconds each time. To be called once, first; later calls and calls after the first operation change
+/// nothing.
+///
+/// The thread must not wait for other threads' operations without giving its own time to them
+/// (`rayon::yield_now`): with one thread in all, nothing would go on.
+pub fn join_threads() {
+    // An error says that the threads are there already.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+}
+
 /// Threads that the fast CPU versions spread over.
 pub fn threads() -> usize {
     rayon::current_num_threads()

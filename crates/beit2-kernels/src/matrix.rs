@@ -1,4 +1,4 @@
-//! Matrix products on views of memory: f32 by the `gemm` crate, bf16 by [`crate::packed`] where the CPU can.
+//! Matrix products on views of memory: by [`crate::packed`] where the CPU can, else in f32 by the `gemm` crate.
 //!
 //! Views are checked once against the slices they read, so the operations above need no unsafe code
 //! for a product. Both ways sum the inner axis in an order that depends on the shapes alone.
@@ -188,11 +188,12 @@ pub(crate) unsafe fn product_at(
     }
     let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
     let parallel = how.parallel && work >= PARALLEL;
-    // Of any size, so that what is rounded does not depend on shapes.
+    // bf16 of any size, so that what is rounded does not depend on shapes. In f32, `gemm` is as fast where rows of the
+    // left operand must be turned, slower where it copies what could be read in place.
     #[cfg(target_arch = "x86_64")]
-    if how.precision == Precision::Bf16 && a.cols > 0 && packed::is_available() {
+    if a.cols > 0 && (how.precision == Precision::Bf16 || a.col == 1) && packed::is_available(how.precision) {
         // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
-        unsafe { packed::product(dst, row, start, factor, a, b, parallel) }
+        unsafe { packed::product(dst, row, start, factor, a, b, how.precision, parallel) }
         return;
     }
     // SAFETY: as above.

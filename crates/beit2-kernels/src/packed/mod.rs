@@ -1,9 +1,11 @@
-//! Matrix products in bf16 with f32 sums, on CPUs with AVX-512-BF16.
+//! Matrix products on CPUs with AVX-512: f32, and bf16 with f32 sums where the CPU has the instructions.
 //!
-//! Both operands are copied into panels that tiles read in order; rounding to bf16 and turning of
-//! transposed operands happen in that copy. An element of the result is summed over the inner axis in
-//! blocks that depend on its length alone, never split between threads, so results do not depend on
-//! threads. The instructions take subnormal numbers for 0.
+//! The right operand is copied into panels that tiles read in order, once for all threads ([`Right`]), or once for
+//! all products with the same weights. Rows of the left operand are read where they lie if their words are
+//! there already; otherwise they are copied a block at a time, and rounding to bf16 and turning of transposed
+//! operands happen in that copy. An element of the result is summed over the inner axis in blocks that depend on its
+//! length alone, never split between threads, so results do not depend on threads. The bf16 instructions take
+//! subnormal numbers for 0.
 
 mod pack;
 #[cfg(test)]
@@ -14,10 +16,11 @@ use rayon::prelude::*;
 
 use crate::matrix::{Matrix, Start};
 use crate::memory::Buffer;
+use crate::precision::Precision;
 use crate::simd::{Level, level};
 pub(crate) use pack::Element;
-use pack::{PER_WORD, Panels, Side, pack};
-use tile::{Block, COLS, ROWS, compute};
+use pack::{Kind, Pair, Panels, Side, Single};
+use tile::{Block, COLS, LANES, Left, ROWS};
 
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
@@ -28,9 +31,13 @@ const GROUP: usize = 4;
 /// Most words of a block: both panels of a tile stay close to the first-level cache.
 const WORDS: usize = 256;
 
-/// Whether this CPU has the instructions.
-pub(crate) fn is_available() -> bool {
-    level() >= Level::Avx512Bf16
+/// Whether this CPU has the instructions for products of `precision`.
+pub(crate) fn is_available(precision: Precision) -> bool {
+    level()
+        >= match precision {
+            Precision::F32 => Level::Avx512,
+            Precision::Bf16 => Level::Avx512Bf16,
+        }
 }
 
 /// A result that tasks write different parts of.
@@ -51,12 +58,229 @@ impl Target {
     }
 }
 
+/// A right operand in panels.
+pub(crate) struct Right {
+    precision: Precision,
+    data: Buffer,
+    panels: Panels,
+    depth: usize,
+    cols: usize,
+}
+
+impl Right {
+    /// Packs `b`, on all threads if `parallel`.
+    ///
+    /// # Safety
+    /// [`is_available`] said yes to the precision.
+    pub(crate) unsafe fn new<B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match precision {
+                Precision::F32 => Self::of::<Single, B>(b, precision, parallel),
+                Precision::Bf16 => Self::of::<Pair, B>(b, precision, parallel),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Right::new`].
+    unsafe fn of<K: Kind, B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
+        let (depth, cols) = (b.rows(), b.cols());
+        let words = depth.div_ceil(K::PER_WORD);
+        let (side, panels) = (columns_of(b), Panels::new(COLS, words));
+        let mut data = Buffer::any(cols.div_ceil(COLS) * panels.stride);
+        let fill = |(j, part): (usize, &mut [f32])| {
+            // SAFETY: the caller says that the CPU has the instructions.
+            unsafe { K::pack(side.some(j * GROUP * COLS, GROUP * COLS), panels, 0..words, part) }
+        };
+        let size = (GROUP * panels.stride).max(1);
+        if parallel {
+            data.par_chunks_mut(size).enumerate().for_each(fill);
+        } else {
+            data.chunks_mut(size).enumerate().for_each(fill);
+        }
+        Self { precision, data, panels, depth, cols }
+    }
+
+    /// `dst = start + factor·a·self`, with rows of `dst` `row` apart, on all threads if `parallel`. The inner
+    /// axis must not be empty.
+    ///
+    /// # Safety
+    /// All elements of the destination, `a.rows()` rows of `self.cols()` elements `row` apart, lie in one
+    /// allocation, and nobody else touches them during the call.
+    pub(crate) unsafe fn product<A: Element>(
+        &self,
+        dst: *mut f32,
+        row: usize,
+        start: Start<'_>,
+        factor: f32,
+        a: Matrix<'_, A>,
+        parallel: bool,
+    ) {
+        assert!(a.cols() == self.depth && a.cols() > 0);
+        let tasks = Tasks { target: Target(dst), row, start, factor, parallel };
+        // SAFETY: `new` found the instructions; the rest is the caller's promise.
+        unsafe {
+            match self.precision {
+                Precision::F32 => self.multiply::<Single, A>(tasks, a),
+                Precision::Bf16 => self.multiply::<Pair, A>(tasks, a),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Right::product`].
+    unsafe fn multiply<K: Kind, A: Element>(&self, tasks: Tasks<'_>, a: Matrix<'_, A>) {
+        let Tasks { target, row, start, factor, parallel } = tasks;
+        let (rows, cols, panels) = (a.rows(), self.cols, self.panels);
+        let words = self.depth.div_ceil(K::PER_WORD);
+        // Blocks of the same size, so that none is a short rest.
+        let block = words.div_ceil(words.div_ceil(WORDS));
+        let left = rows_of(a);
+        let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+        // A grid of tasks; only the time depends on how it is cut.
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
+        let col_tasks = match row_tasks < 2 * threads && threads > 1 {
+            true => (2 * threads).div_ceil(row_tasks).min(col_panels),
+            false => 1,
+        };
+        let task = |task: usize| {
+            let (i, j) = (task / col_tasks, task % col_tasks);
+            let part = |at: usize, parts: usize, panels: usize, size: usize, end: usize| {
+                (at * panels / parts * size)..((at + 1) * panels / parts * size).min(end)
+            };
+            let (rows, cols) =
+                (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
+            let mut rows_block = LeftBlock::new::<K>(left.some(rows.start, rows.len()), block);
+            for from in (0..words).step_by(block) {
+                let n = block.min(words - from);
+                let start = match (from, start) {
+                    (1.., _) => Start::There,
+                    (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
+                    (0, start) => start,
+                };
+                let b = &self.data[cols.start / COLS * panels.stride + from * COLS..];
+                // SAFETY: the block lies in the destination, and no other task has it; the caller says
+                // that the CPU has the instructions.
+                unsafe {
+                    let dst = target.at(rows.start * row + cols.start);
+                    let block = Block {
+                        a: Left::Panels(std::ptr::null(), 0),
+                        b,
+                        b_stride: panels.stride,
+                        words: n,
+                        rows: 0,
+                        cols: cols.len(),
+                        dst,
+                        row,
+                        start,
+                        factor,
+                    };
+                    for (first, rows, a) in rows_block.words::<K>(from..from + n).into_iter().flatten() {
+                        K::compute(&Block { a, rows, dst: dst.add(first * row), ..block });
+                    }
+                }
+            }
+        };
+        if parallel {
+            (0..row_tasks * col_tasks).into_par_iter().for_each(task);
+        } else {
+            (0..row_tasks * col_tasks).for_each(task);
+        }
+    }
+}
+
+/// Where a product goes, and how.
+struct Tasks<'a> {
+    target: Target,
+    row: usize,
+    start: Start<'a>,
+    factor: f32,
+    parallel: bool,
+}
+
+/// The rows of a task, for a block of words at a time.
+struct LeftBlock<'a, A> {
+    side: Side<'a, A>,
+    copy: Buffer,
+    how: Copied,
+}
+
+/// What of a task's rows is copied.
+#[derive(Clone, Copy, PartialEq)]
+enum Copied {
+    /// Only the rows after the last whole panel: elements in memory are words already.
+    Rest,
+    /// All, words in order.
+    Rows,
+    /// All, into panels.
+    Panels,
+}
+
+/// First row, number of rows, and where they are.
+type LeftPart = (usize, usize, Left);
+
+impl<'a, A: Element> LeftBlock<'a, A> {
+    /// Of blocks of at most `block` words.
+    fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
+        let apart = side.lane * size_of::<A>();
+        let is_words = size_of::<A>() * K::PER_WORD == size_of::<f32>() && side.len.is_multiple_of(K::PER_WORD);
+        let how = match side.depth == 1 {
+            false => Copied::Panels,
+            // Rows a page apart would share the same few lines of the first-level cache.
+            true if is_words && !apart.is_multiple_of(4096) => Copied::Rest,
+            true => Copied::Rows,
+        };
+        let rows = match how {
+            Copied::Rest => side.lanes % ROWS,
+            _ => side.lanes,
+        };
+        let floats = match how {
+            Copied::Panels => rows.div_ceil(ROWS) * Panels::new(ROWS, block).stride,
+            _ => rows.next_multiple_of(ROWS) * stride(block),
+        };
+        Self { side, copy: Buffer::any(floats), how }
+    }
+
+    /// Words `words` of all rows.
+    ///
+    /// # Safety
+    /// The CPU has the kind's instructions.
+    unsafe fn words<K: Kind>(&mut self, words: std::ops::Range<usize>) -> [Option<LeftPart>; 2] {
+        let Self { side, copy, how } = self;
+        let rows = side.lanes;
+        // SAFETY: the caller's promise; both functions check their bounds.
+        unsafe {
+            if *how == Copied::Panels {
+                let panels = Panels::new(ROWS, words.len());
+                K::pack(*side, panels, words, copy);
+                return [Some((0, rows, Left::Panels(copy.as_ptr(), panels.stride))), None];
+            }
+            let whole = if *how == Copied::Rest { rows / ROWS * ROWS } else { 0 };
+            let rest = side.some(whole, rows - whole);
+            let apart = stride(words.len());
+            let place = side.data.as_ptr().wrapping_add(words.start * K::PER_WORD).cast();
+            K::copy(rest, apart, words, copy);
+            let direct = (0, whole, Left::Rows(place, side.lane * size_of::<A>()));
+            let copied = (whole, rows - whole, Left::Rows(copy.as_ptr().cast(), apart * size_of::<f32>()));
+            [direct, copied].map(|part| (part.1 > 0).then_some(part))
+        }
+    }
+}
+
+/// Floats between two copied rows of `words` words: an odd number of cache lines, so that rows spread over the cache.
+fn stride(words: usize) -> usize {
+    (words.div_ceil(LANES) | 1) * LANES
+}
+
 /// `dst = start + factor·a·b`, with rows of `dst` `row` apart, on all threads if `parallel`. The inner axis
 /// must not be empty.
 ///
 /// # Safety
 /// All elements of the destination, `a.rows()` rows of `b.cols()` elements `row` apart, lie in one
-/// allocation, and nobody else touches them during the call. [`is_available`] said yes.
+/// allocation, and nobody else touches them during the call. [`is_available`] said yes to the precision.
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn product<A: Element, B: Element>(
     dst: *mut f32,
     row: usize,
@@ -64,72 +288,11 @@ pub(crate) unsafe fn product<A: Element, B: Element>(
     factor: f32,
     a: Matrix<'_, A>,
     b: Matrix<'_, B>,
+    precision: Precision,
     parallel: bool,
 ) {
-    debug_assert!(a.cols() > 0);
-    let (rows, depth, cols) = (a.rows(), a.cols(), b.cols());
-    let words = depth.div_ceil(PER_WORD);
-    // Blocks of the same size, so that none is a short rest.
-    let block = words.div_ceil(words.div_ceil(WORDS));
-    let (left, right) = (rows_of(a), columns_of(b));
-    let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
-
-    let panels = Panels::new(COLS, words);
-    let mut packed = Buffer::any(col_panels * panels.stride);
-    let fill = |(j, part): (usize, &mut [f32])| {
-        // SAFETY: the caller says that the CPU has the instructions.
-        unsafe { pack(right.some(j * GROUP * COLS, GROUP * COLS), panels, 0..words, part) }
-    };
-    if parallel {
-        packed.par_chunks_mut(GROUP * panels.stride).enumerate().for_each(fill);
-    } else {
-        packed.chunks_mut(GROUP * panels.stride).enumerate().for_each(fill);
-    }
-    let packed: &[f32] = &packed;
-
-    // A grid of tasks; only the time depends on how it is cut.
-    let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
-    let col_tasks = match row_tasks < 2 * threads && threads > 1 {
-        true => (2 * threads).div_ceil(row_tasks).min(col_panels),
-        false => 1,
-    };
-    let target = Target(dst);
-    let task = |task: usize| {
-        let (i, j) = (task / col_tasks, task % col_tasks);
-        let part = |at: usize, parts: usize, panels: usize, size: usize, end: usize| {
-            (at * panels / parts * size)..((at + 1) * panels / parts * size).min(end)
-        };
-        let (rows, cols) =
-            (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
-        let height = rows.len().div_ceil(ROWS);
-        let side = left.some(rows.start, rows.len());
-        let mut lefts = Buffer::any(height * Panels::new(ROWS, block).stride);
-        for from in (0..words).step_by(block) {
-            let n = block.min(words - from);
-            let places = Panels::new(ROWS, n);
-            // SAFETY: the caller says that the CPU has the instructions.
-            unsafe { pack(side, places, from..from + n, &mut lefts) }
-            let start = match (from, start) {
-                (1.., _) => Start::There,
-                (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
-                (0, start) => start,
-            };
-            // SAFETY: the block lies in the destination, and no other task has it.
-            unsafe {
-                let dst = target.at(rows.start * row + cols.start);
-                let b = &packed[cols.start / COLS * panels.stride + from * COLS..];
-                let (a, a_stride, b_stride) = (&*lefts, places.stride, panels.stride);
-                let (rows, cols) = (rows.len(), cols.len());
-                compute(&Block { a, b, a_stride, b_stride, words: n, rows, cols, dst, row, start, factor });
-            }
-        }
-    };
-    if parallel {
-        (0..row_tasks * col_tasks).into_par_iter().for_each(task);
-    } else {
-        (0..row_tasks * col_tasks).for_each(task);
-    }
+    // SAFETY: the caller's promises.
+    unsafe { Right::new(b, precision, parallel).product(dst, row, start, factor, a, parallel) }
 }
 
 fn rows_of<E: Element>(a: Matrix<'_, E>) -> Side<'_, E> {

@@ -1,14 +1,176 @@
-//! Operands rounded to bf16, in the order in which tiles read them.
+//! Operands in the order in which tiles read them, rounded to bf16 where products are in bf16.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::tile::{LANES, mask};
+use super::tile::{Block, LANES, compute, mask};
 
-/// Elements of a word.
-pub(super) const PER_WORD: usize = 2;
+/// What a word of the inner axis is, and how words are multiplied.
+pub(super) trait Kind: Copy + Send + Sync + 'static {
+    /// Elements of a word.
+    const PER_WORD: usize;
+
+    /// `sum + left·right` in every lane.
+    ///
+    /// # Safety
+    /// The CPU has the kind's instructions.
+    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512;
+
+    /// The words of one register along the inner axis: `n` ≤ 16 words' elements from `x`.
+    ///
+    /// # Safety
+    /// The elements can be read, and the CPU has the kind's instructions.
+    unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512;
+
+    /// One word of each of `lanes` neighbouring lanes, of which `n` elements of the inner axis, `depth`
+    /// apart, are left.
+    ///
+    /// # Safety
+    /// As [`Kind::along`].
+    unsafe fn across<E: Element>(x: *const E, lanes: usize, depth: usize, n: usize) -> __m512;
+
+    /// One word from a function that gives the element at a distance along the inner axis.
+    fn joined(element: impl Fn(usize) -> f32) -> f32;
+
+    /// [`pack`], compiled for the kind's instructions.
+    ///
+    /// # Safety
+    /// The CPU has them.
+    unsafe fn pack<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]);
+
+    /// [`copy`], compiled for the kind's instructions.
+    ///
+    /// # Safety
+    /// The CPU has them.
+    unsafe fn copy<E: Element>(side: Side<'_, E>, stride: usize, words: Range<usize>, dst: &mut [f32]);
+
+    /// [`compute`], compiled for the kind's instructions.
+    ///
+    /// # Safety
+    /// As [`compute`].
+    unsafe fn compute(block: &Block<'_>);
+}
+
+/// The three functions of a kind with these features.
+macro_rules! compiled_for {
+    ($features:literal) => {
+        unsafe fn pack<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
+            #[target_feature(enable = $features)]
+            unsafe fn inner<K: Kind, E: Element>(
+                side: Side<'_, E>,
+                panels: Panels,
+                words: Range<usize>,
+                dst: &mut [f32],
+            ) {
+                // SAFETY: this function has the features.
+                unsafe { pack::<K, E>(side, panels, words, dst) }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { inner::<Self, E>(side, panels, words, dst) }
+        }
+
+        unsafe fn copy<E: Element>(side: Side<'_, E>, stride: usize, words: Range<usize>, dst: &mut [f32]) {
+            #[target_feature(enable = $features)]
+            unsafe fn inner<K: Kind, E: Element>(
+                side: Side<'_, E>,
+                stride: usize,
+                words: Range<usize>,
+                dst: &mut [f32],
+            ) {
+                // SAFETY: this function has the features.
+                unsafe { copy::<K, E>(side, stride, words, dst) }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { inner::<Self, E>(side, stride, words, dst) }
+        }
+
+        unsafe fn compute(block: &Block<'_>) {
+            #[target_feature(enable = $features)]
+            unsafe fn inner<K: Kind>(block: &Block<'_>) {
+                // SAFETY: this function has the features; the rest is the caller's promise.
+                unsafe { compute::<K>(block) }
+            }
+            // SAFETY: the caller's promise.
+            unsafe { inner::<Self>(block) }
+        }
+    };
+}
+
+/// One f32 a word.
+#[derive(Clone, Copy)]
+pub(super) struct Single;
+
+impl Kind for Single {
+    const PER_WORD: usize = 1;
+
+    #[inline(always)]
+    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_fmadd_ps(left, right, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { E::wide(x, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn across<E: Element>(x: *const E, lanes: usize, _: usize, _: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { E::wide(x, lanes) }
+    }
+
+    fn joined(element: impl Fn(usize) -> f32) -> f32 {
+        element(0)
+    }
+
+    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq");
+}
+
+/// Two bf16 a word.
+#[derive(Clone, Copy)]
+pub(super) struct Pair;
+
+impl Kind for Pair {
+    const PER_WORD: usize = 2;
+
+    #[inline(always)]
+    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512 {
+        // SAFETY: the caller's promise; the types are 512 bits of anything.
+        unsafe {
+            let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(left), pairs(right))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
+        let (low, high) = (n.min(LANES), n.saturating_sub(LANES));
+        // SAFETY: the caller's promise; with no upper half left, nothing is read there.
+        unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(LANES), high)) }
+    }
+
+    #[inline(always)]
+    unsafe fn across<E: Element>(x: *const E, lanes: usize, depth: usize, n: usize) -> __m512 {
+        let second = if n > 1 { lanes } else { 0 };
+        // SAFETY: the caller's promise; without a second element, nothing is read there.
+        unsafe {
+            let both = E::narrow(x, lanes, x.wrapping_add(depth), second);
+            let index = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, both))
+        }
+    }
+
+    fn joined(element: impl Fn(usize) -> f32) -> f32 {
+        let bits = |i| u32::from(bf16::from_f32(element(i)).to_bits());
+        f32::from_bits(bits(0) | bits(1) << 16)
+    }
+
+    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
+}
 
 /// An element type of operands in memory.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -21,6 +183,12 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// The elements can be read, and the CPU has AVX-512 F, BW, VL and BF16.
     unsafe fn narrow(x: *const Self, n: usize, y: *const Self, m: usize) -> __m512i;
+
+    /// `n` ≤ 16 elements from `x` as f32.
+    ///
+    /// # Safety
+    /// The elements can be read, and the CPU has AVX-512 F, BW and VL.
+    unsafe fn wide(x: *const Self, n: usize) -> __m512;
 }
 
 impl Element for f32 {
@@ -36,6 +204,12 @@ impl Element for f32 {
             std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     }
+
+    #[inline(always)]
+    unsafe fn wide(x: *const Self, n: usize) -> __m512 {
+        // SAFETY: lanes outside the mask are not read.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), x) }
+    }
 }
 
 impl Element for bf16 {
@@ -50,6 +224,15 @@ impl Element for bf16 {
             let low = _mm256_maskz_loadu_epi16(mask(n), x.cast());
             let high = _mm256_maskz_loadu_epi16(mask(m), y.cast());
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide(x: *const Self, n: usize) -> __m512 {
+        // SAFETY: lanes outside the mask are not read; a bf16 is the upper half of an f32.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(n), x.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
     }
 }
@@ -92,17 +275,6 @@ impl Panels {
     }
 }
 
-/// The words of one register along the inner axis: `n` ≤ 32 elements from `x`.
-///
-/// # Safety
-/// As [`Element::narrow`].
-#[inline(always)]
-unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
-    let (low, high) = (n.min(LANES), n.saturating_sub(LANES));
-    // SAFETY: the caller's promise; with no upper half left, nothing is read there.
-    unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(LANES), high)) }
-}
-
 /// Puts element `i` of the lower half of a register beside element `i` of the upper.
 const INTERLEAVE: [u16; 32] = {
     let mut index = [0; 32];
@@ -115,50 +287,15 @@ const INTERLEAVE: [u16; 32] = {
     index
 };
 
-/// One word of each of `lanes` neighbouring lanes, of which `n` elements of the inner axis, `depth` apart,
-/// are left.
-///
-/// # Safety
-/// As [`Element::narrow`].
-#[inline(always)]
-unsafe fn across<E: Element>(x: *const E, lanes: usize, depth: usize, n: usize) -> __m512 {
-    let second = if n > 1 { lanes } else { 0 };
-    // SAFETY: the caller's promise; without a second element, nothing is read there.
-    unsafe {
-        let both = E::narrow(x, lanes, x.wrapping_add(depth), second);
-        let index = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
-        _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, both))
-    }
-}
-
-/// One word from a function that gives the element at a distance along the inner axis.
-fn joined(element: impl Fn(usize) -> f32) -> f32 {
-    let bits = |i| u32::from(bf16::from_f32(element(i)).to_bits());
-    f32::from_bits(bits(0) | bits(1) << 16)
-}
-
 /// Writes words `words` of all lanes of `side` to panels: word by word, lanes side by side, missing ones as
 /// zeros.
 ///
 /// # Safety
-/// The CPU has the instructions.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn pack<E: Element>(
-    side: Side<'_, E>,
-    panels: Panels,
-    words: Range<usize>,
-    dst: &mut [f32],
-) {
-    // SAFETY: this function has the features.
-    unsafe { pack_body(side, panels, words, dst) }
-}
-
-/// # Safety
-/// As [`pack`].
+/// The CPU has the kind's instructions.
 #[inline(always)]
-unsafe fn pack_body<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
+unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
     let Side { lanes, len, lane, depth, .. } = side;
-    assert!(words.end <= len.div_ceil(PER_WORD));
+    assert!(words.end <= len.div_ceil(K::PER_WORD));
     if lanes == 0 || words.is_empty() {
         return;
     }
@@ -180,7 +317,7 @@ unsafe fn pack_body<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<
         let from = side.data.as_ptr();
         if depth == 1 {
             for (first, live, dst) in (0..groups).map(group) {
-                turned::<E>(
+                turned::<K, E>(
                     from.wrapping_add(first * lane),
                     lane,
                     live,
@@ -193,22 +330,22 @@ unsafe fn pack_body<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<
         } else if lane == 1 {
             // Lanes inside, so that memory is read in order.
             for (at, word) in words.enumerate() {
-                let k = word * PER_WORD;
+                let k = word * K::PER_WORD;
                 for (first, live, dst) in (0..groups).map(group) {
-                    let row = across(from.wrapping_add(first + k * depth), live, depth, len - k);
+                    let row = K::across(from.wrapping_add(first + k * depth), live, depth, len - k);
                     _mm512_storeu_ps(dst.add(at * panels.lanes), row);
                 }
             }
         } else {
             for (first, live, dst) in (0..groups).map(group) {
                 for (at, word) in words.clone().enumerate() {
-                    let k = word * PER_WORD;
+                    let k = word * K::PER_WORD;
                     for i in 0..LANES {
                         let value = |step: usize| match i < live && k + step < len {
                             true => (*from.add((first + i) * lane + (k + step) * depth)).value(),
                             false => 0.0,
                         };
-                        *dst.add(at * panels.lanes + i) = joined(value);
+                        *dst.add(at * panels.lanes + i) = K::joined(value);
                     }
                 }
             }
@@ -221,7 +358,7 @@ unsafe fn pack_body<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<
 /// # Safety
 /// As [`pack`], which checks the bounds.
 #[inline(always)]
-unsafe fn turned<E: Element>(
+unsafe fn turned<K: Kind, E: Element>(
     from: *const E,
     lane: usize,
     live: usize,
@@ -235,12 +372,12 @@ unsafe fn turned<E: Element>(
         let mut word = words.start;
         while word < words.end {
             let count = (words.end - word).min(LANES);
-            let k = word * PER_WORD;
-            let left = (len - k).min(count * PER_WORD);
+            let k = word * K::PER_WORD;
+            let left = (len - k).min(count * K::PER_WORD);
             let mut rows = [_mm512_setzero_ps(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
                 if i < live {
-                    *row = along(from.add(i * lane + k), left);
+                    *row = K::along(from.add(i * lane + k), left);
                 }
             }
             let columns = transposed(rows);
@@ -257,6 +394,33 @@ unsafe fn turned<E: Element>(
                 }
             }
             word += count;
+        }
+    }
+}
+
+/// Words `words` of all lanes of `side`, whose elements are neighbours, lane by lane, `stride` floats apart.
+///
+/// # Safety
+/// The CPU has the kind's instructions.
+#[inline(always)]
+unsafe fn copy<K: Kind, E: Element>(side: Side<'_, E>, stride: usize, words: Range<usize>, dst: &mut [f32]) {
+    let Side { data, lane, depth, lanes, len } = side;
+    if lanes == 0 || words.is_empty() {
+        return;
+    }
+    assert!(
+        depth == 1 && words.end <= len.div_ceil(K::PER_WORD) && stride >= words.len().next_multiple_of(LANES)
+    );
+    assert!((lanes - 1) * lane + len <= data.len() && lanes * stride <= dst.len());
+    let (from, to) = (words.start * K::PER_WORD, (words.end * K::PER_WORD).min(len));
+    for i in 0..lanes {
+        // SAFETY: elements and places are inside, as asserted; the caller vouches for the CPU.
+        unsafe {
+            let (x, y) = (data.as_ptr().add(i * lane), dst.as_mut_ptr().add(i * stride));
+            for (at, k) in (from..to).step_by(LANES * K::PER_WORD).enumerate() {
+                let left = (to - k).min(LANES * K::PER_WORD);
+                _mm512_storeu_ps(y.add(at * LANES), K::along(x.add(k), left));
+            }
         }
     }
 }

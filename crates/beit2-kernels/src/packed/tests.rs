@@ -2,6 +2,7 @@ use burn::tensor::bf16;
 
 use super::{Element, is_available, product};
 use crate::matrix::{Matrix, Start};
+use crate::precision::Precision;
 use crate::testing::random;
 
 /// What an operand is in memory.
@@ -22,8 +23,11 @@ impl Stored for bf16 {
 }
 
 /// What a product sees of an operand.
-fn seen(x: f32) -> f64 {
-    bf16::from_f32(x).into()
+fn seen(x: f32, precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => x.into(),
+        Precision::Bf16 => bf16::from_f32(x).into(),
+    }
 }
 
 /// Distances between neighbours of a column and of a row.
@@ -56,7 +60,12 @@ fn view<E>(data: &[E], rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matr
 }
 
 /// Values, gaps and threads of one product; `pools` of several sizes must give the same bits.
-fn check<A: Stored, B: Stored>([m, k, n]: [usize; 3], orders: [Order; 2], pools: &[rayon::ThreadPool]) {
+fn check<A: Stored, B: Stored>(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    orders: [Order; 2],
+    pools: &[rayon::ThreadPool],
+) {
     let (a_data, a_steps) = matrix::<A>(m, k, orders[0], 1);
     let (b_data, b_steps) = matrix::<B>(k, n, orders[1], 2);
     let (a, b) = (view(&a_data, m, k, a_steps), view(&b_data, k, n, b_steps));
@@ -66,11 +75,11 @@ fn check<A: Stored, B: Stored>([m, k, n]: [usize; 3], orders: [Order; 2], pools:
     let run = |start: Start<'_>, parallel: bool| {
         let mut y = before.clone();
         // SAFETY: `y` holds the destination; the caller asked for the instructions.
-        unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, parallel) };
+        unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, precision, parallel) };
         y
     };
-    let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value());
-    let bt = |l: usize, j: usize| seen(b_data[l * b_steps[0] + j * b_steps[1]].value());
+    let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value(), precision);
+    let bt = |l: usize, j: usize| seen(b_data[l * b_steps[0] + j * b_steps[1]].value(), precision);
     let kinds = [Start::Zero, Start::Row(&start), Start::There];
     let results = kinds.map(|start| run(start, false));
     for i in 0..m {
@@ -96,7 +105,10 @@ fn check<A: Stored, B: Stored>([m, k, n]: [usize; 3], orders: [Order; 2], pools:
     }
 }
 
-const SHAPES: [[usize; 3]; 12] = [
+const SHAPES: [[usize; 3]; 14] = [
+    // Rows a page apart.
+    [14, 1021, 3],
+    [26, 2045, 5],
     [1, 1, 1],
     [12, 2, 32],
     [13, 3, 33],
@@ -113,10 +125,6 @@ const SHAPES: [[usize; 3]; 12] = [
 
 #[test]
 fn products_of_any_shape_and_order() {
-    if !is_available() {
-        println!("skipped: this CPU has no bf16 products");
-        return;
-    }
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let pools = [1, 2, 3, 7].map(pool);
     for shape in SHAPES {
@@ -127,16 +135,22 @@ fn products_of_any_shape_and_order() {
             [Order::Columns, Order::Columns],
             [Order::Scattered, Order::Scattered],
         ] {
-            check::<f32, f32>(shape, orders, &pools);
-            check::<bf16, f32>(shape, orders, &[]);
-            check::<f32, bf16>(shape, orders, &[]);
+            for precision in [Precision::F32, Precision::Bf16] {
+                if !is_available(precision) {
+                    println!("skipped: this CPU has no {precision} products with AVX-512");
+                    continue;
+                }
+                check::<f32, f32>(precision, shape, orders, &pools);
+                check::<bf16, f32>(precision, shape, orders, &[]);
+                check::<f32, bf16>(precision, shape, orders, &[]);
+            }
         }
     }
 }
 
 #[test]
 fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
-    if !is_available() {
+    if !is_available(Precision::Bf16) {
         println!("skipped: this CPU has no bf16 products");
         return;
     }
@@ -149,7 +163,7 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         let mut y = vec![9.0; column.len()];
         let (a, one) = (Matrix::new(&column, column.len(), 1, 1), Matrix::new(&[1.0f32], 1, 1, 1));
         // SAFETY: `y` holds the destination, and the instructions are there.
-        unsafe { product(y.as_mut_ptr(), 1, Start::Zero, 1.0, a, one, false) };
+        unsafe { product(y.as_mut_ptr(), 1, Start::Zero, 1.0, a, one, Precision::Bf16, false) };
         for (i, y) in y.iter().enumerate() {
             let want = want[i / copies];
             assert!(*y == want || (y.is_nan() && want.is_nan()), "{}: {y}, not {want}", x[i / copies]);

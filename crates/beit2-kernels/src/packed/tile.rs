@@ -1,7 +1,8 @@
-//! The innermost loops: a tile of the result stays in registers while both panels stream by.
+//! The innermost loops: a tile of the result stays in registers while both operands stream by.
 
 use std::arch::x86_64::*;
 
+use super::pack::Kind;
 use crate::matrix::Start;
 
 /// 32-bit lanes of a register.
@@ -11,14 +12,21 @@ pub(super) const ROWS: usize = 12;
 /// Columns of a tile.
 pub(super) const COLS: usize = 2 * LANES;
 
-/// Packed rows times packed columns for some words of the inner axis. A word is two neighbouring bf16 of
-/// one lane; it is kept as the f32 of the same 32 bits.
+/// Where the words of the left operand's rows are.
+#[derive(Clone, Copy)]
+pub(super) enum Left {
+    /// Panels of [`ROWS`] rows, so many floats apart: word by word, rows side by side.
+    Panels(*const f32, usize),
+    /// Rows so many bytes apart, each with its words in order; the number of rows is a multiple of [`ROWS`].
+    Rows(*const u8, usize),
+}
+
+/// Rows times packed columns for some words of the inner axis. A word is one f32, or two neighbouring bf16 of one
+/// lane, kept as the f32 of the same 32 bits.
 pub(super) struct Block<'a> {
-    /// Panels of [`ROWS`] lanes, `a_stride` apart, and of [`COLS`] lanes, `b_stride` apart, both from the
-    /// block's first word on.
-    pub(super) a: &'a [f32],
+    pub(super) a: Left,
+    /// Panels of [`COLS`] lanes, `b_stride` apart, from the block's first word on.
     pub(super) b: &'a [f32],
-    pub(super) a_stride: usize,
     pub(super) b_stride: usize,
     pub(super) words: usize,
     pub(super) rows: usize,
@@ -33,39 +41,55 @@ pub(super) struct Block<'a> {
 /// Computes a block.
 ///
 /// # Safety
-/// The CPU has the instructions; every element of the result lies in one allocation and nobody else touches it.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn compute(block: &Block<'_>) {
-    // SAFETY: this function has the features; the rest is the caller's promise.
-    unsafe { compute_body(block) }
-}
-
-/// # Safety
-/// As [`compute`].
+/// The CPU has the instructions of `K`; the left operand holds all rows and words (panels: whole ones); every element
+/// of the result lies in one allocation and nobody else touches it.
 #[inline(always)]
-unsafe fn compute_body(block: &Block<'_>) {
+pub(super) unsafe fn compute<K: Kind>(block: &Block<'_>) {
     let &Block { words, rows, cols, .. } = block;
     let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
-    let reach = |panels: usize, stride: usize, lanes: usize| (panels - 1) * stride + words * lanes;
-    assert!(rows > 0 && block.a.len() >= reach(row_panels, block.a_stride, ROWS));
-    assert!(cols > 0 && block.b.len() >= reach(col_panels, block.b_stride, COLS));
+    assert!(rows > 0 && cols > 0 && words > 0);
+    assert!(block.b.len() >= (col_panels - 1) * block.b_stride + words * COLS);
     for j in 0..col_panels {
         let wide = (cols - j * COLS).min(COLS);
         for i in 0..row_panels {
             let high = (rows - i * ROWS).min(ROWS);
-            // SAFETY: both panels exist, as asserted; the tile lies in the result.
+            // SAFETY: the panels exist, as asserted and promised; the tile lies in the result.
             unsafe {
-                let a = block.a.as_ptr().add(i * block.a_stride);
                 let b = block.b.as_ptr().add(j * block.b_stride);
                 let dst = block.dst.add(i * ROWS * block.row + j * COLS);
-                if wide > LANES {
-                    tile::<2>(block, a, b, dst, high, wide, j * COLS);
-                } else {
-                    tile::<1>(block, a, b, dst, high, wide, j * COLS);
+                let place = Tile { b, dst, high, wide, first: j * COLS };
+                match block.a {
+                    Left::Panels(a, stride) => {
+                        let a = a.add(i * stride).cast();
+                        let step = size_of::<f32>();
+                        if wide > LANES {
+                            tile::<K, 2, true>(block, a, step, place);
+                        } else {
+                            tile::<K, 1, true>(block, a, step, place);
+                        }
+                    }
+                    Left::Rows(a, stride) => {
+                        let a = a.add(i * ROWS * stride);
+                        if wide > LANES {
+                            tile::<K, 2, false>(block, a, stride, place);
+                        } else {
+                            tile::<K, 1, false>(block, a, stride, place);
+                        }
+                    }
                 }
             }
         }
     }
+}
+
+/// One tile: its columns' panel, its place, its rows and columns, and its first column of the block.
+#[derive(Clone, Copy)]
+struct Tile {
+    b: *const f32,
+    dst: *mut f32,
+    high: usize,
+    wide: usize,
+    first: usize,
 }
 
 /// Repeats a block for every row of a tile with the row's number as a constant. Why not a loop: one that
@@ -82,22 +106,20 @@ macro_rules! each_row {
     };
 }
 
-/// One tile of `high` rows and `wide` columns, of `V` registers a row, from column `first` of the block.
+/// Computes a tile of `V` registers a row. Words of a row follow each other, or (`PANEL`) rows do; rows are `apart`
+/// bytes apart.
 ///
 /// # Safety
-/// Both panels hold the block's words, and the tile is the caller's to write.
+/// As [`compute`]; the tile is the caller's to write.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // the compiler must see constant indices to keep sums in registers
-unsafe fn tile<const V: usize>(
+unsafe fn tile<K: Kind, const V: usize, const PANEL: bool>(
     block: &Block<'_>,
-    a: *const f32,
-    b: *const f32,
-    dst: *mut f32,
-    high: usize,
-    wide: usize,
-    first: usize,
+    a: *const u8,
+    apart: usize,
+    Tile { b, dst, high, wide, first }: Tile,
 ) {
-    // SAFETY: of the intrinsics: the caller's promise about the CPU; of the pointers: about panels and tile.
+    // SAFETY: of the intrinsics: the caller's promise about the CPU; of the pointers: about operands and tile.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
         for i in 0..ROWS {
@@ -106,19 +128,26 @@ unsafe fn tile<const V: usize>(
             _mm_prefetch::<_MM_HINT_T0>(line.cast());
             _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(wide - 1).cast());
         }
-        let (mut a, mut b) = (a, b);
+        // Four pointers and one distance, so that twelve rows need few registers.
+        let mut a = [0, 3, 6, 9].map(|i| a.wrapping_add(i * apart));
+        let mut b = b;
         for _ in 0..block.words {
-            let mut right = [pairs(_mm512_setzero_ps()); V];
+            let mut right = [_mm512_setzero_ps(); V];
             for v in 0..V {
-                right[v] = pairs(_mm512_loadu_ps(b.add(v * LANES)));
+                right[v] = _mm512_loadu_ps(b.add(v * LANES));
             }
             for i in 0..ROWS {
-                let left = pairs(_mm512_set1_ps(*a.add(i)));
+                let place: *const f32 = match PANEL {
+                    true => a[0].add(i * size_of::<f32>()).cast(),
+                    false => a[i / 3].add(i % 3 * apart).cast(),
+                };
+                let left = _mm512_set1_ps(place.read_unaligned());
                 for v in 0..V {
-                    sums[i][v] = _mm512_dpbf16_ps(sums[i][v], left, right[v]);
+                    sums[i][v] = K::madd(sums[i][v], left, right[v]);
                 }
             }
-            a = a.add(ROWS);
+            let step = size_of::<f32>() * if PANEL { ROWS } else { 1 };
+            a = a.map(|row| row.wrapping_add(step));
             b = b.add(COLS);
         }
         let factor = _mm512_set1_ps(block.factor);
@@ -141,13 +170,6 @@ unsafe fn tile<const V: usize>(
             }
         });
     }
-}
-
-/// The pairs of bf16 in a register.
-#[inline(always)]
-fn pairs(x: __m512) -> __m512bh {
-    // SAFETY: both types are 512 bits of anything.
-    unsafe { std::mem::transmute::<__m512, __m512bh>(x) }
 }
 
 /// Writes `sum` plus `base`, or plus what is there, to the lanes of `mask`.

@@ -1,7 +1,8 @@
 //! Work that needs no gradients, done for the next batch while the current one trains.
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::error::Error;
 
@@ -41,7 +42,7 @@ impl<T> Iterator for Ahead<T> {
     type Item = Result<T, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.received.as_ref()?.recv().ok();
+        let next = received(self.received.as_ref()?);
         if next.is_none()
             && let Some(Err(panic)) = self.worker.take().map(JoinHandle::join)
         {
@@ -50,6 +51,29 @@ impl<T> Iterator for Ahead<T> {
         next
     }
 }
+
+/// The next value, or `None` when the other side is gone. This thread may be one of those that operations run on
+/// (`beit2_kernels::join_threads`), so it helps the other side instead of sleeping.
+fn received<T>(from: &Receiver<T>) -> Option<T> {
+    loop {
+        match from.try_recv() {
+            Ok(value) => return Some(value),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            continue;
+        }
+        match from.recv_timeout(PAUSE) {
+            Ok(value) => return Some(value),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// How long to sleep when there is nothing to help with: short beside an operation of a large model.
+const PAUSE: Duration = Duration::from_micros(200);
 
 impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {

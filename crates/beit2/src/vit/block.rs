@@ -105,7 +105,7 @@ impl<B: Backend> Block<B> {
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
         let branch = self.attn.forward(self.norm1.forward(x.clone()), bias);
-        let x = x + apply(scaled(branch, &self.gamma_1), &drop.attn);
+        let x = joined(x, apply(branch, &drop.attn), &self.gamma_1);
         self.mlp_residual(x, drop)
     }
 
@@ -119,13 +119,13 @@ impl<B: Backend> Block<B> {
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
         let branch = self.attn.forward_rows(self.norm1.forward(x.clone()), rows, bias);
-        let x = rows.gather(x) + apply(scaled(branch, &self.gamma_1), &drop.attn);
+        let x = joined(rows.gather(x), apply(branch, &drop.attn), &self.gamma_1);
         self.mlp_residual(x, drop)
     }
 
     fn mlp_residual(&self, x: Tensor<B, 3>, drop: &BranchDrop<B>) -> Tensor<B, 3> {
         let branch = self.mlp.forward(self.norm2.forward(x.clone()));
-        x + apply(scaled(branch, &self.gamma_2), &drop.mlp)
+        joined(x, apply(branch, &drop.mlp), &self.gamma_2)
     }
 
     /// The softmax weights `[B, H, T, T]` of this block for its input.
@@ -134,9 +134,14 @@ impl<B: Backend> Block<B> {
     }
 }
 
-fn scaled<B: Backend>(branch: Tensor<B, 3>, gamma: &Option<Param<Tensor<B, 1>>>) -> Tensor<B, 3> {
+/// `x + γ⊙branch`.
+fn joined<B: Backend>(
+    x: Tensor<B, 3>,
+    branch: Tensor<B, 3>,
+    gamma: &Option<Param<Tensor<B, 1>>>,
+) -> Tensor<B, 3> {
     match gamma {
-        Some(gamma) => branch * gamma.val().unsqueeze(),
-        None => branch,
+        Some(gamma) => kernels::residual_scale(x, branch, gamma.val()),
+        None => x + branch,
     }
 }
