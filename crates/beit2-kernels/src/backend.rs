@@ -11,7 +11,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
     AdamwStep, AttentionSpec, Precision, attention, channel_moments, channel_norm, composed, conv3x3,
-    cross_entropy, gelu, layer_norm, linear, pixel_cross_entropy, residual_scale,
+    cross_entropy, gelu, layer_norm, linear, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -39,6 +39,10 @@ pub struct PixelLoss<B: BurnBackend> {
 /// Methods take and return the backend's tensors; shapes are those of the functions of the same
 /// name in the crate root, and the last axis is the width `D` where one is named.
 pub trait Backend: BurnBackend {
+    /// Whether a computation that leaves some samples of a batch out is worth it. Not on backends that
+    /// tune or compile their kernels for every new shape, because the number left out is another at every step.
+    const LEAVES_SAMPLES_OUT: bool = false;
+
     /// [`gelu`](crate::gelu) without what a backward pass needs.
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::gelu::<Self>(x)
@@ -233,6 +237,31 @@ pub trait Backend: BurnBackend {
         composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
     }
 
+    /// [`take_samples`](crate::take_samples).
+    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        composed::take_samples::<Self>(x, kept)
+    }
+
+    /// Gradient of [`take_samples`](crate::take_samples): `grad` at the samples taken of `batch`, else 0.
+    fn fused_take_samples_backward(
+        grad: FloatTensor<Self>,
+        kept: &[usize],
+        batch: usize,
+    ) -> FloatTensor<Self> {
+        composed::take_samples_backward::<Self>(grad, kept, batch)
+    }
+
+    /// [`add_to_samples`](crate::add_to_samples). Its gradients are those of
+    /// [`residual_scale`](crate::residual_scale) at the samples taken.
+    fn fused_add_to_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        composed::add_to_samples::<Self>(x, branch, gamma, kept)
+    }
+
     /// [`nearest_code`](crate::nearest_code).
     fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
         composed::nearest_code::<Self>(z, codebook)
@@ -277,6 +306,8 @@ impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<In
 // of layer norm and attention use statistics of the forward pass, which are constants to a graph,
 // so they refuse instead of losing a part of the second derivative.
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
+    const LEAVES_SAMPLES_OUT: bool = B::LEAVES_SAMPLES_OUT;
+
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
     }
@@ -391,6 +422,19 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         relu: bool,
     ) -> FloatTensor<Self> {
         channel_norm::autodiff::<B, C>(x, mean, scale, shift, relu)
+    }
+
+    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        samples::autodiff_take::<B, C>(x, kept)
+    }
+
+    fn fused_add_to_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        samples::autodiff_add::<B, C>(x, branch, gamma, kept)
     }
 
     // Ids have no gradient, as Burn's own `argmax`.

@@ -11,6 +11,7 @@ use crate::{
     AdamwStep, AttentionSpec, Precision, adamw as step, attention as attend, channel_moments as moments,
     channel_norm as channels, conv3x3 as conv, cross_entropy as ce, gelu as act, layer_norm as norm,
     linear as lin, nearest_code as code, pixel_cross_entropy as pixels, residual_scale as residual,
+    samples as some,
 };
 
 pub(crate) fn gelu<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -241,6 +242,27 @@ pub(crate) fn adamw<B: BurnBackend>(
     let shape = param.shape();
     let (param, m, v) = step::reference::<B, 2>(rows(param), rows(grad), rows(m), rows(v), step);
     (from_rows(shape.clone(), param), from_rows(shape.clone(), m), from_rows(shape, v))
+}
+
+pub(crate) fn take_samples<B: BurnBackend>(x: FloatTensor<B>, kept: &[usize]) -> FloatTensor<B> {
+    unwrap(some::reference_take::<B>(wrap(x), kept))
+}
+
+pub(crate) fn take_samples_backward<B: BurnBackend>(
+    grad: FloatTensor<B>,
+    kept: &[usize],
+    batch: usize,
+) -> FloatTensor<B> {
+    unwrap(some::reference_take_backward::<B>(wrap(grad), kept, batch))
+}
+
+pub(crate) fn add_to_samples<B: BurnBackend>(
+    x: FloatTensor<B>,
+    branch: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    kept: &[usize],
+) -> FloatTensor<B> {
+    unwrap(some::reference_add::<B>(wrap(x), wrap(branch), wrap(gamma), kept))
 }
 
 pub(crate) fn residual_scale<B: BurnBackend>(

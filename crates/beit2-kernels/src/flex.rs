@@ -11,7 +11,7 @@ use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradie
 use crate::memory::Buffer;
 use crate::{
     AdamwStep, AttentionSpec, Precision, adamw, attention, channel_moments, channel_norm, composed, conv3x3,
-    cross_entropy, gelu, layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale,
+    cross_entropy, gelu, layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -63,6 +63,8 @@ pub(crate) fn row_groups(n: usize) -> (usize, usize) {
 }
 
 impl Backend for Flex {
+    const LEAVES_SAMPLES_OUT: bool = true;
+
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x]) { gelu::fast::forward(x) } else { composed::gelu::<Self>(x) }
     }
@@ -306,6 +308,35 @@ impl Backend for Flex {
             attention::attention_qkv_backward_f32(qkv, bias, output, grad, spec, bias_grad)
         } else {
             composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
+        }
+    }
+
+    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { samples::fast::take(x, kept) } else { composed::take_samples::<Self>(x, kept) }
+    }
+
+    fn fused_take_samples_backward(
+        grad: FloatTensor<Self>,
+        kept: &[usize],
+        batch: usize,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&grad]) {
+            samples::fast::take_backward(grad, kept, batch)
+        } else {
+            composed::take_samples_backward::<Self>(grad, kept, batch)
+        }
+    }
+
+    fn fused_add_to_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &branch, &gamma]) {
+            samples::fast::add(x, branch, gamma, kept)
+        } else {
+            composed::add_to_samples::<Self>(x, branch, gamma, kept)
         }
     }
 

@@ -29,6 +29,7 @@ mod pixel_cross_entropy;
 mod precision;
 pub mod probe;
 mod residual_scale;
+mod samples;
 pub mod simd;
 #[cfg(test)]
 mod testing;
@@ -51,6 +52,7 @@ pub use nearest_code::nearest_code;
 pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
 pub use residual_scale::residual_scale;
+pub use samples::{add_to_samples, take_samples};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
 /// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of
@@ -83,4 +85,5 @@ pub mod reference {
     pub use crate::nearest_code::reference as nearest_code;
     pub use crate::pixel_cross_entropy::reference as pixel_cross_entropy;
     pub use crate::residual_scale::reference as residual_scale;
+    pub use crate::samples::{reference_add as add_to_samples, reference_take as take_samples};
 }

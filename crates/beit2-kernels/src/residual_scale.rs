@@ -104,7 +104,7 @@ pub(crate) mod fast {
         tensor(y, shape)
     }
 
-    dispatch!(fn add_scaled(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) => add_body);
+    dispatch!(pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) => add_body);
 
     #[inline(always)]
     fn add_body<const FMA: bool>(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) {

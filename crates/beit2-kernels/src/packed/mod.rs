@@ -225,7 +225,8 @@ impl<'a, A: Element> LeftBlock<'a, A> {
     /// Of blocks of at most `block` words.
     fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
         let apart = side.lane * size_of::<A>();
-        let is_words = size_of::<A>() * K::PER_WORD == size_of::<f32>() && side.len.is_multiple_of(K::PER_WORD);
+        let is_words =
+            size_of::<A>() * K::PER_WORD == size_of::<f32>() && side.len.is_multiple_of(K::PER_WORD);
         let how = match side.depth == 1 {
             false => Copied::Panels,
             // Rows a page apart would share the same few lines of the first-level cache.

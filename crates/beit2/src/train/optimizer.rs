@@ -62,7 +62,7 @@ impl<B: AutodiffBackend> AdamW<B> {
     }
 
     /// One step: the gradients are scaled down to a global L2 norm of `max_norm` when given, then every
-    /// trained parameter that has a gradient moves. Returns the model and the norm before clipping
+    /// trained parameter moves; one without a gradient as with a gradient of 0. Returns the model and the norm before clipping
     /// (on the device, `[1]`).
     pub fn step<M: AutodiffModule<B>>(
         &mut self,
@@ -151,9 +151,9 @@ impl<B: AutodiffBackend> ModuleMapper<B> for StepMapper<'_, B> {
             return param;
         }
         let (id, value, mapper) = param.consume();
-        let Some(grad) = value.grad_remove(self.grads) else {
-            return Param::from_mapped_value(id, value, mapper);
-        };
+        // Why zeros: a branch that drop path dropped for the whole batch was not computed. Its parameters
+        // have no gradient then, and move as they do with the gradient of a branch multiplied by 0.
+        let grad = value.grad_remove(self.grads).unwrap_or_else(|| value.clone().inner().zeros_like());
         let shape = value.shape();
         let count = shape.num_elements();
         let info = ParamInfo { name: self.path.name(), shape: value.dims().to_vec(), trainable: true };

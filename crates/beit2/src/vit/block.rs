@@ -4,7 +4,7 @@ use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
-use super::drop_path::apply;
+use super::drop_path::add_branch;
 use super::trunk::Rows;
 use super::{Attention, BranchDrop, LayerNorm, Linear, RelPosBias};
 
@@ -104,8 +104,9 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        let branch = self.attn.forward(self.norm1.forward(x.clone()), bias);
-        let x = joined(x, apply(branch, &drop.attn), &self.gamma_1);
+        let x = add_branch(x.clone(), &self.gamma_1, &drop.attn, |kept| {
+            self.attn.forward(self.norm1.forward(kept.take(x)), bias)
+        });
         self.mlp_residual(x, drop)
     }
 
@@ -118,30 +119,21 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        let branch = self.attn.forward_rows(self.norm1.forward(x.clone()), rows, bias);
-        let x = joined(rows.gather(x), apply(branch, &drop.attn), &self.gamma_1);
+        let x = add_branch(rows.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
+            let rows = rows.of_samples(kept, x.dims()[1]);
+            self.attn.forward_rows(self.norm1.forward(kept.take(x)), &rows, bias)
+        });
         self.mlp_residual(x, drop)
     }
 
     fn mlp_residual(&self, x: Tensor<B, 3>, drop: &BranchDrop<B>) -> Tensor<B, 3> {
-        let branch = self.mlp.forward(self.norm2.forward(x.clone()));
-        joined(x, apply(branch, &drop.mlp), &self.gamma_2)
+        add_branch(x.clone(), &self.gamma_2, &drop.mlp, |kept| {
+            self.mlp.forward(self.norm2.forward(kept.take(x)))
+        })
     }
 
     /// The softmax weights `[B, H, T, T]` of this block for its input.
     pub fn attention_weights(&self, x: Tensor<B, 3>, bias: Option<&Tensor<B, 4>>) -> Tensor<B, 4> {
         self.attn.weights(self.norm1.forward(x), bias)
-    }
-}
-
-/// `x + γ⊙branch`.
-fn joined<B: Backend>(
-    x: Tensor<B, 3>,
-    branch: Tensor<B, 3>,
-    gamma: &Option<Param<Tensor<B, 1>>>,
-) -> Tensor<B, 3> {
-    match gamma {
-        Some(gamma) => kernels::residual_scale(x, branch, gamma.val()),
-        None => x + branch,
     }
 }

@@ -1,6 +1,11 @@
 //! Stochastic depth: whole residual branches dropped per sample.
+//!
+//! A dropped branch is not computed: norm, attention or MLP see the kept samples only, and what they
+//! give is added to those. Equal to computing all and multiplying by 0 or `1/(1−p)` (tested), which is
+//! what backends do that pay for shapes that change from step to step.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{self as kernels, Backend};
+use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
 
@@ -10,17 +15,36 @@ pub fn drop_path_rates(rate: f64, depth: usize) -> Vec<f64> {
     (0..depth).map(|block| rate * block as f64 / last).collect()
 }
 
-/// The factors on one block's two branches, each `[B, 1, 1]`: 0 for a dropped sample, `1/(1−p)` for
-/// a kept one.
-#[derive(Debug, Clone, Default)]
-pub struct BranchDrop<B: Backend> {
-    /// Factor on the attention branch.
-    pub attn: Option<Tensor<B, 3>>,
-    /// Factor on the MLP branch.
-    pub mlp: Option<Tensor<B, 3>>,
+/// Which samples of a batch keep one branch, and the factor `1/(1−p)` on theirs.
+#[derive(Debug, Clone)]
+pub struct SampleDrop<B: Backend> {
+    draws: Vec<bool>,
+    /// f32, as the reference's factors are.
+    factor: f32,
+    /// Whether dropped samples are left out of the computation.
+    leave_out: bool,
+    device: B::Device,
 }
 
-/// The factors of all blocks in one forward pass, in order of execution.
+impl<B: Backend> SampleDrop<B> {
+    /// 0 for a dropped sample, the factor for a kept one, `[B, 1, 1]`.
+    fn factors(&self) -> Tensor<B, 3> {
+        let factors: Vec<f32> = self.draws.iter().map(|&kept| if kept { self.factor } else { 0.0 }).collect();
+        let shape = [factors.len(), 1, 1];
+        Tensor::from_data(TensorData::new(factors, shape), &self.device)
+    }
+}
+
+/// The draws for one block's two branches; `None` keeps all.
+#[derive(Debug, Clone, Default)]
+pub struct BranchDrop<B: Backend> {
+    /// Of the attention branch.
+    pub attn: Option<SampleDrop<B>>,
+    /// Of the MLP branch.
+    pub mlp: Option<SampleDrop<B>>,
+}
+
+/// The draws for all blocks in one forward pass, in order of execution.
 #[derive(Debug, Clone, Default)]
 pub struct DropPath<B: Backend> {
     blocks: Vec<BranchDrop<B>>,
@@ -32,46 +56,98 @@ impl<B: Backend> DropPath<B> {
         Self { blocks: Vec::new() }
     }
 
-    /// Draws independent factors for blocks with these rates.
+    /// Draws independently for blocks with these rates.
     pub fn sample(rates: &[f64], batch: usize, rng: &mut impl Rng, device: &B::Device) -> Self {
         Self::from_uniform(rates, batch, || rng.random::<f64>(), device)
     }
 
-    /// Factors from given uniform draws in `[0, 1)`: a sample is kept when `⌊1 − p + u⌋ = 1`. Blocks
-    /// with rate 0 take no draws.
+    /// From given uniform draws in `[0, 1)`: a sample is kept when `⌊1 − p + u⌋ = 1`. Blocks with rate 0
+    /// take no draws.
     pub fn from_uniform(
         rates: &[f64],
         batch: usize,
         mut uniform: impl FnMut() -> f64,
         device: &B::Device,
     ) -> Self {
-        let mut factor = |rate: f64| {
+        let mut draw = |rate: f64| {
             let keep = 1.0 - rate;
-            let factors: Vec<f32> = (0..batch).map(|_| ((keep + uniform()).floor() / keep) as f32).collect();
-            Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), device)
+            let draws = (0..batch).map(|_| keep + uniform() >= 1.0).collect();
+            let factor = (1.0 / keep) as f32;
+            Some(SampleDrop { draws, factor, leave_out: B::LEAVES_SAMPLES_OUT, device: device.clone() })
         };
         let blocks = rates
             .iter()
             .map(|&rate| match rate > 0.0 {
-                true => BranchDrop { attn: Some(factor(rate)), mlp: Some(factor(rate)) },
-                false => BranchDrop { attn: None, mlp: None },
+                true => BranchDrop { attn: draw(rate), mlp: draw(rate) },
+                false => BranchDrop::default(),
             })
             .collect();
         Self { blocks }
     }
 
-    /// The factors of block number `index` in order of execution.
+    /// The same draws with every branch computed for all samples and multiplied by 0 or `1/(1−p)`: the
+    /// reference's form.
+    #[must_use]
+    pub fn multiplied(mut self) -> Self {
+        for block in &mut self.blocks {
+            block.attn.iter_mut().chain(&mut block.mlp).for_each(|drop| drop.leave_out = false);
+        }
+        self
+    }
+
+    /// The draws for block number `index` in order of execution.
     pub fn block(&self, index: usize) -> BranchDrop<B> {
-        self.blocks.get(index).cloned().unwrap_or(BranchDrop { attn: None, mlp: None })
+        self.blocks.get(index).cloned().unwrap_or_default()
     }
 }
 
-pub(crate) fn apply<B: Backend>(branch: Tensor<B, 3>, factor: &Option<Tensor<B, 3>>) -> Tensor<B, 3> {
-    match factor {
-        Some(factor) => {
-            let dtype = branch.dtype();
-            branch * factor.clone().cast(dtype)
+/// The samples that a branch is computed for, ascending.
+pub(crate) struct Kept(Option<Vec<usize>>);
+
+impl Kept {
+    /// Their part of `x [B, ..]`.
+    pub(crate) fn take<B: Backend>(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.0 {
+            Some(kept) => kernels::take_samples(x, kept),
+            None => x,
         }
-        None => branch,
     }
+
+    /// Their numbers in the batch; `None`: all.
+    pub(crate) fn numbers(&self) -> Option<&[usize]> {
+        self.0.as_deref()
+    }
+}
+
+/// `x + factor⊙γ⊙branch`, where `branch` gives the branch of the samples it is asked for.
+pub(crate) fn add_branch<B: Backend>(
+    x: Tensor<B, 3>,
+    gamma: &Option<Param<Tensor<B, 1>>>,
+    drop: &Option<SampleDrop<B>>,
+    branch: impl FnOnce(&Kept) -> Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    let scaled = |x: Tensor<B, 3>, branch: Tensor<B, 3>| match gamma {
+        Some(gamma) => kernels::residual_scale(x, branch, gamma.val()),
+        None => x + branch,
+    };
+    let Some(drop) = drop else { return scaled(x, branch(&Kept(None))) };
+    if !drop.leave_out {
+        let branch = branch(&Kept(None));
+        let dtype = branch.dtype();
+        return scaled(x, branch * drop.factors().cast(dtype));
+    }
+    let kept: Vec<usize> = (0..drop.draws.len()).filter(|&at| drop.draws[at]).collect();
+    if kept.is_empty() {
+        return x; // The optimiser takes a missing gradient as zeros.
+    }
+    let gamma = match gamma {
+        Some(gamma) => gamma.val(),
+        None => Tensor::ones([x.dims()[2]], (&x.device(), x.dtype())),
+    };
+    let gamma = gamma.mul_scalar(drop.factor); // [D]
+    if kept.len() == drop.draws.len() {
+        return kernels::residual_scale(x, branch(&Kept(None)), gamma);
+    }
+    let branch = branch(&Kept(Some(kept.clone())));
+    kernels::add_to_samples(x, branch, gamma, &kept)
 }

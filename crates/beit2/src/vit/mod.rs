@@ -17,7 +17,7 @@ mod trunk;
 pub use attention::Attention;
 pub use block::{Block, BlockOptions, Mlp};
 pub use config::{RelPosKind, VitConfig};
-pub use drop_path::{BranchDrop, DropPath, drop_path_rates};
+pub use drop_path::{BranchDrop, DropPath, SampleDrop, drop_path_rates};
 pub use layers::{LayerNorm, Linear};
 pub use patch_embed::PatchEmbed;
 pub use pos_embed::{PosResize, resize_pos_embed};

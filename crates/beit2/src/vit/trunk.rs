@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::{RelPosKind, VitConfig};
+use super::drop_path::Kept;
 use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed};
 
 /// The tokens of each sample that a caller wants, the same number R for every sample.
@@ -46,6 +47,22 @@ impl<B: Backend> Rows<B> {
             local: Tensor::from_inner(self.local),
             per_sample: self.per_sample,
         }
+    }
+
+    /// The rows of the kept samples, out of `tokens` each.
+    pub(crate) fn of_samples(&self, kept: &Kept, tokens: usize) -> Self {
+        let Some(numbers) = kept.numbers() else {
+            return self.clone();
+        };
+        let (count, rows, device) = (numbers.len(), self.per_sample, self.local.device());
+        let tensor =
+            |numbers: Vec<i32>| Tensor::<B, 1, Int>::from_data(TensorData::new(numbers, [count]), &device);
+        let kept = tensor(numbers.iter().map(|&number| number as i32).collect());
+        let first = tensor((0..count).map(|place| (place * tokens) as i32).collect());
+        let batch = self.local.dims()[0] / rows.max(1);
+        let local = self.local.clone().reshape([batch, rows]).select(0, kept); // [K, R]
+        let flat = local.clone() + first.reshape([count, 1]);
+        Self { flat: flat.reshape([-1]), local: local.reshape([-1]), per_sample: rows }
     }
 
     /// Positions in the flattened tokens `[B·T]`, `[B·R]`.
