@@ -1,0 +1,376 @@
+"""Times BEiT v2 training steps and inference in PyTorch; the other half of `beit2 bench`.
+
+    torch_beit2.py train --stage pretrain --size small --batch 8 --dtype f32 --mode eager --steps 3 --rounds 5 --json
+    torch_beit2.py infer --size base --batch 1 --dtype bf16 --mode compile --steps 5 --rounds 5 --json
+
+A step begins with pictures as bytes on the device and ends with changed weights (train) or with logits (infer). Each
+round prints one JSON line. With --paced a line {"ready": true, …} comes first and then one round for each line on
+standard input, so that a driver can let programs take turns; the end of input ends the program.
+
+f32 is plain f32. bf16 in training is torch.autocast with f32 weights; in inference it is a model converted to bf16
+(--bf16 autocast for the other way). Attention and optimiser are the fastest forms that PyTorch has, see ATTENTION and
+`optimizer`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+START = time.perf_counter()
+
+
+def fail(sentence: str) -> None:
+    print(f"torch_beit2.py: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Times one BEiT v2 training step or inference in PyTorch.")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in ("train", "infer"):
+        p = kinds.add_parser(kind)
+        if kind == "train":
+            p.add_argument("--stage", choices=("tokenizer", "pretrain", "finetune"), required=True)
+        p.add_argument("--size", choices=("tiny", "small", "base", "large"), default="small")
+        p.add_argument("--batch", type=int, default=8)
+        p.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
+        p.add_argument("--mode", choices=("eager", "compile"), default="eager")
+        p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        p.add_argument("--steps", type=int, default=3, help="steps in a round")
+        p.add_argument("--rounds", type=int, default=5, help="without --paced")
+        p.add_argument("--paced", action="store_true", help="wait for a line on standard input before each round")
+        p.add_argument("--threads", type=int, default=0, help="0: one for each processor")
+        p.add_argument("--attention", choices=("auto", "sdpa", "explicit"), default="auto")
+        p.add_argument("--bf16", choices=("convert", "autocast"), default="convert", help="how infer uses bf16")
+        p.add_argument("--tf32", action="store_true", help="cuda: f32 products may use TF32")
+        p.add_argument("--compile-mode", default="default", help="torch.compile's mode")
+        p.add_argument("--freeze", action="store_true", help="infer, compile: Inductor may fold and reorder weights")
+        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--json", action="store_true", help="accepted for symmetry; JSON lines are all there is")
+        if kind == "infer":
+            p.set_defaults(stage=None)
+    args = parser.parse_args()
+    args.threads = args.threads or len(os.sched_getaffinity(0))
+    return args
+
+
+ARGS = arguments()
+# Before the import: OpenMP reads its environment once.
+os.environ["OMP_NUM_THREADS"] = str(ARGS.threads)
+for package in ("torch", "timm"):
+    if importlib.util.find_spec(package) is None:
+        fail(f"{package} is not installed here: pip install -r {Path(__file__).with_name('requirements.txt')}")
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import torch_models as models  # noqa: E402
+
+# Which form of attention is the fastest, by device and kind. See README.md for the measurements.
+ATTENTION = {("cpu", "train"): "explicit", ("cpu", "infer"): "sdpa", ("cuda", "train"): "sdpa", ("cuda", "infer"): "sdpa"}
+
+
+def memory_mib(key: str) -> float:
+    """A line of /proc/self/status, such as VmHWM (most memory so far) or VmRSS (memory now)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def reset_peak() -> None:
+    """Makes VmHWM begin again, so that the compiler's own memory is not counted as the step's."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the peak then includes the warm-up
+
+
+class Phases:
+    """Splits a step into named parts. On a GPU by events, which do not hold up the queue."""
+
+    def __init__(self, device: str):
+        self.cuda = device == "cuda"
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, name: str) -> None:
+        """The part called `name` ends here."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((name, event))
+        else:
+            self.marks.append((name, time.perf_counter()))
+
+    def milliseconds(self) -> dict[str, float]:
+        pairs = zip(self.marks, self.marks[1:])
+        if self.cuda:
+            return {name: start.elapsed_time(end) for (_, start), (name, end) in pairs}
+        return {name: 1000 * (end - start) for (_, start), (name, end) in pairs}
+
+
+class Workload:
+    """One step: `prepare` (without gradients) makes what `loss` needs beside the pictures; infer has neither."""
+
+    prepare_name: str | None = None
+    clip: float | None = None
+    betas = (0.9, 0.999)
+    lr = 5e-4
+    weight_decay = 0.05
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.device = torch.device(args.device)
+        self.pictures = torch.randint(0, 256, (args.batch, 3, models.IMAGE, models.IMAGE), dtype=torch.uint8)
+        self.pictures = self.pictures.to(self.device)
+        self.frozen: nn.Module | None = None
+        self.model: nn.Module
+
+    def place(self) -> None:
+        """Moves the models to the device, chooses the form of attention, and compiles where that is the mode."""
+        form = self.args.attention
+        form = ATTENTION[self.args.device, self.args.kind] if form == "auto" else form
+        self.attention = form
+        for module in filter(None, (self.model, self.frozen)):
+            module.to(self.device)
+            models.set_attention(module, form)
+        self.run_frozen, self.run_model = (self.compiled(m) for m in (self.frozen, self.model))
+
+    def compiled(self, module: nn.Module | None) -> Callable[..., Tensor] | None:
+        if module is None or self.args.mode == "eager":
+            return module
+        return torch.compile(module, dynamic=False, mode=self.args.compile_mode)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.dtype == "bf16")
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Weight decay for matrices and tables only, as in the official code."""
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        skip = ("cls_token", "pos_embed")
+        decay = [p for n, p in named if p.ndim > 1 and not n.endswith(skip)]
+        rest = [p for n, p in named if p.ndim <= 1 or n.endswith(skip)]
+        yield {"params": decay, "weight_decay": self.weight_decay}
+        yield {"params": rest, "weight_decay": 0.0}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        # fused: one pass over each tensor; the fastest of PyTorch's three forms on CPU and GPU.
+        return torch.optim.AdamW(self.groups(), lr=self.lr, betas=self.betas, eps=1e-8, fused=True)
+
+    def start(self) -> None:
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.adamw = self.optimizer()
+
+    def prepare(self) -> tuple[Any, ...]:
+        return ()
+
+    def step(self, phases: Phases) -> Tensor:
+        with torch.no_grad(), self.autocast():
+            extra = self.prepare()
+        if self.prepare_name:
+            phases.mark(self.prepare_name)
+        with self.autocast():
+            loss = self.run_model(self.pictures, *extra)
+        phases.mark("forward")
+        loss.backward()
+        phases.mark("backward")
+        # The official code logs the norm also where it does not clip.
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        else:
+            torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        phases.mark("optimizer")
+        return loss.detach()
+
+
+class Pretrain(Workload):
+    """recipes/mim_base_300e.toml: the tokenizer names the patches, the student predicts the masked ones twice."""
+
+    prepare_name = "tokenizer"
+    clip, betas, lr = 3.0, (0.9, 0.98), 1.5e-3
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        noise = torch.rand(args.batch, models.PATCHES)
+        self.mask = (noise.argsort(1).argsort(1) < models.MASKED).to(self.device)
+        self.rows = self.mask.flatten().nonzero().squeeze(1)
+        self.model = models.MimModel(models.SIZES[args.size])
+        self.frozen = models.Tokenizer(models.tokenizer_size(args.size))
+
+    def prepare(self) -> tuple[Any, ...]:
+        return self.mask, self.rows, self.run_frozen(self.pictures)[self.rows]
+
+
+class TokenizerStep(Workload):
+    """recipes/vqkd_base_clip_100e.toml: encoder, codebook and decoder learn the teacher's features."""
+
+    prepare_name = "teacher"
+    betas, lr, weight_decay = (0.9, 0.99), 2e-4, 1e-4
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        size = models.tokenizer_size(args.size)
+        self.model, self.frozen = models.VqKd(size), models.Teacher(size)
+
+    def prepare(self) -> tuple[Any, ...]:
+        return (self.run_frozen(self.pictures),)
+
+
+class Finetune(Workload):
+    """recipes/finetune_base_1600e.toml: soft targets from mixing two pictures, made in advance; layer-wise decay."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        off = 0.1 / models.CLASSES
+        labels = torch.randint(0, models.CLASSES, (args.batch,))
+        hot = torch.full((args.batch, models.CLASSES), off)
+        hot.scatter_(1, labels.unsqueeze(1), 1 - 0.1 + off)
+        self.targets = (0.7 * hot + 0.3 * hot.flip(0)).to(self.device)
+        self.size = models.SIZES[args.size]
+        self.model = models.ClassifierLoss(self.size)
+
+    def prepare(self) -> tuple[Any, ...]:
+        return (self.targets,)
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """One pair of groups for each layer: 0 embeds, 1 … depth are blocks, depth + 1 is the head."""
+        layers: dict[tuple[int, bool], list[Tensor]] = {}
+        for name, p in self.model.named_parameters():
+            parts = name.split(".")
+            if "blocks" in parts:
+                layer = int(parts[parts.index("blocks") + 1]) + 1
+            else:
+                layer = 0 if "trunk" in parts else self.size.depth + 1
+            decay = p.ndim > 1 and not name.endswith("cls_token")
+            layers.setdefault((layer, decay), []).append(p)
+        for (layer, decay), params in layers.items():
+            scale = self.size.layer_decay ** (self.size.depth + 1 - layer)
+            yield {"params": params, "lr": self.lr * scale, "weight_decay": self.weight_decay if decay else 0.0}
+
+
+class Infer(Workload):
+    """The fine-tuned classifier's logits."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.model = models.Classifier(models.SIZES[args.size]).eval()
+        self.model.requires_grad_(False)
+        if args.dtype == "bf16" and args.bf16 == "convert":
+            self.model.trunk.bfloat16()
+            self.model.fc_norm.bfloat16()
+            self.model.head.bfloat16()
+
+    def autocast(self) -> torch.autocast:
+        wanted = self.args.dtype == "bf16" and self.args.bf16 == "autocast"
+        return torch.autocast(self.args.device, torch.bfloat16, enabled=wanted)
+
+    def start(self) -> None:
+        self.parameters = list(self.model.parameters())
+
+    def step(self, phases: Phases) -> Tensor:
+        with torch.inference_mode(), self.autocast():
+            logits = self.run_model(self.pictures)
+        phases.mark("forward")
+        return logits.float().mean()
+
+
+WORKLOADS = {"tokenizer": TokenizerStep, "pretrain": Pretrain, "finetune": Finetune, None: Infer}
+
+
+def timed_step(work: Workload) -> tuple[float, dict[str, float], Tensor]:
+    phases = Phases(work.args.device)
+    if phases.cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    phases.mark("start")
+    result = work.step(phases)
+    if phases.cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, phases.milliseconds(), result
+
+
+def measure_round(work: Workload, base_mib: float, facts: dict[str, Any]) -> dict[str, Any]:
+    args = work.args
+    runs = [timed_step(work) for _ in range(args.steps)]
+    seconds = statistics.median(run[0] for run in runs)
+    # A compiled backward may do work that eager does in the forward: its parts mean something else.
+    parts = {name: statistics.median(run[1][name] for run in runs) for name in runs[0][1]}
+    if args.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        step_peak = peak
+    else:
+        peak = memory_mib("VmHWM")
+        step_peak = peak - base_mib
+    return facts | {
+        "steps": args.steps,
+        "seconds_per_step": seconds,
+        "images_per_second": args.batch / seconds,
+        "ms": {k: round(v, 3) for k, v in parts.items()} if args.mode == "eager" else None,
+        "peak_memory_mib": round(peak, 1),
+        "peak_step_memory_mib": round(step_peak, 1),
+        "result": runs[-1][2].item(),
+    }
+
+
+def say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("PyTorch finds no CUDA device")
+    if args.mode == "compile":
+        if args.device == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            fail("torch.compile on a CPU needs a C++ compiler: install g++ or set CXX")
+        # Before the memory baseline: the compiler is no part of a step.
+        inductor = importlib.import_module("torch._inductor.compile_fx")
+        inductor.config.freezing = args.freeze
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    torch.backends.cudnn.allow_tf32 = args.tf32
+
+    base_mib = memory_mib("VmRSS")
+    work = WORKLOADS[args.stage](args)
+    work.place()
+    work.start()
+    warm = [timed_step(work)[0] for _ in range(2)]
+    reset_peak()
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    facts = {
+        "program": f"pytorch-{args.mode}",
+        "version": torch.__version__,
+        "kind": args.kind,
+        "stage": args.stage,
+        "size": args.size,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "device": args.device,
+        "threads": args.threads,
+        "attention": work.attention,
+        "parameters": sum(p.numel() for p in work.parameters),
+    }
+    if args.paced:
+        say({"ready": True, **facts, "first_step_seconds": round(warm[0], 3), "start_seconds": round(time.perf_counter() - START, 3)})  # fmt: skip
+    turns = sys.stdin if args.paced else range(args.rounds)
+    for _ in turns:
+        say(measure_round(work, base_mib, facts))
+
+
+if __name__ == "__main__":
+    main(ARGS)
