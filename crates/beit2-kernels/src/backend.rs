@@ -53,6 +53,11 @@ pub trait Backend: BurnBackend {
         composed::gelu_train::<Self>(x)
     }
 
+    /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
+    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::product::<Self>(x, y)
+    }
+
     /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row, both
     /// constants to a graph.
     fn fused_layer_norm(

@@ -73,6 +73,10 @@ impl Backend for Flex {
         if is_f32(&[&x]) { gelu::fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
     }
 
+    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { gelu::fast::product(x, y) } else { composed::product::<Self>(x, y) }
+    }
+
     fn fused_layer_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
