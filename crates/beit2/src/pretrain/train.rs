@@ -1,6 +1,7 @@
 //! Masked image modeling: read top to bottom.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use beit2_data::{Batch, Key, Purpose, Source};
@@ -8,6 +9,7 @@ use beit2_kernels::{AutodiffBackend, Backend};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
+use super::token_cache::{CacheUse, TokenCache, identity};
 use super::{MimModel, PretrainRecipe, TokenMask, masked_labels};
 use crate::error::{Error, config_error};
 use crate::params;
@@ -104,6 +106,13 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
+    let mut cache = match recipe.tokenizer.cache.as_str() {
+        "" => None,
+        folder => {
+            let identity = identity(&tokenizer_config, &tokenizer, recipe.precision, device);
+            Some(TokenCache::open(Path::new(folder), &identity, words, recipe.seed)?)
+        }
+    };
     let loader = training_loader(
         source,
         &recipe.data,
@@ -114,9 +123,23 @@ pub fn train<B: AutodiffBackend>(
         session.state.data,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Ahead::new(loader, move |batch| Ok((inputs(&frozen, &batch, patches, &at)?, batch)));
+    let prepared = Ahead::new(loader, move |batch| {
+        let inputs = inputs_with(&batch, patches, &at, |images| {
+            let ask = || frozen.ids(frozen.preprocess(images));
+            match &mut cache {
+                Some(cache) => cache.ids(&batch, patches, &at, ask),
+                None => ask(),
+            }
+        })?;
+        Ok((inputs, batch, cache.as_mut().map(TokenCache::used).unwrap_or_default()))
+    });
+    let mut cached = CacheUse::default();
     for prepared in prepared {
-        let ((x, labels, mask), batch) = prepared?;
+        let ((x, labels, mask), batch, used) = prepared?;
+        cached = used;
+        if let Some(problem) = cached.problem.take() {
+            session.warn(problem);
+        }
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
@@ -180,6 +203,10 @@ pub fn train<B: AutodiffBackend>(
             break;
         }
     }
+    if cached.asked > 0 {
+        let (hits, asked) = (cached.hits, cached.asked);
+        session.note(format!("{hits} of {asked} batches had their ids in {}", recipe.tokenizer.cache));
+    }
     session.finish()
 }
 
@@ -192,8 +219,19 @@ pub fn inputs<I: Backend>(
     patches: usize,
     device: &I::Device,
 ) -> Result<(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>), Error> {
+    inputs_with(batch, patches, device, |images| tokenizer.ids(tokenizer.preprocess(images)))
+}
+
+/// [`inputs`] with the ids `[B, N]` that `ids` gives for the tokenizer's views.
+#[allow(clippy::type_complexity)] // as above
+fn inputs_with<I: Backend>(
+    batch: &Batch<Item>,
+    patches: usize,
+    device: &I::Device,
+    ids: impl FnOnce(Tensor<I, 4>) -> Tensor<I, 2, Int>,
+) -> Result<(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>), Error> {
     let (images, token) = to_device::<I>(batch, device)?;
-    let ids = tokenizer.ids(tokenizer.preprocess(token.unwrap_or_else(|| images.clone())));
+    let ids = ids(token.unwrap_or_else(|| images.clone()));
     let indices: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
     let mask = TokenMask::new(&indices, batch.items.len(), patches, device);
     let labels = masked_labels(ids, &mask);
