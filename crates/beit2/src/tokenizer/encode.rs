@@ -39,7 +39,7 @@ impl<B: Backend> Tokenizer<B> {
     /// # Errors
     /// A file that cannot be read, holds another model, or whose codebook was never started.
     pub fn open(spec: &str, assets: &dyn Assets, device: &B::Device) -> Result<Self, Error> {
-        let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+        let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
         let (config, model) = weights::load_tokenizer(&source, assets, device)?;
         Ok(Self { config, model, device: device.clone() })
     }
