@@ -10,8 +10,9 @@ use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
-    AdamwStep, AttentionSpec, Precision, attention, channel_moments, channel_norm, composed, conv3x3,
-    cross_entropy, gelu, layer_norm, linear, pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, Precision, attention, channel_moments,
+    channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp, pixel_cross_entropy,
+    residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -56,6 +57,34 @@ pub trait Backend: BurnBackend {
     /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
     fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::product::<Self>(x, y)
+    }
+
+    /// Whether [`norm_mlp`](crate::norm_mlp) of these tensors is one computation here, with a backward pass of its own.
+    fn fuses_norm_mlp(_x: &FloatTensor<Self>, _p: &NormMlpTensors<Self>) -> bool {
+        false
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp).
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        norm_mlp::composed::<Self>(x, p)
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp) and what its backward pass needs; only where it is one computation.
+    fn fused_norm_mlp_train(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
+    }
+
+    /// Gradients of [`norm_mlp`](crate::norm_mlp) with respect to x and the parameters in their order.
+    fn fused_norm_mlp_backward(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+        _saved: NormMlpSaved<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
     }
 
     /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row, both
@@ -315,6 +344,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
+    }
+
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        norm_mlp::autodiff::<B, C>(x, p)
     }
 
     fn fused_layer_norm(

@@ -9,9 +9,14 @@ use burn_flex::{FlexTensor, Layout};
 
 use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradients, PixelLoss};
 use crate::memory::Buffer;
+#[cfg(target_arch = "x86_64")]
+use crate::memory::{Stored, Values};
+#[cfg(target_arch = "x86_64")]
+use crate::packed;
 use crate::{
-    AdamwStep, AttentionSpec, Precision, adamw, attention, channel_moments, channel_norm, composed, conv3x3,
-    cross_entropy, gelu, layer_norm, linear, nearest_code, pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, Precision, adamw, attention, channel_moments,
+    channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code, norm_mlp,
+    pixel_cross_entropy, residual_scale, samples,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -50,6 +55,12 @@ pub(crate) fn tensor(buffer: Buffer, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(buffer.into_bytes(), Layout::contiguous(shape), DType::F32)
 }
 
+/// A tensor of stored activations, for a backward pass.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn stored<S: Stored>(values: Values<S>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(values.into_bytes(), Layout::contiguous(shape.into()), S::DTYPE)
+}
+
 /// The elements of an integer tensor of any width.
 pub(crate) fn integers(x: &FlexTensor) -> Vec<i64> {
     x.clone().into_data().iter::<i64>().collect()
@@ -75,6 +86,42 @@ impl Backend for Flex {
 
     fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x, &y]) { gelu::fast::product(x, y) } else { composed::product::<Self>(x, y) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fuses_norm_mlp(x: &FloatTensor<Self>, p: &NormMlpTensors<Self>) -> bool {
+        let width = x.layout().shape().last().copied().unwrap_or(0);
+        let rows = x.layout().num_elements() / width.max(1);
+        let floats = is_f32(&[x]) && p.tensors.iter().all(|tensor| is_f32(&[tensor]));
+        floats && rows >= norm_mlp::fast::FEWEST && packed::is_available(p.precision)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        match Self::fuses_norm_mlp(&x, &p) {
+            true => norm_mlp::fast::forward_only(x, p),
+            false => norm_mlp::composed::<Self>(x, p),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_train(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        let (y, saved) = norm_mlp::fast::forward_train(x, p);
+        (y, saved.into())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_backward(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+        saved: NormMlpSaved<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        let Ok(saved) = saved.try_into() else { unreachable!("made by `fused_norm_mlp_train`") };
+        norm_mlp::fast::backward(x, p, saved, grad)
     }
 
     fn fused_layer_norm(

@@ -99,7 +99,7 @@ pub(crate) mod fast {
         }
     }
 
-    dispatch!(fn in_place(x: &mut [f32]) => in_place_body);
+    dispatch!(pub(crate) fn in_place(x: &mut [f32]) => in_place_body);
 
     #[inline(always)]
     fn in_place_body<const FMA: bool>(x: &mut [f32]) {
@@ -110,7 +110,7 @@ pub(crate) mod fast {
 
     dispatch!(
         /// `x` becomes the derivative.
-        fn with_slope(x: &mut [f32], y: &mut [f32]) => with_slope_body
+        pub(crate) fn with_slope(x: &mut [f32], y: &mut [f32]) => with_slope_body
     );
 
     #[inline(always)]

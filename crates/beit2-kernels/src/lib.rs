@@ -23,6 +23,7 @@ mod linear;
 mod matrix;
 mod memory;
 mod nearest_code;
+mod norm_mlp;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 mod pixel_cross_entropy;
@@ -49,6 +50,7 @@ pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
+pub use norm_mlp::{NormMlp, NormMlpSaved, NormMlpTensors, norm_mlp};
 pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
 pub use residual_scale::residual_scale;

@@ -12,6 +12,8 @@ mod pack;
 mod tests;
 mod tile;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, Start};
@@ -20,7 +22,8 @@ use crate::precision::Precision;
 use crate::simd::{Level, level};
 pub(crate) use pack::Element;
 use pack::{Kind, Pair, Panels, Side, Single};
-use tile::{Block, COLS, LANES, Left, ROWS};
+pub(crate) use tile::ROWS;
+use tile::{Block, COLS, LANES, Left};
 
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
@@ -132,10 +135,7 @@ impl Right {
     /// As [`Right::product`].
     unsafe fn multiply<K: Kind, A: Element>(&self, tasks: Tasks<'_>, a: Matrix<'_, A>) {
         let Tasks { target, row, start, factor, parallel } = tasks;
-        let (rows, cols, panels) = (a.rows(), self.cols, self.panels);
-        let words = self.depth.div_ceil(K::PER_WORD);
-        // Blocks of the same size, so that none is a short rest.
-        let block = words.div_ceil(words.div_ceil(WORDS));
+        let (rows, cols) = (a.rows(), self.cols);
         let left = rows_of(a);
         let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
         // A grid of tasks; only the time depends on how it is cut.
@@ -152,41 +152,87 @@ impl Right {
             };
             let (rows, cols) =
                 (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
-            let mut rows_block = LeftBlock::new::<K>(left.some(rows.start, rows.len()), block);
-            for from in (0..words).step_by(block) {
-                let n = block.min(words - from);
-                let start = match (from, start) {
-                    (1.., _) => Start::There,
-                    (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
-                    (0, start) => start,
-                };
-                let b = &self.data[cols.start / COLS * panels.stride + from * COLS..];
-                // SAFETY: the block lies in the destination, and no other task has it; the caller says
-                // that the CPU has the instructions.
-                unsafe {
-                    let dst = target.at(rows.start * row + cols.start);
-                    let block = Block {
-                        a: Left::Panels(std::ptr::null(), 0),
-                        b,
-                        b_stride: panels.stride,
-                        words: n,
-                        rows: 0,
-                        cols: cols.len(),
-                        dst,
-                        row,
-                        start,
-                        factor,
-                    };
-                    for (first, rows, a) in rows_block.words::<K>(from..from + n).into_iter().flatten() {
-                        K::compute(&Block { a, rows, dst: dst.add(first * row), ..block });
-                    }
-                }
+            // SAFETY: the block lies in the destination, and no other task has it; the caller says that the CPU
+            // has the instructions.
+            unsafe {
+                let dst = target.at(rows.start * row + cols.start);
+                self.block::<K, A>(dst, row, start, factor, left.some(rows.start, rows.len()), cols);
             }
         };
         if parallel {
             (0..row_tasks * col_tasks).into_par_iter().for_each(task);
         } else {
             (0..row_tasks * col_tasks).for_each(task);
+        }
+    }
+
+    /// `dst = start + a·self` for columns `cols` (from a multiple of 32 on), on the caller's thread; `dst` is the place of
+    /// the first of these columns, `start`'s row the whole one.
+    ///
+    /// # Safety
+    /// As [`Right::product`], for these columns.
+    pub(crate) unsafe fn columns<A: Element>(
+        &self,
+        dst: *mut f32,
+        row: usize,
+        start: Start<'_>,
+        a: Matrix<'_, A>,
+        cols: Range<usize>,
+    ) {
+        assert!(a.cols() == self.depth && a.cols() > 0 && cols.start.is_multiple_of(COLS));
+        assert!(cols.start < cols.end && cols.end <= self.cols);
+        let left = rows_of(a);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.precision {
+                Precision::F32 => self.block::<Single, A>(dst, row, start, 1.0, left, cols),
+                Precision::Bf16 => self.block::<Pair, A>(dst, row, start, 1.0, left, cols),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Right::columns`].
+    unsafe fn block<K: Kind, A: Element>(
+        &self,
+        dst: *mut f32,
+        row: usize,
+        start: Start<'_>,
+        factor: f32,
+        left: Side<'_, A>,
+        cols: Range<usize>,
+    ) {
+        let words = self.depth.div_ceil(K::PER_WORD);
+        // Blocks of the same size, so that none is a short rest.
+        let size = words.div_ceil(words.div_ceil(WORDS));
+        let mut left = LeftBlock::new::<K>(left, size);
+        for from in (0..words).step_by(size) {
+            let words = size.min(words - from);
+            let start = match (from, start) {
+                (1.., _) => Start::There,
+                (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
+                (0, start) => start,
+            };
+            let (b_stride, cols) = (self.panels.stride, cols.clone());
+            let b = &self.data[cols.start / COLS * b_stride + from * COLS..];
+            // SAFETY: the caller's promise.
+            unsafe {
+                for (first, rows, a) in left.words::<K>(from..from + words).into_iter().flatten() {
+                    let dst = dst.add(first * row);
+                    K::compute(&Block {
+                        a,
+                        b,
+                        b_stride,
+                        words,
+                        rows,
+                        cols: cols.len(),
+                        dst,
+                        row,
+                        start,
+                        factor,
+                    });
+                }
+            }
         }
     }
 }
@@ -248,7 +294,7 @@ impl<'a, A: Element> LeftBlock<'a, A> {
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
-    unsafe fn words<K: Kind>(&mut self, words: std::ops::Range<usize>) -> [Option<LeftPart>; 2] {
+    unsafe fn words<K: Kind>(&mut self, words: Range<usize>) -> [Option<LeftPart>; 2] {
         let Self { side, copy, how } = self;
         let rows = side.lanes;
         // SAFETY: the caller's promise; both functions check their bounds.

@@ -62,6 +62,11 @@ impl<B: Backend> LayerNorm<B> {
         }
     }
 
+    /// ε.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// Shape is kept.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
