@@ -96,6 +96,14 @@ impl<B: Backend> Block<B> {
         self.mlp.fc2.set_precision(precision);
     }
 
+    /// For a model whose weights do not change any more ([`Linear::freeze`]).
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        let Self { attn, mlp, .. } = self;
+        let mlp = Mlp { fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze(), ..mlp };
+        Self { attn: attn.freeze(), mlp, ..self }
+    }
+
     /// # Shapes
     /// `x [B, T, D]`, `bias [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(
