@@ -10,9 +10,9 @@ use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
-    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, Precision, attention, channel_moments,
-    channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp, pixel_cross_entropy,
-    residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, attention,
+    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp,
+    pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -117,6 +117,20 @@ pub trait Backend: BurnBackend {
         precision: Precision,
     ) -> FloatTensor<Self> {
         composed::linear::<Self>(x, weight, bias, precision)
+    }
+
+    /// [`pack_weight`](crate::pack_weight).
+    fn pack_weight(_weight: FloatTensor<Self>, _precision: Precision) -> Option<PackedWeight> {
+        None
+    }
+
+    /// [`linear_packed`](crate::linear_packed), for backends that pack.
+    fn fused_linear_packed(
+        _x: FloatTensor<Self>,
+        _weight: &PackedWeight,
+        _bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        panic!("linear_packed: this backend packs no weights; the layer was frozen on another one")
     }
 
     /// Gradient of [`linear`](crate::linear) with respect to its input: `grad·W`, `[.., in]`.

@@ -14,9 +14,9 @@ use crate::memory::{Stored, Values};
 #[cfg(target_arch = "x86_64")]
 use crate::packed;
 use crate::{
-    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, Precision, adamw, attention, channel_moments,
-    channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code, norm_mlp,
-    pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, adamw, attention,
+    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code,
+    norm_mlp, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -272,6 +272,20 @@ impl Backend for Flex {
         } else {
             composed::linear::<Self>(x, weight, bias, precision)
         }
+    }
+
+    fn pack_weight(weight: FloatTensor<Self>, precision: Precision) -> Option<PackedWeight> {
+        if is_f32(&[&weight]) { linear::fast::pack(&weight, precision) } else { None }
+    }
+
+    fn fused_linear_packed(
+        x: FloatTensor<Self>,
+        weight: &PackedWeight,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        assert!(plain && is_f32(&[&x]), "linear_packed: expected f32, found {:?}", x.dtype());
+        linear::fast::forward_packed(x, weight, bias)
     }
 
     fn fused_linear_backward_input(

@@ -47,7 +47,7 @@ pub use conv3x3::conv3x3;
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
 pub use norm_mlp::{NormMlp, NormMlpSaved, NormMlpTensors, norm_mlp};

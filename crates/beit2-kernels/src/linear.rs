@@ -3,6 +3,9 @@
 //! Contract: matrix products read their operands where they lie, transposed or not; the backward
 //! pass keeps the input only if the weight needs a gradient, and the weight only if the input does.
 
+use std::fmt;
+use std::sync::Arc;
+
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -13,6 +16,7 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::backend::Backend;
 use crate::composed::{unwrap, wrap};
+use crate::matrix::Packed;
 use crate::precision::Precision;
 
 /// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`. `precision` is that of the
@@ -33,6 +37,50 @@ pub fn linear<B: Backend, const D: usize>(
         assert!(b == out, "linear: bias [{b}] does not fit weight [{out}, {inner}]");
     }
     wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap), precision))
+}
+
+/// A weight in the order in which products read it: for models whose weights do not change any more.
+///
+/// Clones share their memory: as much as the weight itself in f32, half of it in bf16.
+#[derive(Clone)]
+pub struct PackedWeight(Arc<Packed>);
+
+impl PackedWeight {
+    /// `[out, in]`, as the weight's.
+    pub fn dims(&self) -> [usize; 2] {
+        let [inner, out] = self.0.dims();
+        [out, inner]
+    }
+}
+
+impl fmt::Debug for PackedWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackedWeight({:?})", self.dims())
+    }
+}
+
+/// Packs a `weight [out, in]` for [`linear_packed`]; `None` where a backend or a processor has nothing better than the
+/// weight itself. Recording backends have nothing: a packed weight gets no gradient, and passes none on.
+pub fn pack_weight<B: Backend>(weight: Tensor<B, 2>, precision: Precision) -> Option<PackedWeight> {
+    B::pack_weight(unwrap(weight), precision)
+}
+
+/// [`linear`](crate::linear) with a packed weight: the same to the bit.
+///
+/// # Panics
+/// If the last axis of `x` is not `in`, `bias` is not `[out]`, or the weight was packed for another backend.
+pub fn linear_packed<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: &PackedWeight,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let (dims, [out, inner]) = (x.dims(), weight.dims());
+    assert!(dims[D - 1] == inner, "linear_packed: x {dims:?} does not fit weight [{out}, {inner}]");
+    if let Some(bias) = &bias {
+        let [b] = bias.dims();
+        assert!(b == out, "linear_packed: bias [{b}] does not fit weight [{out}, {inner}]");
+    }
+    wrap(B::fused_linear_packed(unwrap(x), weight, bias.map(unwrap)))
 }
 
 /// [`linear`](crate::linear) composed from Burn's primitives.
@@ -115,12 +163,15 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
 }
 
 pub(crate) mod fast {
+    use std::sync::Arc;
+
     use burn::tensor::Shape;
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
+    use super::PackedWeight;
     use crate::flex::{owned, row_groups, tensor, view};
-    use crate::matrix::{How, Start, product, with_rows};
+    use crate::matrix::{How, Packed, Start, product, with_rows};
     use crate::memory::Buffer;
     use crate::precision::Precision;
 
@@ -140,6 +191,24 @@ pub(crate) mod fast {
                 product(&mut y, out, start, 1.0, x, w.transposed(), How::parallel(precision));
             });
         });
+        tensor(y, shape)
+    }
+
+    pub(crate) fn pack(weight: &FlexTensor, precision: Precision) -> Option<PackedWeight> {
+        with_rows(weight, |w| Packed::new(w.transposed(), precision))
+            .map(|packed| PackedWeight(Arc::new(packed)))
+    }
+
+    pub(crate) fn forward_packed(
+        x: FlexTensor,
+        weight: &PackedWeight,
+        bias: Option<FlexTensor>,
+    ) -> FlexTensor {
+        let shape = with_last(&x, weight.dims()[0]);
+        let mut y = Buffer::any(shape.num_elements());
+        let bias = bias.map(owned);
+        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(view(bias)));
+        with_rows(&x, |x| weight.0.product(&mut y, start, x));
         tensor(y, shape)
     }
 

@@ -204,6 +204,54 @@ impl Operand for burn::tensor::bf16 {
     }
 }
 
+/// A right operand for many products, in the form that they read fastest.
+pub(crate) struct Packed {
+    #[cfg(target_arch = "x86_64")]
+    right: packed::Right,
+}
+
+impl Packed {
+    /// `None` where products read operands as they are.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub(crate) fn new(b: Matrix<'_>, precision: Precision) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if b.rows > 0 && b.cols > 0 {
+            let precision = packed::offered(precision)?;
+            // SAFETY: the instructions are there.
+            return Some(Self { right: unsafe { packed::Right::new(b, precision, true) } });
+        }
+        None
+    }
+
+    /// Length of the inner axis, and number of columns.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        #[cfg(target_arch = "x86_64")]
+        return self.right.dims();
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("made by `new` only")
+    }
+
+    /// `dst = start + a·self`, with rows of `dst` side by side: what [`product`] gives, to the bit, for rows that lie in
+    /// order.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub(crate) fn product(&self, dst: &mut [f32], start: Start<'_>, a: Matrix<'_>) {
+        let [depth, cols] = self.dims();
+        assert!(a.cols == depth && span(a.rows, cols, cols, 1) <= dst.len());
+        if let Start::Row(values) = start {
+            assert_eq!(values.len(), cols);
+        }
+        if a.rows == 0 {
+            return;
+        }
+        let parallel = a.rows.saturating_mul(cols).saturating_mul(depth) >= PARALLEL;
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the slice holds every element of the destination and is borrowed mutably.
+        unsafe {
+            self.right.product(dst.as_mut_ptr(), cols, start, 1.0, a, parallel);
+        }
+    }
+}
+
 /// [`product`] to a place that other threads write around.
 ///
 /// # Safety
@@ -230,9 +278,12 @@ pub(crate) unsafe fn product_at(
     // bf16 of any size, so that what is rounded does not depend on shapes. In f32, `gemm` is as fast where rows of the
     // left operand must be turned, slower where it copies what could be read in place.
     #[cfg(target_arch = "x86_64")]
-    if a.cols > 0 && (how.precision == Precision::Bf16 || a.col == 1) && packed::is_available(how.precision) {
+    if let Some(precision) = packed::offered(how.precision)
+        && a.cols > 0
+        && (precision == Precision::Bf16 || a.col == 1)
+    {
         // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
-        unsafe { packed::product(dst, row, start, factor, a, b, how.precision, parallel) }
+        unsafe { packed::product(dst, row, start, factor, a, b, precision, parallel) }
         return;
     }
     // SAFETY: as above.

@@ -96,6 +96,45 @@ fn every_level_matches_the_reference() {
     }
     limit(Level::Avx512Bf16);
     products_at_every_level(best);
+    packed_weights_at_every_level(best);
+}
+
+/// Packed weights give what the weights give, to the bit; only processors with AVX-512 pack.
+fn packed_weights_at_every_level(best: Level) {
+    let device = Default::default();
+    let random = |dims| Tensor::<Flex, 2>::random(dims, Distribution::Normal(0.0, 1.0), &device);
+    // Widths of whole and of partial panels, with an odd inner axis, and more columns than one task takes.
+    for [inner, out] in [[150, 77], [129, 32], [768, 1000], [1024, 24]] {
+        let (w, b) = (random([out, inner]), random([1, out]).reshape([out]));
+        for wanted in [Level::Baseline, Level::Avx2, Level::Avx512, Level::Avx512Bf16] {
+            limit(wanted);
+            if level() != wanted {
+                println!("skipped {wanted:?}: this machine has {best:?}");
+                continue;
+            }
+            for precision in [Precision::F32, Precision::Bf16] {
+                let Some(packed) = fast::pack_weight(w.clone(), precision) else {
+                    assert!(wanted < Level::Avx512, "{wanted:?} packs nothing");
+                    continue;
+                };
+                assert!(wanted >= Level::Avx512 && packed.dims() == [out, inner]);
+                for rows in [1, 12, 197, 1003] {
+                    let x = random([rows, inner]);
+                    for bias in [None, Some(b.clone())] {
+                        let want = fast::linear(x.clone(), w.clone(), bias.clone(), precision);
+                        let found = fast::linear_packed(x.clone(), &packed, bias);
+                        assert!(
+                            want.into_data() == found.into_data(),
+                            "{wanted:?} {precision} {rows}×{inner}×{out}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    limit(Level::Avx512Bf16);
+    let recording = Tensor::<B, 2>::ones([40, 40], &device);
+    assert!(fast::pack_weight(recording, Precision::F32).is_none(), "a recorded weight may change");
 }
 
 /// Values as a product sees them, rounded by `half`.

@@ -78,11 +78,13 @@ impl<B: Backend, F: FnMut(ParamInfo, &dyn Fn() -> TensorData)> ModuleVisitor<B> 
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = param.val();
-        let info = ParamInfo {
-            name: self.path.name(),
-            shape: value.dims().to_vec(),
-            trainable: self.path.is_trained(),
-        };
+        let name = self.path.name();
+        // Loudly, because a file without them would look like a model.
+        assert!(
+            value.dims() != [0; D],
+            "{name} of a frozen model is gone; save the model before freezing it"
+        );
+        let info = ParamInfo { name, shape: value.dims().to_vec(), trainable: self.path.is_trained() };
         (self.each)(info, &|| value.to_data());
     }
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {

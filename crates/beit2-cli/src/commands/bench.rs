@@ -292,7 +292,8 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
         ),
         ("a step".to_owned(), format!("{:.1} ms", 1e3 * batch / median)),
     ];
-    let parts: [(&str, fn(&Parts) -> f64); 5] = [
+    type Part = (&'static str, fn(&Parts) -> f64);
+    let parts: [Part; 5] = [
         ("data", |p| p.data),
         ("tokenizer or teacher", |p| p.tokenizer),
         ("forward", |p| p.forward),

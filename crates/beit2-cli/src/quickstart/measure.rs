@@ -87,7 +87,9 @@ impl Job for Measurement<'_> {
         let (words, tokenizer) = weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
         let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =
-            Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?;
+            Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?
+                .freeze();
+        let tokenizer = tokenizer.freeze_encoder();
         let train = self.assets.source(&self.pretrain.data.train)?;
         let val = self.assets.source(&self.pretrain.data.val)?;
 
@@ -124,7 +126,7 @@ impl Job for Measurement<'_> {
         bench.pixels()?;
         let last = config.vit.depth - 1;
         let random = MimModel::new(&config, self.pretrain.seed, device)?;
-        let [random, model] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last));
+        let [random, model] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last).freeze());
         bench.model("random", "same ViT, random", &random, FeatureKind::Cls)?;
         bench.model("random_concat", "same ViT, random", &random, FeatureKind::Concat)?;
         bench.model("encoder", "tokenizer's encoder", &encoder(tokenizer), FeatureKind::Mean)?;

@@ -28,6 +28,12 @@ use tile::{Block, COLS, LANES, Left};
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
 
+/// Most row panels that are not cut: their words and results stay in the second-level cache.
+const FEW: usize = 24;
+
+/// Column panels of a task that has all rows.
+const WIDE: usize = 12;
+
 /// Column panels that one task packs: rows of a transposed operand are read in runs as long as they are wide.
 const GROUP: usize = 4;
 
@@ -41,6 +47,12 @@ pub(crate) fn is_available(precision: Precision) -> bool {
             Precision::F32 => Level::Avx512,
             Precision::Bf16 => Level::Avx512Bf16,
         }
+}
+
+/// The precision of products here when a caller asks for `wanted`: bf16 becomes f32 on a CPU that has f32 products only.
+/// `None`: this CPU has neither.
+pub(crate) fn offered(wanted: Precision) -> Option<Precision> {
+    [wanted, Precision::F32].into_iter().find(|&precision| is_available(precision))
 }
 
 /// A result that tasks write different parts of.
@@ -105,6 +117,11 @@ impl Right {
         Self { precision, data, panels, depth, cols }
     }
 
+    /// Length of the inner axis, and number of columns.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        [self.depth, self.cols]
+    }
+
     /// `dst = start + factor·a·self`, with rows of `dst` `row` apart, on all threads if `parallel`. The inner
     /// axis must not be empty.
     ///
@@ -138,12 +155,15 @@ impl Right {
         let (rows, cols) = (a.rows(), self.cols);
         let left = rows_of(a);
         let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
-        // A grid of tasks; only the time depends on how it is cut.
-        let threads = if parallel { rayon::current_num_threads() } else { 1 };
-        let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
-        let col_tasks = match row_tasks < 2 * threads && threads > 1 {
-            true => (2 * threads).div_ceil(row_tasks).min(col_panels),
-            false => 1,
+        let (row_tasks, col_tasks) = match parallel {
+            true => grid(row_panels, col_panels, rayon::current_num_threads()),
+            false => (row_panels.div_ceil(PANELS), 1),
+        };
+        // Tasks with the same rows share a copy of them.
+        let shared = match row_tasks < col_tasks {
+            // SAFETY: the caller says that the CPU has the instructions.
+            true => unsafe { SharedRows::new::<K, A>(left) },
+            false => None,
         };
         let task = |task: usize| {
             let (i, j) = (task / col_tasks, task % col_tasks);
@@ -152,11 +172,15 @@ impl Right {
             };
             let (rows, cols) =
                 (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
+            let left = match &shared {
+                Some(shared) => LeftRows::Shared(shared, rows.clone()),
+                None => LeftRows::Own(left.some(rows.start, rows.len())),
+            };
             // SAFETY: the block lies in the destination, and no other task has it; the caller says that the CPU
             // has the instructions.
             unsafe {
                 let dst = target.at(rows.start * row + cols.start);
-                self.block::<K, A>(dst, row, start, factor, left.some(rows.start, rows.len()), cols);
+                self.block::<K, A>(dst, row, start, factor, left, cols);
             }
         };
         if parallel {
@@ -181,7 +205,7 @@ impl Right {
     ) {
         assert!(a.cols() == self.depth && a.cols() > 0 && cols.start.is_multiple_of(COLS));
         assert!(cols.start < cols.end && cols.end <= self.cols);
-        let left = rows_of(a);
+        let left = LeftRows::Own(rows_of(a));
         // SAFETY: the caller's promise.
         unsafe {
             match self.precision {
@@ -199,13 +223,16 @@ impl Right {
         row: usize,
         start: Start<'_>,
         factor: f32,
-        left: Side<'_, A>,
+        left: LeftRows<'_, A>,
         cols: Range<usize>,
     ) {
         let words = self.depth.div_ceil(K::PER_WORD);
         // Blocks of the same size, so that none is a short rest.
         let size = words.div_ceil(words.div_ceil(WORDS));
-        let mut left = LeftBlock::new::<K>(left, size);
+        let (mut own, shared) = match left {
+            LeftRows::Own(side) => (Some(LeftBlock::new::<K>(side, size)), None),
+            LeftRows::Shared(shared, rows) => (None, Some((shared, rows))),
+        };
         for from in (0..words).step_by(size) {
             let words = size.min(words - from);
             let start = match (from, start) {
@@ -217,7 +244,12 @@ impl Right {
             let b = &self.data[cols.start / COLS * b_stride + from * COLS..];
             // SAFETY: the caller's promise.
             unsafe {
-                for (first, rows, a) in left.words::<K>(from..from + words).into_iter().flatten() {
+                let parts = match (&mut own, &shared) {
+                    (Some(own), _) => own.words::<K>(from..from + words),
+                    (None, Some((shared, rows))) => [Some(shared.words(rows.clone(), from)), None],
+                    (None, None) => [None, None],
+                };
+                for (first, rows, a) in parts.into_iter().flatten() {
                     let dst = dst.add(first * row);
                     K::compute(&Block {
                         a,
@@ -235,6 +267,63 @@ impl Right {
             }
         }
     }
+}
+
+/// Into how many parts rows and columns are cut, of so many panels each. Only the time depends on it.
+fn grid(row_panels: usize, col_panels: usize, threads: usize) -> (usize, usize) {
+    let col_tasks = col_panels.div_ceil(WIDE).next_multiple_of(threads);
+    if row_panels <= FEW && col_tasks <= col_panels {
+        // Why: each thread then reads its part of a weight once, from the memory, and all rows of a result
+        // of one picture find it in the cache.
+        return (1, col_tasks);
+    }
+    let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
+    let col_tasks = match row_tasks < 2 * threads && threads > 1 {
+        true => (2 * threads).div_ceil(row_tasks).min(col_panels),
+        false => 1,
+    };
+    (row_tasks, col_tasks)
+}
+
+/// All rows of a left operand, copied in the order of words.
+struct SharedRows {
+    copy: Buffer,
+    /// Floats between two rows.
+    apart: usize,
+}
+
+impl SharedRows {
+    /// `None` where rows can be read in place, or must be turned.
+    ///
+    /// # Safety
+    /// The CPU has the kind's instructions.
+    unsafe fn new<K: Kind, A: Element>(side: Side<'_, A>) -> Option<Self> {
+        if Copied::of::<K, A>(&side) != Copied::Rows {
+            return None;
+        }
+        let words = side.len.div_ceil(K::PER_WORD);
+        let apart = stride(words);
+        let mut copy = Buffer::any(side.lanes.next_multiple_of(ROWS) * apart);
+        copy.par_chunks_mut(ROWS * apart).enumerate().for_each(|(panel, part)| {
+            // SAFETY: the caller's promise.
+            unsafe { K::copy(side.some(panel * ROWS, ROWS), apart, 0..words, part) };
+        });
+        Some(Self { copy, apart })
+    }
+
+    /// Of these rows, the words from `from` on.
+    fn words(&self, rows: Range<usize>, from: usize) -> LeftPart {
+        let first = &self.copy[rows.start * self.apart + from..];
+        (0, rows.len(), Left::Rows(first.as_ptr().cast(), self.apart * size_of::<f32>()))
+    }
+}
+
+/// The left operand of a block.
+enum LeftRows<'a, A> {
+    /// Rows of its own.
+    Own(Side<'a, A>),
+    /// Some of the rows that several blocks share.
+    Shared(&'a SharedRows, Range<usize>),
 }
 
 /// Where a product goes, and how.
@@ -264,21 +353,27 @@ enum Copied {
     Panels,
 }
 
+impl Copied {
+    fn of<K: Kind, A: Element>(side: &Side<'_, A>) -> Self {
+        let apart = side.lane * size_of::<A>();
+        let is_words =
+            size_of::<A>() * K::PER_WORD == size_of::<f32>() && side.len.is_multiple_of(K::PER_WORD);
+        match side.depth == 1 {
+            false => Self::Panels,
+            // Rows a page apart would share the same few lines of the first-level cache.
+            true if is_words && !apart.is_multiple_of(4096) => Self::Rest,
+            true => Self::Rows,
+        }
+    }
+}
+
 /// First row, number of rows, and where they are.
 type LeftPart = (usize, usize, Left);
 
 impl<'a, A: Element> LeftBlock<'a, A> {
     /// Of blocks of at most `block` words.
     fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
-        let apart = side.lane * size_of::<A>();
-        let is_words =
-            size_of::<A>() * K::PER_WORD == size_of::<f32>() && side.len.is_multiple_of(K::PER_WORD);
-        let how = match side.depth == 1 {
-            false => Copied::Panels,
-            // Rows a page apart would share the same few lines of the first-level cache.
-            true if is_words && !apart.is_multiple_of(4096) => Copied::Rest,
-            true => Copied::Rows,
-        };
+        let how = Copied::of::<K, A>(&side);
         let rows = match how {
             Copied::Rest => side.lanes % ROWS,
             _ => side.lanes,

@@ -39,7 +39,7 @@ impl<I: Backend> InferBench<I> {
         let mut model = initialise(VisionTransformer::new(&vit, Pooling::Mean, CLASSES, device), rule, 0);
         model.set_precision(precision);
         let pictures = Stream::new(pictures, batch, vit.image_size)?;
-        Ok(Self { model, pictures, size, batch, device: device.clone() })
+        Ok(Self { model: model.freeze(), pictures, size, batch, device: device.clone() })
     }
 
     /// Floating-point operations of the matrix products for a batch.

@@ -47,6 +47,7 @@ pub struct TrainBench<B: AutodiffBackend> {
 }
 
 /// The half of a step that learns.
+#[allow(clippy::large_enum_variant)] // there is one
 enum Learner<B: AutodiffBackend> {
     Tokenizer(VqKd<B>),
     Pretrain(MimModel<B>),
@@ -54,6 +55,7 @@ enum Learner<B: AutodiffBackend> {
 }
 
 /// The half that does not.
+#[allow(clippy::large_enum_variant)] // as above
 #[derive(Clone)]
 enum Frozen<I: Backend> {
     Teacher(Teacher<I>),
@@ -89,6 +91,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
                 model.set_precision(precision);
                 let mut tokenizer = VqKd::<B::InnerBackend>::new(&size.tokenizer(), 0, device)?;
                 tokenizer.set_precision(precision);
+                let tokenizer = tokenizer.freeze_encoder();
                 (Learner::Pretrain(model), Frozen::Tokenizer(tokenizer, config.vit.patches()))
             }
             Stage::Finetune => {
@@ -241,5 +244,5 @@ fn teacher<I: Backend>(size: Size, precision: Precision, device: &I::Device) -> 
     let config = TeacherConfig { kind: TeacherKind::Distilled, heads: vit.heads, ..TeacherConfig::default() };
     let mut teacher = Teacher::from_tensors(&config, params::export(&model), DType::F32, device)?;
     teacher.set_precision(precision);
-    Ok(teacher)
+    Ok(teacher.freeze())
 }

@@ -79,7 +79,7 @@ pub struct Prediction {
 pub struct Classifier<B: Backend> {
     /// Its sizes and classes.
     pub config: ClassifierConfig,
-    /// The model.
+    /// The model, frozen ([`VisionTransformer::freeze`]).
     pub model: VisionTransformer<B>,
 }
 
@@ -144,7 +144,7 @@ impl<B: Backend> Classifier<B> {
             PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
         let plan = state.plan(&config.vit, config.pooling, classes, &options)?;
         let model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
-        Ok(Self { config, model })
+        Ok(Self { config, model: model.freeze() })
     }
 
     /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.

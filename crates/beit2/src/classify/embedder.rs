@@ -46,7 +46,7 @@ pub struct EmbedOptions {
 /// # }
 /// ```
 pub struct Embedder<B: Backend> {
-    /// The model.
+    /// The model, frozen ([`VisionTransformer::freeze`]).
     pub net: Featurizer<B>,
     /// Side of its pictures.
     pub image_px: usize,
@@ -96,7 +96,7 @@ impl<B: Backend> Embedder<B> {
         };
         let image_px = options.image_size.unwrap_or(trained_px);
         check_side(image_px, net.patch_px())?;
-        Ok(Self { net, image_px, layer, device: device.clone() })
+        Ok(Self { net: net.freeze(), image_px, layer, device: device.clone() })
     }
 
     /// Number of blocks after which features can be taken; `None` where they come after the last layer only.
@@ -230,5 +230,5 @@ fn open_teacher<B: Backend>(
     let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
     check_side(image_px, model.patch_size())?;
     let net = Featurizer::Teacher(Box::new(model));
-    Ok(Embedder { net, image_px, layer: options.layer, device: device.clone() })
+    Ok(Embedder { net: net.freeze(), image_px, layer: options.layer, device: device.clone() })
 }

@@ -55,6 +55,17 @@ pub enum Featurizer<B: Backend> {
 }
 
 impl<B: Backend> Featurizer<B> {
+    /// Packs the weights that features need ([`VisionTransformer::freeze`]).
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        match self {
+            Self::Mim(model, layer) => Self::Mim(Box::new(model.freeze_trunk()), layer),
+            Self::Vit(model, layer) => Self::Vit(Box::new(model.freeze()), layer),
+            Self::Encoder(model) => Self::Encoder(Box::new(model.freeze_encoder())),
+            Self::Teacher(teacher) => Self::Teacher(Box::new(teacher.freeze())),
+        }
+    }
+
     /// Pictures in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first.
     pub fn tokens(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
         match self {

@@ -148,6 +148,12 @@ impl<B: Backend> MimModel<B> {
         })
     }
 
+    /// For features of a model whose weights do not change any more: the trunk is frozen ([`Trunk::freeze`]).
+    #[must_use]
+    pub fn freeze_trunk(self) -> Self {
+        Self { trunk: self.trunk.freeze(), ..self }
+    }
+
     /// Computes the products in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.trunk.set_precision(precision);

@@ -53,6 +53,7 @@ pub fn train<B: AutodiffBackend>(
     let (tokenizer_config, mut tokenizer) =
         weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
+    let tokenizer = tokenizer.freeze_encoder();
     let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
     if words != recipe.model.vocab {
         return config_error(format!(

@@ -92,6 +92,11 @@ impl<B: Backend> Backbone<B> {
         Ok(self)
     }
 
+    /// For a model whose weights do not change any more.
+    pub(super) fn freeze(self) -> Self {
+        Self { trunk: self.trunk.freeze_products(), ..self }
+    }
+
     /// Whether pictures of this size can be seen as a whole.
     ///
     /// # Errors

@@ -87,6 +87,14 @@ impl<B: Backend> UperNet<B> {
         initialise(self, InitRule::Segment { gamma: config.vit.layer_scale_init }, seed)
     }
 
+    /// For a model whose weights do not change any more: those of the trunk are packed, as
+    /// [`VisionTransformer::freeze`](crate::vit::VisionTransformer::freeze) does it. Other grids stay possible
+    /// ([`UperNet::on_grid`]).
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        Self { backbone: self.backbone.freeze(), ..self }
+    }
+
     /// The four maps of the backbone in evaluation, `[B, H/4, W/4, D]` … `[B, H/32, W/32, D]`.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ pub struct SegmentOptions {
 pub struct Segmenter<B: Backend> {
     /// Its sizes and classes.
     pub config: SegmenterConfig,
-    /// The model.
+    /// The model, frozen ([`UperNet::freeze`]).
     pub model: UperNet<B>,
     /// How pictures are seen, as the run that made it saw held-out ones; the reference's way for published files.
     pub infer: InferConfig,
@@ -85,7 +85,8 @@ impl<B: Backend> Segmenter<B> {
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;
         let tensors = to_tensors(trunk.into_iter().chain(heads).collect());
-        Ok(Self { model: params::load_strict(zeros, tensors, DType::F32, |_| false)?, config, infer })
+        let model = params::load_strict(zeros, tensors, DType::F32, |_| false)?.freeze();
+        Ok(Self { model, config, infer })
     }
 
     /// The class of every pixel of a picture of any size, seen as [`Segmenter::infer`] says.

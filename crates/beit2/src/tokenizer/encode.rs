@@ -28,7 +28,7 @@ use crate::weights;
 pub struct Tokenizer<B: Backend> {
     /// Its sizes.
     pub config: TokenizerConfig,
-    /// The model.
+    /// The model, its encoder frozen ([`VqKd::freeze_encoder`]).
     pub model: VqKd<B>,
     device: B::Device,
 }
@@ -41,7 +41,7 @@ impl<B: Backend> Tokenizer<B> {
     pub fn open(spec: &str, assets: &dyn Assets, device: &B::Device) -> Result<Self, Error> {
         let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
         let (config, model) = weights::load_tokenizer(&source, assets, device)?;
-        Ok(Self { config, model, device: device.clone() })
+        Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })
     }
 
     /// How it sees a picture: the shorter side resized, the centre cut out.

@@ -228,7 +228,7 @@ fn load_teacher<B: Backend>(
             teacher.dim()
         ));
     }
-    Ok(teacher)
+    Ok(teacher.freeze())
 }
 
 /// k-means over the encoder's vectors of as many batches as it needs. The batches are read by a loader

@@ -27,6 +27,10 @@ impl<B: Backend> TaskLayer<B> {
         }
     }
 
+    fn freeze(self) -> Self {
+        Self { layer0: self.layer0.freeze(), layer2: self.layer2.freeze() }
+    }
+
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         self.layer2.forward(self.layer0.forward(x).tanh())
     }
@@ -99,6 +103,13 @@ impl<B: Backend> VqKd<B> {
         self.decoder.set_precision(precision);
         self.decode_task_layer.layer0.set_precision(precision);
         self.decode_task_layer.layer2.set_precision(precision);
+    }
+
+    /// For a tokenizer whose weights do not change any more: its encoder is frozen ([`VisionTransformer::freeze`]).
+    #[must_use]
+    pub fn freeze_encoder(self) -> Self {
+        let (encoder, encode_task_layer) = (self.encoder.freeze(), self.encode_task_layer.freeze());
+        Self { encoder, encode_task_layer, ..self }
     }
 
     /// Images in [0, 1] to what the encoder (and the teacher's scaling) expects.

@@ -52,6 +52,12 @@ impl<B: Backend> Attention<B> {
         self.proj.set_precision(precision);
     }
 
+    /// For a model whose weights do not change any more ([`Linear::freeze`]).
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        Self { qkv: self.qkv.freeze(), proj: self.proj.freeze(), ..self }
+    }
+
     fn spec(&self) -> AttentionSpec {
         AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() }
     }
@@ -69,7 +75,7 @@ impl<B: Backend> Attention<B> {
     /// Queries, keys and values of all tokens, each `[B, T, D]`, before the scale.
     pub fn project(&self, x: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
         let width = x.dims()[2];
-        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias(), self.qkv.precision());
+        let qkv = self.qkv.forward_with(x, self.qkv_bias());
         [0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width))
     }
 
@@ -84,7 +90,7 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// `x [B, T, D]`, `shared [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(&self, x: Tensor<B, 3>, shared: Option<&Tensor<B, 4>>) -> Tensor<B, 3> {
-        let qkv = kernels::linear(x, self.qkv.weight.val(), self.qkv_bias(), self.qkv.precision());
+        let qkv = self.qkv.forward_with(x, self.qkv_bias());
         self.proj.forward(kernels::attention_qkv(qkv, self.total_bias(shared), self.spec()))
     }
 
@@ -96,6 +102,11 @@ impl<B: Backend> Attention<B> {
         shared: Option<&Tensor<B, 4>>,
     ) -> Tensor<B, 3> {
         let width = x.dims()[2];
+        if self.qkv.is_packed() {
+            let [q, k, v] = self.project(x);
+            let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
+            return self.proj.forward(kernels::attention(rows.gather(q), k, v, bias, self.spec()));
+        }
         let (weight, bias) = (self.qkv.weight.val(), self.qkv_bias());
         let part = |from: usize, len: usize| {
             (weight.clone().narrow(0, from, len), bias.clone().map(|b| b.narrow(0, from, len)))

@@ -96,6 +96,14 @@ impl<B: Backend> Block<B> {
         self.mlp.fc2.set_precision(precision);
     }
 
+    /// For a model whose weights do not change any more ([`Linear::freeze`]).
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        let Self { attn, mlp, .. } = self;
+        let mlp = Mlp { fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze(), ..mlp };
+        Self { attn: attn.freeze(), mlp, ..self }
+    }
+
     /// # Shapes
     /// `x [B, T, D]`, `bias [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(
@@ -133,7 +141,7 @@ impl<B: Backend> Block<B> {
     /// MLP(LN x).
     fn mlp_branch(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let Mlp { fc1, fc2, quick_gelu } = &self.mlp;
-        let (false, Some(b1), Some(b2)) = (quick_gelu, &fc1.bias, &fc2.bias) else {
+        let (false, Some(b1), Some(b2)) = (*quick_gelu || fc1.is_packed(), &fc1.bias, &fc2.bias) else {
             return self.mlp.forward(self.norm2.forward(x));
         };
         let parameters = NormMlp {

@@ -1,18 +1,22 @@
 //! Linear and layer norm in the checkpoints' layout.
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, PackedWeight, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 /// `y = x·Wᵀ + b` with the weight stored `[out, in]`, as in the published files.
+///
+/// A frozen layer ([`Linear::freeze`]) has its weight in the form that products read, and nothing else.
 #[derive(Module, Debug)]
 pub struct Linear<B: burn::tensor::backend::Backend> {
-    /// `[out, in]`.
+    /// `[out, in]`; `[0, 0]` in a frozen layer that has a packed weight.
     pub weight: Param<Tensor<B, 2>>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     precision: Precision,
+    #[module(skip)]
+    packed: Option<PackedWeight>,
 }
 
 impl<B: Backend> Linear<B> {
@@ -22,6 +26,7 @@ impl<B: Backend> Linear<B> {
             weight: Param::from_tensor(Tensor::zeros([outputs, inputs], device)),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([outputs], device))),
             precision: Precision::F32,
+            packed: None,
         }
     }
 
@@ -31,14 +36,61 @@ impl<B: Backend> Linear<B> {
     }
 
     /// Computes the products in `precision` from now on.
+    ///
+    /// # Panics
+    /// If the layer is frozen in another one.
     pub fn set_precision(&mut self, precision: Precision) {
+        assert!(
+            self.packed.is_none() || precision == self.precision,
+            "a layer frozen in {} cannot compute in {precision}; set the precision before freezing",
+            self.precision
+        );
         self.precision = precision;
+    }
+
+    /// The layer for a model whose weights do not change any more: its weight is packed once instead of in every call,
+    /// where the backend packs, and let go. Results are the same to the bit.
+    ///
+    /// To be called last: a frozen model cannot be trained, saved or loaded into.
+    #[must_use]
+    pub fn freeze(mut self) -> Self {
+        if self.packed.is_none() {
+            let weight = self.weight.val();
+            self.packed = kernels::pack_weight(weight.clone(), self.precision);
+            if self.packed.is_some() {
+                // Why not kept: it is as large as the packed one. Its shape makes every use of it fail.
+                self.weight = Param::from_tensor(Tensor::empty([0, 0], &weight.device()));
+            }
+        }
+        self
+    }
+
+    /// Whether the weight is packed.
+    pub(super) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Width of the output.
+    pub fn outputs(&self) -> usize {
+        self.packed.as_ref().map_or_else(|| self.weight.dims(), PackedWeight::dims)[0]
     }
 
     /// # Shapes
     /// `[.., in]` → `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        kernels::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), self.precision)
+        self.forward_with(x, self.bias.as_ref().map(Param::val))
+    }
+
+    /// [`Linear::forward`] with a bias of the caller's.
+    pub(super) fn forward_with<const D: usize>(
+        &self,
+        x: Tensor<B, D>,
+        bias: Option<Tensor<B, 1>>,
+    ) -> Tensor<B, D> {
+        match &self.packed {
+            Some(packed) => kernels::linear_packed(x, packed, bias),
+            None => kernels::linear(x, self.weight.val(), bias, self.precision),
+        }
     }
 }
 

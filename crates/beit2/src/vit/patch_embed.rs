@@ -1,6 +1,6 @@
 //! Patches to vectors.
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, PackedWeight, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -11,6 +11,8 @@ pub struct PatchEmbed<B: burn::tensor::backend::Backend> {
     pub proj: PatchProjection<B>,
     #[module(skip)]
     precision: Precision,
+    #[module(skip)]
+    packed: Option<PackedWeight>,
 }
 
 /// Weight and bias of the patch projection.
@@ -31,6 +33,7 @@ impl<B: Backend> PatchEmbed<B> {
                 bias: bias.then(|| Param::from_tensor(Tensor::zeros([width], device))),
             },
             precision: Precision::F32,
+            packed: None,
         }
     }
 
@@ -39,12 +42,26 @@ impl<B: Backend> PatchEmbed<B> {
         self.precision = precision;
     }
 
+    /// For a model whose weights do not change any more, see [`Linear::freeze`](super::Linear::freeze). The weight stays, for
+    /// its shape: it is small.
+    #[must_use]
+    pub fn freeze(mut self) -> Self {
+        self.packed = kernels::pack_weight(self.rows(), self.precision);
+        self
+    }
+
+    /// The weight as `[D, C·p·p]`.
+    fn rows(&self) -> Tensor<B, 2> {
+        let weight = self.proj.weight.val();
+        let [dim, channels, patch, _] = weight.dims();
+        weight.reshape([dim, channels * patch * patch])
+    }
+
     /// # Shapes
     /// `[B, C, H, W]` → `[B, N, D]`, patches row by row.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
         let [batch, channels, height, width] = x.dims();
-        let weight = self.proj.weight.val();
-        let [dim, _, patch, _] = weight.dims();
+        let patch = self.proj.weight.dims()[2];
         let (rows, cols) = (height / patch, width / patch);
         let pixels = channels * patch * patch;
         let patches: Tensor<B, 3> = x
@@ -52,6 +69,9 @@ impl<B: Backend> PatchEmbed<B> {
             .permute([0, 2, 4, 1, 3, 5]) // [B, gh, gw, C, p, p]
             .reshape([batch, rows * cols, pixels]);
         let bias = self.proj.bias.as_ref().map(Param::val);
-        kernels::linear(patches, weight.reshape([dim, pixels]), bias, self.precision)
+        match &self.packed {
+            Some(packed) => kernels::linear_packed(patches, packed, bias),
+            None => kernels::linear(patches, self.rows(), bias, self.precision),
+        }
     }
 }

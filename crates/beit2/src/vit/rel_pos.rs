@@ -7,6 +7,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::error::{Error, config_error};
 
+/// Most tokens of which a frozen model keeps the biases of all pairs: they take up to 4 MB in a block of 16 heads.
+const MOST_SPREAD: usize = 16 * 16 + 1;
+
 /// Rows of a bias table for a `rows × cols` grid: every offset, and three for CLS.
 pub fn relative_table_len(rows: usize, cols: usize) -> usize {
     (2 * rows - 1) * (2 * cols - 1) + 3
@@ -41,6 +44,8 @@ pub struct RelPosBias<B: burn::tensor::backend::Backend> {
     /// `[T, H]`; starts at 0.
     pub relative_position_bias_table: Param<Tensor<B, 2>>,
     index: Tensor<B, 1, Int>,
+    /// What [`RelPosBias::forward`] gives, of a frozen model.
+    spread: Option<Tensor<B, 4>>,
     rows: usize,
     cols: usize,
     table: (usize, usize),
@@ -53,6 +58,7 @@ impl<B: Backend> RelPosBias<B> {
         Self {
             relative_position_bias_table: Param::from_tensor(Tensor::zeros([len, heads], device)),
             index: to_device(relative_position_index(rows, cols), device),
+            spread: None,
             rows,
             cols,
             table: (rows, cols),
@@ -97,6 +103,16 @@ impl<B: Backend> RelPosBias<B> {
         Ok(self)
     }
 
+    /// Keeps the biases of all pairs of tokens in place of the table, unless they are many. For good: the model cannot be
+    /// saved, loaded into or put on another grid any more.
+    pub(crate) fn freeze(&mut self) {
+        if self.spread.is_none() && self.rows * self.cols < MOST_SPREAD {
+            let spread = self.forward();
+            self.relative_position_bias_table = Param::from_tensor(Tensor::empty([0, 0], &spread.device()));
+            self.spread = Some(spread);
+        }
+    }
+
     /// The grid that the biases are for, (rows, columns).
     pub fn grid(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -104,6 +120,9 @@ impl<B: Backend> RelPosBias<B> {
 
     /// The additive bias `[1, H, N+1, N+1]`.
     pub fn forward(&self) -> Tensor<B, 4> {
+        if let Some(spread) = &self.spread {
+            return spread.clone();
+        }
         let table = self.relative_position_bias_table.val();
         let heads = table.dims()[1];
         let tokens = self.rows * self.cols + 1;

@@ -47,6 +47,13 @@ impl<B: Backend> VisionTransformer<B> {
         self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
+    /// For a model whose weights do not change any more ([`Linear::freeze`]): faster on CPUs, the same results to the bit. To
+    /// be called last: a frozen model cannot be trained, saved or loaded into, nor change its precision.
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        Self { trunk: self.trunk.freeze(), head: self.head.map(Linear::freeze), ..self }
+    }
+
     /// All tokens after the final norm, `[B, C, H, W]` → `[B, N+1, D]`.
     pub fn tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);

@@ -130,6 +130,27 @@ impl<B: Backend> Trunk<B> {
         self.blocks.iter_mut().for_each(|block| block.set_precision(precision));
     }
 
+    /// For a model whose weights do not change any more ([`Linear::freeze`](super::Linear::freeze)): weights are packed, and
+    /// position biases spread over the pairs of tokens once, unless that would take much memory.
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        let mut trunk = self.freeze_products();
+        // Where weights stay, the tables stay with them: such a model must not give old biases to new weights.
+        if !trunk.blocks.iter().all(|block| block.attn.qkv.is_packed()) {
+            return trunk;
+        }
+        let tables = trunk.blocks.iter_mut().filter_map(|block| block.attn.rel_pos.as_mut());
+        tables.chain(&mut trunk.rel_pos_bias).for_each(RelPosBias::freeze);
+        trunk
+    }
+
+    /// [`Trunk::freeze`] without the biases, which then serve other grids.
+    #[must_use]
+    pub(crate) fn freeze_products(self) -> Self {
+        let blocks = self.blocks.into_iter().map(Block::freeze).collect();
+        Self { patch_embed: self.patch_embed.freeze(), blocks, ..self }
+    }
+
     /// The shared bias `[1, H, N+1, N+1]`, computed once per forward pass.
     pub fn shared_bias(&self) -> Option<Tensor<B, 4>> {
         self.rel_pos_bias.as_ref().map(RelPosBias::forward)

@@ -126,7 +126,7 @@ pub fn distill<B: AutodiffBackend>(
     let source = env.assets.source(&recipe.data.train)?;
     let file = env.assets.weights(&recipe.teacher.weights)?;
     // No gradient flows through the teacher: it lives on the inner backend.
-    let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?;
+    let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?.freeze();
     let views = TwoViewConfig {
         input_size: recipe.model.image_size as u32,
         second_size: (recipe.model.grid() * teacher.patch_size()) as u32,

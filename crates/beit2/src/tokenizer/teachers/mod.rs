@@ -193,10 +193,19 @@ impl<B: Backend> Teacher<B> {
         self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
+    /// Packs the weights ([`Linear::freeze`]): faster on CPUs, the same results to the bit. To be called last, after
+    /// [`Teacher::set_precision`].
+    #[must_use]
+    pub fn freeze(self) -> Self {
+        let blocks = self.blocks.into_iter().map(Block::freeze).collect();
+        let (patch_embed, head) = (self.patch_embed.freeze(), self.head.map(Linear::freeze));
+        Self { patch_embed, blocks, head, ..self }
+    }
+
     /// Width of the features.
     pub fn dim(&self) -> usize {
         match &self.head {
-            Some(head) => head.weight.dims()[0],
+            Some(head) => head.outputs(),
             None => self.cls_token.dims()[2],
         }
     }
