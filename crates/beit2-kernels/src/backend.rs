@@ -12,7 +12,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use crate::{
     AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, attention,
     channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp,
-    pixel_cross_entropy, residual_scale, samples,
+    pictures, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -54,6 +54,26 @@ pub trait Backend: BurnBackend {
         composed::gelu_train::<Self>(x)
     }
 
+    /// [`pictures`](crate::pictures).
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        pictures::composed_pictures::<Self>(bytes, dims, device)
+    }
+
+    /// [`standardise`](crate::standardise).
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        pictures::composed_standardise::<Self>(x, mean, std)
+    }
+
+    /// [`patches`](crate::patches).
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        pictures::composed_patches::<Self>(x, patch)
+    }
+
+    /// Sum of two tensors of one shape.
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum::<Self>(x, y)
+    }
+
     /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
     fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::product::<Self>(x, y)
@@ -67,6 +87,17 @@ pub trait Backend: BurnBackend {
     /// [`norm_mlp`](crate::norm_mlp).
     fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
         norm_mlp::composed::<Self>(x, p)
+    }
+
+    /// [`norm_mlp_packed`](crate::norm_mlp_packed), for backends that pack.
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        fc1: (&PackedWeight, FloatTensor<Self>),
+        fc2: (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        norm_mlp::composed_packed::<Self>(x, norm, eps, fc1, fc2)
     }
 
     /// [`norm_mlp`](crate::norm_mlp) and what its backward pass needs; only where it is one computation.

@@ -16,7 +16,7 @@ use crate::packed;
 use crate::{
     AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, adamw, attention,
     channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code,
-    norm_mlp, pixel_cross_entropy, residual_scale, samples,
+    norm_mlp, pictures, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -84,6 +84,28 @@ impl Backend for Flex {
         if is_f32(&[&x]) { gelu::fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
     }
 
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
+        pictures::fast::pictures(&bytes, dims)
+    }
+
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => pictures::fast::standardise(x, mean, std),
+            false => pictures::composed_standardise::<Self>(x, mean, std),
+        }
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => pictures::fast::patches(x, patch),
+            false => pictures::composed_patches::<Self>(x, patch),
+        }
+    }
+
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { residual_scale::fast::sum(x, y) } else { composed::sum::<Self>(x, y) }
+    }
+
     fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x, &y]) { gelu::fast::product(x, y) } else { composed::product::<Self>(x, y) }
     }
@@ -101,6 +123,23 @@ impl Backend for Flex {
         match Self::fuses_norm_mlp(&x, &p) {
             true => norm_mlp::fast::forward_only(x, p),
             false => norm_mlp::composed::<Self>(x, p),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        (w1, b1): (&PackedWeight, FloatTensor<Self>),
+        (w2, b2): (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        let rows = x.layout().num_elements() / w1.dims()[1].max(1);
+        let [scale, shift] = norm;
+        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= norm_mlp::fast::FEWEST {
+            norm_mlp::fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1.right(), w2.right()])
+        } else {
+            norm_mlp::composed_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2))
         }
     }
 

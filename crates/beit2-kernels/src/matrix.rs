@@ -223,6 +223,12 @@ impl Packed {
         None
     }
 
+    /// The operand itself.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn right(&self) -> &packed::Right {
+        &self.right
+    }
+
     /// Length of the inner axis, and number of columns.
     pub(crate) fn dims(&self) -> [usize; 2] {
         #[cfg(target_arch = "x86_64")]

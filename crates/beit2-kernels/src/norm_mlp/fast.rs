@@ -121,14 +121,41 @@ pub(crate) fn forward_only(x: FlexTensor, p: Parameters) -> FlexTensor {
     }
 }
 
+/// The result of packed weights; scale and shift of the norm, b₁, b₂.
+pub(crate) fn forward_packed(
+    x: FlexTensor,
+    vectors: [FlexTensor; 4],
+    eps: f64,
+    weights: [&Right; 2],
+) -> FlexTensor {
+    let vectors = vectors.map(owned);
+    let vectors = [0, 1, 2, 3].map(|i| view(&vectors[i]));
+    match weights[0].precision() {
+        Precision::F32 => blocks::<f32>(x, vectors, eps, weights, false).0,
+        Precision::Bf16 => blocks::<burn::tensor::bf16>(x, vectors, eps, weights, false).0,
+    }
+}
+
 fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (FlexTensor, Saved) {
-    let (x, eps, precision) = (owned(x), p.eps as f32, p.precision);
-    let shape = x.layout().shape().clone();
+    let (eps, precision) = (p.eps, p.precision);
     let weights = Weights::new(p);
-    let (width, hidden) = (weights.width, weights.hidden);
-    let n = shape.num_elements() / width.max(1);
     let (first, second) =
         (pack(weights.w1().transposed(), precision), pack(weights.w2().transposed(), precision));
+    let vectors = [0, 1, 3, 5].map(|i| weights.get(i));
+    blocks::<S>(x, vectors, eps, [&first, &second], train)
+}
+
+fn blocks<S: Stored + Operand>(
+    x: FlexTensor,
+    [scale, shift, b1, b2]: [&[f32]; 4],
+    eps: f64,
+    [first, second]: [&Right; 2],
+    train: bool,
+) -> (FlexTensor, Saved) {
+    let (x, eps) = (owned(x), eps as f32);
+    let shape = x.layout().shape().clone();
+    let [width, hidden] = first.dims();
+    let n = shape.num_elements() / width.max(1);
     let kept = if train { n } else { 0 };
     let mut y = Buffer::any(n * width);
     let (mut mean, mut rstd) = (Buffer::any(n), Buffer::any(n));
@@ -155,7 +182,7 @@ fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (F
                 let (mean, rstd) = (stats[0].some(&rows), stats[1].some(&rows));
                 let input = &x[rows.start * width..rows.end * width];
                 let normal = &mut wide[..count * width];
-                normalize(input, weights.get(0), weights.get(1), eps, normal, mean, rstd);
+                normalize(input, scale, shift, eps, normal, mean, rstd);
                 S::save(normal, normed);
                 let normed = Matrix::new(normed, count, width, width);
                 let (sums, values) = wide.split_at_mut(count * COLUMNS);
@@ -163,13 +190,7 @@ fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (F
                     let columns = from..(from + COLUMNS).min(hidden);
                     let part = columns.len();
                     let (sums, values) = (&mut sums[..count * part], &mut values[..count * part]);
-                    first.columns(
-                        sums.as_mut_ptr(),
-                        part,
-                        Start::Row(weights.get(3)),
-                        normed,
-                        columns.clone(),
-                    );
+                    first.columns(sums.as_mut_ptr(), part, Start::Row(b1), normed, columns.clone());
                     if train {
                         with_slope(sums, values);
                         save_columns(sums, slope, hidden, &columns);
@@ -181,7 +202,7 @@ fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (F
                 }
                 let active = Matrix::new(active, count, hidden, hidden);
                 let place = out.some(&rows).as_mut_ptr();
-                second.columns(place, width, Start::Row(weights.get(5)), active, 0..width);
+                second.columns(place, width, Start::Row(b2), active, 0..width);
             }
         });
     }

@@ -17,6 +17,7 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::backend::Backend;
 use crate::composed::{unwrap, wrap};
+use crate::linear::PackedWeight;
 use crate::precision::Precision;
 pub(crate) use graph::autodiff;
 
@@ -70,6 +71,40 @@ pub fn norm_mlp<B: Backend, const D: usize>(x: Tensor<B, D>, p: NormMlp<B>) -> T
     let tensors =
         [unwrap(scale), unwrap(shift), unwrap(p.fc1.0), unwrap(p.fc1.1), unwrap(p.fc2.0), unwrap(p.fc2.1)];
     wrap(B::fused_norm_mlp(unwrap(x), NormMlpTensors { tensors, eps: p.eps, precision: p.precision }))
+}
+
+/// [`norm_mlp`] of a frozen branch: packed weights with their biases, the same to the bit.
+pub fn norm_mlp_packed<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    norm: [Tensor<B, 1>; 2],
+    eps: f64,
+    fc1: (&PackedWeight, Tensor<B, 1>),
+    fc2: (&PackedWeight, Tensor<B, 1>),
+) -> Tensor<B, D> {
+    let width = x.dims()[D - 1];
+    let ([hidden, inner], out) = (fc1.0.dims(), fc2.0.dims());
+    let vectors = [norm[0].dims(), norm[1].dims(), fc2.1.dims()];
+    assert!(
+        inner == width && out == [width, hidden] && fc1.1.dims() == [hidden] && vectors == [[width]; 3],
+        "norm_mlp_packed: weights [{hidden}, {inner}] and {out:?} do not fit x {:?}",
+        x.dims()
+    );
+    let fc1 = (fc1.0, unwrap(fc1.1));
+    let fc2 = (fc2.0, unwrap(fc2.1));
+    wrap(B::fused_norm_mlp_packed(unwrap(x), norm.map(unwrap), eps, fc1, fc2))
+}
+
+/// [`norm_mlp_packed`] from a backend's other operations.
+pub(crate) fn composed_packed<B: Backend>(
+    x: FloatTensor<B>,
+    [scale, shift]: [FloatTensor<B>; 2],
+    eps: f64,
+    (w1, b1): (&PackedWeight, FloatTensor<B>),
+    (w2, b2): (&PackedWeight, FloatTensor<B>),
+) -> FloatTensor<B> {
+    let (x, ..) = B::fused_layer_norm(x, scale, shift, eps);
+    let hidden = B::fused_gelu(B::fused_linear_packed(x, w1, Some(b1)));
+    B::fused_linear_packed(hidden, w2, Some(b2))
 }
 
 /// [`norm_mlp`] from a backend's other operations.

@@ -83,6 +83,11 @@ pub(crate) struct Right {
 }
 
 impl Right {
+    /// Of its words.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Packs `b`, on all threads if `parallel`.
     ///
     /// # Safety

@@ -141,9 +141,13 @@ impl<B: Backend> Block<B> {
     /// MLP(LN x).
     fn mlp_branch(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let Mlp { fc1, fc2, quick_gelu } = &self.mlp;
-        let (false, Some(b1), Some(b2)) = (*quick_gelu || fc1.is_packed(), &fc1.bias, &fc2.bias) else {
+        let (false, Some(b1), Some(b2)) = (quick_gelu, &fc1.bias, &fc2.bias) else {
             return self.mlp.forward(self.norm2.forward(x));
         };
+        if let (Some(w1), Some(w2)) = (fc1.packed(), fc2.packed()) {
+            let norm = [self.norm2.weight.val(), self.norm2.bias.val()];
+            return kernels::norm_mlp_packed(x, norm, self.norm2.eps(), (w1, b1.val()), (w2, b2.val()));
+        }
         let parameters = NormMlp {
             norm: [self.norm2.weight.val(), self.norm2.bias.val()],
             eps: self.norm2.eps(),

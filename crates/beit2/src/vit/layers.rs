@@ -65,9 +65,9 @@ impl<B: Backend> Linear<B> {
         self
     }
 
-    /// Whether the weight is packed.
-    pub(super) fn is_packed(&self) -> bool {
-        self.packed.is_some()
+    /// The packed weight of a frozen layer.
+    pub(super) fn packed(&self) -> Option<&PackedWeight> {
+        self.packed.as_ref()
     }
 
     /// Width of the output.
