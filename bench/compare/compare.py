@@ -321,7 +321,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 
 def machine(result: dict[str, Any]) -> str:
-    versions = [f"{name} {p['version']}" for name, p in result["programs"].items() if p.get("version")]
+    versions = [f"{name} {p['version'].split()[-1]}" for name, p in result["programs"].items() if p.get("version")]
     return f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads; {', '.join(versions)}"
 
 
