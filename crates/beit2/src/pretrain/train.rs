@@ -53,6 +53,9 @@ pub fn train<B: AutodiffBackend>(
     let (tokenizer_config, mut tokenizer) =
         weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
+    // Of the weights, which a frozen tokenizer does not have any more.
+    let identity = (!recipe.tokenizer.cache.is_empty())
+        .then(|| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
     let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
     if words != recipe.model.vocab {
@@ -107,13 +110,9 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    let mut cache = match recipe.tokenizer.cache.as_str() {
-        "" => None,
-        folder => {
-            let identity = identity(&tokenizer_config, &tokenizer, recipe.precision, device);
-            Some(TokenCache::open(Path::new(folder), &identity, words, recipe.seed)?)
-        }
-    };
+    let folder = Path::new(&recipe.tokenizer.cache);
+    let cache = identity.map(|identity| TokenCache::open(folder, &identity, words, recipe.seed));
+    let mut cache = cache.transpose()?;
     let loader = training_loader(
         source,
         &recipe.data,
