@@ -69,6 +69,11 @@ pub trait Backend: BurnBackend {
         pictures::composed_patches::<Self>(x, patch)
     }
 
+    /// Sum of the squares of all elements, `[1]`.
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::square_sum::<Self>(x)
+    }
+
     /// Sum of two tensors of one shape.
     fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::sum::<Self>(x, y)
@@ -389,6 +394,18 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
+    }
+
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::pictures(bytes, dims, device))
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match x.is_tracked() {
+            // A graph goes through Burn's operations; pictures are constants nearly always.
+            true => pictures::composed_patches::<Self>(x, patch),
+            false => Self::from_inner(B::fused_patches(x.primitive, patch)),
+        }
     }
 
     fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {

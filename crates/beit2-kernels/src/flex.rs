@@ -102,6 +102,10 @@ impl Backend for Flex {
         }
     }
 
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { adamw::fast::square_sum(x) } else { composed::square_sum::<Self>(x) }
+    }
+
     fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x, &y]) { residual_scale::fast::sum(x, y) } else { composed::sum::<Self>(x, y) }
     }

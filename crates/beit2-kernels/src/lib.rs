@@ -36,7 +36,7 @@ pub mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use adamw::{AdamwStep, adamw};
+pub use adamw::{AdamwStep, adamw, square_sum};
 pub use attention::{AttentionSpec, attention, attention_qkv, attention_weights};
 pub use backend::{
     AttentionGradients, AttentionOutput, AutodiffBackend, Backend, ChannelGradients, PixelLoss,
