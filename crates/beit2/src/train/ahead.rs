@@ -79,6 +79,12 @@ impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
         self.received = None;
         if let Some(worker) = self.worker.take() {
+            // It may be in the middle of an operation that waits for this thread's help.
+            while !worker.is_finished() {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::sleep(PAUSE);
+                }
+            }
             // A panic there has been passed on by `next`, or nobody asked for the rest.
             let _ = worker.join();
         }
