@@ -11,13 +11,13 @@ use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradie
 use crate::memory::Buffer;
 #[cfg(target_arch = "x86_64")]
 use crate::memory::{Stored, Values};
-#[cfg(target_arch = "x86_64")]
-use crate::packed;
 use crate::{
-    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, adamw, attention,
-    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code,
-    norm_mlp, pictures, pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, PackedWeight, Precision, adamw, attention, channel_moments, channel_norm,
+    composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code, pictures, pixel_cross_entropy,
+    residual_scale, samples,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::{NormMlpSaved, NormMlpTensors, norm_mlp, packed};
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
 /// against its start and its operands stay in the second-level cache.

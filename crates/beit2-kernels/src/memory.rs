@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+#[cfg(target_arch = "x86_64")]
 use burn::tensor::{DType, bf16};
 use burn_std::{AllocationController, AllocationProperty, Bytes};
 
@@ -152,6 +153,7 @@ impl Buffer {
 }
 
 /// Memory for `n` values of one of the types that activations are stored as.
+#[cfg(target_arch = "x86_64")]
 pub(crate) struct Values<S> {
     buffer: Buffer,
     len: usize,
@@ -159,6 +161,7 @@ pub(crate) struct Values<S> {
 }
 
 /// A type of stored activations.
+#[cfg(target_arch = "x86_64")]
 pub(crate) trait Stored: burn::tensor::Element + bytemuck::Pod + Send + Sync {
     /// Its name to Burn.
     const DTYPE: DType;
@@ -170,6 +173,7 @@ pub(crate) trait Stored: burn::tensor::Element + bytemuck::Pod + Send + Sync {
     fn scale(x: &mut [f32], by: &[Self]);
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Stored for f32 {
     const DTYPE: DType = DType::F32;
 
@@ -182,6 +186,7 @@ impl Stored for f32 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Stored for bf16 {
     const DTYPE: DType = DType::BF16;
 
@@ -195,6 +200,7 @@ impl Stored for bf16 {
 }
 
 /// bf16 as the upper halves of f32, in loops that compilers turn into vector code.
+#[cfg(target_arch = "x86_64")]
 mod half {
     use crate::simd::dispatch;
 
@@ -230,6 +236,7 @@ mod half {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<S: Stored> Values<S> {
     /// Any values.
     pub(crate) fn any(n: usize) -> Self {
@@ -247,6 +254,7 @@ impl<S: Stored> Values<S> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<S: Stored> std::ops::Deref for Values<S> {
     type Target = [S];
 
@@ -255,6 +263,7 @@ impl<S: Stored> std::ops::Deref for Values<S> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<S: Stored> std::ops::DerefMut for Values<S> {
     fn deref_mut(&mut self) -> &mut [S] {
         &mut bytemuck::cast_slice_mut(&mut self.buffer)[..self.len]
