@@ -79,8 +79,34 @@ impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
         self.received = None;
         if let Some(worker) = self.worker.take() {
+            // It may be in the middle of an operation for which it needs this thread, as in `received`.
+            while !worker.is_finished() {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::sleep(PAUSE);
+                }
+            }
             // A panic there has been passed on by `next`, or nobody asked for the rest.
             let _ = worker.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A run that stopped early with one thread waited for ever: the thread in the middle of an operation waited for
+    /// the thread that waited for it.
+    #[test]
+    fn a_run_that_stops_early_lets_the_operation_end() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let operations = pool.clone();
+        pool.install(|| {
+            let batches = (0..).map(Ok::<_, Error>);
+            let mut ahead = Ahead::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
+            assert_eq!(ahead.next().transpose().unwrap(), Some(1));
+        });
     }
 }
