@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def process_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def wait_until_quiet(patience: float) -> None:
+    """Returns after a second in which the machine was idle, or after `patience` seconds; at once where that is 0."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = cpu_ticks()
+        time.sleep(1)
+        if (cpu_ticks() - before) / os.sysconf("SC_CLK_TCK") / os.cpu_count() < MUCH_LOAD:
+            return
+
+
 class Program:
     """A program that measures one round for each line it is sent."""
 
@@ -159,16 +170,16 @@ class Program:
         if self.facts.pop("ready", None) is not True:
             raise ProgramFailed(f"{self.name} did not begin with a ready line")
 
-    def round(self, threads: int) -> None:
+    def round(self) -> None:
         everyone, own = cpu_ticks(), process_ticks(self.process.pid)
-        started = datetime.datetime.now()
+        started = time.monotonic()
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # _answer says why
         measured = self._answer()
-        elapsed = (datetime.datetime.now() - started).total_seconds()
+        elapsed = time.monotonic() - started
         own = process_ticks(self.process.pid) - own
         others = max(0, cpu_ticks() - everyone - own) / os.sysconf("SC_CLK_TCK")
         measured["other_load"] = round(others / elapsed / os.cpu_count(), 3)
@@ -211,9 +222,10 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
                 failed[name] = str(error)
                 print(f"compare.py: {cell}: {error}", file=sys.stderr)
         for number in range(args.rounds):
+            wait_until_quiet(args.wait_quiet)
             for program in list(programs if number % 2 == 0 else reversed(programs)):
                 try:
-                    program.round(args.threads)
+                    program.round()
                 except ProgramFailed as error:
                     programs.remove(program)
                     failed[program.name] = str(error)
@@ -309,7 +321,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 
 def machine(result: dict[str, Any]) -> str:
-    versions = [f"{name} {p['version']}" for name, p in result["programs"].items() if p.get("version")]
+    versions = [f"{name} {p['version'].split()[-1]}" for name, p in result["programs"].items() if p.get("version")]
     return f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads; {', '.join(versions)}"
 
 
@@ -345,6 +357,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every program")
     run.add_argument("--programs", nargs="+", default=[OURS, EAGER, COMPILED], choices=[OURS, EAGER, COMPILED])
     run.add_argument("--patience", type=float, default=1200, help="seconds without an answer after which one is ended")
+    run.add_argument("--wait-quiet", type=float, default=0, metavar="SECONDS", help="for an idle machine, each round")
     run.add_argument("--list", action="store_true", help="print the cells and stop")
     show = commands.add_parser("table", help="print files of --out as Markdown")
     show.add_argument("files", nargs="+", metavar="FILE")

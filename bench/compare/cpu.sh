@@ -7,11 +7,11 @@
 # Builds the release binary, installs PyTorch and timm of requirements.txt into target/compare-venv (5.5 GB and two
 # minutes, once; COMPARE_VENV names another folder), then lets the three programs take turns on each cell. OUT
 # (target/compare/cpu.jsonl) gets one JSON line for each cell, behind what it holds; `compare.py table OUT` prints it.
-# All 26 cells take about 90 minutes on two cores, a single one 1 to 4. The machine must be otherwise idle: PyTorch
-# loses far more than its share when something else runs, and the script says so when it sees that.
+# All 26 cells should take about two hours on two cores, a single one 1 to 5 minutes, of which torch.compile takes up
+# to 2. The machine must be otherwise idle; the script says so when it sees that it is not.
 # Needs Python 3.11 (PYTHON names it), and g++ for the compiled half.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,13p' "$0"; exit ;; esac
+case ${1:-} in -h | --help) sed -n '2,12p' "$0"; exit ;; esac
 
 out=target/compare/cpu.jsonl
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then

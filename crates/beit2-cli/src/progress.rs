@@ -232,6 +232,7 @@ impl Observer for Progress {
                     self.line(&format!("warning: {text}"));
                 }
             }
+            Event::Note(text) => self.note(&text),
             // On a terminal the bar tells the step, and a line for every checkpoint would push the rest away.
             Event::Checkpoint(path) if self.style == Style::Lines => {
                 self.line(&format!("saved {}", path.display()));

@@ -10,8 +10,9 @@ use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
-    AdamwStep, AttentionSpec, PackedWeight, Precision, attention, channel_moments, channel_norm, composed,
-    conv3x3, cross_entropy, gelu, layer_norm, linear, pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, attention,
+    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp,
+    pictures, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -51,6 +52,75 @@ pub trait Backend: BurnBackend {
     /// [`gelu`](crate::gelu) and its derivative at `x`; the backward pass is a product with it.
     fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::gelu_train::<Self>(x)
+    }
+
+    /// [`pictures`](crate::pictures).
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        pictures::composed_pictures::<Self>(bytes, dims, device)
+    }
+
+    /// [`standardise`](crate::standardise).
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        pictures::composed_standardise::<Self>(x, mean, std)
+    }
+
+    /// [`patches`](crate::patches).
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        pictures::composed_patches::<Self>(x, patch)
+    }
+
+    /// Sum of the squares of all elements, `[1]`.
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::square_sum::<Self>(x)
+    }
+
+    /// Sum of two tensors of one shape.
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum::<Self>(x, y)
+    }
+
+    /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
+    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::product::<Self>(x, y)
+    }
+
+    /// Whether [`norm_mlp`](crate::norm_mlp) of these tensors is one computation here, with a backward pass of its own.
+    fn fuses_norm_mlp(_x: &FloatTensor<Self>, _p: &NormMlpTensors<Self>) -> bool {
+        false
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp).
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        norm_mlp::composed::<Self>(x, p)
+    }
+
+    /// [`norm_mlp_packed`](crate::norm_mlp_packed), for backends that pack.
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        fc1: (&PackedWeight, FloatTensor<Self>),
+        fc2: (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        norm_mlp::composed_packed::<Self>(x, norm, eps, fc1, fc2)
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp) and what its backward pass needs; only where it is one computation.
+    fn fused_norm_mlp_train(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
+    }
+
+    /// Gradients of [`norm_mlp`](crate::norm_mlp) with respect to x and the parameters in their order.
+    fn fused_norm_mlp_backward(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+        _saved: NormMlpSaved<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
     }
 
     /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row, both
@@ -324,6 +394,22 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
+    }
+
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::pictures(bytes, dims, device))
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match x.is_tracked() {
+            // A graph goes through Burn's operations; pictures are constants nearly always.
+            true => pictures::composed_patches::<Self>(x, patch),
+            false => Self::from_inner(B::fused_patches(x.primitive, patch)),
+        }
+    }
+
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        norm_mlp::autodiff::<B, C>(x, p)
     }
 
     fn fused_layer_norm(

@@ -18,6 +18,18 @@ pub(crate) fn gelu<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
     from_rows(x.shape(), act::reference(rows::<B>(x)))
 }
 
+pub(crate) fn square_sum<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_sum(B::float_mul(x.clone(), x))
+}
+
+pub(crate) fn sum<B: BurnBackend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_add(x, y)
+}
+
+pub(crate) fn product<B: BurnBackend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_mul(x, y)
+}
+
 pub(crate) fn gelu_train<B: BurnBackend>(x: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
     let shape = x.shape();
     let (y, slope) = act::reference_train(rows::<B>(x));

@@ -9,10 +9,14 @@ use burn_flex::{FlexTensor, Layout};
 
 use crate::backend::{AttentionGradients, AttentionOutput, Backend, ChannelGradients, PixelLoss};
 use crate::memory::Buffer;
+#[cfg(target_arch = "x86_64")]
+use crate::memory::{Stored, Values};
+#[cfg(target_arch = "x86_64")]
+use crate::packed;
 use crate::{
-    AdamwStep, AttentionSpec, PackedWeight, Precision, adamw, attention, channel_moments, channel_norm,
-    composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code, pixel_cross_entropy,
-    residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, adamw, attention,
+    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code,
+    norm_mlp, pictures, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// Elements that one task of an element-wise operation handles: 64 KiB, so that a task is long
@@ -51,6 +55,12 @@ pub(crate) fn tensor(buffer: Buffer, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(buffer.into_bytes(), Layout::contiguous(shape), DType::F32)
 }
 
+/// A tensor of stored activations, for a backward pass.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn stored<S: Stored>(values: Values<S>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(values.into_bytes(), Layout::contiguous(shape.into()), S::DTYPE)
+}
+
 /// The elements of an integer tensor of any width.
 pub(crate) fn integers(x: &FlexTensor) -> Vec<i64> {
     x.clone().into_data().iter::<i64>().collect()
@@ -72,6 +82,89 @@ impl Backend for Flex {
 
     fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
         if is_f32(&[&x]) { gelu::fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
+    }
+
+    fn pictures(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
+        pictures::fast::pictures(&bytes, dims)
+    }
+
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => pictures::fast::standardise(x, mean, std),
+            false => pictures::composed_standardise::<Self>(x, mean, std),
+        }
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => pictures::fast::patches(x, patch),
+            false => pictures::composed_patches::<Self>(x, patch),
+        }
+    }
+
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { adamw::fast::square_sum(x) } else { composed::square_sum::<Self>(x) }
+    }
+
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { residual_scale::fast::sum(x, y) } else { composed::sum::<Self>(x, y) }
+    }
+
+    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { gelu::fast::product(x, y) } else { composed::product::<Self>(x, y) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fuses_norm_mlp(x: &FloatTensor<Self>, p: &NormMlpTensors<Self>) -> bool {
+        let width = x.layout().shape().last().copied().unwrap_or(0);
+        let rows = x.layout().num_elements() / width.max(1);
+        let floats = is_f32(&[x]) && p.tensors.iter().all(|tensor| is_f32(&[tensor]));
+        floats && rows >= norm_mlp::fast::FEWEST && packed::is_available(p.precision)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        match Self::fuses_norm_mlp(&x, &p) {
+            true => norm_mlp::fast::forward_only(x, p),
+            false => norm_mlp::composed::<Self>(x, p),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        (w1, b1): (&PackedWeight, FloatTensor<Self>),
+        (w2, b2): (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        let rows = x.layout().num_elements() / w1.dims()[1].max(1);
+        let [scale, shift] = norm;
+        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= norm_mlp::fast::FEWEST {
+            norm_mlp::fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1.right(), w2.right()])
+        } else {
+            norm_mlp::composed_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_train(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        let (y, saved) = norm_mlp::fast::forward_train(x, p);
+        (y, saved.into())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_backward(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+        saved: NormMlpSaved<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        let Ok(saved) = saved.try_into() else { unreachable!("made by `fused_norm_mlp_train`") };
+        norm_mlp::fast::backward(x, p, saved, grad)
     }
 
     fn fused_layer_norm(

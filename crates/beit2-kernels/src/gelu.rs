@@ -45,7 +45,7 @@ impl<B: Backend> Backward<B, 1> for GeluBackward {
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let slope = ops.state;
-        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::float_mul(grad, slope));
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::fused_product(grad, slope));
     }
 }
 
@@ -66,7 +66,7 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, tensor, values};
+    use crate::flex::{GRAIN, owned, tensor, values, view};
     use crate::memory::Buffer;
     use crate::simd::{dispatch, normal};
 
@@ -83,7 +83,23 @@ pub(crate) mod fast {
         (tensor(y, x.layout().shape().clone()), x)
     }
 
-    dispatch!(fn in_place(x: &mut [f32]) => in_place_body);
+    /// `x·y`, over `x` when nobody else holds it.
+    pub(crate) fn product(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        let (mut x, y) = (owned(x), owned(y));
+        values(&mut x).par_chunks_mut(GRAIN).zip(view(&y).par_chunks(GRAIN)).for_each(|(x, y)| times(x, y));
+        x
+    }
+
+    dispatch!(fn times(x: &mut [f32], y: &[f32]) => times_body);
+
+    #[inline(always)]
+    fn times_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x *= y;
+        }
+    }
+
+    dispatch!(pub(crate) fn in_place(x: &mut [f32]) => in_place_body);
 
     #[inline(always)]
     fn in_place_body<const FMA: bool>(x: &mut [f32]) {
@@ -94,7 +110,7 @@ pub(crate) mod fast {
 
     dispatch!(
         /// `x` becomes the derivative.
-        fn with_slope(x: &mut [f32], y: &mut [f32]) => with_slope_body
+        pub(crate) fn with_slope(x: &mut [f32], y: &mut [f32]) => with_slope_body
     );
 
     #[inline(always)]

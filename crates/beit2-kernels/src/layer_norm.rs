@@ -151,7 +151,7 @@ pub(crate) mod fast {
     }
 
     dispatch!(
-        fn normalize(
+        pub(crate) fn normalize(
             x: &[f32],
             w: &[f32],
             b: &[f32],
@@ -237,7 +237,7 @@ pub(crate) mod fast {
 
     dispatch!(
         /// `grad` becomes the gradient of `x`; those of weight and bias are added to `dw` and `db`.
-        fn gradients(
+        pub(crate) fn gradients(
             x: &[f32],
             w: &[f32],
             mean: &[f32],

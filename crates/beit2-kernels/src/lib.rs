@@ -23,8 +23,10 @@ mod linear;
 mod matrix;
 mod memory;
 mod nearest_code;
+mod norm_mlp;
 #[cfg(target_arch = "x86_64")]
 mod packed;
+mod pictures;
 mod pixel_cross_entropy;
 mod precision;
 pub mod probe;
@@ -34,7 +36,7 @@ pub mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use adamw::{AdamwStep, adamw};
+pub use adamw::{AdamwStep, adamw, square_sum};
 pub use attention::{AttentionSpec, attention, attention_qkv, attention_weights};
 pub use backend::{
     AttentionGradients, AttentionOutput, AutodiffBackend, Backend, ChannelGradients, PixelLoss,
@@ -49,9 +51,11 @@ pub use layer_norm::layer_norm;
 pub use linear::{PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
+pub use norm_mlp::{NormMlp, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
+pub use pictures::{patches, pictures, standardise};
 pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
-pub use residual_scale::residual_scale;
+pub use residual_scale::{residual, residual_scale};
 pub use samples::{add_to_samples, take_samples};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
@@ -83,6 +87,9 @@ pub mod reference {
     pub use crate::layer_norm::reference as layer_norm;
     pub use crate::linear::reference as linear;
     pub use crate::nearest_code::reference as nearest_code;
+    pub use crate::pictures::{
+        reference as pictures, reference_patches as patches, reference_standardise as standardise,
+    };
     pub use crate::pixel_cross_entropy::reference as pixel_cross_entropy;
     pub use crate::residual_scale::reference as residual_scale;
     pub use crate::samples::{reference_add as add_to_samples, reference_take as take_samples};

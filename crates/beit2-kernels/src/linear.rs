@@ -46,6 +46,12 @@ pub fn linear<B: Backend, const D: usize>(
 pub struct PackedWeight(Arc<Packed>);
 
 impl PackedWeight {
+    /// The operand itself.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn right(&self) -> &crate::packed::Right {
+        self.0.right()
+    }
+
     /// `[out, in]`, as the weight's.
     pub fn dims(&self) -> [usize; 2] {
         let [inner, out] = self.0.dims();

@@ -165,6 +165,45 @@ pub(crate) fn product(
     unsafe { product_at(dst.as_mut_ptr(), row, start, factor, a, b, how) }
 }
 
+/// `dst = a·b` of operands of any stored type, rows of `dst` one after another.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn product_of<A: Operand, B: Operand>(
+    dst: &mut [f32],
+    row: usize,
+    a: Matrix<'_, A>,
+    b: Matrix<'_, B>,
+    how: How,
+) {
+    assert!(a.cols == b.rows && b.cols == row && a.rows * row <= dst.len());
+    if let (Some(a), Some(b)) = (A::plain(a), B::plain(b)) {
+        return product(dst, row, Start::Zero, 1.0, a, b, how);
+    }
+    assert!(packed::is_available(how.precision) && a.cols > 0);
+    // SAFETY: the slice holds the destination, and the instructions are there.
+    unsafe { packed::product(dst.as_mut_ptr(), row, Start::Zero, 1.0, a, b, how.precision, how.parallel) }
+}
+
+/// An element type that [`product_of`] takes.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait Operand: packed::Element {
+    /// The matrix, if it is one of f32.
+    fn plain(x: Matrix<'_, Self>) -> Option<Matrix<'_>>;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Operand for f32 {
+    fn plain(x: Matrix<'_, Self>) -> Option<Matrix<'_>> {
+        Some(x)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Operand for burn::tensor::bf16 {
+    fn plain(_: Matrix<'_, Self>) -> Option<Matrix<'_>> {
+        None
+    }
+}
+
 /// A right operand for many products, in the form that they read fastest.
 pub(crate) struct Packed {
     #[cfg(target_arch = "x86_64")]
@@ -182,6 +221,12 @@ impl Packed {
             return Some(Self { right: unsafe { packed::Right::new(b, precision, true) } });
         }
         None
+    }
+
+    /// The operand itself.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn right(&self) -> &packed::Right {
+        &self.right
     }
 
     /// Length of the inner axis, and number of columns.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use burn::tensor::{DType, bf16};
 use burn_std::{AllocationController, AllocationProperty, Bytes};
 
 /// One cache line, so that vectors never straddle two.
@@ -147,6 +148,116 @@ impl Buffer {
         let bytes = self.len * size_of::<f32>();
         // SAFETY: every line was initialized when it was made, and there are enough of them.
         unsafe { Bytes::from_controller(Box::new(self.memory), bytes) }
+    }
+}
+
+/// Memory for `n` values of one of the types that activations are stored as.
+pub(crate) struct Values<S> {
+    buffer: Buffer,
+    len: usize,
+    kind: std::marker::PhantomData<S>,
+}
+
+/// A type of stored activations.
+pub(crate) trait Stored: burn::tensor::Element + bytemuck::Pod + Send + Sync {
+    /// Its name to Burn.
+    const DTYPE: DType;
+
+    /// Stores numbers, rounded to nearest, ties to even.
+    fn save(from: &[f32], to: &mut [Self]);
+
+    /// `x` times stored numbers.
+    fn scale(x: &mut [f32], by: &[Self]);
+}
+
+impl Stored for f32 {
+    const DTYPE: DType = DType::F32;
+
+    fn save(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    fn scale(x: &mut [f32], by: &[Self]) {
+        half::scale_f32(x, by);
+    }
+}
+
+impl Stored for bf16 {
+    const DTYPE: DType = DType::BF16;
+
+    fn save(from: &[f32], to: &mut [Self]) {
+        half::narrow(from, bytemuck::cast_slice_mut(to));
+    }
+
+    fn scale(x: &mut [f32], by: &[Self]) {
+        half::scale_bf16(x, bytemuck::cast_slice(by));
+    }
+}
+
+/// bf16 as the upper halves of f32, in loops that compilers turn into vector code.
+mod half {
+    use crate::simd::dispatch;
+
+    dispatch!(pub(super) fn narrow(from: &[f32], to: &mut [u16]) => narrow_body);
+
+    #[inline(always)]
+    fn narrow_body<const FMA: bool>(from: &[f32], to: &mut [u16]) {
+        for (x, y) in from.iter().zip(to) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+            // A NaN must not be rounded to infinity.
+            let upper = if x.is_nan() { bits >> 16 | 0x40 } else { rounded };
+            *y = upper as u16;
+        }
+    }
+
+    dispatch!(pub(super) fn scale_bf16(x: &mut [f32], by: &[u16]) => scale_bf16_body);
+
+    #[inline(always)]
+    fn scale_bf16_body<const FMA: bool>(x: &mut [f32], by: &[u16]) {
+        for (x, by) in x.iter_mut().zip(by) {
+            *x *= f32::from_bits(u32::from(*by) << 16);
+        }
+    }
+
+    dispatch!(pub(super) fn scale_f32(x: &mut [f32], by: &[f32]) => scale_f32_body);
+
+    #[inline(always)]
+    fn scale_f32_body<const FMA: bool>(x: &mut [f32], by: &[f32]) {
+        for (x, by) in x.iter_mut().zip(by) {
+            *x *= by;
+        }
+    }
+}
+
+impl<S: Stored> Values<S> {
+    /// Any values.
+    pub(crate) fn any(n: usize) -> Self {
+        Self {
+            buffer: Buffer::any((n * size_of::<S>()).div_ceil(size_of::<f32>())),
+            len: n,
+            kind: Default::default(),
+        }
+    }
+
+    pub(crate) fn into_bytes(self) -> Bytes {
+        let Buffer { memory, .. } = self.buffer;
+        // SAFETY: every line was initialized when it was made, and there are enough of them.
+        unsafe { Bytes::from_controller(Box::new(memory), self.len * size_of::<S>()) }
+    }
+}
+
+impl<S: Stored> std::ops::Deref for Values<S> {
+    type Target = [S];
+
+    fn deref(&self) -> &[S] {
+        &bytemuck::cast_slice(&self.buffer)[..self.len]
+    }
+}
+
+impl<S: Stored> std::ops::DerefMut for Values<S> {
+    fn deref_mut(&mut self) -> &mut [S] {
+        &mut bytemuck::cast_slice_mut(&mut self.buffer)[..self.len]
     }
 }
 

@@ -31,6 +31,16 @@ pub fn residual_scale<B: Backend, const D: usize>(
     wrap(B::fused_residual_scale(unwrap(x), unwrap(branch), unwrap(gamma)))
 }
 
+/// `x + branch`: a residual branch without layer scale, of one shape with `x`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn residual<B: Backend, const D: usize>(x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
+    let (dims, other) = (x.dims(), branch.dims());
+    assert!(dims == other, "residual: x {dims:?} and branch {other:?} do not fit");
+    wrap(B::fused_sum(unwrap(x), unwrap(branch)))
+}
+
 /// [`residual_scale`](crate::residual_scale) composed from Burn's primitives.
 pub fn reference<B: BurnBackend, const D: usize>(
     x: Tensor<B, D>,
@@ -89,9 +99,25 @@ pub(crate) mod fast {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::flex::{GRAIN, owned, row_groups, tensor, view};
+    use crate::flex::{GRAIN, owned, row_groups, tensor, values, view};
     use crate::memory::Buffer;
     use crate::simd::{dispatch, madd};
+
+    /// `x + y`, over `y` when nobody else holds it.
+    pub(crate) fn sum(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        let (x, mut y) = (owned(x), owned(y));
+        values(&mut y).par_chunks_mut(GRAIN).zip(view(&x).par_chunks(GRAIN)).for_each(|(y, x)| add(y, x));
+        y
+    }
+
+    dispatch!(fn add(y: &mut [f32], x: &[f32]) => add_to_body);
+
+    #[inline(always)]
+    fn add_to_body<const FMA: bool>(y: &mut [f32], x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
 
     pub(crate) fn forward(x: FlexTensor, branch: FlexTensor, gamma: FlexTensor) -> FlexTensor {
         let (x, branch, gamma) = (owned(x), owned(branch), owned(gamma));
@@ -182,6 +208,15 @@ pub(crate) mod fast {
 #[cfg(test)]
 mod tests {
     use crate::testing::{check, random};
+
+    #[test]
+    fn plain_sums() {
+        for n in [1, 197, 40_000] {
+            let inputs = [random(n, 1, 1.0), random(n, 2, 1.0)];
+            let add = |x: &[_]| super::residual(Clone::clone(&x[0]), Clone::clone(&x[1]));
+            check("residual", &inputs, add, |x| x[0].clone() + x[1].clone(), 1e-7);
+        }
+    }
 
     #[test]
     fn matches_reference_and_differences() {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use beit2_data::{EvalConfig, Image, Limits, stack_hwc};
-use beit2_kernels::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use beit2_kernels::{self as kernels, Backend};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::error::{Error, config_error};
 
@@ -68,8 +68,7 @@ pub fn from_bytes<B: Backend>(
     width: usize,
     device: &B::Device,
 ) -> Tensor<B, 4> {
-    let data = TensorData::new(bytes, [batch, height, width, 3]);
-    Tensor::<B, 4, Int>::from_data(data, (device, DType::U8)).float().permute([0, 3, 1, 2]).div_scalar(255.0)
+    kernels::pictures(bytes, [batch, height, width, 3], device)
 }
 
 /// [0, 1] → [−1, 1].
@@ -79,10 +78,7 @@ pub fn to_signed<B: Backend>(images: Tensor<B, 4>) -> Tensor<B, 4> {
 
 /// (x − mean)/std per channel of `[B, 3, H, W]`.
 pub fn standardise<B: Backend>(images: Tensor<B, 4>, mean: [f64; 3], std: [f64; 3]) -> Tensor<B, 4> {
-    let options = (&images.device(), images.dtype());
-    let channels =
-        |v: [f64; 3]| Tensor::<B, 4>::from_data(TensorData::new(v.to_vec(), [1, 3, 1, 1]), options);
-    (images - channels(mean)) / channels(std)
+    kernels::standardise(images, &mean, &std)
 }
 
 /// [−1, 1] → a teacher's standardised input: back to bytes' range with clamping, then its statistics.

@@ -80,8 +80,10 @@ impl Job for Measurement<'_> {
         let started = Instant::now();
         let (config, model) =
             weights::load_mim::<B::InnerBackend>(&self.pretrain_dir.to_string_lossy(), self.assets, device)?;
-        let source =
-            TokenizerSource { weights: self.tokenizer_dir.display().to_string(), variant: String::new() };
+        let source = TokenizerSource {
+            weights: self.tokenizer_dir.display().to_string(),
+            ..TokenizerSource::default()
+        };
         let (words, tokenizer) = weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
         let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =

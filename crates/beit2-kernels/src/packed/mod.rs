@@ -12,6 +12,8 @@ mod pack;
 mod tests;
 mod tile;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, Start};
@@ -20,7 +22,8 @@ use crate::precision::Precision;
 use crate::simd::{Level, level};
 pub(crate) use pack::Element;
 use pack::{Kind, Pair, Panels, Side, Single};
-use tile::{Block, COLS, LANES, Left, ROWS};
+pub(crate) use tile::ROWS;
+use tile::{Block, COLS, LANES, Left};
 
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
@@ -80,6 +83,11 @@ pub(crate) struct Right {
 }
 
 impl Right {
+    /// Of its words.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Packs `b`, on all threads if `parallel`.
     ///
     /// # Safety
@@ -149,10 +157,7 @@ impl Right {
     /// As [`Right::product`].
     unsafe fn multiply<K: Kind, A: Element>(&self, tasks: Tasks<'_>, a: Matrix<'_, A>) {
         let Tasks { target, row, start, factor, parallel } = tasks;
-        let (rows, cols, panels) = (a.rows(), self.cols, self.panels);
-        let words = self.depth.div_ceil(K::PER_WORD);
-        // Blocks of the same size, so that none is a short rest.
-        let block = words.div_ceil(words.div_ceil(WORDS));
+        let (rows, cols) = (a.rows(), self.cols);
         let left = rows_of(a);
         let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
         let (row_tasks, col_tasks) = match parallel {
@@ -172,49 +177,99 @@ impl Right {
             };
             let (rows, cols) =
                 (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
-            let mut rows_block = match shared {
-                None => Some(LeftBlock::new::<K>(left.some(rows.start, rows.len()), block)),
-                Some(_) => None,
+            let left = match &shared {
+                Some(shared) => LeftRows::Shared(shared, rows.clone()),
+                None => LeftRows::Own(left.some(rows.start, rows.len())),
             };
-            for from in (0..words).step_by(block) {
-                let n = block.min(words - from);
-                let start = match (from, start) {
-                    (1.., _) => Start::There,
-                    (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
-                    (0, start) => start,
-                };
-                let b = &self.data[cols.start / COLS * panels.stride + from * COLS..];
-                // SAFETY: the block lies in the destination, and no other task has it; the caller says
-                // that the CPU has the instructions.
-                unsafe {
-                    let dst = target.at(rows.start * row + cols.start);
-                    let block = Block {
-                        a: Left::Panels(std::ptr::null(), 0),
-                        b,
-                        b_stride: panels.stride,
-                        words: n,
-                        rows: 0,
-                        cols: cols.len(),
-                        dst,
-                        row,
-                        start,
-                        factor,
-                    };
-                    let parts = match (&shared, &mut rows_block) {
-                        (_, Some(block)) => block.words::<K>(from..from + n),
-                        (Some(shared), None) => [Some(shared.words(rows.clone(), from)), None],
-                        (None, None) => [None, None],
-                    };
-                    for (first, rows, a) in parts.into_iter().flatten() {
-                        K::compute(&Block { a, rows, dst: dst.add(first * row), ..block });
-                    }
-                }
+            // SAFETY: the block lies in the destination, and no other task has it; the caller says that the CPU
+            // has the instructions.
+            unsafe {
+                let dst = target.at(rows.start * row + cols.start);
+                self.block::<K, A>(dst, row, start, factor, left, cols);
             }
         };
         if parallel {
             (0..row_tasks * col_tasks).into_par_iter().for_each(task);
         } else {
             (0..row_tasks * col_tasks).for_each(task);
+        }
+    }
+
+    /// `dst = start + a·self` for columns `cols` (from a multiple of 32 on), on the caller's thread; `dst` is the place of
+    /// the first of these columns, `start`'s row the whole one.
+    ///
+    /// # Safety
+    /// As [`Right::product`], for these columns.
+    pub(crate) unsafe fn columns<A: Element>(
+        &self,
+        dst: *mut f32,
+        row: usize,
+        start: Start<'_>,
+        a: Matrix<'_, A>,
+        cols: Range<usize>,
+    ) {
+        assert!(a.cols() == self.depth && a.cols() > 0 && cols.start.is_multiple_of(COLS));
+        assert!(cols.start < cols.end && cols.end <= self.cols);
+        let left = LeftRows::Own(rows_of(a));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.precision {
+                Precision::F32 => self.block::<Single, A>(dst, row, start, 1.0, left, cols),
+                Precision::Bf16 => self.block::<Pair, A>(dst, row, start, 1.0, left, cols),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Right::columns`].
+    unsafe fn block<K: Kind, A: Element>(
+        &self,
+        dst: *mut f32,
+        row: usize,
+        start: Start<'_>,
+        factor: f32,
+        left: LeftRows<'_, A>,
+        cols: Range<usize>,
+    ) {
+        let words = self.depth.div_ceil(K::PER_WORD);
+        // Blocks of the same size, so that none is a short rest.
+        let size = words.div_ceil(words.div_ceil(WORDS));
+        let (mut own, shared) = match left {
+            LeftRows::Own(side) => (Some(LeftBlock::new::<K>(side, size)), None),
+            LeftRows::Shared(shared, rows) => (None, Some((shared, rows))),
+        };
+        for from in (0..words).step_by(size) {
+            let words = size.min(words - from);
+            let start = match (from, start) {
+                (1.., _) => Start::There,
+                (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
+                (0, start) => start,
+            };
+            let (b_stride, cols) = (self.panels.stride, cols.clone());
+            let b = &self.data[cols.start / COLS * b_stride + from * COLS..];
+            // SAFETY: the caller's promise.
+            unsafe {
+                let parts = match (&mut own, &shared) {
+                    (Some(own), _) => own.words::<K>(from..from + words),
+                    (None, Some((shared, rows))) => [Some(shared.words(rows.clone(), from)), None],
+                    (None, None) => [None, None],
+                };
+                for (first, rows, a) in parts.into_iter().flatten() {
+                    let dst = dst.add(first * row);
+                    K::compute(&Block {
+                        a,
+                        b,
+                        b_stride,
+                        words,
+                        rows,
+                        cols: cols.len(),
+                        dst,
+                        row,
+                        start,
+                        factor,
+                    });
+                }
+            }
         }
     }
 }
@@ -262,10 +317,18 @@ impl SharedRows {
     }
 
     /// Of these rows, the words from `from` on.
-    fn words(&self, rows: std::ops::Range<usize>, from: usize) -> LeftPart {
+    fn words(&self, rows: Range<usize>, from: usize) -> LeftPart {
         let first = &self.copy[rows.start * self.apart + from..];
         (0, rows.len(), Left::Rows(first.as_ptr().cast(), self.apart * size_of::<f32>()))
     }
+}
+
+/// The left operand of a block.
+enum LeftRows<'a, A> {
+    /// Rows of its own.
+    Own(Side<'a, A>),
+    /// Some of the rows that several blocks share.
+    Shared(&'a SharedRows, Range<usize>),
 }
 
 /// Where a product goes, and how.
@@ -331,7 +394,7 @@ impl<'a, A: Element> LeftBlock<'a, A> {
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
-    unsafe fn words<K: Kind>(&mut self, words: std::ops::Range<usize>) -> [Option<LeftPart>; 2] {
+    unsafe fn words<K: Kind>(&mut self, words: Range<usize>) -> [Option<LeftPart>; 2] {
         let Self { side, copy, how } = self;
         let rows = side.lanes;
         // SAFETY: the caller's promise; both functions check their bounds.

@@ -331,9 +331,25 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
             // Lanes inside, so that memory is read in order.
             for (at, word) in words.enumerate() {
                 let k = word * K::PER_WORD;
-                for (first, live, dst) in (0..groups).map(group) {
-                    let row = K::across(from.wrapping_add(first + k * depth), live, depth, len - k);
-                    _mm512_storeu_ps(dst.add(at * panels.lanes), row);
+                let (mut from, mut dst) = (from.wrapping_add(k * depth), dst.wrapping_add(at * panels.lanes));
+                let mut left = lanes;
+                // No division in here: it would cost more than the copy.
+                while left > 0 {
+                    let live = left.min(panels.lanes);
+                    let mut part = 0;
+                    while part < live {
+                        let n = (live - part).min(LANES);
+                        _mm512_storeu_ps(dst.add(part), K::across(from.add(part), n, depth, len - k));
+                        part += LANES;
+                    }
+                    // Missing lanes of the last panel.
+                    while part < panels.lanes {
+                        _mm512_storeu_ps(dst.add(part), _mm512_setzero_ps());
+                        part += LANES;
+                    }
+                    left -= live;
+                    from = from.wrapping_add(panels.lanes);
+                    dst = dst.wrapping_add(panels.stride);
                 }
             }
         } else {

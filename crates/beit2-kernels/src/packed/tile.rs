@@ -8,7 +8,7 @@ use crate::matrix::Start;
 /// 32-bit lanes of a register.
 pub(super) const LANES: usize = 16;
 /// Rows of a tile: 24 registers hold its sums, two hold a word of the right panel.
-pub(super) const ROWS: usize = 12;
+pub(crate) const ROWS: usize = 12;
 /// Columns of a tile.
 pub(super) const COLS: usize = 2 * LANES;
 

@@ -219,7 +219,9 @@ impl<I: Backend> Frozen<I> {
                 Prepared::Features(x.clone(), teacher.forward(x))
             }
             Self::Tokenizer(tokenizer, patches) => {
-                let (x, labels, mask) = pretrain::targets(tokenizer, images, None, batch, *patches);
+                let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images| {
+                    tokenizer.ids(tokenizer.preprocess(images))
+                });
                 Prepared::Words(x, labels, mask)
             }
             Self::Nothing => {

@@ -85,7 +85,7 @@ impl<B: Backend> Embedder<B> {
             ));
         }
         let (net, trained_px, layer) = if tokenizer {
-            let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+            let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
             let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
             (Featurizer::Encoder(Box::new(model)), config.image_size, None)
         } else if stage == "distill" {

@@ -3,6 +3,7 @@
 mod config;
 mod model;
 mod recipe;
+mod token_cache;
 mod train;
 
 pub use config::MimConfig;

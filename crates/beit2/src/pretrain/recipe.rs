@@ -55,6 +55,8 @@ pub struct TokenizerSource {
     /// A registered variant, for weight files that do not carry their sizes (published ones); empty:
     /// the file says.
     pub variant: String,
+    /// A folder that keeps the ids of training batches for later runs; empty: none. Does not change the result.
+    pub cache: String,
 }
 
 /// A complete pretraining experiment. Defaults: the paper's base model, 1600 epochs.

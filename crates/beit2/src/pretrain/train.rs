@@ -1,13 +1,15 @@
 //! Masked image modeling: read top to bottom.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use beit2_data::{Key, Purpose, Source};
+use beit2_data::{Batch, Key, Purpose, Source};
 use beit2_kernels::{AutodiffBackend, Backend};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
+use super::token_cache::{CacheUse, TokenCache, identity};
 use super::{MimModel, PretrainRecipe, TokenMask, masked_labels};
 use crate::error::{Error, config_error};
 use crate::params;
@@ -51,6 +53,9 @@ pub fn train<B: AutodiffBackend>(
     let (tokenizer_config, mut tokenizer) =
         weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
+    // Of the weights, which a frozen tokenizer does not have any more.
+    let identity = (!recipe.tokenizer.cache.is_empty())
+        .then(|| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
     let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
     if words != recipe.model.vocab {
@@ -105,6 +110,9 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
+    let folder = Path::new(&recipe.tokenizer.cache);
+    let cache = identity.map(|identity| TokenCache::open(folder, &identity, words, recipe.seed));
+    let mut cache = cache.transpose()?;
     let loader = training_loader(
         source,
         &recipe.data,
@@ -115,9 +123,24 @@ pub fn train<B: AutodiffBackend>(
         session.state.data,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Ahead::new(loader, move |batch| Ok((inputs(&frozen, &batch.items, patches, &at)?, batch)));
+    let prepared = Ahead::new(loader, move |batch: Batch<Item>| {
+        let views = to_device::<B::InnerBackend>(&batch.items, &at)?;
+        let inputs = targets(views, &batch.items, patches, |images| {
+            let ask = || frozen.ids(frozen.preprocess(images));
+            match &mut cache {
+                Some(cache) => cache.ids(&batch, patches, &at, ask),
+                None => ask(),
+            }
+        });
+        Ok((inputs, batch, cache.as_mut().map(TokenCache::used).unwrap_or_default()))
+    });
+    let mut cached = CacheUse::default();
     for prepared in prepared {
-        let ((x, labels, mask), batch) = prepared?;
+        let ((x, labels, mask), batch, used) = prepared?;
+        cached = used;
+        if let Some(problem) = cached.problem.take() {
+            session.warn(problem);
+        }
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
@@ -181,6 +204,10 @@ pub fn train<B: AutodiffBackend>(
             break;
         }
     }
+    if cached.asked > 0 {
+        let (hits, asked) = (cached.hits, cached.asked);
+        session.note(format!("{hits} of {asked} batches had their ids in {}", recipe.tokenizer.cache));
+    }
     session.finish()
 }
 
@@ -197,19 +224,19 @@ pub fn inputs<I: Backend>(
     patches: usize,
     device: &I::Device,
 ) -> Result<Inputs<I>, Error> {
-    let (images, token) = to_device::<I>(items, device)?;
-    Ok(targets(tokenizer, images, token, items, patches))
+    let views = to_device::<I>(items, device)?;
+    Ok(targets(views, items, patches, |images| tokenizer.ids(tokenizer.preprocess(images))))
 }
 
-/// [`inputs`] of pictures `[B, 3, H, W]` in [0, 1] that are on the device already.
+/// [`inputs`] of views `[B, 3, H, W]` in [0, 1] (the tokenizer's second, if it has its own) with the ids `[B, N]` that
+/// `ids` gives for the tokenizer's.
 pub(crate) fn targets<I: Backend>(
-    tokenizer: &VqKd<I>,
-    images: Tensor<I, 4>,
-    token: Option<Tensor<I, 4>>,
+    (images, token): (Tensor<I, 4>, Option<Tensor<I, 4>>),
     items: &[Item],
     patches: usize,
+    ids: impl FnOnce(Tensor<I, 4>) -> Tensor<I, 2, Int>,
 ) -> Inputs<I> {
-    let ids = tokenizer.ids(tokenizer.preprocess(token.unwrap_or_else(|| images.clone())));
+    let ids = ids(token.unwrap_or_else(|| images.clone()));
     let indices: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
     let mask = TokenMask::new(&indices, items.len(), patches, &images.device());
     let labels = masked_labels(ids, &mask);

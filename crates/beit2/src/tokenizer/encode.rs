@@ -49,7 +49,7 @@ impl<B: Backend> Tokenizer<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(precision, device)?;
-        let source = TokenizerSource { weights: spec.to_owned(), variant: String::new() };
+        let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
         let (config, mut model) = weights::load_tokenizer::<B>(&source, assets, device)?;
         model.set_precision(precision);
         Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })

@@ -79,7 +79,7 @@ impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
         self.received = None;
         if let Some(worker) = self.worker.take() {
-            // It may be in the middle of an operation for which it needs this thread, as in `received`.
+            // It may be in the middle of an operation that waits for this thread's help.
             while !worker.is_finished() {
                 if rayon::yield_now() != Some(rayon::Yield::Executed) {
                     std::thread::sleep(PAUSE);

@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// Something that the user should know.
     Warning(String),
+    /// Something that the user may want to know.
+    Note(String),
     /// A checkpoint is complete.
     Checkpoint(PathBuf),
     /// A stage ended.

@@ -192,7 +192,7 @@ struct NormVisitor<'a, B: AutodiffBackend> {
 impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = param.val().grad(self.grads) {
-            self.squares.push(grad.powi_scalar(2).sum());
+            self.squares.push(kernels::square_sum(grad));
         }
     }
 }

@@ -135,6 +135,7 @@ impl<'a, I: Backend> Session<'a, I> {
             "data.val",
             "teacher.weights",
             "tokenizer.weights",
+            "tokenizer.cache",
             "init.weights",
         ];
         let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
@@ -214,6 +215,11 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Tells the observer something.
     pub fn warn(&mut self, text: impl Into<String>) {
         self.env.observer.event(Event::Warning(text.into()));
+    }
+
+    /// Tells the observer something that is no warning.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.env.observer.event(Event::Note(text.into()));
     }
 
     /// Takes note of a batch's unusable and enlarged pictures.

@@ -102,7 +102,7 @@ impl<B: Backend> Attention<B> {
         shared: Option<&Tensor<B, 4>>,
     ) -> Tensor<B, 3> {
         let width = x.dims()[2];
-        if self.qkv.is_packed() {
+        if self.qkv.packed().is_some() {
             let [q, k, v] = self.project(x);
             let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
             return self.proj.forward(kernels::attention(rows.gather(q), k, v, bias, self.spec()));

@@ -1,6 +1,6 @@
 //! One pre-norm Transformer block.
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, NormMlp, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
@@ -135,9 +135,27 @@ impl<B: Backend> Block<B> {
     }
 
     fn mlp_residual(&self, x: Tensor<B, 3>, drop: &BranchDrop<B>) -> Tensor<B, 3> {
-        add_branch(x.clone(), &self.gamma_2, &drop.mlp, |kept| {
-            self.mlp.forward(self.norm2.forward(kept.take(x)))
-        })
+        add_branch(x.clone(), &self.gamma_2, &drop.mlp, |kept| self.mlp_branch(kept.take(x)))
+    }
+
+    /// MLP(LN x).
+    fn mlp_branch(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let Mlp { fc1, fc2, quick_gelu } = &self.mlp;
+        let (false, Some(b1), Some(b2)) = (quick_gelu, &fc1.bias, &fc2.bias) else {
+            return self.mlp.forward(self.norm2.forward(x));
+        };
+        if let (Some(w1), Some(w2)) = (fc1.packed(), fc2.packed()) {
+            let norm = [self.norm2.weight.val(), self.norm2.bias.val()];
+            return kernels::norm_mlp_packed(x, norm, self.norm2.eps(), (w1, b1.val()), (w2, b2.val()));
+        }
+        let parameters = NormMlp {
+            norm: [self.norm2.weight.val(), self.norm2.bias.val()],
+            eps: self.norm2.eps(),
+            fc1: (fc1.weight.val(), b1.val()),
+            fc2: (fc2.weight.val(), b2.val()),
+            precision: fc1.precision(),
+        };
+        kernels::norm_mlp(x, parameters)
     }
 
     /// The softmax weights `[B, H, T, T]` of this block for its input.

@@ -128,7 +128,7 @@ pub(crate) fn add_branch<B: Backend>(
 ) -> Tensor<B, 3> {
     let scaled = |x: Tensor<B, 3>, branch: Tensor<B, 3>| match gamma {
         Some(gamma) => kernels::residual_scale(x, branch, gamma.val()),
-        None => x + branch,
+        None => kernels::residual(x, branch),
     };
     let Some(drop) = drop else { return scaled(x, branch(&Kept(None))) };
     if !drop.leave_out {

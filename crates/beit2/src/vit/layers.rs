@@ -65,9 +65,9 @@ impl<B: Backend> Linear<B> {
         self
     }
 
-    /// Whether the weight is packed.
-    pub(super) fn is_packed(&self) -> bool {
-        self.packed.is_some()
+    /// The packed weight of a frozen layer.
+    pub(super) fn packed(&self) -> Option<&PackedWeight> {
+        self.packed.as_ref()
     }
 
     /// Width of the output.
@@ -112,6 +112,11 @@ impl<B: Backend> LayerNorm<B> {
             bias: Param::from_tensor(Tensor::zeros([width], device)),
             eps,
         }
+    }
+
+    /// ε.
+    pub fn eps(&self) -> f64 {
+        self.eps
     }
 
     /// Shape is kept.

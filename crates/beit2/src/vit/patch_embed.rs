@@ -60,14 +60,7 @@ impl<B: Backend> PatchEmbed<B> {
     /// # Shapes
     /// `[B, C, H, W]` → `[B, N, D]`, patches row by row.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
-        let [batch, channels, height, width] = x.dims();
-        let patch = self.proj.weight.dims()[2];
-        let (rows, cols) = (height / patch, width / patch);
-        let pixels = channels * patch * patch;
-        let patches: Tensor<B, 3> = x
-            .reshape([batch, channels, rows, patch, cols, patch])
-            .permute([0, 2, 4, 1, 3, 5]) // [B, gh, gw, C, p, p]
-            .reshape([batch, rows * cols, pixels]);
+        let patches = kernels::patches(x, self.proj.weight.dims()[2]);
         let bias = self.proj.bias.as_ref().map(Param::val);
         match &self.packed {
             Some(packed) => kernels::linear_packed(patches, packed, bias),

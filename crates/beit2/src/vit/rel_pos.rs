@@ -129,6 +129,8 @@ impl<B: Backend> RelPosBias<B> {
         table
             .select(0, self.index.clone())
             .transpose() // [H, (N+1)²]
+            // One axis forces a copy in order here, once, instead of in every block that reads the biases.
+            .reshape([heads * tokens * tokens])
             .reshape([1, heads, tokens, tokens])
     }
 }

@@ -136,7 +136,7 @@ impl<B: Backend> Trunk<B> {
     pub fn freeze(self) -> Self {
         let mut trunk = self.freeze_products();
         // Where weights stay, the tables stay with them: such a model must not give old biases to new weights.
-        if !trunk.blocks.iter().all(|block| block.attn.qkv.is_packed()) {
+        if !trunk.blocks.iter().all(|block| block.attn.qkv.packed().is_some()) {
             return trunk;
         }
         let tables = trunk.blocks.iter_mut().filter_map(|block| block.attn.rel_pos.as_mut());

@@ -10,3 +10,4 @@ mod savings;
 mod scene;
 mod segmentation;
 mod segmenting;
+mod token_cache;

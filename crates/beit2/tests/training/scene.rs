@@ -169,7 +169,7 @@ pub fn pretrain(dir: &Path, tokenizer: &Path) -> PretrainRecipe {
         },
         tokenizer: TokenizerSource {
             weights: tokenizer.to_string_lossy().into_owned(),
-            variant: String::new(),
+            ..TokenizerSource::default()
         },
         mask: MaskConfig { patches: 6, min_block: 2, ..MaskConfig::default() },
         data: data(dir),

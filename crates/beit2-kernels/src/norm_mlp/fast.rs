@@ -1,0 +1,330 @@
+//! The branch on the CPU, block of rows by block of rows.
+
+use std::ops::Range;
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::NormMlpTensors;
+use crate::flex::{owned, stored, tensor, view};
+use crate::gelu::fast::{in_place, with_slope};
+use crate::layer_norm::fast::{gradients, normalize};
+use crate::linear::fast::add_rows;
+use crate::matrix::{How, Matrix, Operand, Start, product_of};
+use crate::memory::{Buffer, Stored, Values};
+use crate::packed::{ROWS, Right};
+use crate::precision::Precision;
+
+type Parameters = NormMlpTensors<burn::backend::Flex>;
+
+/// Hidden columns of a block at a time: 48 rows of them are 72 KiB.
+const COLUMNS: usize = 384;
+
+/// Blocks that a batch is cut into at least, if it has the rows: enough to share between threads, and a function of the
+/// number of rows alone, because parameters' gradients are summed block by block.
+const BLOCKS: usize = 32;
+
+/// Rows below which the branch is better computed product by product: each block reads all weights.
+pub(crate) const FEWEST: usize = 16 * ROWS;
+
+/// Rows of a block.
+fn block_rows(rows: usize) -> usize {
+    (rows.div_ceil(ROWS) / BLOCKS).clamp(1, 8) * ROWS
+}
+
+/// A result that blocks write different rows of.
+struct Rows<'a, T> {
+    data: *mut T,
+    width: usize,
+    rows: usize,
+    life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for Rows<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Rows<'_, T> {}
+
+// SAFETY: memory is only reached through `some`, whose callers keep to rows of their own.
+unsafe impl<T: Send> Send for Rows<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Rows<'_, T> {}
+
+impl<'a, T> Rows<'a, T> {
+    fn new(data: &'a mut [T], width: usize) -> Self {
+        let rows = data.len() / width.max(1);
+        Self { data: data.as_mut_ptr(), width, rows, life: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// Nobody else uses these rows.
+    unsafe fn some(self, rows: &Range<usize>) -> &'a mut [T] {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        // SAFETY: inside, as asserted; the caller's promise.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.data.add(rows.start * self.width), rows.len() * self.width)
+        }
+    }
+}
+
+/// The parameters in order, and the sizes D and H.
+struct Weights {
+    tensors: [FlexTensor; 6],
+    width: usize,
+    hidden: usize,
+}
+
+impl Weights {
+    fn new(p: Parameters) -> Self {
+        let tensors = p.tensors.map(owned);
+        let shape = tensors[2].layout().shape();
+        Self { width: shape[1], hidden: shape[0], tensors }
+    }
+
+    fn get(&self, i: usize) -> &[f32] {
+        view(&self.tensors[i])
+    }
+
+    fn w1(&self) -> Matrix<'_> {
+        Matrix::new(self.get(2), self.hidden, self.width, self.width)
+    }
+
+    fn w2(&self) -> Matrix<'_> {
+        Matrix::new(self.get(4), self.width, self.hidden, self.hidden)
+    }
+}
+
+/// Packs a weight.
+fn pack(w: Matrix<'_>, precision: Precision) -> Right {
+    // SAFETY: `fuses_norm_mlp` found the instructions.
+    unsafe { Right::new(w, precision, true) }
+}
+
+/// What training keeps: normalised rows, mean and inverse deviation of each, activations, derivatives.
+type Saved = [FlexTensor; 5];
+
+/// → result, and what a backward pass needs.
+pub(crate) fn forward_train(x: FlexTensor, p: Parameters) -> (FlexTensor, Saved) {
+    match p.precision {
+        Precision::F32 => forward::<f32>(x, p, true),
+        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, true),
+    }
+}
+
+/// The result alone.
+pub(crate) fn forward_only(x: FlexTensor, p: Parameters) -> FlexTensor {
+    match p.precision {
+        Precision::F32 => forward::<f32>(x, p, false).0,
+        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, false).0,
+    }
+}
+
+/// The result of packed weights; scale and shift of the norm, b₁, b₂.
+pub(crate) fn forward_packed(
+    x: FlexTensor,
+    vectors: [FlexTensor; 4],
+    eps: f64,
+    weights: [&Right; 2],
+) -> FlexTensor {
+    let vectors = vectors.map(owned);
+    let vectors = [0, 1, 2, 3].map(|i| view(&vectors[i]));
+    match weights[0].precision() {
+        Precision::F32 => blocks::<f32>(x, vectors, eps, weights, false).0,
+        Precision::Bf16 => blocks::<burn::tensor::bf16>(x, vectors, eps, weights, false).0,
+    }
+}
+
+fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (FlexTensor, Saved) {
+    let (eps, precision) = (p.eps, p.precision);
+    let weights = Weights::new(p);
+    let (first, second) =
+        (pack(weights.w1().transposed(), precision), pack(weights.w2().transposed(), precision));
+    let vectors = [0, 1, 3, 5].map(|i| weights.get(i));
+    blocks::<S>(x, vectors, eps, [&first, &second], train)
+}
+
+fn blocks<S: Stored + Operand>(
+    x: FlexTensor,
+    [scale, shift, b1, b2]: [&[f32]; 4],
+    eps: f64,
+    [first, second]: [&Right; 2],
+    train: bool,
+) -> (FlexTensor, Saved) {
+    let (x, eps) = (owned(x), eps as f32);
+    let shape = x.layout().shape().clone();
+    let [width, hidden] = first.dims();
+    let n = shape.num_elements() / width.max(1);
+    let kept = if train { n } else { 0 };
+    let mut y = Buffer::any(n * width);
+    let (mut mean, mut rstd) = (Buffer::any(n), Buffer::any(n));
+    let mut normed = Values::<S>::any(kept * width);
+    let (mut active, mut slope) = (Values::<S>::any(kept * hidden), Values::<S>::any(kept * hidden));
+    {
+        let out = Rows::new(&mut y, width);
+        let stats = [Rows::new(&mut mean, 1), Rows::new(&mut rstd, 1)];
+        let saved =
+            [Rows::new(&mut normed, width), Rows::new(&mut active, hidden), Rows::new(&mut slope, hidden)];
+        let size = block_rows(n);
+        let x = view(&x);
+        (0..n.div_ceil(size)).into_par_iter().for_each(|block| {
+            let rows = block * size..((block + 1) * size).min(n);
+            let count = rows.len();
+            let mut own = Scratch::<S>::new(if train { 0 } else { count }, width, hidden);
+            let mut wide = Buffer::any(count * width.max(2 * COLUMNS));
+            // SAFETY: rows of this block only, in results that live as long as this loop.
+            unsafe {
+                let (normed, active, slope) = match train {
+                    true => (saved[0].some(&rows), saved[1].some(&rows), saved[2].some(&rows)),
+                    false => (&mut *own.normed, &mut *own.active, &mut [][..]),
+                };
+                let (mean, rstd) = (stats[0].some(&rows), stats[1].some(&rows));
+                let input = &x[rows.start * width..rows.end * width];
+                let normal = &mut wide[..count * width];
+                normalize(input, scale, shift, eps, normal, mean, rstd);
+                S::save(normal, normed);
+                let normed = Matrix::new(normed, count, width, width);
+                let (sums, values) = wide.split_at_mut(count * COLUMNS);
+                for from in (0..hidden).step_by(COLUMNS) {
+                    let columns = from..(from + COLUMNS).min(hidden);
+                    let part = columns.len();
+                    let (sums, values) = (&mut sums[..count * part], &mut values[..count * part]);
+                    first.columns(sums.as_mut_ptr(), part, Start::Row(b1), normed, columns.clone());
+                    if train {
+                        with_slope(sums, values);
+                        save_columns(sums, slope, hidden, &columns);
+                        save_columns(values, active, hidden, &columns);
+                    } else {
+                        in_place(sums);
+                        save_columns(sums, active, hidden, &columns);
+                    }
+                }
+                let active = Matrix::new(active, count, hidden, hidden);
+                let place = out.some(&rows).as_mut_ptr();
+                second.columns(place, width, Start::Row(b2), active, 0..width);
+            }
+        });
+    }
+    let saved = [
+        stored(normed, [kept, width]),
+        tensor(mean, [n]),
+        tensor(rstd, [n]),
+        stored(active, [kept, hidden]),
+        stored(slope, [kept, hidden]),
+    ];
+    (tensor(y, shape), saved)
+}
+
+/// A block's normalised rows and activations where nothing is kept.
+struct Scratch<S> {
+    normed: Values<S>,
+    active: Values<S>,
+}
+
+impl<S: Stored> Scratch<S> {
+    fn new(rows: usize, width: usize, hidden: usize) -> Self {
+        Self { normed: Values::any(rows * width), active: Values::any(rows * hidden) }
+    }
+}
+
+/// Writes rows of a block's columns to their place in rows of `width`.
+fn save_columns<S: Stored>(from: &[f32], to: &mut [S], width: usize, columns: &Range<usize>) {
+    for (from, to) in from.chunks_exact(columns.len()).zip(to.chunks_exact_mut(width)) {
+        S::save(from, &mut to[columns.clone()]);
+    }
+}
+
+/// → gradients of x and of the parameters in their order.
+pub(crate) fn backward(
+    x: FlexTensor,
+    p: Parameters,
+    saved: Saved,
+    grad: FlexTensor,
+) -> (FlexTensor, [FlexTensor; 6]) {
+    match p.precision {
+        Precision::F32 => gradients_of::<f32>(x, p, saved, grad),
+        Precision::Bf16 => gradients_of::<burn::tensor::bf16>(x, p, saved, grad),
+    }
+}
+
+fn gradients_of<S: Stored + Operand>(
+    x: FlexTensor,
+    p: Parameters,
+    saved: Saved,
+    grad: FlexTensor,
+) -> (FlexTensor, [FlexTensor; 6]) {
+    let (x, grad, precision) = (owned(x), owned(grad), p.precision);
+    let shape = x.layout().shape().clone();
+    let weights = Weights::new(p);
+    let (width, hidden) = (weights.width, weights.hidden);
+    let n = shape.num_elements() / width.max(1);
+    let (first, second) = (pack(weights.w1(), precision), pack(weights.w2(), precision));
+    let [normed, mean, rstd, active, slope] = &saved;
+    let size = block_rows(n);
+    let blocks = n.div_ceil(size);
+    let mut dx = Buffer::any(n * width);
+    let mut dhidden = Values::<S>::any(n * hidden);
+    // Sums over a block's rows: of the norm's scale and shift, b₁, b₂.
+    let sums = 3 * width + hidden;
+    let mut partial = Buffer::zeros(blocks * sums);
+    {
+        let (out, inner, partial) =
+            (Rows::new(&mut dx, width), Rows::new(&mut dhidden, hidden), Rows::new(&mut partial, sums));
+        let (x, grad) = (view(&x), view(&grad));
+        (0..blocks).into_par_iter().for_each(|block| {
+            let rows = block * size..((block + 1) * size).min(n);
+            let count = rows.len();
+            let (mut wide, mut narrow) = (Buffer::any(count * COLUMNS), Values::<S>::any(count * width));
+            // SAFETY: rows of this block only, in results that live as long as this loop.
+            unsafe {
+                let (out, inner) = (out.some(&rows), inner.some(&rows));
+                let sums = partial.some(&(block..block + 1));
+                let (dscale, rest) = sums.split_at_mut(width);
+                let (dshift, rest) = rest.split_at_mut(width);
+                let (db2, db1) = rest.split_at_mut(width);
+                let grad = &grad[rows.start * width..rows.end * width];
+                add_rows(grad, db2);
+                S::save(grad, &mut narrow);
+                let grad = Matrix::new(&narrow, count, width, width);
+                let slope = &slope.storage::<S>()[rows.start * hidden..rows.end * hidden];
+                for from in (0..hidden).step_by(COLUMNS) {
+                    let columns = from..(from + COLUMNS).min(hidden);
+                    let part = columns.len();
+                    let wide = &mut wide[..count * part];
+                    second.columns(wide.as_mut_ptr(), part, Start::Zero, grad, columns.clone());
+                    for (row, slope) in wide.chunks_exact_mut(part).zip(slope.chunks_exact(hidden)) {
+                        S::scale(row, &slope[columns.clone()]);
+                    }
+                    add_rows(wide, &mut db1[columns.clone()]);
+                    save_columns(wide, inner, hidden, &columns);
+                }
+                let inner = Matrix::new(inner, count, hidden, hidden);
+                first.columns(out.as_mut_ptr(), width, Start::Zero, inner, 0..width);
+                let input = &x[rows.start * width..rows.end * width];
+                let (mean, rstd) = (&view(mean)[rows.clone()], &view(rstd)[rows.clone()]);
+                gradients(input, weights.get(0), mean, rstd, out, dscale, dshift);
+            }
+        });
+    }
+    let mut total = Buffer::zeros(sums);
+    add_rows(&partial, &mut total);
+    let how = How::parallel(precision);
+    let rows_of = |data, width| Matrix::new(data, n, width, width);
+    let (normed, active) =
+        (rows_of(normed.storage::<S>(), width), Matrix::new(active.storage::<S>(), n, hidden, hidden));
+    let (mut dw1, mut dw2) = (Buffer::any(hidden * width), Buffer::any(width * hidden));
+    product_of(&mut dw1, width, rows_of(&dhidden, hidden).transposed(), normed, how);
+    let grad = Matrix::new(view(&grad), n, width, width).transposed();
+    product_of(&mut dw2, hidden, grad, active, how);
+    let vector = |range: Range<usize>| {
+        let mut values = Buffer::any(range.len());
+        values.copy_from_slice(&total[range.clone()]);
+        tensor(values, [range.len()])
+    };
+    let vectors = [0..width, width..2 * width, 3 * width..sums, 2 * width..3 * width].map(vector);
+    let [dscale, dshift, db1, db2] = vectors;
+    let dw1 = tensor(dw1, [hidden, width]);
+    let dw2 = tensor(dw2, [width, hidden]);
+    (tensor(dx, shape), [dscale, dshift, dw1, db1, dw2, db2])
+}

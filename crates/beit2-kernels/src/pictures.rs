@@ -1,0 +1,215 @@
+//! From bytes to patches: what a picture goes through before the first matrix product.
+//!
+//! Contract: bytes are divided, channels standardised and patches cut as Burn's primitives would, to the bit; on the CPU
+//! each step is one pass on all threads, where Burn walks permuted tensors element by element.
+
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use crate::backend::Backend;
+use crate::composed::{unwrap, wrap};
+
+/// Bytes `[B, H, W, C]` on the host → `[B, C, H, W]` in [0, 1], f32, on the device.
+///
+/// # Panics
+/// If there are not B·H·W·C bytes.
+pub fn pictures<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    assert!(
+        bytes.len() == dims.iter().product::<usize>(),
+        "pictures: {} bytes are not {dims:?}",
+        bytes.len()
+    );
+    wrap(B::pictures(bytes, dims, device))
+}
+
+/// [`pictures`](crate::pictures) composed from Burn's primitives.
+pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    let data = TensorData::new(bytes, dims);
+    Tensor::<B, 4, Int>::from_data(data, (device, DType::U8)).float().permute([0, 3, 1, 2]).div_scalar(255.0)
+}
+
+/// `(x − mean)/std` of each channel: `x [B, C, H, W]`.
+///
+/// # Panics
+/// If there are not C means and deviations.
+pub fn standardise<B: Backend>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> Tensor<B, 4> {
+    let channels = x.dims()[1];
+    assert!(
+        mean.len() == channels && std.len() == channels,
+        "standardise: {} means and {} deviations for {channels} channels",
+        mean.len(),
+        std.len()
+    );
+    wrap(B::fused_standardise(unwrap(x), mean, std))
+}
+
+/// [`standardise`](crate::standardise) composed from Burn's primitives.
+pub fn reference_standardise<B: BurnBackend>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> Tensor<B, 4> {
+    let options = (&x.device(), x.dtype());
+    let channels =
+        |v: &[f64]| Tensor::<B, 4>::from_data(TensorData::new(v.to_vec(), [1, v.len(), 1, 1]), options);
+    (x.clone() - channels(mean)) / channels(std)
+}
+
+/// Square patches side by side: `x [B, C, H, W]` → `[B, H/p·W/p, C·p·p]`, row by row.
+///
+/// # Panics
+/// If a side is not a multiple of `patch`.
+pub fn patches<B: Backend>(x: Tensor<B, 4>, patch: usize) -> Tensor<B, 3> {
+    let dims = x.dims();
+    assert!(
+        patch > 0 && dims[2].is_multiple_of(patch) && dims[3].is_multiple_of(patch),
+        "patches: {dims:?} cannot be cut into patches of {patch}"
+    );
+    wrap(B::fused_patches(unwrap(x), patch))
+}
+
+/// [`patches`](crate::patches) composed from Burn's primitives.
+pub fn reference_patches<B: BurnBackend>(x: Tensor<B, 4>, patch: usize) -> Tensor<B, 3> {
+    let [batch, channels, height, width] = x.dims();
+    let (rows, cols) = (height / patch, width / patch);
+    x.reshape([batch, channels, rows, patch, cols, patch])
+        .permute([0, 2, 4, 1, 3, 5]) // [B, gh, gw, C, p, p]
+        .reshape([batch, rows * cols, channels * patch * patch])
+}
+
+pub(crate) fn composed_pictures<B: BurnBackend>(
+    bytes: Vec<u8>,
+    dims: [usize; 4],
+    device: &B::Device,
+) -> FloatTensor<B> {
+    unwrap(reference::<B>(bytes, dims, device))
+}
+
+pub(crate) fn composed_standardise<B: BurnBackend>(
+    x: FloatTensor<B>,
+    mean: &[f64],
+    std: &[f64],
+) -> FloatTensor<B> {
+    unwrap(reference_standardise::<B>(wrap(x), mean, std))
+}
+
+pub(crate) fn composed_patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {
+    unwrap(reference_patches::<B>(wrap(x), patch))
+}
+
+pub(crate) mod fast {
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::flex::{owned, tensor, values, view};
+    use crate::memory::Buffer;
+    use crate::simd::dispatch;
+
+    pub(crate) fn pictures(bytes: &[u8], [batch, height, width, channels]: [usize; 4]) -> FlexTensor {
+        let area = height * width;
+        let mut y = Buffer::any(bytes.len());
+        y.par_chunks_mut(area.max(1)).enumerate().for_each(|(plane, y)| {
+            let (picture, channel) = (plane / channels, plane % channels);
+            let bytes = &bytes[picture * area * channels..(picture + 1) * area * channels];
+            // A constant distance, so that the loop becomes vector code.
+            match channels {
+                3 => spread(bytes.as_chunks::<3>().0.iter().map(|pixel| pixel[channel]), y),
+                _ => spread(bytes.iter().skip(channel).step_by(channels).copied(), y),
+            }
+        });
+        tensor(y, [batch, channels, height, width])
+    }
+
+    #[inline(always)]
+    fn spread(bytes: impl Iterator<Item = u8>, y: &mut [f32]) {
+        for (y, byte) in y.iter_mut().zip(bytes) {
+            *y = f32::from(byte) / 255.0;
+        }
+    }
+
+    pub(crate) fn standardise(x: FlexTensor, mean: &[f64], std: &[f64]) -> FlexTensor {
+        let mut x = owned(x);
+        let shape = x.layout().shape();
+        let (channels, area) = (shape[1], shape[2] * shape[3]);
+        values(&mut x).par_chunks_mut(area.max(1)).enumerate().for_each(|(plane, x)| {
+            let channel = plane % channels;
+            shift(x, mean[channel] as f32, std[channel] as f32);
+        });
+        x
+    }
+
+    dispatch!(fn shift(x: &mut [f32], mean: f32, std: f32) => shift_body);
+
+    #[inline(always)]
+    fn shift_body<const FMA: bool>(x: &mut [f32], mean: f32, std: f32) {
+        for x in x {
+            *x = (*x - mean) / std;
+        }
+    }
+
+    pub(crate) fn patches(x: FlexTensor, patch: usize) -> FlexTensor {
+        let x = owned(x);
+        let shape = x.layout().shape();
+        let (batch, channels, height, width) = (shape[0], shape[1], shape[2], shape[3]);
+        let (rows, cols, pixels) = (height / patch, width / patch, channels * patch * patch);
+        let from = view(&x);
+        let mut y = Buffer::any(from.len());
+        // A row of patches each.
+        y.par_chunks_mut((cols * pixels).max(1)).enumerate().for_each(|(at, y)| {
+            let (picture, row) = (at / rows, at % rows);
+            for (col, y) in y.chunks_exact_mut(pixels).enumerate() {
+                for (line, y) in y.chunks_exact_mut(patch).enumerate() {
+                    let (channel, line) = (line / patch, line % patch);
+                    let start =
+                        ((picture * channels + channel) * height + row * patch + line) * width + col * patch;
+                    y.copy_from_slice(&from[start..start + patch]);
+                }
+            }
+        });
+        tensor(y, [batch, rows * cols, pixels])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{Distribution, Tensor};
+
+    use crate::testing::{check, random};
+
+    #[test]
+    fn bytes_are_divided_and_standardised_as_burn_does() {
+        let device = Default::default();
+        for dims in [[1, 1, 1, 3], [2, 5, 7, 3], [3, 4, 2, 1], [1, 16, 31, 4]] {
+            let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
+            let fast = super::pictures::<Flex>(bytes.clone(), dims, &device);
+            let slow = super::reference::<Flex>(bytes, dims, &device);
+            fast.clone().into_data().assert_eq(&slow.clone().into_data(), true);
+            let (mean, std) =
+                (&[0.485, 0.456, 0.406, 0.5][..dims[3]], &[0.229, 0.224, 0.225, 0.25][..dims[3]]);
+            let fast = super::standardise(fast, mean, std);
+            fast.into_data().assert_eq(&super::reference_standardise(slow, mean, std).into_data(), true);
+        }
+    }
+
+    #[test]
+    fn permuted_pictures_are_standardised_too() {
+        let x = Tensor::<Flex, 4>::random([2, 6, 4, 3], Distribution::Default, &Default::default());
+        let x = x.permute([0, 3, 1, 2]);
+        let (mean, std) = ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0]);
+        let slow = super::reference_standardise(x.clone(), &mean, &std);
+        super::standardise(x, &mean, &std).into_data().assert_eq(&slow.into_data(), true);
+    }
+
+    #[test]
+    fn patches_match_reference_and_differences() {
+        for (dims, patch) in [([1, 1, 1, 1], 1), ([2, 3, 4, 6], 2), ([1, 5, 14, 7], 7), ([3, 3, 32, 32], 16)]
+        {
+            let n = dims.iter().product();
+            check(
+                "patches",
+                &[random(n, 1, 1.0)],
+                |x| super::patches(x[0].clone().reshape(dims), patch).reshape([n]),
+                |x| super::reference_patches(x[0].clone().reshape(dims), patch).reshape([n]),
+                0.0,
+            );
+        }
+    }
+}
