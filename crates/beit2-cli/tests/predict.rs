@@ -17,6 +17,7 @@ use beit2::tokenizer::Tokenizer;
 use beit2::train::Files;
 use beit2::{pixels, weights};
 use beit2_data::Image;
+use beit2_kernels::Precision;
 use burn::backend::Flex;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -167,7 +168,7 @@ fn embed_opens_every_kind_of_model() {
             assert_eq!(floats(&bytes), features(&world, &name, EmbedOptions::default(), kind), "{out}");
         }
     }
-    let sizes = EmbedOptions { layer: Some(2), image_size: Some(48), teacher: None };
+    let sizes = EmbedOptions { layer: Some(2), image_size: Some(48), ..EmbedOptions::default() };
     embed(&world, "mim.safetensors", "large.npy", &["--layer", "2", "--image-size", "48"]).works();
     let (_, bytes) = npy(&world.path("large.npy"));
     assert_eq!(floats(&bytes), features(&world, "mim.safetensors", sizes, FeatureKind::Mean));
@@ -197,7 +198,7 @@ fn encode_gives_the_ids_of_the_library() {
     let world = world();
     let (names, images) = labelled(&world);
     let path = world.path("words.safetensors").display().to_string();
-    let tokenizer = Tokenizer::<Flex>::open(&path, &Files, &Default::default()).unwrap();
+    let tokenizer = Tokenizer::<Flex>::open(&path, &Files, Precision::F32, &Default::default()).unwrap();
     let ids = tokenizer.encode(&images).unwrap();
     assert_eq!(ids.dims(), [24, 4, 4]);
     let wanted: Vec<u16> = ids.into_data().iter::<i64>().map(|id| id as u16).collect();
@@ -235,6 +236,54 @@ fn encode_gives_the_ids_of_the_library() {
     encode("closer.npy", &["--crop-pct", "0.5"]).works();
     assert_ne!(npy(&world.path("closer.npy")).1, bytes, "the crop matters");
     encode("ids.safetensors", &[]).fails(2, &["must end in .npy, .parquet, .jsonl"]);
+}
+
+/// bf16 has eight bits of a number: small differences, the same classes but for near-ties. Where the processor has no
+/// bf16 products, the results are those of f32.
+#[test]
+fn bf16_agrees_with_f32() {
+    const NEAR: f64 = 0.02;
+    let world = world();
+    let json = |line: &[&str], precision: &str| -> Value {
+        let flags = ["--precision", precision, "--json", "--quiet"];
+        let object = serde_json::from_str(&world.beit2(&[line, &flags[..]].concat()).works().out).unwrap();
+        let object: Value = object;
+        assert_eq!(object["precision"].as_str(), Some(precision), "{line:?}");
+        object
+    };
+    let best = |precision: &str| -> Vec<Vec<(u64, f64)>> {
+        let found = json(&["predict", "labelled", "--weights", "named.safetensors", "--top", "3"], precision);
+        let guess = |one: &Value| (one["class"].as_u64().unwrap(), one["probability"].as_f64().unwrap());
+        let rows = found["pictures"].as_array().unwrap().iter();
+        rows.map(|row| row["predictions"].as_array().unwrap().iter().map(guess).collect()).collect()
+    };
+    let (exact, rounded) = (best("f32"), best("bf16"));
+    assert_eq!((exact.len(), rounded.len()), (PICTURES, PICTURES));
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        assert!(exact[0].0 == rounded[0].0 || exact[0].1 - exact[1].1 < NEAR, "{exact:?} {rounded:?}");
+        for (class, probability) in exact {
+            let other = rounded.iter().find(|other| other.0 == *class).unwrap();
+            assert!((probability - other.1).abs() < NEAR, "{exact:?} {rounded:?}");
+        }
+    }
+
+    let features = |precision: &str| {
+        let out = format!("{precision}.npy");
+        json(&["embed", "labelled", "--weights", "mim.safetensors", "-o", &out], precision);
+        floats(&npy(&world.path(&out)).1)
+    };
+    let (exact, rounded) = (features("f32"), features("bf16"));
+    let largest = exact.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let distance = exact.iter().zip(&rounded).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    println!("features: {distance} of {largest}");
+    assert!(distance < 0.02 * largest, "{distance} of {largest}");
+
+    let on = ["--data", "labelled", "--val", "labelled"];
+    json(&["tokenizer", "encode", "labelled", "--tokenizer", "words.safetensors", "-o", "ids.npy"], "bf16");
+    json(&[&["knn", "--weights", "mim.safetensors"], &on[..]].concat(), "bf16");
+    json(&[&["probe", "--weights", "mim.safetensors", "--epochs", "1"], &on[..]].concat(), "bf16");
+    let line = ["predict", "labelled", "--weights", "named.safetensors", "--precision", "f16"];
+    world.beit2(&line).fails(2, &["f16", "f32", "bf16"]);
 }
 
 #[test]

@@ -117,6 +117,11 @@ fn a_model_is_trained_judged_and_used() {
     let ended = world.beit2(&[&eval[..], &ways].concat());
     assert!(ended.works().out.contains("mIoU"), "{}", ended.out);
     world.beit2(&[&eval[..], &["--force", "--mode", "whole"]].concat()).works();
+    let ways = ["--force", "--precision", "bf16", "--json", "--quiet"];
+    let rounded = json(&world.beit2(&[&eval[..], &ways].concat()).works().out);
+    assert_eq!((result["precision"].as_str(), rounded["precision"].as_str()), (Some("f32"), Some("bf16")));
+    let [exact, rounded] = [&result, &rounded].map(|result| result["miou"].as_f64().unwrap());
+    assert!((exact - rounded).abs() < 0.02, "{exact} {rounded}");
 
     let predict = ["segment", "predict", "val_scenes/images", "--weights", "run", "--out", "out"];
     let result = json(&world.beit2(&[&predict[..], &["--json", "--quiet"]].concat()).works().out);
@@ -147,6 +152,17 @@ fn a_model_is_trained_judged_and_used() {
     let ended = world.beit2(&[&predict[..], &["--force"]].concat());
     ended.fails(1, &["1 of the pictures could not be read"]);
     assert!(ended.err.contains("002.ppm"), "{}", ended.err);
+}
+
+#[test]
+fn a_model_is_trained_in_bf16() {
+    let world = world();
+    let more = ["--init", "scratch", "--set", "precision=bf16"];
+    train(&world, "run", &more).works();
+    let eval =
+        ["segment", "eval", "--weights", "run", "--data", "val_scenes", "--precision", "bf16", "--json"];
+    let result = json(&world.beit2(&eval).works().out);
+    assert!(result["miou"].as_f64().unwrap() > 0.8, "{result}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::assets::Openable;
-use crate::cli::Device;
+use crate::cli::{Device, precision};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::experiment::SOFTWARE;
@@ -60,8 +60,8 @@ struct Common {
     batch: usize,
 
     /// Operands of the matrix products: f32 or bf16
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
+    #[arg(long, default_value = "f32", value_parser = precision())]
+    dtype: Precision,
 
     /// Steps of a round
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -106,7 +106,7 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
     let Some(size) = find(&Size::ALL, Size::name, &common.size) else {
         return usage(format!("no size `{}`", common.size));
     };
-    let precision = if common.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 };
+    let precision = common.dtype;
     let pictures = match &common.data {
         None => Pictures::Random,
         Some(spec) => Pictures::Real(Openable::default().source(spec)?, common.workers),

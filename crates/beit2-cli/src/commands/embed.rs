@@ -14,7 +14,7 @@ use clap::{ValueEnum, ValueHint};
 
 use super::frozen::{self, Family};
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
@@ -61,6 +61,9 @@ pub struct Args {
 
     #[command(flatten)]
     export: ExportArgs,
+
+    #[command(flatten)]
+    products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -132,7 +135,7 @@ impl Job for Embedding<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
-        let options = frozen::options(args.layer, args.image_size, args.teacher);
+        let options = frozen::options(args.layer, args.image_size, args.teacher, args.products.precision);
         let model = Embedder::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
         view.validate().map_err(beit2::Error::from)?;
@@ -152,6 +155,7 @@ impl Job for Embedding<'_> {
             ("features", name.to_owned()),
             ("layer", model.layer.map_or("end".to_owned(), |layer| layer.to_string())),
             ("teacher", args.teacher.map_or(String::new(), |family| format!("{family:?}"))),
+            ("precision", args.products.precision.to_string()),
             ("device", args.device.device.to_string()),
         ];
         let layout = RowLayout { name: "features", element, shape };

@@ -11,7 +11,7 @@ use beit2_kernels::AutodiffBackend;
 use clap::ValueHint;
 
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
@@ -37,6 +37,9 @@ pub struct Args {
 
     #[command(flatten)]
     export: ExportArgs,
+
+    #[command(flatten)]
+    products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -75,13 +78,18 @@ impl Job for Encoding<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
-        let tokenizer = Tokenizer::<B::InnerBackend>::open(&args.tokenizer, assets, device)?;
+        let precision = args.products.precision;
+        let tokenizer = Tokenizer::<B::InnerBackend>::open(&args.tokenizer, assets, precision, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..tokenizer.view() };
         view.validate().map_err(beit2::Error::from)?;
         let grid = tokenizer.config.grid();
         let element = if tokenizer.config.codes <= U16_CODES { Element::U16 } else { Element::U32 };
         let layout = RowLayout { name: "ids", element, shape: vec![grid, grid] };
-        let identity = vec![("weights", weights), ("device", args.device.device.to_string())];
+        let identity = vec![
+            ("weights", weights),
+            ("precision", precision.to_string()),
+            ("device", args.device.device.to_string()),
+        ];
         let export = Export { to, source, view, layout, identity };
         export.run(progress, signals, |views: &[Image]| {
             let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();

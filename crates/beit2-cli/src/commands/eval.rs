@@ -15,7 +15,7 @@ use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::output;
@@ -77,6 +77,9 @@ pub struct Args {
     /// Threads that decode pictures
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
+
+    #[command(flatten)]
+    products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -203,8 +206,12 @@ impl Job for Evaluate<'_> {
             Some(Variant::ImagenetR) => Some(&IMAGENET_R),
             Some(Variant::ImagenetSketch) | None => None,
         };
-        let options =
-            OpenOptions { image_size: args.image_size, head_rows, tables: args.tables.of_library() };
+        let options = OpenOptions {
+            image_size: args.image_size,
+            head_rows,
+            tables: args.tables.of_library(),
+            precision: args.products.precision,
+        };
         let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
         let (classes, names) = (classifier.config.classes, &classifier.config.class_names);
         check_classes(args, source.classes(), classes, names)?;
@@ -260,6 +267,7 @@ fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Valu
     json!({
         "weights": args.weights,
         "data": args.data,
+        "precision": args.products.precision,
         "classes": classes,
         "pictures": result.pictures,
         "top1": result.top1,

@@ -9,14 +9,14 @@ use beit2::classify::{
 };
 use beit2::train::{Assets, DataConfig};
 use beit2_data::Source;
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{AutodiffBackend, Precision};
 use clap::ValueHint;
 use serde_json::json;
 
 use super::found::{Found, print_json, print_rows};
 use super::frozen::{self, Family, Kind};
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::progress::Progress;
@@ -68,6 +68,9 @@ pub struct Subject {
     /// Threads that decode pictures
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
+
+    #[command(flatten)]
+    pub(super) products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -255,7 +258,8 @@ where
         if subject.weights == PIXELS {
             return Ok(vec![self.one::<B>(None, device)?]);
         }
-        let options = frozen::options(subject.layer, subject.image_size, subject.teacher);
+        let options =
+            frozen::options(subject.layer, subject.image_size, subject.teacher, subject.products.precision);
         let mut model = Embedder::<B::InnerBackend>::open(&subject.weights, self.assets, options, device)?;
         if !subject.all_layers {
             return Ok(vec![self.one::<B>(Some(&model), device)?]);
@@ -336,7 +340,11 @@ fn cache_file(
     };
     let model = assets.weights_fingerprint(&subject.weights)?;
     let layer = layer.map_or("all".to_owned(), |layer| layer.to_string());
-    let name =
-        format!("{model}-{}-{}-{layer}-{px}.safetensors", source.fingerprint(), subject.features.name());
+    let precision = match subject.products.precision {
+        Precision::F32 => String::new(),
+        other => format!("-{other}"),
+    };
+    let (source, features) = (source.fingerprint(), subject.features.name());
+    let name = format!("{model}-{source}-{features}-{layer}-{px}{precision}.safetensors");
     Ok(Some(folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c), "_"))))
 }

@@ -19,6 +19,7 @@ impl Found {
     fn json(&self, subject: &Subject) -> serde_json::Map<String, serde_json::Value> {
         let pairs = [
             ("weights", json!(subject.weights)),
+            ("precision", json!(subject.products.precision)),
             ("features", json!(subject.features.name())),
             ("layer", json!(self.layer)),
             ("dim", json!(self.dim)),

@@ -2,6 +2,7 @@
 
 use beit2::classify::{EmbedOptions, FeatureKind};
 use beit2::tokenizer::teachers::TeacherKind;
+use beit2_kernels::Precision;
 use clap::ValueEnum;
 
 /// Published teachers.
@@ -54,11 +55,12 @@ impl Kind {
     }
 }
 
-/// The three flags that choose how a model is opened.
+/// The flags that choose how a model is opened.
 pub(super) fn options(
     layer: Option<usize>,
     image_size: Option<usize>,
     teacher: Option<Family>,
+    precision: Precision,
 ) -> EmbedOptions {
-    EmbedOptions { layer, image_size, teacher: teacher.map(Family::of_library) }
+    EmbedOptions { layer, image_size, teacher: teacher.map(Family::of_library), precision }
 }

@@ -18,7 +18,7 @@ use clap::ValueHint;
 use serde_json::json;
 
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
@@ -79,6 +79,9 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
+    products: Products,
+
+    #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
@@ -132,7 +135,11 @@ impl Job for Predicting<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output> {
         let Self { args, assets, source, names, signals, progress } = self;
-        let options = OpenOptions { image_size: args.image_size, ..OpenOptions::default() };
+        let options = OpenOptions {
+            image_size: args.image_size,
+            precision: args.products.precision,
+            ..OpenOptions::default()
+        };
         let mut model = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
         let classes = model.config.classes;
         if let (Some(names), Some(path)) = (names, &args.names) {
@@ -251,7 +258,10 @@ impl Walk<'_> {
 
     /// One object, streamed: a million pictures need not be in memory.
     fn json(&mut self) -> anyhow::Result<bool> {
-        output::result(&format!("{{\"weights\": {}, \"pictures\": [", json!(self.args.weights)))?;
+        let (weights, precision) = (json!(self.args.weights), self.args.products.precision);
+        output::result(&format!(
+            "{{\"weights\": {weights}, \"precision\": \"{precision}\", \"pictures\": ["
+        ))?;
         let mut first = true;
         let finished = self.pictures(|name, best| {
             let comma = if std::mem::take(&mut first) { "" } else { "," };

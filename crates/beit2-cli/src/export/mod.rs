@@ -126,6 +126,8 @@ pub struct Written {
     rows: usize,
     shape: Vec<usize>,
     element: Element,
+    /// Of the matrix products.
+    precision: String,
     /// Names of the pictures that have no row, with reasons.
     skipped: Vec<(String, String)>,
 }
@@ -211,18 +213,24 @@ impl Export<'_> {
             bail!("none of the {} pictures can be used; nothing was written", grouped(total as u64));
         }
         let skipped = partial.skipped()?;
-        let meta: Vec<(String, String)> = ["program", "weights", "features", "layer", "image_size"]
-            .iter()
-            .filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?))))
-            .collect();
+        let meta: Vec<(String, String)> =
+            ["program", "weights", "features", "layer", "image_size", "precision"]
+                .iter()
+                .filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?))))
+                .collect();
         let labelled = !source.classes().is_empty();
         let finished = format::Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
         if let Some(list) = to.list() {
             partial.publish(&list, |writer| finished.write_list(writer))?;
         }
         partial.publish(&args.out, |writer| finished.write(to.format, writer))?;
-        let written =
-            Written { rows: partial.rows(), shape: layout.shape.clone(), element: layout.element, skipped };
+        let written = Written {
+            rows: partial.rows(),
+            shape: layout.shape.clone(),
+            element: layout.element,
+            precision: text_of(&manifest["precision"]),
+            skipped,
+        };
         partial.remove();
         Ok(written)
     }
@@ -262,6 +270,7 @@ impl Written {
                 "rows": self.rows,
                 "row": self.shape,
                 "dtype": self.element.name(),
+                "precision": self.precision,
                 "skipped": unreadable_json(&self.skipped),
             }));
         }

@@ -1,7 +1,7 @@
 //! A classifier from whatever file holds one.
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
 use beit2_weights::resize::TableResize;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, config_error};
 use crate::finetune::EvalTable;
-use crate::train::Assets;
+use crate::train::{Assets, check_precision};
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};
 use crate::{params, pixels};
@@ -49,6 +49,8 @@ pub struct OpenOptions<'a> {
     pub head_rows: Option<&'a [usize]>,
     /// How relative position tables are resized.
     pub tables: TableResize,
+    /// Operands of the matrix products.
+    pub precision: Precision,
 }
 
 /// One guess of a classifier.
@@ -94,13 +96,15 @@ impl<B: Backend> Classifier<B> {
     /// Opens a run of `beit2 finetune`, or a classifier in official, timm or Hugging Face names.
     ///
     /// # Errors
-    /// A file that cannot be read or holds another model.
+    /// A file that cannot be read or holds another model, a precision that the device does not have.
     pub fn open(
         spec: &str,
         assets: &dyn Assets,
         options: OpenOptions<'_>,
         device: &B::Device,
     ) -> Result<Self, Error> {
+        check_precision::<B>(options.precision, device)?;
+        let precision = options.precision;
         let state = StateFile::new(assets.weights(spec)?, spec)?;
         let Some(mut classes) = state.facts.classes.filter(|_| state.facts.layout.kind == Kind::Classifier)
         else {
@@ -143,7 +147,8 @@ impl<B: Backend> Classifier<B> {
         let options =
             PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
         let plan = state.plan(&config.vit, config.pooling, classes, &options)?;
-        let model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
+        let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
+        model.set_precision(precision);
         Ok(Self { config, model: model.freeze() })
     }
 

@@ -1,7 +1,7 @@
 //! A model of any kind as a function from pictures to features.
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use beit2_weights::inspect::Pooling as FilePooling;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
@@ -12,7 +12,7 @@ use super::{ClassifierConfig, FeatureKind, Featurizer};
 use crate::error::{Error, config_error};
 use crate::pretrain::{MimConfig, TokenizerSource};
 use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
-use crate::train::Assets;
+use crate::train::{Assets, check_precision};
 use crate::vit::{Pooling, VisionTransformer, VitConfig};
 use crate::weights::{self, StateFile, WeightFile, to_tensors};
 use crate::{params, pixels};
@@ -30,6 +30,8 @@ pub struct EmbedOptions {
     pub image_size: Option<usize>,
     /// Read the file as a published teacher of this family.
     pub teacher: Option<TeacherKind>,
+    /// Operands of the matrix products.
+    pub precision: Precision,
 }
 
 /// A frozen model and how to feed it.
@@ -61,13 +63,15 @@ impl<B: Backend> Embedder<B> {
     /// [`EmbedOptions::teacher`] says so. The file tells the rest.
     ///
     /// # Errors
-    /// A file that cannot be read or is none of these, a layer or a size that the model cannot have.
+    /// A file that cannot be read or is none of these, a layer or a size that the model cannot have, a precision that the
+    /// device does not have.
     pub fn open(
         spec: &str,
         assets: &dyn Assets,
         options: EmbedOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
+        check_precision::<B>(options.precision, device)?;
         let file = assets.weights(spec)?;
         if let Some(kind) = options.teacher {
             return open_teacher(kind, file, options, device);
@@ -95,7 +99,18 @@ impl<B: Backend> Embedder<B> {
             open_vit(spec, file, options, device)?
         };
         let image_px = options.image_size.unwrap_or(trained_px);
+        Self::finished(net, image_px, layer, options.precision, device)
+    }
+
+    fn finished(
+        mut net: Featurizer<B>,
+        image_px: usize,
+        layer: Option<usize>,
+        precision: Precision,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
         check_side(image_px, net.patch_px())?;
+        net.set_precision(precision);
         Ok(Self { net: net.freeze(), image_px, layer, device: device.clone() })
     }
 
@@ -228,7 +243,6 @@ fn open_teacher<B: Backend>(
     let config = TeacherConfig { kind, layer, ..TeacherConfig::default() };
     let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;
     let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
-    check_side(image_px, model.patch_size())?;
     let net = Featurizer::Teacher(Box::new(model));
-    Ok(Embedder { net: net.freeze(), image_px, layer: options.layer, device: device.clone() })
+    Embedder::finished(net, image_px, options.layer, options.precision, device)
 }

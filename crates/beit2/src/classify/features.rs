@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{EvalConfig, Source};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use beit2_run::StopFlag;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,16 @@ pub enum Featurizer<B: Backend> {
 }
 
 impl<B: Backend> Featurizer<B> {
+    /// Computes the products that features need in `precision` from now on; before [`Featurizer::freeze`].
+    pub fn set_precision(&mut self, precision: Precision) {
+        match self {
+            Self::Mim(model, _) => model.set_precision(precision),
+            Self::Vit(model, _) => model.set_precision(precision),
+            Self::Encoder(model) => model.set_precision(precision),
+            Self::Teacher(teacher) => teacher.set_precision(precision),
+        }
+    }
+
     /// Packs the weights that features need ([`VisionTransformer::freeze`]).
     #[must_use]
     pub fn freeze(self) -> Self {

@@ -1,6 +1,6 @@
 //! The model: backbone, decode head and auxiliary head.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -85,6 +85,12 @@ impl<B: Backend> UperNet<B> {
     /// Fills every trained parameter, as a fresh model of the reference has it ([`InitRule::Segment`]).
     pub fn initialise(self, config: &SegmenterConfig, seed: u64) -> Self {
         initialise(self, InitRule::Segment { gamma: config.vit.layer_scale_init }, seed)
+    }
+
+    /// Computes the trunk's products in `precision` from now on. Pyramid and heads stay in f32: they are convolutions, which
+    /// have no other precision.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.backbone.trunk.set_precision(precision);
     }
 
     /// For a model whose weights do not change any more: those of the trunk are packed, as

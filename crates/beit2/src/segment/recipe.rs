@@ -106,7 +106,7 @@ pub struct SegmentRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Operands of the matrix products; `f32` is what there is for segmentation today.
+    /// Operands of the trunk's matrix products; pyramid and heads are in f32.
     pub precision: Precision,
     /// Micro-batches that a step's pictures are divided into, to save memory. Batch norm sees one of them at a time.
     pub accumulate: usize,
@@ -221,12 +221,6 @@ impl SegmentRecipe {
             return config_error(format!(
                 "this recipe's stage is `{}`; `segment train` needs `segment`",
                 self.stage
-            ));
-        }
-        if self.precision != Precision::F32 {
-            return config_error(format!(
-                "precision `{}` is not available for segmentation; use `f32`",
-                self.precision
             ));
         }
         if self.init.weights.is_empty() {

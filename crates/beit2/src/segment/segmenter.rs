@@ -2,7 +2,7 @@
 
 use beit2_data::Image;
 use beit2_data::segment::LabelMap;
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
@@ -13,7 +13,7 @@ use super::model::UperNet;
 use super::start::{plan_backbone, take_heads};
 use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
-use crate::train::Assets;
+use crate::train::{Assets, check_precision};
 use crate::weights::{StateFile, to_tensors};
 use crate::{params, pixels};
 
@@ -24,6 +24,8 @@ pub struct SegmentOptions {
     pub image_size: Option<usize>,
     /// How relative position tables are resized.
     pub tables: TableResize,
+    /// Operands of the trunk's matrix products; pyramid and heads are in f32.
+    pub precision: Precision,
 }
 
 /// A trained segmentation model.
@@ -54,13 +56,14 @@ impl<B: Backend> Segmenter<B> {
     /// palette are read too).
     ///
     /// # Errors
-    /// A file that cannot be read or holds another model.
+    /// A file that cannot be read or holds another model, a precision that the device does not have.
     pub fn open(
         spec: &str,
         assets: &dyn Assets,
         options: SegmentOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
+        check_precision::<B>(options.precision, device)?;
         let mut state = StateFile::new(assets.weights(spec)?, spec)?;
         if state.facts.layout.kind != Kind::Segmentation {
             return config_error(format!(
@@ -85,8 +88,9 @@ impl<B: Backend> Segmenter<B> {
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;
         let tensors = to_tensors(trunk.into_iter().chain(heads).collect());
-        let model = params::load_strict(zeros, tensors, DType::F32, |_| false)?.freeze();
-        Ok(Self { model, config, infer })
+        let mut model = params::load_strict(zeros, tensors, DType::F32, |_| false)?;
+        model.set_precision(options.precision);
+        Ok(Self { model: model.freeze(), config, infer })
     }
 
     /// The class of every pixel of a picture of any size, seen as [`Segmenter::infer`] says.

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::error::{Error, config_error};
 use crate::params;
-use crate::train::{AdamW, Env, Outcome, Plan, PolySchedule, Session, StepReport, add_gradients};
+use crate::train::{
+    AdamW, Env, Outcome, Plan, PolySchedule, Session, StepReport, add_gradients, check_precision,
+};
 use crate::vit::{DropPath, drop_path_rates};
 use crate::weights::{self, StateFile};
 
@@ -47,6 +49,7 @@ pub fn train<B: AutodiffBackend>(
     let mut recipe = recipe.clone();
     recipe.resolve(env.assets)?;
     recipe.validate()?;
+    check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = recipe.masks.open(&recipe.data.train)?;
     let val = match recipe.data.val.as_str() {
@@ -77,6 +80,7 @@ pub fn train<B: AutodiffBackend>(
         (model, plan) = load_backbone(model, config, state, TableResize::Spline)?;
         loaded = Some(summary(&plan));
     }
+    model.set_precision(recipe.precision);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
     let rates = drop_path_rates(config.vit.drop_path, config.vit.depth);
     let mut facts = vec![

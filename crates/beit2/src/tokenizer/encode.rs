@@ -1,24 +1,26 @@
 //! A trained tokenizer as a function from pictures to code ids.
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::tensor::{Int, Tensor};
 
 use super::{TokenizerConfig, VqKd};
 use crate::error::Error;
 use crate::pixels;
 use crate::pretrain::TokenizerSource;
-use crate::train::Assets;
+use crate::train::{Assets, check_precision};
 use crate::weights;
 
 /// A trained tokenizer.
 ///
 /// ```no_run
 /// use beit2::{pixels, tokenizer::Tokenizer, train::Files};
+/// use beit2_kernels::Precision;
 /// use burn::backend::Flex;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let tokenizer = Tokenizer::<Flex>::open("vqkd_encoder_base_decoder_3x768x12_clip.pth", &Files, &Default::default())?;
+/// let name = "vqkd_encoder_base_decoder_3x768x12_clip.pth";
+/// let tokenizer = Tokenizer::<Flex>::open(name, &Files, Precision::F32, &Default::default())?;
 /// let ids = tokenizer.encode(&[pixels::read("cat.jpg")?])?; // [1, 14, 14]
 /// println!("{ids}");
 /// # Ok(())
@@ -35,12 +37,21 @@ pub struct Tokenizer<B: Backend> {
 
 impl<B: Backend> Tokenizer<B> {
     /// Opens a run of `beit2 tokenizer train`, or a weight file of this software or the official code.
+    /// `precision` is that of the encoder's products; everything about codes stays in f32.
     ///
     /// # Errors
-    /// A file that cannot be read, holds another model, or whose codebook was never started.
-    pub fn open(spec: &str, assets: &dyn Assets, device: &B::Device) -> Result<Self, Error> {
+    /// A file that cannot be read, holds another model, or whose codebook was never started; a precision that the device
+    /// does not have.
+    pub fn open(
+        spec: &str,
+        assets: &dyn Assets,
+        precision: Precision,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        check_precision::<B>(precision, device)?;
         let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
-        let (config, model) = weights::load_tokenizer(&source, assets, device)?;
+        let (config, mut model) = weights::load_tokenizer::<B>(&source, assets, device)?;
+        model.set_precision(precision);
         Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })
     }
 

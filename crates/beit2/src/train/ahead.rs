@@ -90,3 +90,23 @@ impl<T> Drop for Ahead<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A run that stopped early with one thread waited for ever: the thread in the middle of an operation waited for
+    /// the thread that waited for it.
+    #[test]
+    fn a_run_that_stops_early_lets_the_operation_end() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let operations = pool.clone();
+        pool.install(|| {
+            let batches = (0..).map(Ok::<_, Error>);
+            let mut ahead = Ahead::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
+            assert_eq!(ahead.next().transpose().unwrap(), Some(1));
+        });
+    }
+}

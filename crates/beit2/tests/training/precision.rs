@@ -1,6 +1,7 @@
 //! A model's precision reaches every layer that has a product.
 
 use beit2::pretrain::{MimConfig, MimModel};
+use beit2::segment::{SegmenterConfig, UperNet};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::vit::{Pooling, VisionTransformer, VitConfig};
 use beit2_kernels::Precision;
@@ -48,4 +49,18 @@ fn bf16_reaches_every_product() {
     model.set_precision(Precision::Bf16);
     // The encoder's task layer stays in f32, as in the reference.
     assert_eq!(layers(&model), [2, 1 + 2 * 4 + 1 + 4 + 2]);
+
+    let vit =
+        VitConfig { image_size: 64, patch_size: 16, width: 4, depth: 4, heads: 2, ..VitConfig::default() };
+    let config = SegmenterConfig {
+        vit,
+        out_indices: [0, 1, 2, 3],
+        channels: 4,
+        classes: 3,
+        ..SegmenterConfig::default()
+    };
+    let mut model = UperNet::<Auto>::zeros(&config, &device).unwrap();
+    model.set_precision(Precision::Bf16);
+    // Heads and pyramid have convolutions, in f32.
+    assert_eq!(layers(&model), [0, 1 + 4 * 4]);
 }

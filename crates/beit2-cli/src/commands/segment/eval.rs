@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Looking, Masks, check, open};
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::output;
@@ -55,6 +55,9 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
+    products: Products,
+
+    #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
@@ -81,6 +84,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let object = json!({
         "weights": args.weights,
         "data": args.data,
+        "precision": args.products.precision,
         "pictures": source.len(),
         "classes": names.len(),
         "miou": scores.miou,
@@ -131,7 +135,8 @@ impl Job for Evaluate<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Confusion> {
         let Self { args, assets, source, signals, progress } = self;
-        let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
+        let (segmenter, infer) =
+            open::<B::InnerBackend>(&args.weights, &args.looking, args.products, assets, device)?;
         check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
         Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)

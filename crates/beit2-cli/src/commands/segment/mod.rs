@@ -13,7 +13,7 @@ use beit2_data::segment::{ReduceZeroLabel, SegmentSource};
 use beit2_kernels::Backend;
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cli::Experiment;
+use crate::cli::{Experiment, Products};
 use crate::errors::Ending;
 use crate::experiment;
 use crate::signals::Signals;
@@ -154,10 +154,12 @@ impl Masks {
 fn open<B: Backend>(
     weights: &str,
     looking: &Looking,
+    products: Products,
     assets: &dyn Assets,
     device: &B::Device,
 ) -> anyhow::Result<(Segmenter<B>, InferConfig)> {
-    let segmenter = Segmenter::<B>::open(weights, assets, SegmentOptions::default(), device)?;
+    let options = SegmentOptions { precision: products.precision, ..SegmentOptions::default() };
+    let segmenter = Segmenter::<B>::open(weights, assets, options, device)?;
     let infer = looking.on(segmenter.infer.clone());
     infer.validate(segmenter.config.vit.image_size)?;
     Ok((segmenter, infer))

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
 use super::{Looking, open};
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::export::{tell_unreadable, unreadable_json};
@@ -72,6 +72,9 @@ pub struct Args {
     /// Threads that decode pictures
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
+
+    #[command(flatten)]
+    products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -127,6 +130,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if args.talk.json {
         output::json(&json!({
             "weights": args.weights,
+            "precision": args.products.precision,
             "out": args.out,
             "pictures": pictures,
             "kept": kept,
@@ -216,7 +220,8 @@ impl Job for Predicting<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Done> {
         let Self { args, assets, source, targets, signals, progress } = self;
-        let (segmenter, infer) = open::<B::InnerBackend>(&args.weights, &args.looking, assets, device)?;
+        let (segmenter, infer) =
+            open::<B::InnerBackend>(&args.weights, &args.looking, args.products, assets, device)?;
         let config = &segmenter.config;
         let predictor = Predictor::new(&segmenter.model, config, &infer)?;
         for target in targets {
