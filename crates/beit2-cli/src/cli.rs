@@ -196,7 +196,7 @@ pub struct Device {
     pub device: DeviceSpec,
 }
 
-/// How a model that is only asked computes.
+/// How products are computed, where no recipe says it.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Products {
     /// Operands of the matrix products: f32, or bf16 (faster on CPUs that have it; results agree to about two digits)

@@ -16,7 +16,7 @@ use beit2_run::Existing;
 use clap::ValueHint;
 
 use crate::assets::Openable;
-use crate::cli::{Device, Talk};
+use crate::cli::{Device, Products, Talk};
 use crate::errors::{Ending, usage};
 use crate::experiment::{self, Inputs, Training};
 use crate::output;
@@ -32,7 +32,8 @@ const RECIPE_MINUTES: f64 = 8.0;
 /// Flags of `quickstart`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1"
+    after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1\n  \
+        beit2 quickstart --precision bf16        faster on CPUs with AVX-512-BF16"
 )]
 pub struct Args {
     /// About how long it may take on two cores; scales the schedules
@@ -50,6 +51,9 @@ pub struct Args {
     /// Begin again; what is in the folder is kept beside it
     #[arg(long)]
     restart: bool,
+
+    #[command(flatten)]
+    products: Products,
 
     #[command(flatten)]
     device: Device,
@@ -121,7 +125,13 @@ struct Part<S> {
 impl<S: Stage> Part<S> {
     fn resolve(name: &str, args: &Args) -> anyhow::Result<Self> {
         let recipe = recipes::find(name)?;
-        let settings = recipes::resolve(&recipe, &[("seed".into(), args.seed.to_string())])?;
+        let settings = recipes::resolve(
+            &recipe,
+            &[
+                ("seed".into(), args.seed.to_string()),
+                ("precision".into(), args.products.precision.to_string()),
+            ],
+        )?;
         Ok(Self { recipe, settings, dir: args.out.join(S::NAME) })
     }
 
