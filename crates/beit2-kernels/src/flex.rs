@@ -140,7 +140,7 @@ impl Backend for Flex {
     ) -> FloatTensor<Self> {
         let rows = x.layout().num_elements() / w1.dims()[1].max(1);
         let [scale, shift] = norm;
-        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= norm_mlp::fast::FEWEST {
+        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= norm_mlp::fast::FEWEST_PACKED {
             norm_mlp::fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1.right(), w2.right()])
         } else {
             norm_mlp::composed_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2))

@@ -90,7 +90,10 @@ pub(crate) mod fast {
         x
     }
 
-    dispatch!(fn times(x: &mut [f32], y: &[f32]) => times_body);
+    dispatch!(
+        /// `x` becomes `x·y`.
+        pub(crate) fn times(x: &mut [f32], y: &[f32]) => times_body
+    );
 
     #[inline(always)]
     fn times_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {

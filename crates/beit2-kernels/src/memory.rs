@@ -182,7 +182,7 @@ impl Stored for f32 {
     }
 
     fn scale(x: &mut [f32], by: &[Self]) {
-        half::scale_f32(x, by);
+        crate::gelu::fast::times(x, by);
     }
 }
 
@@ -223,15 +223,6 @@ mod half {
     fn scale_bf16_body<const FMA: bool>(x: &mut [f32], by: &[u16]) {
         for (x, by) in x.iter_mut().zip(by) {
             *x *= f32::from_bits(u32::from(*by) << 16);
-        }
-    }
-
-    dispatch!(pub(super) fn scale_f32(x: &mut [f32], by: &[f32]) => scale_f32_body);
-
-    #[inline(always)]
-    fn scale_f32_body<const FMA: bool>(x: &mut [f32], by: &[f32]) {
-        for (x, by) in x.iter_mut().zip(by) {
-            *x *= by;
         }
     }
 }

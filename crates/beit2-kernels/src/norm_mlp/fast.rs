@@ -12,7 +12,7 @@ use crate::layer_norm::fast::{gradients, normalize};
 use crate::linear::fast::add_rows;
 use crate::matrix::{How, Matrix, Operand, Start, product_of};
 use crate::memory::{Buffer, Stored, Values};
-use crate::packed::{ROWS, Right};
+use crate::packed::{FEW, ROWS, Right};
 use crate::precision::Precision;
 
 type Parameters = NormMlpTensors<burn::backend::Flex>;
@@ -26,6 +26,9 @@ const BLOCKS: usize = 32;
 
 /// Rows below which the branch is better computed product by product: each block reads all weights.
 pub(crate) const FEWEST: usize = 16 * ROWS;
+
+/// The same for packed weights, whose products cut few rows by columns only: each thread reads its part of a weight once.
+pub(crate) const FEWEST_PACKED: usize = FEW * ROWS + 1;
 
 /// Rows of a block.
 fn block_rows(rows: usize) -> usize {

@@ -48,6 +48,34 @@ fn matches_reference_and_differences() {
 }
 
 #[test]
+fn packed_weights_give_the_same_bits_for_few_rows_and_many() {
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+    for (rows, precision) in
+        [(9, Precision::F32), (197, Precision::F32), (197, Precision::Bf16), (400, Precision::Bf16)]
+    {
+        let [n, d, h] = [rows, 48, 400];
+        let tensor = |x: &Vec<f64>| {
+            Tensor::<Flex, 1>::from_data(
+                TensorData::new(x.clone(), [x.len()]).convert::<f32>(),
+                &Default::default(),
+            )
+        };
+        let [x, scale, shift, w1, b1, w2, b2] = inputs([n, d, h]).each_ref().map(tensor);
+        let (x, w1, w2) = (x.reshape([n, d]), w1.reshape([h, d]), w2.reshape([d, h]));
+        let norm = [scale, shift];
+        let [Some(p1), Some(p2)] = [&w1, &w2].map(|w| crate::pack_weight(w.clone(), precision)) else {
+            println!("skipped: this CPU has nothing to pack for");
+            return;
+        };
+        let packed =
+            super::norm_mlp_packed(x.clone(), norm.clone(), 1e-3, (&p1, b1.clone()), (&p2, b2.clone()));
+        let plain = norm_mlp(x, NormMlp { norm, eps: 1e-3, fc1: (w1, b1), fc2: (w2, b2), precision });
+        packed.into_data().assert_eq(&plain.into_data(), true);
+    }
+}
+
+#[test]
 fn bf16_rounds_operands_and_the_derivative() {
     for shape in SHAPES {
         // The derivative of GELU is kept in bf16, an error of up to 2⁻⁹ in each term of sums over the hidden layer.

@@ -29,7 +29,7 @@ use tile::{Block, COLS, LANES, Left};
 const PANELS: usize = 8;
 
 /// Most row panels that are not cut: their words and results stay in the second-level cache.
-const FEW: usize = 24;
+pub(crate) const FEW: usize = 24;
 
 /// Column panels of a task that has all rows.
 const WIDE: usize = 12;
