@@ -206,10 +206,19 @@ pub struct Products {
 
 /// The names of precisions.
 pub fn precision() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(["f32", "bf16"]).map(|name| match name.as_str() {
-        "bf16" => Precision::Bf16,
-        _ => Precision::F32,
+    one_of(&[Precision::F32, Precision::Bf16], |precision| match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
     })
+}
+
+/// A value that is chosen by its name.
+pub fn one_of<T>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().map(|&one| name(one)))
+        .try_map(move |chosen| all.iter().copied().find(|&one| name(one) == chosen).ok_or("no such name"))
 }
 
 /// How much to say.

@@ -31,6 +31,7 @@ mod pixel_cross_entropy;
 mod precision;
 pub mod probe;
 mod residual_scale;
+mod rows;
 mod samples;
 pub mod simd;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::assets::Openable;
-use crate::cli::{Device, precision};
+use crate::cli::{Device, one_of, precision};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::experiment::SOFTWARE;
@@ -34,8 +34,8 @@ pub enum Bench {
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// tokenizer (with its teacher), pretrain (with its tokenizer) or finetune
-    #[arg(long, default_value = "pretrain", value_parser = named(&Stage::ALL, Stage::name))]
-    stage: String,
+    #[arg(long, default_value = "pretrain", value_parser = one_of(&Stage::ALL, Stage::name))]
+    stage: Stage,
 
     #[command(flatten)]
     common: Common,
@@ -52,8 +52,8 @@ pub struct InferArgs {
 #[derive(Debug, Args)]
 struct Common {
     /// tiny, small, base or large; up to base, the frozen model has the same size
-    #[arg(long, default_value = "small", value_parser = named(&Size::ALL, Size::name))]
-    size: String,
+    #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
+    size: Size,
 
     /// Pictures in a step
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -95,7 +95,7 @@ struct Common {
 /// Measures and tells.
 pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
     let (kind, stage, common) = match command {
-        Bench::Train(args) => ("train", find(&Stage::ALL, Stage::name, &args.stage), &args.common),
+        Bench::Train(args) => ("train", Some(args.stage), &args.common),
         Bench::Infer(args) => ("infer", None, &args.common),
     };
     for (name, value) in [("--batch", common.batch), ("--steps", common.steps), ("--rounds", common.rounds)] {
@@ -103,15 +103,11 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
     }
-    let Some(size) = find(&Size::ALL, Size::name, &common.size) else {
-        return usage(format!("no size `{}`", common.size));
-    };
-    let precision = common.dtype;
     let pictures = match &common.data {
         None => Pictures::Random,
         Some(spec) => Pictures::Real(Openable::default().source(spec)?, common.workers),
     };
-    let facts = Facts { kind, stage, size, precision, common };
+    let facts = Facts { kind, stage, size: common.size, precision: common.dtype, common };
     common.device.device.on(Measurement { facts, pictures, signals })
 }
 
@@ -328,12 +324,4 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
         rows.push(("note".to_owned(), note.to_owned()));
     }
     output::pairs(&rows)
-}
-
-fn find<T: Copy>(all: &[T], name: fn(T) -> &'static str, wanted: &str) -> Option<T> {
-    all.iter().copied().find(|&one| name(one) == wanted)
-}
-
-fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> clap::builder::PossibleValuesParser {
-    all.iter().map(|&one| name(one)).collect::<Vec<_>>().into()
 }

@@ -12,6 +12,7 @@ use super::softmax::{backward_rows, softmax_rows};
 use crate::flex::{owned, tensor, view};
 use crate::matrix::{How, Matrix, Start, product, product_at};
 use crate::memory::Buffer;
+use crate::rows::Rows;
 
 /// Logits of a block: 256 KiB.
 const BLOCK: usize = 64 * 1024;
@@ -224,14 +225,14 @@ pub(crate) fn backward(
     let groups = s.batch.div_ceil(samples);
     let mut partial = Buffer::zeros(if bias_grad { groups * s.heads * area } else { 0 });
     let area_grad = if bias_grad { area } else { 0 };
-    let places = PartialSums { data: partial.as_mut_ptr(), area: area_grad };
+    let places = Rows::new(&mut partial, area_grad);
     let block = s.block();
     (0..groups * s.heads).into_par_iter().for_each_init(
         || (vec![0.0; block * s.keys], vec![0.0; block * s.keys]),
         |(weights, slopes), task| {
             let (group, h) = (task / s.heads, task % s.heads);
             // SAFETY: every task has a range of its own, inside `partial`.
-            let dbias = unsafe { places.of(task) };
+            let dbias = unsafe { places.some(&(task..task + 1)) };
             for b in group * samples..((group + 1) * samples).min(s.batch) {
                 one_head(&saved, bias, &targets, &s, (b, h), weights, slopes, dbias);
             }
@@ -254,27 +255,6 @@ pub(crate) fn backward(
         });
         tensor(total, shape)
     })
-}
-
-/// Bias gradients of all tasks, one after another.
-#[derive(Clone, Copy)]
-struct PartialSums {
-    data: *mut f32,
-    area: usize,
-}
-
-// SAFETY: memory is only reached through `of`, whose callers keep to tasks of their own.
-unsafe impl Send for PartialSums {}
-// SAFETY: as above.
-unsafe impl Sync for PartialSums {}
-
-impl PartialSums {
-    /// # Safety
-    /// `task` is below the number of tasks that the memory was made for, and nobody else uses it.
-    unsafe fn of<'a>(self, task: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(task * self.area), self.area) }
-    }
 }
 
 /// Gradients of one head of one sample; that of the bias is added to `dbias` unless it is empty.

@@ -14,6 +14,7 @@ use crate::matrix::{How, Matrix, Operand, Start, product_of};
 use crate::memory::{Buffer, Stored, Values};
 use crate::packed::{FEW, ROWS, Right};
 use crate::precision::Precision;
+use crate::rows::Rows;
 
 type Parameters = NormMlpTensors<burn::backend::Flex>;
 
@@ -33,43 +34,6 @@ pub(crate) const FEWEST_PACKED: usize = FEW * ROWS + 1;
 /// Rows of a block.
 fn block_rows(rows: usize) -> usize {
     (rows.div_ceil(ROWS) / BLOCKS).clamp(1, 8) * ROWS
-}
-
-/// A result that blocks write different rows of.
-struct Rows<'a, T> {
-    data: *mut T,
-    width: usize,
-    rows: usize,
-    life: std::marker::PhantomData<&'a mut [T]>,
-}
-
-impl<T> Clone for Rows<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<T> Copy for Rows<'_, T> {}
-
-// SAFETY: memory is only reached through `some`, whose callers keep to rows of their own.
-unsafe impl<T: Send> Send for Rows<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Rows<'_, T> {}
-
-impl<'a, T> Rows<'a, T> {
-    fn new(data: &'a mut [T], width: usize) -> Self {
-        let rows = data.len() / width.max(1);
-        Self { data: data.as_mut_ptr(), width, rows, life: std::marker::PhantomData }
-    }
-
-    /// # Safety
-    /// Nobody else uses these rows.
-    unsafe fn some(self, rows: &Range<usize>) -> &'a mut [T] {
-        assert!(rows.start <= rows.end && rows.end <= self.rows);
-        // SAFETY: inside, as asserted; the caller's promise.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.data.add(rows.start * self.width), rows.len() * self.width)
-        }
-    }
 }
 
 /// The parameters in order, and the sizes D and H.

@@ -34,16 +34,6 @@ impl Size {
         }
     }
 
-    /// Width, blocks, heads.
-    fn dims(self) -> (usize, usize, usize) {
-        match self {
-            Self::Tiny => (192, 12, 3),
-            Self::Small => (384, 12, 6),
-            Self::Base => (768, 12, 12),
-            Self::Large => (1024, 24, 16),
-        }
-    }
-
     /// The size of its tokenizer and teacher: its own up to base, base for large, as the paper has them.
     fn frozen(self) -> Self {
         match self {
@@ -54,43 +44,28 @@ impl Size {
 
     /// The classifier of fine-tuning and inference.
     pub(super) fn classifier(self) -> VitConfig {
-        let (width, depth, heads) = self.dims();
-        VitConfig { width, depth, heads, rel_pos_bias: RelPosKind::PerBlock, ..VitConfig::default() }
+        VitConfig { rel_pos_bias: RelPosKind::PerBlock, ..self.student().vit }
     }
 
-    /// The student of pretraining.
+    /// The student of pretraining, as registered.
     pub(super) fn student(self) -> MimConfig {
-        let (width, depth, heads) = self.dims();
-        let vit = VitConfig { width, depth, heads, ..VitConfig::default() };
-        MimConfig { vit, early_layers: if depth >= 24 { depth - 3 } else { 9 }, ..MimConfig::default() }
+        let name = format!("beit_{}_patch16_224_8k_vocab_cls_pt", self.name());
+        MimConfig::named(&name).unwrap_or_else(|| unreachable!("{name} is registered"))
     }
 
-    /// The tokenizer that it trains, or learns from: a decoder of three blocks, features of CLIP.
+    /// The tokenizer that it trains, or learns from: a decoder of three blocks, features of CLIP. Its codes are random from
+    /// the start.
     pub(super) fn tokenizer(self) -> TokenizerConfig {
-        let (width, depth, heads) = self.frozen().dims();
-        TokenizerConfig {
-            width,
-            depth,
-            heads,
-            decoder_width: width,
-            decoder_heads: heads,
-            kmeans_init: false,
-            ..TokenizerConfig::default()
-        }
+        let size = self.frozen();
+        let VitConfig { width, heads, .. } = size.student().vit;
+        let name = format!("vqkd_encoder_{}_decoder_3x{width}x{heads}_clip", size.name());
+        let config = TokenizerConfig::named(&name).unwrap_or_else(|| unreachable!("{name} is registered"));
+        TokenizerConfig { kmeans_init: false, ..config }
     }
 
-    /// The frozen teacher of a tokenizer of this size.
+    /// The frozen teacher of a tokenizer of this size: an encoder like its own.
     pub(super) fn teacher(self) -> VitConfig {
-        let (width, depth, heads) = self.frozen().dims();
-        VitConfig {
-            width,
-            depth,
-            heads,
-            layer_scale_init: 0.0,
-            abs_pos_emb: true,
-            rel_pos_bias: RelPosKind::None,
-            ..VitConfig::default()
-        }
+        self.tokenizer().encoder()
     }
 }
 
