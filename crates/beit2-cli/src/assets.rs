@@ -1,9 +1,8 @@
 //! Pictures and weights by the names that recipes use: files, run directories, and what is inside the program.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2::Error;
 use beit2::train::Assets;
@@ -23,12 +22,14 @@ const TEACHER_NAME: &str = "bundled:teacher";
 /// files is worth keeping.
 #[derive(Default)]
 pub struct Openable {
-    sources: RefCell<BTreeMap<String, Arc<dyn Source>>>,
+    sources: Mutex<BTreeMap<String, Arc<dyn Source>>>,
 }
 
 impl Assets for Openable {
     fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
-        if let Some(source) = self.sources.borrow().get(spec) {
+        // Held while one opens, so that the threads of a group list a folder once.
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = sources.get(spec) {
             return Ok(source.clone());
         }
         let source: Arc<dyn Source> = match spec {
@@ -36,7 +37,7 @@ impl Assets for Openable {
             VAL_NAME => Arc::new(shards(spec, VAL)?),
             _ => source::open(spec).map_err(|error| unknown_name(spec).unwrap_or(Error::Source(error)))?,
         };
-        self.sources.borrow_mut().insert(spec.to_owned(), source.clone());
+        sources.insert(spec.to_owned(), source.clone());
         Ok(source)
     }
 

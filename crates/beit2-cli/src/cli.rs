@@ -189,9 +189,10 @@ impl Experiment {
 }
 
 /// Where to compute.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Device {
-    /// cpu, cuda, cuda:1, vulkan, metal or wgpu (those that this build has: `beit2 doctor`)
+    /// cpu, cuda, cuda:1, vulkan, metal or wgpu (those that this build has: `beit2 doctor`); for training also a
+    /// group: cuda:all or cuda:0,1
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceSpec,
 }

@@ -10,13 +10,22 @@ use crate::errors;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
 use anyhow::anyhow;
 
-/// Work that runs on any backend.
+/// Work that one device of any backend does.
 pub trait Job {
     /// What comes out.
     type Output;
 
     /// Does it.
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output>;
+}
+
+/// Work that several devices can share.
+pub trait GroupJob {
+    /// What comes out.
+    type Output;
+
+    /// Does it on these devices, at least one.
+    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Self::Output>;
 }
 
 /// Families of devices.
@@ -61,54 +70,150 @@ impl Kind {
     }
 }
 
+/// Which devices of a family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Which {
+    /// The best one.
+    Best,
+    /// All of this machine.
+    All,
+    /// These numbers; one named twice works for two.
+    Numbers(Vec<usize>),
+}
+
 /// What `--device` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// Family.
     pub kind: Kind,
-    /// Which one; `None` is the best.
-    pub index: Option<usize>,
+    which: Which,
 }
+
+/// Groups of more devices than this are typing mistakes.
+const MOST: usize = 64;
 
 impl FromStr for DeviceSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, index) = match text.split_once(':') {
+        let mut places = text.split(',');
+        let first = places.next().unwrap_or_default();
+        let (name, index) = match first.split_once(':') {
             Some((name, index)) => (name, Some(index)),
-            None => (text, None),
+            None => (first, None),
         };
         let known = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-        let kind = known.ok_or("use cpu, cuda, cuda:0, vulkan, metal or wgpu")?;
-        let index = match index {
-            None => None,
-            Some(_) if kind == Kind::Cpu => return Err("cpu has no number; use --device cpu".into()),
-            Some(digits) => Some(digits.parse().map_err(|_| format!("use a number, such as {name}:0"))?),
+        let kind = known.ok_or("use cpu, cuda, cuda:0, cuda:0,1, cuda:all, vulkan, metal or wgpu")?;
+        let which = match (kind, index) {
+            (Kind::Cpu, Some(_)) => {
+                return Err("cpu has no number; use --device cpu, or cpu,cpu for a group of two".into());
+            }
+            // The processor has one number, so its name stands for it.
+            (Kind::Cpu, None) => {
+                let others: Vec<&str> = places.collect();
+                if let Some(other) = others.iter().find(|other| **other != "cpu") {
+                    return Err(format!("`{other}` cannot be in one group with cpu"));
+                }
+                match others.len() {
+                    0 => Which::Best,
+                    more => Which::Numbers(vec![0; more + 1]),
+                }
+            }
+            (_, None) => match places.next() {
+                None => Which::Best,
+                Some(_) => return Err(format!("a group needs numbers, such as {name}:0,1")),
+            },
+            (_, Some("all")) => match places.next() {
+                None => Which::All,
+                Some(more) => return Err(format!("all devices are there already without `{more}`")),
+            },
+            (_, Some(first)) => {
+                let number = |digits: &str| match digits.trim_start_matches(&format!("{name}:")).parse() {
+                    Ok(number) => Ok(number),
+                    Err(_) => Err(format!("`{digits}` is no number; use {name}:0, {name}:0,1 or {name}:all")),
+                };
+                Which::Numbers(std::iter::once(first).chain(places).map(number).collect::<Result<_, _>>()?)
+            }
         };
-        Ok(Self { kind, index })
+        match &which {
+            Which::Numbers(numbers) if numbers.len() > MOST => {
+                Err(format!("{} devices are more than the {MOST} that can work together", numbers.len()))
+            }
+            _ => Ok(Self { kind, which }),
+        }
     }
 }
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.index {
-            Some(index) => write!(f, "{}:{index}", self.kind.name()),
-            None => f.write_str(self.kind.name()),
+        let name = self.kind.name();
+        match &self.which {
+            Which::Best => f.write_str(name),
+            Which::All => write!(f, "{name}:all"),
+            Which::Numbers(numbers) if self.kind == Kind::Cpu => {
+                f.write_str(&vec![name; numbers.len()].join(","))
+            }
+            Which::Numbers(numbers) => {
+                let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+                write!(f, "{name}:{}", numbers.join(","))
+            }
+        }
+    }
+}
+
+/// A job for one device as one for a group.
+struct Single<J>(J, String);
+
+impl<J: Job> GroupJob for Single<J> {
+    type Output = J::Output;
+
+    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<J::Output> {
+        match devices {
+            [device] => self.0.run::<B>(device),
+            _ => errors::usage(format!(
+                "--device {} names {} devices, and this command works on one; only training uses a group",
+                self.1,
+                devices.len()
+            )),
         }
     }
 }
 
 impl DeviceSpec {
+    /// The best device of a family.
+    pub fn best(kind: Kind) -> Self {
+        Self { kind, which: Which::Best }
+    }
+
+    /// The first device of a group, for what needs no more.
+    pub fn first(&self) -> Self {
+        let which = match &self.which {
+            Which::Best => Which::Best,
+            Which::All => Which::Numbers(vec![0]),
+            Which::Numbers(_) if self.kind == Kind::Cpu => Which::Best,
+            Which::Numbers(numbers) => Which::Numbers(numbers[..1].to_vec()),
+        };
+        Self { kind: self.kind, which }
+    }
+
     /// Runs the job on this device.
-    pub fn on<J: Job>(self, job: J) -> anyhow::Result<J::Output> {
+    pub fn on<J: Job>(&self, job: J) -> anyhow::Result<J::Output> {
+        self.on_all(Single(job, self.to_string()))
+    }
+
+    /// Runs the job on all devices that this names.
+    pub fn on_all<J: GroupJob>(&self, job: J) -> anyhow::Result<J::Output> {
         match self.kind {
-            Kind::Cpu => job.run::<Autodiff<Flex>>(&Default::default()),
+            Kind::Cpu => {
+                let count = self.numbers(|| 1).len();
+                job.run::<Autodiff<Flex>>(&vec![Default::default(); count])
+            }
             #[cfg(feature = "cuda")]
             Kind::Cuda => {
                 type B = burn::backend::Cuda<f32, i32>;
-                let device = burn::backend::cuda::CudaDevice::new(self.index.unwrap_or(0));
-                self.answers::<B>(&device)?;
-                job.run::<Autodiff<B>>(&device)
+                let device =
+                    |number: Option<usize>| burn::backend::cuda::CudaDevice::new(number.unwrap_or(0));
+                self.on_backend::<B, J>(job, device)
             }
             #[cfg(feature = "vulkan")]
             Kind::Vulkan => self.on_wgpu::<burn::backend::Vulkan, J>(job),
@@ -124,27 +229,55 @@ impl DeviceSpec {
         }
     }
 
+    /// The numbers that this names, `None` for the best device; `count` says how many there are.
+    fn numbers(&self, count: impl FnOnce() -> usize) -> Vec<Option<usize>> {
+        match &self.which {
+            Which::Best => vec![None],
+            Which::All => (0..count().max(1)).map(Some).collect(),
+            Which::Numbers(numbers) => numbers.iter().copied().map(Some).collect(),
+        }
+    }
+
     #[cfg(any(feature = "vulkan", feature = "metal", feature = "wgpu"))]
-    fn on_wgpu<B, J: Job>(self, job: J) -> anyhow::Result<J::Output>
+    fn on_wgpu<B, J: GroupJob>(&self, job: J) -> anyhow::Result<J::Output>
     where
         B: beit2_kernels::Backend<Device = burn::backend::wgpu::WgpuDevice>,
     {
         use burn::backend::wgpu::WgpuDevice;
-        let device = self.index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
-        self.answers::<B>(&device)?;
-        job.run::<Autodiff<B>>(&device)
+        self.on_backend::<B, J>(job, |number| {
+            number.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu)
+        })
+    }
+
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+    fn on_backend<B: beit2_kernels::Backend, J: GroupJob>(
+        &self,
+        job: J,
+        device: impl Fn(Option<usize>) -> B::Device,
+    ) -> anyhow::Result<J::Output> {
+        use burn::tensor::backend::Device;
+        let kind = device(Some(0)).to_id().type_id;
+        // Without a driver there is none to count, and the check of the first one says so.
+        let numbers = self.numbers(|| errors::tried(|| B::device_count(kind)).unwrap_or(1));
+        let devices: Vec<B::Device> = numbers.into_iter().map(device).collect();
+        for device in &devices {
+            self.answers::<B>(device)?;
+        }
+        job.run::<Autodiff<B>>(&devices)
     }
 
     /// One small computation: drivers panic where there is no device, and they should do it here.
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
-    fn answers<B: beit2_kernels::Backend>(self, device: &B::Device) -> anyhow::Result<()> {
+    fn answers<B: beit2_kernels::Backend>(&self, device: &B::Device) -> anyhow::Result<()> {
         let sum = errors::tried(|| {
             let sum = burn::tensor::Tensor::<B, 1>::ones([8], device).sum().into_data();
             sum.convert::<f32>().into_vec::<f32>().unwrap_or_default()
         });
         match sum {
             Ok(sum) if sum == [8.0] => Ok(()),
-            Ok(_) => Err(anyhow!("device {self} computes wrong sums; update its driver or use --device cpu")),
+            Ok(_) => Err(anyhow!(
+                "device {self} ({device:?}) computes wrong sums; update its driver or use --device cpu"
+            )),
             Err(why) => Err(anyhow!(
                 "no device {self} here ({}); see `beit2 doctor`, or use --device cpu",
                 why.lines().next().unwrap_or_default()
@@ -153,7 +286,7 @@ impl DeviceSpec {
     }
 
     /// Whether the device is there and computes: the reason when it does not.
-    pub fn check(self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         struct Nothing;
         impl Job for Nothing {
             type Output = ();
@@ -169,20 +302,44 @@ impl DeviceSpec {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<DeviceSpec, String> {
+        text.parse()
+    }
+
     #[test]
     fn names_and_numbers() {
-        let parse = |text: &str| text.parse::<DeviceSpec>();
-        assert_eq!(parse("cpu"), Ok(DeviceSpec { kind: Kind::Cpu, index: None }));
-        assert_eq!(parse("cuda:1").unwrap().to_string(), "cuda:1");
+        assert_eq!(parse("cpu"), Ok(DeviceSpec::best(Kind::Cpu)));
+        for text in
+            ["cpu", "cpu,cpu", "cuda", "cuda:1", "cuda:0,1,3", "cuda:all", "vulkan:2", "metal", "wgpu"]
+        {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(parse("cuda:0,cuda:1").unwrap().to_string(), "cuda:0,1");
+        let wrong =
+            ["gpu", "cuda:x", "cpu:0", "cpu,cuda", "cuda,1", "cuda:all,1", "cuda:0,", "", "cuda:0,vulkan:1"];
+        for text in wrong {
+            assert!(parse(text).is_err(), "{text}");
+        }
         assert!(parse("gpu").unwrap_err().contains("cuda:0"));
-        assert!(parse("cuda:x").is_err() && parse("cpu:0").is_err());
+        assert!(parse(&format!("cpu{}", ",cpu".repeat(MOST))).unwrap_err().contains("65 devices"));
         assert!(parse("cpu").unwrap().check().is_ok());
+        let first = |text: &str| parse(text).unwrap().first().to_string();
+        assert_eq!(
+            ["cpu,cpu", "cuda:3,1", "cuda:all", "cuda"].map(first),
+            ["cpu", "cuda:3", "cuda:0", "cuda"]
+        );
+    }
+
+    #[test]
+    fn a_group_is_for_training() {
+        let why = parse("cpu,cpu").unwrap().check().unwrap_err();
+        assert!(why.contains("names 2 devices") && why.contains("only training"), "{why}");
     }
 
     #[test]
     fn a_missing_feature_is_named() {
         for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_compiled_in()) {
-            let why = DeviceSpec { kind, index: None }.check().unwrap_err();
+            let why = DeviceSpec::best(kind).check().unwrap_err();
             assert!(why.contains(&format!("--features {}", kind.name())), "{why}");
         }
     }

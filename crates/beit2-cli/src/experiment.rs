@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use beit2::finetune::SCRATCH;
-use beit2::train::{Env, Outcome, Plan};
+use beit2::train::{Env, Outcome, Plan, Rank};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
 use beit2_run::{Existing, recipe};
@@ -14,7 +14,7 @@ use toml::{Table, Value};
 use crate::assets::Openable;
 use crate::cli::{Device, Experiment, Talk};
 use crate::commands::report;
-use crate::device::{DeviceSpec, Job};
+use crate::device::{DeviceSpec, GroupJob};
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::progress::Progress;
@@ -60,9 +60,9 @@ pub fn run<S: Stage>(
         return Ok(Ending::Done);
     }
 
-    let run_toml = run_toml(&settings, &found, &overrides, &inputs, flags.device)?;
+    let run_toml = run_toml(&settings, &found, &overrides, &inputs, &flags.device)?;
     if !flags.talk.quiet {
-        output::note(&header(&settings, &found, &out, &inputs, flags.device)?);
+        output::note(&header(&settings, &found, &out, &inputs, &flags.device)?);
     }
     let mut progress = Progress::new(flags.talk, signals, &out);
     let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
@@ -75,9 +75,10 @@ pub fn run<S: Stage>(
             stop: signals.stop.clone(),
             observer: &mut progress,
             assets: &assets,
+            rank: Rank::alone(),
         },
     };
-    let outcome = flags.device.device.on(job);
+    let outcome = flags.device.device.on_all(job);
     progress.close();
     finish(&out, &outcome?, flags.talk)
 }
@@ -92,11 +93,11 @@ pub struct Training<'a, S> {
     pub env: Env<'a>,
 }
 
-impl<S: Stage> Job for Training<'_, S> {
+impl<S: Stage> GroupJob for Training<'_, S> {
     type Output = Outcome;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Outcome> {
-        Ok(self.settings.train::<B>(self.run_toml, self.env, device)?)
+    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Outcome> {
+        Ok(self.settings.train::<B>(self.run_toml, self.env, devices)?)
     }
 }
 
@@ -157,7 +158,7 @@ pub fn run_toml<S: Stage>(
     found: &Recipe,
     overrides: &[(String, String)],
     inputs: &Inputs,
-    device: Device,
+    device: &Device,
 ) -> anyhow::Result<String> {
     let mut environment = Table::try_from(Environment::detect(SOFTWARE))?;
     environment.insert("device".into(), device.device.to_string().into());
@@ -179,7 +180,7 @@ fn header<S: Stage>(
     found: &Recipe,
     out: &Path,
     inputs: &Inputs,
-    device: Device,
+    device: &Device,
 ) -> anyhow::Result<String> {
     let classes = match inputs.classes {
         0 => String::new(),
@@ -189,7 +190,7 @@ fn header<S: Stage>(
     let mut rows = vec![
         ("run", out.display().to_string()),
         ("recipe", found.origin.trim_start_matches("recipe ").to_owned()),
-        ("device", describe(device.device)),
+        ("device", describe(&device.device)),
         ("data", format!("{}: {} pictures{classes}", settings.data().train, grouped(inputs.pictures as u64))),
         ("budget", inputs.budget(settings)),
     ];
@@ -200,7 +201,7 @@ fn header<S: Stage>(
 }
 
 /// The device in words.
-pub fn describe(device: DeviceSpec) -> String {
+pub fn describe(device: &DeviceSpec) -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     match device.kind {
         crate::device::Kind::Cpu => {

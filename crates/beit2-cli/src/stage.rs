@@ -8,7 +8,7 @@ use beit2::pretrain::{self, PretrainRecipe};
 use beit2::segment::{self, SegmentRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
-use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
+use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig, on_devices};
 use beit2_data::Source;
 use beit2_kernels::AutodiffBackend;
 use serde::Serialize;
@@ -47,12 +47,12 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     /// The setting that names the weights that it starts from, and its value.
     fn weights(&self) -> (&'static str, &str);
 
-    /// Trains or continues.
+    /// Trains or continues, on all devices.
     fn train<B: AutodiffBackend>(
         &self,
         run_toml: &str,
         env: Env<'_>,
-        device: &B::Device,
+        devices: &[B::Device],
     ) -> Result<Outcome, Error>;
 }
 
@@ -112,9 +112,9 @@ macro_rules! stage {
                 &self,
                 run_toml: &str,
                 env: Env<'_>,
-                device: &B::Device,
+                devices: &[B::Device],
             ) -> Result<Outcome, Error> {
-                $train(self, run_toml, env, device)
+                on_devices::<B>(devices, env, |env, device| $train(self, run_toml, env, device))
             }
         }
     };

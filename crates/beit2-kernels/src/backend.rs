@@ -10,9 +10,9 @@ use burn::tensor::backend::{AutodiffBackend as _, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
-    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, attention,
-    channel_moments, channel_norm, composed, conv3x3, cross_entropy, gelu, layer_norm, linear, norm_mlp,
-    pictures, pixel_cross_entropy, residual_scale, samples,
+    AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, Rank, attention,
+    channel_moments, channel_norm, collective, composed, conv3x3, cross_entropy, gelu, layer_norm, linear,
+    norm_mlp, pictures, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -380,6 +380,11 @@ pub trait Backend: BurnBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::residual_scale_backward::<Self>(branch, gamma, grad)
     }
+
+    /// [`Rank::sum`], in a group of more than one.
+    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        collective::through_host::<Self>(x, rank)
+    }
 }
 
 /// A [`Backend`] that records gradients over an inner [`Backend`].
@@ -548,6 +553,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         gamma: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         residual_scale::autodiff::<B, C>(x, branch, gamma)
+    }
+
+    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        collective::autodiff::<B, C>(x, rank)
     }
 }
 

@@ -13,6 +13,7 @@ mod backend;
 mod bilinear;
 mod channel_moments;
 mod channel_norm;
+mod collective;
 mod composed;
 mod conv3x3;
 mod cross_entropy;
@@ -45,6 +46,7 @@ pub use backend::{
 pub use bilinear::bilinear;
 pub use channel_moments::channel_moments;
 pub use channel_norm::channel_norm;
+pub use collective::{Leave, PeerLeft, Rank};
 pub use conv3x3::conv3x3;
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;

@@ -80,6 +80,9 @@ pub enum Error {
     /// A schedule.
     #[error(transparent)]
     Schedule(#[from] crate::train::ScheduleError),
+    /// Another device's part of the run ended early.
+    #[error(transparent)]
+    PeerLeft(#[from] beit2_kernels::PeerLeft),
     /// Someone asked to stop.
     #[error("stopped on request; the same command continues")]
     Interrupted,

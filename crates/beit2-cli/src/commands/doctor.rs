@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let devices: Vec<(&str, Result<(), String>)> = Kind::ALL
         .into_iter()
         .map(|kind| {
-            let spec = DeviceSpec { kind, index: None };
+            let spec = DeviceSpec::best(kind);
             let found = if kind.is_compiled_in() { spec.check() } else { Err(String::new()) };
             (kind.name(), found)
         })

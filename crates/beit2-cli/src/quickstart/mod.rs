@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
-use beit2::train::{Env, Outcome, ScheduleConfig};
+use beit2::train::{Env, Outcome, Rank, ScheduleConfig};
 use beit2_run::Existing;
 use clap::ValueHint;
 
@@ -99,7 +99,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         stop: &signals.stop,
         observer: &mut progress,
     };
-    let measured = args.device.device.on(job);
+    let measured = args.device.device.first().on(job);
     progress.close();
     let results = measured?;
     show::show(args.talk, &args.out, &tokenizer.dir, &pretrain.dir, results)
@@ -144,7 +144,7 @@ impl<S: Stage> Part<S> {
         title: &str,
     ) -> anyhow::Result<Option<Outcome>> {
         let inputs = Inputs::check(&self.settings, assets)?;
-        let toml = experiment::run_toml(&self.settings, &self.recipe, &[], &inputs, args.device)?;
+        let toml = experiment::run_toml(&self.settings, &self.recipe, &[], &inputs, &args.device)?;
         if !args.talk.quiet {
             output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
         }
@@ -159,9 +159,10 @@ impl<S: Stage> Part<S> {
                 stop: signals.stop.clone(),
                 observer: &mut progress,
                 assets,
+                rank: Rank::alone(),
             },
         };
-        let outcome = args.device.device.on(job);
+        let outcome = args.device.device.on_all(job);
         progress.close();
         let outcome = outcome?;
         if !outcome.complete {

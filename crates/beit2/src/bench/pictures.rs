@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2_data::{BlockMaskConfig, Image, Key, Purpose, Source, TwoViewConfig, sample_block_mask};
+use beit2_kernels::Rank;
 use rand::Rng;
 
 use super::flops::MASKED;
@@ -43,7 +44,8 @@ impl Stream {
                 let schedule = ScheduleConfig { batch_size: batch, ..ScheduleConfig::default() };
                 let views: TwoViewConfig = PretrainRecipe::default().views(side);
                 let start = Default::default();
-                let loader = training_loader(source, &data, &schedule, views, Some(mask), 0, start)?;
+                let loader =
+                    training_loader(source, &data, &schedule, views, Some(mask), 0, start, &Rank::alone())?;
                 Box::new(loader.map(|batch| Ok(Arc::new(batch?.items))))
             }
         };

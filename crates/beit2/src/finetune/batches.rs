@@ -7,13 +7,13 @@ use beit2_data::{
     Batch, EraseParams, FinetuneParams, Image, Loader, LoaderConfig, MixParams, Purpose, SampleInfo, Source,
     TransformError, stack_hwc,
 };
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Tensor, TensorData};
 
 use super::FinetuneRecipe;
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::DataPosition;
+use crate::train::{DataPosition, for_rank};
 
 /// One augmented picture.
 #[derive(Debug, Clone)]
@@ -34,6 +34,7 @@ pub(super) fn training_loader(
     source: Arc<dyn Source>,
     recipe: &FinetuneRecipe,
     start: DataPosition,
+    rank: &Rank,
 ) -> Result<Loader<Item>, Error> {
     let augment = recipe.augmentation();
     augment.validate()?;
@@ -55,7 +56,7 @@ pub(super) fn training_loader(
         max_bad_fraction: recipe.data.max_bad_fraction,
         ..LoaderConfig::default()
     };
-    Ok(Loader::new(config, source, work)?)
+    Ok(Loader::new(for_rank(config, rank), source, work)?)
 }
 
 /// The classes of a batch.

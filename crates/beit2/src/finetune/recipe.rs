@@ -269,10 +269,10 @@ impl FinetuneRecipe {
         }
     }
 
-    /// Pictures of an evaluation batch.
-    pub fn eval_batch(&self) -> usize {
+    /// Pictures of an evaluation batch beside training on this many devices.
+    pub fn eval_batch(&self, devices: usize) -> usize {
         match self.eval.batch {
-            0 => (self.schedule.batch_size / self.accumulate.max(1) * 3 / 2).max(1),
+            0 => (self.schedule.batch_size / (self.accumulate * devices).max(1) * 3 / 2).max(1),
             given => given,
         }
     }

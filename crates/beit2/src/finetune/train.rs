@@ -17,7 +17,8 @@ use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, Outcome, Plan, Session, StepReport, TrainingItem, add_gradients, check_precision,
+    AdamW, Assets, Env, Outcome, Plan, Saved, Session, StepReport, TrainingItem, add_gradients,
+    average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
 use crate::weights::{self, StateFile, to_tensors};
@@ -56,6 +57,17 @@ pub fn train<B: AutodiffBackend>(
         return config_error(different_classes(source.classes(), val.classes(), recipe));
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let rank = env.rank.clone();
+    let (parts, share) = (recipe.accumulate, share(recipe.schedule.batch_size, recipe.accumulate, &rank)?);
+    // A part of the whole batch has the same number, and the same draws, on however many devices.
+    let part = share / parts;
+    if recipe.mix.is_on() && !part.is_multiple_of(2) {
+        return config_error(format!(
+            "mixing pairs the pictures of a micro-batch, and {part} on each of {} devices is odd; change \
+             schedule.batch_size or accumulate",
+            rank.world()
+        ));
+    }
     let mut config = recipe.model.clone();
     config.class_names = source.classes().to_vec();
 
@@ -116,10 +128,10 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    let parts = recipe.accumulate;
-    let part = recipe.schedule.batch_size / parts;
+    let first = (parts * rank.index()) as u64;
+    let all = (parts * rank.world()) as u64;
     let side = vit.image_size as u32;
-    for batch in training_loader(source, recipe, session.state.data)? {
+    for batch in training_loader(source, recipe, session.state.data, &rank)? {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;
@@ -127,7 +139,7 @@ pub fn train<B: AutodiffBackend>(
         let mut sum = None;
         let (mut losses, mut right) = (Vec::new(), Vec::new());
         for (at, (items, labels)) in batch.items.chunks(part).zip(targets_of.chunks(part)).enumerate() {
-            let count = step * parts as u64 + at as u64;
+            let count = step * all + first + at as u64;
             let mix = MixParams::draw(&recipe.mix, side, side, recipe.seed, count);
             let (x, targets) =
                 inputs::<B::InnerBackend>(items, labels, mix, (classes, recipe.label_smoothing), device)?;
@@ -153,6 +165,7 @@ pub fn train<B: AutodiffBackend>(
             });
         }
         let Some(grads) = sum else { continue };
+        let grads = average_gradients(&model, grads, &rank);
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
         if let Some(ema) = &mut ema {
@@ -173,7 +186,7 @@ pub fn train<B: AutodiffBackend>(
                 // It ends even when the run shall stop: the epoch's record belongs to this step.
                 let mut judge = |model: &VisionTransformer<B::InnerBackend>| {
                     let view = recipe.eval.view(vit.image_size);
-                    let (val, batch) = (val.clone(), recipe.eval_batch());
+                    let (val, batch) = (val.clone(), recipe.eval_batch(rank.world()));
                     let observer = session.observer();
                     evaluate(model, val, &recipe.data, view, batch, observer, &StopFlag::default(), device)
                 };
@@ -191,11 +204,13 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let tensors = weights::with_position_indices(params::export(&model));
-            let averages = ema
-                .as_ref()
-                .map(|ema| weights::with_position_indices(params::export(&ema.model(model.valid()))));
-            session.save(&tensors, &optimizer.export(), averages.as_ref(), &metadata, best)?;
+            let file = |tensors| weights::with_position_indices(tensors);
+            let state = || Saved {
+                model: file(params::export(&model)),
+                optimizer: optimizer.export(),
+                averages: ema.as_ref().map(|ema| file(params::export(&ema.model(model.valid())))),
+            };
+            session.save(state, &metadata, best)?;
         }
         if session.should_stop() {
             break;

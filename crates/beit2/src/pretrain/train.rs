@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use beit2_data::{Batch, Key, Purpose, Source};
-use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
@@ -16,8 +16,8 @@ use crate::params;
 use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
-    AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, ScheduleConfig, Session, StepReport,
-    check_precision, to_device, training_loader,
+    AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, Saved, ScheduleConfig, Session,
+    StepReport, average_gradients, check_precision, share, to_device, training_loader,
 };
 use crate::vit::DropPath;
 use crate::weights;
@@ -71,6 +71,8 @@ pub fn train<B: AutodiffBackend>(
         ));
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let rank = env.rank.clone();
+    let share = share(recipe.schedule.batch_size, 1, &rank)?;
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = MimModel::<B>::new(&recipe.model, recipe.seed, device)?;
@@ -121,6 +123,7 @@ pub fn train<B: AutodiffBackend>(
         Some(recipe.block_mask()),
         recipe.seed,
         session.state.data,
+        &rank,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
     let prepared = Ahead::new(loader, move |batch: Batch<Item>| {
@@ -147,14 +150,15 @@ pub fn train<B: AutodiffBackend>(
         let drop = if drops {
             let key =
                 Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, purpose: Purpose::Other(2) };
-            DropPath::sample(&rates, batch.items.len(), &mut key.rng(), device)
+            let whole = DropPath::sample(&rates, share * rank.world(), &mut key.rng(), device);
+            whole.narrow(share * rank.index(), share)
         } else {
             DropPath::none()
         };
         let mask = mask.record::<B>();
         let logits = model.forward(Tensor::from_inner(x), &mask, &drop);
         let loss = MimModel::loss(logits, Tensor::from_inner(labels));
-        let grads = loss.total.backward();
+        let grads = average_gradients(&model, loss.total.backward(), &rank);
         optimizer.set_weight_decay(plan.weight_decay.at(step));
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
@@ -197,8 +201,12 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let tensors = weights::with_position_indices(params::export(&model));
-            session.save(&tensors, &optimizer.export(), None, &metadata, best)?;
+            let state = || Saved {
+                model: weights::with_position_indices(params::export(&model)),
+                optimizer: optimizer.export(),
+                averages: None,
+            };
+            session.save(state, &metadata, best)?;
         }
         if session.should_stop() {
             break;
@@ -266,8 +274,8 @@ pub fn evaluate<I: Backend>(
     let token_px = tokenizer_px(tokenizer, recipe);
     let mut views = recipe.views(token_px);
     (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
-    let loader =
-        training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
+    let (mask, start) = (Some(recipe.block_mask()), Default::default());
+    let loader = training_loader(source, &data, &schedule, views, mask, 0, start, &Rank::alone())?;
     let (mut losses, mut accuracies, mut count) = (Vec::new(), Vec::new(), 0.0);
     for batch in loader.take(batches) {
         let (x, labels, mask) = inputs(tokenizer, &batch?.items, recipe.model.vit.patches(), device)?;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
 use beit2_data::{Image, Loader, LoaderConfig, Purpose, SampleInfo, TransformError, stack_hwc};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Int, Tensor};
 
 use super::{SegmentRecipe, label_tensor};
 use crate::error::Error;
 use crate::pixels;
-use crate::train::{DataPosition, TrainingItem};
+use crate::train::{DataPosition, TrainingItem, for_rank};
 
 impl TrainingItem for SegmentTrainView {
     /// Enlarging is a part of the recipe here, not a sign of small pictures.
@@ -28,7 +28,7 @@ enum Unusable {
     View(#[from] TransformError),
 }
 
-/// A loader of training crops.
+/// A loader of a rank's share of the training crops.
 ///
 /// # Errors
 /// Settings out of range.
@@ -36,6 +36,7 @@ pub(super) fn training_loader(
     source: &Arc<SegmentSource>,
     recipe: &SegmentRecipe,
     start: DataPosition,
+    rank: &Rank,
 ) -> Result<Loader<SegmentTrainView>, Error> {
     let augment = recipe.augmentation();
     augment.validate()?;
@@ -55,7 +56,7 @@ pub(super) fn training_loader(
         max_bad_fraction: recipe.data.max_bad_fraction,
         ..LoaderConfig::default()
     };
-    Ok(Loader::new(config, source.clone(), work)?)
+    Ok(Loader::new(for_rank(config, rank), source.clone(), work)?)
 }
 
 /// Standardised crops `[B, 3, S, S]`, 0 where they are padded, and their classes `[B, S, S]`.

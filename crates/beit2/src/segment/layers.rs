@@ -1,6 +1,6 @@
 //! Convolutions and batch normalization in the checkpoints' layout, on channels-last maps.
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, Precision, Rank};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
@@ -105,11 +105,16 @@ impl<B: Backend> Moments<B> {
         Self { mean, var, count: batch * height * width }
     }
 
-    /// The moments of the values on all devices from those on each: the seam of synchronised batch norm. With one
-    /// device they are the same. With several, counts, means and second moments are to be summed over the devices
-    /// here, by an operation whose backward pass sums the gradients in the same way.
-    fn across_devices(self) -> Self {
-        self
+    /// The moments of the values of all ranks from those of each, which has the same number of them. Gradients reach
+    /// the values of every rank, as in PyTorch's synchronised batch norm.
+    fn across(self, rank: &Rank) -> Self {
+        if rank.world() == 1 {
+            return self;
+        }
+        let mean = rank.mean(self.mean.clone());
+        // Around the common mean: no difference of squares that cancels.
+        let var = rank.mean(self.var + (self.mean - mean.clone()).powi_scalar(2));
+        Self { mean, var, count: self.count * rank.world() }
     }
 }
 
@@ -118,8 +123,8 @@ impl<B: Backend> Moments<B> {
 pub enum Pass<'a, B: Backend> {
     /// The running statistics: evaluation.
     Evaluate,
-    /// The batch; what each norm saw is put here, in order of execution.
-    Train(&'a mut Vec<Moments<B>>),
+    /// The batch, on all ranks; what each norm saw is put here, in order of execution.
+    Train(&'a mut Vec<Moments<B>>, &'a Rank),
 }
 
 /// Batch normalization over all axes but the last, with running statistics (PyTorch's, synchronised or not).
@@ -157,8 +162,8 @@ impl<B: Backend> BatchNorm<B> {
     pub fn forward(&self, x: Tensor<B, 4>, relu: bool, pass: &mut Pass<'_, B>) -> Tensor<B, 4> {
         let (mean, var) = match pass {
             Pass::Evaluate => (self.running_mean.val(), self.running_var.val()),
-            Pass::Train(seen) => {
-                let Moments { mean, var, count } = Moments::of(&x).across_devices();
+            Pass::Train(seen, rank) => {
+                let Moments { mean, var, count } = Moments::of(&x).across(rank);
                 seen.push(Moments { mean: mean.clone().detach(), var: var.clone().detach(), count });
                 (mean, var)
             }

@@ -1,6 +1,6 @@
 //! The model: backbone, decode head and auxiliary head.
 
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{Backend, Precision, Rank};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -141,7 +141,7 @@ impl<B: Backend> UperNet<B> {
         Ok(self)
     }
 
-    /// Logits of both heads in training: batch norms take the statistics of the batch, which [`UperNet::record`]
+    /// Logits of both heads in training: batch norms take the statistics of the batch on all ranks, which [`UperNet::record`]
     /// then takes into the running ones.
     ///
     /// # Errors
@@ -151,12 +151,13 @@ impl<B: Backend> UperNet<B> {
         x: Tensor<B, 4>,
         drop: &DropPath<B>,
         dropout: &HeadDropout<B>,
+        rank: &Rank,
     ) -> Result<TrainLogits<B>, Error> {
         let [batch, _, height, width] = x.dims();
         self.backbone.check_size(height, width)?;
-        check_batch(batch, self.decode_head.smallest_map(height, width))?;
+        check_batch(batch * rank.world(), self.decode_head.smallest_map(height, width))?;
         let mut statistics = Vec::new();
-        let pass = &mut Pass::Train(&mut statistics);
+        let pass = &mut Pass::Train(&mut statistics, rank);
         let maps = self.backbone.forward(x, drop, pass);
         let map = maps[self.aux_index].clone();
         let decode = self.decode_head.forward(maps, dropout.decode.as_ref(), pass);

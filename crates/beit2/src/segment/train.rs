@@ -20,7 +20,8 @@ use super::{
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{
-    AdamW, Env, Outcome, Plan, PolySchedule, Session, StepReport, add_gradients, check_precision,
+    AdamW, Env, Outcome, Plan, PolySchedule, Saved, Session, StepReport, add_gradients, average_gradients,
+    check_precision, share,
 };
 use crate::vit::{DropPath, drop_path_rates};
 use crate::weights::{self, StateFile};
@@ -65,6 +66,8 @@ pub fn train<B: AutodiffBackend>(
         ));
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let rank = env.rank.clone();
+    let (parts, share) = (recipe.accumulate, share(recipe.schedule.batch_size, recipe.accumulate, &rank)?);
     let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
     let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
     let lr = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
@@ -120,9 +123,11 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    let parts = recipe.accumulate;
-    let part = recipe.schedule.batch_size / parts;
-    for batch in training_loader(&source, recipe, session.state.data)? {
+    // A part of the whole batch has the same number, and the same draws, on however many devices.
+    let part = share / parts;
+    let first = (parts * rank.index()) as u64;
+    let all = (parts * rank.world()) as u64;
+    for batch in training_loader(&source, recipe, session.state.data, &rank)? {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;
@@ -133,16 +138,21 @@ pub fn train<B: AutodiffBackend>(
             let key = |purpose| Key {
                 seed: recipe.seed,
                 epoch: batch.epoch,
-                index: step * parts as u64 + at as u64,
+                index: step * all + first + at as u64,
                 purpose: Purpose::Other(purpose),
             };
             let (x, labels) = inputs::<B::InnerBackend>(items, config.classes, device)?;
             let drop = match config.vit.drop_path > 0.0 {
+                // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass
+                // meets them, and a branch that nobody computes would change it on one rank only.
+                true if rank.world() > 1 => {
+                    DropPath::sample(&rates, items.len(), &mut key(2).rng(), device).multiplied()
+                }
                 true => DropPath::sample(&rates, items.len(), &mut key(2).rng(), device),
                 false => DropPath::none(),
             };
             let dropout = HeadDropout::sample(config, items.len(), &mut key(3).rng(), device);
-            let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout)?;
+            let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
             totals.push(losses.total.clone().inner());
             decoded.push(losses.decode.inner());
@@ -155,6 +165,7 @@ pub fn train<B: AutodiffBackend>(
             model = model.record(&logits.statistics)?;
         }
         let Some(grads) = sum else { continue };
+        let grads = average_gradients(&model, grads, &rank);
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
         let mean = |values: Vec<_>| Tensor::cat(values, 0).mean();
@@ -173,7 +184,7 @@ pub fn train<B: AutodiffBackend>(
         let mut best = false;
         if due || session.is_complete() {
             let mut extra = Vec::new();
-            if let Some(val) = &val {
+            if let Some(val) = val.as_ref().filter(|_| session.leads()) {
                 let valid = model.valid();
                 let predictor = Predictor::new(&valid, config, &recipe.infer)?;
                 // It ends even when the run shall stop: the record belongs to this step.
@@ -207,8 +218,12 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let tensors = weights::with_position_indices(params::export(&model));
-            session.save(&tensors, &optimizer.export(), None, &metadata, best)?;
+            let state = || Saved {
+                model: weights::with_position_indices(params::export(&model)),
+                optimizer: optimizer.export(),
+                averages: None,
+            };
+            session.save(state, &metadata, best)?;
         }
         if session.should_stop() {
             break;

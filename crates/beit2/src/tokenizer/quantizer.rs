@@ -122,18 +122,20 @@ impl<B: Backend> Quantizer<B> {
 
     /// Moves used codes towards the mean of what they stand for; unused codes stay.
     pub fn update(self, quantized: &Quantized<B>) -> Self {
-        let bins = self.bins(&quantized.ids);
-        let sums = self.codebook().zeros_like().select_assign(
-            0,
-            quantized.ids.clone(),
-            quantized.z.clone(),
-            IndexingUpdateOp::Add,
-        );
+        let (bins, sums) = self.statistics(quantized);
         self.update_from(bins, sums)
     }
 
-    /// [`Quantizer::update`] from the statistics themselves, `bins [K]` and `sums [K, C]`: what data
-    /// parallel training adds up over devices first.
+    /// Uses of each code `[K]` and the sums of the vectors that it stands for `[K, C]`.
+    pub fn statistics(&self, quantized: &Quantized<B>) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        let Quantized { ids, z, .. } = quantized;
+        let add = IndexingUpdateOp::Add;
+        let sums = self.codebook().zeros_like().select_assign(0, ids.clone(), z.clone(), add);
+        (self.bins(ids), sums)
+    }
+
+    /// [`Quantizer::update`] from the [statistics](Quantizer::statistics), which data parallel training adds up over
+    /// devices first.
     pub fn update_from(self, bins: Tensor<B, 1>, sums: Tensor<B, 2>) -> Self {
         let decay = self.decay;
         let mut this = self.count_usage(bins.clone());

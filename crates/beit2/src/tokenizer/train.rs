@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use beit2_data::{EvalConfig, Key, Purpose};
-use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
 use rand::RngExt;
@@ -15,8 +15,8 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Session, StepReport, check_precision,
-    evaluation_loader, to_device, training_loader,
+    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Saved, Session, StepReport, average_gradients,
+    check_precision, evaluation_loader, share, to_device, training_loader,
 };
 use crate::weights::Tensors;
 
@@ -56,6 +56,8 @@ pub fn train<B: AutodiffBackend>(
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let teacher_px = recipe.model.grid() * teacher.patch_size();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let rank = env.rank.clone();
+    share(recipe.schedule.batch_size, 1, &rank)?;
     let warmup = recipe.codebook.kmeans_warmup_steps;
     if warmup >= plan.total_steps {
         return config_error(format!(
@@ -98,8 +100,9 @@ pub fn train<B: AutodiffBackend>(
         ("beit2.config".to_owned(), serde_json::to_string(&recipe.model).unwrap_or_default()),
     ]);
     let views = recipe.views(teacher_px);
-    let loader_at = |start: DataPosition| {
-        training_loader(source.clone(), &recipe.data, &recipe.schedule, views, None, recipe.seed, start)
+    let loader_at = |start: DataPosition, rank: &Rank| {
+        let (data, schedule) = (&recipe.data, &recipe.schedule);
+        training_loader(source.clone(), data, schedule, views, None, recipe.seed, start, rank)
     };
 
     // ---- steps --------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let (frozen, at) = (teacher.clone(), device.clone());
     let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
-    let prepared = Ahead::new(loader_at(session.state.data)?, move |batch| {
+    let prepared = Ahead::new(loader_at(session.state.data, &rank)?, move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let x = preprocess(images, imagenet_norm);
         let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
@@ -127,8 +130,17 @@ pub fn train<B: AutodiffBackend>(
 
         let quantizes = step >= warmup;
         if quantizes && step == warmup && !model.quantize.is_initialised() {
-            let seen = session.state.data;
-            model = start_codebook(model, recipe, loader_at(seen)?, plan.steps_per_epoch, device)?;
+            // Once, by the leader, over whole batches.
+            let found = match rank.leads() {
+                true => {
+                    let whole = loader_at(session.state.data, &Rank::alone())?;
+                    Some(start_codebook(&model, recipe, whole, plan.steps_per_epoch, device)?)
+                }
+                false => None,
+            };
+            let (means, members) = rank.broadcast(found)?;
+            let (means, members) = (Tensor::from_data(means, device), Tensor::from_data(members, device));
+            model.quantize = model.quantize.set_codes(means, members);
         }
         let (loss, rec, quantized) = if quantizes {
             let loss = model.forward(x, target);
@@ -141,8 +153,10 @@ pub fn train<B: AutodiffBackend>(
         let mut scalars = vec![("loss", loss.inner()), ("rec_loss", rec.inner())];
         if let Some(quantized) = &quantized {
             scalars.push(("commitment_loss", quantized.commitment_loss.clone().inner()));
-            epoch_bins = epoch_bins + model.quantize.bins(&quantized.ids).inner();
-            model.quantize = model.quantize.update(quantized);
+            let (bins, sums) = model.quantize.statistics(quantized);
+            let (bins, sums) = (rank.sum(bins), rank.sum(sums));
+            epoch_bins = epoch_bins + bins.clone().inner();
+            model.quantize = model.quantize.update_from(bins.clone(), sums);
             if recipe.codebook.revive_after_steps > 0 {
                 let key = Key {
                     seed: recipe.seed,
@@ -150,16 +164,12 @@ pub fn train<B: AutodiffBackend>(
                     index: batch.step,
                     purpose: Purpose::Other(1),
                 };
-                model = revive(
-                    model,
-                    quantized,
-                    recipe.codebook.revive_after_steps,
-                    &mut session.state.unused_for,
-                    key,
-                );
+                let limit = recipe.codebook.revive_after_steps;
+                model = revive(model, quantized, bins, limit, &mut session.state.unused_for, key, &rank);
             }
         }
         optimizer.set_weight_decay(plan.weight_decay.at(step));
+        let grads = average_gradients(&model, grads, &rank);
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
         scalars.push(("grad_norm", norm));
@@ -193,15 +203,21 @@ pub fn train<B: AutodiffBackend>(
                     ("val_codebook_perplexity", health.perplexity),
                 ]);
             }
-            if quantizes && let Some(warning) = health.warning() {
+            if quantizes
+                && session.leads()
+                && let Some(warning) = health.warning()
+            {
                 session.warn(warning);
             }
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let mut state: Tensors = optimizer.export();
-            state.insert("epoch_bins".into(), epoch_bins.to_data());
-            session.save(&params::export(&model), &state, None, &metadata, best)?;
+            let state = || {
+                let mut optimizer: Tensors = optimizer.export();
+                optimizer.insert("epoch_bins".into(), epoch_bins.to_data());
+                Saved { model: params::export(&model), optimizer, averages: None }
+            };
+            session.save(state, &metadata, best)?;
         }
         if session.should_stop() {
             break;
@@ -231,15 +247,15 @@ fn load_teacher<B: Backend>(
     Ok(teacher.freeze())
 }
 
-/// k-means over the encoder's vectors of as many batches as it needs. The batches are read by a loader
+/// k-means over the encoder's vectors of as many batches as it needs: the codes and their members. The batches are read by a loader
 /// of their own from the run's position, so the run itself is not moved and can be repeated exactly.
 fn start_codebook<B: AutodiffBackend>(
-    mut model: VqKd<B>,
+    model: &VqKd<B>,
     recipe: &TokenizerRecipe,
     loader: beit2_data::Loader<crate::train::Item>,
     steps_per_epoch: u64,
     device: &B::Device,
-) -> Result<VqKd<B>, Error> {
+) -> Result<(TensorData, TensorData), Error> {
     let encoder = model.valid();
     let wanted = recipe.model.codes * recipe.codebook.kmeans_rows_per_code.max(1);
     let mut rows = Vec::new();
@@ -258,20 +274,21 @@ fn start_codebook<B: AutodiffBackend>(
     let mut rng = crate::init::generator(recipe.seed, "k-means");
     let start = draw_start(count, recipe.model.codes, &mut rng);
     let found = kmeans(Tensor::cat(rows, 0), &start, KMEANS_ROUNDS);
-    let (means, members) = (Tensor::from_inner(found.means), Tensor::from_inner(found.members));
-    model.quantize = model.quantize.set_codes(means, members);
-    Ok(model)
+    Ok((found.means.into_data(), found.members.into_data()))
 }
 
-/// Replaces codes that were not used for `limit` steps by random vectors of the batch.
+/// Replaces codes that were not used for `limit` steps, this one with its uses `bins` included, by random vectors of the
+/// batch.
 fn revive<B: AutodiffBackend>(
     mut model: VqKd<B>,
     quantized: &super::Quantized<B>,
+    bins: Tensor<B, 1>,
     limit: u32,
     unused_for: &mut Vec<u32>,
     key: Key,
+    rank: &Rank,
 ) -> VqKd<B> {
-    let bins = model.quantize.bins(&quantized.ids).into_data().convert::<f32>();
+    let bins = bins.into_data().convert::<f32>();
     let bins = bins.into_vec::<f32>().unwrap_or_default();
     unused_for.resize(bins.len(), 0);
     for (unused, bin) in unused_for.iter_mut().zip(&bins) {
@@ -282,12 +299,19 @@ fn revive<B: AutodiffBackend>(
     if dead.is_empty() {
         return model;
     }
-    let count = quantized.z.dims()[0] as i32;
+    let own = quantized.z.dims()[0] as i32;
+    let first = own * rank.index() as i32;
     let mut rng = key.rng();
-    let picks: Vec<i32> = dead.iter().map(|_| rng.random_range(0..count)).collect();
-    let picks = Tensor::from_data(TensorData::new(picks, [dead.len()]), &quantized.z.device());
+    // Rows of the whole batch; each rank gives those that it has, and 0 for the others.
+    let picks = dead.iter().map(|_| rng.random_range(0..own * rank.world() as i32) - first);
+    let (picks, has): (Vec<i32>, Vec<f32>) =
+        picks.map(|pick| if (0..own).contains(&pick) { (pick, 1.0) } else { (0, 0.0) }).unzip();
+    let device = quantized.z.device();
+    let picks = Tensor::from_data(TensorData::new(picks, [dead.len()]), &device);
+    let has = Tensor::<B, 2>::from_data(TensorData::new(has, [dead.len(), 1]), &device);
     dead.iter().for_each(|&code| unused_for[code as usize] = 0);
-    model.quantize = model.quantize.replace_codes(&dead, quantized.z.clone().select(0, picks));
+    let rows = rank.sum(quantized.z.clone().select(0, picks) * has);
+    model.quantize = model.quantize.replace_codes(&dead, rows);
     model
 }
 

@@ -7,8 +7,8 @@ use beit2_data::Source;
 use crate::error::Error;
 use crate::weights::{self, WeightFile};
 
-/// Opens the pictures and weights that recipes name.
-pub trait Assets {
+/// Opens the pictures and weights that recipes name, for every device's thread.
+pub trait Assets: Sync {
     /// A source of pictures.
     ///
     /// # Errors

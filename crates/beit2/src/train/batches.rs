@@ -6,7 +6,7 @@ use beit2_data::{
     BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
 };
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Rank};
 use burn::tensor::Tensor;
 
 use super::recipe::{DataConfig, ScheduleConfig};
@@ -47,10 +47,23 @@ pub struct DataPosition {
     pub bad: u64,
 }
 
-/// A loader of augmented, optionally masked training batches.
+/// The settings of a rank's share of the batches that `config` describes. Its threads are shared too.
+pub(crate) fn for_rank(config: LoaderConfig, rank: &Rank) -> LoaderConfig {
+    let world = rank.world();
+    LoaderConfig {
+        batch: config.batch / world,
+        workers: config.workers.div_ceil(world),
+        world_size: world as u64,
+        rank: rank.index() as u64,
+        ..config
+    }
+}
+
+/// A loader of a rank's share of augmented, optionally masked training batches.
 ///
 /// # Errors
 /// Settings out of range.
+#[allow(clippy::too_many_arguments)] // a run's settings, each used by its name once
 pub fn training_loader(
     source: Arc<dyn Source>,
     data: &DataConfig,
@@ -59,6 +72,7 @@ pub fn training_loader(
     mask: Option<BlockMaskConfig>,
     seed: u64,
     start: DataPosition,
+    rank: &Rank,
 ) -> Result<Loader<Item>, Error> {
     views.validate()?;
     if let Some(mask) = &mask {
@@ -88,7 +102,7 @@ pub fn training_loader(
         max_bad_fraction: data.max_bad_fraction,
         ..LoaderConfig::default()
     };
-    Ok(Loader::new(config, source, work)?)
+    Ok(Loader::new(for_rank(config, rank), source, work)?)
 }
 
 /// Images of a batch in [0, 1]: the student's view and, when it has other pixels, the second view.

@@ -173,6 +173,8 @@ impl Default for LoggingConfig {
 /// A resolved schedule: numbers of steps and the curves.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Pictures of a step, on all devices.
+    pub batch_size: usize,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
     /// Steps of the run.
@@ -220,6 +222,6 @@ impl Plan {
             optimizer.weight_decay_end
         };
         let weight_decay = CosineSchedule::new(optimizer.weight_decay, end, total_steps, 0, 0.0)?;
-        Ok(Self { steps_per_epoch, total_steps, lr, weight_decay })
+        Ok(Self { batch_size: batch, steps_per_epoch, total_steps, lr, weight_decay })
     }
 }

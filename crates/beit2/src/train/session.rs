@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use beit2_data::Batch;
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Rank};
 use beit2_run::throughput::Throughput;
 use beit2_run::{Cut, Existing, JsonlSink, Keep, Metrics, RunDir, Sink, StopFlag, TensorBoardSink};
 use burn::tensor::Tensor;
@@ -33,6 +34,8 @@ pub struct Env<'a> {
     pub observer: &'a mut dyn Observer,
     /// Opens pictures and weights.
     pub assets: &'a dyn super::Assets,
+    /// This loop's place among those that train together.
+    pub rank: Rank,
 }
 
 /// How a stage ended.
@@ -71,6 +74,13 @@ pub struct TrainState {
     pub upscaled: u64,
     /// Running averages of the metrics.
     pub metrics: Option<beit2_run::metrics::MetricsState>,
+    /// Devices that the last step ran on.
+    #[serde(default = "one")]
+    pub devices: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What a checkpoint held.
@@ -94,13 +104,32 @@ pub struct StepReport<I: Backend> {
     pub known: Vec<(&'static str, f64)>,
 }
 
+/// The tensors of a checkpoint.
+pub struct Saved {
+    /// `model.safetensors`.
+    pub model: Tensors,
+    /// `optimizer.safetensors`.
+    pub optimizer: Tensors,
+    /// `model_ema.safetensors`, of runs that keep averages.
+    pub averages: Option<Tensors>,
+}
+
 /// The averaged parameters of a checkpoint, a model like `model.safetensors`.
 const AVERAGES: &str = "model_ema.safetensors";
 
-/// A running stage.
+/// What a rank tells the others after each step.
+struct Word {
+    stop: bool,
+    bad: u64,
+    warnings: Vec<String>,
+}
+
+/// A running stage, as one of its ranks sees it. All ranks call the same methods in the same order; only the leader
+/// writes and talks.
 pub struct Session<'a, I: Backend> {
     env: Env<'a>,
-    run: RunDir,
+    /// The leader's.
+    run: Option<RunDir>,
     metrics: Metrics,
     throughput: Throughput,
     logging: LoggingConfig,
@@ -111,6 +140,10 @@ pub struct Session<'a, I: Backend> {
     pub state: TrainState,
     since: Instant,
     warned_upscaling: bool,
+    /// Somebody asked to stop, and all ranks know.
+    stopping: bool,
+    /// What a follower has to say at the next step.
+    warnings: Vec<String>,
 }
 
 impl<'a, I: Backend> Session<'a, I> {
@@ -119,54 +152,29 @@ impl<'a, I: Backend> Session<'a, I> {
     /// # Errors
     /// A directory that belongs to another run or cannot be written, a checkpoint that cannot be read.
     pub fn open(
-        env: Env<'a>,
+        mut env: Env<'a>,
         stage: &'static str,
         run_toml: &str,
         logging: LoggingConfig,
         plan: Plan,
-        facts: Vec<(String, String)>,
+        mut facts: Vec<(String, String)>,
     ) -> Result<(Self, Option<Resumed>), Error> {
-        // Paths may change between continues: what is in them is in the run's `fingerprint`.
-        let may_differ = [
-            "environment",
-            "logging",
-            "data.workers",
-            "data.train",
-            "data.val",
-            "teacher.weights",
-            "tokenizer.weights",
-            "tokenizer.cache",
-            "init.weights",
-        ];
-        let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
-        if let Some(aside) = &opened.set_aside {
-            env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
-        }
-        let latest = opened.run.latest_checkpoint()?;
-        for skipped in &latest.skipped {
-            let text = format!(
-                "checkpoint {} is damaged ({}); an older one is used",
-                skipped.path.display(),
-                skipped.reason
-            );
-            env.observer.event(Event::Warning(text));
-        }
-        let resumed = match &latest.checkpoint {
-            Some(checkpoint) => Some(Resumed {
-                state: checkpoint.state()?,
-                model: weights::read(&checkpoint.file("model.safetensors"))?.tensors,
-                optimizer: weights::read(&checkpoint.file("optimizer.safetensors"))?.tensors,
-                averages: match checkpoint.file(AVERAGES) {
-                    path if path.is_file() => Some(weights::read(&path)?.tensors),
-                    _ => None,
-                },
-            }),
-            None => None,
+        let rank = env.rank.clone();
+        let (run, resumed) = match rank.leads() {
+            true => {
+                let (run, resumed) = open_run(&mut env, run_toml)?;
+                (Some(run), rank.broadcast(Some(resumed.map(Arc::new)))?)
+            }
+            false => (None, rank.broadcast(None)?),
         };
+        let resumed = resumed.map(Arc::unwrap_or_clone);
         let cut = Cut { stage: stage.into(), step: resumed.as_ref().map(|r| r.state.step) };
-        let (jsonl, _) = JsonlSink::open(&opened.run.metrics(), Some(&cut))?;
-        let board = TensorBoardSink::open(opened.run.path(), Some(&cut))?;
-        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(jsonl), Box::new(board)];
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        if let Some(run) = &run {
+            let (jsonl, _) = JsonlSink::open(&run.metrics(), Some(&cut))?;
+            sinks.push(Box::new(jsonl));
+            sinks.push(Box::new(TensorBoardSink::open(run.path(), Some(&cut))?));
+        }
         let mut metrics = Metrics::new(stage, sinks, 20);
         let mut state = TrainState { stage: stage.into(), ..TrainState::default() };
         if let Some(resumed) = &resumed {
@@ -174,6 +182,18 @@ impl<'a, I: Backend> Session<'a, I> {
             if let Some(averages) = state.metrics.clone() {
                 metrics.restore(averages);
             }
+        }
+        let world = rank.world();
+        if let Some(resumed) = resumed.as_ref().filter(|resumed| resumed.state.devices != world) {
+            let before = resumed.state.devices;
+            env.observer.event(Event::Note(format!(
+                "the run goes on with {world} at once instead of {before} devices: its figures differ by rounding"
+            )));
+        }
+        state.devices = world;
+        if world > 1 {
+            let each = plan.batch_size / world;
+            facts.push(("devices".into(), format!("{world}, {each} pictures of each step on every one")));
         }
         env.observer.event(Event::Started {
             stage,
@@ -183,7 +203,7 @@ impl<'a, I: Backend> Session<'a, I> {
         });
         let session = Self {
             env,
-            run: opened.run,
+            run,
             metrics,
             throughput: Throughput::new(Duration::from_secs(20)),
             logging,
@@ -193,6 +213,8 @@ impl<'a, I: Backend> Session<'a, I> {
             warned_upscaling: state.step > 0,
             state,
             since: Instant::now(),
+            stopping: false,
+            warnings: Vec::new(),
         };
         Ok((session, resumed))
     }
@@ -209,12 +231,25 @@ impl<'a, I: Backend> Session<'a, I> {
 
     /// The run directory.
     pub fn dir(&self) -> &Path {
-        self.run.path()
+        &self.env.dir
     }
 
-    /// Tells the observer something.
+    /// This loop's place among those that train together.
+    pub fn rank(&self) -> &Rank {
+        &self.env.rank
+    }
+
+    /// Whether this rank evaluates.
+    pub fn leads(&self) -> bool {
+        self.env.rank.leads()
+    }
+
+    /// Tells the observer something, by way of the leader.
     pub fn warn(&mut self, text: impl Into<String>) {
-        self.env.observer.event(Event::Warning(text.into()));
+        match self.leads() {
+            true => self.env.observer.event(Event::Warning(text.into())),
+            false => self.warnings.push(text.into()),
+        }
     }
 
     /// Tells the observer something that is no warning.
@@ -245,19 +280,19 @@ impl<'a, I: Backend> Session<'a, I> {
         }
     }
 
-    /// Counts a finished step, logs when it is time, and says whether the loop should save now.
+    /// Counts a finished step and logs when it is time.
     ///
     /// # Errors
-    /// A loss that is not finite, a metrics file that cannot be written.
+    /// A loss that is not finite, a metrics file that cannot be written, another rank that ended.
     pub fn step_done<T>(&mut self, batch: &Batch<T>, report: StepReport<I>) -> Result<(), Error> {
+        let pictures = (batch.items.len() * self.rank().world()) as u64;
         self.state.step += 1;
-        self.state.images += batch.items.len() as u64;
-        self.state.data = DataPosition { at: batch.next_position(), bad: batch.bad_before_next() };
-        self.throughput.record(batch.items.len() as u64);
+        self.state.images += pictures;
+        self.throughput.record(pictures);
         self.pending.push(report);
         let log_now = self.state.step.is_multiple_of(self.logging.log_every.max(1)) || self.is_complete();
         let values = if log_now { self.log(batch.epoch)? } else { Vec::new() };
-        let remaining = (self.plan.total_steps - self.state.step) * batch.items.len() as u64;
+        let remaining = (self.plan.total_steps - self.state.step) * pictures;
         self.env.observer.event(Event::Step {
             step: self.state.step,
             total_steps: self.plan.total_steps,
@@ -266,15 +301,42 @@ impl<'a, I: Backend> Session<'a, I> {
             eta_seconds: self.throughput.eta(remaining).map(|eta| eta.as_secs_f64()),
             values,
         });
+        // Last, so that a request to stop counts for the step at which it came.
+        let bad = self.agree(batch.bad_before_next())?;
+        self.state.data = DataPosition { at: batch.next_position(), bad };
         Ok(())
     }
 
-    /// Fetches what the steps since the last record left on the device.
+    /// What all ranks must know the same of: whether to stop, and the most unusable pictures that one of them has met.
+    fn agree(&mut self, bad: u64) -> Result<u64, Error> {
+        let (stop, warnings) = (self.env.stop.is_set(), std::mem::take(&mut self.warnings));
+        let words = self.rank().gather(Word { stop, bad, warnings })?;
+        self.stopping |= words.iter().any(|word| word.stop);
+        if self.leads() {
+            words.iter().flat_map(|word| &word.warnings).for_each(|text| self.warn(text));
+        }
+        Ok(words.iter().map(|word| word.bad).max().unwrap_or(bad))
+    }
+
+    /// Fetches what the steps since the last record left on the device: the means over the ranks.
     fn flush(&mut self) -> Result<(), Error> {
-        for report in self.pending.drain(..) {
-            for (name, value) in report.scalars {
-                let value = value.into_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
-                let value = value.first().copied().unwrap_or(f64::NAN);
+        let pending: Vec<StepReport<I>> = self.pending.drain(..).collect();
+        if pending.is_empty() {
+            // Then it is so on all ranks.
+            return Ok(());
+        }
+        let number = |value: &Tensor<I, 1>| {
+            let value = value.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
+            value.first().copied().unwrap_or(f64::NAN)
+        };
+        let own: Vec<f64> =
+            pending.iter().flat_map(|report| &report.scalars).map(|(_, value)| number(value)).collect();
+        let all = self.rank().gather(own)?;
+        let mean = |at: usize| all.iter().map(|values| values[at]).sum::<f64>() / all.len() as f64;
+        let mut means = (0..all[0].len()).map(mean);
+        for report in pending {
+            for (name, _) in report.scalars {
+                let value = means.next().unwrap_or(f64::NAN);
                 if name == "loss" && !value.is_finite() {
                     return Err(Error::Training(format!(
                         "the loss became {value} before step {}; the run stopped and its last checkpoint is intact: \
@@ -316,13 +378,18 @@ impl<'a, I: Backend> Session<'a, I> {
             0 => last_in_epoch,
             every => self.state.step.is_multiple_of(every),
         };
-        due || self.is_complete() || self.env.stop.is_set()
+        due || self.is_complete() || self.asked_to_stop()
     }
 
-    /// Whether an epoch's end calls for an evaluation.
+    /// Alone, a request counts at once; in a group, when all ranks know of it.
+    fn asked_to_stop(&self) -> bool {
+        self.stopping || (self.rank().world() == 1 && self.env.stop.is_set())
+    }
+
+    /// Whether an epoch's end calls for an evaluation, which the leader does.
     pub fn should_evaluate(&self, epoch: u64) -> bool {
         let every = self.logging.eval_every_epochs;
-        self.is_complete() || (every > 0 && (epoch + 1).is_multiple_of(every))
+        self.leads() && (self.is_complete() || (every > 0 && (epoch + 1).is_multiple_of(every)))
     }
 
     /// Takes note of a held-out loss and says whether it is the lowest so far; that checkpoint becomes `best`.
@@ -336,37 +403,37 @@ impl<'a, I: Backend> Session<'a, I> {
 
     /// Whether the loop should end.
     pub fn should_stop(&self) -> bool {
-        self.is_complete() || self.env.stop.is_set()
+        self.is_complete() || self.asked_to_stop()
     }
 
-    /// Writes a complete checkpoint or nothing.
+    /// Writes a complete checkpoint of what `state` gives, or nothing. Called by all ranks, asked of the leader.
     ///
     /// # Errors
     /// A full or read-only disk, a loss that is not finite; earlier checkpoints stay as they are.
     pub fn save(
         &mut self,
-        model: &Tensors,
-        optimizer: &Tensors,
-        averages: Option<&Tensors>,
+        state: impl FnOnce() -> Saved,
         metadata: &BTreeMap<String, String>,
         best: bool,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<(), Error> {
         self.flush()?;
+        let Some(run) = &self.run else { return Ok(()) };
+        let Saved { model, optimizer, averages } = state();
         self.metrics.sync()?;
         self.state.seconds += self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
         self.state.metrics = Some(self.metrics.state().clone());
-        let mut writer = self.run.begin_checkpoint(self.state.step)?;
+        let mut writer = run.begin_checkpoint(self.state.step)?;
         let none = BTreeMap::new();
-        let files = [("model.safetensors", model, metadata), ("optimizer.safetensors", optimizer, &none)];
-        let averages = averages.map(|tensors| (AVERAGES, tensors, metadata));
+        let files = [("model.safetensors", &model, metadata), ("optimizer.safetensors", &optimizer, &none)];
+        let averages = averages.as_ref().map(|tensors| (AVERAGES, tensors, metadata));
         for (name, tensors, metadata) in files.into_iter().chain(averages) {
             writer.add(name, |w| weights::encode_to(w, tensors, metadata).map_err(std::io::Error::other))?;
         }
         let keep = Keep { last: self.logging.keep_checkpoints, best };
         let checkpoint = writer.commit(&self.state, keep)?;
-        self.env.observer.event(Event::Checkpoint(checkpoint.path.clone()));
-        Ok(checkpoint.path)
+        self.env.observer.event(Event::Checkpoint(checkpoint.path));
+        Ok(())
     }
 
     /// Ends the stage.
@@ -376,7 +443,10 @@ impl<'a, I: Backend> Session<'a, I> {
     pub fn finish(self) -> Result<Outcome, Error> {
         let complete = self.is_complete();
         self.env.observer.event(Event::Finished { complete, step: self.state.step });
-        let checkpoint = self.run.latest_checkpoint()?.checkpoint;
+        let checkpoint = match &self.run {
+            Some(run) => run.latest_checkpoint()?.checkpoint,
+            None => None,
+        };
         Ok(Outcome {
             complete,
             step: self.state.step,
@@ -390,4 +460,46 @@ impl<'a, I: Backend> Session<'a, I> {
     pub fn stage(&self) -> &'static str {
         self.stage
     }
+}
+
+/// Opens the run directory and reads the newest checkpoint that is whole.
+fn open_run(env: &mut Env<'_>, run_toml: &str) -> Result<(RunDir, Option<Resumed>), Error> {
+    // Paths may change between continues: what is in them is in the run's `fingerprint`.
+    let may_differ = [
+        "environment",
+        "logging",
+        "data.workers",
+        "data.train",
+        "data.val",
+        "teacher.weights",
+        "tokenizer.weights",
+        "tokenizer.cache",
+        "init.weights",
+    ];
+    let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
+    if let Some(aside) = &opened.set_aside {
+        env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
+    }
+    let latest = opened.run.latest_checkpoint()?;
+    for skipped in &latest.skipped {
+        let text = format!(
+            "checkpoint {} is damaged ({}); an older one is used",
+            skipped.path.display(),
+            skipped.reason
+        );
+        env.observer.event(Event::Warning(text));
+    }
+    let resumed = match &latest.checkpoint {
+        Some(checkpoint) => Some(Resumed {
+            state: checkpoint.state()?,
+            model: weights::read(&checkpoint.file("model.safetensors"))?.tensors,
+            optimizer: weights::read(&checkpoint.file("optimizer.safetensors"))?.tensors,
+            averages: match checkpoint.file(AVERAGES) {
+                path if path.is_file() => Some(weights::read(&path)?.tensors),
+                _ => None,
+            },
+        }),
+        None => None,
+    };
+    Ok((opened.run, resumed))
 }

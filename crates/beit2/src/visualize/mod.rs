@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{EvalConfig, Image, Source};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Rank};
 use beit2_run::report::{GalleryCode, MimSample, Picture};
 
 use crate::error::Error;
@@ -36,8 +36,9 @@ pub fn mim_samples<B: Backend>(
     let mut views = recipe.views(token_px);
     (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
     let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let hidden = Some(recipe.block_mask());
     let mut loader =
-        training_loader(source, &data, &schedule, views, Some(recipe.block_mask()), 0, Default::default())?;
+        training_loader(source, &data, &schedule, views, hidden, 0, Default::default(), &Rank::alone())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
     let (x, labels, mask) = inputs(tokenizer, &batch.items, recipe.model.vit.patches(), device)?;

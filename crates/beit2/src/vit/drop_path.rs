@@ -85,6 +85,17 @@ impl<B: Backend> DropPath<B> {
         Self { blocks }
     }
 
+    /// The draws of `count` samples from number `from` on: a device's share of a batch.
+    #[must_use]
+    pub fn narrow(mut self, from: usize, count: usize) -> Self {
+        for block in &mut self.blocks {
+            for drop in block.attn.iter_mut().chain(&mut block.mlp) {
+                drop.draws = drop.draws[from..from + count].to_vec();
+            }
+        }
+        self
+    }
+
     /// The same draws with every branch computed for all samples and multiplied by 0 or `1/(1−p)`: the
     /// reference's form.
     #[must_use]

@@ -6,7 +6,7 @@ use beit2::params;
 use beit2::segment::{
     Confusion, HeadDropout, SegmenterConfig, TrainLogits, UperNet, label_tensor, pixel_losses,
 };
-use beit2::train::{GroupRule, PolySchedule, gradients};
+use beit2::train::{GroupRule, PolySchedule, Rank, gradients};
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
 use beit2_kernels::{Backend, bilinear};
 use burn::module::AutodiffModule;
@@ -99,7 +99,8 @@ fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
     let ids = ints(labels).into_iter().map(|id| u8::try_from(id).unwrap()).collect();
     let size = [labels.shape[0], labels.shape[2], labels.shape[3]];
     let labels = label_tensor::<Auto>(ids, size, config.classes, &Default::default()).unwrap();
-    let logits: TrainLogits<Auto> = model.forward_train(x, &DropPath::none(), &HeadDropout::none()).unwrap();
+    let logits: TrainLogits<Auto> =
+        model.forward_train(x, &DropPath::none(), &HeadDropout::none(), &Rank::alone()).unwrap();
     let losses = pixel_losses(&logits, labels, config.aux_weight);
     let percent = |share: Tensor<Auto, 1>| share.mul_scalar(100.0).into_data();
     let auxiliary = losses.auxiliary.unwrap().mul_scalar(config.aux_weight);

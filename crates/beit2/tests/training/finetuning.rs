@@ -5,7 +5,7 @@ use std::path::Path;
 use beit2::classify::{Classifier, OpenOptions};
 use beit2::finetune::{self, FinetuneRecipe, SCRATCH, load_plan};
 use beit2::pixels;
-use beit2::train::{Env, Files, Outcome, Silent};
+use beit2::train::{Env, Files, Outcome, Rank, Silent};
 use beit2_run::{Existing, StopFlag, metrics};
 use burn::backend::Flex;
 
@@ -19,6 +19,7 @@ fn train(recipe: &FinetuneRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
         stop: StopFlag::new(),
         observer: &mut Silent,
         assets: &Files,
+        rank: Rank::alone(),
     };
     finetune::train::<Auto>(recipe, &toml, env, &Default::default())
 }

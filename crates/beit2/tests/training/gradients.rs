@@ -4,7 +4,7 @@ use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, TokenMask};
 use beit2::segment::{HeadDropout, SegmenterConfig, UperNet, label_tensor, pixel_losses};
 use beit2::tokenizer::{TokenizerConfig, VqKd, cosine_loss};
-use beit2::train::gradients;
+use beit2::train::{Rank, gradients};
 use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
@@ -137,7 +137,7 @@ fn segmentation_models() {
         let model = UperNet::<Auto>::zeros(&config, &device).unwrap().initialise(&config, 1);
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
         let dropout = HeadDropout::sample(&config, 2, &mut rng, &device);
-        let logits = model.forward_train(images(64), &DropPath::none(), &dropout).unwrap();
+        let logits = model.forward_train(images(64), &DropPath::none(), &dropout, &Rank::alone()).unwrap();
         let ids = (0..2 * 64 * 64).map(|at| (at / 37 % 5) as u8).collect();
         let labels = label_tensor(ids, [2, 64, 64], 5, &device).unwrap();
         let losses = pixel_losses(&logits, labels, config.aux_weight);

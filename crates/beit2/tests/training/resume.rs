@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use beit2::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
-use beit2::train::{Env, Event, Files, Observer, Outcome};
+use beit2::train::{Env, Event, Files, Observer, Outcome, Rank, on_devices};
 use beit2_kernels::Precision;
 use beit2_run::{Existing, StopFlag, metrics};
 
@@ -31,6 +31,7 @@ fn run(dir: &Path, stop_at: u64, stage: &dyn Fn(Env<'_>) -> Outcome) -> Outcome 
         stop,
         observer: &mut observer,
         assets: &Files,
+        rank: Rank::alone(),
     })
 }
 
@@ -78,24 +79,30 @@ fn compare(root: &Path, stops: &[u64], steps: u64, stage: &dyn Fn(Env<'_>) -> Ou
 
 #[test]
 fn no_interruption_changes_a_run() {
-    all_stages(Precision::F32);
+    all_stages(Precision::F32, 1);
 }
 
 #[test]
 fn no_interruption_changes_a_run_in_bf16() {
-    all_stages(Precision::Bf16);
+    all_stages(Precision::Bf16, 1);
 }
 
-fn all_stages(precision: Precision) {
+#[test]
+fn no_interruption_changes_a_run_on_two_devices() {
+    all_stages(Precision::F32, 2);
+}
+
+fn all_stages(precision: Precision, devices: usize) {
     let root = tempfile::tempdir().unwrap();
     scene::pictures(&root.path().join("pictures"), 14);
     scene::teacher(&root.path().join("teacher.safetensors"));
-    let device = Default::default();
+    let devices = vec![Default::default(); devices];
 
     let recipe = TokenizerRecipe { precision, ..scene::tokenizer(root.path()) };
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let tokenizer = compare(&root.path().join("tokenizer"), &[1, 2, 3, 7, 10], 11, &|env| {
-        beit2::tokenizer::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+        let train = beit2::tokenizer::train::<Auto>;
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
     });
 
     if precision == Precision::F32 {
@@ -103,28 +110,34 @@ fn all_stages(precision: Precision) {
         let recipe = scene::distill(root.path());
         let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
         compare(&root.path().join("distill"), &[2, 3, 7], 9, &|env| {
-            beit2::tokenizer::teachers::distill::<Auto>(&recipe, &toml, env, &device).unwrap()
+            let train = beit2::tokenizer::teachers::distill::<Auto>;
+            on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
         });
     }
 
     let recipe = PretrainRecipe { precision, ..scene::pretrain(root.path(), &tokenizer) };
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let pretrained = compare(&root.path().join("pretrain"), &[1, 3, 8], 9, &|env| {
-        beit2::pretrain::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+        let train = beit2::pretrain::train::<Auto>;
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
     });
 
     scene::classes(&root.path().join("classes"), 7);
     let init = pretrained.to_string_lossy();
-    let recipe = FinetuneRecipe { precision, ..scene::finetune(root.path(), &init) };
+    let mut recipe = FinetuneRecipe { precision, ..scene::finetune(root.path(), &init) };
+    // Parts of one picture cannot be mixed.
+    recipe.accumulate /= devices.len();
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {
-        beit2::finetune::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+        let train = beit2::finetune::train::<Auto>;
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
     });
 
     scene::masks(&root.path().join("scenes"), 13);
     let recipe = scene::segment(root.path(), "scratch");
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("segment"), &[1, 4, 9], 10, &|env| {
-        beit2::segment::train::<Auto>(&recipe, &toml, env, &device).unwrap()
+        let train = beit2::segment::train::<Auto>;
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
     });
 }

@@ -9,7 +9,7 @@ use beit2::segment::{
     pixel_losses,
 };
 use beit2::tokenizer::{TokenizerConfig, VqKd};
-use beit2::train::{AdamW, AdamWConfig, Files, GroupRule, PolySchedule};
+use beit2::train::{AdamW, AdamWConfig, Files, GroupRule, PolySchedule, Rank};
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
 use beit2::weights::{self, StateFile, Tensors};
 use beit2::{Error, params};
@@ -81,7 +81,8 @@ fn it_learns_and_opens_again() {
     let (mut first, mut last, mut right) = (None, 0.0, 0.0);
     let schedule = PolySchedule::new(5e-3, 0.0, 1.0, 100, 10, 0.1).unwrap();
     for step in 0..schedule.len() {
-        let logits = model.forward_train(x.clone(), &DropPath::none(), &HeadDropout::none()).unwrap();
+        let logits =
+            model.forward_train(x.clone(), &DropPath::none(), &HeadDropout::none(), &Rank::alone()).unwrap();
         let losses = pixel_losses(&logits, labels.clone(), config.aux_weight);
         last = losses.total.clone().into_scalar();
         right = losses.decode_acc.into_scalar();
@@ -268,7 +269,10 @@ fn what_cannot_be_seen_or_opened_is_one_sentence() {
     assert!(sentence(16, 64).starts_with("pictures of 64×16 px are too small"));
     assert!(sentence(64, 96).contains("do not fit relative position tables for 64×64 px"));
     let one = Tensor::zeros([1, 3, 64, 64], &device);
-    let error = model.forward_train(one, &DropPath::none(), &HeadDropout::none()).unwrap_err().to_string();
+    let error = model
+        .forward_train(one, &DropPath::none(), &HeadDropout::none(), &Rank::alone())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a batch of one picture"), "{error}");
     let error = model.clone().record(&[]).unwrap_err().to_string();
     assert_eq!(error, "statistics of 0 batch norms for a model that has 14");

@@ -6,7 +6,7 @@ use beit2::segment::{
     InferConfig, MasksConfig, Mode, Predictor, SegmentOptions, SegmentRecipe, Segmenter, SegmenterConfig,
     UperNet, evaluate, load_backbone,
 };
-use beit2::train::{Assets, Env, Files, Outcome, Silent};
+use beit2::train::{Assets, Env, Files, Outcome, Rank, Silent};
 use beit2::weights::StateFile;
 use beit2::{params, pixels, segment};
 use beit2_data::segment::IGNORE;
@@ -24,6 +24,7 @@ fn train(recipe: &SegmentRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
         stop: StopFlag::new(),
         observer: &mut Silent,
         assets: &Files,
+        rank: Rank::alone(),
     };
     segment::train::<Auto>(recipe, &toml, env, &Default::default())
 }
@@ -105,6 +106,7 @@ fn a_backbone_comes_from_a_pretrained_run() {
         stop: StopFlag::new(),
         observer: &mut Silent,
         assets: &Files,
+        rank: Rank::alone(),
     };
     beit2::finetune::train::<Auto>(&classifier, &toml, env, &Default::default()).unwrap();
     let mut recipe = scene::segment(root.path(), &run.to_string_lossy());

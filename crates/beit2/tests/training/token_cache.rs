@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use beit2::pretrain::{self, PretrainRecipe};
-use beit2::train::{Env, Event, Files, Observer};
+use beit2::train::{Env, Event, Files, Observer, Rank};
 use beit2_kernels::Precision;
 use beit2_run::{Existing, StopFlag};
 
@@ -34,6 +34,7 @@ fn train(recipe: &PretrainRecipe, dir: &Path, stop: u64) -> ([Vec<u8>; 2], Optio
         stop: flag,
         observer: &mut notes,
         assets: &Files,
+        rank: Rank::alone(),
     };
     let outcome = pretrain::train::<Auto>(recipe, &toml, env, &Default::default()).unwrap();
     let files = ["model.safetensors", "optimizer.safetensors"];
@@ -60,6 +61,7 @@ fn a_second_run_takes_the_ids_of_the_first() {
             stop: StopFlag::new(),
             observer: &mut beit2::train::Silent,
             assets: &Files,
+            rank: Rank::alone(),
         };
         let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
         beit2::tokenizer::train::<Auto>(&recipe, &toml, env, &Default::default()).unwrap();

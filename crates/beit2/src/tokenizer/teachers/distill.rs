@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use beit2_data::{Batch, Loader, TwoViewConfig};
-use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use crate::pixels;
 use crate::tokenizer::cosine_loss;
 use crate::train::{
     AdamW, DataConfig, DataPosition, Env, GroupRule, Item, LoggingConfig, OptimizerConfig, Outcome, Plan,
-    ScheduleConfig, Session, StepReport, to_device, training_loader,
+    Saved, ScheduleConfig, Session, StepReport, average_gradients, share, to_device, training_loader,
 };
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 
@@ -135,8 +135,13 @@ pub fn distill<B: AutodiffBackend>(
         ..TwoViewConfig::default()
     };
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
-    let shape = [recipe.schedule.batch_size, recipe.model.grid().pow(2), teacher.dim()];
-    let targets_path = env.dir.join("targets.f16");
+    let rank = env.rank.clone();
+    let shape = [share(recipe.schedule.batch_size, 1, &rank)?, recipe.model.grid().pow(2), teacher.dim()];
+    // A rank's own: of another number of devices the file would hold other pictures.
+    let targets_path = env.dir.join(match rank.world() {
+        1 => "targets.f16".to_owned(),
+        world => format!("targets-{}-of-{world}.f16", rank.index() + 1),
+    });
     let mut student = VisionTransformer::<B>::new(&recipe.model, Pooling::Cls, teacher.dim(), device);
     let gamma = recipe.model.layer_scale_init;
     student = initialise(student, InitRule::Finetune { head_scale: 1.0, gamma }, recipe.seed);
@@ -166,6 +171,7 @@ pub fn distill<B: AutodiffBackend>(
                 None,
                 recipe.seed,
                 Default::default(),
+                &Rank::alone(),
             )?;
             Some(statistics::<B::InnerBackend>(&teacher, first, device)?)
         }
@@ -177,7 +183,8 @@ pub fn distill<B: AutodiffBackend>(
     };
     let start = session.state.data;
     let loader = |start| {
-        training_loader(source.clone(), &recipe.data, &recipe.schedule, views, None, recipe.seed, start)
+        let (data, schedule) = (&recipe.data, &recipe.schedule);
+        training_loader(source.clone(), data, schedule, views, None, recipe.seed, start, &rank)
     };
     for batch in Rounds::new(loader, recipe.view_epochs, start)? {
         let batch = batch?;
@@ -204,7 +211,7 @@ pub fn distill<B: AutodiffBackend>(
         let x = Tensor::<B, 4>::from_inner(x);
         let guess = student.patch_tokens(x, &DropPath::none());
         let loss = cosine_loss(guess, Tensor::from_inner(target));
-        let grads = loss.backward();
+        let grads = average_gradients(&student, loss.backward(), &rank);
         let lr = plan.lr.at(step);
         let norm;
         (student, norm) = optimizer.step(student, grads, lr, recipe.optimizer.max_norm());
@@ -214,7 +221,9 @@ pub fn distill<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if session.should_save(batch.last_in_epoch) {
-            session.save(&params::export(&student), &optimizer.export(), None, &metadata, false)?;
+            let state =
+                || Saved { model: params::export(&student), optimizer: optimizer.export(), averages: None };
+            session.save(state, &metadata, false)?;
         }
         if session.should_stop() {
             break;

@@ -1,0 +1,108 @@
+//! Where the threads of a group wait for each other.
+
+use std::any::Any;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Another thread of the group ended before this one was done: what was waited for never comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerLeft;
+
+impl std::fmt::Display for PeerLeft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the part of the run on another device ended early")
+    }
+}
+
+impl std::error::Error for PeerLeft {}
+
+/// What every rank brought, in the order of ranks.
+type Brought = Arc<dyn Any + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    /// What has been brought to the meeting that is being held.
+    slots: Vec<Option<Box<dyn Any + Send>>>,
+    /// All of it, once everybody is there; until the last one has taken it, the next meeting waits.
+    complete: Option<Brought>,
+    taken: usize,
+    left: bool,
+}
+
+/// A place where `world` threads meet again and again.
+pub(super) struct Meeting {
+    state: Mutex<State>,
+    changed: Condvar,
+    world: usize,
+}
+
+impl Meeting {
+    pub(super) fn new(world: usize) -> Self {
+        let state = State { slots: (0..world).map(|_| None).collect(), ..State::default() };
+        Self { state: Mutex::new(state), changed: Condvar::new(), world }
+    }
+
+    /// A thread that panicked in here has left; its guard says so.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all others not to wait any more.
+    pub(super) fn leave(&self) {
+        self.lock().left = true;
+        self.changed.notify_all();
+    }
+
+    /// What every rank brings, in the order of ranks. Everybody must bring the same type.
+    pub(super) fn gather<T: Send + Sync + 'static>(
+        &self,
+        rank: usize,
+        value: T,
+    ) -> Result<Arc<Vec<T>>, PeerLeft> {
+        let mut state = self.wait(|state| state.complete.is_none())?;
+        state.slots[rank] = Some(Box::new(value));
+        if state.slots.iter().all(Option::is_some) {
+            let values = state.slots.iter_mut().filter_map(Option::take);
+            let values: Vec<T> =
+                values.filter_map(|value| value.downcast().ok()).map(|value: Box<T>| *value).collect();
+            assert_eq!(values.len(), self.world, "ranks brought different things to one meeting");
+            state.complete = Some(Arc::new(values));
+            self.changed.notify_all();
+        }
+        drop(state);
+        let mut state = self.wait(|state| state.complete.is_some())?;
+        let brought = state.complete.clone();
+        state.taken += 1;
+        if state.taken == self.world {
+            (state.complete, state.taken) = (None, 0);
+            self.changed.notify_all();
+        }
+        drop(state);
+        // Never `None`: all ranks bring the same type, and the wait was for it.
+        brought.and_then(|brought| brought.downcast().ok()).ok_or(PeerLeft)
+    }
+
+    /// Waits until `ready`. A thread that operations run on (`join_threads`) helps them instead of sleeping: with
+    /// one thread in all, the others would never arrive.
+    fn wait(&self, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>, PeerLeft> {
+        let mut state = self.lock();
+        loop {
+            if ready(&state) {
+                return Ok(state);
+            }
+            if state.left {
+                return Err(PeerLeft);
+            }
+            drop(state);
+            let helped = rayon::yield_now() == Some(rayon::Yield::Executed);
+            state = self.lock();
+            if !helped && !ready(&state) && !state.left {
+                let waited = self.changed.wait_timeout(state, PAUSE);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+}
+
+/// How long to sleep when there is nothing to help with: short beside a step.
+const PAUSE: Duration = Duration::from_micros(500);

@@ -1,0 +1,153 @@
+//! Data parallel: one training loop on every device of a group.
+//!
+//! All ranks run the same loop on their share of each batch, in step. The first one writes, evaluates and talks; the
+//! others only compute. A batch is the recipe's whatever the number of devices, and every draw belongs to a picture or
+//! a step, so a run on two devices is that on one up to rounding.
+
+use beit2_kernels::{AutodiffBackend, Rank};
+use beit2_run::StopFlag;
+use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Device;
+
+use super::events::Silent;
+use super::session::{Env, Outcome};
+use crate::error::{Error, config_error};
+
+/// Runs `stage` on every device at once, the first of them in this thread.
+///
+/// # Errors
+/// What stopped the first rank that failed.
+pub fn on_devices<B: AutodiffBackend>(
+    devices: &[B::Device],
+    env: Env<'_>,
+    stage: impl Fn(Env<'_>, &B::Device) -> Result<Outcome, Error> + Sync,
+) -> Result<Outcome, Error> {
+    let [first, others @ ..] = devices else {
+        return config_error("a run needs a device");
+    };
+    let ids: Vec<_> = devices.iter().map(|device| device.to_id()).collect();
+    let mut ranks = Rank::group(&ids).into_iter();
+    let lead = ranks.next().unwrap_or_else(Rank::alone);
+    std::thread::scope(|scope| {
+        // First, so that threads that are there already end too when the next cannot be started.
+        let stay = lead.stay();
+        let mut threads = Vec::new();
+        for (rank, device) in ranks.zip(others) {
+            let (assets, dir, existing, stage) = (env.assets, env.dir.clone(), env.existing, &stage);
+            let work = move || {
+                let _stay = rank.stay();
+                // The leader's word on when to stop counts.
+                let (stop, observer) = (StopFlag::new(), &mut Silent);
+                stage(Env { dir, existing, stop, observer, assets, rank }, device)
+            };
+            threads.push(std::thread::Builder::new().spawn_scoped(scope, work).map_err(|error| {
+                Error::Training(format!("the system refuses a thread for device {device:?}: {error}"))
+            })?);
+        }
+        let outcome = stage(Env { rank: lead, ..env }, first);
+        drop(stay);
+        let followers = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop));
+        // Why not the first error at once: one rank fails, and the others say that it left.
+        let errors: Vec<Error> = followers.filter_map(Result::err).collect();
+        match outcome {
+            Err(Error::PeerLeft(left)) => {
+                let cause = errors.into_iter().find(|error| !matches!(error, Error::PeerLeft(_)));
+                Err(cause.unwrap_or(Error::PeerLeft(left)))
+            }
+            outcome => outcome,
+        }
+    })
+}
+
+/// The pictures of each rank in a step that `batch` pictures in `parts` parts make up.
+///
+/// # Errors
+/// A batch that does not divide evenly.
+pub(crate) fn share(batch: usize, parts: usize, rank: &Rank) -> Result<usize, Error> {
+    let world = rank.world();
+    if batch.is_multiple_of(world * parts) {
+        return Ok(batch / world);
+    }
+    let each = match parts {
+        1 => String::new(),
+        _ => format!(", each in {parts} parts"),
+    };
+    config_error(format!(
+        "schedule.batch_size {batch} cannot be shared equally by {world} devices{each}; use a multiple of {}",
+        world * parts
+    ))
+}
+
+/// Values of a bucket: gradients travel in a few large pieces instead of hundreds of small ones.
+const BUCKET: usize = 1 << 24;
+
+/// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every picture
+/// dropped by drop path) counts as 0 there.
+pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    model: &M,
+    mut grads: B::Gradients,
+    rank: &Rank,
+) -> B::Gradients {
+    if rank.world() == 1 {
+        return grads;
+    }
+    let mut taken = Take { grads: &mut grads, flat: Vec::new() };
+    model.visit(&mut taken);
+    let sizes: Vec<usize> = taken.flat.iter().map(|grad| grad.dims()[0]).collect();
+    let mut means = Vec::with_capacity(sizes.len());
+    let mut bucket = Vec::new();
+    let last = sizes.len().saturating_sub(1);
+    for (at, grad) in taken.flat.into_iter().enumerate() {
+        bucket.push(grad);
+        let held: usize = bucket.iter().map(|grad: &Tensor<_, 1>| grad.dims()[0]).sum();
+        if held >= BUCKET || at == last {
+            let parts: Vec<usize> = bucket.iter().map(|grad| grad.dims()[0]).collect();
+            let mean = rank.mean(Tensor::cat(std::mem::take(&mut bucket), 0));
+            let mut from = 0;
+            for size in parts {
+                means.push(mean.clone().narrow(0, from, size));
+                from += size;
+            }
+        }
+    }
+    model.visit(&mut Put { grads: &mut grads, means: means.into_iter() });
+    grads
+}
+
+struct Take<'a, B: AutodiffBackend> {
+    grads: &'a mut B::Gradients,
+    flat: Vec<Tensor<B::InnerBackend, 1>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Take<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let value = param.val();
+        if value.is_require_grad() {
+            let grad = value.grad_remove(self.grads).unwrap_or_else(|| value.inner().zeros_like());
+            let count = grad.shape().num_elements();
+            self.flat.push(grad.reshape([count]));
+        }
+    }
+}
+
+struct Put<'a, B: AutodiffBackend, I> {
+    grads: &'a mut B::Gradients,
+    means: I,
+}
+
+impl<B: AutodiffBackend, I> ModuleVisitor<B> for Put<'_, B, I>
+where
+    I: Iterator<Item = Tensor<B::InnerBackend, 1>>,
+{
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let value = param.val();
+        if value.is_require_grad()
+            && let Some(mean) = self.means.next()
+        {
+            value.grad_replace(self.grads, mean.reshape(value.shape()));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Two devices train what one does with the same batch.
+
+use std::path::Path;
+
+use beit2::tokenizer::{self, teachers};
+use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, Silent, on_devices};
+use beit2::{Error, finetune, pretrain, segment, weights};
+use beit2_data::Source;
+use beit2_run::{Existing, StopFlag, metrics};
+
+use super::scene::{self, Auto};
+
+type Stage<'a> = &'a (dyn Fn(Env<'_>) -> Result<Outcome, Error> + Sync);
+
+fn env<'a>(dir: &Path, observer: &'a mut dyn Observer, assets: &'a dyn Assets) -> Env<'a> {
+    let (existing, stop) = (Existing::Continue, StopFlag::new());
+    Env { dir: dir.to_owned(), existing, stop, observer, assets, rank: Rank::alone() }
+}
+
+fn on(devices: usize, dir: &Path, stage: Stage) -> Outcome {
+    let devices = vec![Default::default(); devices];
+    let mut silent = Silent;
+    let env = env(dir, &mut silent, &Files);
+    on_devices::<Auto>(&devices, env, |env, _| stage(env)).unwrap()
+}
+
+/// `one` on one device and `group` on two: the same records and the same weights, up to rounding.
+fn compare(root: &Path, one: Stage, group: Stage) {
+    let (dir, two) = (root.join("one"), root.join("two"));
+    let expected = on(1, &dir, one);
+    let found = on(2, &two, group);
+    assert_eq!((found.step, found.images), (expected.step, expected.images));
+
+    let records = |dir: &Path| metrics::read_jsonl(&dir.join("metrics.jsonl")).unwrap().records;
+    let (a, b) = (records(&dir), records(&two));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(&b) {
+        for ((name, x), (other, y)) in a.values.iter().zip(&b.values) {
+            assert_eq!(name, other);
+            if name != "images_per_second" {
+                // Sums of f32 in another order, some steps on.
+                assert!((x - y).abs() <= 1e-6 + 1e-5 * x.abs(), "step {}: {name} {x} and {y}", a.step);
+            }
+        }
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "model_ema.safetensors"] {
+        let read = |outcome: &Outcome| weights::read(&outcome.checkpoint.join(file)).map(|file| file.tensors);
+        let (Ok(a), Ok(b)) = (read(&expected), read(&found)) else { continue };
+        assert!(a.keys().eq(b.keys()));
+        for (name, a) in &a {
+            let values =
+                |data: &burn::tensor::TensorData| data.clone().convert::<f64>().into_vec::<f64>().unwrap();
+            let (a, b) = (values(a), values(&b[name]));
+            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+            let (size, difference) =
+                (norm(&mut a.iter().copied()), norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)));
+            assert!(
+                // The rest: tables of positions start at 0 and hardly move; a gradient's rounding of 1e-8 over this eps, ten
+                // steps of 1e-3 long, is 1e-6.
+                difference <= 1e-6 + 1e-5 * size,
+                "{file}: {name} differs by {difference:e} of {size:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_stage_on_two_devices_is_that_on_one() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    scene::pictures(&root.join("pictures"), 14);
+    scene::classes(&root.join("classes"), 7);
+    scene::masks(&root.join("scenes"), 13);
+    scene::teacher(&root.join("teacher.safetensors"));
+    let device = Default::default();
+    // AdamW makes steps of full length from gradients that are nothing but rounding; with a large eps it does not.
+    let eps = 1e-4;
+
+    let mut recipe = scene::tokenizer(root);
+    recipe.optimizer.eps = eps;
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let stage: Stage = &|env| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    compare(&root.join("tokenizer"), stage, stage);
+    let tokenizer = root.join("tokenizer/one");
+
+    let mut recipe = scene::distill(root);
+    recipe.optimizer.eps = eps;
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let stage: Stage = &|env| teachers::distill::<Auto>(&recipe, &toml, env, &device);
+    compare(&root.join("distill"), stage, stage);
+
+    let mut recipe = scene::pretrain(root, &tokenizer);
+    recipe.optimizer.eps = eps;
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let stage: Stage = &|env| pretrain::train::<Auto>(&recipe, &toml, env, &device);
+    compare(&root.join("pretrain"), stage, stage);
+
+    // One device in two parts draws for each part what each of two devices draws.
+    let mut one = scene::finetune(root, &root.join("pretrain/one").to_string_lossy());
+    one.optimizer.eps = eps;
+    let mut two = one.clone();
+    (one.accumulate, two.accumulate) = (2, 1);
+    let tomls = [&one, &two].map(|recipe| beit2_run::recipe::to_toml(recipe).unwrap());
+    let one: Stage = &|env| finetune::train::<Auto>(&one, &tomls[0], env, &device);
+    let two: Stage = &|env| finetune::train::<Auto>(&two, &tomls[1], env, &device);
+    compare(&root.join("finetune"), one, two);
+
+    // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other pictures'.
+    let mut recipe = scene::segment(root, segment::SCRATCH);
+    (recipe.optimizer.eps, recipe.accumulate) = (eps, 1);
+    (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let stage: Stage = &|env| segment::train::<Auto>(&recipe, &toml, env, &device);
+    compare(&root.join("segment"), stage, stage);
+}
+
+/// Three devices, and more devices than there are parts of a batch.
+#[test]
+fn a_batch_that_cannot_be_shared_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    scene::pictures(&root.join("pictures"), 14);
+    scene::teacher(&root.join("teacher.safetensors"));
+    let recipe = scene::tokenizer(root);
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let device = Default::default();
+    let mut silent = Silent;
+    let run = env(&root.join("run"), &mut silent, &Files);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    let error = on_devices::<Auto>(&[Default::default(); 3], run, train).unwrap_err().to_string();
+    assert!(
+        error.contains("batch_size 4") && error.contains("3 devices") && error.contains("multiple of 3"),
+        "{error}"
+    );
+    assert!(!root.join("run").exists(), "nothing was begun");
+}
+
+/// Weights that only one of the ranks cannot read.
+struct Unreadable<'a>(std::thread::ThreadId, &'a std::sync::atomic::AtomicBool);
+
+impl Assets for Unreadable<'_> {
+    fn source(&self, spec: &str) -> Result<std::sync::Arc<dyn Source>, Error> {
+        if std::thread::current().id() != self.0 {
+            self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+            return Err(Error::Training("the second device's disk is gone".into()));
+        }
+        Files.source(spec)
+    }
+}
+
+struct Events(Vec<String>);
+
+impl Observer for Events {
+    fn event(&mut self, event: Event) {
+        self.0.push(format!("{event:?}"));
+    }
+}
+
+#[test]
+fn what_stops_one_device_stops_the_run_and_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    scene::pictures(&root.join("pictures"), 14);
+    scene::teacher(&root.join("teacher.safetensors"));
+    let recipe = scene::tokenizer(root);
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    let asked = Default::default();
+    let (assets, device) = (Unreadable(std::thread::current().id(), &asked), Default::default());
+    let mut silent = Silent;
+    let run = env(&root.join("run"), &mut silent, &assets);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    let error = on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap_err().to_string();
+    assert_eq!(error, "the second device's disk is gone");
+
+    // A picture that only the second device meets.
+    std::fs::write(root.join("pictures/005.ppm"), "P6 nonsense").unwrap();
+    let mut tolerant = recipe.clone();
+    tolerant.data.max_bad_fraction = 0.5;
+    let toml = beit2_run::recipe::to_toml(&tolerant).unwrap();
+    let mut events = Events(Vec::new());
+    let run = env(&root.join("tolerant"), &mut events, &Files);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&tolerant, &toml, env, &device);
+    on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap();
+    let told = events.0.iter().filter(|event| event.contains("005.ppm could not be used")).count();
+    // 11 steps of three to an epoch of 14 pictures: at least in the first three epochs, once each when it is met.
+    assert!((1..=4).contains(&told), "{told}");
+    let devices = events.0.iter().any(|event| event.contains("2, 2 pictures of each step on every one"));
+    assert!(devices, "{:?}", events.0);
+}
