@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use beit2::train::{Event, Observer};
+use beit2::train::{Bottleneck, Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::Talk;
@@ -26,7 +26,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const EPOCH_EVERY: Duration = Duration::from_secs(3);
 
 /// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
-const NOT_ON_A_LINE: [&str; 3] = ["images_per_second", "weight_decay", "grad_norm"];
+const NOT_ON_A_LINE: [&str; 4] = ["images_per_second", "data_wait", "weight_decay", "grad_norm"];
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Progress {
     counting: String,
     /// The last loss, for the bar.
     loss: Option<f64>,
+    /// What the run waited for when it was last looked at, for the bar.
+    bottleneck: Option<Bottleneck>,
     last_line: Option<Instant>,
     /// When a line about an epoch was last shown, and the one that was held back since.
     last_epoch: Option<Instant>,
@@ -67,6 +69,7 @@ impl Progress {
             bar,
             counting: String::new(),
             loss: None,
+            bottleneck: None,
             last_line: None,
             last_epoch: None,
             held_back: None,
@@ -153,14 +156,16 @@ impl Progress {
         step: u64,
         total: u64,
         epoch: u64,
-        pace: (Option<f64>, Option<f64>),
+        pace: (Option<f64>, Option<Bottleneck>, Option<f64>),
         values: &[(String, f64)],
     ) {
         if let Some((_, loss)) = values.iter().find(|(name, _)| name == "loss") {
             self.loss = Some(*loss);
         }
-        let (per_second, eta) = pace;
-        let tail = [per_second.map(speed), eta.map(|eta| format!("{} left", duration(eta)))];
+        let (per_second, bottleneck, eta) = pace;
+        self.bottleneck = bottleneck.or(self.bottleneck);
+        let eta = eta.map(|eta| format!("{} left", duration(eta)));
+        let tail = [per_second.map(speed), self.bottleneck.map(|word| word.to_string()), eta];
         match self.style {
             Style::Quiet => {}
             Style::Bar => {
@@ -219,8 +224,9 @@ impl Observer for Progress {
             Event::Started { stage, facts, total_steps, resumed_at } => {
                 self.started(stage, &facts, total_steps, resumed_at);
             }
-            Event::Step { step, total_steps, epoch, images_per_second, eta_seconds, values } => {
-                self.step(step, total_steps, epoch, (images_per_second, eta_seconds), &values);
+            Event::Step { step, total_steps, epoch, images_per_second, eta_seconds, values, bottleneck } => {
+                let pace = (images_per_second, bottleneck, eta_seconds);
+                self.step(step, total_steps, epoch, pace, &values);
             }
             Event::Epoch { epoch, values } if talks => {
                 self.epoch(format!("epoch {epoch} done  {}", spelled(&values)));

@@ -57,6 +57,28 @@ fn workers_do_not_change_the_result() {
     assert_ne!(world.weights("one"), world.weights("seed"));
 }
 
+#[test]
+fn a_group_of_devices_trains_in_step_and_only_trains() {
+    let world = World::new();
+    let run = world.tokenizer("two", &["--device", "cpu,cpu", "--set", "log_every=2"]);
+    run.works();
+    for part in ["2, 4 pictures of each step on every one", "step 12/12", "-bound"] {
+        assert!(run.err.contains(part), "no `{part}` in: {}", run.err);
+    }
+    // The same pictures in the same order: the first losses agree in all digits that a line shows.
+    let one = world.tokenizer("one", &["--set", "log_every=2"]);
+    let loss = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("step 2/12")).unwrap().to_owned();
+        line.split("  ").find(|part| part.starts_with("loss")).unwrap().to_owned()
+    };
+    assert_eq!(loss(&run.err), loss(&one.works().err));
+    let three = world.tokenizer("three", &["--device", "cpu,cpu,cpu"]);
+    assert_eq!(three.code, Some(2));
+    assert!(three.err.contains("use a multiple of 3") && !world.path("three").exists(), "{}", three.err);
+    let bench = world.beit2(&["bench", "train", "--size", "tiny", "--batch", "2", "--device", "cpu,cpu"]);
+    assert!(bench.code == Some(2) && bench.err.contains("only training uses a group"), "{}", bench.err);
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_save_and_the_same_command_continues_to_the_bit() {

@@ -44,6 +44,9 @@ pub trait Backend: BurnBackend {
     /// tune or compile their kernels for every new shape, because the number left out is another at every step.
     const LEAVES_SAMPLES_OUT: bool = false;
 
+    /// Whether operations return before they are done, so that values must be waited for.
+    const QUEUES: bool = true;
+
     /// [`gelu`](crate::gelu) without what a backward pass needs.
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::gelu::<Self>(x)
@@ -396,6 +399,7 @@ impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<In
 // so they refuse instead of losing a part of the second derivative.
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     const LEAVES_SAMPLES_OUT: bool = B::LEAVES_SAMPLES_OUT;
+    const QUEUES: bool = B::QUEUES;
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
@@ -567,7 +571,14 @@ fn constant<B: Backend, C: CheckpointStrategy>(op: &str, x: FloatTensor<Autodiff
 }
 
 #[cfg(feature = "cuda")]
-impl Backend for burn::backend::Cuda<f32, i32> {}
+impl Backend for burn::backend::Cuda<f32, i32> {
+    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        match collective::nccl::serves(rank) {
+            true => collective::nccl::sum::<Self>(x, rank),
+            false => collective::through_host::<Self>(x, rank),
+        }
+    }
+}
 
 // Vulkan and Metal are this type too; they differ in the size of a bool.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]

@@ -75,6 +75,7 @@ pub(crate) fn row_groups(n: usize) -> (usize, usize) {
 
 impl Backend for Flex {
     const LEAVES_SAMPLES_OUT: bool = true;
+    const QUEUES: bool = false;
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x]) { gelu::fast::forward(x) } else { composed::gelu::<Self>(x) }

@@ -4,9 +4,11 @@
 //! get the same bits, again in every run. A rank that ends early lets go of the others; what they then get is their
 //! own part, and [`Rank::gather`] reports it.
 //!
-//! Tensors go through the memory of the host, unless the backend has collectives of its own.
+//! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL).
 
 mod meeting;
+#[cfg(feature = "cuda")]
+pub(crate) mod nccl;
 
 use std::ops::Add;
 use std::sync::Arc;

@@ -131,7 +131,7 @@ pub fn train<B: AutodiffBackend>(
     let first = (parts * rank.index()) as u64;
     let all = (parts * rank.world()) as u64;
     let side = vit.image_size as u32;
-    for batch in training_loader(source, recipe, session.state.data, &rank)? {
+    for batch in session.batches(training_loader(source, recipe, session.state.data, &rank)?) {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;

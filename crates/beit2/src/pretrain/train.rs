@@ -126,7 +126,7 @@ pub fn train<B: AutodiffBackend>(
         &rank,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Ahead::new(loader, move |batch: Batch<Item>| {
+    let prepared = Ahead::new(session.batches(loader), move |batch: Batch<Item>| {
         let views = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let inputs = targets(views, &batch.items, patches, |images| {
             let ask = || frozen.ids(frozen.preprocess(images));
@@ -138,7 +138,7 @@ pub fn train<B: AutodiffBackend>(
         Ok((inputs, batch, cache.as_mut().map(TokenCache::used).unwrap_or_default()))
     });
     let mut cached = CacheUse::default();
-    for prepared in prepared {
+    for prepared in session.inputs(prepared) {
         let ((x, labels, mask), batch, used) = prepared?;
         cached = used;
         if let Some(problem) = cached.problem.take() {

@@ -127,7 +127,7 @@ pub fn train<B: AutodiffBackend>(
     let part = share / parts;
     let first = (parts * rank.index()) as u64;
     let all = (parts * rank.world()) as u64;
-    for batch in training_loader(&source, recipe, session.state.data, &rank)? {
+    for batch in session.batches(training_loader(&source, recipe, session.state.data, &rank)?) {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;

@@ -111,13 +111,13 @@ pub fn train<B: AutodiffBackend>(
     }
     let (frozen, at) = (teacher.clone(), device.clone());
     let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
-    let prepared = Ahead::new(loader_at(session.state.data, &rank)?, move |batch| {
+    let prepared = Ahead::new(session.batches(loader_at(session.state.data, &rank)?), move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let x = preprocess(images, imagenet_norm);
         let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
         Ok((x, target, batch))
     });
-    for prepared in prepared {
+    for prepared in session.inputs(prepared) {
         let (x, target, batch) = prepared?;
         let (x, target) = (Tensor::from_inner(x), Tensor::from_inner(target));
         session.note_batch(&batch);

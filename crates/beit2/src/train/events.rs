@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::bottleneck::Bottleneck;
+
 /// A moment in a run.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -30,6 +32,8 @@ pub enum Event {
         eta_seconds: Option<f64>,
         /// Averages of a record just written; empty between records.
         values: Vec<(String, f64)>,
+        /// What the steps since the last record waited for most; only with a record.
+        bottleneck: Option<Bottleneck>,
     },
     /// An epoch or an evaluation is done.
     Epoch {

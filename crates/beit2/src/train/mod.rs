@@ -3,6 +3,7 @@
 mod ahead;
 mod assets;
 mod batches;
+mod bottleneck;
 mod events;
 mod groups;
 mod optimizer;
@@ -16,6 +17,7 @@ pub use assets::{Assets, Files};
 pub(crate) use batches::for_rank;
 pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
 pub use beit2_kernels::Rank;
+pub use bottleneck::{Bottleneck, Timed};
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};

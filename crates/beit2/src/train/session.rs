@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::batches::{DataPosition, TrainingItem};
+use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
 use super::recipe::{LoggingConfig, Plan};
 use crate::error::Error;
@@ -132,6 +133,7 @@ pub struct Session<'a, I: Backend> {
     run: Option<RunDir>,
     metrics: Metrics,
     throughput: Throughput,
+    waits: Waits,
     logging: LoggingConfig,
     plan: Plan,
     stage: &'static str,
@@ -206,6 +208,7 @@ impl<'a, I: Backend> Session<'a, I> {
             run,
             metrics,
             throughput: Throughput::new(Duration::from_secs(20)),
+            waits: Waits::new(),
             logging,
             plan,
             stage,
@@ -227,6 +230,16 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Who is told what happens.
     pub fn observer(&mut self) -> &mut dyn Observer {
         self.env.observer
+    }
+
+    /// The loader's batches, with the time that is spent waiting for them counted.
+    pub fn batches<L>(&self, loader: L) -> Timed<L> {
+        self.waits.batches(loader)
+    }
+
+    /// What the loop takes its inputs from, when that is not the loader itself; its waits are counted too.
+    pub fn inputs<L>(&mut self, prepared: L) -> Timed<L> {
+        self.waits.inputs(prepared)
     }
 
     /// The run directory.
@@ -291,7 +304,10 @@ impl<'a, I: Backend> Session<'a, I> {
         self.throughput.record(pictures);
         self.pending.push(report);
         let log_now = self.state.step.is_multiple_of(self.logging.log_every.max(1)) || self.is_complete();
-        let values = if log_now { self.log(batch.epoch)? } else { Vec::new() };
+        let (values, bottleneck) = match log_now {
+            true => self.log(batch.epoch).map(|(values, bottleneck)| (values, Some(bottleneck)))?,
+            false => Default::default(),
+        };
         let remaining = (self.plan.total_steps - self.state.step) * pictures;
         self.env.observer.event(Event::Step {
             step: self.state.step,
@@ -300,6 +316,7 @@ impl<'a, I: Backend> Session<'a, I> {
             images_per_second: self.throughput.per_second(),
             eta_seconds: self.throughput.eta(remaining).map(|eta| eta.as_secs_f64()),
             values,
+            bottleneck,
         });
         // Last, so that a request to stop counts for the step at which it came.
         let bad = self.agree(batch.bad_before_next())?;
@@ -329,8 +346,8 @@ impl<'a, I: Backend> Session<'a, I> {
             let value = value.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
             value.first().copied().unwrap_or(f64::NAN)
         };
-        let own: Vec<f64> =
-            pending.iter().flat_map(|report| &report.scalars).map(|(_, value)| number(value)).collect();
+        let scalars = pending.iter().flat_map(|report| &report.scalars);
+        let own: Vec<f64> = self.waits.device(|| scalars.map(|(_, value)| number(value)).collect());
         let all = self.rank().gather(own)?;
         let mean = |at: usize| all.iter().map(|values| values[at]).sum::<f64>() / all.len() as f64;
         let mut means = (0..all[0].len()).map(mean);
@@ -353,12 +370,14 @@ impl<'a, I: Backend> Session<'a, I> {
         Ok(())
     }
 
-    fn log(&mut self, epoch: u64) -> Result<Vec<(String, f64)>, Error> {
+    fn log(&mut self, epoch: u64) -> Result<(Vec<(String, f64)>, Bottleneck), Error> {
         self.flush()?;
         if let Some(speed) = self.throughput.per_second() {
             self.metrics.set("images_per_second", speed);
         }
-        Ok(self.metrics.log_step(epoch, self.state.step)?.values)
+        let (data_wait, bottleneck) = self.waits.verdict(I::QUEUES);
+        self.metrics.set("data_wait", data_wait);
+        Ok((self.metrics.log_step(epoch, self.state.step)?.values, bottleneck))
     }
 
     /// Writes an epoch's record.

@@ -42,7 +42,9 @@ fn bytes(outcome: &Outcome, file: &str) -> Vec<u8> {
 /// Everything recorded but the speed.
 fn records(dir: &Path) -> Vec<(u64, Vec<(String, f64)>)> {
     let read = metrics::read_jsonl(&dir.join("metrics.jsonl")).unwrap();
-    let values = |v: Vec<(String, f64)>| v.into_iter().filter(|(n, _)| n != "images_per_second").collect();
+    let values = |v: Vec<(String, f64)>| {
+        v.into_iter().filter(|(n, _)| !["images_per_second", "data_wait"].contains(&n.as_str())).collect()
+    };
     read.records.into_iter().map(|r| (r.step, values(r.values))).collect()
 }
 

@@ -186,7 +186,7 @@ pub fn distill<B: AutodiffBackend>(
         let (data, schedule) = (&recipe.data, &recipe.schedule);
         training_loader(source.clone(), data, schedule, views, None, recipe.seed, start, &rank)
     };
-    for batch in Rounds::new(loader, recipe.view_epochs, start)? {
+    for batch in session.batches(Rounds::new(loader, recipe.view_epochs, start)?) {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;

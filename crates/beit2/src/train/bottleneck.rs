@@ -1,0 +1,154 @@
+//! What a run waits for: pictures, this program's own work, or the device.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What would have to be faster for the run to be faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bottleneck {
+    /// Reading, decoding and augmenting pictures.
+    Data,
+    /// Giving the device its work.
+    Host,
+    /// Computing.
+    Device,
+}
+
+impl fmt::Display for Bottleneck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "data-bound",
+            Self::Host => "host-bound",
+            Self::Device => "device-bound",
+        })
+    }
+}
+
+/// Time spent waiting for the items of an iterator, in nanoseconds. Clones share it.
+#[derive(Debug, Clone, Default)]
+struct Waited(Arc<AtomicU64>);
+
+impl Waited {
+    fn take(&self) -> Duration {
+        Duration::from_nanos(self.0.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// An iterator whose waits are counted.
+pub struct Timed<I> {
+    items: I,
+    waited: Waited,
+}
+
+impl<I: Iterator> Iterator for Timed<I> {
+    type Item = I::Item;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = Instant::now();
+        let item = self.items.next();
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.waited.0.fetch_add(nanos, Ordering::Relaxed);
+        item
+    }
+}
+
+/// Where the time between two records goes.
+#[derive(Debug)]
+pub(super) struct Waits {
+    data: Waited,
+    inputs: Option<Waited>,
+    device: Duration,
+    since: Instant,
+}
+
+impl Waits {
+    pub(super) fn new() -> Self {
+        Self { data: Waited::default(), inputs: None, device: Duration::ZERO, since: Instant::now() }
+    }
+
+    /// Batches from a loader, perhaps on a thread of their own.
+    pub(super) fn batches<I>(&self, items: I) -> Timed<I> {
+        Timed { items, waited: self.data.clone() }
+    }
+
+    /// What the loop itself waits for, when a frozen model works on the batches in between.
+    pub(super) fn inputs<I>(&mut self, items: I) -> Timed<I> {
+        Timed { items, waited: self.inputs.get_or_insert_default().clone() }
+    }
+
+    /// Does `work`, which waits until the device has done what it was given.
+    pub(super) fn device<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = work();
+        self.device += start.elapsed();
+        done
+    }
+
+    /// The share of the time since the last call in which the loop waited for pictures, and what held it up most.
+    /// `queues`: the device has a queue, and its operations return before they are done.
+    pub(super) fn verdict(&mut self, queues: bool) -> (f64, Bottleneck) {
+        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
+        self.since = Instant::now();
+        let share = |waited: Duration| (waited.as_secs_f64() / elapsed).min(1.0);
+        // A loop that waits for inputs waits for pictures only as long as the thread that makes inputs does so too.
+        let data = self.data.take();
+        let data = share(self.inputs.as_ref().map_or(data, |inputs| data.min(inputs.take())));
+        let device = share(std::mem::take(&mut self.device));
+        let rest = (1.0 - data - device).max(0.0);
+        let (host, device) = if queues { (rest, device) } else { (0.0, device + rest) };
+        let most = if data > host.max(device) {
+            Bottleneck::Data
+        } else if host > device {
+            Bottleneck::Host
+        } else {
+            Bottleneck::Device
+        };
+        (data, most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: Duration = Duration::from_millis(20);
+
+    fn slowly() -> impl Iterator<Item = ()> {
+        std::iter::repeat_with(|| std::thread::sleep(UNIT))
+    }
+
+    #[test]
+    fn the_longest_wait_is_named() {
+        let mut waits = Waits::new();
+        let mut batches = waits.batches(slowly());
+        batches.next();
+        let (share, most) = waits.verdict(true);
+        assert!(most == Bottleneck::Data && share > 0.5, "{share}");
+        std::thread::sleep(UNIT);
+        assert_eq!(waits.verdict(true).1, Bottleneck::Host);
+        std::thread::sleep(UNIT);
+        assert_eq!(waits.verdict(false).1, Bottleneck::Device, "an operation that is done when it returns");
+        waits.device(|| std::thread::sleep(UNIT));
+        let (share, most) = waits.verdict(true);
+        assert!(most == Bottleneck::Device && share < 0.01, "{share}");
+        assert_eq!(Bottleneck::Data.to_string(), "data-bound");
+    }
+
+    #[test]
+    fn inputs_that_wait_for_a_frozen_model_do_not_wait_for_data() {
+        let mut waits = Waits::new();
+        // Pictures at once, but a slow frozen model.
+        let mut batches = waits.batches(std::iter::repeat(()));
+        let mut inputs = waits.inputs(slowly());
+        batches.next();
+        inputs.next();
+        assert_eq!(waits.verdict(false), (waits.verdict(false).0, Bottleneck::Device));
+        // Slow pictures, whose wait the computation hides.
+        let mut batches = waits.batches(slowly());
+        batches.next();
+        let (share, most) = waits.verdict(false);
+        assert!(most == Bottleneck::Device && share < 0.01, "{share}");
+    }
+}
