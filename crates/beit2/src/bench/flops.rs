@@ -34,11 +34,17 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
             let short = block(vit, tokens, MASKED + 1) + block(vit, tokens, MASKED);
             let logits = 2.0 * product(MASKED, vit.width, config.vocab);
             let learned = embedding(vit) + all + short + logits;
-            let patches = tokenizer.encoder().patches();
-            let words = trunk(&tokenizer.encoder())
-                + product(patches, tokenizer.width, tokenizer.width)
-                + product(patches, tokenizer.width, tokenizer.code_dim)
-                + product(patches, tokenizer.code_dim, tokenizer.codes);
+            let encoder = tokenizer.encoder();
+            let tokens = encoder.patches() + 1;
+            // A frozen block has the weights of queries, keys and values as one.
+            let queries = product(tokens - MASKED, encoder.width, encoder.width);
+            let words = embedding(&encoder)
+                + (encoder.depth - 1) as f64 * block(&encoder, tokens, tokens)
+                + block(&encoder, tokens, MASKED)
+                + queries
+                + product(MASKED, tokenizer.width, tokenizer.width)
+                + product(MASKED, tokenizer.width, tokenizer.code_dim)
+                + product(MASKED, tokenizer.code_dim, tokenizer.codes);
             3.0 * learned - embedding(vit) + words
         }
         Stage::Finetune => {

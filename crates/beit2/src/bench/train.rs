@@ -219,8 +219,8 @@ impl<I: Backend> Frozen<I> {
                 Prepared::Features(x.clone(), teacher.forward(x))
             }
             Self::Tokenizer(tokenizer, patches) => {
-                let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images| {
-                    tokenizer.ids(tokenizer.preprocess(images))
+                let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images, mask| {
+                    tokenizer.ids_at(tokenizer.preprocess(images), mask.rows())
                 });
                 Prepared::Words(x, labels, mask)
             }

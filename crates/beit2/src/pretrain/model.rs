@@ -55,6 +55,11 @@ impl<B: Backend> TokenMask<B> {
         }
     }
 
+    /// The masked patches as tokens behind CLS.
+    pub fn rows(&self) -> &Rows<B> {
+        &self.masked
+    }
+
     /// Masked patches per image, M.
     pub fn per_image(&self) -> usize {
         self.masked.per_sample()

@@ -128,11 +128,12 @@ pub fn train<B: AutodiffBackend>(
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
     let prepared = Ahead::new(session.batches(loader), move |batch: Batch<Item>| {
         let views = to_device::<B::InnerBackend>(&batch.items, &at)?;
-        let inputs = targets(views, &batch.items, patches, |images| {
-            let ask = || frozen.ids(frozen.preprocess(images));
+        let inputs = targets(views, &batch.items, patches, |images, mask| {
+            let x = frozen.preprocess(images);
             match &mut cache {
-                Some(cache) => cache.ids(&batch, patches, &at, ask),
-                None => ask(),
+                // Kept for masks to come as well.
+                Some(cache) => masked_labels(cache.ids(&batch, patches, &at, || frozen.ids(x)), mask),
+                None => frozen.ids_at(x, mask.rows()),
             }
         });
         Ok((inputs, batch, cache.as_mut().map(TokenCache::used).unwrap_or_default()))
@@ -233,21 +234,22 @@ pub fn inputs<I: Backend>(
     device: &I::Device,
 ) -> Result<Inputs<I>, Error> {
     let views = to_device::<I>(items, device)?;
-    Ok(targets(views, items, patches, |images| tokenizer.ids(tokenizer.preprocess(images))))
+    Ok(targets(views, items, patches, |images, mask| {
+        tokenizer.ids_at(tokenizer.preprocess(images), mask.rows())
+    }))
 }
 
-/// [`inputs`] of views `[B, 3, H, W]` in [0, 1] (the tokenizer's second, if it has its own) with the ids `[B, N]` that
-/// `ids` gives for the tokenizer's.
+/// [`inputs`] of views `[B, 3, H, W]` in [0, 1] (the tokenizer's second, if it has its own) with the ids `[B·M]` that
+/// `labels` gives for the tokenizer's.
 pub(crate) fn targets<I: Backend>(
     (images, token): (Tensor<I, 4>, Option<Tensor<I, 4>>),
     items: &[Item],
     patches: usize,
-    ids: impl FnOnce(Tensor<I, 4>) -> Tensor<I, 2, Int>,
+    labels: impl FnOnce(Tensor<I, 4>, &TokenMask<I>) -> Tensor<I, 1, Int>,
 ) -> Inputs<I> {
-    let ids = ids(token.unwrap_or_else(|| images.clone()));
     let indices: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
     let mask = TokenMask::new(&indices, items.len(), patches, &images.device());
-    let labels = masked_labels(ids, &mask);
+    let labels = labels(token.unwrap_or_else(|| images.clone()), &mask);
     (pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask)
 }
 

@@ -8,7 +8,7 @@ use super::{ProcessType, Quantized, Quantizer, TokenizerConfig};
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
 use crate::pixels;
-use crate::vit::{DropPath, Linear, Pooling, VisionTransformer};
+use crate::vit::{DropPath, Linear, Pooling, Rows, VisionTransformer};
 
 /// `Linear · tanh · Linear` between a Transformer and its task.
 #[derive(Module, Debug)]
@@ -130,6 +130,13 @@ impl<B: Backend> VqKd<B> {
         let z = self.encode(x);
         let [batch, patches, width] = z.dims();
         self.quantize.ids(z.reshape([batch * patches, width])).reshape([batch, patches])
+    }
+
+    /// Code ids `[B·R]` of some patches, given as tokens behind CLS: [`VqKd::ids`] at those rows, for less.
+    pub fn ids_at(&self, x: Tensor<B, 4>, rows: &Rows<B>) -> Tensor<B, 1, Int> {
+        let z = self.encode_task_layer.forward(self.encoder.token_rows(x, rows));
+        let [batch, count, width] = z.dims();
+        self.quantize.ids(z.reshape([batch * count, width]))
     }
 
     /// Codes `[B·N, C]` (row-major patches of a square grid) → decoded features `[B, N, teacher_dim]`.

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 
 use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
+use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, gradients};
 use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+use beit2_kernels::Precision;
+use burn::backend::Flex;
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
@@ -45,6 +48,46 @@ fn masked_rows_equal_the_full_computation() {
         let ids = Tensor::<Auto, 1, Int>::arange(0..72, &device).reshape([2, 36]);
         let labels: Vec<i64> = masked_labels(ids, &mask).into_data().convert::<i64>().into_vec().unwrap();
         assert_eq!(labels, [0, 5, 17, 35, 37, 38, 66, 67]);
+    }
+}
+
+/// Of a tokenizer, training reads the words of masked patches alone. That a cache holds the words of all patches must not
+/// change a run, so they are equal to the bit, wherever blocks are fused (many rows) or not (few).
+#[test]
+fn words_of_masked_patches_are_those_of_all() {
+    let config = TokenizerConfig {
+        width: 64,
+        depth: 3,
+        heads: 2,
+        decoder_width: 32,
+        decoder_depth: 1,
+        decoder_heads: 2,
+        codes: 512,
+        kmeans_init: false,
+        ..TokenizerConfig::default()
+    };
+    let device = Default::default();
+    let patches = config.grid().pow(2);
+    for (precision, batch) in [Precision::F32, Precision::Bf16].into_iter().flat_map(|p| [(p, 1), (p, 5)]) {
+        let mut tokenizer = VqKd::<Flex>::new(&config, 3, &device).unwrap();
+        tokenizer.set_precision(precision);
+        let x = Tensor::<Flex, 4>::random([batch, 3, 224, 224], Distribution::Normal(0.0, 1.0), &device);
+        let chosen: Vec<u32> = (0..batch as u32).flat_map(|at| (0..75).map(move |i| 2 * i + at)).collect();
+        let mask = TokenMask::new(&chosen, batch, patches, &device);
+        for frozen in [false, true] {
+            if frozen {
+                tokenizer = tokenizer.freeze_encoder();
+            }
+            let all = masked_labels(tokenizer.ids(x.clone()), &mask).into_data();
+            assert_eq!(tokenizer.ids_at(x.clone(), mask.rows()).into_data(), all);
+            let tokens = tokenizer.encoder.tokens(x.clone(), &DropPath::none());
+            let rows = tokenizer.encoder.token_rows(x.clone(), mask.rows());
+            assert_eq!(
+                rows.into_data(),
+                mask.rows().gather(tokens).into_data(),
+                "{precision} {batch} {frozen}"
+            );
+        }
     }
 }
 
