@@ -20,14 +20,16 @@
 #   BUDGET=520                   seconds for everything  ROUNDS=3             of each program
 #   GOLDEN_TEST=                 a test executable for the device, run first; BEIT2_GOLDEN names its recorded outputs
 #   GOLDEN_SECONDS=150           its limit               STEPS=0              of a round; 0: by the cell
+# Both programs may be packed by xz (NAME.xz), a third of the size.
 #
 # The most important cell comes first: pretraining at the first batch, ours, compiled, eager; then fine-tuning,
 # tokenizer, inference; then the other batches. What the budget has no room for is left out, and a line says so.
 # The status is 0 when everything that ran succeeded, 1 when something failed.
 set -euo pipefail
+usage() { sed -n '2,/^[^#]/s/^#//p' "$0"; }
 case ${1:-} in
--h | --help) sed -n '2,32p' "$0"; exit ;;
-'' | -*) sed -n '2,32p' "$0" >&2; exit 2 ;;
+-h | --help) usage; exit ;;
+'' | -*) usage >&2; exit 2 ;;
 esac
 SECONDS=0
 mkdir -p "$1"
@@ -54,8 +56,9 @@ say() { printf 'gpu.sh: [%s s] %s\n' "$SECONDS" "$*"; }
 stop() { say "$*"; exit 2; }
 left() { echo $((budget - SECONDS)); }
 
-[ -x "$beit2" ] || stop "$beit2 is no program: cargo build --release --features cuda makes it, BEIT2=… names another"
-[ -z "$golden" ] || [ -x "$golden" ] || stop "GOLDEN_TEST is no program: $golden"
+usable() { [ -x "$1" ] || { [ -f "$1" ] && [ "${1%.xz}" != "$1" ]; }; }
+usable "$beit2" || stop "$beit2 is no program: cargo build --release --features cuda makes it, BEIT2=… names another"
+[ -z "$golden" ] || usable "$golden" || stop "GOLDEN_TEST is no program: $golden"
 "$python" - "$device" << 'CHECK' || stop "this Python cannot be used: $python; name another with PYTHON=…"
 import importlib.util, sys
 missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
@@ -104,6 +107,20 @@ if [ "$device" = cuda ]; then
     done < <(printf '%s\n' "$toolkit"/{lib64,targets/x86_64-linux/lib,lib}; packages | sed 's,$,/lib,')
     say "CUDA toolkit: $toolkit; LD_LIBRARY_PATH: $libraries"
 fi
+unpacked() { # PROGRAM NAME: prints where the program is, which is the work folder when it was packed
+    case $1 in
+    *.xz)
+        "$python" -c 'import lzma, shutil, sys
+with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as plain: shutil.copyfileobj(packed, plain)' \
+            "$1" "$work/$2.plain"
+        chmod +x "$work/$2.plain"
+        echo "$work/$2.plain"
+        ;;
+    *) echo "$1" ;;
+    esac
+}
+beit2=$(unpacked "$beit2" beit2)
+golden=${golden:+$(unpacked "$golden" golden)}
 launcher() { # PROGRAM NAME: a script in the work folder that starts it with what it needs
     printf '#!/usr/bin/env bash\nexport LD_LIBRARY_PATH=%q CUDA_PATH=%q\nexec %q "$@"\n' \
         "$libraries" "$toolkit" "$1" > "$work/$2"
@@ -139,8 +156,10 @@ for batch in "${batches[@]}"; do
 done
 say "speed and memory: ${#batches[@]} batch sizes, $(left) s left"
 rm -f "$out/results.jsonl"
+# A program that says nothing for a third of the budget must not cost the others theirs.
 "$python" "$root/bench/compare/compare.py" run --beit2 "$beit2" --python "$python" --device "$device" --turns program \
     --programs beit2 pytorch-compile pytorch-eager --rounds "$rounds" --steps "$steps" \
+    --patience $((budget / 3)) \
     --budget "$(($(left) - reserve))" --out "$out/results.jsonl" "${cells[@]}" || status=1
 if [ -s "$out/results.jsonl" ]; then
     "$python" "$root/bench/compare/compare.py" table "$out/results.jsonl" > "$out/table.md" || status=1

@@ -11,9 +11,9 @@ two sleep. So all of them see the same machine, and a disturbance shows in the s
 of in one program's figure. On a GPU each program has the card to itself and does all of its rounds (`--turns program`):
 three of them would not fit its memory, and nobody else uses it.
 
-With --budget, a program that would probably not be done in time is not started, and the result says so. The line of a
-cell is written again after each program, so that nothing is lost when the driver is stopped. Standard library only;
-the commands that do everything are cpu.sh and ../gpu.sh.
+With --budget, a program that would probably not be done in time is not started, and the result says so. Where programs
+have the machine to themselves, the line of a cell is written again after each, so that nothing is lost when the driver
+is stopped. Standard library only; the commands that do everything are cpu.sh and ../gpu.sh.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def one_round(program: Program, cell: Cell, number: int) -> None:
         warn(f"{cell}: others used {load:.0%} of the machine in round {number} of {program.name}")
 
 
-def measure_in_rounds(args: argparse.Namespace, cell: Cell, budget: Budget) -> dict[str, Any]:
+def measure_in_rounds(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     """All programs resident, a round of each in turn. One that fails is left out with its sentence."""
     result = empty_result(args, cell)
     programs: list[Program] = []
@@ -191,12 +191,8 @@ def measure_in_rounds(args: argparse.Namespace, cell: Cell, budget: Budget) -> d
 
     try:
         for name, command in commands(args, cell).items():
-            if reason := budget.refuses(name, cell):
-                result["skipped"][name] = reason
-                warn(f"{cell}: {reason}")
-                continue
             try:
-                program = Program(name, command, args.threads, min(args.patience, budget.left()), args.device)
+                program = Program(name, command, args.threads, args.patience, args.device)
                 started.append(program)
                 program.wait_ready()
                 programs.append(program)
@@ -277,6 +273,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.command == "run":
         args.turns = args.turns or ("program" if args.device == "cuda" else "round")
+        if args.budget is not None and args.turns == "round":
+            fail("--budget needs --turns program: programs that take turns end together")
     return args
 
 
@@ -303,7 +301,7 @@ def main() -> None:
         if args.turns == "program":
             result = measure_alone(args, cell, budget, save)
         else:
-            result = measure_in_rounds(args, cell, budget)
+            result = measure_in_rounds(args, cell)
         if args.turns == "round" or not result["programs"]:
             save(result)  # the other way has saved it after each program
         results.append(result)

@@ -46,6 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
             "system": machine.os,
             "devices": devices.collect::<serde_json::Map<_, _>>(),
             "gpu_needs": survey.needs,
+            "nvidia_driver": survey.nvidia_driver,
             "gpus": survey.gpus,
             "bundled": bundled.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect::<serde_json::Map<_, _>>(),
             "recipes": recipes::all().count(),
@@ -69,6 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         };
         rows.push((format!("device {name}"), state));
     }
+    rows.extend(survey.nvidia_driver.map(|release| ("NVIDIA driver".to_owned(), release)));
     for gpu in survey.gpus {
         rows.push((
             format!("GPU {}", gpu.device),
@@ -84,5 +86,9 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
 
 /// What was found, and what is wrong with it.
 fn words(need: Need) -> String {
-    need.found.into_iter().chain(need.problem).collect::<Vec<_>>().join("; ")
+    let found = need.found.map(|found| match need.version {
+        Some(version) => format!("{found}, version {version}"),
+        None => found,
+    });
+    found.into_iter().chain(need.problem).collect::<Vec<_>>().join("; ")
 }

@@ -39,7 +39,8 @@ type Version = (i32, i32);
 
 pub(super) fn survey() -> Survey {
     let (driver, version, gpus) = driver();
-    Survey { needs: vec![driver, compiler(version), headers(&toolkit()), nccl()], gpus }
+    let needs = vec![driver, compiler(version), headers(&toolkit()), nccl()];
+    Survey { needs, nvidia_driver: driver_release(), gpus }
 }
 
 /// The names under which the bindings look for a library, in their order.
@@ -105,22 +106,23 @@ fn driver() -> (Need, Option<Version>, Vec<Gpu>) {
             keep(library);
             match asked {
                 Ok((version, gpus)) => {
-                    let mut found = format!("{place}, CUDA {}.{}", version.0, version.1);
-                    if let Some(release) = driver_release() {
-                        found += &format!(", driver {release}");
-                    }
-                    (Need::works(DRIVER, CUDA, found), Some(version), gpus)
+                    (Need::works(DRIVER, CUDA, place, Some(words(version))), Some(version), gpus)
                 }
                 Err(why) => {
                     let problem = Some(format!("it does not start: {why}; nvidia-smi tells more"));
-                    (Need { name: DRIVER, purpose: CUDA, found: Some(place), problem }, None, Vec::new())
+                    let found = Some(place);
+                    let need = Need { name: DRIVER, purpose: CUDA, found, version: None, problem };
+                    (need, None, Vec::new())
                 }
             }
         }
     }
 }
 
-/// The release of the kernel's half of the driver, such as 580.95.05.
+fn words((major, minor): Version) -> String {
+    format!("{major}.{minor}")
+}
+
 fn driver_release() -> Option<String> {
     let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
     let text = text.trim();
@@ -219,13 +221,12 @@ fn compiler(driver: Option<Version>) -> Need {
                 return Need::missing(COMPILER, CUDA, problem);
             };
             let problem = driver.filter(|&driver| version > driver).map(|driver| {
-                let [newer, older] = [version, driver].map(|(major, minor)| format!("CUDA {major}.{minor}"));
+                let (newer, older) = (words(version), words(driver));
                 format!(
-                    "it compiles for {newer}, which this driver ({older}) cannot load: update it, or {pip}"
+                    "its code is for CUDA {newer}, too new for this driver ({older}): update it, or {pip}"
                 )
             });
-            let found = Some(format!("{place}, NVRTC {}.{}", version.0, version.1));
-            Need { name: COMPILER, purpose: CUDA, found, problem }
+            Need { name: COMPILER, purpose: CUDA, found: Some(place), version: Some(words(version)), problem }
         }
     }
 }
@@ -240,8 +241,8 @@ fn headers(toolkit: &Toolkit) -> Need {
     const WANTED: [&str; 5] =
         ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "crt/mma.h", "cooperative_groups.h"];
     let get = format!(
-        "apt install nvidia-cuda-toolkit (Debian, Ubuntu), or pip install nvidia-cuda-runtime nvidia-cuda-crt \
-         nvidia-cuda-cccl and set CUDA_PATH to their folder nvidia/cu{MAJOR}"
+        "apt install nvidia-cuda-toolkit (Debian, Ubuntu), or pip install nvidia-cuda-runtime \
+         nvidia-cuda-crt nvidia-cuda-cccl and set CUDA_PATH to their folder nvidia/cu{MAJOR}"
     );
     let Some(root) = &toolkit.root else {
         let places = "neither CUDA_PATH, /usr/local/cuda, /opt/cuda nor /usr/bin/nvcc is there";
@@ -254,7 +255,7 @@ fn headers(toolkit: &Toolkit) -> Need {
         absent.push("cuda/barrier");
     }
     if absent.is_empty() {
-        return Need::works(HEADERS, CUDA, include.display().to_string());
+        return Need::works(HEADERS, CUDA, include.display().to_string(), None);
     }
     let by = if toolkit.named { " (CUDA_PATH)" } else { "" };
     let problem = format!("{}{by} has no {}: {get}", include.display(), absent.join(", "));
@@ -273,12 +274,10 @@ fn nccl() -> Need {
                 let mut number = 0;
                 ask.ok().filter(|ask| ask(&mut number) == 0).map(|_| number)
             };
-            let mut found = place(&file);
+            let place = place(&file);
             keep(library);
-            if let Some(number) = version {
-                found += &format!(", NCCL {}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100);
-            }
-            Need::works(NCCL, PURPOSE, found)
+            let words = |number| format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100);
+            Need::works(NCCL, PURPOSE, place, version.map(words))
         }
         Opened::No { file, why } => {
             Need::missing(NCCL, PURPOSE, format!("{file} cannot be opened ({why}): {get}"))
@@ -289,9 +288,7 @@ fn nccl() -> Need {
                 Opened::Yes { library, file } => {
                     let at = place(&file);
                     keep(library);
-                    format!(
-                        "it is opened as libnccl.so, and here is {at} only: {get}, or make a link of that name"
-                    )
+                    format!("it is opened as libnccl.so; here is {at} only: {get}, or make such a link")
                 }
                 _ => match hidden("libnccl", &unseen_folders()) {
                     Some(file) => format!("{}, under the name libnccl.so", unseen(&file)),

@@ -22,6 +22,8 @@ pub use memory::gpu_memory_held_bytes;
 pub struct Survey {
     /// In the order in which they are needed.
     pub needs: Vec<Need>,
+    /// Release of the part of NVIDIA's driver that is in the kernel, such as 580.95.05.
+    pub nvidia_driver: Option<String>,
     /// NVIDIA's GPUs, in the order of `--device cuda:0`, `cuda:1`, ….
     pub gpus: Vec<Gpu>,
 }
@@ -34,19 +36,21 @@ pub struct Need {
     /// The features that need it, in words.
     #[serde(rename = "for")]
     pub purpose: &'static str,
-    /// What was found: a file, a folder, versions; `None` if nothing was.
+    /// What was found: a file, a folder, several; `None` if nothing was.
     pub found: Option<String>,
+    /// Of what was found; of the driver, the newest CUDA that it knows.
+    pub version: Option<String>,
     /// What keeps it from working, and what to do: one sentence. `None` when all is well.
     pub problem: Option<String>,
 }
 
 impl Need {
-    fn works(name: &'static str, purpose: &'static str, found: String) -> Self {
-        Self { name, purpose, found: Some(found), problem: None }
+    fn works(name: &'static str, purpose: &'static str, found: String, version: Option<String>) -> Self {
+        Self { name, purpose, found: Some(found), version, problem: None }
     }
 
     fn missing(name: &'static str, purpose: &'static str, problem: String) -> Self {
-        Self { name, purpose, found: None, problem: Some(problem) }
+        Self { name, purpose, found: None, version: None, problem: Some(problem) }
     }
 }
 

@@ -30,13 +30,11 @@ fn loader() -> Need {
                 let mut number = 0;
                 ask.ok().filter(|ask| ask(&mut number) == 0).map(|_| number)
             };
-            let mut found = place(&file);
+            let place = place(&file);
             keep(library);
-            if let Some(number) = version {
-                found +=
-                    &format!(", Vulkan {}.{}.{}", number >> 22 & 0x7f, number >> 12 & 0x3ff, number & 0xfff);
-            }
-            Need::works(LOADER, PURPOSE, found)
+            let words =
+                |number: u32| format!("{}.{}.{}", number >> 22 & 0x7f, number >> 12 & 0x3ff, number & 0xfff);
+            Need::works(LOADER, PURPOSE, place, version.map(words))
         }
     }
 }
@@ -91,7 +89,7 @@ fn drivers(places: &Places) -> Need {
         files.iter().filter(|file| file.is_file()).map(|file| file.display().to_string()).collect();
     match there.is_empty() {
         true => Need::missing(DRIVERS, PURPOSE, format!("{where_}: {GET}")),
-        false => Need::works(DRIVERS, PURPOSE, there.join(", ")),
+        false => Need::works(DRIVERS, PURPOSE, there.join(", "), None),
     }
 }
 
