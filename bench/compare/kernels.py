@@ -33,27 +33,23 @@ def milliseconds(text: str) -> float | None:
     return 1000 * float(found[1]) * SECONDS[found[2]] if found else None
 
 
-def log_tables(log: str) -> list[list[dict[str, Any]]]:
-    """CubeCL's tables, of which it writes one at each wait for the device: `| name | duration | calls | share |`."""
-    tables: list[list[dict[str, Any]]] = []
-    inside = False
+def step_kernels(log: str) -> list[dict[str, Any]]:
+    """Kernels up to the first table, which CubeCL writes when the program waits for the device; a line each is
+    `| duration | name`."""
+    rows: dict[str, dict[str, Any]] = {}
     for line in log.splitlines():
-        if not line.startswith("| "):
-            continue
-        # Names have bars in them too.
-        cells = [cell.strip() for cell in line.strip().strip("|").rsplit("|", 3)]
-        if len(cells) == 4 and cells[0] == "Name" and cells[1] == "Duration":
-            tables.append([])
-            inside = True
-        elif len(cells) == 4 and cells[0] == "Total":
-            inside = False
-        elif inside and len(cells) == 4 and (ms := milliseconds(cells[1])) is not None and cells[2].isdigit():
-            tables[-1].append({"name": cells[0], "calls": int(cells[2]), "ms": round(ms, 4)})
-    return tables
+        duration, _, name = line.removeprefix("| ").partition("|")
+        if duration.strip() == "Name" and rows:
+            break
+        if line.startswith("| ") and (ms := milliseconds(duration)) is not None:
+            row = rows.setdefault(name.strip(), {"name": name.strip(), "calls": 0, "ms": 0.0})
+            row["calls"] += 1
+            row["ms"] += ms
+    return sorted(rows.values(), key=lambda row: -row["ms"])
 
 
 def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
-    """The kernels of one step. Its table is the first after the warm-up: steps wait for the device at their end."""
+    """The kernels of the first step after the warm-up: at its end the program waits for the device."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "kernels.log")
         logger = f'[profiling.logger]\nlevel = "basic"\nfile = {json.dumps(str(log))}\n'
@@ -74,13 +70,12 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
         finally:
             program.stop()
         text = log.read_bytes()[warm:].decode(errors="replace") if log.exists() else ""
-    step = next(iter(log_tables(text)), [])
-    step.sort(key=lambda row: -row["ms"])
+    step = step_kernels(text)
     facts = {k: program.rounds[0][k] for k in ("program", "version", "stage", "size", "batch", "dtype", "device")}
     return facts | {
         "total_ms": round(sum(row["ms"] for row in step), 3),
         "calls": sum(row["calls"] for row in step),
-        "kernels": step[:TOP],
+        "kernels": [row | {"ms": round(row["ms"], 4)} for row in step[:TOP]],
     }
 
 

@@ -102,9 +102,13 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 def machine(result: dict[str, Any]) -> str:
     versions = [f"{name} {p['version'].split()[-1]}" for name, p in result["programs"].items() if p.get("version")]
-    on = [result["gpu"]] if result.get("gpu") else []
-    on += [f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads"]
-    return "; ".join([*on, ", ".join(versions)])
+    gpus = [result.get("gpu"), *(p.get("gpu") for p in result["programs"].values())]
+    parts = [
+        next((gpu for gpu in gpus if gpu), None),
+        f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads",
+        ", ".join(versions),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def left_out(results: list[dict[str, Any]]) -> list[str]:
