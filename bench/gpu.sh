@@ -46,7 +46,7 @@ golden=${GOLDEN_TEST:+$(realpath -m "$GOLDEN_TEST")}
 BEIT2_GOLDEN=$(realpath -m "${BEIT2_GOLDEN:-$root/tests/golden}")
 export BEIT2_GOLDEN
 # The kernels' share of the budget, with what the last lines take.
-reserve=$((budget / 9))
+reserve=$((budget / 6))
 status=0
 
 # Everything goes to the log as well. Lines are written at once: what stops the script must lose none.
