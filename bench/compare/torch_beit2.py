@@ -3,13 +3,13 @@
     torch_beit2.py train --stage pretrain --size small --batch 8 --dtype f32 --mode eager --steps 3 --rounds 5 --json
     torch_beit2.py infer --size base --batch 1 --dtype bf16 --mode compile --steps 5 --rounds 5 --json
 
-A step begins with pictures as bytes on the device and ends with changed weights (train) or with logits (infer). Each
-round prints one JSON line. With --paced a line {"ready": true, …} comes first and then one round for each line on
+A step begins with pictures as bytes in the host's memory and ends with changed weights (train) or with logits (infer).
+Each round prints one JSON line. With --paced a line {"ready": true, …} comes first and then one round for each line on
 standard input, so that a driver can let programs take turns; the end of input ends the program.
 
 f32 is plain f32. bf16 in training is torch.autocast with f32 weights; in inference it is a model converted to bf16,
 which is faster than autocast by 3 to 14 % (--bf16 autocast for the other way). Attention and optimiser are the fastest
-forms that PyTorch has, see ATTENTION and `optimizer`.
+forms that PyTorch has, see `attention_form` and `optimizer`. On a GPU, f32 products beside bf16 ones may use TF32.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def arguments() -> argparse.Namespace:
         p.add_argument("--threads", type=int, default=0, help="0: one for each processor")
         p.add_argument("--attention", choices=("auto", "sdpa", "explicit"), default="auto")
         p.add_argument("--bf16", choices=("convert", "autocast"), default="convert", help="how infer uses bf16")
-        p.add_argument("--tf32", action="store_true", help="cuda: f32 products may use TF32")
+        p.add_argument("--tf32", choices=("auto", "on", "off"), default="auto", help="cuda; auto: on beside bf16")
         p.add_argument("--compile-mode", default="default", help="torch.compile's mode")
         p.add_argument("--no-freeze", action="store_true", help="infer, compile: weights stay as they are")
+        p.add_argument("--gemm", action="store_true", help="measure a large product and count a step's operations")
+        p.add_argument("--profile", metavar="FILE", help="write the kernels of one step as JSON at the end")
         p.add_argument("--seed", type=int, default=0)
         p.add_argument("--json", action="store_true", help="accepted for symmetry; JSON lines are all there is")
         if kind == "infer":
@@ -75,50 +77,23 @@ for package in ("torch", "timm"):
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+import torch_device as devices  # noqa: E402
 import torch_models as models  # noqa: E402
-
-# The faster form of attention. On a CPU two products and a softmax beat F.scaled_dot_product_attention with a bias
-# (README.md has the figures); on a GPU the fused kernels need not store the [B, H, T, T] logits.
-ATTENTION = {"cpu": "explicit", "cuda": "sdpa"}
+from torch_device import Phases  # noqa: E402
 
 
-def memory_mib(key: str) -> float:
-    """A line of /proc/self/status, such as VmHWM (most memory so far) or VmRSS (memory now)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def reset_peak() -> None:
-    """Makes VmHWM begin again, so that the compiler's own memory is not counted as the step's."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak then includes the warm-up
-
-
-class Phases:
-    """Splits a step into named parts. On a GPU by events, which do not hold up the queue."""
-
-    def __init__(self, device: str):
-        self.cuda = device == "cuda"
-        self.marks: list[tuple[str, Any]] = []
-
-    def mark(self, name: str) -> None:
-        """The part called `name` ends here."""
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append((name, event))
-        else:
-            self.marks.append((name, time.perf_counter()))
-
-    def milliseconds(self) -> dict[str, float]:
-        pairs = zip(self.marks, self.marks[1:])
-        if self.cuda:
-            return {name: start.elapsed_time(end) for (_, start), (name, end) in pairs}
-        return {name: 1000 * (end - start) for (_, start), (name, end) in pairs}
+def attention_form(args: argparse.Namespace) -> str:
+    """The faster one. On a CPU two products and a softmax beat F.scaled_dot_product_attention with a bias (README.md
+    has the figures); a GPU is asked."""
+    if args.attention != "auto":
+        return args.attention
+    if args.device == "cpu":
+        return "explicit"
+    size = models.SIZES[args.size]
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    head_dim = size.width // size.heads
+    tokens = models.PATCHES + 1
+    return devices.faster_attention(args.batch, size.heads, tokens, head_dim, dtype, args.kind == "train")
 
 
 class Workload:
@@ -133,19 +108,18 @@ class Workload:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.device = torch.device(args.device)
-        self.pictures = torch.randint(0, 256, (args.batch, 3, models.IMAGE, models.IMAGE), dtype=torch.uint8)
-        self.pictures = self.pictures.to(self.device)
+        self.host = torch.randint(0, 256, (args.batch, 3, models.IMAGE, models.IMAGE), dtype=torch.uint8)
+        if args.device == "cuda":
+            self.host = self.host.pin_memory()
         self.frozen: nn.Module | None = None
         self.model: nn.Module
 
     def place(self) -> None:
         """Moves the models to the device, chooses the form of attention, and compiles where that is the mode."""
-        form = self.args.attention
-        form = ATTENTION[self.args.device] if form == "auto" else form
-        self.attention = form
+        self.attention = attention_form(self.args)
         for module in filter(None, (self.model, self.frozen)):
             module.to(self.device)
-            models.set_attention(module, form)
+            models.set_attention(module, self.attention)
         self.run_frozen, self.run_model = (self.compiled(m) for m in (self.frozen, self.model))
 
     def compiled(self, module: nn.Module | None) -> Callable[..., Tensor] | None:
@@ -173,16 +147,22 @@ class Workload:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.adamw = self.optimizer()
 
-    def prepare(self) -> tuple[Any, ...]:
+    def upload(self) -> Tensor:
+        """The batch on the device. From pinned memory the host need not wait for it; for 128 pictures the copy takes
+        less than a millisecond."""
+        return self.host.to(self.device, non_blocking=True)
+
+    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
         return ()
 
     def step(self, phases: Phases) -> Tensor:
+        pictures = self.upload()
         with torch.no_grad(), self.autocast():
-            extra = self.prepare()
+            extra = self.prepare(pictures)
         if self.prepare_name:
             phases.mark(self.prepare_name)
         with self.autocast():
-            loss = self.run_model(self.pictures, *extra)
+            loss = self.run_model(pictures, *extra)
         phases.mark("forward")
         loss.backward()
         phases.mark("backward")
@@ -211,8 +191,8 @@ class Pretrain(Workload):
         self.model = models.MimModel(models.SIZES[args.size])
         self.frozen = models.Tokenizer(models.tokenizer_size(args.size))
 
-    def prepare(self) -> tuple[Any, ...]:
-        return self.mask, self.rows, self.run_frozen(self.pictures)[self.rows]
+    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
+        return self.mask, self.rows, self.run_frozen(pictures)[self.rows]
 
 
 class TokenizerStep(Workload):
@@ -226,8 +206,8 @@ class TokenizerStep(Workload):
         size = models.tokenizer_size(args.size)
         self.model, self.frozen = models.VqKd(size), models.Teacher(size)
 
-    def prepare(self) -> tuple[Any, ...]:
-        return (self.run_frozen(self.pictures),)
+    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
+        return (self.run_frozen(pictures),)
 
 
 class Finetune(Workload):
@@ -243,7 +223,7 @@ class Finetune(Workload):
         self.size = models.SIZES[args.size]
         self.model = models.ClassifierLoss(self.size)
 
-    def prepare(self) -> tuple[Any, ...]:
+    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
         return (self.targets,)
 
     def groups(self) -> Iterator[dict[str, Any]]:
@@ -283,7 +263,7 @@ class Infer(Workload):
 
     def step(self, phases: Phases) -> Tensor:
         with torch.inference_mode(), self.autocast():
-            logits = self.run_model(self.pictures)
+            logits = self.run_model(self.upload())
         phases.mark("forward")
         return logits.float().mean()
 
@@ -293,37 +273,56 @@ WORKLOADS = {"tokenizer": TokenizerStep, "pretrain": Pretrain, "finetune": Finet
 
 def timed_step(work: Workload) -> tuple[float, dict[str, float], Tensor]:
     phases = Phases(work.args.device)
-    if phases.cuda:
-        torch.cuda.synchronize()
+    devices.wait(work.args.device)
     start = time.perf_counter()
     phases.mark("start")
     result = work.step(phases)
-    if phases.cuda:
-        torch.cuda.synchronize()
+    devices.wait(work.args.device)
     return time.perf_counter() - start, phases.milliseconds(), result
+
+
+def queued_steps(work: Workload) -> tuple[float, list[dict[str, float]], Tensor]:
+    """A GPU's round: steps without waiting in between, so that the host prepares one while the GPU computes another."""
+    steps = [Phases(work.args.device) for _ in range(work.args.steps)]
+    devices.wait(work.args.device)
+    start = time.perf_counter()
+    for phases in steps:
+        phases.mark("start")
+        result = work.step(phases)
+    devices.wait(work.args.device)
+    seconds = (time.perf_counter() - start) / len(steps)
+    return seconds, [phases.milliseconds() for phases in steps], result
 
 
 def measure_round(work: Workload, base_mib: float, facts: dict[str, Any]) -> dict[str, Any]:
     args = work.args
-    runs = [timed_step(work) for _ in range(args.steps)]
-    seconds = statistics.median(run[0] for run in runs)
-    # A compiled backward may do work that eager does in the forward: its parts mean something else.
-    parts = {name: statistics.median(run[1][name] for run in runs) for name in runs[0][1]}
     if args.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-        step_peak = peak
+        seconds, parts, result = queued_steps(work)
     else:
-        peak = memory_mib("VmHWM")
-        step_peak = peak - base_mib
+        runs = [timed_step(work) for _ in range(args.steps)]
+        seconds = statistics.median(run[0] for run in runs)
+        parts, result = [run[1] for run in runs], runs[-1][2]
+    # A compiled backward may do work that eager does in the forward: its parts mean something else.
+    ms = {name: round(statistics.median(part[name] for part in parts), 3) for name in parts[0]}
     return facts | {
         "steps": args.steps,
         "seconds_per_step": seconds,
         "images_per_second": args.batch / seconds,
-        "ms": {k: round(v, 3) for k, v in parts.items()} if args.mode == "eager" else None,
-        "peak_memory_mib": round(peak, 1),
-        "peak_step_memory_mib": round(step_peak, 1),
-        "result": runs[-1][2].item(),
+        "ms": ms if args.mode == "eager" else None,
+        **devices.peak_memory(args.device, base_mib),
+        "result": result.item(),
     }
+
+
+def peaks(work: Workload) -> dict[str, float]:
+    """A large product's speed, and the operations of a step that is not compiled."""
+    compiled = work.run_frozen, work.run_model
+    work.run_frozen, work.run_model = work.frozen, work.model
+    flops = devices.count_flops(lambda: work.step(Phases(work.args.device)))
+    work.run_frozen, work.run_model = compiled
+    dtype = torch.bfloat16 if work.args.dtype == "bf16" else torch.float32
+    product = devices.product_flops(work.args.device, dtype)
+    return {"gflop_per_step": round(flops / 1e9, 3), "gemm_gflops": round(product / 1e9, 1)}
 
 
 def say(line: dict[str, Any]) -> None:
@@ -339,20 +338,21 @@ def main(args: argparse.Namespace) -> None:
         # Before the memory baseline: the compiler is no part of a step.
         inductor = importlib.import_module("torch._inductor.compile_fx")
         # Inference: constant weights may be laid out anew for the products, which is worth about 20 % on a CPU.
-        inductor.config.freezing = args.kind == "infer" and not args.no_freeze
+        inductor.config.freezing = args.kind == "infer" and args.device == "cpu" and not args.no_freeze
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    torch.backends.cuda.matmul.allow_tf32 = args.tf32
-    torch.backends.cudnn.allow_tf32 = args.tf32
+    tf32 = args.device == "cuda" and (args.tf32 == "on" or (args.tf32 == "auto" and args.dtype == "bf16"))
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
-    base_mib = memory_mib("VmRSS")
+    base_mib = devices.memory_mib("VmRSS")
     work = WORKLOADS[args.stage](args)
     work.place()
     work.start()
+    # Before the warm-up, whose memory is that of steps.
+    gemm = peaks(work) if args.gemm else {}
     warm = [timed_step(work)[0] for _ in range(2)]
-    reset_peak()
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    devices.reset_peak(args.device)
 
     facts = {
         "program": f"pytorch-{args.mode}",
@@ -363,9 +363,11 @@ def main(args: argparse.Namespace) -> None:
         "batch": args.batch,
         "dtype": args.dtype,
         "device": args.device,
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "threads": args.threads,
         "attention": work.attention,
         "parameters": sum(p.numel() for p in work.parameters),
+        **gemm,
     }
     if args.paced:
         taken = {"first_step_seconds": round(warm[0], 3), "start_seconds": round(time.perf_counter() - START, 3)}
@@ -373,6 +375,9 @@ def main(args: argparse.Namespace) -> None:
     turns = sys.stdin if args.paced else range(args.rounds)
     for _ in turns:
         say(measure_round(work, base_mib, facts))
+    if args.profile:
+        found = devices.kernels(args.device, lambda: work.step(Phases(args.device)))
+        Path(args.profile).write_text(json.dumps(facts | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

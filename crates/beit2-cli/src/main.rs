@@ -13,6 +13,7 @@ mod download;
 mod errors;
 mod experiment;
 mod export;
+mod libraries;
 mod output;
 mod progress;
 mod quickstart;

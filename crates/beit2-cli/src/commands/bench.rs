@@ -2,7 +2,10 @@
 
 use std::io::BufRead;
 
-use beit2::bench::{InferBench, Parts, Pictures, Size, Stage, TrainBench, TrainSetup, gemm_flops};
+use beit2::bench::{
+    GPU_GEMM_SIDE, InferBench, Parts, Pictures, Size, Stage, TrainBench, TrainSetup, gemm_flops,
+    held_gemm_flops,
+};
 use beit2::train::Assets;
 use beit2_kernels::{AutodiffBackend, Precision, probe::Probe};
 use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_memory_bytes};
@@ -11,11 +14,11 @@ use serde_json::{Value, json};
 
 use crate::assets::Openable;
 use crate::cli::{Device, one_of, precision};
-use crate::device::Job;
+use crate::device::{Job, Kind};
 use crate::errors::{Ending, usage};
 use crate::experiment::SOFTWARE;
-use crate::output;
 use crate::signals::Signals;
+use crate::{libraries, output};
 
 /// `bench`.
 #[derive(Debug, Subcommand)]
@@ -120,6 +123,12 @@ struct Facts<'a> {
     common: &'a Common,
 }
 
+impl Facts<'_> {
+    fn on_cpu(&self) -> bool {
+        self.common.device.device.kind == Kind::Cpu
+    }
+}
+
 struct Measurement<'a> {
     facts: Facts<'a>,
     pictures: Pictures,
@@ -131,6 +140,11 @@ impl Job for Measurement<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Ending> {
         let Self { facts, pictures, signals } = self;
+        // A GPU is measured once, before there is a model: its operands take memory, and its clock keeps.
+        let gemm = match facts.on_cpu() {
+            true => None,
+            false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, facts.precision, device)?),
+        };
         let held = memory_held_bytes();
         let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch);
         match facts.stage {
@@ -142,7 +156,7 @@ impl Job for Measurement<'_> {
                     let (seconds, loss) = bench.steps(count)?;
                     Ok((seconds / count as f64, bench.parts()?, Some(loss)))
                 };
-                rounds::<B>(&facts, flops, held, signals, device, steps)
+                rounds::<B>(&facts, (flops, gemm), held, signals, device, steps)
             }
             None => {
                 let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, pictures, device)?;
@@ -154,7 +168,7 @@ impl Job for Measurement<'_> {
                         Parts { data: mean(|p| p.data), forward: mean(|p| p.forward), ..Parts::default() };
                     Ok((parts.data + parts.forward, parts, None))
                 };
-                rounds::<B>(&facts, flops, held, signals, device, steps)
+                rounds::<B>(&facts, (flops, gemm), held, signals, device, steps)
             }
         }
     }
@@ -169,12 +183,15 @@ struct Round {
     achieved: f64,
     gemm: f64,
     registers: Option<f64>,
+    /// Of an NVIDIA GPU, that this process holds.
+    gpu_memory: Option<u64>,
 }
 
-/// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round.
+/// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round. `step_flops` are operations of a
+/// step; `gemm` is a large product's speed where it is known, else it is measured in each round.
 fn rounds<B: AutodiffBackend>(
     facts: &Facts<'_>,
-    step_flops: f64,
+    (step_flops, gemm): (f64, Option<f64>),
     held: Option<u64>,
     signals: &Signals,
     device: &B::Device,
@@ -199,10 +216,14 @@ fn rounds<B: AutodiffBackend>(
         if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
             anyhow::bail!("the loss became {loss}; the measurement means nothing");
         }
-        let gemm = gemm_flops::<B::InnerBackend>(facts.precision, device)?;
-        let on_cpu = common.device.device.kind == crate::device::Kind::Cpu;
-        let registers = Probe::new(facts.precision).filter(|_| on_cpu).map(|probe| probe.flops());
-        let round = Round { seconds, parts, achieved: step_flops / seconds, gemm, registers };
+        let gpu_memory =
+            (common.device.device.kind == Kind::Cuda).then(libraries::gpu_memory_held_bytes).flatten();
+        let gemm = match gemm {
+            Some(known) => known,
+            None => gemm_flops::<B::InnerBackend>(facts.precision, device)?,
+        };
+        let registers = Probe::new(facts.precision).filter(|_| facts.on_cpu()).map(|probe| probe.flops());
+        let round = Round { seconds, parts, achieved: step_flops / seconds, gemm, registers, gpu_memory };
         if common.json {
             output::result(&line(facts, &round, step_flops, held).to_string())?;
         }
@@ -253,6 +274,7 @@ fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) ->
         "share_of_register_peak": round.registers.map(|flops| round.achieved / flops),
         "peak_memory_mib": mebibytes(peak),
         "peak_step_memory_mib": mebibytes(own),
+        "gpu_memory_mib": mebibytes(round.gpu_memory),
     })
 }
 
@@ -318,6 +340,9 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
     if let (Some(peak), own) = memory(held) {
         let own = own.map(|own| format!(", {} of it for the model and its steps", format_bytes(own)));
         rows.push(("peak memory".to_owned(), format!("{}{}", format_bytes(peak), own.unwrap_or_default())));
+    }
+    if let Some(bytes) = rounds.iter().filter_map(|round| round.gpu_memory).max() {
+        rows.push(("GPU memory".to_owned(), format!("{} held by this process", format_bytes(bytes))));
     }
     if facts.stage.is_some() {
         let note = "parts one after the other; in training the next batch's data and frozen model overlap";

@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::device::{DeviceSpec, Kind};
 use crate::errors::Ending;
 use crate::experiment::{SOFTWARE, instructions};
+use crate::libraries::{self, Need};
 use crate::{assets, output, recipes};
 
 /// Flags of `doctor`.
@@ -28,6 +29,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
             (kind.name(), found)
         })
         .collect();
+    let survey = libraries::survey();
     let bundled = assets::inventory();
 
     if args.json {
@@ -43,6 +45,9 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
             "memory_bytes": machine.memory_bytes,
             "system": machine.os,
             "devices": devices.collect::<serde_json::Map<_, _>>(),
+            "gpu_needs": survey.needs,
+            "nvidia_driver": survey.nvidia_driver,
+            "gpus": survey.gpus,
             "bundled": bundled.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect::<serde_json::Map<_, _>>(),
             "recipes": recipes::all().count(),
         }))?;
@@ -65,8 +70,25 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         };
         rows.push((format!("device {name}"), state));
     }
+    rows.extend(survey.nvidia_driver.map(|release| ("NVIDIA driver".to_owned(), release)));
+    for gpu in survey.gpus {
+        rows.push((
+            format!("GPU {}", gpu.device),
+            format!("{}, {}", gpu.name, format_bytes(gpu.memory_bytes)),
+        ));
+    }
+    rows.extend(survey.needs.into_iter().map(|need| (need.name.to_owned(), words(need))));
     rows.extend(bundled.into_iter().map(|(name, what)| (name.to_owned(), what)));
     rows.push(("recipes".to_owned(), format!("{} (`beit2 recipes`)", recipes::all().count())));
     output::result(&output::pairs(&rows))?;
     Ok(Ending::Done)
+}
+
+/// What was found, and what is wrong with it.
+fn words(need: Need) -> String {
+    let found = need.found.map(|found| match need.version {
+        Some(version) => format!("{found}, version {version}"),
+        None => found,
+    });
+    found.into_iter().chain(need.problem).collect::<Vec<_>>().join("; ")
 }

@@ -1,5 +1,6 @@
 //! Training steps, measured.
 
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use beit2_data::transform::soft_targets;
@@ -43,7 +44,16 @@ pub struct TrainBench<B: AutodiffBackend> {
     optimizer: AdamW<B>,
     frozen: Frozen<B::InnerBackend>,
     pictures: Stream,
+    ahead: Option<Preparer<B::InnerBackend>>,
     device: B::Device,
+}
+
+/// The thread that runs the frozen half, one batch ahead, for as many batches as it is asked for. It lives as long as the
+/// measurement: a GPU keeps a queue with memory of its own for every thread that ever used it.
+struct Preparer<I: Backend> {
+    /// Dropped first, which ends the thread.
+    requests: Sender<()>,
+    prepared: Ahead<Prepared<I>>,
 }
 
 /// The half of a step that learns.
@@ -109,6 +119,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
             frozen,
             optimizer: AdamW::new(AdamWConfig::default(), GroupRule::flat(0.05)),
             pictures: Stream::new(setup.pictures.clone(), setup.batch, side)?,
+            ahead: None,
             setup,
             device: device.clone(),
         })
@@ -127,17 +138,18 @@ impl<B: AutodiffBackend> TrainBench<B> {
     pub fn steps(&mut self, count: usize) -> Result<(f64, f64), Error> {
         settle::<B>(&self.device)?;
         let start = Instant::now();
-        let (frozen, device) = (self.frozen.clone(), self.device.clone());
-        let prepared = Ahead::new(self.pictures.clone().take(count), move |batch| {
-            let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
-            frozen.prepare(x, &batch)
-        });
+        let mut ahead = self.ahead.take().unwrap_or_else(|| self.preparer());
+        for _ in 0..count {
+            // A thread that failed has put its error into `prepared`.
+            let _ = ahead.requests.send(());
+        }
         let (mut learner, mut last) = (self.take()?, None);
-        for prepared in prepared {
+        for prepared in ahead.prepared.by_ref().take(count) {
             let (loss, quantized) = learner.loss(prepared?);
             last = Some(loss.clone().inner());
             learner = learner.learn(loss.backward(), quantized, &mut self.optimizer);
         }
+        self.ahead = Some(ahead);
         settle::<B>(&self.device)?;
         let seconds = start.elapsed().as_secs_f64();
         self.learner = Some(learner);
@@ -167,6 +179,18 @@ impl<B: AutodiffBackend> TrainBench<B> {
         let backward = watch.lap()?;
         self.learner = Some(learner.learn(grads, quantized, &mut self.optimizer));
         Ok(Parts { data, tokenizer, forward, backward, optimizer: watch.lap()? })
+    }
+
+    fn preparer(&self) -> Preparer<B::InnerBackend> {
+        let (requests, requested) = channel();
+        let (mut pictures, frozen, device) =
+            (self.pictures.clone(), self.frozen.clone(), self.device.clone());
+        let batches = requested.into_iter().map_while(move |()| pictures.next());
+        let prepared = Ahead::new(batches, move |batch| {
+            let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
+            frozen.prepare(x, &batch)
+        });
+        Preparer { requests, prepared }
     }
 
     fn take(&mut self) -> Result<Learner<B>, Error> {
