@@ -25,7 +25,9 @@ pub fn pictures<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device
 
 /// [`pictures`](crate::pictures) composed from Burn's primitives.
 pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    let data = TensorData::new(bytes, dims);
+    let mut data = TensorData::new(bytes, dims);
+    // Into pinned memory where the device has it, so that the copy does not hold up its queue.
+    B::staging(std::iter::once(&mut data), device);
     Tensor::<B, 4, Int>::from_data(data, (device, DType::U8)).float().permute([0, 3, 1, 2]).div_scalar(255.0)
 }
 

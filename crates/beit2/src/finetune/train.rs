@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::{Key, MixParams, Purpose};
+use beit2_data::{Batch, Key, MixParams, Purpose};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_weights::layout::Kind;
@@ -17,7 +17,7 @@ use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, Outcome, Plan, Saved, Session, StepReport, TrainingItem, add_gradients,
+    AdamW, Ahead, Assets, Env, Outcome, Plan, Saved, Session, StepReport, TrainingItem, add_gradients,
     average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
@@ -131,23 +131,33 @@ pub fn train<B: AutodiffBackend>(
     let first = (parts * rank.index()) as u64;
     let all = (parts * rank.world()) as u64;
     let side = vit.image_size as u32;
-    for batch in session.batches(training_loader(source, recipe, session.state.data, &rank)?) {
-        let batch = batch?;
+    let loader = session.batches(training_loader(source, recipe, session.state.data, &rank)?);
+    let (mix, seed, smoothing, at) = (recipe.mix, recipe.seed, recipe.label_smoothing, device.clone());
+    let mut count = session.state.step * all + first;
+    let prepared = Ahead::new(loader, move |batch: Batch<Item>| {
+        let labels = labels(&batch)?;
+        let parts = batch.items.chunks(part).zip(labels.chunks(part)).zip(count..);
+        let made = parts.map(|((items, labels), count)| {
+            let mix = MixParams::draw(&mix, side, side, seed, count);
+            inputs::<B::InnerBackend>(items, labels, mix, (classes, smoothing), &at)
+        });
+        let made = made.collect::<Result<Vec<_>, _>>()?;
+        count += all;
+        Ok((made, batch))
+    });
+    for prepared in session.inputs(prepared) {
+        let (made, batch) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
-        let (lr, targets_of) = (plan.lr.at(step), labels(&batch)?);
+        let lr = plan.lr.at(step);
         let mut sum = None;
         let (mut losses, mut right) = (Vec::new(), Vec::new());
-        for (at, (items, labels)) in batch.items.chunks(part).zip(targets_of.chunks(part)).enumerate() {
-            let count = step * all + first + at as u64;
-            let mix = MixParams::draw(&recipe.mix, side, side, recipe.seed, count);
-            let (x, targets) =
-                inputs::<B::InnerBackend>(items, labels, mix, (classes, recipe.label_smoothing), device)?;
+        for ((x, targets), count) in made.into_iter().zip(step * all + first..) {
             let drop = match vit.drop_path > 0.0 {
                 true => {
                     let purpose = Purpose::Other(2);
                     let key = Key { seed: recipe.seed, epoch: batch.epoch, index: count, purpose };
-                    DropPath::sample(&rates, items.len(), &mut key.rng(), device)
+                    DropPath::sample(&rates, part, &mut key.rng(), device)
                 }
                 false => DropPath::none(),
             };

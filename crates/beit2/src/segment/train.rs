@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use beit2_data::{Key, Purpose, Source};
+use beit2_data::segment::SegmentTrainView;
+use beit2_data::{Batch, Key, Purpose, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
@@ -20,8 +21,8 @@ use super::{
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{
-    AdamW, Env, Outcome, Plan, PolySchedule, Saved, Session, StepReport, add_gradients, average_gradients,
-    check_precision, share,
+    AdamW, Ahead, Env, Outcome, Plan, PolySchedule, Saved, Session, StepReport, add_gradients,
+    average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, drop_path_rates};
 use crate::weights::{self, StateFile};
@@ -127,31 +128,36 @@ pub fn train<B: AutodiffBackend>(
     let part = share / parts;
     let first = (parts * rank.index()) as u64;
     let all = (parts * rank.world()) as u64;
-    for batch in session.batches(training_loader(&source, recipe, session.state.data, &rank)?) {
-        let batch = batch?;
+    let loader = session.batches(training_loader(&source, recipe, session.state.data, &rank)?);
+    let (classes, at) = (config.classes, device.clone());
+    let prepared = Ahead::new(loader, move |batch: Batch<SegmentTrainView>| {
+        let parts = batch.items.chunks(part).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
+        Ok((parts.collect::<Result<Vec<_>, _>>()?, batch))
+    });
+    for prepared in session.inputs(prepared) {
+        let (made, batch) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = lr.at(step);
         let mut sum = None;
         let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
-        for (at, items) in batch.items.chunks(part).enumerate() {
+        for ((x, labels), at) in made.into_iter().zip(step * all + first..) {
             let key = |purpose| Key {
                 seed: recipe.seed,
                 epoch: batch.epoch,
-                index: step * all + first + at as u64,
+                index: at,
                 purpose: Purpose::Other(purpose),
             };
-            let (x, labels) = inputs::<B::InnerBackend>(items, config.classes, device)?;
             let drop = match config.vit.drop_path > 0.0 {
                 // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass
                 // meets them, and a branch that nobody computes would change it on one rank only.
                 true if rank.world() > 1 => {
-                    DropPath::sample(&rates, items.len(), &mut key(2).rng(), device).multiplied()
+                    DropPath::sample(&rates, part, &mut key(2).rng(), device).multiplied()
                 }
-                true => DropPath::sample(&rates, items.len(), &mut key(2).rng(), device),
+                true => DropPath::sample(&rates, part, &mut key(2).rng(), device),
                 false => DropPath::none(),
             };
-            let dropout = HeadDropout::sample(config, items.len(), &mut key(3).rng(), device);
+            let dropout = HeadDropout::sample(config, part, &mut key(3).rng(), device);
             let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
             totals.push(losses.total.clone().inner());
