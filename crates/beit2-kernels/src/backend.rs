@@ -556,12 +556,3 @@ fn constant<B: Backend, C: CheckpointStrategy>(op: &str, x: FloatTensor<Autodiff
     assert!(!x.is_tracked(), "{op}: second derivatives are not implemented");
     x.primitive
 }
-
-#[cfg(feature = "cuda")]
-impl Backend for burn::backend::Cuda<f32, i32> {}
-
-// Vulkan and Metal are this type too; they differ in the size of a bool.
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-impl Backend for burn::backend::Wgpu<f32, i32, u8> {}
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-impl Backend for burn::backend::Wgpu<f32, i32, u32> {}
