@@ -1,7 +1,7 @@
 //! Pictures and weights by the names that recipes use: files, run directories, and what is inside the program.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2::Error;
@@ -123,6 +123,13 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Where things are kept that can be had again: `$XDG_CACHE_HOME/beit2`, else `~/.cache/beit2`.
+pub fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    Some(cache.or_else(|| folder("LOCALAPPDATA"))?.join("beit2"))
 }
 
 #[cfg(test)]

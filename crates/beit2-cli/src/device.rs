@@ -269,6 +269,9 @@ impl DeviceSpec {
     /// One small computation: drivers panic where there is no device, and they should do it here.
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
     fn answers<B: beit2_kernels::Backend>(&self, device: &B::Device) -> anyhow::Result<()> {
+        if let Some(folder) = crate::assets::cache_dir() {
+            beit2_kernels::keep_tuning(&folder.join("gpu"));
+        }
         let sum = errors::tried(|| {
             let sum = burn::tensor::Tensor::<B, 1>::ones([8], device).sum().into_data();
             sum.convert::<f32>().into_vec::<f32>().unwrap_or_default()

@@ -569,19 +569,3 @@ fn constant<B: Backend, C: CheckpointStrategy>(op: &str, x: FloatTensor<Autodiff
     assert!(!x.is_tracked(), "{op}: second derivatives are not implemented");
     x.primitive
 }
-
-#[cfg(feature = "cuda")]
-impl Backend for burn::backend::Cuda<f32, i32> {
-    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
-        match collective::nccl::serves(rank) {
-            true => collective::nccl::sum::<Self>(x, rank),
-            false => collective::through_host::<Self>(x, rank),
-        }
-    }
-}
-
-// Vulkan and Metal are this type too; they differ in the size of a bool.
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-impl Backend for burn::backend::Wgpu<f32, i32, u8> {}
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-impl Backend for burn::backend::Wgpu<f32, i32, u32> {}

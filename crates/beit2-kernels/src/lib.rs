@@ -19,6 +19,8 @@ mod conv3x3;
 mod cross_entropy;
 mod flex;
 mod gelu;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod layer_norm;
 mod linear;
 mod matrix;
@@ -50,6 +52,8 @@ pub use collective::{Leave, PeerLeft, Rank};
 pub use conv3x3::conv3x3;
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;
+#[cfg(feature = "gpu")]
+pub use gpu::keep_tuning;
 pub use layer_norm::layer_norm;
 pub use linear::{PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;

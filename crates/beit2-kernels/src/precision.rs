@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As they are.
+    /// As they are. On NVIDIA GPUs Burn may choose TF32 products, which read 11 bits of an operand.
     #[default]
     F32,
     /// Rounded to bf16 (nearest, ties to even), summed in f32. A CPU without bf16 products

@@ -61,7 +61,7 @@ fn floats(data: TensorData) -> Vec<f64> {
 }
 
 /// Largest distance, relative to the largest wanted magnitude (at least `floor`).
-fn distance(got: &[f64], want: &[f64], floor: f64) -> f64 {
+pub(crate) fn distance(got: &[f64], want: &[f64], floor: f64) -> f64 {
     assert_eq!(got.len(), want.len());
     let size = want.iter().fold(floor, |m, x| m.max(x.abs()));
     let worst = got

@@ -4,12 +4,13 @@ use beit2::finetune::{Ema, hard_cross_entropy, smooth_targets, soft_cross_entrop
 use beit2::params;
 use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, add_gradients, grad_norm};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, drop_path_rates};
+use beit2_kernels::AutodiffBackend;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::folder::{Auto, Case, Inner, cases, floats};
 
-pub fn model(case: &Case, dtype: DType) -> VisionTransformer<Auto> {
+pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> VisionTransformer<B> {
     let pooling = if case.flag("mean_pool") { Pooling::Mean } else { Pooling::Cls };
     let zeros = VisionTransformer::new(&case.vit(), pooling, case.size("classes"), &Default::default());
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
@@ -21,7 +22,7 @@ fn labels(case: &Case, step: usize) -> Vec<u32> {
 }
 
 /// Pictures and targets of a micro-batch, mixed where the case mixes.
-pub fn inputs(case: &Case, step: usize, dtype: DType) -> (Tensor<Auto, 4>, Tensor<Auto, 2>) {
+pub fn inputs<B: AutodiffBackend>(case: &Case, step: usize, dtype: DType) -> (Tensor<B, 4>, Tensor<B, 2>) {
     if case.flag("use_mix") {
         return (case.step("mix/images", step, dtype), case.step("mix/targets", step, dtype));
     }
@@ -41,13 +42,13 @@ pub fn rates(case: &Case) -> Vec<f64> {
 #[test]
 fn golden_c_forward_losses_and_gradients() {
     for case in cases("C") {
-        case.in_both_types(forward_losses_and_gradients);
+        case.in_both_types(forward_losses_and_gradients::<Auto>);
     }
 }
 
-fn forward_losses_and_gradients(case: &Case, dtype: DType) {
-    let model = model(case, dtype);
-    let x: Tensor<Auto, 4> = case.step("input/images", 0, dtype);
+pub fn forward_losses_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
+    let model = model::<B>(case, dtype);
+    let x: Tensor<B, 4> = case.step("input/images", 0, dtype);
     let none = DropPath::none();
     case.check("eval/logits", &model.forward(x.clone(), &none).to_data());
     let bias = model.trunk.shared_bias();
@@ -70,7 +71,7 @@ fn forward_losses_and_gradients(case: &Case, dtype: DType) {
     case.check("eval/last_tokens_normed", &normed.to_data());
     case.check("eval/patch_tokens", &tokens.narrow(1, 1, count - 1).to_data());
 
-    losses(case, dtype);
+    losses::<B>(case, dtype);
 
     let (x, targets) = inputs(case, 0, dtype);
     let drop = case.drop_path("droppath/uniform", &rates(case), &mut 0);
@@ -83,18 +84,18 @@ fn forward_losses_and_gradients(case: &Case, dtype: DType) {
     case.check_gradients(beit2::train::gradients(&model, &grads));
 }
 
-fn losses(case: &Case, dtype: DType) {
+fn losses<B: AutodiffBackend>(case: &Case, dtype: DType) {
     let device = Default::default();
     let (labels, classes) = (labels(case, 0), case.size("classes"));
-    let targets = |smoothing| smooth_targets::<Auto>(&labels, classes, smoothing, &device).cast(dtype);
-    let mixed: Tensor<Auto, 2> = case.step("mix/targets", 0, dtype);
+    let targets = |smoothing| smooth_targets::<B>(&labels, classes, smoothing, &device).cast(dtype);
+    let mixed: Tensor<B, 2> = case.step("mix/targets", 0, dtype);
     for (name, targets) in [
         ("ce", targets(0.0)),
         ("label_smoothing_0.1", targets(0.1)),
         ("label_smoothing_0.3", targets(0.3)),
         ("soft_target", mixed),
     ] {
-        let logits = case.tensor::<Auto, 2>("eval/logits", dtype).require_grad();
+        let logits = case.tensor::<B, 2>("eval/logits", dtype).require_grad();
         let loss = soft_cross_entropy(logits.clone(), targets);
         case.check(&format!("loss/{name}"), &loss.to_data());
         let grad = logits.grad(&loss.backward()).unwrap();
@@ -110,7 +111,7 @@ fn golden_c_steps_averages_and_evaluation() {
 }
 
 fn steps(case: &Case, dtype: DType) {
-    let mut model = model(case, dtype);
+    let mut model = model::<Auto>(case, dtype);
     let decay = case.number("layer_decay");
     let rule = GroupRule {
         weight_decay: case.number("wd"),

@@ -6,19 +6,25 @@ use std::path::PathBuf;
 
 use beit2::params;
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
+use beit2_kernels::{AutodiffBackend, Backend};
 use burn::backend::{Autodiff, Flex};
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde_json::Value;
 
-/// The backend under test; the tests themselves are functions of it.
+/// The backend of the tests with `#[test]`; those that `devices` repeats elsewhere are functions of it.
 pub type Inner = Flex;
 pub type Auto = Autodiff<Inner>;
 
 pub fn root() -> PathBuf {
     match std::env::var_os("BEIT2_GOLDEN") {
         Some(path) => path.into(),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+        // Where it was built; else it was carried elsewhere, and the folder with it.
+        None => [concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"), "tests/golden"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|path| path.is_dir())
+            .unwrap_or_default(),
     }
 }
 
@@ -119,10 +125,15 @@ impl Case {
     /// Runs a comparison in f32 and in f64.
     pub fn in_both_types(&self, test: impl Fn(&Case, DType)) {
         for dtype in [DType::F32, DType::F64] {
-            println!("-- {} in {dtype:?}", self.name);
-            self.dtype.set(dtype);
-            test(self, dtype);
+            self.in_type(dtype, &test);
         }
+    }
+
+    /// Runs a comparison in one of them.
+    pub fn in_type(&self, dtype: DType, test: impl Fn(&Case, DType)) {
+        println!("-- {} in {dtype:?}", self.name);
+        self.dtype.set(dtype);
+        test(self, dtype);
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -169,7 +180,7 @@ impl Case {
     }
 
     /// Recorded draws as drop-path factors for one forward pass, one row of B per branch; `call` counts the rows used.
-    pub fn drop_path(&self, name: &str, rates: &[f64], call: &mut usize) -> DropPath<Auto> {
+    pub fn drop_path<B: Backend>(&self, name: &str, rates: &[f64], call: &mut usize) -> DropPath<B> {
         if !self.has(name) {
             return DropPath::none();
         }
@@ -196,7 +207,7 @@ impl Case {
     }
 
     /// Compares the parameters after a number of optimiser steps.
-    pub fn check_params<M: Module<Auto>>(&self, steps: usize, model: &M) {
+    pub fn check_params<B: AutodiffBackend, M: Module<B>>(&self, steps: usize, model: &M) {
         let params = params::export(model);
         for (name, _) in self.below(&format!("step{steps}/param")) {
             self.check(&format!("step{steps}/param/{name}"), &params[&name]);
@@ -212,21 +223,12 @@ impl Case {
         self.tensors.iter().filter_map(pick).collect()
     }
 
-    pub fn tensor<B: beit2_kernels::Backend, const D: usize>(
-        &self,
-        name: &str,
-        dtype: DType,
-    ) -> Tensor<B, D> {
+    pub fn tensor<B: Backend, const D: usize>(&self, name: &str, dtype: DType) -> Tensor<B, D> {
         Tensor::from_data(self.raw(name).clone(), (&Default::default(), dtype))
     }
 
     /// Row `index` of the first axis.
-    pub fn step<B: beit2_kernels::Backend, const D: usize>(
-        &self,
-        name: &str,
-        index: usize,
-        dtype: DType,
-    ) -> Tensor<B, D> {
+    pub fn step<B: Backend, const D: usize>(&self, name: &str, index: usize, dtype: DType) -> Tensor<B, D> {
         let data = self.step_data(name, index);
         Tensor::from_data(data, (&Default::default(), dtype))
     }
@@ -239,7 +241,7 @@ impl Case {
         TensorData::new(values, shape[1..].to_vec())
     }
 
-    pub fn step_ints(&self, name: &str, index: usize) -> Tensor<Auto, 1, Int> {
+    pub fn step_ints<B: Backend>(&self, name: &str, index: usize) -> Tensor<B, 1, Int> {
         let values: Vec<i64> = floats(&self.step_data(name, index)).iter().map(|&v| v as i64).collect();
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), &Default::default())

@@ -8,6 +8,8 @@
 mod bf16;
 mod classification;
 mod conversion;
+#[cfg(any(feature = "vulkan", feature = "cuda"))]
+mod devices;
 mod factories;
 mod folder;
 mod peers;

@@ -5,7 +5,8 @@ use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, grad_norm};
 use beit2::vit::DropPath;
-use burn::tensor::{DType, Int, Tensor};
+use beit2_kernels::{AutodiffBackend, Precision};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::folder::{Auto, Case, cases, floats, ints};
 
@@ -20,13 +21,13 @@ pub fn config(case: &Case) -> MimConfig {
     }
 }
 
-pub fn model(case: &Case, dtype: DType) -> MimModel<Auto> {
+pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> MimModel<B> {
     let zeros = MimModel::zeros(&config(case), &Default::default()).unwrap();
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
         .unwrap()
 }
 
-pub fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
+pub fn mask<B: AutodiffBackend>(case: &Case, step: usize) -> TokenMask<B> {
     let values = floats(&case.step_data("input/mask", step));
     let batch = case.size("batch");
     let patches = values.len() / batch;
@@ -35,7 +36,7 @@ pub fn mask(case: &Case, step: usize) -> TokenMask<Auto> {
     TokenMask::new(&indices, batch, patches, &Default::default())
 }
 
-pub fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 1, Int> {
+pub fn labels<B: AutodiffBackend>(case: &Case, step: usize, mask: &TokenMask<B>) -> Tensor<B, 1, Int> {
     let ids = case.step_ints("input/ids", step);
     let batch = case.size("batch");
     let patches = ids.dims()[0] / batch;
@@ -45,13 +46,13 @@ pub fn labels(case: &Case, step: usize, mask: &TokenMask<Auto>) -> Tensor<Auto, 
 #[test]
 fn golden_b_forward_and_gradients() {
     for case in cases("B") {
-        case.in_both_types(forward_and_gradients);
+        case.in_both_types(forward_and_gradients::<Auto>);
     }
 }
 
-fn forward_and_gradients(case: &Case, dtype: DType) {
-    let model = model(case, dtype);
-    let x: Tensor<Auto, 4> = case.step("input/patch_view", 0, dtype);
+pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
+    let model = model::<B>(case, dtype);
+    let x: Tensor<B, 4> = case.step("input/patch_view", 0, dtype);
     let mask = mask(case, 0);
     let labels = labels(case, 0, &mask);
     case.check_ids("input/labels0", &ints(&labels.to_data()), None);
@@ -92,7 +93,13 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
 }
 
 /// Block outputs, attention, bias and projections of the unmasked image.
-fn inside(case: &Case, model: &MimModel<Auto>, x: Tensor<Auto, 4>, mask: &TokenMask<Auto>, dtype: DType) {
+fn inside<B: AutodiffBackend>(
+    case: &Case,
+    model: &MimModel<B>,
+    x: Tensor<B, 4>,
+    mask: &TokenMask<B>,
+    dtype: DType,
+) {
     let trunk = &model.trunk;
     let bias = trunk.shared_bias();
     if let (Some(bias), true) = (&bias, case.has("eval/shared_bias")) {
@@ -107,13 +114,13 @@ fn inside(case: &Case, model: &MimModel<Auto>, x: Tensor<Auto, 4>, mask: &TokenM
         if !case.has(&name) {
             continue;
         }
-        let run = |start: &Tensor<Auto, 3>| {
+        let run = |start: &Tensor<B, 3>| {
             let x = trunk.run(start.clone(), 0..block + 1, bias.as_ref(), &DropPath::none(), |_, _| {});
             let patches = x.dims()[1] - 1;
             x.narrow(1, 1, patches).to_data()
         };
         let expected = floats(case.raw(&name));
-        let near = |data: &burn::tensor::TensorData| {
+        let near = |data: &TensorData| {
             floats(data).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-2 * b.abs().max(1.0))
         };
         let found = [run(&plain), run(&masked)].into_iter().find(|data| near(data));
@@ -173,16 +180,35 @@ fn golden_b_tokenizer_gives_the_ids() {
 #[test]
 fn golden_b_five_steps() {
     for case in cases("B").iter().filter(|case| case.has("traj/loss")) {
-        case.in_both_types(five_steps);
+        case.in_both_types(five_steps::<Auto>);
     }
 }
 
-fn five_steps(case: &Case, dtype: DType) {
-    let mut model = model(case, dtype);
+pub fn five_steps<B: AutodiffBackend>(case: &Case, dtype: DType) {
+    let optimizer = train::<B>(case, dtype, Precision::F32, |step, [loss, norm], model| {
+        case.check_step("traj/loss", step, loss);
+        case.check_step("traj/grad_norm", step, norm);
+        case.check_params(step + 1, model);
+    });
+    let moments = optimizer.export();
+    for (name, _) in case.below("adam") {
+        case.check(&format!("adam/{name}"), &moments[&name]);
+    }
+}
+
+/// The recorded steps; `each` sees the loss and the gradient's norm of a step, and the model after it.
+pub fn train<B: AutodiffBackend>(
+    case: &Case,
+    dtype: DType,
+    precision: Precision,
+    each: impl Fn(usize, [&TensorData; 2], &MimModel<B>),
+) -> AdamW<B> {
+    let mut model = model::<B>(case, dtype);
+    model.set_precision(precision);
     let betas: Vec<f64> =
         case.config["betas"].as_array().unwrap().iter().map(|b| b.as_f64().unwrap()).collect();
     let options = AdamWConfig { beta1: betas[0], beta2: betas[1], ..AdamWConfig::default() };
-    let mut optimizer = AdamW::<Auto>::new(options, GroupRule::flat(case.number("wd")));
+    let mut optimizer = AdamW::<B>::new(options, GroupRule::flat(case.number("wd")));
     let (epochs, steps) = (case.size("epochs") as u64, case.size("steps") as u64);
     let decay =
         CosineSchedule::new(case.number("wd"), case.number("wd_end"), epochs * steps, 0, 0.0).unwrap();
@@ -197,20 +223,16 @@ fn five_steps(case: &Case, dtype: DType) {
     let (mut call, rates) = (0, config(case).drop_path_rates());
     for step in 0..steps as usize {
         let at = case.size("start_epoch") as u64 * steps + step as u64;
-        let x: Tensor<Auto, 4> = case.step("input/patch_view", step, dtype);
+        let x: Tensor<B, 4> = case.step("input/patch_view", step, dtype);
         let mask = mask(case, step);
         let drop = case.drop_path("traj/droppath_uniform", &rates, &mut call);
         let loss = MimModel::loss(model.forward(x, &mask, &drop), labels(case, step, &mask));
-        case.check_step("traj/loss", step, &loss.total.to_data());
         let grads = loss.total.backward();
-        case.check_step("traj/grad_norm", step, &grad_norm(&model, &grads).to_data());
+        let norm = grad_norm(&model, &grads).to_data();
         case.check_number("traj/lr", floats(case.raw("traj/lr"))[step], lr.at(at));
         optimizer.set_weight_decay(decay.at(at));
         (model, _) = optimizer.step(model, grads, lr.at(at), case.config["clip_grad"].as_f64());
-        case.check_params(step + 1, &model);
+        each(step, [&loss.total.to_data(), &norm], &model);
     }
-    let moments = optimizer.export();
-    for (name, _) in case.below("adam") {
-        case.check(&format!("adam/{name}"), &moments[&name]);
-    }
+    optimizer
 }

@@ -4,6 +4,7 @@ use beit2::params;
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{ProcessType, TokenizerConfig, VqKd, kmeans};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, grad_norm};
+use beit2_kernels::AutodiffBackend;
 use burn::tensor::{DType, Tensor};
 
 use super::folder::{Auto, Case, cases, floats, ints};
@@ -31,13 +32,13 @@ fn config(case: &Case) -> TokenizerConfig {
     }
 }
 
-pub fn model(case: &Case, dtype: DType) -> VqKd<Auto> {
+pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> VqKd<B> {
     let zeros = VqKd::zeros(&config(case), &Default::default()).unwrap();
     let other = |name: &str| name.starts_with("teacher_model.") || name.starts_with("scaling_layer.");
     params::load_strict(zeros, case.below("weight"), dtype, other).unwrap()
 }
 
-pub fn teacher(case: &Case, dtype: DType) -> Teacher<Auto> {
+pub fn teacher<B: AutodiffBackend>(case: &Case, dtype: DType) -> Teacher<B> {
     let kind = match case.config["teacher"].as_str().unwrap() {
         "clip" => TeacherKind::Clip,
         _ => TeacherKind::Dino,
@@ -93,7 +94,7 @@ fn golden_a_quantizer() {
     }
 }
 
-pub fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
+pub fn image_step<B: AutodiffBackend>(case: &Case, step: usize, dtype: DType) -> Tensor<B, 4> {
     match case.raw("input/images").shape.len() {
         4 => case.tensor("input/images", dtype),
         _ => case.step("input/images", step, dtype),
@@ -103,16 +104,16 @@ pub fn image_step(case: &Case, step: usize, dtype: DType) -> Tensor<Auto, 4> {
 #[test]
 fn golden_a_forward_and_gradients() {
     for case in cases("A").iter().filter(|case| case.has("eval/z")) {
-        case.in_both_types(forward_and_gradients);
+        case.in_both_types(forward_and_gradients::<Auto>);
     }
 }
 
-fn forward_and_gradients(case: &Case, dtype: DType) {
-    let mut model = model(case, dtype);
+pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
+    let mut model = model::<B>(case, dtype);
     let teacher = teacher(case, dtype);
     let x = model.preprocess(image_step(case, 0, dtype));
     if case.has("kmeans/rows") {
-        let rows = case.tensor::<Auto, 2>("kmeans/rows", dtype);
+        let rows = case.tensor::<B, 2>("kmeans/rows", dtype);
         let start: Vec<i32> = ints(case.raw("kmeans/draw")).iter().map(|&i| i as i32).collect();
         let start = start[..case.size("n_code")].to_vec();
         let found = kmeans(rows, &start, 10);
@@ -177,12 +178,12 @@ fn forward_and_gradients(case: &Case, dtype: DType) {
 #[test]
 fn golden_a_five_steps() {
     for case in cases("A").iter().filter(|case| case.has("traj/loss")) {
-        case.in_both_types(five_steps);
+        case.in_both_types(five_steps::<Auto>);
     }
 }
 
-fn five_steps(case: &Case, dtype: DType) {
-    let mut model = model(case, dtype);
+pub fn five_steps<B: AutodiffBackend>(case: &Case, dtype: DType) {
+    let mut model = model::<B>(case, dtype);
     if case.has("kmeans/codebook") {
         let codes = case.tensor("kmeans/codebook", dtype);
         let members = case.tensor("kmeans/cluster_size", dtype);
@@ -191,7 +192,7 @@ fn five_steps(case: &Case, dtype: DType) {
     model.quantize = model.quantize.reset_usage();
     let teacher = teacher(case, dtype);
     let mut optimizer =
-        AdamW::<Auto>::new(AdamWConfig { beta2: 0.99, ..AdamWConfig::default() }, GroupRule::flat(1e-4));
+        AdamW::<B>::new(AdamWConfig { beta2: 0.99, ..AdamWConfig::default() }, GroupRule::flat(1e-4));
     let clip = case.config["clip_grad"].as_f64();
     for step in 0..case.size("steps") {
         let x = model.preprocess(case.step("input/images", step, dtype));
@@ -216,7 +217,7 @@ fn five_steps(case: &Case, dtype: DType) {
 }
 
 /// The reference's evaluation after training: usage counted from zero over all batches.
-fn evaluate(case: &Case, mut model: VqKd<Auto>, teacher: &Teacher<Auto>, dtype: DType) {
+fn evaluate<B: AutodiffBackend>(case: &Case, mut model: VqKd<B>, teacher: &Teacher<B>, dtype: DType) {
     model.quantize = model.quantize.reset_usage();
     let steps = case.size("steps");
     let mut sums = [0.0; 3];

@@ -12,8 +12,9 @@ use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use super::Names;
 use super::verify::{contradiction, wrong_hash};
-use super::{Names, cache_dir};
+use crate::assets::cache_dir;
 use crate::download::{Client, Failure, Part, Proxy};
 use crate::errors::{Ending, usage};
 use crate::output;

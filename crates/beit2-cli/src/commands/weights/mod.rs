@@ -5,8 +5,6 @@ mod fetch;
 mod inspect;
 mod verify;
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use beit2_weights::layout::{Account, Family, Fate};
 use beit2_weights::{Checkpoint, Format, ReadOptions, read_with};
@@ -106,11 +104,4 @@ fn fate_words(account: &Account, at: usize) -> String {
         Fate::Derived(how) => format!("derived: {how}"),
         Fate::Ignored(why) => format!("ignored: {why}"),
     }
-}
-
-/// Where downloads go when `--to` does not say: `$XDG_CACHE_HOME/beit2`, else `~/.cache/beit2`.
-fn cache_dir() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-    Some(cache.or_else(|| folder("LOCALAPPDATA"))?.join("beit2"))
 }
