@@ -11,6 +11,7 @@ mod parallel;
 mod recipe;
 mod schedule;
 mod session;
+mod state;
 
 pub(crate) use ahead::Ahead;
 pub use assets::{Assets, Files};
@@ -26,4 +27,5 @@ pub(crate) use parallel::{average_gradients, share};
 pub(crate) use recipe::check_precision;
 pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
 pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
-pub use session::{Env, Outcome, Resumed, Saved, Session, StepReport, TrainState};
+pub use session::Session;
+pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};

@@ -186,12 +186,15 @@ impl<B: AutodiffBackend> ModuleMapper<B> for StepMapper<'_, B> {
 
 struct NormVisitor<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
+    device: B::Device,
     squares: Vec<Tensor<B::InnerBackend, 1>>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(grad) = param.val().grad(self.grads) {
+        let value = param.val();
+        self.device = value.device();
+        if let Some(grad) = value.grad(self.grads) {
             self.squares.push(kernels::square_sum(grad));
         }
     }
@@ -202,10 +205,10 @@ pub fn grad_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: &B::Gradients,
 ) -> Tensor<B::InnerBackend, 1> {
-    let mut visitor = NormVisitor { grads, squares: Vec::new() };
+    let mut visitor = NormVisitor { grads, device: Default::default(), squares: Vec::new() };
     model.visit(&mut visitor);
     if visitor.squares.is_empty() {
-        return Tensor::zeros([1], &Default::default());
+        return Tensor::zeros([1], &visitor.device);
     }
     Tensor::cat(visitor.squares, 0).sum().sqrt()
 }

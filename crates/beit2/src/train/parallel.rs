@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Device;
 
 use super::events::Silent;
-use super::session::{Env, Outcome};
+use super::state::{Env, Outcome};
 use crate::error::{Error, config_error};
 
 /// Runs `stage` on every device at once, the first of them in this thread.

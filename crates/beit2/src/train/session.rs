@@ -5,118 +5,23 @@
 //! over at a checkpoint, so that a continued run repeats the uninterrupted one to the bit.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use beit2_data::Batch;
 use beit2_kernels::{Backend, Rank};
 use beit2_run::throughput::Throughput;
-use beit2_run::{Cut, Existing, JsonlSink, Keep, Metrics, RunDir, Sink, StopFlag, TensorBoardSink};
+use beit2_run::{Cut, JsonlSink, Keep, Metrics, RunDir, Sink, TensorBoardSink};
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 use super::batches::{DataPosition, TrainingItem};
 use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
 use super::recipe::{LoggingConfig, Plan};
+use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, StepReport, TrainState, open_run};
 use crate::error::Error;
-use crate::weights::{self, Tensors};
-
-/// Everything around a run that its recipe does not say.
-pub struct Env<'a> {
-    /// The run directory.
-    pub dir: PathBuf,
-    /// What to do with a run that is already there.
-    pub existing: Existing,
-    /// Set when the run should save and stop.
-    pub stop: StopFlag,
-    /// Told what happens.
-    pub observer: &'a mut dyn Observer,
-    /// Opens pictures and weights.
-    pub assets: &'a dyn super::Assets,
-    /// This loop's place among those that train together.
-    pub rank: Rank,
-}
-
-/// How a stage ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// All steps are done; otherwise the run was asked to stop and has saved.
-    pub complete: bool,
-    /// Steps done.
-    pub step: u64,
-    /// Seconds of training in all, interruptions left out.
-    pub seconds: f64,
-    /// Pictures seen in all.
-    pub images: u64,
-    /// The folder of the last checkpoint.
-    pub checkpoint: PathBuf,
-}
-
-/// The part of a run's state that is not tensors (`state.json`).
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct TrainState {
-    /// `tokenizer`, `pretrain`, …
-    pub stage: String,
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Where the data continues.
-    pub data: DataPosition,
-    /// Steps since each code was used; empty without revival.
-    pub unused_for: Vec<u32>,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// Pictures so far.
-    pub images: u64,
-    /// Lowest held-out loss so far.
-    pub best: Option<f64>,
-    /// Enlarged crops in the first epoch.
-    pub upscaled: u64,
-    /// Running averages of the metrics.
-    pub metrics: Option<beit2_run::metrics::MetricsState>,
-    /// Devices that the last step ran on.
-    #[serde(default = "one")]
-    pub devices: usize,
-}
-
-fn one() -> usize {
-    1
-}
-
-/// What a checkpoint held.
-#[derive(Debug, Clone)]
-pub struct Resumed {
-    /// Its state.
-    pub state: TrainState,
-    /// `model.safetensors`.
-    pub model: Tensors,
-    /// `optimizer.safetensors`.
-    pub optimizer: Tensors,
-    /// `model_ema.safetensors`, of runs that keep averages.
-    pub averages: Option<Tensors>,
-}
-
-/// Values of one step, still on the device.
-pub struct StepReport<I: Backend> {
-    /// Named scalars `[1]`, the same names in every step.
-    pub scalars: Vec<(&'static str, Tensor<I, 1>)>,
-    /// Numbers that the host knows already.
-    pub known: Vec<(&'static str, f64)>,
-}
-
-/// The tensors of a checkpoint.
-pub struct Saved {
-    /// `model.safetensors`.
-    pub model: Tensors,
-    /// `optimizer.safetensors`.
-    pub optimizer: Tensors,
-    /// `model_ema.safetensors`, of runs that keep averages.
-    pub averages: Option<Tensors>,
-}
-
-/// The averaged parameters of a checkpoint, a model like `model.safetensors`.
-const AVERAGES: &str = "model_ema.safetensors";
+use crate::weights;
 
 /// What a rank tells the others after each step.
 struct Word {
@@ -479,46 +384,4 @@ impl<'a, I: Backend> Session<'a, I> {
     pub fn stage(&self) -> &'static str {
         self.stage
     }
-}
-
-/// Opens the run directory and reads the newest checkpoint that is whole.
-fn open_run(env: &mut Env<'_>, run_toml: &str) -> Result<(RunDir, Option<Resumed>), Error> {
-    // Paths may change between continues: what is in them is in the run's `fingerprint`.
-    let may_differ = [
-        "environment",
-        "logging",
-        "data.workers",
-        "data.train",
-        "data.val",
-        "teacher.weights",
-        "tokenizer.weights",
-        "tokenizer.cache",
-        "init.weights",
-    ];
-    let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
-    if let Some(aside) = &opened.set_aside {
-        env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
-    }
-    let latest = opened.run.latest_checkpoint()?;
-    for skipped in &latest.skipped {
-        let text = format!(
-            "checkpoint {} is damaged ({}); an older one is used",
-            skipped.path.display(),
-            skipped.reason
-        );
-        env.observer.event(Event::Warning(text));
-    }
-    let resumed = match &latest.checkpoint {
-        Some(checkpoint) => Some(Resumed {
-            state: checkpoint.state()?,
-            model: weights::read(&checkpoint.file("model.safetensors"))?.tensors,
-            optimizer: weights::read(&checkpoint.file("optimizer.safetensors"))?.tensors,
-            averages: match checkpoint.file(AVERAGES) {
-                path if path.is_file() => Some(weights::read(&path)?.tensors),
-                _ => None,
-            },
-        }),
-        None => None,
-    };
-    Ok((opened.run, resumed))
 }
