@@ -18,7 +18,8 @@
 #   DEVICE=cuda                  or cpu                  SIZE=base            tiny, small, base or large
 #   BATCHES="128 64 256"         most important first    DTYPE=bf16           or f32
 #   BUDGET=520                   seconds for everything  ROUNDS=3             of each program
-#   GOLDEN_TEST=                 a test executable for the device, run first; BEIT2_GOLDEN names its recorded outputs
+#   GOLDEN_TEST=                 a test executable for the device, run first: `golden` of `scripts/test_gpu.sh cuda pack DIR`;
+#                                BEIT2_GOLDEN names its recorded outputs
 #   GOLDEN_SECONDS=150           its limit               STEPS=0              of a round; 0: by the cell
 # Both programs may be packed by xz (NAME.xz), a third of the size.
 #
@@ -138,8 +139,11 @@ timeout 60 "$beit2" doctor --json > "$out/doctor.json" || { say "doctor failed";
 
 if [ -n "$golden" ]; then
     limit=${GOLDEN_SECONDS:-150}
+    filter=
+    [ "$device" = cpu ] || filter=on_$device
     say "golden tests: $golden (at most $limit s)"
-    if timeout "$limit" "$golden" --nocapture > "$out/golden.txt" 2>&1; then
+    # With a GPU those that run there; the others are the CPU's.
+    if timeout "$limit" "$golden" ${filter:+"$filter"} --nocapture --test-threads 1 > "$out/golden.txt" 2>&1; then
         say "golden tests passed: $(grep -h '^test result' "$out/golden.txt" | tail -n 1 || true)"
     else
         say "golden tests failed or were cut off (status $?); the end of golden.txt:"
