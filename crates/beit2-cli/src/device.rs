@@ -281,10 +281,14 @@ impl DeviceSpec {
             Ok(_) => Err(anyhow!(
                 "device {self} ({device:?}) computes wrong sums; update its driver or use --device cpu"
             )),
-            Err(why) => Err(anyhow!(
-                "no device {self} here ({}); see `beit2 doctor`, or use --device cpu",
-                why.lines().next().unwrap_or_default()
-            )),
+            Err(why) => {
+                // Words of the driver's bindings may help; those of code that did not expect a failure do not.
+                let why = why.lines().next().filter(|why| !why.starts_with("called `"));
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                Err(anyhow!(
+                    "no device {self} here{why}; `beit2 doctor` says what is missing, or use --device cpu"
+                ))
+            }
         }
     }
 
