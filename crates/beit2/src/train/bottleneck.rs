@@ -89,66 +89,69 @@ impl Waits {
     /// The share of the time since the last call in which the loop waited for pictures, and what held it up most.
     /// `queues`: the device has a queue, and its operations return before they are done.
     pub(super) fn verdict(&mut self, queues: bool) -> (f64, Bottleneck) {
-        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
+        let elapsed = self.since.elapsed();
         self.since = Instant::now();
-        let share = |waited: Duration| (waited.as_secs_f64() / elapsed).min(1.0);
-        // A loop that waits for inputs waits for pictures only as long as the thread that makes inputs does so too.
-        let data = self.data.take();
-        let data = share(self.inputs.as_ref().map_or(data, |inputs| data.min(inputs.take())));
-        let device = share(std::mem::take(&mut self.device));
-        let rest = (1.0 - data - device).max(0.0);
-        let (host, device) = if queues { (rest, device) } else { (0.0, device + rest) };
-        let most = if data > host.max(device) {
-            Bottleneck::Data
-        } else if host > device {
-            Bottleneck::Host
-        } else {
-            Bottleneck::Device
-        };
-        (data, most)
+        let (data, inputs) = (self.data.take(), self.inputs.as_ref().map(Waited::take));
+        judge(elapsed, data, inputs, std::mem::take(&mut self.device), queues)
     }
+}
+
+fn judge(
+    elapsed: Duration,
+    data: Duration,
+    inputs: Option<Duration>,
+    device: Duration,
+    queues: bool,
+) -> (f64, Bottleneck) {
+    let share = |waited: Duration| (waited.as_secs_f64() / elapsed.as_secs_f64().max(1e-9)).min(1.0);
+    // A loop that waits for inputs waits for pictures only as long as the thread that makes inputs does so too.
+    let data = share(inputs.map_or(data, |inputs| data.min(inputs)));
+    let device = share(device);
+    let rest = (1.0 - data - device).max(0.0);
+    let (host, device) = if queues { (rest, device) } else { (0.0, device + rest) };
+    let most = if data > host.max(device) {
+        Bottleneck::Data
+    } else if host > device {
+        Bottleneck::Host
+    } else {
+        Bottleneck::Device
+    };
+    (data, most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const UNIT: Duration = Duration::from_millis(20);
-
-    fn slowly() -> impl Iterator<Item = ()> {
-        std::iter::repeat_with(|| std::thread::sleep(UNIT))
-    }
-
     #[test]
     fn the_longest_wait_is_named() {
-        let mut waits = Waits::new();
-        let mut batches = waits.batches(slowly());
-        batches.next();
-        let (share, most) = waits.verdict(true);
-        assert!(most == Bottleneck::Data && share > 0.5, "{share}");
-        std::thread::sleep(UNIT);
-        assert_eq!(waits.verdict(true).1, Bottleneck::Host);
-        std::thread::sleep(UNIT);
-        assert_eq!(waits.verdict(false).1, Bottleneck::Device, "an operation that is done when it returns");
-        waits.device(|| std::thread::sleep(UNIT));
-        let (share, most) = waits.verdict(true);
-        assert!(most == Bottleneck::Device && share < 0.01, "{share}");
-        assert_eq!(Bottleneck::Data.to_string(), "data-bound");
+        let judge = |[all, data, device]: [u64; 3], inputs: Option<u64>, queues| {
+            let of = Duration::from_millis;
+            judge(of(all), of(data), inputs.map(of), of(device), queues)
+        };
+        assert_eq!(judge([100, 60, 0], None, true), (0.6, Bottleneck::Data));
+        assert_eq!(judge([100, 30, 10], None, true), (0.3, Bottleneck::Host));
+        assert_eq!(judge([100, 30, 60], None, true), (0.3, Bottleneck::Device));
+        // An operation that is done when it returns is the device's time.
+        assert_eq!(judge([100, 30, 0], None, false), (0.3, Bottleneck::Device));
+        // The loop waits, but for a frozen model; or the pictures are slow, and the computation hides it.
+        assert_eq!(judge([100, 0, 0], Some(90), false), (0.0, Bottleneck::Device));
+        assert_eq!(judge([100, 90, 0], Some(0), false), (0.0, Bottleneck::Device));
+        assert_eq!(judge([0, 0, 0], None, true), (0.0, Bottleneck::Host));
     }
 
     #[test]
-    fn inputs_that_wait_for_a_frozen_model_do_not_wait_for_data() {
+    fn waits_are_counted_once() {
+        const UNIT: Duration = Duration::from_millis(20);
         let mut waits = Waits::new();
-        // Pictures at once, but a slow frozen model.
-        let mut batches = waits.batches(std::iter::repeat(()));
-        let mut inputs = waits.inputs(slowly());
+        let mut batches = waits.batches(std::iter::repeat_with(|| std::thread::sleep(UNIT)));
         batches.next();
-        inputs.next();
-        assert_eq!(waits.verdict(false), (waits.verdict(false).0, Bottleneck::Device));
-        // Slow pictures, whose wait the computation hides.
-        let mut batches = waits.batches(slowly());
-        batches.next();
-        let (share, most) = waits.verdict(false);
-        assert!(most == Bottleneck::Device && share < 0.01, "{share}");
+        waits.device(|| std::thread::sleep(UNIT));
+        assert!(waits.data.take() >= UNIT && waits.device >= UNIT);
+        assert_eq!(waits.data.take(), Duration::ZERO);
+        assert_eq!(
+            [Bottleneck::Data, Bottleneck::Host].map(|word| word.to_string()),
+            ["data-bound", "host-bound"]
+        );
     }
 }
