@@ -32,7 +32,7 @@ enum Nature {
 }
 
 /// The order is the order on the page.
-const FAMILIES: [Family; 9] = [
+const FAMILIES: [Family; 10] = [
     Family { title: "Loss", words: &["loss"], nature: Nature::Size },
     Family {
         title: "Accuracy",
@@ -46,6 +46,7 @@ const FAMILIES: [Family; 9] = [
     Family { title: "Learning rate", words: &["lr"], nature: Nature::Schedule },
     Family { title: "Weight decay", words: &["wd", "decay"], nature: Nature::Schedule },
     Family { title: "Images per second", words: &["throughput", "images"], nature: Nature::Count },
+    Family { title: "Waiting for pictures", words: &["wait"], nature: Nature::Fraction },
 ];
 
 /// A section of charts per stage.
@@ -223,5 +224,6 @@ mod tests {
         assert_eq!(family("glossy"), None);
         assert_eq!(family("grad_norm"), Some(5));
         assert_eq!(family("images_per_second"), Some(8));
+        assert_eq!(family("data_wait"), Some(9));
     }
 }
