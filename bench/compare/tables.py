@@ -11,7 +11,10 @@ OURS, EAGER, COMPILED = "beit2", "pytorch-eager", "pytorch-compile"
 NAMES = (OURS, EAGER, COMPILED)
 
 COMMON = ["cell", "beit2 img/s", "eager", "compiled", "beit2 / eager", "beit2 / faster of the two"]
-ON_CPU = ["step MiB: beit2", "eager", "compiled", "memory: beit2 / smaller", "other load"]
+ON_CPU = [
+    "step MiB: beit2", "eager", "compiled", "memory: beit2 / smaller", "process: beit2 / eager", "other load",
+    "share of a large product", "of the registers",
+]  # fmt: skip
 ON_GPU = [
     "share of peak: beit2", "eager", "compiled", "GPU MiB: beit2", "eager", "compiled", "memory: beit2 / smaller",
     "PyTorch's tensors MiB: eager", "compiled",
@@ -43,6 +46,11 @@ def better(result: dict[str, Any]) -> str | None:
 
 def highest(result: dict[str, Any], name: str, key: str) -> float | None:
     return max((r[key] for r in rounds(result, name) if r.get(key) is not None), default=None)
+
+
+def middle(result: dict[str, Any], name: str, key: str) -> float | None:
+    values = [r[key] for r in rounds(result, name) if r.get(key) is not None]
+    return statistics.median(values) if values else None
 
 
 def share_of_peak(result: dict[str, Any], name: str) -> float | None:
@@ -91,7 +99,10 @@ def row(result: dict[str, Any]) -> list[str]:
         return cells + shares + [*map(number, memory), over_smaller(memory), *map(number, tensors)]
     memory = [highest(result, name, "peak_step_memory_mib") for name in NAMES]
     loads = [r["other_load"] for name in NAMES for r in rounds(result, name)]
-    return cells + [*map(number, memory), over_smaller(memory), f"{max(loads, default=0):.0%}"]
+    process = [highest(result, name, "peak_memory_mib") for name in (OURS, EAGER)]
+    shares = [middle(result, OURS, f"share_of_{peak}_peak") for peak in ("gemm", "register")]
+    rest = [over_smaller(process), percent(max(loads, default=0)), *map(percent, shares)]
+    return cells + [*map(number, memory), over_smaller(memory), *rest]
 
 
 def markdown(results: list[dict[str, Any]]) -> str:

@@ -149,14 +149,12 @@ pub fn train<B: AutodiffBackend>(
                 purpose: Purpose::Other(purpose),
             };
             let drop = match config.vit.drop_path > 0.0 {
-                // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass
-                // meets them, and a branch that nobody computes would change it on one rank only.
-                true if rank.world() > 1 => {
-                    DropPath::sample(&rates, part, &mut key(2).rng(), device).multiplied()
-                }
                 true => DropPath::sample(&rates, part, &mut key(2).rng(), device),
                 false => DropPath::none(),
             };
+            // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
+            // them, and a branch that nobody computes would change it on one rank only.
+            let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
             let dropout = HeadDropout::sample(config, part, &mut key(3).rng(), device);
             let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);

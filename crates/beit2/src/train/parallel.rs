@@ -96,21 +96,14 @@ pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     }
     let mut taken = Take { grads: &mut grads, flat: Vec::new() };
     model.visit(&mut taken);
-    let sizes: Vec<usize> = taken.flat.iter().map(|grad| grad.dims()[0]).collect();
-    let mut means = Vec::with_capacity(sizes.len());
-    let mut bucket = Vec::new();
-    let last = sizes.len().saturating_sub(1);
-    for (at, grad) in taken.flat.into_iter().enumerate() {
+    let (mut means, mut bucket, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut flat = taken.flat.into_iter().peekable();
+    while let Some(grad) = flat.next() {
+        sizes.push(grad.dims()[0]);
         bucket.push(grad);
-        let held: usize = bucket.iter().map(|grad: &Tensor<_, 1>| grad.dims()[0]).sum();
-        if held >= BUCKET || at == last {
-            let parts: Vec<usize> = bucket.iter().map(|grad| grad.dims()[0]).collect();
+        if sizes.iter().sum::<usize>() >= BUCKET || flat.peek().is_none() {
             let mean = rank.mean(Tensor::cat(std::mem::take(&mut bucket), 0));
-            let mut from = 0;
-            for size in parts {
-                means.push(mean.clone().narrow(0, from, size));
-                from += size;
-            }
+            means.extend(mean.split_with_sizes(std::mem::take(&mut sizes), 0));
         }
     }
     model.visit(&mut Put { grads: &mut grads, means: means.into_iter() });

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use beit2::tokenizer::{self, teachers};
+use beit2::tokenizer::{self, TokenizerRecipe, teachers};
 use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, Silent, on_devices};
 use beit2::{Error, finetune, pretrain, segment, weights};
 use beit2_data::Source;
@@ -114,15 +114,20 @@ fn every_stage_on_two_devices_is_that_on_one() {
     compare(&root.join("segment"), stage, stage);
 }
 
-/// Three devices, and more devices than there are parts of a batch.
+/// A folder with pictures and a teacher, the recipe of a tokenizer for them, and its text.
+fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe, String) {
+    let root = tempfile::tempdir().unwrap();
+    scene::pictures(&root.path().join("pictures"), 14);
+    scene::teacher(&root.path().join("teacher.safetensors"));
+    let recipe = scene::tokenizer(root.path());
+    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
+    (root, recipe, toml)
+}
+
 #[test]
 fn a_batch_that_cannot_be_shared_is_refused() {
-    let root = tempfile::tempdir().unwrap();
+    let (root, recipe, toml) = tokenizer_scene();
     let root = root.path();
-    scene::pictures(&root.join("pictures"), 14);
-    scene::teacher(&root.join("teacher.safetensors"));
-    let recipe = scene::tokenizer(root);
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let device = Default::default();
     let mut silent = Silent;
     let run = env(&root.join("run"), &mut silent, &Files);
@@ -135,13 +140,12 @@ fn a_batch_that_cannot_be_shared_is_refused() {
     assert!(!root.join("run").exists(), "nothing was begun");
 }
 
-/// Weights that only one of the ranks cannot read.
-struct Unreadable<'a>(std::thread::ThreadId, &'a std::sync::atomic::AtomicBool);
+/// Pictures that only the leader can open.
+struct Unreadable(std::thread::ThreadId);
 
-impl Assets for Unreadable<'_> {
+impl Assets for Unreadable {
     fn source(&self, spec: &str) -> Result<std::sync::Arc<dyn Source>, Error> {
         if std::thread::current().id() != self.0 {
-            self.1.store(true, std::sync::atomic::Ordering::SeqCst);
             return Err(Error::Training("the second device's disk is gone".into()));
         }
         Files.source(spec)
@@ -158,14 +162,9 @@ impl Observer for Events {
 
 #[test]
 fn what_stops_one_device_stops_the_run_and_is_said() {
-    let root = tempfile::tempdir().unwrap();
+    let (root, recipe, toml) = tokenizer_scene();
     let root = root.path();
-    scene::pictures(&root.join("pictures"), 14);
-    scene::teacher(&root.join("teacher.safetensors"));
-    let recipe = scene::tokenizer(root);
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let asked = Default::default();
-    let (assets, device) = (Unreadable(std::thread::current().id(), &asked), Default::default());
+    let (assets, device) = (Unreadable(std::thread::current().id()), Default::default());
     let mut silent = Silent;
     let run = env(&root.join("run"), &mut silent, &assets);
     let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
