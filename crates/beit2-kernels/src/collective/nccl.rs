@@ -1,4 +1,4 @@
-//! Sums over NVIDIA GPUs by NCCL, which Burn's CUDA backend opens at run time. Nothing waits on the host.
+//! Sums over NVIDIA GPUs by NCCL, which Burn's CUDA backend opens at run time. No thread waits for a device.
 
 use std::sync::OnceLock;
 
@@ -17,5 +17,9 @@ pub(crate) fn serves(rank: &Rank) -> bool {
 }
 
 pub(crate) fn sum<B: DistributedBackend>(x: FloatTensor<B>, rank: &Rank) -> FloatTensor<B> {
+    // The threads meet first: a sum that one of them will never ask for would hold up the other devices for ever.
+    if rank.gather(()).is_err() {
+        return x;
+    }
     B::all_reduce(x, ReduceOperation::Sum, rank.devices().to_vec()).resolve()
 }

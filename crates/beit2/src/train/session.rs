@@ -247,12 +247,10 @@ impl<'a, I: Backend> Session<'a, I> {
             // Then it is so on all ranks.
             return Ok(());
         }
-        let number = |value: &Tensor<I, 1>| {
-            let value = value.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default();
-            value.first().copied().unwrap_or(f64::NAN)
-        };
-        let scalars = pending.iter().flat_map(|report| &report.scalars);
-        let own: Vec<f64> = self.waits.device(|| scalars.map(|(_, value)| number(value)).collect());
+        // As one tensor, so that the device is asked once.
+        let scalars = pending.iter().flat_map(|report| &report.scalars).map(|(_, value)| value.clone());
+        let own = self.waits.device(|| Tensor::cat(scalars.collect(), 0).into_data());
+        let own = own.convert::<f64>().into_vec::<f64>().unwrap_or_default();
         let all = self.rank().gather(own)?;
         let mean = |at: usize| all.iter().map(|values| values[at]).sum::<f64>() / all.len() as f64;
         let mut means = (0..all[0].len()).map(mean);
