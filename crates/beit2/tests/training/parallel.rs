@@ -24,6 +24,20 @@ fn on(devices: usize, dir: &Path, stage: Stage) -> Outcome {
     on_devices::<Auto>(&devices, env, |env, _| stage(env)).unwrap()
 }
 
+/// How far a metric may move when rounding decides between two candidates that are nearly equal; 0 for a sum.
+///
+/// These metrics count decisions (which code is nearest, which class scores highest). On another instruction set
+/// one or two near ties fall to the other side: of 24 codes one is used more or less, of the validation set's
+/// tokens and images a few are.
+fn discrete(metric: &str, value: f64) -> f64 {
+    const CODES: f64 = 24.0;
+    match metric.rsplit_once("codebook_") {
+        Some((_, "usage")) => 2.0 / CODES,
+        Some((_, "perplexity")) => 0.05 * value,
+        _ => 0.0,
+    }
+}
+
 /// `one` on one device and `group` on two: the same records and the same weights, up to rounding.
 fn compare(root: &Path, one: Stage, group: Stage) {
     let (dir, two) = (root.join("one"), root.join("two"));
@@ -39,7 +53,12 @@ fn compare(root: &Path, one: Stage, group: Stage) {
             assert_eq!(name, other);
             if !["images_per_second", "data_wait"].contains(&name.as_str()) {
                 // Sums of f32 in another order, some steps on.
-                assert!((x - y).abs() <= 1e-6 + 1e-5 * x.abs(), "step {}: {name} {x} and {y}", a.step);
+                let rounding = 1e-6 + 1e-5 * x.abs();
+                assert!(
+                    (x - y).abs() <= rounding.max(discrete(name, x)),
+                    "step {}: {name} {x} and {y}",
+                    a.step
+                );
             }
         }
     }
