@@ -3,7 +3,7 @@
 #
 # usage: bench/fashion_mnist.sh OUT [SEED...]        default: 0 1 2
 #
-# The pictures are Debian's package dataset-fashion-mnist (31 MB), downloaded with apt-get unless FASHION_MNIST names a folder with
+# The images are Debian's package dataset-fashion-mnist (31 MB), downloaded with apt-get unless FASHION_MNIST names a folder with
 # train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz and their labels. Runs that are complete are kept, interrupted ones
 # continue; results lie in OUT/*.json, one for each row. About 45 minutes a seed on two cores.
 set -eu

@@ -4,7 +4,7 @@
 # usage: bench/segment_scenes.sh OUT [SEED...]       default: 0
 #
 # The scenes are made by scripts/make_segment_scenes.sh (Debian packages, python3) unless SCENES names a folder of them. The
-# backbone is pretrained on the training scenes' pictures, without their masks. Runs that are complete are kept, interrupted ones
+# backbone is pretrained on the training scenes' images, without their masks. Runs that are complete are kept, interrupted ones
 # continue; results lie in OUT/*.json. About 35 minutes a seed on two cores.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,8p' "$0"; exit 2; }
@@ -27,12 +27,12 @@ row() { # NAME COMMAND...
     mv "$out/$name.json.part" "$out/$name.json"
     echo "$name: $(tr -d '\n ' < "$out/$name.json" | cut -c1-200)"
 }
-pictures=$SCENES/train/images
+images=$SCENES/train/images
 for seed; do
     s=seed-$seed
-    row "$s-tokenizer" tokenizer train quickstart_tokenizer --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
+    row "$s-tokenizer" tokenizer train quickstart_tokenizer --seed "$seed" --data "$images" --val "$SCENES/val/images" \
         --set schedule.steps=1600 --out "$out/$s/tokenizer"
-    row "$s-pretrain" pretrain quickstart_pretrain --seed "$seed" --data "$pictures" --val "$SCENES/val/images" \
+    row "$s-pretrain" pretrain quickstart_pretrain --seed "$seed" --data "$images" --val "$SCENES/val/images" \
         --set schedule.steps=4000 --tokenizer "$out/$s/tokenizer" --out "$out/$s/pretrain"
     for start in pretrain scratch; do
         init=scratch

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the bundled quickstart pictures (assets/quickstart/*.tar) from Debian's openclipart-png.
+"""Make the bundled quickstart images (assets/quickstart/*.tar) from Debian's openclipart-png.
 
 usage:
     apt-get download openclipart-png            # 1:0.18+dfsg-19, 131 MB, public domain
@@ -14,12 +14,12 @@ What it does
        symbolic links are skipped, so no file is taken twice
     2. puts transparency on white, crops to the drawing with a small margin, scales the longer side to --side pixels
        and pads the shorter one with white to at least --short pixels
-    3. drops nearly empty and very long pictures and thin line drawings; prefers pictures with colour, and fills up
+    3. drops nearly empty and very long images and thin line drawings; prefers images with colour, and fills up
        with grey-shaded drawings and silhouettes only as far as the wanted number asks (--grey)
     4. groups near-duplicates: small distance of tiny thumbnails (colour, and shape alone, so that recoloured and
        black-and-white versions meet) or the same name but for numbers, colours and directions; a large group keeps
        only a few members, and a group is wholly training or wholly validation
-    5. writes WebDataset tar shards: classes.txt first, then KEY.webp and KEY.cls (the decimal label) per picture,
+    5. writes WebDataset tar shards: classes.txt first, then KEY.webp and KEY.cls (the decimal label) per image,
        classes interleaved
     6. checks every promise above on the files it has written and prints the table
 """
@@ -55,7 +55,7 @@ CATEGORIES = {
     "tools": ["tools"],
     "transportation": ["transportation"],
 }
-# Directories that are series of near-duplicates, or not pictures of anything.
+# Directories that are series of near-duplicates, or not images of anything.
 LEFT_OUT = ["computer/icons", "people/clothing/pantyhose", "recreation/games/cards", "shapes/callouts",
             "shapes/flowchart", "shapes/stars", "signs_and_symbols/flags", "signs_and_symbols/led",
             "signs_and_symbols/map_symbols", "special/gradients", "transportation/aiga-symbols", "unsorted"]
@@ -93,7 +93,7 @@ by_hand("tools", "unsorted", """Martellare Pittura carretta lampada_da metro_avv
 by_hand("transportation", "unsorted", "Montacarichi ambulanza betoniera caterpillar")
 by_hand("", "signs_and_symbols", """_armenia _italy _sweden argentina british_virgin canada_new flag_of denmark_jut
     pitcairn card_figures clouds_jon""")
-# A sign that is no picture for a general audience, pictures that lost their linked part, nudes, blots, flags, dot grids.
+# A sign that is no image for a general audience, images that lost their linked part, nudes, blots, flags, dot grids.
 by_hand("", "decorations", "sunwheel")
 by_hand("", "signs_and_symbols", "sunwheel")
 by_hand("", "shapes", """shadow_babe stripper collection_of tangram glass_buttons jigsaw/jigsaw_blue jigsaw/jigsaw_green
@@ -114,7 +114,7 @@ FLOOR = {"train": 55, "val": 15}
 MAX_ASPECT = 3.5  # longest side over shortest, after cropping to the drawing
 MIN_SIDE = 40  # pixels of the drawing before scaling
 MIN_INK = 0.04  # share of pixels that are not white
-MIN_SUBSTANCE = 0.09  # what a picture without colour must have: thin outlines and bare maps have less
+MIN_SUBSTANCE = 0.09  # what an image without colour must have: thin outlines and bare maps have less
 TWIN = (0.03, 0.97)  # of a group, only members that differ by more than this are kept (thumbnail, shape)
 GROUP_CAP = 20  # members kept of a group of near-duplicates
 COLOURS = """black blue brown cyan gold golden gray green grey lime magenta orange pink purple red silver violet white
@@ -182,13 +182,13 @@ def fit(image, side, short):
     return out
 
 
-class Picture:
+class Image:
     pass
 
 
 def describe(image):
     """Numbers used for choosing and for finding near-duplicates."""
-    p = Picture()
+    p = Image()
     a = np.asarray(image, np.float32) / 255
     chroma = a.max(axis=2) - a.min(axis=2)
     ink = a.min(axis=2) < 0.94
@@ -214,8 +214,8 @@ def describe(image):
     return p
 
 
-def read_pictures(root, side, short):
-    pictures, reasons, taken = [], collections.Counter(), set()
+def read_images(root, side, short):
+    images, reasons, taken = [], collections.Counter(), set()
     candidates = []
     for folder, folders, files in os.walk(root):
         folders.sort()
@@ -249,13 +249,13 @@ def read_pictures(root, side, short):
         elif not p.is_colour and p.substance < MIN_SUBSTANCE:
             reasons["thin line drawings"] += 1
         else:
-            pictures.append(p)
-    pictures.sort(key=lambda p: p.path)
-    return pictures, reasons
+            images.append(p)
+    images.sort(key=lambda p: p.path)
+    return images, reasons
 
 
 def components(links, series):
-    """Union-find: the smallest index of each picture's connected component."""
+    """Union-find: the smallest index of each image's connected component."""
     parent = list(range(len(series)))
 
     def find(i):
@@ -277,16 +277,16 @@ def components(links, series):
     return [find(i) for i in range(len(series))]
 
 
-def group(pictures):
+def group(images):
     """Near-duplicates and series: p.tight is the group to thin, p.group a wider one that stays on one side."""
-    thumbs = np.stack([p.thumb for p in pictures])
+    thumbs = np.stack([p.thumb for p in images])
     squares = (thumbs**2).sum(axis=1)
     distance = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * thumbs @ thumbs.T, 0) / thumbs.shape[1])
     spread = thumbs.std(axis=1)
-    contrast = np.minimum(spread[:, None], spread[None])  # flat pictures are all near one another
-    edges = np.stack([p.edges for p in pictures])
+    contrast = np.minimum(spread[:, None], spread[None])  # flat images are all near one another
+    edges = np.stack([p.edges for p in images])
     mirror = edges.reshape(-1, 31, 31)[:, :, ::-1].reshape(edges.shape)
-    masks = np.stack([p.mask for p in pictures])
+    masks = np.stack([p.mask for p in images])
     same_edges, same_mask, mirrored = edges @ edges.T, masks @ masks.T, edges @ mirror.T
 
     tight = (distance < np.minimum(0.09, 0.3 * contrast)) | (same_edges > 0.80)
@@ -294,8 +294,8 @@ def group(pictures):
     wide = tight | (distance < np.minimum(0.09, 0.35 * contrast)) | (same_edges > 0.72) | (mirrored > 0.70)
     wide |= (same_edges > 0.60) & (same_mask > 0.88)
     wide |= (same_edges > 0.50) & (same_mask > 0.84) & (distance < 0.45 * contrast)
-    series = [(p.category, p.series) for p in pictures]
-    for p, t, w in zip(pictures, components(tight, series), components(wide, series)):
+    series = [(p.category, p.series) for p in images]
+    for p, t, w in zip(images, components(tight, series), components(wide, series)):
         p.tight, p.group = t, w
 
 
@@ -303,10 +303,10 @@ def hash_of(text):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def thin(pictures):
+def thin(images):
     """Keep of each group the members that differ visibly from those kept before, colourful ones first, GROUP_CAP at most."""
     groups = collections.defaultdict(list)
-    for p in pictures:
+    for p in images:
         groups[p.tight].append(p)
     kept = []
     for members in groups.values():
@@ -320,12 +320,12 @@ def thin(pictures):
     return sorted(kept, key=lambda p: p.path)
 
 
-def choose(pictures, grey):
-    """At most `grey` pictures without colour, those with most substance first, and no category over its cap."""
-    shaded = sorted((p for p in pictures if not p.is_colour), key=lambda p: (-round(p.substance, 3), p.path))[:grey]
+def choose(images, grey):
+    """At most `grey` images without colour, those with most substance first, and no category over its cap."""
+    shaded = sorted((p for p in images if not p.is_colour), key=lambda p: (-round(p.substance, 3), p.path))[:grey]
     allowed = {id(p) for p in shaded}
     by_class = collections.defaultdict(list)
-    for p in pictures:
+    for p in images:
         if p.is_colour or id(p) in allowed:
             by_class[p.category].append(p)
     chosen = []
@@ -335,17 +335,17 @@ def choose(pictures, grey):
     return sorted(chosen, key=lambda p: p.path)
 
 
-def split(pictures, share):
+def split(images, share):
     """Whole groups to validation, in hash order, until each category has its share there."""
     by_group = collections.defaultdict(list)
-    for p in pictures:
+    for p in images:
         by_group[p.group].append(p)
-    total = collections.Counter(p.category for p in pictures)
+    total = collections.Counter(p.category for p in images)
     want = {}
     for c, n in total.items():
         want[c] = min(CAP["val"], max(FLOOR["val"], round(share * n), n - CAP["train"]))
     have = collections.Counter()
-    for p in pictures:
+    for p in images:
         p.side = "train"
     for g in sorted(by_group, key=lambda g: hash_of(by_group[g][0].path + "split")):
         count = collections.Counter(p.category for p in by_group[g])
@@ -355,9 +355,9 @@ def split(pictures, share):
                 p.side = "val"
     out = []
     for c in sorted(total):
-        train = [p for p in pictures if p.category == c and p.side == "train"]
+        train = [p for p in images if p.category == c and p.side == "train"]
         train.sort(key=lambda p: (not p.is_colour, hash_of(p.path)))
-        out += train[: CAP["train"]] + [p for p in pictures if p.category == c and p.side == "val"]
+        out += train[: CAP["train"]] + [p for p in images if p.category == c and p.side == "val"]
     return sorted(out, key=lambda p: p.path)
 
 
@@ -371,14 +371,14 @@ def encode(image, quality):
     return best
 
 
-def interleave(pictures):
+def interleave(images):
     """A fixed order in which every stretch holds the categories in their overall proportion."""
     place = {}
-    for c in {p.category for p in pictures}:
-        members = sorted((p for p in pictures if p.category == c), key=lambda p: hash_of(p.path + "order"))
+    for c in {p.category for p in images}:
+        members = sorted((p for p in images if p.category == c), key=lambda p: hash_of(p.path + "order"))
         for i, p in enumerate(members):
             place[p.path] = (i + (hash_of(c) % 1000 + 0.5) / 1000) / len(members)
-    return sorted(pictures, key=lambda p: place[p.path])
+    return sorted(images, key=lambda p: place[p.path])
 
 
 def add(tar, name, data):
@@ -387,13 +387,13 @@ def add(tar, name, data):
     tar.addfile(entry, io.BytesIO(data))
 
 
-def write_shards(pictures, prefix, classes, per_shard, quality):
+def write_shards(images, prefix, classes, per_shard, quality):
     names = []
-    for start in range(0, len(pictures), per_shard):
+    for start in range(0, len(images), per_shard):
         names.append(f"{prefix}-{start // per_shard:03d}.tar")
         with tarfile.open(names[-1], "w", format=tarfile.USTAR_FORMAT) as tar:
             add(tar, "classes.txt", "".join(c + "\n" for c in classes).encode())
-            for p in pictures[start : start + per_shard]:
+            for p in images[start : start + per_shard]:
                 add(tar, p.key + ".webp", encode(p.image, quality))
                 add(tar, p.key + ".cls", str(classes.index(p.category)).encode())
         # tarfile pads to 10 KiB; two zero blocks are what the format asks for.
@@ -411,12 +411,12 @@ def read_back(names, classes):
             members = tar.getmembers()
             assert members[0].name == "classes.txt" and all(m.mtime == 0 and m.uid == 0 for m in members), name
             assert tar.extractfile(members[0]).read().decode().split() == classes, name
-            for picture, label in zip(members[1::2], members[2::2]):
-                key = picture.name.removesuffix(".webp")
+            for image, label in zip(members[1::2], members[2::2]):
+                key = image.name.removesuffix(".webp")
                 assert label.name == key + ".cls" and key not in found, key
                 index = int(tar.extractfile(label).read())
                 assert classes[index] == key.split("/")[0], key
-                image = Image.open(io.BytesIO(tar.extractfile(picture).read())).convert("RGB")
+                image = Image.open(io.BytesIO(tar.extractfile(image).read())).convert("RGB")
                 found[key] = (index, image)
     return found
 
@@ -451,23 +451,23 @@ def main():
     parser.add_argument("target", help="folder for the shards")
     parser.add_argument("--side", type=int, default=112, help="longer side in pixels")
     parser.add_argument("--short", type=int, default=96, help="shorter side at least, by white padding")
-    parser.add_argument("--grey", type=int, default=620, help="pictures without colour, at most")
+    parser.add_argument("--grey", type=int, default=620, help="images without colour, at most")
     parser.add_argument("--quality", type=int, default=80, help="WebP quality where lossless is not smaller")
     parser.add_argument("--val-share", type=float, default=0.163)
     parser.add_argument("--per-shard", type=int, default=1250)
-    parser.add_argument("--listing", help="also write `side group key source-path` of every usable picture to this file")
+    parser.add_argument("--listing", help="also write `side group key source-path` of every usable image to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = None
 
     root = os.path.join(args.source, "usr/share/openclipart/png")
     root = root if os.path.isdir(root) else args.source
-    pictures, reasons = read_pictures(root, args.side, args.short)
-    if not pictures:
-        sys.exit(f"{root}: no pictures of openclipart-png found there; unpack the package with `dpkg -x` first")
-    print(f"{len(pictures)} usable pictures; left out: " + ", ".join(f"{n} {r}" for r, n in reasons.most_common()))
-    group(pictures)
-    kept = thin(pictures)
+    images, reasons = read_images(root, args.side, args.short)
+    if not images:
+        sys.exit(f"{root}: no images of openclipart-png found there; unpack the package with `dpkg -x` first")
+    print(f"{len(images)} usable images; left out: " + ", ".join(f"{n} {r}" for r, n in reasons.most_common()))
+    group(images)
+    kept = thin(images)
     chosen = split(choose(kept, args.grey), args.val_share)
     print(f"{len(kept)} after thinning near-duplicates, {len(chosen)} chosen, "
           f"{sum(not p.is_colour for p in chosen)} of them without colour")
@@ -485,7 +485,7 @@ def main():
         shards[side] = write_shards(members, os.path.join(args.target, side), classes, args.per_shard, args.quality)
     if args.listing:
         with open(args.listing, "w") as f:
-            for p in sorted(pictures, key=lambda p: p.path):
+            for p in sorted(images, key=lambda p: p.path):
                 side, key = (p.side, p.key) if hasattr(p, "key") else ("unused", "-")
                 f.write(f"{side}\t{p.group}\t{key}\t{p.path}\n")
 
@@ -506,10 +506,10 @@ def main():
         assert sides.setdefault(p.group, p.side) == p.side, f"group of {p.path} on both sides"
     assert not set(train) & set(val)
     assert all(args.short <= s <= args.side for part in (train, val) for _, im in part.values() for s in im.size)
-    failed = [f"{c}: {a} + {b} pictures" for c, a, b in rows if a < FLOOR["train"] or b < FLOOR["val"]]
+    failed = [f"{c}: {a} + {b} images" for c, a, b in rows if a < FLOOR["train"] or b < FLOOR["val"]]
     failed += [f"{c}: over the cap" for c, a, b in rows if a > CAP["train"] or b > CAP["val"]]
     if len(train) < 2000 or len(val) < 400:
-        failed.append(f"{len(train)} + {len(val)} pictures; 2000 + 400 are wanted")
+        failed.append(f"{len(train)} + {len(val)} images; 2000 + 400 are wanted")
     if size > 10_000_000:
         failed.append(f"{size:,} bytes; 10 MB is the limit")
     print(f"total {size:,} bytes; " + ("all checks hold" if not failed else "FAILED: " + "; ".join(failed)))

@@ -88,12 +88,12 @@ def place(solid, owner, areas, rng):
 
 
 def compose(photographs, tree, rng):
-    """One scene: picture, mask, the photograph, and the cut-outs from the lowest to the topmost."""
+    """One scene: image, mask, the photograph, and the cut-outs from the lowest to the topmost."""
     long_side, aspect = rng.randint(*LONG_SIDE), rng.choice(ASPECTS)
     size = (long_side, round(long_side / aspect))
     size = size[::-1] if rng.random() < 0.3 else size
     photograph = rng.choice(photographs)
-    picture = segment_photographs.crop(photograph, size, rng)
+    image = segment_photographs.crop(photograph, size, rng)
     mask, owner = np.zeros(size[::-1], np.uint8), np.zeros(size[::-1], np.uint8)
     used, areas, count = [], [], rng.choice(COUNTS)
     smallest, largest = (0.5, 0.85) if count == 1 else (0.35, 0.75) if count < 4 else (0.3, 0.55)
@@ -106,13 +106,13 @@ def compose(photographs, tree, rng):
         found = place(solid, owner, areas, rng)
         if found is None:
             continue
-        picture.paste(image, found, image.getchannel("A"))
+        image.paste(image, found, image.getchannel("A"))
         mine, there = overlap(solid.shape, owner.shape, *found)
         areas.append(np.count_nonzero(solid[mine]))
         used.append(cutout)
         mask[there][solid[mine]] = NAMES.index(name)
         owner[there][solid[mine]] = len(used)
-    return picture, mask, photograph, used
+    return image, mask, photograph, used
 
 
 def write_side(out, side, count, photographs, cutouts, seed):
@@ -131,8 +131,8 @@ def write_side(out, side, count, photographs, cutouts, seed):
     for number in range(count):
         rng, used = random.Random(f"{seed}/{side}/{number}"), []
         while not used:  # a cut-out too thin for its size finds no place
-            picture, mask, photograph, used = compose(photographs, tree, rng)
-        picture.save(os.path.join(folder, "images", f"{number:05d}.jpg"), quality=92)
+            image, mask, photograph, used = compose(photographs, tree, rng)
+        image.save(os.path.join(folder, "images", f"{number:05d}.jpg"), quality=92)
         indexed = Image.fromarray(mask).convert("P")
         indexed.putpalette(palette)
         indexed.save(os.path.join(folder, "masks", f"{number:05d}.png"))
@@ -144,11 +144,11 @@ def write_side(out, side, count, photographs, cutouts, seed):
     return rows, pixels, scenes
 
 
-def overlay(picture, mask):
-    """The picture with its classes in colour, and their outlines."""
-    picture, ids = picture.convert("RGB"), np.asarray(mask)
+def overlay(image, mask):
+    """The image with its classes in colour, and their outlines."""
+    image, ids = image.convert("RGB"), np.asarray(mask)
     colours = np.array([rgb(c) for c in COLOURS], np.float32)[ids]
-    shown = np.asarray(picture, np.float32)
+    shown = np.asarray(image, np.float32)
     shown = np.where(ids[:, :, None] > 0, 0.4 * shown + 0.6 * colours, 0.6 * shown)
     edge = np.zeros(ids.shape, bool)
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -165,11 +165,11 @@ def write_preview(out, counts):
     bottom = math.ceil(len(shown) / columns) * height
     sheet = Image.new("RGB", (columns * width, bottom + legend), "white")
     for i, (side, number) in enumerate(shown):
-        picture = Image.open(os.path.join(out, side, "images", f"{number:05d}.jpg"))
+        image = Image.open(os.path.join(out, side, "images", f"{number:05d}.jpg"))
         mask = Image.open(os.path.join(out, side, "masks", f"{number:05d}.png"))
-        factor = room / max(picture.size)
-        size = [round(s * factor) for s in picture.size]
-        both = picture.resize(size, Image.LANCZOS), overlay(picture, mask).resize(size, Image.LANCZOS)
+        factor = room / max(image.size)
+        size = [round(s * factor) for s in image.size]
+        both = image.resize(size, Image.LANCZOS), overlay(image, mask).resize(size, Image.LANCZOS)
         left, top = i % columns * width + (width - 2 * size[0] - 4) // 2, i // columns * height
         for k, image in enumerate(both):
             sheet.paste(image, (left + k * (size[0] + 4), top + (height - size[1]) // 2))
@@ -241,9 +241,9 @@ def check(out, counts, photographs, cutouts, found):
             failed.append(f"{side}: no photograph")
         ids = set()
         for number in range(count):
-            picture = Image.open(os.path.join(out, side, "images", f"{number:05d}.jpg"))
+            image = Image.open(os.path.join(out, side, "images", f"{number:05d}.jpg"))
             mask = Image.open(os.path.join(out, side, "masks", f"{number:05d}.png"))
-            if picture.size != mask.size or mask.mode != "P" or picture.mode != "RGB":
+            if image.size != mask.size or mask.mode != "P" or image.mode != "RGB":
                 failed.append(f"{side}/{number:05d}: sizes or modes")
             ids |= set(np.unique(np.asarray(mask)).tolist())
         if count >= 100 and ids != set(range(len(NAMES))):

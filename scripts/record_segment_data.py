@@ -74,7 +74,7 @@ def photometric(drawn):
     return out
 
 
-def picture(random, height, width):
+def image(random, height, width):
     """Coloured blobs with some noise, BGR."""
     small = random.randint(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
     smooth = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(int)
@@ -95,14 +95,14 @@ def main(out):
     tensors, cases = {}, {"resize": [], "photometric": [], "pipeline": []}
     rgb = lambda bgr: np.ascontiguousarray(bgr[..., ::-1])
 
-    source = picture(random, 41, 53)
+    source = image(random, 41, 53)
     tensors["resize/input"] = rgb(source)
     for number, (width, height) in enumerate([(26, 20), (106, 82), (60, 41), (53, 90), (17, 77), (1, 1), (107, 3)]):
         tensors[f"resize/{number}"] = rgb(cv2.resize(source, (width, height), interpolation=cv2.INTER_LINEAR))
         cases["resize"].append([width, height])
 
     module.random = recorder
-    source = picture(random, 40, 64)
+    source = image(random, 40, 64)
     tensors["photometric/input"] = rgb(source)
     distortion = module.PhotoMetricDistortion()
     for number in range(24):
@@ -121,7 +121,7 @@ def main(out):
     }
     for number in range(16):
         height, width = [(50, 72), (72, 50), (40, 110), (64, 64)][number % 4]
-        source, ids = picture(random, height, width), label(random, height, width, 6, [0.5, 0.7, 0.75, 1.0][number // 4])
+        source, ids = image(random, height, width), label(random, height, width, 6, [0.5, 0.7, 0.75, 1.0][number // 4])
         tensors[f"pipeline/{number}/input"], tensors[f"pipeline/{number}/mask"] = rgb(source), ids
         np.random.seed(100 + number)
         results = {"img": source, "gt_semantic_seg": ids, "seg_fields": ["gt_semantic_seg"], "img_fields": ["img"]}

@@ -103,7 +103,7 @@ SERIES = [("clipart/food/beverages", "juice_box"), ("clipart/food/desserts", "co
 
 SIDE = 256  # pixels of the longer side that are kept
 MIN_SIDE = 48
-OPAQUE = 0.97  # a cut-out that fills its box so far is a picture with a frame
+OPAQUE = 0.97  # a cut-out that fills its box so far is an image with a frame
 SEE_THROUGH = 0.25  # pixels neither opaque, clear nor shadow, as a share of those that count as drawn
 MIN_SOLID = 0.3  # share of the shape that outlives two pixels of erosion at 128: thin drawings have less
 MIN_TONE = 0.12  # shaded share of a drawing without colour: silhouettes and outlines have less

@@ -90,7 +90,7 @@ class Cell:
 
 
 def default_cells(device: str) -> list[Cell]:
-    """On a CPU base trains with 4 pictures so that its three resident programs fit 16 GiB and a cell takes minutes. On
+    """On a CPU base trains with 4 images so that its three resident programs fit 16 GiB and a cell takes minutes. On
     a GPU the cells that matter most come first, because a budget cuts the end off."""
     if device == "cuda":
         return gpu_cells("base", (128, 64, 256), "bf16")

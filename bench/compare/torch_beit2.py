@@ -3,7 +3,7 @@
     torch_beit2.py train --stage pretrain --size small --batch 8 --dtype f32 --mode eager --steps 3 --rounds 5 --json
     torch_beit2.py infer --size base --batch 1 --dtype bf16 --mode compile --steps 5 --rounds 5 --json
 
-A step begins with pictures as bytes in the host's memory and ends with changed weights (train) or with logits (infer).
+A step begins with images as bytes in the host's memory and ends with changed weights (train) or with logits (infer).
 Each round prints one JSON line. With --paced a line {"ready": true, …} comes first and then one round for each line on
 standard input, so that a driver can let programs take turns; the end of input ends the program.
 
@@ -97,7 +97,7 @@ def attention_form(args: argparse.Namespace) -> str:
 
 
 class Workload:
-    """One step: `prepare` (without gradients) makes what `loss` needs beside the pictures; infer has neither."""
+    """One step: `prepare` (without gradients) makes what `loss` needs beside the images; infer has neither."""
 
     prepare_name: str | None = None
     clip: float | None = None
@@ -148,21 +148,21 @@ class Workload:
         self.adamw = self.optimizer()
 
     def upload(self) -> Tensor:
-        """The batch on the device. From pinned memory the host need not wait for it; for 128 pictures the copy takes
+        """The batch on the device. From pinned memory the host need not wait for it; for 128 images the copy takes
         less than a millisecond."""
         return self.host.to(self.device, non_blocking=True)
 
-    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
+    def prepare(self, images: Tensor) -> tuple[Any, ...]:
         return ()
 
     def step(self, phases: Phases) -> Tensor:
-        pictures = self.upload()
+        images = self.upload()
         with torch.no_grad(), self.autocast():
-            extra = self.prepare(pictures)
+            extra = self.prepare(images)
         if self.prepare_name:
             phases.mark(self.prepare_name)
         with self.autocast():
-            loss = self.run_model(pictures, *extra)
+            loss = self.run_model(images, *extra)
         phases.mark("forward")
         loss.backward()
         phases.mark("backward")
@@ -191,8 +191,8 @@ class Pretrain(Workload):
         self.model = models.MimModel(models.SIZES[args.size])
         self.frozen = models.Tokenizer(models.tokenizer_size(args.size))
 
-    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
-        return self.mask, self.rows, self.run_frozen(pictures)[self.rows]
+    def prepare(self, images: Tensor) -> tuple[Any, ...]:
+        return self.mask, self.rows, self.run_frozen(images)[self.rows]
 
 
 class TokenizerStep(Workload):
@@ -206,12 +206,12 @@ class TokenizerStep(Workload):
         size = models.tokenizer_size(args.size)
         self.model, self.frozen = models.VqKd(size), models.Teacher(size)
 
-    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
-        return (self.run_frozen(pictures),)
+    def prepare(self, images: Tensor) -> tuple[Any, ...]:
+        return (self.run_frozen(images),)
 
 
 class Finetune(Workload):
-    """recipes/finetune_base_1600e.toml: soft targets from mixing two pictures, made in advance; layer-wise decay."""
+    """recipes/finetune_base_1600e.toml: soft targets from mixing two images, made in advance; layer-wise decay."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
@@ -223,7 +223,7 @@ class Finetune(Workload):
         self.size = models.SIZES[args.size]
         self.model = models.ClassifierLoss(self.size)
 
-    def prepare(self, pictures: Tensor) -> tuple[Any, ...]:
+    def prepare(self, images: Tensor) -> tuple[Any, ...]:
         return (self.targets,)
 
     def groups(self) -> Iterator[dict[str, Any]]:

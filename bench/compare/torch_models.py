@@ -3,8 +3,8 @@
 Written for `torch_beit2.py`, which times one training or inference step of each; not for training real models: there
 are no data, no schedules and no checkpoints here.
 
-Shapes: B pictures, N = 196 patches, T = 197 tokens (CLS first), D width, H heads, K = 8192 codes, C = 32 code width,
-M = 75 masked patches of a picture.
+Shapes: B images, N = 196 patches, T = 197 tokens (CLS first), D width, H heads, K = 8192 codes, C = 32 code width,
+M = 75 masked patches of an image.
 
 Drop path and dropout are 0 everywhere, so that every program computes the same sum of products.
 """
@@ -100,8 +100,8 @@ class Channels(nn.Module):
         self.register_buffer("scale", scale.view(3, 1, 1))
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, pictures.float(), self.scale)
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images.float(), self.scale)
 
 
 def symmetric() -> Channels:
@@ -131,9 +131,9 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(make_block(size, layer_scale, own) for _ in range(depth))
         init_weights(self, self.blocks)
 
-    def embed(self, pictures: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """[B, 3, 224, 224] -> [B, T, D]; patches where `mask` [B, N] is true become the mask token."""
-        x = self.patch_embed(pictures)
+        x = self.patch_embed(images)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), mask_token, x)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1)
@@ -143,8 +143,8 @@ class Trunk(nn.Module):
         """The bias that all blocks share, [1, H, T, T]."""
         return None if self.rel_pos_bias is None else self.rel_pos_bias()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        x, bias = self.embed(pictures), self.bias()
+    def forward(self, images: Tensor) -> Tensor:
+        x, bias = self.embed(images), self.bias()
         for block in self.blocks:
             x = block(x, bias)
         return x
@@ -157,7 +157,7 @@ def task_layer(width: int, out: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """The tokenizer's encoder: pictures [B, 3, 224, 224] in bytes -> unit vectors [B * N, C]."""
+    """The tokenizer's encoder: images [B, 3, 224, 224] in bytes -> unit vectors [B * N, C]."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -166,8 +166,8 @@ class Encoder(nn.Module):
         self.fc_norm = norm_layer(size.width)
         self.task = task_layer(size.width, CODE_DIM)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = self.fc_norm(self.trunk(self.pixels(pictures))[:, 1:])
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.fc_norm(self.trunk(self.pixels(images))[:, 1:])
         # The task layer stays in f32 under autocast, as in the official code.
         with torch.autocast(x.device.type, enabled=False):
             return F.normalize(self.task(x.float()).flatten(0, 1), dim=-1)
@@ -211,8 +211,8 @@ class Teacher(nn.Module):
         self.proj = nn.Linear(size.width, TEACHER_DIM, bias=False)
         self.requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.proj(self.vit.forward_features(self.pixels(pictures))[:, 1:])
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(self.vit.forward_features(self.pixels(images))[:, 1:])
 
 
 class VqKd(nn.Module):
@@ -227,14 +227,14 @@ class VqKd(nn.Module):
         self.fc_norm = norm_layer(size.width)
         self.task = task_layer(size.width, TEACHER_DIM)
 
-    def forward(self, pictures: Tensor, target: Tensor) -> Tensor:
-        z = self.encoder(pictures)
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        z = self.encoder(images)
         ids = self.codebook.nearest(z.detach())
         chosen = self.codebook.codes[ids]
         self.codebook.update(z.detach(), ids)
         commitment = F.mse_loss(z, chosen)
         through = z + (chosen - z).detach()
-        grid = through.view(len(pictures), GRID, GRID, CODE_DIM).permute(0, 3, 1, 2)
+        grid = through.view(len(images), GRID, GRID, CODE_DIM).permute(0, 3, 1, 2)
         features = self.task(self.fc_norm(self.decoder(grid)[:, 1:]))
         return commitment + 1 - F.cosine_similarity(features.float(), target.float(), dim=-1).mean()
 
@@ -248,8 +248,8 @@ class Tokenizer(nn.Module):
         self.codebook = Codebook()
         self.requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.codebook.nearest(self.encoder(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.codebook.nearest(self.encoder(images))
 
 
 class MimModel(nn.Module):
@@ -266,9 +266,9 @@ class MimModel(nn.Module):
         self.lm_head = nn.Linear(size.width, CODES)
         init_weights(self.lm_head, nn.ModuleList())
 
-    def forward(self, pictures: Tensor, mask: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """mask [B, N]; rows [B * M]: the places of its ones in [B * N]; ids [B * M]."""
-        x, bias = self.trunk.embed(self.pixels(pictures), mask, self.mask_token), self.trunk.bias()
+        x, bias = self.trunk.embed(self.pixels(images), mask, self.mask_token), self.trunk.bias()
         early = x
         for number, block in enumerate(self.trunk.blocks, 1):
             x = block(x, bias)
@@ -298,9 +298,9 @@ class Classifier(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(0.001)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         dtype = self.head.weight.dtype  # bf16 where the whole model was converted
-        x = self.trunk(self.pixels(pictures).to(dtype))
+        x = self.trunk(self.pixels(images).to(dtype))
         return self.head(self.fc_norm(x[:, 1:].mean(1)))
 
 
@@ -311,5 +311,5 @@ class ClassifierLoss(nn.Module):
         super().__init__()
         self.model = Classifier(size)
 
-    def forward(self, pictures: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(pictures).float(), targets)
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images).float(), targets)

@@ -1,7 +1,7 @@
-//! Lists what is put into the program: the recipes, and the quickstart's pictures and teacher.
+//! Lists what is put into the program: the recipes, and the quickstart's images and teacher.
 //!
 //! Why a build script: the lists follow the folders, so that a new recipe or shard needs no other change,
-//! and the crate also builds where the pictures have not been made yet (`scripts/`).
+//! and the crate also builds where the images have not been made yet (`scripts/`).
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Pictures and weights by the names that recipes use: files, run directories, and what is inside the program.
+//! Images and weights by the names that recipes use: files, run directories, and what is inside the program.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ const TEACHER_NAME: &str = "bundled:teacher";
 /// A source is listed once: the fingerprint, the check and the run use the same list, which for a million
 /// files is worth keeping.
 #[derive(Default)]
-pub struct Openable {
+pub struct AssetStore {
     sources: Mutex<BTreeMap<String, Arc<dyn Source>>>,
 }
 
-impl Assets for Openable {
+impl Assets for AssetStore {
     fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
         // Held while one opens, so that the threads of a group list a folder once.
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +53,7 @@ impl Assets for Openable {
     }
 }
 
-impl Openable {
+impl AssetStore {
     /// A value that changes when the weights do, for the identity of a run. Checks on the way that the file is
     /// there and is a weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {
@@ -74,10 +74,10 @@ impl Openable {
 
 /// What is inside the program, for `doctor`: name and contents, or what is missing.
 pub fn inventory() -> Vec<(&'static str, String)> {
-    let pictures = |name: &str, shards: &[StaticShard]| match self::shards(name, shards) {
+    let images = |name: &str, shards: &[StaticShard]| match self::shards(name, shards) {
         Ok(source) => {
             let bytes: usize = shards.iter().map(|(_, bytes)| bytes.len()).sum();
-            format!("{} pictures in {} classes, {}", source.len(), source.classes().len(), size(bytes))
+            format!("{} images in {} classes, {}", source.len(), source.classes().len(), size(bytes))
         }
         Err(_) => "not in this build".to_owned(),
     };
@@ -85,11 +85,7 @@ pub fn inventory() -> Vec<(&'static str, String)> {
         [(_, bytes)] => size(bytes.len()),
         _ => "not in this build".to_owned(),
     };
-    vec![
-        (TRAIN_NAME, pictures(TRAIN_NAME, TRAIN)),
-        (VAL_NAME, pictures(VAL_NAME, VAL)),
-        (TEACHER_NAME, teacher),
-    ]
+    vec![(TRAIN_NAME, images(TRAIN_NAME, TRAIN)), (VAL_NAME, images(VAL_NAME, VAL)), (TEACHER_NAME, teacher)]
 }
 
 fn size(bytes: usize) -> String {
@@ -138,15 +134,15 @@ mod tests {
 
     #[test]
     fn wrong_bundled_names_are_explained() {
-        let text = Openable::default().source("bundled:test").err().unwrap().to_string();
+        let text = AssetStore::default().source("bundled:test").err().unwrap().to_string();
         assert!(text.contains("bundled:train, bundled:val"), "{text}");
-        let text = Openable::default().weights_fingerprint("bundled:techer").unwrap_err().to_string();
+        let text = AssetStore::default().weights_fingerprint("bundled:techer").unwrap_err().to_string();
         assert!(text.contains("bundled:teacher"), "{text}");
     }
 
     #[test]
     fn what_is_inside_can_be_opened() {
-        let assets = Openable::default();
+        let assets = AssetStore::default();
         for (name, shards) in [(TRAIN_NAME, TRAIN), (VAL_NAME, VAL)] {
             assert_eq!(assets.source(name).is_ok(), !shards.is_empty(), "{name}");
         }

@@ -23,7 +23,7 @@ use crate::quickstart;
     version,
     arg_required_else_help = true,
     subcommand_required = true,
-    after_help = "Start here:\n  beit2 quickstart        everything on bundled pictures, in minutes, on a CPU\n  \
+    after_help = "Start here:\n  beit2 quickstart        everything on bundled images, in minutes, on a CPU\n  \
                   beit2 recipes           the paper's experiments\n  \
                   beit2 doctor            what this machine and this build can do\n\n\
                   Exit codes: 0 done, 1 failed, 2 the command or recipe must change, 130/143 stopped by\n\
@@ -36,7 +36,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tokenizer, pretraining and probes on the bundled pictures, with a report at the end
+    /// Tokenizer, pretraining and probes on the bundled images, with a report at the end
     Quickstart(quickstart::Args),
     /// Train a visual tokenizer (VQ-KD)
     #[command(subcommand)]
@@ -54,12 +54,12 @@ pub enum Command {
     Probe(evaluate::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
     Knn(evaluate::KnnArgs),
-    /// Classes of pictures
+    /// Classes of images
     Predict(predict::Args),
     /// Train segmentation models, evaluate them, and mark the classes of every pixel
     #[command(subcommand)]
     Segment(Segment),
-    /// Features of many pictures in one file
+    /// Features of many images in one file
     Embed(embed::Args),
     /// Look into weight files, check, convert and download them
     #[command(subcommand)]
@@ -83,7 +83,7 @@ pub enum Tokenizer {
         --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(Experiment),
-    /// Code ids of many pictures in one file
+    /// Code ids of many images in one file
     Encode(encode::Args),
 }
 
@@ -91,7 +91,7 @@ pub enum Tokenizer {
 pub enum Teacher {
     /// Distill a small teacher, or continue the run in --out
     #[command(after_help = "Example:\n  \
-        beit2 teacher distill small.toml --data pictures --set teacher.weights=dinov2_vits14.safetensors \\\n      \
+        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14.safetensors \\\n      \
         --set teacher.kind=dinov2")]
     Distill(Experiment),
     /// Write a distilled teacher as one small file (half precision)
@@ -102,7 +102,7 @@ pub enum Teacher {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     beit2 pretrain mim_base_300e --data imagenet/train --tokenizer runs/vqkd_base_clip_100e --device cuda\n  \
-    beit2 pretrain mim_base_300e --data pictures --tokenizer vqkd.pth \\\n      \
+    beit2 pretrain mim_base_300e --data images --tokenizer vqkd.pth \\\n      \
     --set tokenizer.variant=vqkd_encoder_base_decoder_3x768x12_clip --dry-run")]
 pub struct Pretrain {
     #[command(flatten)]
@@ -117,7 +117,7 @@ pub struct Pretrain {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
-    beit2 finetune --data pictures/train --val pictures/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
+    beit2 finetune --data images/train --val images/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
     --set schedule.epochs=30 --set schedule.batch_size=64 --set accumulate=8")]
 pub struct Finetune {
     #[command(flatten)]
@@ -147,11 +147,11 @@ pub struct Experiment {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
 
-    /// Training pictures: a folder, tar shards, or bundled:train
+    /// Training images: a folder, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     pub data: Option<String>,
 
-    /// Held-out pictures
+    /// Held-out images
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     pub val: Option<String>,
 
@@ -159,11 +159,11 @@ pub struct Experiment {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
-    /// Threads that decode and augment pictures; does not change the result
+    /// Threads that decode and augment images; does not change the result
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// Print the resolved recipe, check that pictures and weights are there, and stop
+    /// Print the resolved recipe, check that images and weights are there, and stop
     #[arg(long)]
     pub dry_run: bool,
 
@@ -171,7 +171,7 @@ pub struct Experiment {
     pub device: Device,
 
     #[command(flatten)]
-    pub talk: Talk,
+    pub talk: OutputArgs,
 }
 
 impl Experiment {
@@ -199,7 +199,7 @@ pub struct Device {
 
 /// How products are computed, where no recipe says it.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Products {
+pub struct PrecisionArgs {
     /// Operands of the matrix products: f32, or bf16 (faster on CPUs that have it; results agree to about two digits)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision())]
     pub precision: Precision,
@@ -224,7 +224,7 @@ where
 
 /// How much to say.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Talk {
+pub struct OutputArgs {
     /// No progress on stderr; warnings and results stay
     #[arg(long, short)]
     pub quiet: bool,

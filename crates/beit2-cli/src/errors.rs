@@ -136,7 +136,7 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs `work`; a panic becomes a sentence that asks for a report.
 ///
-/// Why not print in the hook: the data workers catch panics of image decoders and replace the picture, which is
+/// Why not print in the hook: the data workers catch panics of image decoders and replace the image, which is
 /// no reason to alarm anyone.
 pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     panic::set_hook(Box::new(|info| {

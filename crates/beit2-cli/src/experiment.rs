@@ -11,17 +11,17 @@ use beit2_run::{Existing, recipe};
 use serde_json::json;
 use toml::{Table, Value};
 
-use crate::assets::Openable;
-use crate::cli::{Device, Experiment, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, Experiment, OutputArgs};
 use crate::commands::report;
 use crate::device::{DeviceSpec, GroupJob};
+use crate::display::{duration, grouped, speed};
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::words::{duration, grouped, speed};
 
 /// Name and version of this program, as runs record it.
 pub const SOFTWARE: &str = concat!("beit2 ", env!("CARGO_PKG_VERSION"));
@@ -43,7 +43,7 @@ pub fn run<S: Stage>(
     let mut overrides = flags.overrides();
     overrides.extend(extra);
     let mut settings: S = recipes::resolve(&found, &overrides)?;
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     // What is missing is said by the check below, which also names the flags.
     let named = [settings.data().train.as_str(), settings.weights().1].iter().all(|spec| !spec.is_empty());
     if named {
@@ -103,7 +103,7 @@ impl<S: Stage> GroupJob for Training<'_, S> {
 
 /// What a run reads, looked at before anything starts.
 pub struct Inputs {
-    pictures: usize,
+    images: usize,
     classes: usize,
     steps: u64,
     /// Name and value of what identifies the inputs.
@@ -112,10 +112,10 @@ pub struct Inputs {
 
 impl Inputs {
     /// Opens everything that the recipe names, without computing.
-    pub fn check<S: Stage>(settings: &S, assets: &Openable) -> anyhow::Result<Self> {
+    pub fn check<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<Self> {
         let data = settings.data();
         if data.train.is_empty() {
-            return usage("no training pictures are named; use --data DIR, or set data.train in the recipe");
+            return usage("no training images are named; use --data DIR, or set data.train in the recipe");
         }
         let (key, weights) = settings.weights();
         if weights.is_empty() {
@@ -131,15 +131,15 @@ impl Inputs {
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
         }
-        let (pictures, classes) = (train.len(), train.classes().len());
-        Ok(Self { pictures, classes, steps: plan.total_steps, fingerprints })
+        let (images, classes) = (train.len(), train.classes().len());
+        Ok(Self { images, classes, steps: plan.total_steps, fingerprints })
     }
 
-    /// `250,200 steps of 512 pictures = 128,102,400 pictures`.
+    /// `250,200 steps of 512 images = 128,102,400 images`.
     pub fn budget<S: Stage>(&self, settings: &S) -> String {
         let batch = settings.schedule().batch_size as u64;
         let (steps, all) = (grouped(self.steps), grouped(self.steps.saturating_mul(batch)));
-        format!("{steps} steps of {batch} pictures = {all} pictures")
+        format!("{steps} steps of {batch} images = {all} images")
     }
 }
 
@@ -191,7 +191,7 @@ fn header<S: Stage>(
         ("run", out.display().to_string()),
         ("recipe", found.origin.trim_start_matches("recipe ").to_owned()),
         ("device", describe(&device.device)),
-        ("data", format!("{}: {} pictures{classes}", settings.data().train, grouped(inputs.pictures as u64))),
+        ("data", format!("{}: {} images{classes}", settings.data().train, grouped(inputs.images as u64))),
         ("budget", inputs.budget(settings)),
     ];
     for (at, line) in compact(&Table::try_from(settings)?).into_iter().enumerate() {
@@ -239,11 +239,11 @@ fn compact(table: &Table) -> Vec<String> {
         let mut line = format!("{name:names$} ");
         let empty = line.len();
         for (key, value) in values {
-            let word = format!(" {key} {value}");
-            if line.len() + word.len() > WIDTH && line.len() > empty {
+            let setting = format!(" {key} {value}");
+            if line.len() + setting.len() > WIDTH && line.len() > empty {
                 lines.push(std::mem::replace(&mut line, " ".repeat(empty)));
             }
-            line.push_str(&word);
+            line.push_str(&setting);
             line.push(',');
         }
         lines.push(line.trim_end_matches(',').to_owned());
@@ -272,7 +272,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// Says what came of the run.
-fn finish(out: &Path, outcome: &Outcome, talk: Talk) -> anyhow::Result<Ending> {
+fn finish(out: &Path, outcome: &Outcome, talk: OutputArgs) -> anyhow::Result<Ending> {
     let report = match report::write(out) {
         Ok(path) => Some(path),
         // The run is what counts, and it is saved.
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn words_survive_a_shell() {
         assert_eq!(quoted("lr=1e-3"), "lr=1e-3");
-        assert_eq!(quoted("my pictures"), "'my pictures'");
+        assert_eq!(quoted("my images"), "'my images'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
         assert_eq!(quoted("x-{000..003}.tar"), "'x-{000..003}.tar'");
     }

@@ -9,6 +9,7 @@ mod assets;
 mod cli;
 mod commands;
 mod device;
+mod display;
 mod download;
 mod errors;
 mod experiment;
@@ -20,7 +21,6 @@ mod quickstart;
 mod recipes;
 mod signals;
 mod stage;
-mod words;
 
 use std::process::ExitCode;
 

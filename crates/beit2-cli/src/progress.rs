@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use beit2::train::{Bottleneck, Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::Talk;
+use crate::cli::OutputArgs;
+use crate::display::{duration, grouped, metric, speed};
 use crate::output;
 use crate::signals::Signals;
-use crate::words::{duration, grouped, metric, speed};
 
 /// Warnings shown in full; all of them go to `warnings.log`.
 const SHOWN_WARNINGS: usize = 10;
@@ -22,7 +22,7 @@ const SHOWN_WARNINGS: usize = 10;
 /// Seconds between plain lines about work that is not training.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Seconds between lines about epochs above a bar: with few pictures an epoch is over in no time.
+/// Seconds between lines about epochs above a bar: with few images an epoch is over in no time.
 const EPOCH_EVERY: Duration = Duration::from_secs(3);
 
 /// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
@@ -56,7 +56,7 @@ pub struct Progress {
 
 impl Progress {
     /// Progress of a run in `dir`.
-    pub fn new(talk: Talk, signals: &Signals, dir: &Path) -> Self {
+    pub fn new(talk: OutputArgs, signals: &Signals, dir: &Path) -> Self {
         let style = match (talk.quiet, std::io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Bar,
@@ -131,8 +131,8 @@ impl Progress {
     fn started(&mut self, stage: &str, facts: &[(String, String)], total: u64, resumed: Option<u64>) {
         self.log.begin();
         if self.style != Style::Quiet {
-            // The header has told the pictures and the schedule.
-            let told = |name: &str| ["pictures", "schedule"].contains(&name);
+            // The header has told the images and the schedule.
+            let told = |name: &str| ["images", "schedule"].contains(&name);
             let rows: Vec<_> = facts.iter().filter(|(name, _)| !told(name)).collect();
             let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("settings".len());
             for (name, value) in rows {
@@ -262,7 +262,7 @@ fn spelled(values: &[(String, f64)]) -> String {
     words.join("  ")
 }
 
-/// All warnings of a run, one a line, in `warnings.log`: a run over a million pictures may replace thousands,
+/// All warnings of a run, one a line, in `warnings.log`: a run over a million images may replace thousands,
 /// and their names should not be lost on a screen.
 struct WarningLog {
     path: PathBuf,
@@ -352,7 +352,7 @@ mod tests {
     fn warnings_wait_for_the_run_directory() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let talk = Talk { quiet: true, json: false };
+        let talk = OutputArgs { quiet: true, json: false };
         let mut progress = Progress::new(talk, &Signals::default(), &run);
         progress.event(Event::Warning("early".into()));
         assert!(!run.exists());

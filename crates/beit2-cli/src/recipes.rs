@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use beit2_run::recipe;
 
+use crate::display;
 use crate::errors::usage;
 use crate::stage::Stage;
-use crate::words;
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 

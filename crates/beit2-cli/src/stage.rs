@@ -23,7 +23,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     /// The recipe when none is named.
     const DEFAULT_RECIPE: &'static str;
 
-    /// Whether the pictures' classes matter.
+    /// Whether the images' classes matter.
     const USES_CLASSES: bool;
 
     /// Fills in what other files decide.
@@ -35,7 +35,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     /// `[data]`.
     fn data(&self) -> &DataConfig;
 
-    /// Opens the pictures that `[data]` names.
+    /// Opens the images that `[data]` names.
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error>;
 
     /// `[schedule]`.
@@ -73,7 +73,7 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
 /// A recipe type whose tables have the usual names. `weights` is where its starting weights are named.
 macro_rules! stage {
     ($recipe:ty, $name:literal, $command:literal, $default:literal, $classes:literal, $resolve:expr,
-     pictures $open:expr, weights $table:ident, train $train:path) => {
+     images $open:expr, weights $table:ident, train $train:path) => {
         impl Stage for $recipe {
             const NAME: &'static str = $name;
             const COMMAND: &'static str = $command;
@@ -133,13 +133,13 @@ fn with_masks(recipe: &SegmentRecipe, _: &dyn Assets, spec: &str) -> Result<Arc<
 }
 
 stage!(TokenizerRecipe, "tokenizer", "tokenizer train", "vqkd_base_clip_100e", false, complete,
-    pictures plain, weights teacher, train tokenizer::train::<B>);
+    images plain, weights teacher, train tokenizer::train::<B>);
 stage!(PretrainRecipe, "pretrain", "pretrain", "mim_base_1600e", false, complete,
-    pictures plain, weights tokenizer, train pretrain::train::<B>);
+    images plain, weights tokenizer, train pretrain::train::<B>);
 stage!(FinetuneRecipe, "finetune", "finetune", "finetune_base_1600e", true, FinetuneRecipe::resolve,
-    pictures plain, weights init, train finetune::train::<B>);
+    images plain, weights init, train finetune::train::<B>);
 stage!(SegmentRecipe, "segment", "segment train", "segment_base_ade20k", true, SegmentRecipe::resolve,
-    pictures with_masks, weights init, train segment::train::<B>);
+    images with_masks, weights init, train segment::train::<B>);
 // There is no paper behind this stage; a recipe must be named.
 stage!(DistillRecipe, "distill", "teacher distill", "", false, complete,
-    pictures plain, weights teacher, train distill::<B>);
+    images plain, weights teacher, train distill::<B>);

@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use support::{World, picture};
+use support::{World, image};
 
 #[test]
 fn missing_folder() {
@@ -41,8 +41,8 @@ fn too_few_images_for_a_batch() {
 #[test]
 fn image_smaller_than_the_crop_warns_and_can_be_refused() {
     let world = World::new();
-    for at in 0..support::PICTURES {
-        fs::write(world.path(&format!("train/{at:02}.ppm")), picture(at, 12)).unwrap();
+    for at in 0..support::IMAGES {
+        fs::write(world.path(&format!("train/{at:02}.ppm")), image(at, 12)).unwrap();
     }
     let ended = world.tokenizer("run", &["--set", "epochs=1"]);
     assert!(ended.works().err.contains("warning: 100 % of the crops have fewer pixels"), "{}", ended.err);
@@ -58,7 +58,7 @@ fn a_broken_image_is_replaced_and_logged() {
     fs::write(world.path("train/03.ppm"), &whole[..whole.len() / 2]).unwrap();
     let ended = world.tokenizer("run", &["--set", "epochs=1", "--set", "max_bad_fraction=0.1"]);
     let warning = ended.works().err.lines().find(|line| line.starts_with("warning:")).unwrap();
-    assert!(warning.contains("03.ppm") && warning.contains("another picture took its place"), "{warning}");
+    assert!(warning.contains("03.ppm") && warning.contains("another image took its place"), "{warning}");
     assert!(fs::read_to_string(world.path("run/warnings.log")).unwrap().contains("03.ppm"));
 }
 
@@ -220,7 +220,7 @@ fn run_directory_of_another_recipe() {
     world
         .tokenizer("run", &["--set", "epochs=1", "--set", "optimizer.lr=1e-3"])
         .fails(2, &["run belongs to another run", "`optimizer.lr`", "--out", "--restart"]);
-    fs::write(world.path("train/99.ppm"), picture(99, 40)).unwrap();
+    fs::write(world.path("train/99.ppm"), image(99, 40)).unwrap();
     world.tokenizer("run", &["--set", "epochs=1"]).fails(2, &["`fingerprint.train`"]);
     assert_eq!(world.weights("run"), before);
     world.tokenizer("run", &["--set", "epochs=1", "--restart", "--quiet"]).works();

@@ -54,12 +54,12 @@ fn a_paced_program_waits_for_its_turn() {
 }
 
 #[test]
-fn real_pictures_and_a_table_for_people() {
+fn real_images_and_a_table_for_people() {
     let world = World::new();
     let args =
         [&["bench", "train", "--data", "train", "--workers", "1", "--rounds", "1"], &SMALLEST[..]].concat();
     let ended = world.beit2(&args);
-    for word in ["pictures/s", "tokenizer or teacher", "backward", "a large product", "peak memory"] {
+    for word in ["images/s", "tokenizer or teacher", "backward", "a large product", "peak memory"] {
         assert!(ended.works().out.contains(word), "no {word} in {}", ended.out);
     }
 }

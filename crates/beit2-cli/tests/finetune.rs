@@ -74,7 +74,7 @@ fn a_classifier_is_trained_and_judged() {
     let eval = ["eval", "--weights", "run", "--data", "classes", "--out", "result"];
     let ended = world.beit2(&[&eval[..], &["--json", "--quiet"]].concat());
     let result = json(&ended.works().out);
-    assert_eq!((result["pictures"].as_u64(), result["top1"].as_f64()), (Some(18), Some(1.0)), "{result}");
+    assert_eq!((result["images"].as_u64(), result["top1"].as_f64()), (Some(18), Some(1.0)), "{result}");
     assert_eq!(result, json(&fs::read_to_string(world.path("result/result.json")).unwrap()));
     let table = fs::read_to_string(world.path("result/per_class.csv")).unwrap();
     assert!(table.contains("\n1,gray,6,6,6,1.000000,1.000000\n"), "{table}");

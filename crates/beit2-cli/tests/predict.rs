@@ -22,15 +22,15 @@ use burn::backend::Flex;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::Value;
-use support::{Ended, PICTURES, World, picture, signal};
+use support::{Ended, IMAGES, World, image, signal};
 
-/// Pictures in two classes and a model of every kind.
+/// Images in two classes and a model of every kind.
 fn world() -> World {
     let world = World::new();
-    for at in 0..PICTURES {
+    for at in 0..IMAGES {
         let class = world.path("labelled").join(["cat", "dog"][at % 2]);
         fs::create_dir_all(&class).unwrap();
-        fs::write(class.join(format!("{at:02}.ppm")), picture(at, 40 + at)).unwrap();
+        fs::write(class.join(format!("{at:02}.ppm")), image(at, 40 + at)).unwrap();
     }
     tiny::classifier(&world.path("named.safetensors"), &["ant", "bee", "cow"], 3);
     tiny::classifier(&world.path("nameless.safetensors"), &[], 7);
@@ -40,12 +40,12 @@ fn world() -> World {
     world
 }
 
-/// Names, as `embed` writes them, and pictures of the labelled folder in its order.
+/// Names, as `embed` writes them, and images of the labelled folder in its order.
 fn labelled(world: &World) -> (Vec<String>, Vec<Image>) {
     let mut names = Vec::new();
     for class in ["cat", "dog"] {
         let from = usize::from(class == "dog");
-        names.extend((from..PICTURES).step_by(2).map(|at| format!("labelled/{class}/{at:02}.ppm")));
+        names.extend((from..IMAGES).step_by(2).map(|at| format!("labelled/{class}/{at:02}.ppm")));
     }
     let images = names.iter().map(|name| pixels::read(world.path(name)).unwrap()).collect();
     (names, images)
@@ -180,7 +180,7 @@ fn embed_opens_every_kind_of_model() {
     let mean = burn::tensor::TensorData::new(mean, [24, 16]);
     let mean = burn::tensor::Tensor::<Flex, 2>::from_data(mean, &Default::default());
     let found = model.model.head.as_ref().unwrap().forward(mean).into_data();
-    // One view for both: small pictures go into classifiers as they are, the reference's rule for CIFAR.
+    // One view for both: small images go into classifiers as they are, the reference's rule for CIFAR.
     let view = embedder(&world, "named.safetensors", EmbedOptions::default()).view();
     let images = pixels::views(&labelled(&world).1, &view, &Default::default()).unwrap();
     found.assert_approx_eq::<f32>(&model.logits(images).into_data(), burn::tensor::Tolerance::default());
@@ -254,11 +254,11 @@ fn bf16_agrees_with_f32() {
     let best = |precision: &str| -> Vec<Vec<(u64, f64)>> {
         let found = json(&["predict", "labelled", "--weights", "named.safetensors", "--top", "3"], precision);
         let guess = |one: &Value| (one["class"].as_u64().unwrap(), one["probability"].as_f64().unwrap());
-        let rows = found["pictures"].as_array().unwrap().iter();
+        let rows = found["images"].as_array().unwrap().iter();
         rows.map(|row| row["predictions"].as_array().unwrap().iter().map(guess).collect()).collect()
     };
     let (exact, rounded) = (best("f32"), best("bf16"));
-    assert_eq!((exact.len(), rounded.len()), (PICTURES, PICTURES));
+    assert_eq!((exact.len(), rounded.len()), (IMAGES, IMAGES));
     for (exact, rounded) in exact.iter().zip(&rounded) {
         assert!(exact[0].0 == rounded[0].0 || exact[0].1 - exact[1].1 < NEAR, "{exact:?} {rounded:?}");
         for (class, probability) in exact {
@@ -297,7 +297,7 @@ fn predictions_in_every_form() {
 
     let ended = predict(&[&named[..], &["--json"]].concat());
     let object: Value = serde_json::from_str(&ended.works().out).unwrap();
-    let rows = object["pictures"].as_array().unwrap();
+    let rows = object["images"].as_array().unwrap();
     assert_eq!((rows.len(), object["finished"].as_bool()), (24, Some(true)));
     for (row, best) in rows.iter().zip(&best) {
         for (found, wanted) in row["predictions"].as_array().unwrap().iter().zip(best) {
@@ -351,19 +351,19 @@ fn names_from_the_configuration_beside_the_weights() {
 }
 
 #[test]
-fn unreadable_pictures_are_named() {
+fn unreadable_images_are_named() {
     let world = world();
-    fs::write(world.path("labelled/cat/04.ppm"), "no picture").unwrap();
+    fs::write(world.path("labelled/cat/04.ppm"), "no image").unwrap();
     let weights = ["--weights", "named.safetensors"];
     world
         .beit2(&[&["predict", "labelled/cat/04.ppm"], &weights[..]].concat())
         .fails(1, &["04.ppm", "not a JPEG"]);
     fs::write(world.path("labelled/dog/05.ppm"), "").unwrap();
     let ended = world.beit2(&[&["predict", "labelled", "--json"], &weights[..]].concat());
-    ended.fails(1, &["2 of 24 pictures cannot be read"]);
+    ended.fails(1, &["2 of 24 images cannot be read"]);
     assert!(ended.err.contains("unreadable: labelled/cat/04.ppm: "), "{}", ended.err);
     let object: Value = serde_json::from_str(&ended.out).unwrap();
-    assert_eq!(object["pictures"].as_array().unwrap().len(), 22);
+    assert_eq!(object["images"].as_array().unwrap().len(), 22);
     assert_eq!(object["unreadable"][1]["path"], "labelled/dog/05.ppm");
 
     embed(&world, "mim.safetensors", "a.npy", &[]).fails(1, &["04.ppm", "--skip-unreadable"]);
@@ -412,10 +412,10 @@ fn bad_input_is_told_before_work_starts() {
 #[test]
 fn an_interrupted_export_continues_to_the_same_bytes() {
     let world = world();
-    // Large pictures, so that there is time to interrupt; links, so that they need no room.
+    // Large images, so that there is time to interrupt; links, so that they need no room.
     fs::create_dir(world.path("many")).unwrap();
     for at in 0..4 {
-        fs::write(world.path(&format!("big-{at}.ppm")), picture(at, 700)).unwrap();
+        fs::write(world.path(&format!("big-{at}.ppm")), image(at, 700)).unwrap();
     }
     for at in 0..240 {
         let to = world.path(&format!("many/{at:03}.ppm"));
@@ -448,7 +448,7 @@ fn an_interrupted_export_continues_to_the_same_bytes() {
     let other = world.beit2(&[&args("cut.npy")[..], &["--layer", "1"]].concat());
     other.fails(2, &["another `layer`", "--force"]);
     let ended = world.beit2(&args("cut.npy"));
-    assert!(ended.works().err.contains("continues at picture"), "{}", ended.err);
+    assert!(ended.works().err.contains("continues at image"), "{}", ended.err);
     for name in ["npy", "npy.paths.jsonl"] {
         let read = |stem: &str| fs::read(world.path(&format!("{stem}.{name}"))).unwrap();
         assert!(read("whole") == read("cut"), "{name} differs");

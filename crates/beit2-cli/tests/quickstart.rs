@@ -16,7 +16,7 @@ fn quickstart(dir: &Path, more: &[&str]) -> Output {
 }
 
 #[test]
-fn from_pictures_to_a_report() {
+fn from_images_to_a_report() {
     let dir = tempfile::tempdir().unwrap();
     let output = quickstart(dir.path(), &["--json", "--quiet"]);
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -9,7 +9,7 @@ mod support;
 use std::fs;
 use std::time::Duration;
 
-use support::{Ended, World, picture, signal};
+use support::{Ended, World, image, signal};
 
 /// Enough steps that a signal always comes in time, few enough to finish soon.
 const LONG: [&str; 4] = ["--set", "epochs=60", "--set", "checkpoint_every=2"];
@@ -20,7 +20,7 @@ fn a_run_leaves_what_it_promises() {
     let ended = world.tokenizer("run", &["--val", "train"]);
     ended.works();
     for part in
-        ["trained parameters", "12 steps of 8 pictures = 96 pictures", "step 12/12", "saved", "val_rec_loss"]
+        ["trained parameters", "12 steps of 8 images = 96 images", "step 12/12", "saved", "val_rec_loss"]
     {
         assert!(ended.err.contains(part), "no `{part}` in: {}", ended.err);
     }
@@ -62,10 +62,10 @@ fn a_group_of_devices_trains_in_step_and_only_trains() {
     let world = World::new();
     let run = world.tokenizer("two", &["--device", "cpu,cpu", "--set", "log_every=2"]);
     run.works();
-    for part in ["2, 4 pictures of each step on every one", "step 12/12", "-bound"] {
+    for part in ["2, 4 images of each step on every one", "step 12/12", "-bound"] {
         assert!(run.err.contains(part), "no `{part}` in: {}", run.err);
     }
-    // The same pictures in the same order: the first losses agree in all digits that a line shows.
+    // The same images in the same order: the first losses agree in all digits that a line shows.
     let one = world.tokenizer("one", &["--set", "log_every=2"]);
     let loss = |text: &str| {
         let line = text.lines().find(|line| line.starts_with("step 2/12")).unwrap().to_owned();
@@ -105,7 +105,7 @@ fn signals_save_and_the_same_command_continues_to_the_bit() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let world = World::new();
-    // The k-means start of the first step reads all of these pictures, which takes seconds.
+    // The k-means start of the first step reads all of these images, which takes seconds.
     let slow =
         ["--data", "bundled:train", "--set", "image_size=160", "--set", "kmeans_rows_per_code=1000000"];
     let mut child = world.spawn_tokenizer("run", &slow);
@@ -166,7 +166,7 @@ fn dry_run_prints_and_touches_nothing() {
     let table: toml::Table = ended.works().out.parse().unwrap();
     assert_eq!(table["optimizer"]["lr"].as_float(), Some(1e-3));
     assert_eq!(table["optimizer"]["beta2"].as_float(), Some(0.99), "defaults are there too");
-    assert!(ended.err.contains("ready  12 steps of 8 pictures"), "{}", ended.err);
+    assert!(ended.err.contains("ready  12 steps of 8 images"), "{}", ended.err);
     assert!(!world.path("run").exists());
 }
 
@@ -246,7 +246,7 @@ fn pretraining_and_probes_follow_a_tokenizer() {
         fs::create_dir_all(world.path("labelled").join(class)).unwrap();
         for at in 0..8 {
             let number = at + if class == "cat" { 0 } else { 60 };
-            fs::write(world.path("labelled").join(class).join(format!("{at}.ppm")), picture(number, 40))
+            fs::write(world.path("labelled").join(class).join(format!("{at}.ppm")), image(number, 40))
                 .unwrap();
         }
     }
@@ -255,7 +255,7 @@ fn pretraining_and_probes_follow_a_tokenizer() {
         let ended = world
             .beit2(&[&["knn", "--weights", weights, "--k", "1,5", "--json", "--quiet"], &on[..]].concat());
         let object: serde_json::Value = serde_json::from_str(&ended.works().out).unwrap();
-        assert_eq!(object["knn"][0]["top1"].as_f64(), Some(1.0), "every picture finds itself: {object}");
+        assert_eq!(object["knn"][0]["top1"].as_f64(), Some(1.0), "every image finds itself: {object}");
         assert_eq!((object["train"].as_u64(), object["classes"].as_u64()), (Some(16), Some(2)));
     }
     let probe = ["probe", "--weights", "mim", "--features", "concat", "--layer", "1", "--epochs", "5"];

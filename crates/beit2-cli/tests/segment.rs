@@ -1,4 +1,4 @@
-//! Segmentation through the real binary: training, evaluation, masks and overlays, large pictures, bad data.
+//! Segmentation through the real binary: training, evaluation, masks and overlays, large images, bad data.
 
 #![allow(clippy::unwrap_used)]
 
@@ -125,7 +125,7 @@ fn a_model_is_trained_judged_and_used() {
 
     let predict = ["segment", "predict", "val_scenes/images", "--weights", "run", "--out", "out"];
     let result = json(&world.beit2(&[&predict[..], &["--json", "--quiet"]].concat()).works().out);
-    assert_eq!((result["pictures"].as_u64(), result["finished"].as_bool()), (Some(5), Some(true)));
+    assert_eq!((result["images"].as_u64(), result["finished"].as_bool()), (Some(5), Some(true)));
     let (palette, ids) = read_png(&world.path("out/masks/000.png"));
     assert_eq!(palette, [0x20, 0x20, 0x20, 0xff, 0x80, 0]);
     assert_eq!(ids.len(), SIZE.0 * SIZE.1);
@@ -146,11 +146,11 @@ fn a_model_is_trained_judged_and_used() {
     world.beit2(&predict).fails(2, &["out/masks/000.png exists already", "--keep", "--force"]);
     fs::remove_file(world.path("out/overlays/003.png")).unwrap();
     let again = json(&world.beit2(&[&predict[..], &["--keep", "--json", "--quiet"]].concat()).works().out);
-    assert_eq!((again["pictures"].as_u64(), again["kept"].as_u64()), (Some(1), Some(4)));
+    assert_eq!((again["images"].as_u64(), again["kept"].as_u64()), (Some(1), Some(4)));
     assert!(world.path("out/overlays/003.png").exists());
     fs::write(world.path("val_scenes/images/002.ppm"), "P6 4 4 255\nx").unwrap();
     let ended = world.beit2(&[&predict[..], &["--force"]].concat());
-    ended.fails(1, &["1 of the pictures could not be read"]);
+    ended.fails(1, &["1 of the images could not be read"]);
     assert!(ended.err.contains("002.ppm"), "{}", ended.err);
 }
 
@@ -182,9 +182,9 @@ fn an_interrupted_run_continues_to_the_same_bytes() {
 }
 
 #[test]
-fn a_large_picture_is_segmented_in_strips() {
+fn a_large_image_is_segmented_in_strips() {
     let world = World::new();
-    // All logits of this picture would take 6.1 GB.
+    // All logits of this image would take 6.1 GB.
     let (width, height, classes) = (6000, 4000, 64);
     tiny::segmenter(&world.path("model.safetensors"), classes);
     let row: Vec<u8> = (0..width * 3).map(|at| (at / 40 % 256) as u8).collect();
@@ -257,7 +257,7 @@ fn bad_data_is_told_before_anything_starts() {
     png(&mask("004.png"), SIZE, ColorType::Rgb, BitDepth::Eight, &vec![9; 3 * width * height]);
     fs::remove_file(mask("005.png")).unwrap();
     fs::remove_file(world.path("bad/images/006.ppm")).unwrap();
-    fs::write(mask("007.png"), "no picture").unwrap();
+    fs::write(mask("007.png"), "no image").unwrap();
     fs::write(world.path("bad/images/008.ppm"), "P6 9 9 255\nx").unwrap();
     let ended = check("bad");
     ended.fails(1, &["9 problems in the data; nothing was started"]);

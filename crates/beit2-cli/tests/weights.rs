@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use beit2_weights::{read, write_safetensors};
 use serde_json::Value;
-use support::{Ended, PICTURES, World, models, picture};
+use support::{Ended, IMAGES, World, image, models};
 
 /// A golden file; `None` with a printed line when this selection does not have it.
 fn golden(name: &str) -> Option<PathBuf> {
@@ -229,9 +229,9 @@ fn runs_of_this_program() {
     for class in ["labelled/a", "labelled/b"] {
         fs::create_dir_all(world.path(class)).unwrap();
     }
-    for at in 0..PICTURES {
+    for at in 0..IMAGES {
         let class = if at % 2 == 0 { "a" } else { "b" };
-        fs::write(world.path(&format!("labelled/{class}/{at}.ppm")), picture(at, 32)).unwrap();
+        fs::write(world.path(&format!("labelled/{class}/{at}.ppm")), image(at, 32)).unwrap();
     }
     let [converted, own] = ["official.safetensors", "mim"].map(|weights| {
         let data = ["--data", "labelled", "--val", "labelled", "--json"];

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let classes = arguments.next().map(|n| n.parse()).transpose()?;
     let source = open_segment(&data, &SegmentDataOptions { classes, ..SegmentDataOptions::default() })?;
     let config = SegmentTrainConfig::default();
-    let steps = ["read and decode picture", "read and decode mask", "draw parameters", "make the view"];
+    let steps = ["read and decode image", "read and decode mask", "draw parameters", "make the view"];
     let mut best = [Duration::MAX; 4];
     // The best of five rounds, because the machine may be shared.
     for _ in 0..5 {

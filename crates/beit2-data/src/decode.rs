@@ -20,11 +20,11 @@ use crate::source::MAX_SAMPLE_BYTES;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gray16 {
-    /// `min(value, 255)`: what Pillow does and therefore what the reference saw. A picture that
+    /// `min(value, 255)`: what Pillow does and therefore what the reference saw. An image that
     /// uses the full 16-bit range comes out almost white.
     #[default]
     Clip,
-    /// `value >> 8`: what one wants for pictures that use the full 16-bit range (X-ray,
+    /// `value >> 8`: what one wants for images that use the full 16-bit range (X-ray,
     /// microscopy).
     HighByte,
 }
@@ -33,7 +33,7 @@ pub enum Gray16 {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest width x height. Default 178 956 970, where Pillow refuses a picture as a
+    /// Largest width x height. Default 178 956 970, where Pillow refuses an image as a
     /// decompression bomb.
     pub max_pixels: u64,
     /// Largest encoded size in bytes. Default 256 MiB.
@@ -55,9 +55,9 @@ impl Default for Limits {
     }
 }
 
-/// Decodes one picture.
+/// Decodes one image.
 ///
-/// Returns `[height, width, 3]` RGB. Truncated pictures are errors, never half-grey pictures.
+/// Returns `[height, width, 3]` RGB. Truncated images are errors, never half-grey images.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
@@ -101,7 +101,7 @@ pub(crate) fn check_dimensions(width: u32, height: u32, limits: &Limits) -> Resu
     Ok(())
 }
 
-/// Limits for the format decoders' own buffers: 16-bit RGBA of the largest picture, twice, plus
+/// Limits for the format decoders' own buffers: 16-bit RGBA of the largest image, twice, plus
 /// room for small tables.
 fn allocation_limits(limits: &Limits) -> image::Limits {
     let mut out = image::Limits::no_limits();

@@ -43,7 +43,7 @@ pub enum DecodeError {
         /// Height in pixels.
         height: u32,
     },
-    /// The data end before the picture does.
+    /// The data end before the image does.
     #[error("the {format} image is truncated: its data end before the last row; copy the file again")]
     Truncated {
         /// Name of the format.
@@ -63,7 +63,7 @@ pub enum DecodeError {
     },
 }
 
-/// Why a picture could not be transformed or stacked, or an augmentation's settings make no sense.
+/// Why an image could not be transformed or stacked, or an augmentation's settings make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransformError {
     /// The pixel buffer does not have `width * height * 3` bytes.
@@ -90,20 +90,20 @@ pub enum TransformError {
         /// Ids found.
         found: u64,
     },
-    /// A picture and its mask do not cover the same pixels.
-    #[error("the mask is {mask_w} x {mask_h} pixels, its picture is {width} x {height}; both must agree")]
+    /// An image and its mask do not cover the same pixels.
+    #[error("the mask is {mask_w} x {mask_h} pixels, its image is {width} x {height}; both must agree")]
     MaskSize {
         /// Width of the mask.
         mask_w: u32,
         /// Height of the mask.
         mask_h: u32,
-        /// Width of the picture.
+        /// Width of the image.
         width: u32,
-        /// Height of the picture.
+        /// Height of the image.
         height: u32,
     },
     /// Normalised pixels do not have `3 * width * height` values.
-    #[error("a picture of 3 x {height} x {width} needs {expected} values, found {found}")]
+    #[error("an image of 3 x {height} x {width} needs {expected} values, found {found}")]
     ValueCount {
         /// Width in pixels.
         width: u32,
@@ -114,7 +114,7 @@ pub enum TransformError {
         /// Values found.
         found: u64,
     },
-    /// A padded crop larger than the picture with its padding.
+    /// A padded crop larger than the image with its padding.
     #[error(
         "a crop of {size} x {size} does not fit into the image of {width} x {height} with {padding} pixels of padding; use larger images or crop = \"resized\""
     )]

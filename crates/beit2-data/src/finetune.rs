@@ -1,5 +1,5 @@
 //! The transform of supervised training (spec section 4.4): random crop, flip, RandAugment or
-//! colour jitter; and beside the `u8` picture, the box to erase after normalisation.
+//! colour jitter; and beside the `u8` image, the box to erase after normalisation.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::transform::randaugment::{AugmentOp, RandAugmentConfig};
 use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop_resize};
 use crate::transform::window::window;
 
-/// Black pixels put around a picture before a [`TrainCrop::Padded`] crop, on each side.
+/// Black pixels put around an image before a [`TrainCrop::Padded`] crop, on each side.
 const PADDING: u32 = 4;
 
 /// How the training crop is taken.
@@ -41,7 +41,7 @@ pub struct FinetuneConfig {
     pub input_size: u32,
     /// How the crop is taken. Default [`TrainCrop::Auto`].
     pub crop: TrainCrop,
-    /// Smallest crop as a share of the picture's area. Default 0.08.
+    /// Smallest crop as a share of the image's area. Default 0.08.
     pub min_crop_scale: f64,
     /// Filter of the resized crop. Default bicubic.
     pub interpolation: Interpolation,
@@ -131,10 +131,10 @@ pub enum Color {
     RandAugment(Vec<AugmentOp>),
 }
 
-/// Everything random about one training picture; enough to make it again.
+/// Everything random about one training image; enough to make it again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinetuneParams {
-    /// Where the crop is taken, in the coordinates of the picture.
+    /// Where the crop is taken, in the coordinates of the image.
     pub place: Place,
     /// Whether the crop is mirrored.
     pub flip: bool,
@@ -146,7 +146,7 @@ pub struct FinetuneParams {
 }
 
 impl FinetuneParams {
-    /// Draws the parameters for a picture of `width` x `height` pixels, in the reference's order.
+    /// Draws the parameters for an image of `width` x `height` pixels, in the reference's order.
     #[must_use]
     pub fn draw(config: &FinetuneConfig, width: u32, height: u32, key: &Key) -> Self {
         let mut rng = key.rng();
@@ -169,9 +169,9 @@ impl FinetuneParams {
         Self { place, flip, color, erase: EraseParams::draw(&config.erase, size, size, key) }
     }
 
-    /// Makes the training picture, `[input_size, input_size, 3]`, not yet erased.
+    /// Makes the training image, `[input_size, input_size, 3]`, not yet erased.
     ///
-    /// A box outside the picture is [`TransformError::CropOutside`]; a picture too small for a
+    /// A box outside the image is [`TransformError::CropOutside`]; an image too small for a
     /// padded crop is [`TransformError::PaddedCrop`].
     pub fn apply(&self, config: &FinetuneConfig, image: &Image) -> Result<Image, TransformError> {
         let size = config.input_size;
@@ -201,7 +201,7 @@ impl FinetuneParams {
     }
 }
 
-/// First row or column of a window of `size` in a padded picture, uniform over all that fit.
+/// First row or column of a window of `size` in a padded image, uniform over all that fit.
 fn padded_start(rng: &mut impl Rng, length: u32, size: u32) -> i64 {
     let room = (u64::from(length) + 2 * u64::from(PADDING)).saturating_sub(size.into());
     below(rng, room + 1) as i64 - i64::from(PADDING)

@@ -1,8 +1,8 @@
-//! The one picture type of this crate: 8-bit RGB, height x width x channel.
+//! The one image type of this crate: 8-bit RGB, height x width x channel.
 
 use crate::error::TransformError;
 
-/// An 8-bit RGB picture.
+/// An 8-bit RGB image.
 ///
 /// Shape of `data`: `[height, width, 3]`, row-major, values 0 to 255.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! decoder. Against Pillow 13 on 68 files (photographs of several qualities and samplings, tiny and
 //! odd sizes, noise), `zune-jpeg` 0.5 differs in 1 to 27 % of the values by up to 7 levels (28 on
 //! noise), `jpeg-decoder` 0.3 in 2 to 17 % by up to 7; `mozjpeg`, which is libjpeg-turbo with another
-//! encoder, in none. A 500 x 375 picture takes 1.37 ms (`zune-jpeg` 0.65, Pillow 1.43); where `nasm`
+//! encoder, in none. A 500 x 375 image takes 1.37 ms (`zune-jpeg` 0.65, Pillow 1.43); where `nasm`
 //! is installed the build takes in the library's assembly, and it takes 0.56 ms with the same bits.
 //!
 //! The library reports errors by unwinding through its C frames, so this module needs `panic =
@@ -19,13 +19,13 @@ use crate::image::Image;
 use crate::pool::guarded;
 
 /// Most scans in one file. A progressive photograph has about ten; every further scan costs a pass
-/// over the whole picture, so that a small file could keep a worker busy for hours.
+/// over the whole image, so that a small file could keep a worker busy for hours.
 const MAX_SCANS: usize = 100;
 
 /// Decodes a JPEG. `limits` are checked before pixels are allocated.
 pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     // Why: the library fills missing rows with grey instead of failing, as browsers do. Pillow
-    // fails, and a half-grey picture must not be trained on.
+    // fails, and a half-grey image must not be trained on.
     let Some(scans) = scans_before_end(bytes) else {
         return Err(DecodeError::Truncated { format: "JPEG" });
     };
@@ -46,15 +46,15 @@ fn decode_pixels(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     check_dimensions(width, height, limits)?;
     let data = match header.color_space() {
         ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK => {
-            let mut picture = header.to_colorspace(ColorSpace::JCS_CMYK).map_err(invalid)?;
-            let inks: Vec<[u8; 4]> = picture.read_scanlines().map_err(invalid)?;
-            picture.finish().map_err(invalid)?;
+            let mut image = header.to_colorspace(ColorSpace::JCS_CMYK).map_err(invalid)?;
+            let inks: Vec<[u8; 4]> = image.read_scanlines().map_err(invalid)?;
+            image.finish().map_err(invalid)?;
             inks.into_iter().flat_map(cmyk_to_rgb).collect()
         }
         _ => {
-            let mut picture = header.rgb().map_err(invalid)?;
-            let data = picture.read_scanlines::<u8>().map_err(invalid)?;
-            picture.finish().map_err(invalid)?;
+            let mut image = header.rgb().map_err(invalid)?;
+            let data = image.read_scanlines::<u8>().map_err(invalid)?;
+            image.finish().map_err(invalid)?;
             data
         }
     };

@@ -1,4 +1,4 @@
-//! Images to batches: where the pictures come from, how they are decoded, augmented, masked and put
+//! Images to batches: where the images come from, how they are decoded, augmented, masked and put
 //! in order.
 //!
 //! This crate knows nothing of models, tensors, devices, terminals or environment variables, and it

@@ -1,7 +1,7 @@
 //! Ordered, threaded, resumable batches.
 //!
 //! Sample numbers go out to worker threads in the order of the epoch; each worker reads, decodes
-//! and hands the picture to the caller's work function; results come back in order. Because every
+//! and hands the image to the caller's work function; results come back in order. Because every
 //! random draw is keyed by `(seed, epoch, sample number)`, neither the number of workers nor an
 //! interruption can change a batch.
 
@@ -58,7 +58,7 @@ pub struct LoaderConfig {
     pub rank: u64,
     /// Limits on decoding.
     pub limits: Limits,
-    /// Pictures whose shorter side has fewer pixels count as unusable. Default 0: all are accepted
+    /// Images whose shorter side has fewer pixels count as unusable. Default 0: all are accepted
     /// and enlarged where needed, as the reference does.
     pub min_side_px: u32,
     /// Unusable samples allowed per epoch, as a share of the samples this rank sees in it. Default
@@ -122,11 +122,11 @@ pub struct Batch<T> {
     pub step: u64,
     /// Whether the next batch belongs to the next epoch.
     pub last_in_epoch: bool,
-    /// Numbers of the samples whose pictures are in the batch (stand-ins included). Shape `[B]`.
+    /// Numbers of the samples whose images are in the batch (stand-ins included). Shape `[B]`.
     pub indices: Vec<u64>,
     /// Results of the work function. Shape `[B]`.
     pub items: Vec<T>,
-    /// Classes of the pictures. Shape `[B]`.
+    /// Classes of the images. Shape `[B]`.
     pub labels: Vec<Option<u32>>,
     /// Unusable samples met in this batch.
     pub replaced: Vec<Replaced>,

@@ -12,7 +12,7 @@ use crate::rng::{Rng, below, uniform};
 /// Attempts at one rectangle before giving up on rectangles (the reference's constant).
 const ATTEMPTS: usize = 10;
 
-/// Largest grid side: 4096 patches of 16 pixels are a picture of 65 536.
+/// Largest grid side: 4096 patches of 16 pixels are an image of 65 536.
 const MAX_SIDE: usize = 4096;
 
 /// Size and shape of the masks. The defaults are the paper's for 224 pixels and patch 16.

@@ -26,16 +26,16 @@ pub struct SampleInfo {
     pub epoch: u64,
     /// Sample number drawn by the epoch's order; the key of all randomness.
     pub slot: u64,
-    /// Sample number whose picture this is; differs from `slot` when that one was unusable.
+    /// Sample number whose image this is; differs from `slot` when that one was unusable.
     pub index: u64,
-    /// Class of the picture.
+    /// Class of the image.
     pub label: Option<u32>,
 }
 
 impl SampleInfo {
     /// The key of this sample's random numbers.
     ///
-    /// Why by `slot`: a stand-in must not repeat the augmentation that the same picture gets at its
+    /// Why by `slot`: a stand-in must not repeat the augmentation that the same image gets at its
     /// own turn.
     #[must_use]
     pub fn key(&self, purpose: Purpose) -> Key {
@@ -56,7 +56,7 @@ pub struct Replaced {
     pub by: u64,
 }
 
-/// The caller's function from a decoded picture to an item of the batch; an error makes the sample
+/// The caller's function from a decoded image to an item of the batch; an error makes the sample
 /// unusable.
 pub type Work<T, E> = Arc<dyn Fn(&Image, &SampleInfo) -> Result<T, E> + Send + Sync>;
 
@@ -148,7 +148,7 @@ impl<T> Preparer<T> {
         Err(LoaderError::NoReplacement { name, error, tries: REPLACEMENT_TRIES })
     }
 
-    /// Reads, decodes and works on one picture; the error is a sentence about it.
+    /// Reads, decodes and works on one image; the error is a sentence about it.
     pub(crate) fn attempt(&self, epoch: u64, slot: u64, index: u64) -> Result<(T, Option<u32>), String> {
         let bytes = self.source.read(index as usize).map_err(|error| error.to_string())?;
         // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the

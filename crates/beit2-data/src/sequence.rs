@@ -1,6 +1,6 @@
-//! Every picture of a source once, in order, decoded by threads.
+//! Every image of a source once, in order, decoded by threads.
 //!
-//! For results that belong to single pictures. A [`Loader`](crate::Loader) fills the place of a picture that
+//! For results that belong to single images. A [`Loader`](crate::Loader) fills the place of an image that
 //! cannot be used, because a training batch must be full; here the caller is told why, and decides.
 
 use std::fmt::Display;
@@ -16,11 +16,11 @@ use crate::source::Source;
 /// Settings of a [`Sequence`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceConfig {
-    /// Number of the first picture. Default 0.
+    /// Number of the first image. Default 0.
     pub start: usize,
     /// Worker threads; 0 does the work inside `next()`. Default 2.
     pub workers: usize,
-    /// Pictures prepared ahead, which bounds the memory. Default 64.
+    /// Images prepared ahead, which bounds the memory. Default 64.
     pub ahead: usize,
     /// Limits on decoding.
     pub limits: Limits,
@@ -32,7 +32,7 @@ impl Default for SequenceConfig {
     }
 }
 
-/// One picture.
+/// One image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen<T> {
     /// Its number in the source.
@@ -41,7 +41,7 @@ pub struct Seen<T> {
     pub item: Result<T, String>,
 }
 
-/// Iterator over the pictures of a source. Dropping it stops and joins the workers, at any moment.
+/// Iterator over the images of a source. Dropping it stops and joins the workers, at any moment.
 pub struct Sequence<T> {
     preparer: Arc<Preparer<T>>,
     pool: Option<Pool<usize, Result<T, String>>>,
@@ -51,7 +51,7 @@ pub struct Sequence<T> {
 }
 
 impl<T: Send + 'static> Sequence<T> {
-    /// Starts the workers on the first pictures.
+    /// Starts the workers on the first images.
     ///
     /// Fails when the system gives no threads.
     pub fn new<E: Display + 'static>(
@@ -113,12 +113,12 @@ mod tests {
     use crate::source::FilesSource;
 
     #[test]
-    fn every_picture_in_its_place_and_reasons_for_the_rest() {
+    fn every_image_in_its_place_and_reasons_for_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let files: Vec<_> = (0..9u8).map(|at| dir.path().join(format!("{at}.ppm"))).collect();
         for (at, file) in files.iter().enumerate() {
             let bytes = [b"P6 1 1 255\n".as_slice(), &[at as u8; 3]].concat();
-            std::fs::write(file, if at == 4 { b"no picture".to_vec() } else { bytes }).unwrap();
+            std::fs::write(file, if at == 4 { b"no image".to_vec() } else { bytes }).unwrap();
         }
         std::fs::remove_file(&files[7]).unwrap();
         let source: Arc<dyn Source> = Arc::new(FilesSource::new(files));

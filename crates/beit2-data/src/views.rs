@@ -1,8 +1,8 @@
 //! The two-view transform of BEiT v2 pretraining: one crop box, two sizes.
 //!
-//! The picture is jittered, flipped and cropped once; the crop is resized for the patch embedding
+//! The image is jittered, flipped and cropped once; the crop is resized for the patch embedding
 //! of the model and, when the tokenizer wants another size or filter, a second time for the
-//! tokenizer. When both agree there is one picture and [`Views::token`] is `None`: the two views
+//! tokenizer. When both agree there is one image and [`Views::token`] is `None`: the two views
 //! then differ only in normalisation, which happens on the device.
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub struct TwoViewConfig {
     /// Filter of the token view. Default bicubic, as documented (the reference's own default is
     /// lanczos).
     pub second_interpolation: Interpolation,
-    /// Smallest crop as a share of the picture's area. Default 0.2 (the reference's own default is
+    /// Smallest crop as a share of the image's area. Default 0.2 (the reference's own default is
     /// 0.08).
     pub min_crop_scale: f64,
     /// Strength of brightness, contrast and saturation jitter; 0 turns it off. Default 0.4.
@@ -91,18 +91,18 @@ impl TwoViewConfig {
     }
 }
 
-/// Everything random about one augmented picture; enough to make it again.
+/// Everything random about one augmented image; enough to make it again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewParams {
     /// Colour operations, or none.
     pub jitter: Option<JitterParams>,
-    /// Whether the picture is mirrored before it is cropped.
+    /// Whether the image is mirrored before it is cropped.
     pub flip: bool,
-    /// The box, in the coordinates of the (possibly mirrored) picture.
+    /// The box, in the coordinates of the (possibly mirrored) image.
     pub crop: CropBox,
 }
 
-/// The views of one picture.
+/// The views of one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Views {
     /// For the model. Shape `[input_size, input_size, 3]`.
@@ -121,7 +121,7 @@ impl Views {
 }
 
 impl ViewParams {
-    /// Draws the parameters for a picture of `width` x `height` pixels, in the reference's order:
+    /// Draws the parameters for an image of `width` x `height` pixels, in the reference's order:
     /// jitter, flip, box.
     #[must_use]
     pub fn draw(config: &TwoViewConfig, width: u32, height: u32, key: &Key) -> Self {
@@ -140,11 +140,11 @@ impl ViewParams {
         self.crop.smaller_than(config.input_size.max(config.second_size))
     }
 
-    /// Makes the views of a picture.
+    /// Makes the views of an image.
     ///
-    /// The result is bit for bit that of jittering, flipping and cropping the whole picture
+    /// The result is bit for bit that of jittering, flipping and cropping the whole image
     /// (tested), but only the pixels inside the box are jittered and mirrored. A box outside the
-    /// picture is [`TransformError::CropOutside`].
+    /// image is [`TransformError::CropOutside`].
     pub fn apply(&self, config: &TwoViewConfig, image: &Image) -> Result<Views, TransformError> {
         self.crop.check(image.width, image.height)?;
         let area = if self.flip { self.crop.mirrored(image.width) } else { self.crop };
@@ -183,7 +183,7 @@ mod tests {
         Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
     }
 
-    /// The reference's order of operations, on whole pictures.
+    /// The reference's order of operations, on whole images.
     fn plain(params: &ViewParams, config: &TwoViewConfig, image: &Image) -> (Image, Image) {
         let mut whole = image.clone();
         if let Some(jitter) = &params.jitter {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_of_another_picture_is_an_error() {
+    fn a_box_of_another_image_is_an_error() {
         let config = TwoViewConfig { input_size: 8, second_size: 8, ..TwoViewConfig::default() };
         let params = ViewParams { jitter: None, flip: true, crop: CropBox::whole(50, 10) };
         assert!(matches!(params.apply(&config, &noise(10, 10, 0)), Err(TransformError::CropOutside { .. })));

@@ -1,4 +1,4 @@
-//! Hostile and unusual pictures: one clear error each, and never a panic or a huge allocation.
+//! Hostile and unusual images: one clear error each, and never a panic or a huge allocation.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -53,7 +53,7 @@ fn sixteen_bit_gray_by_either_rule() {
 }
 
 #[test]
-fn every_cut_is_an_error_or_the_whole_picture() {
+fn every_cut_is_an_error_or_the_whole_image() {
     for name in ["cmyk.jpg", "q60_420.jpg", "lossy.webp", "palette_transparent.png", "gray16.png"] {
         let bytes = sample(name);
         let whole = decode(&bytes, &Limits::default()).unwrap();

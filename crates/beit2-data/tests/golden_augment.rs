@@ -1,4 +1,4 @@
-//! RandAugment, random erasing and mixing against timm 0.4.12 on Pillow 13 (suite J): pictures to
+//! RandAugment, random erasing and mixing against timm 0.4.12 on Pillow 13 (suite J): images to
 //! the bit, draws by their statistics.
 #![allow(clippy::unwrap_used)]
 
@@ -111,7 +111,7 @@ fn golden_randaugment_operations() {
 }
 
 #[test]
-fn golden_randaugment_on_flat_and_smooth_pictures() {
+fn golden_randaugment_on_flat_and_smooth_images() {
     for suite in suites_with("randaug") {
         let tensors = suite.tensors();
         let names: Vec<&str> = tensors.names().into_iter().filter(|n| n.starts_with("corner/")).collect();

@@ -23,8 +23,8 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Three pictures of 3 x 2 pixels, values 0 to 17, labels 2, 0, 4.
-fn pictures() -> Vec<u8> {
+/// Three images of 3 x 2 pixels, values 0 to 17, labels 2, 0, 4.
+fn images() -> Vec<u8> {
     idx(&[3, 2, 3], &(0..18).collect::<Vec<u8>>())
 }
 
@@ -46,11 +46,11 @@ fn idx_packed_and_plain_are_the_same_data() {
     let labels = idx(&[3], &[2, 0, 4]);
     write(
         plain.path(),
-        &[("train-images-idx3-ubyte", pictures()), ("train-labels-idx1-ubyte", labels.clone())],
+        &[("train-images-idx3-ubyte", images()), ("train-labels-idx1-ubyte", labels.clone())],
     );
     write(
         packed.path(),
-        &[("train-images-idx3-ubyte.gz", gz(&pictures())), ("train-labels-idx1-ubyte.gz", gz(&labels))],
+        &[("train-images-idx3-ubyte.gz", gz(&images())), ("train-labels-idx1-ubyte.gz", gz(&labels))],
     );
     let mut prints = Vec::new();
     for dir in [&plain, &packed] {
@@ -70,13 +70,13 @@ fn idx_packed_and_plain_are_the_same_data() {
 }
 
 #[test]
-fn a_folder_is_its_training_pictures_and_a_file_is_itself() {
+fn a_folder_is_its_training_images_and_a_file_is_itself() {
     let dir = tempfile::tempdir().unwrap();
     write(
         dir.path(),
         &[
             ("t10k-images.idx3-ubyte", idx(&[1, 1, 1], &[9])),
-            ("train-images-idx3-ubyte", pictures()),
+            ("train-images-idx3-ubyte", images()),
             ("train-labels-idx1-ubyte.gz", gz(&idx(&[3], &[0, 1, 0]))),
         ],
     );
@@ -103,7 +103,7 @@ fn hostile_idx_files_are_named() {
     check(vec![], "truncated or damaged");
     check(vec![0, 0, 8, 3, 0], "truncated or damaged");
     check(idx(&[3], &[1, 2, 3]).into_iter().chain([0; 16]).collect(), "begins with 00 00 08 01, 00 00 08 03");
-    check(idx(&[0, 28, 28], &[]), "no pictures");
+    check(idx(&[0, 28, 28], &[]), "no images");
     check(idx(&[5, 0, 28], &[]), "28 x 0 pixels");
     check(idx(&[1, 5000, 1], &[]), "1 x 5000 pixels; each side must be 1 to 4096");
     check(idx(&[u32::MAX, 4096, 4096], &[]), "more than the limit of 8589934592");
@@ -112,20 +112,20 @@ fn hostile_idx_files_are_named() {
         "truncated: 822083584 bytes were expected behind its header, found 3",
     );
     check(idx(&[1, 1, 2], &[1, 2, 3]), "more than the 2 bytes");
-    let mut cut = gz(&pictures());
+    let mut cut = gz(&images());
     cut.truncate(cut.len() - 9);
     assert!(error(cut).contains("truncated or damaged"));
 }
 
 #[test]
-fn labels_must_fit_the_pictures() {
+fn labels_must_fit_the_images() {
     let dir = tempfile::tempdir().unwrap();
     write(
         dir.path(),
-        &[("train-images-idx3-ubyte", pictures()), ("train-labels-idx1-ubyte", idx(&[2], &[0, 1]))],
+        &[("train-images-idx3-ubyte", images()), ("train-labels-idx1-ubyte", idx(&[2], &[0, 1]))],
     );
     let sentence = IdxSource::open(dir.path(), IdxSplit::Train).unwrap_err().to_string();
-    assert!(sentence.ends_with("it holds 2 labels, but there are 3 pictures beside it"), "{sentence}");
+    assert!(sentence.ends_with("it holds 2 labels, but there are 3 images beside it"), "{sentence}");
 }
 
 fn index(text: &str) -> Result<IndexFileSource, String> {

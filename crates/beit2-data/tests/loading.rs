@@ -13,7 +13,7 @@ use beit2_data::{
 };
 use common::{noise, ppm};
 
-/// Pictures in memory; the ones in `bad` cannot be decoded.
+/// Images in memory; the ones in `bad` cannot be decoded.
 struct Memory {
     files: Vec<Vec<u8>>,
     bad: Vec<usize>,
@@ -52,7 +52,7 @@ impl Source for Memory {
 type Item = (u8, u64);
 type Work = beit2_data::loader::Work<Item, String>;
 
-/// A byte of the picture and a random number of the sample's key; the pause lets threads overtake
+/// A byte of the image and a random number of the sample's key; the pause lets threads overtake
 /// each other.
 fn work() -> Work {
     Arc::new(|image: &Image, info: &SampleInfo| {
@@ -218,7 +218,7 @@ fn nothing_readable_is_said_at_once() {
 }
 
 #[test]
-fn small_pictures_can_be_refused() {
+fn small_images_can_be_refused() {
     let config = LoaderConfig { min_side_px: 9, ..config() };
     let (_, error) = verdict(config, Memory::new(12, &[]));
     assert!(error.to_string().contains("the image is 9 x 8 pixels, smaller than the 9 wanted"), "{error}");

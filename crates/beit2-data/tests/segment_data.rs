@@ -1,4 +1,4 @@
-//! Folders of pictures and masks as users have them: layouts, class lists, formats of masks, and what the
+//! Folders of images and masks as users have them: layouts, class lists, formats of masks, and what the
 //! data check says about everything that can be wrong.
 #![allow(clippy::unwrap_used)]
 
@@ -39,13 +39,13 @@ impl Folder {
         self
     }
 
-    fn picture(&self, name: &str, width: u32, height: u32) -> &Self {
+    fn image(&self, name: &str, width: u32, height: u32) -> &Self {
         self.write(name, ppm(&noise(width, height, 1)))
     }
 
-    /// A picture of 4 x 2 pixels and its gray mask.
-    fn pair(&self, picture: &str, mask: &str, ids: [u8; 8]) -> &Self {
-        self.picture(picture, 4, 2).write(mask, gray(4, 2, &ids))
+    /// An image of 4 x 2 pixels and its gray mask.
+    fn pair(&self, image: &str, mask: &str, ids: [u8; 8]) -> &Self {
+        self.image(image, 4, 2).write(mask, gray(4, 2, &ids))
     }
 
     fn open(&self, name: &str, options: &SegmentDataOptions) -> Arc<SegmentSource> {
@@ -106,7 +106,7 @@ fn checked(source: &Arc<SegmentSource>) -> DataReport {
 /// What the check says about one mask of 4 x 2 pixels beside the given class list.
 fn verdict(list: &str, mask: impl AsRef<[u8]>) -> Result<Vec<u8>, (FindingKind, String)> {
     let folder = Folder::new();
-    folder.picture("images/a.ppm", 4, 2).write("masks/a.png", mask).write("classes.txt", list);
+    folder.image("images/a.ppm", 4, 2).write("masks/a.png", mask).write("classes.txt", list);
     let source = folder.open("", &SegmentDataOptions::default());
     let report = checked(&source);
     match report.findings.as_slice() {
@@ -201,7 +201,7 @@ fn splits_of_generic_data_are_not_mixed() {
 #[test]
 fn folders_that_are_not_arranged_right() {
     let folder = Folder::new();
-    folder.write("file", "x").picture("images/1.ppm", 4, 2);
+    folder.write("file", "x").image("images/1.ppm", 4, 2);
     let two = classes(2);
     assert!(folder.error("nowhere", &two).starts_with("nowhere: cannot open it (No such file"));
     assert!(folder.error("file", &two).starts_with("file: not a folder; a folder with images/ and masks/"));
@@ -210,11 +210,11 @@ fn folders_that_are_not_arranged_right() {
     );
     assert!(folder.error("images", &two).starts_with("images: no images/ in it; a folder with"));
     folder.write("masks/2.png", gray(4, 2, &[0; 8]));
-    assert!(folder.error("", &two).contains("no picture has a mask of the same name below masks"));
+    assert!(folder.error("", &two).contains("no image has a mask of the same name below masks"));
     folder.write("masks/1.png", gray(4, 2, &[0; 8])).write("masks/1.tif", "x");
-    assert!(folder.error("", &two).contains("1.png and 1.tif are masks of the same picture"));
+    assert!(folder.error("", &two).contains("1.png and 1.tif are masks of the same image"));
     std::fs::remove_file(folder.path("masks/1.tif")).unwrap();
-    folder.picture("images/1.pnm", 4, 2);
+    folder.image("images/1.pnm", 4, 2);
     assert!(folder.error("", &two).contains("1.pnm and 1.ppm would have the same mask"));
     folder.write("labels/1.png", "x");
     assert!(folder.error("", &two).contains("both masks/ and labels/ could be the masks"));
@@ -252,19 +252,19 @@ fn numbers_of_classes() {
 fn missing_partners_in_both_directions() {
     let folder = Folder::new();
     folder.pair("images/1.ppm", "masks/1.png", [0; 8]);
-    folder.picture("images/only.ppm", 4, 2).write("masks/x/alone.png", gray(4, 2, &[0; 8]));
+    folder.image("images/only.ppm", 4, 2).write("masks/x/alone.png", gray(4, 2, &[0; 8]));
     let sentence = folder.error("", &classes(2));
     assert_eq!(
         sentence,
-        "pictures without a mask: 1, masks without a picture: 1 (images/only.ppm has no mask masks/only.png; \
-         masks/x/alone.png has no picture images/x/alone.jpg or similar)"
+        "images without a mask: 1, masks without an image: 1 (images/only.ppm has no mask masks/only.png; \
+         masks/x/alone.png has no image images/x/alone.jpg or similar)"
     );
     let source = folder.open("", &SegmentDataOptions { keep_unpaired: true, ..classes(2) });
-    assert_eq!((source.len(), source.unpaired().pictures.len(), source.unpaired().masks.len()), (1, 1, 1));
+    assert_eq!((source.len(), source.unpaired().images.len(), source.unpaired().masks.len()), (1, 1, 1));
     let report = checked(&source);
     assert_eq!(
         report.findings.iter().map(|f| f.kind).collect::<Vec<_>>(),
-        [FindingKind::MissingMask, FindingKind::MissingPicture]
+        [FindingKind::MissingMask, FindingKind::MissingImage]
     );
     assert_eq!((report.problems, report.checked, report.is_sound()), (2, 1, false));
 }
@@ -287,7 +287,7 @@ fn interlaced_masks() {
     for bits in [1u8, 2, 4, 8] {
         let ids: Vec<u8> = (0..13 * 11u32).map(|at| (at * 7 % 5) as u8 & ((1 << bits.min(3)) - 1)).collect();
         let folder = Folder::new();
-        folder.picture("images/a.ppm", 13, 11).write("masks/a.png", interlaced(13, 11, bits, &ids));
+        folder.image("images/a.ppm", 13, 11).write("masks/a.png", interlaced(13, 11, bits, &ids));
         assert_eq!(folder.open("", &classes(8)).mask(0).unwrap().data, ids, "{bits} bits");
     }
 }
@@ -399,7 +399,7 @@ fn masks_that_cannot_be_used() {
     is(
         gray(2, 4, &[0; 8]),
         FindingKind::Size,
-        "the mask is 2 x 4 pixels, but its picture images/a.ppm is 4 x 2",
+        "the mask is 2 x 4 pixels, but its image images/a.ppm is 4 x 2",
     );
 }
 
@@ -411,7 +411,7 @@ fn hostile_files_end_as_sentences() {
         let (kind, _) = verdict("a\nb", &whole[..end]).unwrap_err();
         assert!(matches!(kind, FindingKind::UnreadableMask | FindingKind::MaskFormat), "{end}: {kind:?}");
     }
-    // Every byte of the header and the first chunks, changed: never a panic, never a picture of absurd size.
+    // Every byte of the header and the first chunks, changed: never a panic, never an image of absurd size.
     for at in 0..60 {
         for value in [0, 1, 0x7F, 0xFF] {
             let mut bytes = whole.clone();
@@ -461,13 +461,13 @@ fn the_report_counts_and_warns() {
     }
     assert_eq!((report.pairs, report.checked, report.problems), (30, 30, 4));
     assert_eq!(report.by_kind[&FindingKind::IdOutside], 3);
-    assert_eq!(report.by_kind[&FindingKind::UnreadablePicture], 1);
+    assert_eq!(report.by_kind[&FindingKind::UnreadableImage], 1);
     assert!(report.findings[1].sentence.contains("images/11.ppm: the PNM image is truncated"));
     // One of each kind.
     assert_eq!(run(2, 1).findings, report.findings[..2]);
     // 23 plain masks of six, one and one, two of only land, one of nothing.
     let [sea, land] = [&report.classes[0], &report.classes[1]];
-    assert_eq!((sea.pixels, sea.pictures, land.pixels, land.pictures), (23 * 6, 23, 23 + 16, 25));
+    assert_eq!((sea.pixels, sea.images, land.pixels, land.images), (23 * 6, 23, 23 + 16, 25));
     assert_eq!(report.ignored_pixels, 23 + 8);
     assert_eq!(report.warnings[0], "2 of 4 classes have no pixel: ice, fire");
     assert!(report.warnings[1].starts_with("masks without a single labelled pixel: 1, first "));
@@ -512,7 +512,7 @@ fn fingerprints_cover_masks_classes_and_rule() {
 }
 
 #[test]
-fn a_loader_drives_pictures_and_masks() {
+fn a_loader_drives_images_and_masks() {
     let folder = Folder::new();
     for number in 0..9u8 {
         folder.pair(&format!("images/{number}.ppm"), &format!("masks/{number}.png"), [number; 8]);

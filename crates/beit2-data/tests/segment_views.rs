@@ -1,4 +1,4 @@
-//! Properties of the training view of segmentation: crops stay inside, picture and mask stay together.
+//! Properties of the training view of segmentation: crops stay inside, image and mask stay together.
 #![allow(clippy::unwrap_used)]
 
 use beit2_data::segment::{IGNORE, LabelMap, SegmentTrainConfig, SegmentTrainParams, SegmentTrainView};
@@ -9,7 +9,7 @@ fn key(index: u64) -> Key {
     Key { seed: 9, epoch: 0, index, purpose: Purpose::Augment }
 }
 
-/// A picture whose colour says the class: 8 classes in blocks of 16 x 16.
+/// An image whose colour says the class: 8 classes in blocks of 16 x 16.
 fn coded(width: u32, height: u32) -> (Image, LabelMap) {
     let class = |x: u32, y: u32| ((x / 16 + 3 * (y / 16)) % 8) as u8;
     let classes = (0..height).flat_map(|y| (0..width).map(move |x| class(x, y)));
@@ -81,7 +81,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn picture_and_mask_stay_together(
+    fn image_and_mask_stay_together(
         index: u64,
         width in 1u32..200,
         height in 1u32..200,

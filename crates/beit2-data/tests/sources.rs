@@ -187,7 +187,7 @@ fn shards_with_class_folders() {
 
 #[test]
 fn long_names_and_many_readers() {
-    let long = format!("{}/picture.jpg", "deep/".repeat(60).trim_end_matches('/'));
+    let long = format!("{}/image.jpg", "deep/".repeat(60).trim_end_matches('/'));
     let bytes: Vec<(String, Vec<u8>)> =
         (0..200).map(|i| (format!("{i:03}-{long}"), vec![i as u8; i * 7])).collect();
     let members: Vec<(&str, &[u8])> = bytes.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example product_speed`
 //!
-//! The products are those of `linear`, forward and backward, for 8 pictures of 197 tokens. Peak and
+//! The products are those of `linear`, forward and backward, for 8 images of 197 tokens. Peak and
 //! product are measured in turn, and the best of each is shown: on a busy machine that is the one which
 //! was not interrupted. Set `RAYON_NUM_THREADS=1` for one core.
 

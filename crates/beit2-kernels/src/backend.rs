@@ -11,8 +11,8 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{
     AdamwStep, AttentionSpec, NormMlpSaved, NormMlpTensors, PackedWeight, Precision, Rank, attention,
-    channel_moments, channel_norm, collective, composed, conv3x3, cross_entropy, gelu, layer_norm, linear,
-    norm_mlp, pictures, pixel_cross_entropy, residual_scale, samples,
+    channel_moments, channel_norm, collective, composed, conv3x3, cross_entropy, gelu, images, layer_norm,
+    linear, norm_mlp, pixel_cross_entropy, residual_scale, samples,
 };
 
 /// What a backward pass must keep of an attention: its output and the log of each row's softmax
@@ -42,10 +42,10 @@ pub struct PixelLoss<B: BurnBackend> {
 pub trait Backend: BurnBackend {
     /// Whether a computation that leaves some samples of a batch out is worth it. Not on backends that
     /// tune or compile their kernels for every new shape, because the number left out is another at every step.
-    const LEAVES_SAMPLES_OUT: bool = false;
+    const SKIPS_DROPPED_SAMPLES: bool = false;
 
     /// Whether operations return before they are done, so that values must be waited for.
-    const QUEUES: bool = true;
+    const IS_ASYNC: bool = true;
 
     /// [`gelu`](crate::gelu) without what a backward pass needs.
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -57,19 +57,19 @@ pub trait Backend: BurnBackend {
         composed::gelu_train::<Self>(x)
     }
 
-    /// [`pictures`](crate::pictures).
-    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
-        pictures::composed_pictures::<Self>(bytes, dims, device)
+    /// [`images`](crate::images).
+    fn images(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        images::composed_images::<Self>(bytes, dims, device)
     }
 
     /// [`standardise`](crate::standardise).
     fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
-        pictures::composed_standardise::<Self>(x, mean, std)
+        images::composed_standardise::<Self>(x, mean, std)
     }
 
     /// [`patches`](crate::patches).
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
-        pictures::composed_patches::<Self>(x, patch)
+        images::composed_patches::<Self>(x, patch)
     }
 
     /// Sum of the squares of all elements, `[1]`.
@@ -83,7 +83,7 @@ pub trait Backend: BurnBackend {
     }
 
     /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
-    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_mul(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::product::<Self>(x, y)
     }
 
@@ -324,29 +324,29 @@ pub trait Backend: BurnBackend {
         composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
     }
 
-    /// [`take_samples`](crate::take_samples).
-    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
-        composed::take_samples::<Self>(x, kept)
+    /// [`gather_samples`](crate::gather_samples).
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        composed::gather_samples::<Self>(x, kept)
     }
 
-    /// Gradient of [`take_samples`](crate::take_samples): `grad` at the samples taken of `batch`, else 0.
-    fn fused_take_samples_backward(
+    /// Gradient of [`gather_samples`](crate::gather_samples): `grad` at the samples taken of `batch`, else 0.
+    fn fused_gather_samples_backward(
         grad: FloatTensor<Self>,
         kept: &[usize],
         batch: usize,
     ) -> FloatTensor<Self> {
-        composed::take_samples_backward::<Self>(grad, kept, batch)
+        composed::gather_samples_backward::<Self>(grad, kept, batch)
     }
 
-    /// [`add_to_samples`](crate::add_to_samples). Its gradients are those of
+    /// [`scatter_add_samples`](crate::scatter_add_samples). Its gradients are those of
     /// [`residual_scale`](crate::residual_scale) at the samples taken.
-    fn fused_add_to_samples(
+    fn fused_scatter_add_samples(
         x: FloatTensor<Self>,
         branch: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         kept: &[usize],
     ) -> FloatTensor<Self> {
-        composed::add_to_samples::<Self>(x, branch, gamma, kept)
+        composed::scatter_add_samples::<Self>(x, branch, gamma, kept)
     }
 
     /// [`nearest_code`](crate::nearest_code).
@@ -385,7 +385,7 @@ pub trait Backend: BurnBackend {
     }
 
     /// [`Rank::sum`], in a group of more than one.
-    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
         collective::through_host::<Self>(x, rank)
     }
 }
@@ -398,21 +398,21 @@ impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<In
 // of layer norm and attention use statistics of the forward pass, which are constants to a graph,
 // so they refuse instead of losing a part of the second derivative.
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
-    const LEAVES_SAMPLES_OUT: bool = B::LEAVES_SAMPLES_OUT;
-    const QUEUES: bool = B::QUEUES;
+    const SKIPS_DROPPED_SAMPLES: bool = B::SKIPS_DROPPED_SAMPLES;
+    const IS_ASYNC: bool = B::IS_ASYNC;
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::autodiff::<B, C>(x)
     }
 
-    fn pictures(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
-        Self::from_inner(B::pictures(bytes, dims, device))
+    fn images(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::images(bytes, dims, device))
     }
 
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
         match x.is_tracked() {
-            // A graph goes through Burn's operations; pictures are constants nearly always.
-            true => pictures::composed_patches::<Self>(x, patch),
+            // A graph goes through Burn's operations; images are constants nearly always.
+            true => images::composed_patches::<Self>(x, patch),
             false => Self::from_inner(B::fused_patches(x.primitive, patch)),
         }
     }
@@ -533,11 +533,11 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         channel_norm::autodiff::<B, C>(x, mean, scale, shift, relu)
     }
 
-    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
         samples::autodiff_take::<B, C>(x, kept)
     }
 
-    fn fused_add_to_samples(
+    fn fused_scatter_add_samples(
         x: FloatTensor<Self>,
         branch: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -559,7 +559,7 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         residual_scale::autodiff::<B, C>(x, branch, gamma)
     }
 
-    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
         collective::autodiff::<B, C>(x, rank)
     }
 }

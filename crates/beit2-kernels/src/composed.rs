@@ -256,25 +256,25 @@ pub(crate) fn adamw<B: BurnBackend>(
     (from_rows(shape.clone(), param), from_rows(shape.clone(), m), from_rows(shape, v))
 }
 
-pub(crate) fn take_samples<B: BurnBackend>(x: FloatTensor<B>, kept: &[usize]) -> FloatTensor<B> {
-    unwrap(some::reference_take::<B>(wrap(x), kept))
+pub(crate) fn gather_samples<B: BurnBackend>(x: FloatTensor<B>, kept: &[usize]) -> FloatTensor<B> {
+    unwrap(some::reference_gather::<B>(wrap(x), kept))
 }
 
-pub(crate) fn take_samples_backward<B: BurnBackend>(
+pub(crate) fn gather_samples_backward<B: BurnBackend>(
     grad: FloatTensor<B>,
     kept: &[usize],
     batch: usize,
 ) -> FloatTensor<B> {
-    unwrap(some::reference_take_backward::<B>(wrap(grad), kept, batch))
+    unwrap(some::reference_gather_backward::<B>(wrap(grad), kept, batch))
 }
 
-pub(crate) fn add_to_samples<B: BurnBackend>(
+pub(crate) fn scatter_add_samples<B: BurnBackend>(
     x: FloatTensor<B>,
     branch: FloatTensor<B>,
     gamma: FloatTensor<B>,
     kept: &[usize],
 ) -> FloatTensor<B> {
-    unwrap(some::reference_add::<B>(wrap(x), wrap(branch), wrap(gamma), kept))
+    unwrap(some::reference_scatter_add::<B>(wrap(x), wrap(branch), wrap(gamma), kept))
 }
 
 pub(crate) fn residual_scale<B: BurnBackend>(

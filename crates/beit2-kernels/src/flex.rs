@@ -13,7 +13,7 @@ use crate::memory::Buffer;
 use crate::memory::{Stored, Values};
 use crate::{
     AdamwStep, AttentionSpec, PackedWeight, Precision, adamw, attention, channel_moments, channel_norm,
-    composed, conv3x3, cross_entropy, gelu, layer_norm, linear, nearest_code, pictures, pixel_cross_entropy,
+    composed, conv3x3, cross_entropy, gelu, images, layer_norm, linear, nearest_code, pixel_cross_entropy,
     residual_scale, samples,
 };
 #[cfg(target_arch = "x86_64")]
@@ -74,8 +74,8 @@ pub(crate) fn row_groups(n: usize) -> (usize, usize) {
 }
 
 impl Backend for Flex {
-    const LEAVES_SAMPLES_OUT: bool = true;
-    const QUEUES: bool = false;
+    const SKIPS_DROPPED_SAMPLES: bool = true;
+    const IS_ASYNC: bool = false;
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x]) { gelu::fast::forward(x) } else { composed::gelu::<Self>(x) }
@@ -85,21 +85,21 @@ impl Backend for Flex {
         if is_f32(&[&x]) { gelu::fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
     }
 
-    fn pictures(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
-        pictures::fast::pictures(&bytes, dims)
+    fn images(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
+        images::fast::images(&bytes, dims)
     }
 
     fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
         match is_f32(&[&x]) {
-            true => pictures::fast::standardise(x, mean, std),
-            false => pictures::composed_standardise::<Self>(x, mean, std),
+            true => images::fast::standardise(x, mean, std),
+            false => images::composed_standardise::<Self>(x, mean, std),
         }
     }
 
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
         match is_f32(&[&x]) {
-            true => pictures::fast::patches(x, patch),
-            false => pictures::composed_patches::<Self>(x, patch),
+            true => images::fast::patches(x, patch),
+            false => images::composed_patches::<Self>(x, patch),
         }
     }
 
@@ -111,7 +111,7 @@ impl Backend for Flex {
         if is_f32(&[&x, &y]) { residual_scale::fast::sum(x, y) } else { composed::sum::<Self>(x, y) }
     }
 
-    fn fused_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_mul(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         if is_f32(&[&x, &y]) { gelu::fast::product(x, y) } else { composed::product::<Self>(x, y) }
     }
 
@@ -420,11 +420,11 @@ impl Backend for Flex {
         }
     }
 
-    fn fused_take_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
-        if is_f32(&[&x]) { samples::fast::take(x, kept) } else { composed::take_samples::<Self>(x, kept) }
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { samples::fast::take(x, kept) } else { composed::gather_samples::<Self>(x, kept) }
     }
 
-    fn fused_take_samples_backward(
+    fn fused_gather_samples_backward(
         grad: FloatTensor<Self>,
         kept: &[usize],
         batch: usize,
@@ -432,11 +432,11 @@ impl Backend for Flex {
         if is_f32(&[&grad]) {
             samples::fast::take_backward(grad, kept, batch)
         } else {
-            composed::take_samples_backward::<Self>(grad, kept, batch)
+            composed::gather_samples_backward::<Self>(grad, kept, batch)
         }
     }
 
-    fn fused_add_to_samples(
+    fn fused_scatter_add_samples(
         x: FloatTensor<Self>,
         branch: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -445,7 +445,7 @@ impl Backend for Flex {
         if is_f32(&[&x, &branch, &gamma]) {
             samples::fast::add(x, branch, gamma, kept)
         } else {
-            composed::add_to_samples::<Self>(x, branch, gamma, kept)
+            composed::scatter_add_samples::<Self>(x, branch, gamma, kept)
         }
     }
 

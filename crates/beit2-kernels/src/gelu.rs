@@ -45,7 +45,7 @@ impl<B: Backend> Backward<B, 1> for GeluBackward {
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let slope = ops.state;
-        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::fused_product(grad, slope));
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::fused_mul(grad, slope));
     }
 }
 

@@ -21,6 +21,7 @@ mod flex;
 mod gelu;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod images;
 mod layer_norm;
 mod linear;
 mod matrix;
@@ -29,7 +30,6 @@ mod nearest_code;
 mod norm_mlp;
 #[cfg(target_arch = "x86_64")]
 mod packed;
-mod pictures;
 mod pixel_cross_entropy;
 mod precision;
 pub mod probe;
@@ -54,16 +54,16 @@ pub use cross_entropy::cross_entropy;
 pub use gelu::gelu;
 #[cfg(feature = "gpu")]
 pub use gpu::keep_tuning;
+pub use images::{images, patches, standardise};
 pub use layer_norm::layer_norm;
 pub use linear::{PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
 pub use nearest_code::nearest_code;
 pub use norm_mlp::{NormMlp, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
-pub use pictures::{patches, pictures, standardise};
 pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
 pub use precision::Precision;
 pub use residual_scale::{residual, residual_scale};
-pub use samples::{add_to_samples, take_samples};
+pub use samples::{gather_samples, scatter_add_samples};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
 /// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of
@@ -91,13 +91,15 @@ pub mod reference {
     pub use crate::conv3x3::reference as conv3x3;
     pub use crate::cross_entropy::reference as cross_entropy;
     pub use crate::gelu::reference as gelu;
+    pub use crate::images::{
+        reference as images, reference_patches as patches, reference_standardise as standardise,
+    };
     pub use crate::layer_norm::reference as layer_norm;
     pub use crate::linear::reference as linear;
     pub use crate::nearest_code::reference as nearest_code;
-    pub use crate::pictures::{
-        reference as pictures, reference_patches as patches, reference_standardise as standardise,
-    };
     pub use crate::pixel_cross_entropy::reference as pixel_cross_entropy;
     pub use crate::residual_scale::reference as residual_scale;
-    pub use crate::samples::{reference_add as add_to_samples, reference_take as take_samples};
+    pub use crate::samples::{
+        reference_gather as gather_samples, reference_scatter_add as scatter_add_samples,
+    };
 }

@@ -177,7 +177,7 @@ pub(crate) mod fast {
 
     use super::PackedWeight;
     use crate::flex::{owned, row_groups, tensor, view};
-    use crate::matrix::{How, Packed, Start, product, with_rows};
+    use crate::matrix::{Accumulate, MatmulOptions, Packed, product, with_rows};
     use crate::memory::Buffer;
     use crate::precision::Precision;
 
@@ -191,10 +191,10 @@ pub(crate) mod fast {
         let shape = with_last(&x, out);
         let mut y = Buffer::any(shape.num_elements());
         let bias = bias.map(owned);
-        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(view(bias)));
+        let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
         with_rows(&x, |x| {
             with_rows(&weight, |w| {
-                product(&mut y, out, start, 1.0, x, w.transposed(), How::parallel(precision));
+                product(&mut y, out, start, 1.0, x, w.transposed(), MatmulOptions::parallel(precision));
             });
         });
         tensor(y, shape)
@@ -213,7 +213,7 @@ pub(crate) mod fast {
         let shape = with_last(&x, weight.dims()[0]);
         let mut y = Buffer::any(shape.num_elements());
         let bias = bias.map(owned);
-        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(view(bias)));
+        let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
         with_rows(&x, |x| weight.0.product(&mut y, start, x));
         tensor(y, shape)
     }
@@ -224,7 +224,7 @@ pub(crate) mod fast {
         let mut dx = Buffer::any(shape.num_elements());
         with_rows(&grad, |grad| {
             with_rows(&weight, |w| {
-                product(&mut dx, inner, Start::Zero, 1.0, grad, w, How::parallel(precision));
+                product(&mut dx, inner, Accumulate::Zero, 1.0, grad, w, MatmulOptions::parallel(precision));
             });
         });
         tensor(dx, shape)
@@ -235,7 +235,15 @@ pub(crate) mod fast {
             with_rows(&x, |x| {
                 let (out, inner) = (grad.cols(), x.cols());
                 let mut dw = Buffer::any(out * inner);
-                product(&mut dw, inner, Start::Zero, 1.0, grad.transposed(), x, How::parallel(precision));
+                product(
+                    &mut dw,
+                    inner,
+                    Accumulate::Zero,
+                    1.0,
+                    grad.transposed(),
+                    x,
+                    MatmulOptions::parallel(precision),
+                );
                 tensor(dw, [out, inner])
             })
         })

@@ -119,7 +119,7 @@ pub(crate) fn with_rows<R>(x: &FlexTensor, f: impl FnOnce(Matrix<'_>) -> R) -> R
 
 /// What the sums of a product start from.
 #[derive(Clone, Copy)]
-pub(crate) enum Start<'a> {
+pub(crate) enum Accumulate<'a> {
     /// Zero: the destination is overwritten.
     Zero,
     /// The same row everywhere, one value for each column: the destination is overwritten.
@@ -130,7 +130,7 @@ pub(crate) enum Start<'a> {
 
 /// How a product is computed.
 #[derive(Clone, Copy)]
-pub(crate) struct How {
+pub(crate) struct MatmulOptions {
     /// Type of the operands. Only x86-64 has bf16 products.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) precision: Precision,
@@ -138,7 +138,7 @@ pub(crate) struct How {
     pub(crate) parallel: bool,
 }
 
-impl How {
+impl MatmulOptions {
     /// On all threads.
     pub(crate) fn parallel(precision: Precision) -> Self {
         Self { precision, parallel: true }
@@ -154,11 +154,11 @@ impl How {
 pub(crate) fn product(
     dst: &mut [f32],
     row: usize,
-    start: Start<'_>,
+    start: Accumulate<'_>,
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
-    how: How,
+    how: MatmulOptions,
 ) {
     assert!(span(a.rows, b.cols, row, 1) <= dst.len());
     // SAFETY: the slice holds every element of the destination and is borrowed mutably.
@@ -172,15 +172,17 @@ pub(crate) fn product_of<A: Operand, B: Operand>(
     row: usize,
     a: Matrix<'_, A>,
     b: Matrix<'_, B>,
-    how: How,
+    how: MatmulOptions,
 ) {
     assert!(a.cols == b.rows && b.cols == row && a.rows * row <= dst.len());
     if let (Some(a), Some(b)) = (A::plain(a), B::plain(b)) {
-        return product(dst, row, Start::Zero, 1.0, a, b, how);
+        return product(dst, row, Accumulate::Zero, 1.0, a, b, how);
     }
     assert!(packed::is_available(how.precision) && a.cols > 0);
     // SAFETY: the slice holds the destination, and the instructions are there.
-    unsafe { packed::product(dst.as_mut_ptr(), row, Start::Zero, 1.0, a, b, how.precision, how.parallel) }
+    unsafe {
+        packed::product(dst.as_mut_ptr(), row, Accumulate::Zero, 1.0, a, b, how.precision, how.parallel)
+    }
 }
 
 /// An element type that [`product_of`] takes.
@@ -240,10 +242,10 @@ impl Packed {
     /// `dst = start + a·self`, with rows of `dst` side by side: what [`product`] gives, to the bit, for rows that lie in
     /// order.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-    pub(crate) fn product(&self, dst: &mut [f32], start: Start<'_>, a: Matrix<'_>) {
+    pub(crate) fn product(&self, dst: &mut [f32], start: Accumulate<'_>, a: Matrix<'_>) {
         let [depth, cols] = self.dims();
         assert!(a.cols == depth && span(a.rows, cols, cols, 1) <= dst.len());
-        if let Start::Row(values) = start {
+        if let Accumulate::Row(values) = start {
             assert_eq!(values.len(), cols);
         }
         if a.rows == 0 {
@@ -266,14 +268,14 @@ impl Packed {
 pub(crate) unsafe fn product_at(
     dst: *mut f32,
     row: usize,
-    start: Start<'_>,
+    start: Accumulate<'_>,
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
-    how: How,
+    how: MatmulOptions,
 ) {
     assert_eq!(a.cols, b.rows);
-    if let Start::Row(values) = start {
+    if let Accumulate::Row(values) = start {
         assert_eq!(values.len(), b.cols);
     }
     if a.rows == 0 || b.cols == 0 {
@@ -319,13 +321,13 @@ impl Place {
 unsafe fn gemm_at(
     dst: *mut f32,
     row: usize,
-    start: Start<'_>,
+    start: Accumulate<'_>,
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
     parallel: bool,
 ) {
-    if let Start::Row(values) = start {
+    if let Accumulate::Row(values) = start {
         let place = Place(dst);
         // SAFETY: row `i` of the destination, which is the caller's.
         let fill = |i: usize| unsafe { place.row(i * row, values.len()).copy_from_slice(values) };
@@ -345,7 +347,7 @@ unsafe fn gemm_at(
             dst,
             1,
             row as isize,
-            !matches!(start, Start::Zero),
+            !matches!(start, Accumulate::Zero),
             a.data.as_ptr(),
             a.col as isize,
             a.row as isize,
@@ -387,7 +389,7 @@ mod tests {
             (Matrix::new(&a, m, k, k), Matrix::new(&b_t, n, k, k).transposed()),
         ] {
             let mut y = vec![1.0; m * (n + 2)];
-            product(&mut y, n + 2, Start::There, 2.0, a, b, How::parallel(Precision::F32));
+            product(&mut y, n + 2, Accumulate::There, 2.0, a, b, MatmulOptions::parallel(Precision::F32));
             for i in 0..m {
                 for j in 0..n {
                     let sum: f32 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();

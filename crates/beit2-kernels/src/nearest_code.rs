@@ -30,7 +30,7 @@ pub(crate) mod fast {
     use burn_flex::{FlexTensor, Layout};
     use rayon::prelude::*;
 
-    use crate::matrix::{How, Matrix, Start, product, with_rows};
+    use crate::matrix::{Accumulate, MatmulOptions, Matrix, product, with_rows};
     use crate::precision::Precision;
     use crate::simd::{dispatch, max};
 
@@ -55,7 +55,15 @@ pub(crate) mod fast {
                     let n = CODES.min(codes.rows() - first);
                     let products = &mut products[..ids.len() * n];
                     let codes = codes.some_rows(first, n).transposed();
-                    product(products, n, Start::Zero, 1.0, z, codes, How::alone(Precision::F32));
+                    product(
+                        products,
+                        n,
+                        Accumulate::Zero,
+                        1.0,
+                        z,
+                        codes,
+                        MatmulOptions::alone(Precision::F32),
+                    );
                     update(products, first, &mut best[..ids.len()], ids);
                 }
             },

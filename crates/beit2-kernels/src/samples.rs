@@ -3,7 +3,7 @@
 //!
 //! Contract: `kept` are numbers of samples, ascending, each once; they are known on the host, so that
 //! nothing waits for a device. Whole samples are copied, in parallel. Samples that were not taken get a
-//! gradient of 0 from [`take_samples`]; those that nothing is added to pass [`add_to_samples`]
+//! gradient of 0 from [`gather_samples`]; those that nothing is added to pass [`scatter_add_samples`]
 //! unchanged, to the bit.
 
 use burn::backend::Autodiff;
@@ -27,9 +27,9 @@ fn check(operation: &str, kept: &[usize], batch: usize) {
 ///
 /// # Panics
 /// If `kept` is not ascending or not inside the batch.
-pub fn take_samples<B: Backend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
-    check("take_samples", kept, x.dims()[0]);
-    wrap(B::fused_take_samples(unwrap(x), kept))
+pub fn gather_samples<B: Backend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
+    check("gather_samples", kept, x.dims()[0]);
+    wrap(B::fused_gather_samples(unwrap(x), kept))
 }
 
 /// `x [B, T, D]` with `γ⊙branch` added to its samples `kept`: `branch [K, T, D]`, `gamma [D]` →
@@ -37,31 +37,31 @@ pub fn take_samples<B: Backend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3>
 ///
 /// # Panics
 /// If `kept` is not ascending or not inside the batch, or the shapes do not fit.
-pub fn add_to_samples<B: Backend>(
+pub fn scatter_add_samples<B: Backend>(
     x: Tensor<B, 3>,
     branch: Tensor<B, 3>,
     gamma: Tensor<B, 1>,
     kept: &[usize],
 ) -> Tensor<B, 3> {
     let ([batch, tokens, width], other, [g]) = (x.dims(), branch.dims(), gamma.dims());
-    check("add_to_samples", kept, batch);
+    check("scatter_add_samples", kept, batch);
     assert!(
         other == [kept.len(), tokens, width] && g == width,
-        "add_to_samples: x {:?}, branch {other:?} of {} samples and gamma [{g}] do not fit",
+        "scatter_add_samples: x {:?}, branch {other:?} of {} samples and gamma [{g}] do not fit",
         x.dims(),
         kept.len()
     );
-    wrap(B::fused_add_to_samples(unwrap(x), unwrap(branch), unwrap(gamma), kept))
+    wrap(B::fused_scatter_add_samples(unwrap(x), unwrap(branch), unwrap(gamma), kept))
 }
 
-/// [`take_samples`](crate::take_samples) composed from Burn's primitives.
-pub fn reference_take<B: BurnBackend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
+/// [`gather_samples`](crate::gather_samples) composed from Burn's primitives.
+pub fn reference_gather<B: BurnBackend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
     let numbers = numbers(kept, &x);
     x.select(0, numbers)
 }
 
-/// [`add_to_samples`](crate::add_to_samples) composed from Burn's primitives.
-pub fn reference_add<B: BurnBackend>(
+/// [`scatter_add_samples`](crate::scatter_add_samples) composed from Burn's primitives.
+pub fn reference_scatter_add<B: BurnBackend>(
     x: Tensor<B, 3>,
     branch: Tensor<B, 3>,
     gamma: Tensor<B, 1>,
@@ -71,7 +71,7 @@ pub fn reference_add<B: BurnBackend>(
     x.select_assign(0, numbers, branch * gamma.unsqueeze(), IndexingUpdateOp::Add)
 }
 
-pub(crate) fn reference_take_backward<B: BurnBackend>(
+pub(crate) fn reference_gather_backward<B: BurnBackend>(
     grad: Tensor<B, 3>,
     kept: &[usize],
     batch: usize,
@@ -97,7 +97,7 @@ impl<B: Backend> Backward<B, 1> for TakeSamplesBackward {
         let grad = grads.consume::<B>(&ops.node);
         let (kept, batch) = ops.state;
         if let [Some(node)] = ops.parents {
-            grads.register::<B>(node.id, B::fused_take_samples_backward(grad, &kept, batch));
+            grads.register::<B>(node.id, B::fused_gather_samples_backward(grad, &kept, batch));
         }
     }
 }
@@ -114,7 +114,7 @@ impl<B: Backend> Backward<B, 3> for AddToSamplesBackward {
         let (branch, gamma, kept) = ops.state;
         let [x, node_branch, node_gamma] = ops.parents;
         if node_branch.is_some() || node_gamma.is_some() {
-            let taken = B::fused_take_samples(grad.clone(), &kept);
+            let taken = B::fused_gather_samples(grad.clone(), &kept);
             let (dbranch, dgamma) = B::fused_residual_scale_backward(branch, gamma, taken);
             if let Some(node) = node_branch {
                 grads.register::<B>(node.id, dbranch);
@@ -139,9 +139,9 @@ pub(crate) fn autodiff_take<B: Backend, C: CheckpointStrategy>(
     let prep = Backward::<B, 1>::prepare::<C>(TakeSamplesBackward, [x.node]);
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            prep.finish((kept.to_vec(), batch), B::fused_take_samples(x.primitive, kept))
+            prep.finish((kept.to_vec(), batch), B::fused_gather_samples(x.primitive, kept))
         }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_take_samples(x.primitive, kept)),
+        OpsKind::UnTracked(prep) => prep.finish(B::fused_gather_samples(x.primitive, kept)),
     }
 }
 
@@ -157,9 +157,11 @@ pub(crate) fn autodiff_add<B: Backend, C: CheckpointStrategy>(
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
             let state = (branch.clone(), gamma.clone(), kept.to_vec());
-            prep.finish(state, B::fused_add_to_samples(x.primitive, branch, gamma, kept))
+            prep.finish(state, B::fused_scatter_add_samples(x.primitive, branch, gamma, kept))
         }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_add_to_samples(x.primitive, branch, gamma, kept)),
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::fused_scatter_add_samples(x.primitive, branch, gamma, kept))
+        }
     }
 }
 
@@ -242,10 +244,10 @@ mod tests {
     fn taking_matches_reference_and_differences() {
         for (b, t, d, kept) in SHAPES {
             check(
-                "take_samples",
+                "gather_samples",
                 &[random(b * t * d, 1, 1.0)],
-                |x| super::take_samples(x[0].clone().reshape([b, t, d]), kept).reshape([-1]),
-                |x| super::reference_take(x[0].clone().reshape([b, t, d]), kept).reshape([-1]),
+                |x| super::gather_samples(x[0].clone().reshape([b, t, d]), kept).reshape([-1]),
+                |x| super::reference_gather(x[0].clone().reshape([b, t, d]), kept).reshape([-1]),
                 0.0,
             );
         }
@@ -256,15 +258,15 @@ mod tests {
         for (b, t, d, kept) in SHAPES {
             let k = kept.len();
             check(
-                "add_to_samples",
+                "scatter_add_samples",
                 &[random(b * t * d, 1, 1.0), random(k * t * d, 2, 1.0), random(d, 3, 1.0)],
                 |x| {
                     let (a, b) = (x[0].clone().reshape([b, t, d]), x[1].clone().reshape([k, t, d]));
-                    super::add_to_samples(a, b, x[2].clone(), kept).reshape([-1])
+                    super::scatter_add_samples(a, b, x[2].clone(), kept).reshape([-1])
                 },
                 |x| {
                     let (a, b) = (x[0].clone().reshape([b, t, d]), x[1].clone().reshape([k, t, d]));
-                    super::reference_add(a, b, x[2].clone(), kept).reshape([-1])
+                    super::reference_scatter_add(a, b, x[2].clone(), kept).reshape([-1])
                 },
                 3e-6, // as residual_scale: one rounding, and sums of γ's gradient
             );
@@ -279,9 +281,9 @@ mod tests {
         };
         let (x, branch, gamma) = (tensor(1, [5, 9, 24]), tensor(2, [5, 9, 24]), tensor(3, [1, 1, 24]));
         let (kept, gamma) = ([0, 2, 4], gamma.reshape([24]));
-        let some = super::add_to_samples(
+        let some = super::scatter_add_samples(
             x.clone(),
-            super::take_samples(branch.clone(), &kept),
+            super::gather_samples(branch.clone(), &kept),
             gamma.clone(),
             &kept,
         );
@@ -296,6 +298,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "samples [2, 1] of 3")]
     fn samples_out_of_order_are_refused() {
-        super::take_samples(Tensor::<Flex, 3>::zeros([3, 1, 1], &Default::default()), &[2, 1]);
+        super::gather_samples(Tensor::<Flex, 3>::zeros([3, 1, 1], &Default::default()), &[2, 1]);
     }
 }

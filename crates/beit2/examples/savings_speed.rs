@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use beit2::pretrain::{MimConfig, MimLogits, MimModel, TokenMask};
+use beit2::pretrain::{MimConfig, MimLogits, MimModel, PatchMask};
 use beit2::train::{AdamW, AdamWConfig, GroupRule};
 use beit2::vit::{DropPath, VitConfig};
 use burn::backend::{Autodiff, Flex};
@@ -22,7 +22,7 @@ type B = Autodiff<Flex>;
 /// Pairs of steps for each line; each pair with draws of its own.
 const ROUNDS: usize = 9;
 
-const WORDS: usize = 512;
+const CODES: usize = 512;
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).flat_map(|a| a.parse()).collect();
@@ -65,7 +65,7 @@ fn compare(batch: usize, vit: &VitConfig, saving: Saving) {
     let device = Default::default();
     let config = MimConfig {
         vit: VitConfig { drop_path: rate, ..vit.clone() },
-        vocab: WORDS,
+        vocab: CODES,
         early_layers: vit.depth * 3 / 4,
         ..MimConfig::default()
     };
@@ -77,9 +77,9 @@ fn compare(batch: usize, vit: &VitConfig, saving: Saving) {
     let (patches, size) = (vit.patches(), vit.image_size);
     let masked = patches * 2 / 5;
     let indices: Vec<u32> = (0..batch).flat_map(|_| 0..masked as u32).collect();
-    let mask = TokenMask::new(&indices, batch, patches, &device);
+    let mask = PatchMask::new(&indices, batch, patches, &device);
     let labels =
-        Tensor::<B, 1, Int>::arange(0..(batch * masked) as i64, &device).remainder_scalar(WORDS as i64);
+        Tensor::<B, 1, Int>::arange(0..(batch * masked) as i64, &device).remainder_scalar(CODES as i64);
     let x = Tensor::<B, 4>::random([batch, 3, size, size], Distribution::Normal(0.0, 1.0), &device);
     let rows = (0..batch).flat_map(|at| (0..masked).map(move |row| (at * patches + row) as i32)).collect();
     let rows = Tensor::<B, 1, Int>::from_data(TensorData::new::<i32, _>(rows, [batch * masked]), &device);

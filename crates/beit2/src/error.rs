@@ -45,18 +45,18 @@ pub enum Error {
     /// Mask settings.
     #[error(transparent)]
     Mask(#[from] beit2_data::MaskError),
-    /// Pictures with masks.
+    /// Images with masks.
     #[error(transparent)]
     SegmentData(#[from] beit2_data::segment::SegmentDataError),
     /// Image settings or sizes.
     #[error(transparent)]
     Transform(#[from] beit2_data::TransformError),
-    /// A picture that cannot be decoded.
+    /// An image that cannot be decoded.
     #[error(transparent)]
     Decode(#[from] beit2_data::DecodeError),
-    /// A file that is no usable picture.
+    /// A file that is no usable image.
     #[error("{}: {reason}", path.display())]
-    Picture {
+    Image {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.

@@ -17,26 +17,26 @@ pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// CLIP's channel deviations.
 pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
-/// Reads a picture file; the format is told from its content.
+/// Reads an image file; the format is told from its content.
 ///
 /// # Errors
 /// A file that cannot be read or decoded.
 pub fn read(path: impl AsRef<Path>) -> Result<Image, Error> {
     let path = path.as_ref();
-    let wrong = |reason: String| Error::Picture { path: path.to_owned(), reason };
+    let wrong = |reason: String| Error::Image { path: path.to_owned(), reason };
     // Why the size first: an endless or huge file is refused instead of filling the memory.
     let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
     if size > Limits::default().max_file_bytes {
-        return Err(wrong(format!("the file has {size} bytes, too many for one picture")));
+        return Err(wrong(format!("the file has {size} bytes, too many for one image")));
     }
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
     beit2_data::decode(&bytes, &Limits::default()).map_err(|error| wrong(error.to_string()))
 }
 
-/// Pictures of any size through the evaluation view, `[B, 3, size, size]` in [0, 1].
+/// Images of any size through the evaluation view, `[B, 3, size, size]` in [0, 1].
 ///
 /// # Errors
-/// No pictures, a setting out of range, a picture that is too long for its resized form.
+/// No images, a setting out of range, an image that is too long for its resized form.
 pub fn views<B: Backend>(
     images: &[Image],
     view: &EvalConfig,
@@ -47,13 +47,13 @@ pub fn views<B: Backend>(
     stacked(&views, device)
 }
 
-/// Pictures of one size, `[B, 3, H, W]` in [0, 1].
+/// Images of one size, `[B, 3, H, W]` in [0, 1].
 ///
 /// # Errors
-/// No pictures, or pictures of different sizes.
+/// No images, or images of different sizes.
 pub fn stacked<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tensor<B, 4>, Error> {
     let Some(first) = images.first() else {
-        return config_error("a batch needs at least one picture");
+        return config_error("a batch needs at least one image");
     };
     let (height, width) = (first.height as usize, first.width as usize);
     Ok(from_bytes(stack_hwc(images)?, images.len(), height, width, device))
@@ -68,7 +68,7 @@ pub fn from_bytes<B: Backend>(
     width: usize,
     device: &B::Device,
 ) -> Tensor<B, 4> {
-    kernels::pictures(bytes, [batch, height, width, 3], device)
+    kernels::images(bytes, [batch, height, width, 3], device)
 }
 
 /// [0, 1] → [−1, 1].

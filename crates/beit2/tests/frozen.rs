@@ -31,7 +31,7 @@ fn small(bias: RelPosKind) -> VitConfig {
     }
 }
 
-fn pictures(count: usize) -> Tensor<Flex, 4> {
+fn images(count: usize) -> Tensor<Flex, 4> {
     Tensor::random([count, 3, 48, 48], Distribution::Normal(0.0, 1.0), &Default::default())
 }
 
@@ -91,7 +91,7 @@ fn vision_transformers(precision: Precision) {
         // Again, and a copy of it: the same.
         let frozen = frozen.clone().freeze();
         for count in [1, 5] {
-            let x = pictures(count);
+            let x = images(count);
             assert_eq!(outputs(&model, &x), outputs(&frozen, &x), "{precision} {bias:?}");
         }
     }
@@ -118,7 +118,7 @@ fn frozen_halves(precision: Precision) {
     let mut tokenizer = VqKd::<Flex>::new(&config, 1, &device).unwrap();
     tokenizer.set_precision(precision);
     let frozen = tokenizer.clone().freeze_encoder();
-    let x = pictures(4);
+    let x = images(4);
     assert_eq!(tokenizer.encode(x.clone()).into_data(), frozen.encode(x.clone()).into_data());
     assert_eq!(tokenizer.ids(x.clone()).into_data(), frozen.ids(x.clone()).into_data());
 
@@ -171,7 +171,7 @@ fn nothing_gets_stale(packs: bool) {
     assert!(text.contains("frozen in f32"), "{text}");
     frozen.set_precision(Precision::F32);
     // Modules are mapped in many places; a map keeps what is packed.
-    let x = pictures(2);
+    let x = images(2);
     let before = outputs(&frozen, &x);
     assert_eq!(outputs(&frozen.no_grad(), &x), before);
 }

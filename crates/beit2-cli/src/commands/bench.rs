@@ -3,7 +3,7 @@
 use std::io::BufRead;
 
 use beit2::bench::{
-    GPU_GEMM_SIDE, InferBench, Parts, Pictures, Size, Stage, TrainBench, TrainSetup, gemm_flops,
+    GPU_GEMM_SIDE, Images, InferBench, Parts, Size, Stage, TrainBench, TrainSetup, gemm_flops,
     held_gemm_flops,
 };
 use beit2::train::Assets;
@@ -12,7 +12,7 @@ use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
-use crate::assets::Openable;
+use crate::assets::AssetStore;
 use crate::cli::{Device, one_of, precision};
 use crate::device::{Job, Kind};
 use crate::errors::{Ending, usage};
@@ -26,7 +26,7 @@ pub enum Bench {
     /// Training steps of a stage
     #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch 8\n  \
         beit2 bench train --stage tokenizer --size base --batch 64 --dtype bf16 --device cuda --json\n  \
-        beit2 bench train --stage pretrain --size small --data pictures --workers 2")]
+        beit2 bench train --stage pretrain --size small --data images --workers 2")]
     Train(TrainArgs),
     /// Forward passes of a classifier
     #[command(after_help = "Example:\n  beit2 bench infer --size base --batch 1 --dtype bf16")]
@@ -58,7 +58,7 @@ struct Common {
     #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
     size: Size,
 
-    /// Pictures in a step
+    /// Images in a step
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch: usize,
 
@@ -79,11 +79,11 @@ struct Common {
     #[arg(long)]
     paced: bool,
 
-    /// Pictures through the loader and the augmentation of pretraining; left out, random bytes in memory
+    /// Images through the loader and the augmentation of pretraining; left out, random bytes in memory
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: Option<String>,
 
-    /// Threads that decode and augment pictures of --data
+    /// Threads that decode and augment images of --data
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
@@ -106,12 +106,12 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
     }
-    let pictures = match &common.data {
-        None => Pictures::Random,
-        Some(spec) => Pictures::Real(Openable::default().source(spec)?, common.workers),
+    let images = match &common.data {
+        None => Images::Random,
+        Some(spec) => Images::Real(AssetStore::default().source(spec)?, common.workers),
     };
     let facts = Facts { kind, stage, size: common.size, precision: common.dtype, common };
-    common.device.device.on(Measurement { facts, pictures, signals })
+    common.device.device.on(Measurement { facts, images, signals })
 }
 
 /// What is measured.
@@ -131,7 +131,7 @@ impl Facts<'_> {
 
 struct Measurement<'a> {
     facts: Facts<'a>,
-    pictures: Pictures,
+    images: Images,
     signals: &'a Signals,
 }
 
@@ -139,7 +139,7 @@ impl Job for Measurement<'_> {
     type Output = Ending;
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Ending> {
-        let Self { facts, pictures, signals } = self;
+        let Self { facts, images, signals } = self;
         // A GPU is measured once, before there is a model: its operands take memory, and its clock keeps.
         let gemm = match facts.on_cpu() {
             true => None,
@@ -149,7 +149,7 @@ impl Job for Measurement<'_> {
         let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch);
         match facts.stage {
             Some(stage) => {
-                let setup = TrainSetup { stage, size, batch, precision, pictures };
+                let setup = TrainSetup { stage, size, batch, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
                 let flops = bench.step_flops();
                 let steps = move |count: usize| {
@@ -159,7 +159,7 @@ impl Job for Measurement<'_> {
                 rounds::<B>(&facts, (flops, gemm), held, signals, device, steps)
             }
             None => {
-                let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, pictures, device)?;
+                let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, images, device)?;
                 let flops = bench.step_flops();
                 let steps = move |count: usize| {
                     let parts = (0..count).map(|_| bench.batch()).collect::<Result<Vec<Parts>, _>>()?;
@@ -304,10 +304,7 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
                 device => device.to_owned(),
             },
         ),
-        (
-            "pictures/s".to_owned(),
-            format!("{median:.2} (median of {}; {least:.2} to {most:.2})", rounds.len()),
-        ),
+        ("images/s".to_owned(), format!("{median:.2} (median of {}; {least:.2} to {most:.2})", rounds.len())),
         ("a step".to_owned(), format!("{:.1} ms", 1e3 * batch / median)),
     ];
     type Part = (&'static str, fn(&Parts) -> f64);

@@ -1,4 +1,4 @@
-//! `beit2 embed`: features of many pictures in one file.
+//! `beit2 embed`: features of many images in one file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use burn::tensor::{DType, TensorData};
 use clap::{ValueEnum, ValueHint};
 
 use super::frozen::{self, Family};
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
@@ -26,12 +26,12 @@ const F16_MAX: f32 = 65504.0;
 
 /// Flags of `embed`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 embed pictures --weights runs/mim -o features.npy\n  \
+#[command(after_help = "Examples:\n  beit2 embed images --weights runs/mim -o features.npy\n  \
     beit2 embed 'shard-{000..099}.tar' --weights beitv2_base_patch16_224_pt1k_ft21k.pth -o features.parquet --device cuda\n  \
-    beit2 embed pictures --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
+    beit2 embed images --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
     The same command continues after an interruption; the file is the same to the byte.")]
 pub struct Args {
-    /// Pictures: a folder, tar shards, one picture, or bundled:train
+    /// Images: a folder, tar shards, one image, or bundled:train
     #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     source: String,
 
@@ -39,9 +39,9 @@ pub struct Args {
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// What of a picture's tokens becomes its row
+    /// What of an image's tokens becomes its row
     #[arg(long, value_name = "WHAT", default_value = "mean")]
-    features: What,
+    features: FeatureArg,
 
     /// Block after which features are taken, counted from 1; left out, what the model ends with
     #[arg(long, value_name = "N")]
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "FAMILY")]
     teacher: Option<Family>,
 
-    /// Side of the pictures; left out, as the model was trained (published teachers: 224)
+    /// Side of the images; left out, as the model was trained (published teachers: 224)
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
@@ -63,17 +63,17 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
+enum FeatureArg {
     /// The CLS token
     Cls,
     /// The mean of the patch tokens
@@ -84,7 +84,7 @@ enum What {
     Patches,
 }
 
-impl What {
+impl FeatureArg {
     /// The name, and what is pooled; `None` keeps the patches.
     fn resolved(self) -> (&'static str, Option<FeatureKind>) {
         match self {
@@ -109,7 +109,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let known = [Format::Npy, Format::Parquet, Format::Safetensors];
     let to = Destination::new(&args.export, &known)?;
     let list = to.list();
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let source = assets.source(&args.source)?;
     let weights = assets.weights_fingerprint(&args.weights)?;
     let mut progress = Progress::new(args.talk, signals, Path::new("."));
@@ -123,7 +123,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 struct Embedding<'a> {
     args: &'a Args,
     to: Destination<'a>,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<dyn Source>,
     weights: String,
     signals: &'a Signals,

@@ -1,4 +1,4 @@
-//! `beit2 tokenizer encode`: code ids of many pictures in one file.
+//! `beit2 tokenizer encode`: code ids of many images in one file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::AutodiffBackend;
 use clap::ValueHint;
 
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
@@ -23,11 +23,13 @@ const U16_CODES: usize = 1 << 16;
 
 /// Flags of `tokenizer encode`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 tokenizer encode pictures --tokenizer runs/words -o ids.npy\n  \
-    beit2 tokenizer encode pictures --tokenizer vqkd_encoder_base_decoder_3x768x12_clip.pth -o ids.parquet\n\n\
-    The same command continues after an interruption; the file is the same to the byte.")]
+#[command(
+    after_help = "Examples:\n  beit2 tokenizer encode images --tokenizer runs/tokenizer -o ids.npy\n  \
+    beit2 tokenizer encode images --tokenizer vqkd_encoder_base_decoder_3x768x12_clip.pth -o ids.parquet\n\n\
+    The same command continues after an interruption; the file is the same to the byte."
+)]
 pub struct Args {
-    /// Pictures: a folder, tar shards, one picture, or bundled:train
+    /// Images: a folder, tar shards, one image, or bundled:train
     #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     source: String,
 
@@ -39,20 +41,20 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 /// Writes the file.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
     let list = to.list();
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let source = assets.source(&args.source)?;
     let weights = assets.weights_fingerprint(&args.tokenizer)?;
     let mut progress = Progress::new(args.talk, signals, Path::new("."));
@@ -66,7 +68,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 struct Encoding<'a> {
     args: &'a Args,
     to: Destination<'a>,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<dyn Source>,
     weights: String,
     signals: &'a Signals,

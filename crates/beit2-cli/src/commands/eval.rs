@@ -1,4 +1,4 @@
-//! `beit2 eval`: what a classifier is worth on labelled pictures.
+//! `beit2 eval`: what a classifier is worth on labelled images.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
+use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// Flags of `eval`.
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// Labelled pictures: one sub-folder for each class, tar shards, or IDX files
+    /// Labelled images: one sub-folder for each class, tar shards, or IDX files
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: String,
 
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "SET")]
     variant: Option<Variant>,
 
-    /// Side of the pictures; left out, as the model was trained (positions are resized)
+    /// Side of the images; left out, as the model was trained (positions are resized)
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
@@ -49,12 +49,12 @@ pub struct Args {
     #[arg(long, value_name = "WAY", default_value = "spline")]
     tables: Tables,
 
-    /// Share of the resized picture that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
+    /// Share of the resized image that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
     /// timm uses 0.9 for base and 0.95 for large]
     #[arg(long, value_name = "SHARE")]
     crop_pct: Option<f64>,
 
-    /// What happens to pictures that are not square
+    /// What happens to images that are not square
     #[arg(long, value_name = "MODE", default_value = "center")]
     crop_mode: Mode,
 
@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "FILTER", default_value = "bicubic")]
     interpolation: Filter,
 
-    /// Pictures of a batch
+    /// Images of a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
 
@@ -74,18 +74,18 @@ pub struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 /// Robustness sets with a part of ImageNet-1k's classes; ImageNet-Sketch has all and needs no flag.
@@ -151,7 +151,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if args.crop_pct.is_some_and(|share| !(share > 0.0 && share <= 2.0)) {
         return usage("--crop-pct must be above 0 and at most 2 (0.875 is the reference's)");
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let source = assets.source(&args.data)?;
     if source.classes().is_empty() {
         return usage(format!(
@@ -174,10 +174,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         let percent = |share: f64| format!("{:.3} %", 100.0 * share);
         let mut rows = vec![
             ("weights", args.weights.clone()),
-            (
-                "pictures",
-                format!("{} of {} classes", grouped(result.pictures as u64), source.classes().len()),
-            ),
+            ("images", format!("{} of {} classes", grouped(result.images as u64), source.classes().len())),
             ("top-1", percent(result.top1)),
             ("top-5", percent(result.top5)),
             ("loss", format!("{:.4}", result.loss)),
@@ -190,7 +187,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 
 struct Evaluate<'a> {
     args: &'a Args,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<dyn Source>,
     signals: &'a Signals,
     progress: &'a mut Progress,
@@ -240,7 +237,7 @@ fn view(args: &Args, size: usize) -> EvalConfig {
     table.view(size)
 }
 
-/// The pictures' classes must be the model's, in number and, where both have them, in names.
+/// The images' classes must be the model's, in number and, where both have them, in names.
 fn check_classes(args: &Args, found: &[String], classes: usize, names: &[String]) -> anyhow::Result<()> {
     if found.len() != classes {
         let hint = match (found.len(), classes, args.variant) {
@@ -269,7 +266,7 @@ fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Valu
         "data": args.data,
         "precision": args.products.precision,
         "classes": classes,
-        "pictures": result.pictures,
+        "images": result.images,
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss,
@@ -284,14 +281,14 @@ fn write(
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
     let name = |class: u32| csv_cell(classes.get(class as usize).map_or("", String::as_str));
-    let mut table = "class,name,pictures,predicted,right,recall,precision\n".to_owned();
+    let mut table = "class,name,images,predicted,right,recall,precision\n".to_owned();
     for row in result.per_class(classes.len()) {
         let share = |share: Option<f64>| share.map(|share| format!("{share:.6}")).unwrap_or_default();
         table += &format!(
             "{},{},{},{},{},{},{}\n",
             row.class,
             name(row.class),
-            row.pictures,
+            row.images,
             row.predicted,
             row.right,
             share(row.recall()),
@@ -299,7 +296,7 @@ fn write(
         );
     }
     // One line for each pair that occurs: the matrix of 21,841 classes would have 477 million cells.
-    let mut confusion = "class,predicted,name,predicted_name,pictures\n".to_owned();
+    let mut confusion = "class,predicted,name,predicted_name,images\n".to_owned();
     for (&(class, predicted), count) in &result.confusion {
         confusion += &format!("{class},{predicted},{},{},{count}\n", name(class), name(predicted));
     }

@@ -1,4 +1,4 @@
-//! `beit2 knn` and `beit2 probe`: what frozen features are worth on labelled pictures.
+//! `beit2 knn` and `beit2 probe`: what frozen features are worth on labelled images.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,32 +15,32 @@ use serde_json::json;
 
 use super::found::{Found, print_json, print_rows};
 use super::frozen::{self, Family, Kind};
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
 use crate::progress::Progress;
 use crate::signals::Signals;
 
-/// Side of the pictures of the raw-pixel baseline when none is given.
+/// Side of the images of the raw-pixel baseline when none is given.
 const PIXELS_SIDE: usize = 32;
 
-/// Whose features, of which pictures.
+/// Whose features, of which images.
 #[derive(Debug, clap::Args)]
 pub struct Subject {
     /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
     #[arg(long, value_name = "RUN|FILE")]
     pub(super) weights: String,
 
-    /// Labelled pictures to learn from: one sub-folder for each class, tar shards, or bundled:train
+    /// Labelled images to learn from: one sub-folder for each class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: String,
 
-    /// Labelled pictures to be judged on, with the same classes
+    /// Labelled images to be judged on, with the same classes
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     val: String,
 
-    /// What of a picture's tokens becomes its feature
+    /// What of an image's tokens becomes its feature
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     pub(super) features: Kind,
 
@@ -56,7 +56,7 @@ pub struct Subject {
     #[arg(long, value_name = "FAMILY")]
     teacher: Option<Family>,
 
-    /// Side of the pictures; left out, as the model was trained (pixels: 32, published teachers: 224)
+    /// Side of the images; left out, as the model was trained (pixels: 32, published teachers: 224)
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
@@ -65,18 +65,18 @@ pub struct Subject {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: Option<PathBuf>,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
     #[command(flatten)]
-    pub(super) products: Products,
+    pub(super) products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 /// Flags of `knn`.
@@ -212,7 +212,7 @@ where
     if subject.all_layers && subject.weights == PIXELS {
         return usage("--all-layers is for models; pixels have no layers");
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let (train, val) = (assets.source(&subject.data)?, assets.source(&subject.val)?);
     if train.classes() != val.classes() {
         return usage(format!(
@@ -240,7 +240,7 @@ where
 
 struct Measurement<'a, F> {
     subject: &'a Subject,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     sides: [(Arc<dyn Source>, &'static str); 2],
     signals: &'a Signals,
     progress: &'a mut Progress,
@@ -324,10 +324,10 @@ where
     }
 }
 
-/// Where the features of one set are kept: the name says model, pictures and options.
+/// Where the features of one set are kept: the name says model, images and options.
 fn cache_file(
     subject: &Subject,
-    assets: &Openable,
+    assets: &AssetStore,
     source: &dyn Source,
     layer: Option<usize>,
     px: usize,

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::evaluate::{PIXELS, Subject};
+use crate::display::grouped;
 use crate::output;
-use crate::words::grouped;
 
 /// What was measured.
 pub(super) struct Found {
@@ -40,10 +40,7 @@ impl Found {
         vec![
             ("weights".to_owned(), subject.weights.clone()),
             ("features".to_owned(), what),
-            (
-                "pictures".to_owned(),
-                format!("{train} to learn from, {val} to judge, {} classes", self.classes),
-            ),
+            ("images".to_owned(), format!("{train} to learn from, {val} to judge, {} classes", self.classes)),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! `beit2 predict`: the classes of pictures.
+//! `beit2 predict`: the classes of images.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -17,15 +17,15 @@ use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::json;
 
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
+use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// Classes of ImageNet-1k, whose names are asked for most often.
 const IMAGENET_CLASSES: usize = 1000;
@@ -33,11 +33,11 @@ const IMAGENET_CLASSES: usize = 1000;
 /// Flags of `predict`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 predict cat.jpg dog.jpg --weights runs/finetuned\n  \
-    beit2 predict pictures --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
+    beit2 predict images --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
     --names takes one name a line in the order of the classes. For a model trained on a folder with one\n\
     sub-folder for each class that is `ls FOLDER > names.txt`; for ImageNet it gives the WordNet ids.")]
 pub struct Args {
-    /// Pictures, folders of pictures, or tar shards
+    /// Images, folders of images, or tar shards
     #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
     sources: Vec<String>,
 
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// How many classes to name for each picture, the most probable first
+    /// How many classes to name for each image, the most probable first
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
 
@@ -61,40 +61,40 @@ pub struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Side of the pictures; left out, as the model was trained
+    /// Side of the images; left out, as the model was trained
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on
+    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on
     /// and up to 32 px]
     #[arg(long, value_name = "SHARE")]
     crop_pct: Option<f64>,
 
-    /// Pictures computed at once
+    /// Images computed at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch_size: u32,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
-/// Names the classes of all pictures.
+/// Names the classes of all images.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if let Some(csv) = args.csv.as_deref().filter(|csv| csv.exists() && !args.force) {
         let csv = csv.display();
         return usage(format!("{csv} exists already; choose another name, or --force to replace it"));
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let names = args.names.as_deref().map(read_names).transpose()?;
     let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
@@ -110,7 +110,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         many => {
             tell_unreadable(many, "unreadable");
             let (bad, total) = (grouped(many.len() as u64), grouped(total as u64));
-            bail!("{bad} of {total} pictures cannot be read; the others are done")
+            bail!("{bad} of {total} images cannot be read; the others are done")
         }
     }
 }
@@ -122,7 +122,7 @@ fn read_names(path: &Path) -> anyhow::Result<Vec<String>> {
 
 struct Predicting<'a> {
     args: &'a Args,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<dyn Source>,
     names: Option<Vec<String>>,
     signals: &'a Signals,
@@ -130,7 +130,7 @@ struct Predicting<'a> {
 }
 
 impl Job for Predicting<'_> {
-    /// Pictures that cannot be read, with reasons; `None` when a signal came.
+    /// Images that cannot be read, with reasons; `None` when a signal came.
     type Output = Option<Vec<(String, String)>>;
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output> {
@@ -190,7 +190,7 @@ impl Job for Predicting<'_> {
 /// Views `[B]` → the best classes of each.
 type Rank<'a> = dyn Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error> + 'a;
 
-/// Walks through the pictures, a batch at a time, and writes what it finds. The methods give false when a signal came.
+/// Walks through the images, a batch at a time, and writes what it finds. The methods give false when a signal came.
 struct Walk<'a> {
     source: Arc<dyn Source>,
     view: EvalConfig,
@@ -202,20 +202,20 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Calls `each` with every readable picture's name and classes.
-    fn pictures(
+    /// Calls `each` with every readable image's name and classes.
+    fn images(
         &mut self,
         mut each: impl FnMut(&str, &[Prediction]) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
         let config =
             SequenceConfig { workers: self.args.workers, ahead: 2 * batch, ..SequenceConfig::default() };
-        let mut pictures = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
+        let mut images = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         let mut done = 0;
         while done < total {
             let (mut views, mut names) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
-            for seen in pictures.by_ref().take(batch) {
+            for seen in images.by_ref().take(batch) {
                 if self.signals.stop.is_set() {
                     return Ok(false);
                 }
@@ -237,14 +237,14 @@ impl Walk<'_> {
             // Rows on the screen are progress enough.
             if self.args.csv.is_some() {
                 let (done, total) = (done as u64, total as u64);
-                self.progress.event(Event::Progress { what: "pictures".into(), done, total });
+                self.progress.event(Event::Progress { what: "images".into(), done, total });
             }
         }
         Ok(true)
     }
 
     fn lines(&mut self) -> anyhow::Result<bool> {
-        self.pictures(|name, best| {
+        self.images(|name, best| {
             let guesses: Vec<String> = best
                 .iter()
                 .map(|one| {
@@ -256,14 +256,12 @@ impl Walk<'_> {
         })
     }
 
-    /// One object, streamed: a million pictures need not be in memory.
+    /// One object, streamed: a million images need not be in memory.
     fn json(&mut self) -> anyhow::Result<bool> {
         let (weights, precision) = (json!(self.args.weights), self.args.products.precision);
-        output::result(&format!(
-            "{{\"weights\": {weights}, \"precision\": \"{precision}\", \"pictures\": ["
-        ))?;
+        output::result(&format!("{{\"weights\": {weights}, \"precision\": \"{precision}\", \"images\": ["))?;
         let mut first = true;
-        let finished = self.pictures(|name, best| {
+        let finished = self.images(|name, best| {
             let comma = if std::mem::take(&mut first) { "" } else { "," };
             output::result(&format!("{comma}{}", json!({ "path": name, "predictions": best })))
         })?;
@@ -279,7 +277,7 @@ impl Walk<'_> {
         let failed = |error| FileError::new("write", path, error);
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
         writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
-        self.pictures(|name, best| {
+        self.images(|name, best| {
             let guesses = best.iter().map(|one| {
                 let class = csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)

@@ -18,9 +18,9 @@ use clap::ValueHint;
 use serde_json::json;
 use toml::Table;
 
+use crate::display::{duration, metric, speed};
 use crate::errors::{Ending, usage};
 use crate::output;
-use crate::words::{duration, metric, speed};
 
 /// Warnings of `warnings.log` that a report shows.
 const SHOWN_WARNINGS: usize = 20;
@@ -128,8 +128,8 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
     for (label, name) in [
         ("Codebook usage", "codebook_usage"),
         ("Perplexity", "codebook_perplexity"),
-        ("MIM accuracy", "mlm_acc_1"),
-        ("MIM accuracy", "mlm_acc"),
+        ("MIM accuracy", "mim_acc_1"),
+        ("MIM accuracy", "mim_acc"),
         ("Top-1", "val_acc1"),
         ("Mean IoU", "val_miou"),
         ("Loss", "loss"),
@@ -143,10 +143,10 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
     facts
 }
 
-/// The last epoch, training beside held-out pictures.
+/// The last epoch, training beside held-out images.
 fn headline(last: Option<&Record>) -> Headline {
     let Some(last) = last else { return Headline::default() };
-    // `val_mlm_acc_1` belongs beside `mlm_acc_1`.
+    // `val_mim_acc_1` belongs beside `mim_acc_1`.
     let held_out: BTreeMap<&str, f64> =
         last.values.iter().filter_map(|(name, value)| Some((name.strip_prefix("val_")?, *value))).collect();
     let cell = |name: &str, value: Option<f64>| Cell::text(value.map_or("–".to_owned(), |v| metric(name, v)));
@@ -154,7 +154,7 @@ fn headline(last: Option<&Record>) -> Headline {
         let cells = vec![cell(name, Some(*value)), cell(name, held_out.get(name.as_str()).copied())];
         HeadlineRow { label: name.replace('_', " "), cells, strong: false }
     });
-    // What is measured on held-out pictures only, such as `val_miou`.
+    // What is measured on held-out images only, such as `val_miou`.
     let alone = held_out.iter().filter(|(name, _)| last.get(name).is_none()).map(|(name, value)| {
         let cells = vec![cell(name, None), cell(name, Some(*value))];
         HeadlineRow { label: name.replace('_', " "), cells, strong: false }
@@ -182,7 +182,7 @@ fn codebook(records: &[Record], codes: Option<u32>) -> Option<CodebookHealth> {
     (!history.is_empty()).then_some(CodebookHealth { size: codes?, history })
 }
 
-/// Pictures that a segmentation run keeps, and the names and colours of its classes.
+/// Images that a segmentation run keeps, and the names and colours of its classes.
 fn segmented(run: &Path, settings: &Table) -> Segmented {
     let files = fs::read_dir(run.join(EXAMPLES)).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
@@ -198,7 +198,7 @@ fn segmented(run: &Path, settings: &Table) -> Segmented {
     let colours = list("palette").into_iter().flatten().map(|value| colour(value).unwrap_or_default());
     Segmented {
         legend: names.zip(colours).collect(),
-        pictures: files.iter().filter_map(|path| fs::read(path).ok()).collect(),
+        images: files.iter().filter_map(|path| fs::read(path).ok()).collect(),
     }
 }
 

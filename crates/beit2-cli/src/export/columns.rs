@@ -24,7 +24,7 @@ const GROUP_VALUES: usize = 1 << 24;
 /// Rows of a group, for rows that are small.
 const GROUP_ROWS: usize = 1 << 16;
 
-/// Writes columns `path`, `label` (of pictures with classes) and the values, as one flat list a row.
+/// Writes columns `path`, `label` (of images with classes) and the values, as one flat list a row.
 pub fn write(rows: &Finished<'_>, writer: &mut BufWriter<File>) -> anyhow::Result<()> {
     let layout = rows.layout;
     let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];

@@ -111,7 +111,7 @@ pub struct Finished<'a> {
     pub layout: &'a RowLayout,
     /// Where the values come from, for formats that have room for it.
     pub meta: &'a [(String, String)],
-    /// Whether the pictures have classes.
+    /// Whether the images have classes.
     pub labelled: bool,
     /// The rows.
     pub partial: &'a Partial,

@@ -1,6 +1,6 @@
-//! One row for each picture into one file: streamed, resumable, complete or absent.
+//! One row for each image into one file: streamed, resumable, complete or absent.
 //!
-//! Rows are collected in a folder `OUT.partial` beside the file ([`partial`]); when the last picture is done they are
+//! Rows are collected in a folder `OUT.partial` beside the file ([`partial`]); when the last image is done they are
 //! written in the wanted form ([`format`], [`columns`]) and the folder goes away. One way for all forms: what can be
 //! continued is a list of rows, and no form needs to know how many there will be.
 
@@ -21,16 +21,16 @@ use serde_json::{Value, json};
 pub use format::{Element, Format, RowLayout};
 use partial::{Partial, Sample};
 
+use crate::display::grouped;
 use crate::errors::usage;
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
-/// Unusable pictures that are named one by one on the terminal.
+/// Unusable images that are named one by one on the terminal.
 const LISTED: usize = 10;
 
-/// Flags of every command that writes a row for each picture.
+/// Flags of every command that writes a row for each image.
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
     /// File to write; its ending says in which form
@@ -41,19 +41,19 @@ pub struct ExportArgs {
     #[arg(long)]
     pub force: bool,
 
-    /// Leave pictures that cannot be read out of the rows and name them at the end, instead of stopping
+    /// Leave images that cannot be read out of the rows and name them at the end, instead of stopping
     #[arg(long)]
     pub skip_unreadable: bool,
 
-    /// Share of the resized picture that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
+    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
     #[arg(long, value_name = "SHARE")]
     pub crop_pct: Option<f64>,
 
-    /// Pictures computed at once
+    /// Images computed at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_size: u32,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: usize,
 }
@@ -110,9 +110,9 @@ impl<'a> Destination<'a> {
 pub struct Export<'a> {
     /// Where to.
     pub to: Destination<'a>,
-    /// Of which pictures.
+    /// Of which images.
     pub source: Arc<dyn Source>,
-    /// How the model sees a picture.
+    /// How the model sees an image.
     pub view: EvalConfig,
     /// What a row is.
     pub layout: RowLayout,
@@ -128,7 +128,7 @@ pub struct Written {
     element: Element,
     /// Of the matrix products.
     precision: String,
-    /// Names of the pictures that have no row, with reasons.
+    /// Names of the images that have no row, with reasons.
     skipped: Vec<(String, String)>,
 }
 
@@ -145,7 +145,7 @@ impl Export<'_> {
         let (args, batch) = (to.args, to.args.batch_size as usize);
         let mut manifest = json!({
             "program": env!("CARGO_PKG_VERSION"),
-            "pictures": source.fingerprint(),
+            "images": source.fingerprint(),
             "image_size": view.size,
             "resized_to": view.resize_side(),
             "batch_size": batch,
@@ -159,14 +159,14 @@ impl Export<'_> {
         let mut partial = Partial::open(&to.beside("partial"), &manifest, &layout, batch, total, args.force)?;
         if partial.samples() > 0 && partial.samples() < total {
             progress.note(&format!(
-                "continues at picture {} of {}",
+                "continues at image {} of {}",
                 grouped(partial.samples() as u64 + 1),
                 grouped(total as u64)
             ));
         }
         let unreadable = |name: &str, why: &str| {
             let name = named(name, why);
-            anyhow::anyhow!("{name}; remove it, or leave such pictures out with --skip-unreadable")
+            anyhow::anyhow!("{name}; remove it, or leave such images out with --skip-unreadable")
         };
         if let (Some((name, why)), false) = (partial.skipped()?.first(), args.skip_unreadable) {
             return Err(unreadable(name, why));
@@ -178,12 +178,12 @@ impl Export<'_> {
             ahead: 2 * batch,
             ..SequenceConfig::default()
         };
-        let mut pictures = Sequence::new(config, source.clone(), move |image: &Image| view.apply(image))
+        let mut images = Sequence::new(config, source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         while partial.samples() < total {
             let mut views = Vec::with_capacity(batch);
             let mut samples = Vec::with_capacity(batch);
-            for seen in pictures.by_ref().take(batch) {
+            for seen in images.by_ref().take(batch) {
                 if signals.stop.is_set() {
                     partial.commit()?;
                     return Err(Error::Interrupted.into());
@@ -210,7 +210,7 @@ impl Export<'_> {
         }
         partial.commit()?;
         if partial.rows() == 0 {
-            bail!("none of the {} pictures can be used; nothing was written", grouped(total as u64));
+            bail!("none of the {} images can be used; nothing was written", grouped(total as u64));
         }
         let skipped = partial.skipped()?;
         let meta: Vec<(String, String)> =
@@ -245,7 +245,7 @@ pub fn named(name: &str, why: &str) -> String {
     if why.contains(name) { why.to_owned() } else { format!("{name}: {why}") }
 }
 
-/// Names pictures that were left out, on stderr.
+/// Names images that were left out, on stderr.
 pub fn tell_unreadable(skipped: &[(String, String)], what: &str) {
     for (name, why) in skipped.iter().take(LISTED) {
         output::note(&format!("{what}: {}", named(name, why)));
@@ -255,7 +255,7 @@ pub fn tell_unreadable(skipped: &[(String, String)], what: &str) {
     }
 }
 
-/// Unreadable pictures for `--json`.
+/// Unreadable images for `--json`.
 pub fn unreadable_json(skipped: &[(String, String)]) -> Value {
     skipped.iter().map(|(path, error)| json!({ "path": path, "error": error })).collect()
 }

@@ -4,10 +4,10 @@
 //! |-----------------|-----------------------------------------------------------------------|
 //! | `manifest.json` | what the rows depend on; written first, never changed                  |
 //! | `rows.bin`      | rows one after the other, raw little-endian values                     |
-//! | `samples.jsonl` | one line for each picture that is done, also for those left out        |
+//! | `samples.jsonl` | one line for each image that is done, also for those left out        |
 //! | `lock`          | held by the process that writes here                                   |
 //!
-//! A picture counts as done when its line is there: rows are flushed to the disk before their lines are written. Work
+//! An image counts as done when its line is there: rows are flushed to the disk before their lines are written. Work
 //! goes on at a boundary between batches, because the last bits of a row may depend on how many rows were computed
 //! together; so a continued file is the same to the byte.
 
@@ -61,7 +61,7 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Continues the folder, or begins one. `batch` and `total` count pictures.
+    /// Continues the folder, or begins one. `batch` and `total` count images.
     pub fn open(
         dir: &Path,
         manifest: &Value,
@@ -115,7 +115,7 @@ impl Partial {
         Ok(Self { dir, rows_file, samples_file, pending, last_commit, samples, rows, _lock: lock })
     }
 
-    /// Pictures that are done.
+    /// Images that are done.
     pub fn samples(&self) -> usize {
         self.samples
     }
@@ -161,12 +161,12 @@ impl Partial {
         Ok(BufReader::with_capacity(1 << 20, self.reopened(ROWS)?))
     }
 
-    /// The pictures that have rows, in the order of the rows.
+    /// The images that have rows, in the order of the rows.
     pub fn read_samples(&self) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Sample>>> {
         Ok(self.lines()?.filter(|line| !matches!(line, Ok(sample) if sample.error.is_some())))
     }
 
-    /// The committed pictures that have no row: name and reason.
+    /// The committed images that have no row: name and reason.
     pub fn skipped(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut found = Vec::new();
         for sample in self.lines()? {
@@ -238,7 +238,7 @@ fn difference(path: &Path, manifest: &Value) -> anyhow::Result<Option<Difference
     Ok(keys.next().map(|key| Difference::Key(key.clone())))
 }
 
-/// The last boundary between batches up to which lines and rows are complete: pictures, rows, bytes of lines.
+/// The last boundary between batches up to which lines and rows are complete: images, rows, bytes of lines.
 fn complete(
     mut lines: impl BufRead,
     available: u64,
@@ -297,7 +297,7 @@ mod tests {
         assert!(open(&dir, 0, false).err().unwrap().to_string().contains("in use"));
         drop(partial);
         let samples = fs::read(dir.join(SAMPLES)).unwrap();
-        // (what the files are left with) → pictures and rows that count
+        // (what the files are left with) → images and rows that count
         let whole = (24, samples.len());
         let first = samples.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).unwrap().0 + 1;
         for (rows_bytes, sample_bytes, expected) in [

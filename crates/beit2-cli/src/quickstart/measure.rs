@@ -17,12 +17,12 @@ use beit2_run::StopFlag;
 use beit2_run::report::{GalleryCode, MimSample};
 use burn::tensor::DType;
 
-use crate::assets::Openable;
+use crate::assets::AssetStore;
 use crate::device::Job;
 
 /// Codes shown in the gallery, and patches of each.
 const GALLERY: (usize, usize) = (32, 12);
-/// Pictures shown with their masks.
+/// Images shown with their masks.
 const SAMPLES: usize = 8;
 
 /// Accuracies of one kind of feature, in [0, 1].
@@ -41,20 +41,20 @@ pub struct Row {
 
 /// Everything the table and the report show.
 pub struct Results {
-    /// Share of held-out pictures in the largest class.
+    /// Share of held-out images in the largest class.
     pub majority: f64,
-    /// Classes of the pictures.
+    /// Classes of the images.
     pub classes: usize,
-    /// Held-out pictures.
+    /// Held-out images.
     pub held_out: usize,
     /// Pixels, random, encoder, pretrained, teacher. The two masked image models are there twice: by CLS, into which
-    /// patch aggregation gathers the picture (paper §2.3), and by CLS and mean patch, which BEiT v1's probe read.
+    /// patch aggregation gathers the image (paper §2.3), and by CLS and mean patch, which BEiT v1's probe read.
     pub rows: Vec<Row>,
-    /// Over the training pictures.
+    /// Over the training images.
     pub codebook: CodebookHealth,
-    /// On held-out pictures.
+    /// On held-out images.
     pub mim: MimEvaluation,
-    /// Pictures under masks.
+    /// Images under masks.
     pub samples: Vec<MimSample>,
     /// Codes and their patches.
     pub gallery: Vec<GalleryCode>,
@@ -68,7 +68,7 @@ pub struct Measurement<'a> {
     pub tokenizer_dir: &'a Path,
     pub pretrain: &'a PretrainRecipe,
     pub pretrain_dir: &'a Path,
-    pub assets: &'a Openable,
+    pub assets: &'a AssetStore,
     pub stop: &'a StopFlag,
     pub observer: &'a mut dyn Observer,
 }

@@ -1,4 +1,4 @@
-//! `beit2 quickstart`: tokenizer, pretraining, probes and a report, on the pictures inside the program.
+//! `beit2 quickstart`: tokenizer, pretraining, probes and a report, on the images inside the program.
 //!
 //! Nothing here is special to it: the stages are the recipes `quickstart_tokenizer` and
 //! `quickstart_pretrain`, run as `beit2 tokenizer train` and `beit2 pretrain` would, each in its own run
@@ -15,8 +15,9 @@ use beit2::train::{Env, Outcome, Rank, ScheduleConfig};
 use beit2_run::Existing;
 use clap::ValueHint;
 
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
+use crate::display::duration;
 use crate::errors::{Ending, usage};
 use crate::experiment::{self, Inputs, Training};
 use crate::output;
@@ -24,7 +25,6 @@ use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::words::duration;
 
 /// Minutes that the recipes' steps are made for, on two cores.
 const RECIPE_MINUTES: f64 = 8.0;
@@ -53,13 +53,13 @@ pub struct Args {
     restart: bool,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 /// Runs it.
@@ -67,7 +67,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if !(args.minutes > 0.0 && args.minutes.is_finite()) {
         return usage(format!("--minutes {} must be above 0, such as 8", args.minutes));
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let scale = args.minutes / RECIPE_MINUTES;
 
     let mut tokenizer = Part::<TokenizerRecipe>::resolve("quickstart_tokenizer", args)?;
@@ -140,7 +140,7 @@ impl<S: Stage> Part<S> {
         &self,
         args: &Args,
         signals: &Signals,
-        assets: &Openable,
+        assets: &AssetStore,
         title: &str,
     ) -> anyhow::Result<Option<Outcome>> {
         let inputs = Inputs::check(&self.settings, assets)?;

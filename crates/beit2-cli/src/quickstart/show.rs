@@ -9,15 +9,15 @@ use beit2_run::report::{Cell, Headline, HeadlineRow, ReportData, Stage, render};
 use serde_json::{Map, Value, json};
 
 use super::measure::Results;
-use crate::cli::Talk;
+use crate::cli::OutputArgs;
 use crate::commands::report;
+use crate::display::duration;
 use crate::errors::Ending;
 use crate::output;
-use crate::words::duration;
 
 /// Writes the report and prints the table or the object.
 pub fn show(
-    talk: Talk,
+    talk: OutputArgs,
     out: &Path,
     tokenizer: &Path,
     pretrain: &Path,
@@ -50,7 +50,7 @@ pub fn show(
         .iter()
         .map(|row| vec![row.label.into(), row.features.into(), percent(row.knn), percent(row.probe)])
         .collect();
-    let table = output::table(&["top-1 on held-out pictures", "features", "k-NN", "linear probe"], &rows);
+    let table = output::table(&["top-1 on held-out images", "features", "k-NN", "linear probe"], &rows);
     let mut lines = data.facts.clone();
     lines.push(("report".into(), path.display().to_string()));
     output::result(&format!("\n{table}\n{}", output::pairs(&lines)))?;
@@ -87,7 +87,7 @@ fn headline(results: &Results) -> Headline {
         columns: ["features", "k-NN top-1", "linear probe top-1"].map(str::to_owned).to_vec(),
         rows: rows.collect(),
         note: format!(
-            "On {} held-out pictures of {} classes; always guessing the largest class scores {:.1} %. k-NN: cosine, \
+            "On {} held-out images of {} classes; always guessing the largest class scores {:.1} %. k-NN: cosine, \
              20 neighbours, weights exp(cos/0.07).",
             results.held_out,
             results.classes,

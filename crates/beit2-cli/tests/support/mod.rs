@@ -1,4 +1,4 @@
-//! A tiny world for the real binary: generated pictures, a random teacher, a recipe that trains in a second.
+//! A tiny world for the real binary: generated images, a random teacher, a recipe that trains in a second.
 
 #![allow(dead_code)] // each test file uses its part
 #![allow(clippy::unwrap_used)]
@@ -16,11 +16,11 @@ use beit2::weights::{self, Tensors};
 use burn::tensor::TensorData;
 use tempfile::TempDir;
 
-/// Side of the pictures.
+/// Side of the images.
 const SIDE: usize = 96;
 
-/// Pictures of the training folder.
-pub const PICTURES: usize = 24;
+/// Images of the training folder.
+pub const IMAGES: usize = 24;
 
 /// A folder with everything a run needs.
 pub struct World {
@@ -72,8 +72,8 @@ impl World {
     pub fn new() -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(world.path("train")).unwrap();
-        for at in 0..PICTURES {
-            fs::write(world.path(&format!("train/{at:02}.ppm")), picture(at, SIDE)).unwrap();
+        for at in 0..IMAGES {
+            fs::write(world.path(&format!("train/{at:02}.ppm")), image(at, SIDE)).unwrap();
         }
         fs::write(world.path("teacher.safetensors"), teacher()).unwrap();
         fs::write(world.path("tiny.toml"), TOKENIZER).unwrap();
@@ -134,8 +134,8 @@ pub fn signal(child: &Child, name: &str) {
     assert!(sent.unwrap().success());
 }
 
-/// A PPM picture that differs for every number.
-pub fn picture(at: usize, side: usize) -> Vec<u8> {
+/// A PPM image that differs for every number.
+pub fn image(at: usize, side: usize) -> Vec<u8> {
     let mut ppm = format!("P6 {side} {side} 255\n").into_bytes();
     for y in 0..side {
         for x in 0..side {
@@ -146,7 +146,7 @@ pub fn picture(at: usize, side: usize) -> Vec<u8> {
     ppm
 }
 
-/// Six pictures for each class, each class of another brightness.
+/// Six images for each class, each class of another brightness.
 pub fn classes(dir: &Path, names: &[&str]) {
     for (class, name) in names.iter().enumerate() {
         fs::create_dir_all(dir.join(name)).unwrap();

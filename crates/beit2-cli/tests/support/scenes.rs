@@ -1,4 +1,4 @@
-//! Pictures with masks.
+//! Images with masks.
 
 #![allow(dead_code, clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! A look at every picture and every mask before training starts, so that a bad file is found now and
+//! A look at every image and every mask before training starts, so that a bad file is found now and
 //! not after hours.
 
 use std::collections::BTreeMap;
@@ -38,17 +38,17 @@ impl Default for CheckConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// A picture without a mask.
+    /// An image without a mask.
     MissingMask,
-    /// A mask without a picture.
-    MissingPicture,
-    /// A picture that cannot be read or decoded.
-    UnreadablePicture,
+    /// A mask without an image.
+    MissingImage,
+    /// An image that cannot be read or decoded.
+    UnreadableImage,
     /// A mask that cannot be read or decoded.
     UnreadableMask,
     /// A mask that is not a PNG, has 16 bits or an alpha channel.
     MaskFormat,
-    /// A mask of another size than its picture.
+    /// A mask of another size than its image.
     Size,
     /// An id beyond the classes.
     IdOutside,
@@ -72,14 +72,14 @@ pub struct ClassShare {
     pub name: String,
     /// Pixels of the class.
     pub pixels: u64,
-    /// Pictures in which it has a pixel.
-    pub pictures: u64,
+    /// Images in which it has a pixel.
+    pub images: u64,
 }
 
 /// What [`check`] found. It becomes JSON as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DataReport {
-    /// Pairs of picture and mask.
+    /// Pairs of image and mask.
     pub pairs: usize,
     /// Pairs that were looked at; fewer when it was stopped.
     pub checked: usize,
@@ -142,10 +142,7 @@ pub fn check(
         };
         let crashed = |panic| {
             let sentence = format!("{}: checking it crashed ({panic})", source.name(index));
-            Examined {
-                findings: vec![Finding { kind: FindingKind::UnreadablePicture, sentence }],
-                sound: None,
-            }
+            Examined { findings: vec![Finding { kind: FindingKind::UnreadableImage, sentence }], sound: None }
         };
         summary.add(index, outcome.unwrap_or_else(crashed));
         progress(index + 1);
@@ -170,10 +167,10 @@ struct Sound {
 fn examine(source: &SegmentSource, index: usize) -> Examined {
     let mut findings = Vec::new();
     let mut found = |kind, sentence| findings.push(Finding { kind, sentence });
-    let size = match picture_size(source, index) {
+    let size = match image_size(source, index) {
         Ok(size) => Some(size),
         Err(sentence) => {
-            found(FindingKind::UnreadablePicture, sentence);
+            found(FindingKind::UnreadableImage, sentence);
             None
         }
     };
@@ -188,7 +185,7 @@ fn examine(source: &SegmentSource, index: usize) -> Examined {
 }
 
 /// Width and height, after decoding all of it: a header says nothing about the rest.
-fn picture_size(source: &SegmentSource, index: usize) -> Result<(u32, u32), String> {
+fn image_size(source: &SegmentSource, index: usize) -> Result<(u32, u32), String> {
     let bytes = source.read(index).map_err(|error| error.to_string())?;
     let image = guarded(|| decode(&bytes, source.limits()));
     let image = image.map_err(|panic| format!("the image decoder crashed on it ({panic})"));
@@ -206,8 +203,8 @@ fn look_at_mask(
 ) -> Result<Sound, SegmentDataError> {
     let raw = source.raw_mask(index)?;
     if let Some((width, height)) = size.filter(|&size| size != (raw.width, raw.height)) {
-        let (mask_w, mask_h, picture) = (raw.width, raw.height, source.name(index));
-        return Err(source.problem(index, MaskProblem::Size { mask_w, mask_h, picture, width, height }));
+        let (mask_w, mask_h, image) = (raw.width, raw.height, source.name(index));
+        return Err(source.problem(index, MaskProblem::Size { mask_w, mask_h, image, width, height }));
     }
     let palette = match &raw.pixels {
         RawPixels::Ids { palette, .. } => palette.clone().unwrap_or_default(),
@@ -253,7 +250,7 @@ struct Summary<'a> {
 
 impl<'a> Summary<'a> {
     fn new(source: &'a SegmentSource, listed: usize) -> Self {
-        let share = |name: &String| ClassShare { name: name.clone(), pixels: 0, pictures: 0 };
+        let share = |name: &String| ClassShare { name: name.clone(), pixels: 0, images: 0 };
         let report = DataReport {
             pairs: source.len(),
             checked: 0,
@@ -267,9 +264,9 @@ impl<'a> Summary<'a> {
         let colors = [None; 256];
         let mut summary =
             Self { source, listed, report, colors, odd_palettes: (0, String::new()), unlabelled: (0, None) };
-        let without_mask = source.unpaired().pictures.len();
+        let without_mask = source.unpaired().images.len();
         for (at, sentence) in source.unpaired().sentences().enumerate() {
-            let kind = if at < without_mask { FindingKind::MissingMask } else { FindingKind::MissingPicture };
+            let kind = if at < without_mask { FindingKind::MissingMask } else { FindingKind::MissingImage };
             summary.found(Finding { kind, sentence });
         }
         summary
@@ -293,7 +290,7 @@ impl<'a> Summary<'a> {
         self.report.ignored_pixels += counts[usize::from(IGNORE)];
         for (share, &pixels) in self.report.classes.iter_mut().zip(counts.iter()) {
             share.pixels += pixels;
-            share.pictures += u64::from(pixels > 0);
+            share.images += u64::from(pixels > 0);
         }
         if counts[..usize::from(IGNORE)].iter().all(|&pixels| pixels == 0) {
             self.unlabelled.0 += 1;

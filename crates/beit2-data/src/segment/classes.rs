@@ -1,4 +1,4 @@
-//! Class names and colours: the lists that lie beside pictures and masks, and the colours of classes
+//! Class names and colours: the lists that lie beside images and masks, and the colours of classes
 //! that have none.
 
 use std::path::Path;

@@ -4,7 +4,7 @@ use crate::error::{DecodeError, SourceError};
 use crate::segment::classes::hex;
 use crate::segment::rule::LabelRule;
 
-/// Why pictures with masks could not be opened, or one of the masks cannot be used.
+/// Why images with masks could not be opened, or one of the masks cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentDataError {
     /// A folder or file that cannot be listed or read.
@@ -38,16 +38,16 @@ pub enum SegmentDataError {
         /// Classes asked for.
         asked: usize,
     },
-    /// Pictures without masks, or masks without pictures.
+    /// Images without masks, or masks without images.
     #[error(
-        "pictures without a mask: {pictures}, masks without a picture: {masks} ({}{})",
+        "images without a mask: {images}, masks without an image: {masks} ({}{})",
         first.join("; "),
-        if pictures + masks > first.len() { "; ..." } else { "" }
+        if images + masks > first.len() { "; ..." } else { "" }
     )]
     Unpaired {
-        /// Pictures without a mask.
-        pictures: usize,
-        /// Masks without a picture.
+        /// Images without a mask.
+        images: usize,
+        /// Masks without an image.
         masks: usize,
         /// The first few, one sentence each.
         first: Vec<String>,
@@ -66,7 +66,7 @@ pub enum SegmentDataError {
 }
 
 /// A hint for sides that have changed places.
-const TURNED: &str = "; EXIF orientation is not applied: rotate the picture itself";
+const TURNED: &str = "; EXIF orientation is not applied: rotate the image itself";
 
 /// Why a file is not a mask of this data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,9 +144,9 @@ pub enum MaskProblem {
         /// Its colour in the class list.
         expected: [u8; 3],
     },
-    /// Mask and picture do not cover the same pixels.
+    /// Mask and image do not cover the same pixels.
     #[error(
-        "the mask is {mask_w} x {mask_h} pixels, but its picture {picture} is {width} x {height}{}",
+        "the mask is {mask_w} x {mask_h} pixels, but its image {image} is {width} x {height}{}",
         if (mask_w, mask_h) == (height, width) { TURNED } else { "" }
     )]
     Size {
@@ -154,11 +154,11 @@ pub enum MaskProblem {
         mask_w: u32,
         /// Height of the mask.
         mask_h: u32,
-        /// The picture's path.
-        picture: String,
-        /// Width of the picture.
+        /// The image's path.
+        image: String,
+        /// Width of the image.
         width: u32,
-        /// Height of the picture.
+        /// Height of the image.
         height: u32,
     },
     /// The decoder failed in a way it should not.

@@ -1,4 +1,4 @@
-//! Class numbers of the pixels of one picture.
+//! Class numbers of the pixels of one image.
 
 use crate::error::TransformError;
 use crate::segment::resize::{check_target, nearest_positions};

@@ -1,4 +1,4 @@
-//! From what a user typed to pairs of picture and mask.
+//! From what a user typed to pairs of image and mask.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ use crate::segment::source::{Pair, Parts, SegmentSource, Unpaired};
 use crate::source::folder::{file_name, images_below, list};
 use crate::source::{IMAGE_EXTENSIONS, dotted};
 
-/// The folder of the pictures.
-const PICTURES: &str = "images";
+/// The folder of the images.
+const IMAGES: &str = "images";
 /// Names that the folder of the masks may have.
 const MASKS: [&str; 3] = ["masks", "annotations", "labels"];
 /// Sub-folders that say that the data have splits, which must not be mixed by mistake.
@@ -46,7 +46,7 @@ pub enum ReduceZeroLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentDataOptions {
-    /// Sub-folder of pictures and masks, such as `training`. Default: none, or what the path names.
+    /// Sub-folder of images and masks, such as `training`. Default: none, or what the path names.
     pub split: Option<String>,
     /// Default [`ReduceZeroLabel::Auto`].
     pub reduce_zero_label: ReduceZeroLabel,
@@ -56,9 +56,9 @@ pub struct SegmentDataOptions {
     pub classes: Option<usize>,
     /// The class list, when it does not lie beside the folders.
     pub class_list: Option<PathBuf>,
-    /// Limits on decoding masks and, in the data check, pictures.
+    /// Limits on decoding masks and, in the data check, images.
     pub limits: Limits,
-    /// Whether pictures without masks and masks without pictures are left out and only listed
+    /// Whether images without masks and masks without images are left out and only listed
     /// ([`SegmentSource::unpaired`]) instead of being an error. For the data check. Default false.
     #[serde(skip)]
     pub keep_unpaired: bool,
@@ -81,7 +81,7 @@ impl Default for SegmentDataOptions {
 /// Opens a folder that holds `images/` and one of `masks/`, `annotations/`, `labels/`; or that
 /// `images/` folder, or one inside it (`ADEChallengeData2016/images/training`).
 ///
-/// A picture and its mask have the same path below those folders, up to the ending. When
+/// An image and its mask have the same path below those folders, up to the ending. When
 /// `annotations/` lies beside `images/training` or `images/validation`, the layout is ADE20K's. The whole
 /// story is in `docs/formats/segmentation-data.md`.
 pub fn open_segment(
@@ -99,26 +99,26 @@ pub fn open_segment(
     let (pairs, unpaired) = pair(&trees)?;
     if pairs.is_empty() {
         let problem = format!(
-            "no picture has a mask of the same name below {}; a picture a/1.jpg needs a mask a/1.png",
+            "no image has a mask of the same name below {}; an image a/1.jpg needs a mask a/1.png",
             trees.masks.display()
         );
-        return Err(layout(&trees.pictures, problem));
+        return Err(layout(&trees.images, problem));
     }
     if !unpaired.is_empty() && !options.keep_unpaired {
         let first = unpaired.sentences().take(LISTED).collect();
-        let (pictures, masks) = (unpaired.pictures.len(), unpaired.masks.len());
-        return Err(SegmentDataError::Unpaired { pictures, masks, first });
+        let (images, masks) = (unpaired.images.len(), unpaired.masks.len());
+        return Err(SegmentDataError::Unpaired { images, masks, first });
     }
-    let Trees { pictures, masks, ade20k, .. } = trees;
+    let Trees { images, masks, ade20k, .. } = trees;
     let limits = options.limits.clone();
-    Ok(Arc::new(SegmentSource::new(Parts { pictures, masks, ade20k, pairs, unpaired, list, rule, limits })))
+    Ok(Arc::new(SegmentSource::new(Parts { images, masks, ade20k, pairs, unpaired, list, rule, limits })))
 }
 
-/// Where pictures and masks lie.
+/// Where images and masks lie.
 struct Trees {
     /// The folder that holds both.
     root: PathBuf,
-    pictures: PathBuf,
+    images: PathBuf,
     masks: PathBuf,
     ade20k: bool,
 }
@@ -131,14 +131,14 @@ impl Trees {
             Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
             Err(error) => return Err(layout(spec, format!("cannot open it ({error}); {WANTED}"))),
         }
-        let holds_both = spec.join(PICTURES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
+        let holds_both = spec.join(IMAGES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
         let absolute = std::path::absolute(spec).ok();
         let (root, below) = holds_both
             .or_else(|| above(spec))
             .or_else(|| absolute.as_deref().and_then(above))
-            .ok_or_else(|| layout(spec, format!("no {PICTURES}/ in it; {WANTED}")))?;
-        let (all_pictures, all_masks) = (root.join(PICTURES), mask_folder(&root)?);
-        let splits: Vec<String> = list(&all_pictures)?
+            .ok_or_else(|| layout(spec, format!("no {IMAGES}/ in it; {WANTED}")))?;
+        let (all_images, all_masks) = (root.join(IMAGES), mask_folder(&root)?);
+        let splits: Vec<String> = list(&all_images)?
             .into_iter()
             .filter(|entry| entry.is_dir)
             .map(|entry| file_name(&entry.path))
@@ -162,17 +162,17 @@ impl Trees {
         };
         // Joining nothing would add a slash that shows in messages.
         let inside = |tree: &Path| if below.as_os_str().is_empty() { tree.into() } else { tree.join(&below) };
-        let (pictures, masks): (PathBuf, PathBuf) = (inside(&all_pictures), inside(&all_masks));
-        if !pictures.is_dir() {
+        let (images, masks): (PathBuf, PathBuf) = (inside(&all_images), inside(&all_masks));
+        if !images.is_dir() {
             let problem = format!("no '{}' in it; it has {there}", below.display());
-            return Err(layout(&all_pictures, problem));
+            return Err(layout(&all_images, problem));
         }
         if !masks.is_dir() {
-            let problem = format!("there is {}, but no such folder for the masks", pictures.display());
+            let problem = format!("there is {}, but no such folder for the masks", images.display());
             return Err(layout(&masks, problem));
         }
         let ade20k = file_name(&all_masks) == "annotations" && named(&["training", "validation"]);
-        Ok(Self { root, pictures, masks, ade20k })
+        Ok(Self { root, images, masks, ade20k })
     }
 }
 
@@ -180,7 +180,7 @@ impl Trees {
 /// folder that holds both, and the way from `images` down to `spec`.
 fn above(spec: &Path) -> Option<(PathBuf, PathBuf)> {
     let has_masks = |root: &Path| MASKS.iter().any(|name| root.join(name).is_dir());
-    let called_images = |folder: &&Path| folder.file_name().is_some_and(|name| name == PICTURES);
+    let called_images = |folder: &&Path| folder.file_name().is_some_and(|name| name == IMAGES);
     spec.ancestors().filter(called_images).find_map(|folder| {
         let root = folder.parent().filter(|root| has_masks(root))?;
         Some((root.to_path_buf(), spec.strip_prefix(folder).ok()?.to_path_buf()))
@@ -214,35 +214,35 @@ fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired), SegmentDataError> {
     let mut masks: HashMap<PathBuf, PathBuf> = HashMap::new();
     for mask in below(&trees.masks)? {
         if let Some(other) = masks.insert(mask.with_extension(""), mask.clone()) {
-            let problem = format!("{} and {} are masks of the same picture", other.display(), mask.display());
+            let problem = format!("{} and {} are masks of the same image", other.display(), mask.display());
             return Err(layout(&trees.masks, problem));
         }
     }
-    let pictures = below(&trees.pictures)?;
-    if pictures.is_empty() {
-        let (place, extensions) = (trees.pictures.display().to_string(), dotted(&IMAGE_EXTENSIONS));
+    let images = below(&trees.images)?;
+    if images.is_empty() {
+        let (place, extensions) = (trees.images.display().to_string(), dotted(&IMAGE_EXTENSIONS));
         return Err(SourceError::NoImages { place, extensions }.into());
     }
     let mut pairs: Vec<Pair> = Vec::new();
     let mut unpaired = Unpaired::default();
     let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
-    for picture in pictures {
-        let stem = picture.with_extension("");
-        if let Some(other) = seen.insert(stem.clone(), picture.clone()) {
-            let problem = format!("{} and {} would have the same mask", other.display(), picture.display());
-            return Err(layout(&trees.pictures, problem));
+    for image in images {
+        let stem = image.with_extension("");
+        if let Some(other) = seen.insert(stem.clone(), image.clone()) {
+            let problem = format!("{} and {} would have the same mask", other.display(), image.display());
+            return Err(layout(&trees.images, problem));
         }
         match masks.remove(&stem) {
-            Some(mask) => pairs.push(Pair { picture, mask }),
+            Some(mask) => pairs.push(Pair { image, mask }),
             None => {
-                let wanted = trees.masks.join(picture.with_extension("png"));
-                let file = trees.pictures.join(picture);
-                unpaired.pictures.push((file.display().to_string(), wanted.display().to_string()));
+                let wanted = trees.masks.join(image.with_extension("png"));
+                let file = trees.images.join(image);
+                unpaired.images.push((file.display().to_string(), wanted.display().to_string()));
             }
         }
     }
     let name = |mask: PathBuf| {
-        let wanted = trees.pictures.join(mask.with_extension(""));
+        let wanted = trees.images.join(mask.with_extension(""));
         (trees.masks.join(mask).display().to_string(), format!("{}.jpg or similar", wanted.display()))
     };
     unpaired.masks = masks.into_values().map(name).collect();

@@ -1,5 +1,5 @@
 //! PNG files as masks: ids or colours, exactly as stored. (`decode.rs` would look palettes up and
-//! stretch gray values of less than 8 bits, which is right for pictures and wrong for ids.)
+//! stretch gray values of less than 8 bits, which is right for images and wrong for ids.)
 
 use std::io::{Cursor, ErrorKind};
 
@@ -46,7 +46,7 @@ pub(super) fn decode_mask(bytes: &[u8], limits: &Limits) -> Result<RawMask, Mask
     if !bytes.starts_with(&SIGNATURE) {
         return Err(MaskProblem::NotPng);
     }
-    // Rows and tables of the decoder; the pixels are ours. A palette PNG of the largest picture needs less.
+    // Rows and tables of the decoder; the pixels are ours. A palette PNG of the largest image needs less.
     let buffers = usize::try_from(limits.max_pixels.saturating_add(1 << 20)).unwrap_or(usize::MAX);
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: buffers });
     decoder.set_transformations(Transformations::IDENTITY);

@@ -1,4 +1,4 @@
-//! Photometric distortion: brightness, contrast, saturation and hue of a training picture, with the
+//! Photometric distortion: brightness, contrast, saturation and hue of a training image, with the
 //! arithmetic of mmsegmentation 0.11 on 8-bit values.
 //!
 //! Every operation is drawn with a probability of its own and leaves 8-bit values behind: brightness,
@@ -92,7 +92,7 @@ pub struct PhotometricParams {
 }
 
 impl PhotometricParams {
-    /// Distorts a picture in place.
+    /// Distorts an image in place.
     pub fn apply(&self, image: &mut Image) {
         let pixels = image.data.as_chunks_mut::<3>().0;
         let contrast = self.contrast.map(|factor| table(factor, 0.0));

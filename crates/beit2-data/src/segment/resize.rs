@@ -1,4 +1,4 @@
-//! Resizing with OpenCV's arithmetic, which the reference's segmentation pipeline uses: pictures
+//! Resizing with OpenCV's arithmetic, which the reference's segmentation pipeline uses: images
 //! with `INTER_LINEAR` on 8-bit values, masks with `INTER_NEAREST`.
 //!
 //! This is not Pillow's bilinear filter (`transform/resize.rs`): it looks at two pixels per axis
@@ -12,7 +12,7 @@ use crate::transform::resize::MAX_TARGET_SIDE;
 /// One in the fixed-point weights.
 const ONE: f32 = 2048.0;
 
-/// Resizes to `width` x `height` pixels, bilinear as OpenCV does it on 8-bit pictures.
+/// Resizes to `width` x `height` pixels, bilinear as OpenCV does it on 8-bit images.
 ///
 /// Equal to `cv2.resize(image, (width, height))` to the bit; see [`resize_linear_crop`] for the
 /// arithmetic. Sides outside 1 to [`MAX_TARGET_SIDE`] are [`TransformError::TargetSize`].
@@ -39,7 +39,7 @@ pub fn resize_linear_crop(image: &Image, target: (u32, u32), area: CropBox) -> R
     let row_bytes = area.width as usize * 3;
     let mut out = vec![0; row_bytes * area.height as usize];
     // Why two buffers with the numbers of their rows: neighbouring output rows share source rows, all of
-    // them when a picture is enlarged.
+    // them when an image is enlarged.
     let mut buffers = [vec![0; row_bytes], vec![0; row_bytes]];
     let mut held = [usize::MAX; 2];
     for (tap, out) in rows.iter().zip(out.chunks_exact_mut(row_bytes)) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crop_of_the_resized_picture_is_the_resized_crop() {
+    fn a_crop_of_the_resized_image_is_the_resized_crop() {
         let image = gradient(31, 23);
         for target in [(62, 46), (17, 40), (31, 9), (1, 1), (100, 3)] {
             let whole = resize_linear(&image, target.0, target.1).unwrap();

@@ -1,4 +1,4 @@
-//! Pictures with masks, as a source of pictures that also knows their class numbers.
+//! Images with masks, as a source of images that also knows their class numbers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,19 +15,19 @@ use crate::segment::rule::LabelRule;
 use crate::source::folder::{fingerprint_file, read_image};
 use crate::source::{Fingerprint, Source};
 
-/// A picture and its mask, as paths below their folders.
+/// An image and its mask, as paths below their folders.
 #[derive(Debug)]
 pub(super) struct Pair {
-    pub(super) picture: PathBuf,
+    pub(super) image: PathBuf,
     pub(super) mask: PathBuf,
 }
 
 /// Files without their partner, each with the path where that was looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unpaired {
-    /// Pictures without a mask, and the mask that was expected.
-    pub pictures: Vec<(String, String)>,
-    /// Masks without a picture, and the picture that was expected.
+    /// Images without a mask, and the mask that was expected.
+    pub images: Vec<(String, String)>,
+    /// Masks without an image, and the image that was expected.
     pub masks: Vec<(String, String)>,
 }
 
@@ -35,20 +35,20 @@ impl Unpaired {
     /// Whether every file has its partner.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pictures.is_empty() && self.masks.is_empty()
+        self.images.is_empty() && self.masks.is_empty()
     }
 
     /// A sentence for each file.
     pub(super) fn sentences(&self) -> impl Iterator<Item = String> {
-        let pictures = self.pictures.iter().map(|(file, wanted)| format!("{file} has no mask {wanted}"));
-        let masks = self.masks.iter().map(|(file, wanted)| format!("{file} has no picture {wanted}"));
-        pictures.chain(masks)
+        let images = self.images.iter().map(|(file, wanted)| format!("{file} has no mask {wanted}"));
+        let masks = self.masks.iter().map(|(file, wanted)| format!("{file} has no image {wanted}"));
+        images.chain(masks)
     }
 }
 
 /// What a [`SegmentSource`] is made of.
 pub(super) struct Parts {
-    pub(super) pictures: PathBuf,
+    pub(super) images: PathBuf,
     pub(super) masks: PathBuf,
     pub(super) ade20k: bool,
     pub(super) pairs: Vec<Pair>,
@@ -58,9 +58,9 @@ pub(super) struct Parts {
     pub(super) limits: Limits,
 }
 
-/// Pairs of picture and mask, opened by [`open_segment`](crate::segment::open_segment).
+/// Pairs of image and mask, opened by [`open_segment`](crate::segment::open_segment).
 ///
-/// As a [`Source`] it hands out the pictures, without labels; [`Source::classes`] are the names of the
+/// As a [`Source`] it hands out the images, without labels; [`Source::classes`] are the names of the
 /// classes of pixels. [`Self::mask`] gives the mask of the same number.
 pub struct SegmentSource {
     parts: Parts,
@@ -127,7 +127,7 @@ impl SegmentSource {
     /// Reads a mask: class numbers, [`IGNORE`] where there is no label. Every number is below the number
     /// of classes.
     ///
-    /// Whether it has the size of its picture is not looked at here, but by
+    /// Whether it has the size of its image is not looked at here, but by
     /// [`check`](crate::segment::check) and
     /// [`SegmentTrainParams::apply`](crate::segment::SegmentTrainParams::apply).
     pub fn mask(&self, index: usize) -> Result<LabelMap, SegmentDataError> {
@@ -176,8 +176,8 @@ impl SegmentSource {
         self.parts.pairs.get(index).map(|pair| self.parts.masks.join(&pair.mask))
     }
 
-    fn picture_path(&self, index: usize) -> Option<PathBuf> {
-        self.parts.pairs.get(index).map(|pair| self.parts.pictures.join(&pair.picture))
+    fn image_path(&self, index: usize) -> Option<PathBuf> {
+        self.parts.pairs.get(index).map(|pair| self.parts.images.join(&pair.image))
     }
 
     /// Class numbers of colours.
@@ -244,11 +244,11 @@ impl Source for SegmentSource {
     }
 
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
-        read_image(&self.picture_path(index).ok_or(SourceError::Index { index, len: self.len() })?)
+        read_image(&self.image_path(index).ok_or(SourceError::Index { index, len: self.len() })?)
     }
 
     fn name(&self, index: usize) -> String {
-        self.picture_path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.image_path(index).map(|path| path.display().to_string()).unwrap_or_default()
     }
 
     fn label(&self, _: usize) -> Option<u32> {
@@ -259,16 +259,16 @@ impl Source for SegmentSource {
         self.class_names()
     }
 
-    /// Covers pictures and masks by names and sizes, the classes and their colours, and the rule for
+    /// Covers images and masks by names and sizes, the classes and their colours, and the rule for
     /// ids.
     fn fingerprint(&self) -> String {
         let compute = || {
-            let Parts { pictures, masks, pairs, list, rule, .. } = &self.parts;
+            let Parts { images, masks, pairs, list, rule, .. } = &self.parts;
             let mut hash = Fingerprint::new();
             let add =
                 |hash: &mut Fingerprint, root: &Path, file: &Path| fingerprint_file(hash, root, file, None);
-            for Pair { picture, mask } in pairs {
-                add(&mut hash, pictures, picture);
+            for Pair { image, mask } in pairs {
+                add(&mut hash, images, image);
                 add(&mut hash, masks, mask);
             }
             for (number, name) in list.names.iter().enumerate() {

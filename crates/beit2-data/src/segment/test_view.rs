@@ -1,4 +1,4 @@
-//! The view for evaluation and prediction (spec section 5): the whole picture, resized with its aspect
+//! The view for evaluation and prediction (spec section 5): the whole image, resized with its aspect
 //! kept. Masks stay as they are; predictions are brought to their size.
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::transform::resize::MAX_TARGET_SIDE;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentTestConfig {
-    /// Longer and shorter side, in pixels, that a picture is fitted into; `None` leaves it as it is.
+    /// Longer and shorter side, in pixels, that an image is fitted into; `None` leaves it as it is.
     /// Default 2048 and 512.
     pub base: Option<[u32; 2]>,
 }
@@ -35,7 +35,7 @@ impl SegmentTestConfig {
         }
     }
 
-    /// Width and height of the view of a picture of `width` x `height` pixels at a ratio: 1, or 0.5 to
+    /// Width and height of the view of an image of `width` x `height` pixels at a ratio: 1, or 0.5 to
     /// 1.75 when several scales are averaged.
     #[must_use]
     pub fn size(&self, width: u32, height: u32, ratio: f64) -> (u32, u32) {
@@ -44,7 +44,7 @@ impl SegmentTestConfig {
 
     /// Makes the view; see [`Self::size`].
     ///
-    /// A picture so long that its resized form would exceed [`MAX_TARGET_SIDE`] is
+    /// An image so long that its resized form would exceed [`MAX_TARGET_SIDE`] is
     /// [`TransformError::TargetSize`].
     pub fn apply(&self, image: &Image, ratio: f64) -> Result<Image, TransformError> {
         let (width, height) = self.size(image.width, image.height, ratio);
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn sizes_of_the_reference() {
         let config = SegmentTestConfig::default();
-        // ADE20K pictures have a shorter side of 512 in most cases.
+        // ADE20K images have a shorter side of 512 in most cases.
         assert_eq!(config.size(683, 512, 1.0), (683, 512));
         assert_eq!(config.size(512, 683, 1.0), (512, 683));
         assert_eq!(config.size(500, 375, 1.0), (683, 512));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn native_pictures_are_not_touched_and_long_ones_are_refused() {
+    fn native_images_are_not_touched_and_long_ones_are_refused() {
         let long = Image::new(20_000, 1, vec![7; 60_000]).unwrap();
         let native = SegmentTestConfig { base: None };
         assert_eq!(native.apply(&long, 1.0).unwrap(), long);

@@ -1,8 +1,8 @@
-//! The training view of semantic segmentation (spec section 5): picture and mask are resized together,
-//! cropped, mirrored and padded; then the picture's colours are distorted.
+//! The training view of semantic segmentation (spec section 5): image and mask are resized together,
+//! cropped, mirrored and padded; then the image's colours are distorted.
 //!
 //! Only the crop is ever computed. Resizing is a function of single output pixels, so that the result is
-//! the same as cropping the resized picture, at a fraction of the work.
+//! the same as cropping the resized image, at a fraction of the work.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ const TRIES: usize = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentTrainConfig {
-    /// Longer and shorter side, in pixels, that a picture is fitted into before the ratio. Default 2048
+    /// Longer and shorter side, in pixels, that an image is fitted into before the ratio. Default 2048
     /// and 512.
     pub base: [u32; 2],
     /// Smallest ratio that `base` is multiplied with. Default 0.5.
@@ -45,7 +45,7 @@ pub struct SegmentTrainConfig {
     pub use_photometric: bool,
     /// What photometric distortion draws.
     pub photometric: PhotometricConfig,
-    /// Colour to the right of and below a picture smaller than the crop. Default: ImageNet's mean,
+    /// Colour to the right of and below an image smaller than the crop. Default: ImageNet's mean,
     /// which is 0 after normalisation to within 0.009.
     ///
     /// Differs from upstream: exactly 0, because the reference pads after normalisation;
@@ -120,12 +120,12 @@ impl SegmentTrainConfig {
     }
 }
 
-/// A picture and its class numbers, ready for a batch.
+/// An image and its class numbers, ready for a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentTrainView {
     /// `[crop_size, crop_size, 3]`.
     pub image: Image,
-    /// `[crop_size, crop_size]`; [`IGNORE`] where the picture is padded.
+    /// `[crop_size, crop_size]`; [`IGNORE`] where the image is padded.
     pub mask: LabelMap,
     /// Width and height of the part, at the top left, that is not padding.
     pub content: (u32, u32),
@@ -134,9 +134,9 @@ pub struct SegmentTrainView {
 /// Everything random about one training view; enough to make it again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SegmentTrainParams {
-    /// Width and height that the picture is resized to.
+    /// Width and height that the image is resized to.
     pub resized: (u32, u32),
-    /// The crop, in the coordinates of the resized picture.
+    /// The crop, in the coordinates of the resized image.
     pub area: CropBox,
     /// Whether the crop is mirrored.
     pub flip: bool,
@@ -145,7 +145,7 @@ pub struct SegmentTrainParams {
 }
 
 impl SegmentTrainParams {
-    /// Draws the parameters, in the reference's order. The picture has the size of its mask, and the
+    /// Draws the parameters, in the reference's order. The image has the size of its mask, and the
     /// mask decides which crops are taken.
     ///
     /// Fails when the mask is empty or so long that its resized form exceeds [`MAX_TARGET_SIDE`].
@@ -165,7 +165,7 @@ impl SegmentTrainParams {
         Ok(Self { resized, area, flip, photometric })
     }
 
-    /// Makes the view. A mask of another size than the picture is [`TransformError::MaskSize`].
+    /// Makes the view. A mask of another size than the image is [`TransformError::MaskSize`].
     pub fn apply(
         &self,
         config: &SegmentTrainConfig,
@@ -192,7 +192,7 @@ impl SegmentTrainParams {
     }
 }
 
-/// A box of `size` x `size` anywhere in a picture; smaller where the picture is.
+/// A box of `size` x `size` anywhere in an image; smaller where the image is.
 fn random_box(rng: &mut impl Rng, (width, height): (u32, u32), size: u32) -> CropBox {
     let mut start = |length: u32| below(rng, u64::from(length.saturating_sub(size)) + 1) as u32;
     let (top, left) = (start(height), start(width));
@@ -287,7 +287,7 @@ mod tests {
         let small = mask.crop(CropBox::whole(40, 29)).unwrap();
         assert_eq!(
             params.apply(&config, &image, &small).unwrap_err().to_string(),
-            "the mask is 40 x 29 pixels, its picture is 40 x 30; both must agree"
+            "the mask is 40 x 29 pixels, its image is 40 x 30; both must agree"
         );
         let empty = LabelMap { width: 0, height: 0, data: vec![] };
         assert!(SegmentTrainParams::draw(&config, &empty, &key).is_err());

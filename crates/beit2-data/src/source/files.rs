@@ -1,4 +1,4 @@
-//! Pictures that were named one by one.
+//! Images that were named one by one.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! IDX files, the layout of MNIST and its relatives: all grey pictures of one size in one file, the
+//! IDX files, the layout of MNIST and its relatives: all grey images of one size in one file, the
 //! labels in a second one, either or both compressed with gzip.
 //!
 //! Format (big-endian): `00 00 08 03`, number, height, width as `u32`, then the pixels; labels
@@ -16,7 +16,7 @@ use super::positioned::read_exact_at;
 use super::{Fingerprint, Source};
 use crate::error::SourceError;
 
-/// Largest side of a picture, pixels.
+/// Largest side of an image, pixels.
 const MAX_SIDE: u32 = 4096;
 
 /// Most bytes of pixels or labels in one file: 8 GiB, ten times the largest of these collections.
@@ -34,14 +34,14 @@ pub enum IdxSplit {
     Test,
 }
 
-/// Pictures in an IDX file.
+/// Images in an IDX file.
 ///
-/// [`Source::read`] gives a picture as a PGM file, so that grey becomes RGB where all other grey
-/// pictures do. Labels are class numbers, classes are named by their numbers. Without a file of
-/// labels the pictures have none.
+/// [`Source::read`] gives an image as a PGM file, so that grey becomes RGB where all other grey
+/// images do. Labels are class numbers, classes are named by their numbers. Without a file of
+/// labels the images have none.
 #[derive(Debug)]
 pub struct IdxSource {
-    /// Path of the pictures.
+    /// Path of the images.
     path: PathBuf,
     pixels: Pixels,
     len: usize,
@@ -81,11 +81,11 @@ impl IdxSource {
         }
     }
 
-    /// Opens a file of pictures; the labels are looked for beside it, in the file of the same name
+    /// Opens a file of images; the labels are looked for beside it, in the file of the same name
     /// with `labels` for `images` and `idx1` for `idx3`.
     ///
     /// Fails when a file is not of this format, its sizes are zero or absurd, it does not hold what
-    /// its header says, or pictures and labels differ in number.
+    /// its header says, or images and labels differ in number.
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self, SourceError> {
         let path = path.as_ref().to_path_buf();
         let fail = |problem: String| idx_error(&path, problem);
@@ -93,16 +93,16 @@ impl IdxSource {
         let [len, height, width] = reader.header(3)?;
         if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
             return Err(fail(format!(
-                "its pictures are {width} x {height} pixels; each side must be 1 to {MAX_SIDE}"
+                "its images are {width} x {height} pixels; each side must be 1 to {MAX_SIDE}"
             )));
         }
         if len == 0 {
-            return Err(fail("it holds no pictures; at least one was expected".into()));
+            return Err(fail("it holds no images; at least one was expected".into()));
         }
         let bytes = u64::from(len) * u64::from(width) * u64::from(height);
         if bytes > MAX_BYTES {
             return Err(fail(format!(
-                "{len} pictures of {width} x {height} are {bytes} bytes, more than the limit of {MAX_BYTES}"
+                "{len} images of {width} x {height} are {bytes} bytes, more than the limit of {MAX_BYTES}"
             )));
         }
         let pixels = reader.pixels(bytes)?;
@@ -116,11 +116,11 @@ impl IdxSource {
     }
 }
 
-fn read_labels(path: &Path, pictures: u32) -> Result<Vec<u8>, SourceError> {
+fn read_labels(path: &Path, images: u32) -> Result<Vec<u8>, SourceError> {
     let mut reader = Reader::open(path)?;
     let [len] = reader.header(1)?;
-    if len != pictures {
-        let problem = format!("it holds {len} labels, but there are {pictures} pictures beside it");
+    if len != images {
+        let problem = format!("it holds {len} labels, but there are {images} images beside it");
         return Err(idx_error(path, problem));
     }
     reader.rest(len.into())
@@ -232,7 +232,7 @@ impl Source for IdxSource {
                 out.resize(header + size, 0);
                 let offset = PIXELS_START + index as u64 * size as u64;
                 read_exact_at(file, &mut out[header..], offset)
-                    .map_err(|e| io(Path::new(&self.name(index)), "read the picture", e))?;
+                    .map_err(|e| io(Path::new(&self.name(index)), "read the image", e))?;
             }
         }
         Ok(out)
@@ -263,7 +263,7 @@ impl Source for IdxSource {
     }
 }
 
-/// Whether a file's name is that of IDX pictures: `...images-idx3-ubyte`, also with a dot, also
+/// Whether a file's name is that of IDX images: `...images-idx3-ubyte`, also with a dot, also
 /// `.gz`.
 pub(super) fn is_images_name(path: &Path) -> bool {
     let name = file_name(path);
@@ -271,7 +271,7 @@ pub(super) fn is_images_name(path: &Path) -> bool {
     name.ends_with("images-idx3-ubyte") || name.ends_with("images.idx3-ubyte")
 }
 
-/// The pictures that a folder stands for: those for training when it has them, else the first by name.
+/// The images that a folder stands for: those for training when it has them, else the first by name.
 /// `None` when there are none.
 pub(super) fn images_of(entries: &[folder::Entry]) -> Option<&Path> {
     let files = entries.iter().filter(|entry| !entry.is_dir && is_images_name(&entry.path));
@@ -279,7 +279,7 @@ pub(super) fn images_of(entries: &[folder::Entry]) -> Option<&Path> {
     found.iter().find(|path| file_name(path).contains("train")).or(found.first()).copied()
 }
 
-/// The labels that belong to a file of pictures, packed or not, if they are there.
+/// The labels that belong to a file of images, packed or not, if they are there.
 fn labels_path(images: &Path) -> Option<PathBuf> {
     let name = file_name(images).replace("images", "labels").replace("idx3", "idx1");
     let plain = name.strip_suffix(".gz").unwrap_or(&name).to_owned();

@@ -63,11 +63,11 @@ pub trait Source: Send + Sync {
 
 /// Opens what a user typed:
 /// - a folder of images; or one that holds only `.tar` shards; or only IDX files (of which it stands
-///   for the training pictures when there are some);
+///   for the training images when there are some);
 /// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
-/// - the pictures' IDX file (`t10k-images-idx3-ubyte.gz`);
+/// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
 /// - an index file (`.jsonl`) that lies beside the folders of its classes;
-/// - one picture, by its name's ending.
+/// - one image, by its name's ending.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {

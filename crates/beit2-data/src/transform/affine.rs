@@ -1,4 +1,4 @@
-//! Rotation, shear and translation of a picture in its own frame, with Pillow's bicubic
+//! Rotation, shear and translation of an image in its own frame, with Pillow's bicubic
 //! interpolation.
 //!
 //! This is interpolation at points, not resampling: the kernel is the cubic with a = -1 (resizing
@@ -18,7 +18,7 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// Moves the picture left by `dx` and up by `dy` pixels.
+    /// Moves the image left by `dx` and up by `dy` pixels.
     #[must_use]
     pub fn translation(dx: f64, dy: f64) -> Self {
         Self { x: [1.0, 0.0, dx], y: [0.0, 1.0, dy] }
@@ -36,7 +36,7 @@ impl Affine {
         Self { x: [1.0, 0.0, 0.0], y: [factor, 1.0, 0.0] }
     }
 
-    /// Turns a picture of `width` x `height` about its centre, counter-clockwise.
+    /// Turns an image of `width` x `height` about its centre, counter-clockwise.
     #[must_use]
     pub fn rotation(degrees: f64, width: u32, height: u32) -> Self {
         // Why: Pillow rounds to 15 digits, so that a quarter turn is exact.
@@ -49,7 +49,7 @@ impl Affine {
     }
 }
 
-/// Maps a picture onto its own frame; what comes from outside is filled with one colour.
+/// Maps an image onto its own frame; what comes from outside is filled with one colour.
 ///
 /// Shape `[height, width, 3]`, as the input. A broken buffer is [`TransformError::BufferLength`].
 pub fn warp(image: &Image, map: &Affine, fill: [u8; 3]) -> Result<Image, TransformError> {
@@ -96,7 +96,7 @@ fn run_plain(pixels: &[[u8; 3]], size: (usize, usize), map: &Affine, out: &mut [
 type Lanes = [f64; 4];
 
 /// The value at a point, in units of pixel centres; pixels beyond the edge repeat the outermost.
-/// The point lies at most half a pixel outside of the picture.
+/// The point lies at most half a pixel outside of the image.
 #[inline(always)]
 fn interpolate(pixels: &[[u8; 3]], (width, height): (usize, usize), x: f64, y: f64) -> [u8; 3] {
     // The same as rounding down, above -1; `floor` is a call where SSE 4.1 is not assumed.
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_and_empty_pictures() {
+    fn broken_and_empty_images() {
         let map = Affine::shear_x(0.3);
         assert!(warp(&Image { width: 2, height: 2, data: vec![0; 5] }, &map, FILL).is_err());
         assert!(warp(&Image { width: 0, height: 0, data: vec![] }, &map, FILL).unwrap().data.is_empty());

@@ -7,7 +7,7 @@ use crate::rng::{Rng, below, uniform};
 /// Tries before the central crop is taken.
 const TRIES: usize = 10;
 
-/// A rectangle of pixels inside a picture.
+/// A rectangle of pixels inside an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CropBox {
     /// First row.
@@ -21,13 +21,13 @@ pub struct CropBox {
 }
 
 impl CropBox {
-    /// The whole picture.
+    /// The whole image.
     #[must_use]
     pub fn whole(width: u32, height: u32) -> Self {
         Self { top: 0, left: 0, height, width }
     }
 
-    /// The same pixels' box after a left-right flip of a picture `image_width` pixels wide.
+    /// The same pixels' box after a left-right flip of an image `image_width` pixels wide.
     #[must_use]
     pub fn mirrored(&self, image_width: u32) -> Self {
         let left = image_width.saturating_sub(self.left).saturating_sub(self.width);
@@ -40,7 +40,7 @@ impl CropBox {
         self.width < size || self.height < size
     }
 
-    /// Fails when the box is empty or leaves a picture of `width` x `height`.
+    /// Fails when the box is empty or leaves an image of `width` x `height`.
     pub fn check(&self, width: u32, height: u32) -> Result<(), TransformError> {
         let inside = |start: u32, length: u32, limit: u32| {
             length > 0 && start.checked_add(length).is_some_and(|end| end <= limit)
@@ -59,13 +59,13 @@ impl CropBox {
     }
 }
 
-/// What boxes are drawn. Default: area 0.2 to 1 of the picture (the paper's recipe), width / height
+/// What boxes are drawn. Default: area 0.2 to 1 of the image (the paper's recipe), width / height
 /// 3/4 to 4/3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CropConfig {
-    /// Smallest share of the picture's area.
+    /// Smallest share of the image's area.
     pub min_scale: f64,
-    /// Largest share of the picture's area.
+    /// Largest share of the image's area.
     pub max_scale: f64,
     /// Smallest width / height.
     pub min_ratio: f64,
@@ -80,7 +80,7 @@ impl Default for CropConfig {
 }
 
 impl CropConfig {
-    /// Draws a box inside a picture of `width` x `height` pixels (both at least 1).
+    /// Draws a box inside an image of `width` x `height` pixels (both at least 1).
     ///
     /// Area uniform, aspect log-uniform, position uniform; after ten boxes that do not fit, the
     /// central crop clamped to the aspect limits.
@@ -91,7 +91,7 @@ impl CropConfig {
             let ratio = uniform(rng, self.min_ratio.ln(), self.max_ratio.ln()).exp();
             let w = (target * ratio).sqrt().round_ties_even() as u32;
             let h = (target / ratio).sqrt().round_ties_even() as u32;
-            // Differs from upstream: a picture of one or two pixels can round to an empty box, on
+            // Differs from upstream: an image of one or two pixels can round to an empty box, on
             // which Pillow fails.
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
                 let top = below(rng, u64::from(height - h) + 1) as u32;
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn long_pictures_get_the_central_crop() {
+    fn long_images_get_the_central_crop() {
         let config = CropConfig { min_scale: 1.0, ..CropConfig::default() };
         let mut rng = Key { seed: 0, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
         // 100 wide at ratio 3/4 is 133.33 high; (600 - 133) / 2 rounds down.

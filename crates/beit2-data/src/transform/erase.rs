@@ -1,8 +1,8 @@
 //! Random erasing (Zhong et al. 2017, arXiv 1708.04896) with timm's rules (spec section 4.4): one
-//! box of the normalised picture is overwritten.
+//! box of the normalised image is overwritten.
 //!
 //! The box and a seed are drawn beside the other augmentations; the values are made from the seed
-//! when they are needed, so that the picture itself can cross to the device as `u8`.
+//! when they are needed, so that the image itself can cross to the device as `u8`.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::error::TransformError;
 use crate::rng::{Key, Purpose, Rng, below, normal_pair, uniform, unit};
 use crate::transform::crop::CropBox;
 
-/// Boxes tried before the picture is left alone.
+/// Boxes tried before the image is left alone.
 const TRIES: usize = 10;
 
 /// What an erased box is filled with, in normalised units (mean 0, deviation 1).
@@ -30,7 +30,7 @@ pub enum EraseFill {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EraseConfig {
-    /// Probability that a picture is erased at all. Default 0.25.
+    /// Probability that an image is erased at all. Default 0.25.
     pub prob: f64,
     /// Smallest share of the area. Default 0.02.
     pub min_area: f64,
@@ -73,7 +73,7 @@ impl EraseConfig {
 /// One erased box; enough to erase it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EraseParams {
-    /// The box, always smaller than the picture in both directions.
+    /// The box, always smaller than the image in both directions.
     pub area: CropBox,
     /// What it is filled with.
     pub fill: EraseFill,
@@ -82,21 +82,21 @@ pub struct EraseParams {
 }
 
 impl EraseParams {
-    /// Draws for a picture of `width` x `height` pixels from the sample's key (its purpose is
+    /// Draws for an image of `width` x `height` pixels from the sample's key (its purpose is
     /// replaced by [`Purpose::Erase`]); `None` when nothing is erased.
     ///
     /// Area uniform, aspect log-uniform, position uniform; after ten boxes that are not smaller than
-    /// the picture, nothing is erased.
+    /// the image, nothing is erased.
     #[must_use]
     pub fn draw(config: &EraseConfig, width: u32, height: u32, key: &Key) -> Option<Self> {
         let mut rng = Key { purpose: Purpose::Erase, ..*key }.rng();
         if unit(&mut rng) >= config.prob {
             return None;
         }
-        let picture = f64::from(width) * f64::from(height);
+        let image = f64::from(width) * f64::from(height);
         let log_aspect = config.min_aspect.ln();
         for _ in 0..TRIES {
-            let area = picture * uniform(&mut rng, config.min_area, config.max_area);
+            let area = image * uniform(&mut rng, config.min_area, config.max_area);
             let aspect = uniform(&mut rng, log_aspect, -log_aspect).exp();
             let h = (area * aspect).sqrt().round_ties_even() as u32;
             let w = (area / aspect).sqrt().round_ties_even() as u32;
@@ -127,13 +127,13 @@ impl EraseParams {
         }
     }
 
-    /// Erases in a normalised picture `[3, height, width]`. Fails when the length is another or the
-    /// box leaves the picture.
+    /// Erases in a normalised image `[3, height, width]`. Fails when the length is another or the
+    /// box leaves the image.
     pub fn apply_chw(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
         paste_chw(data, (width, height), self.area, &self.values())
     }
 
-    /// Erases in a normalised picture `[height, width, 3]`, with the same values at the same places
+    /// Erases in a normalised image `[height, width, 3]`, with the same values at the same places
     /// as [`Self::apply_chw`].
     pub fn apply_hwc(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
         check(data, (width, height), self.area)?;
@@ -150,8 +150,8 @@ impl EraseParams {
     }
 }
 
-/// Overwrites a box of a picture `[3, height, width]` with values `[3, area.height, area.width]`;
-/// `size` is (width, height). Fails when a length is another or the box leaves the picture.
+/// Overwrites a box of an image `[3, height, width]` with values `[3, area.height, area.width]`;
+/// `size` is (width, height). Fails when a length is another or the box leaves the image.
 pub fn paste_chw(
     data: &mut [f32],
     size: (u32, u32),
@@ -240,7 +240,7 @@ mod tests {
     fn wrong_lengths_and_settings_are_errors() {
         let params = EraseParams::draw(&ALWAYS, 64, 64, &key(1)).unwrap();
         let sentence = params.apply_chw(&mut [0.0; 5], 64, 64).unwrap_err().to_string();
-        assert_eq!(sentence, "a picture of 3 x 64 x 64 needs 12288 values, found 5");
+        assert_eq!(sentence, "an image of 3 x 64 x 64 needs 12288 values, found 5");
         assert!(params.apply_hwc(&mut [0.0; 3], 1, 1).is_err());
         assert!(EraseConfig::default().validate().is_ok());
         assert!(EraseConfig { min_area: 0.5, ..ALWAYS }.validate().is_err());

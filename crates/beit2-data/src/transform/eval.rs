@@ -9,7 +9,7 @@ use crate::transform::randaugment::IMAGENET_MEAN_COLOR;
 use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, resize};
 use crate::transform::window::window;
 
-/// How a picture that is not square becomes a square view; timm's names.
+/// How an image that is not square becomes a square view; timm's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CropMode {
@@ -22,7 +22,7 @@ pub enum CropMode {
     Border,
 }
 
-/// Largest input for which pictures are taken whole, as in training ([`crate::TrainCrop::Auto`]).
+/// Largest input for which images are taken whole, as in training ([`crate::TrainCrop::Auto`]).
 pub(crate) const SMALL_INPUT: u32 = 32;
 
 /// Settings of the evaluation view (spec section 4.4). The defaults are the paper's protocol.
@@ -31,10 +31,10 @@ pub(crate) const SMALL_INPUT: u32 = 32;
 pub struct EvalConfig {
     /// Side of the view in pixels. Default 224.
     pub size: u32,
-    /// The share of the resized picture that the view shows. Default: 224 / 256 below 384 pixels,
-    /// 1 from there on, and 1 up to 32 pixels, where the reference takes pictures as they are (CIFAR).
+    /// The share of the resized image that the view shows. Default: 224 / 256 below 384 pixels,
+    /// 1 from there on, and 1 up to 32 pixels, where the reference takes images as they are (CIFAR).
     pub crop_pct: Option<f64>,
-    /// What happens to pictures that are not square. Default [`CropMode::Center`].
+    /// What happens to images that are not square. Default [`CropMode::Center`].
     pub crop_mode: CropMode,
     /// Filter. Default bicubic.
     pub interpolation: Interpolation,
@@ -87,8 +87,8 @@ impl EvalConfig {
 
     /// Makes the view, `[size, size, 3]`.
     ///
-    /// A view larger than the resized picture (`crop_pct` above 1) is padded, with black in the
-    /// modes that come from torchvision. A picture so long that its resized form would exceed
+    /// A view larger than the resized image (`crop_pct` above 1) is padded, with black in the
+    /// modes that come from torchvision. An image so long that its resized form would exceed
     /// [`MAX_TARGET_SIDE`] is [`TransformError::TargetSize`].
     pub fn apply(&self, image: &Image) -> Result<Image, TransformError> {
         let side = self.resize_side();
@@ -119,9 +119,9 @@ fn longer_side_to(side: u32, image: &Image) -> (u32, u32) {
     (scaled(w), scaled(h))
 }
 
-/// First row or column of a central stretch of `size`; negative when the picture is shorter.
+/// First row or column of a central stretch of `size`; negative when the image is shorter.
 ///
-/// Cutting rounds half to even, as Python does; padding puts the odd pixel behind the picture.
+/// Cutting rounds half to even, as Python does; padding puts the odd pixel behind the image.
 fn centered(length: u32, size: u32) -> i64 {
     let (length, size) = (i64::from(length), i64::from(size));
     if length < size {
@@ -138,7 +138,7 @@ pub fn eval_resize_side(size: u32) -> u32 {
     if size >= 384 { size } else { size * 256 / 224 }
 }
 
-/// The central box of `size` x `size` in a picture at least that large; offsets round half to even,
+/// The central box of `size` x `size` in an image at least that large; offsets round half to even,
 /// as Python does.
 #[must_use]
 pub fn eval_crop(width: u32, height: u32, size: u32) -> CropBox {
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn sizes_of_the_reference() {
         assert_eq!([224, 96, 384, 512, 64].map(eval_resize_side), [256, 109, 384, 512, 73]);
-        // The demo picture of the BEiT v2 paper's code: 335 x 256 after resizing; 55.5 rounds to
+        // The demo image of the BEiT v2 paper's code: 335 x 256 after resizing; 55.5 rounds to
         // 56.
         assert_eq!(eval_crop(335, 256, 224), CropBox { top: 16, left: 56, height: 224, width: 224 });
         let given =
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn views_larger_than_the_picture_are_padded() {
+    fn views_larger_than_the_image_are_padded() {
         let image = Image::new(8, 8, vec![9; 192]).unwrap();
         let config = EvalConfig { size: 11, crop_pct: Some(1.4), ..EvalConfig::default() };
         assert_eq!(config.resize_side(), 7);

@@ -2,7 +2,7 @@
 
 use crate::image::Image;
 
-/// Mirrors a picture left to right, in place. Shape `[height, width, 3]`.
+/// Mirrors an image left to right, in place. Shape `[height, width, 3]`.
 pub fn flip_horizontal(image: &mut Image) {
     let row_bytes = image.width as usize * 3;
     if row_bytes == 0 {

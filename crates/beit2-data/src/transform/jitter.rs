@@ -1,10 +1,10 @@
 //! Colour jitter with the arithmetic of torchvision on Pillow images: brightness, contrast,
 //! saturation, hue 0.
 //!
-//! Each operation blends the picture with a degenerate one (black; the mean grey; the grey picture)
-//! by its factor. Contrast looks at the whole picture, so jittering a crop is not the same as
-//! cropping a jittered picture. [`JitterParams::prepare`] therefore takes the mean from the whole
-//! picture once and returns a function of single pixels that gives exactly the whole-picture result
+//! Each operation blends the image with a degenerate one (black; the mean grey; the grey image)
+//! by its factor. Contrast looks at the whole image, so jittering a crop is not the same as
+//! cropping a jittered image. [`JitterParams::prepare`] therefore takes the mean from the whole
+//! image once and returns a function of single pixels that gives exactly the whole-image result
 //! wherever it is applied.
 
 use crate::image::Image;
@@ -16,9 +16,9 @@ use crate::transform::pixel_steps::{self, Step};
 pub enum JitterOp {
     /// Blend with black.
     Brightness,
-    /// Blend with the rounded mean of the grey picture.
+    /// Blend with the rounded mean of the grey image.
     Contrast,
-    /// Blend with the grey picture.
+    /// Blend with the grey image.
     Saturation,
 }
 
@@ -39,7 +39,7 @@ impl JitterParams {
         Self { ops }
     }
 
-    /// Jitters a whole picture in place. The plain form, one pass per operation, that
+    /// Jitters a whole image in place. The plain form, one pass per operation, that
     /// [`Self::prepare`] is tested against.
     pub fn apply(&self, image: &mut Image) {
         for &(op, factor) in &self.ops {
@@ -47,7 +47,7 @@ impl JitterParams {
         }
     }
 
-    /// Resolves the mean that contrast needs from the whole picture, and returns the operations as
+    /// Resolves the mean that contrast needs from the whole image, and returns the operations as
     /// per-pixel steps.
     #[must_use]
     pub fn prepare(&self, image: &Image) -> PixelJitter {
@@ -68,7 +68,7 @@ impl JitterParams {
     }
 }
 
-/// Jitter with all its parameters resolved, applicable to any of the picture's pixels.
+/// Jitter with all its parameters resolved, applicable to any of the image's pixels.
 #[derive(Clone, Debug)]
 pub struct PixelJitter {
     steps: Vec<Step>,
@@ -81,7 +81,7 @@ impl PixelJitter {
     }
 }
 
-/// Applies one operation to a whole picture with the arithmetic of Pillow's `ImageEnhance`.
+/// Applies one operation to a whole image with the arithmetic of Pillow's `ImageEnhance`.
 pub fn apply_op(image: &mut Image, op: JitterOp, factor: f64) {
     let (pixels, _) = image.data.as_chunks_mut::<3>();
     match op {

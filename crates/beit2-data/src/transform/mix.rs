@@ -107,7 +107,7 @@ impl MixParams {
     }
 }
 
-/// The box of cutmix, clipped to the picture; `None` when it is empty.
+/// The box of cutmix, clipped to the image; `None` when it is empty.
 ///
 /// Each side is `floor(side * sqrt(1 - lambda))` long and reaches half of that, rounded down, to
 /// both sides of the centre, so that an odd length loses a pixel.

@@ -1,4 +1,4 @@
-//! Small pure functions on pictures, with Pillow's and torchvision's arithmetic.
+//! Small pure functions on images, with Pillow's and torchvision's arithmetic.
 //!
 //! Random parameters are drawn in one place per transform and passed in as plain values, so that
 //! any augmentation can be logged and replayed. Nothing here draws while it touches pixels.

@@ -20,7 +20,7 @@ pub const IMAGENET_MEAN_COLOR: [u8; 3] = [124, 116, 104];
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandAugmentConfig {
-    /// Operations drawn per picture, uniformly with replacement. Default 2.
+    /// Operations drawn per image, uniformly with replacement. Default 2.
     pub ops: u32,
     /// Mean of the magnitude, 0 to 10. Default 9.
     pub magnitude: f64,
@@ -61,7 +61,7 @@ impl RandAugmentConfig {
         Ok(())
     }
 
-    /// Draws the operations for one picture, in the order in which they are applied; none at all in
+    /// Draws the operations for one image, in the order in which they are applied; none at all in
     /// a quarter of the cases.
     pub fn sample(&self, rng: &mut impl Rng) -> Vec<AugmentOp> {
         let mut ops = Vec::new();
@@ -180,7 +180,7 @@ pub enum AugmentOp {
         /// Levels added.
         add: u8,
     },
-    /// Blend with the grey picture.
+    /// Blend with the grey image.
     Color {
         /// 0 is grey, 1 changes nothing.
         factor: f64,
@@ -195,7 +195,7 @@ pub enum AugmentOp {
         /// 0 is black, 1 changes nothing.
         factor: f64,
     },
-    /// Blend with the smoothed picture.
+    /// Blend with the smoothed image.
     Sharpness {
         /// 0 is smooth, 1 changes nothing.
         factor: f64,
@@ -223,7 +223,7 @@ pub enum AugmentOp {
 }
 
 impl AugmentOp {
-    /// Applies the operation to a picture `[height, width, 3]`, in place; `fill` is the colour of
+    /// Applies the operation to an image `[height, width, 3]`, in place; `fill` is the colour of
     /// uncovered pixels. A broken buffer is [`TransformError::BufferLength`].
     pub fn apply(&self, image: &mut Image, fill: [u8; 3]) -> Result<(), TransformError> {
         image.check()?;
@@ -272,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_draw_can_be_applied_to_any_picture(seed: u64, magnitude in 0.0f64..=10.0, width in 1u32..20, height in 1u32..20) {
+        fn any_draw_can_be_applied_to_any_image(seed: u64, magnitude in 0.0f64..=10.0, width in 1u32..20, height in 1u32..20) {
             let config = RandAugmentConfig { magnitude, magnitude_std: 3.0, ops: 6, prob: 1.0, ..RandAugmentConfig::default() };
             let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
             let ops = config.sample(&mut rng);

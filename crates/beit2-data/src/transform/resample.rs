@@ -3,7 +3,7 @@
 //! Why not a crate: `fast_image_resize` 6.1 was measured against Pillow 13 on the golden vectors (suite
 //! J): a fifth of the values differ, by up to 10 levels (lanczos, shrinking). This code differs in
 //! none. It is three times slower (0.5 against 0.14 ms for 500 x 375 to 64 pixels, AVX2), where decoding
-//! that picture takes 0.7 ms or more.
+//! that image takes 0.7 ms or more.
 //!
 //! Horizontal pass first, then vertical; weights in fixed point; each pass rounds and clips to 8
 //! bits. The bodies are plain loops that the compiler vectorises, compiled a second time for AVX2

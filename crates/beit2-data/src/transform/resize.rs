@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::transform::crop::CropBox;
 use crate::transform::resample::resample;
 
-/// Largest side a picture may be resized to, in pixels.
+/// Largest side an image may be resized to, in pixels.
 pub const MAX_TARGET_SIDE: u32 = 16_384;
 
 /// Resampling filter, with Pillow's meaning of the names.
@@ -26,7 +26,7 @@ pub enum Interpolation {
     Lanczos,
 }
 
-/// Resizes to `width` x `height` pixels. A picture that has this size already is returned as it is.
+/// Resizes to `width` x `height` pixels. An image that has this size already is returned as it is.
 pub fn resize(
     image: &Image,
     width: u32,
@@ -46,7 +46,7 @@ pub fn resize(
     Image::new(width, height, data)
 }
 
-/// Copies a box of pixels. A box outside the picture is [`TransformError::CropOutside`].
+/// Copies a box of pixels. A box outside the image is [`TransformError::CropOutside`].
 pub fn crop(image: &Image, area: CropBox) -> Result<Image, TransformError> {
     image.check()?;
     area.check(image.width, image.height)?;
@@ -57,7 +57,7 @@ pub fn crop(image: &Image, area: CropBox) -> Result<Image, TransformError> {
     Image::new(area.width, area.height, data)
 }
 
-/// The rows of a box that lies inside the picture, each `area.width * 3` bytes.
+/// The rows of a box that lies inside the image, each `area.width * 3` bytes.
 pub(crate) fn box_rows(image: &Image, area: CropBox) -> impl Iterator<Item = &[u8]> {
     let stride = image.width as usize * 3;
     let (start, length) = (area.left as usize * 3, area.width as usize * 3);
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flat_pictures_stay_flat() {
+    fn flat_images_stay_flat() {
         let image = Image::new(37, 23, [9, 200, 77].repeat(37 * 23)).unwrap();
         for filter in [Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos] {
             for (w, h) in [(1, 1), (16, 16), (64, 50)] {

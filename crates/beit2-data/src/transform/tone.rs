@@ -1,4 +1,4 @@
-//! Tone operations of RandAugment on 8-bit RGB pictures, in place, with Pillow's arithmetic.
+//! Tone operations of RandAugment on 8-bit RGB images, in place, with Pillow's arithmetic.
 //!
 //! All but [`sharpen`] are tables: a new value for each of the 256 old ones, per channel.
 
@@ -56,7 +56,7 @@ pub fn invert(image: &mut Image) {
 
 /// Keeps the highest `bits` bits of each value; 8 or more change nothing.
 ///
-/// 0 bits give a black picture, which is what keeping no bit means and what the reference trained
+/// 0 bits give a black image, which is what keeping no bit means and what the reference trained
 /// on: `rand-m9-mstd0.5-inc1` asks for it in one of 44 posterizations.
 /// Differs from upstream: Pillow 13 refuses 0 bits with an error (spec section 9, trap 31).
 pub fn posterize(image: &mut Image, bits: u8) {
@@ -78,7 +78,7 @@ pub fn solarize_add(image: &mut Image, add: u8) {
     }
 }
 
-/// Blends with a smoothed picture: factor 0 gives the smoothed one, 1 changes nothing, more
+/// Blends with a smoothed image: factor 0 gives the smoothed one, 1 changes nothing, more
 /// sharpens.
 ///
 /// Smoothing is a 3 x 3 mean in which the centre counts five times; the outermost pixels are not

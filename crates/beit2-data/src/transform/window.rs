@@ -1,4 +1,4 @@
-//! A crop that may hang over the edges of the picture; the part outside is one colour.
+//! A crop that may hang over the edges of the image; the part outside is one colour.
 
 use crate::error::TransformError;
 use crate::image::Image;
@@ -20,7 +20,7 @@ pub fn window(
     }
     let (pixels, _) = image.data.as_chunks::<3>();
     let mut out = vec![fill; width as usize * height as usize];
-    // The columns of the window that the picture covers, and where they start in the picture.
+    // The columns of the window that the image covers, and where they start in the image.
     let (from, length) = overlap(left, width, image.width);
     let offset = (from as i64).saturating_add(left).max(0) as usize;
     let (first_row, rows) = overlap(top, height, image.height);

@@ -76,14 +76,14 @@ pub fn max_difference(a: &Image, b: &Image) -> u8 {
     a.data.iter().zip(&b.data).map(|(x, y)| x.abs_diff(*y)).max().unwrap_or(0)
 }
 
-/// A picture of noise.
+/// An image of noise.
 pub fn noise(width: u32, height: u32, seed: u64) -> Image {
     use beit2_data::rng::Rng;
     let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Other(99) }.rng();
     Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
 }
 
-/// A picture as a PPM file.
+/// An image as a PPM file.
 pub fn ppm(image: &Image) -> Vec<u8> {
     let mut bytes = format!("P6 {} {} 255\n", image.width, image.height).into_bytes();
     bytes.extend_from_slice(&image.data);

@@ -6,9 +6,9 @@
 //!
 //! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL).
 
-mod meeting;
 #[cfg(feature = "cuda")]
 pub(crate) mod nccl;
+mod rendezvous;
 
 use std::ops::Add;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::composed::{from_rows, rows, unwrap, wrap};
-use meeting::Meeting;
-pub use meeting::PeerLeft;
+pub use rendezvous::PeerLeft;
+use rendezvous::Rendezvous;
 
 /// One thread's place in a group that trains together. Clones are the same place.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub struct Rank {
     index: usize,
     devices: Arc<[DeviceId]>,
     /// `None`: alone.
-    meeting: Option<Arc<Meeting>>,
+    meeting: Option<Arc<Rendezvous>>,
 }
 
 impl std::fmt::Debug for Rank {
@@ -65,7 +65,7 @@ impl Rank {
         if devices.len() < 2 {
             return vec![Self::alone()];
         }
-        let meeting = Arc::new(Meeting::new(devices.len()));
+        let meeting = Arc::new(Rendezvous::new(devices.len()));
         let devices: Arc<[DeviceId]> = devices.into();
         (0..devices.len())
             .map(|index| Self { index, devices: devices.clone(), meeting: Some(meeting.clone()) })
@@ -121,7 +121,7 @@ impl Rank {
     /// ranks': that of the sum of the ranks' losses.
     pub fn sum<B: Backend, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self.meeting {
-            Some(_) => wrap(B::rank_sum(unwrap(x), self)),
+            Some(_) => wrap(B::all_reduce_sum(unwrap(x), self)),
             None => x,
         }
     }
@@ -181,7 +181,7 @@ impl<B: Backend> Backward<B, 1> for SumBackward {
     type State = Rank;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rank_sum(grad, &ops.state));
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::all_reduce_sum(grad, &ops.state));
     }
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
     rank: &Rank,
 ) -> FloatTensor<Autodiff<B, C>> {
     let prep = Backward::<B, 1>::prepare::<C>(SumBackward, [x.node]);
-    let sum = B::rank_sum(x.primitive, rank);
+    let sum = B::all_reduce_sum(x.primitive, rank);
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish(rank.clone(), sum),
         OpsKind::UnTracked(prep) => prep.finish(sum),

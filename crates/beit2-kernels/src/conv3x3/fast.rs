@@ -2,7 +2,7 @@
 //!
 //! In a padded band the three pixels below a kernel's row are neighbours in memory, so that row's taps of
 //! all pixels are one matrix with overlapping rows, read where it lies: three products of width 3·in make
-//! the convolution. Between two rows of the picture lies one pixel of zeros, the right border of one and the
+//! the convolution. Between two rows of the image lies one pixel of zeros, the right border of one and the
 //! left border of the next; results at its place are computed for nothing and dropped.
 
 use burn_flex::FlexTensor;
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{How, Matrix, Start, product};
+use crate::matrix::{Accumulate, MatmulOptions, Matrix, product};
 use crate::memory::Buffer;
 
 /// Pixels of a band: enough that a product is long against the packing of its weights, and few enough that
@@ -67,8 +67,8 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         let grad = band.spread(view(&grad), outputs, dims);
         for (at, part) in [0, 1, 2].map(|at| (at, band.taps(&padded, at, dims))) {
             let grad = Matrix::new(&grad, band.pixels(dims), outputs, outputs);
-            let how = How::parallel(Precision::F32);
-            product(&mut taps[at * 3 * inputs..], row, Start::There, 1.0, grad.transposed(), part, how);
+            let how = MatmulOptions::parallel(Precision::F32);
+            product(&mut taps[at * 3 * inputs..], row, Accumulate::There, 1.0, grad.transposed(), part, how);
         }
     }
     let mut dw = Buffer::any(outputs * row);
@@ -100,9 +100,9 @@ fn convolve(x: &FlexTensor, taps: &[f32], outputs: usize) -> FlexTensor {
         let padded = band.padded(view(x), dims);
         let mut spread = Buffer::any(band.pixels(dims) * outputs);
         for at in 0..3 {
-            let start = if at == 0 { Start::Zero } else { Start::There };
+            let start = if at == 0 { Accumulate::Zero } else { Accumulate::There };
             let part = Matrix::new(&taps[at * 3 * inputs..], outputs, 3 * inputs, 9 * inputs).transposed();
-            let how = How { precision: Precision::F32, parallel: alone };
+            let how = MatmulOptions { precision: Precision::F32, parallel: alone };
             product(&mut spread, outputs, start, 1.0, band.taps(&padded, at, dims), part, how);
         }
         for (at, y) in y.chunks_exact_mut((width * outputs).max(1)).enumerate() {
@@ -112,7 +112,7 @@ fn convolve(x: &FlexTensor, taps: &[f32], outputs: usize) -> FlexTensor {
     tensor(y, [batch, height, width, outputs])
 }
 
-/// Some rows of one picture, or all rows of some pictures.
+/// Some rows of one image, or all rows of some images.
 struct Band {
     first_image: usize,
     images: usize,
@@ -158,13 +158,13 @@ impl Band {
         (at / self.rows * (self.rows + 1) + at % self.rows) * (width + 1)
     }
 
-    /// The band of `x` with a row above each picture, one below the last, and a pixel before each row.
+    /// The band of `x` with a row above each image, one below the last, and a pixel before each row.
     fn padded(&self, x: &[f32], [_, height, width, channels]: Dims) -> Buffer {
         let stride = (width + 1) * channels;
         let rows = self.images * (self.rows + 1) + 1;
         let mut padded = Buffer::any(rows * stride + channels);
         for (at, target) in padded.chunks_mut(stride.max(1)).enumerate() {
-            // Above the first picture is row −1 of it; in bands of several pictures all borders are zeros.
+            // Above the first image is row −1 of it; in bands of several images all borders are zeros.
             let (image, row) = match self.images {
                 1 => (0, (self.first_row + at).wrapping_sub(1)),
                 _ => (at / (self.rows + 1), (at % (self.rows + 1)).wrapping_sub(1)),

@@ -135,7 +135,7 @@ impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
         (dqkv, dbias)
     }
 
-    fn rank_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
         #[cfg(feature = "cuda")]
         if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>()
             && collective::nccl::serves(rank)

@@ -10,7 +10,7 @@ use crate::flex::{owned, stored, tensor, view};
 use crate::gelu::fast::{in_place, with_slope};
 use crate::layer_norm::fast::{gradients, normalize};
 use crate::linear::fast::add_rows;
-use crate::matrix::{How, Matrix, Operand, Start, product_of};
+use crate::matrix::{Accumulate, MatmulOptions, Matrix, Operand, product_of};
 use crate::memory::{Buffer, Stored, Values};
 use crate::packed::{FEW, ROWS, Right};
 use crate::precision::Precision;
@@ -157,7 +157,7 @@ fn blocks<S: Stored + Operand>(
                     let columns = from..(from + COLUMNS).min(hidden);
                     let part = columns.len();
                     let (sums, values) = (&mut sums[..count * part], &mut values[..count * part]);
-                    first.columns(sums.as_mut_ptr(), part, Start::Row(b1), normed, columns.clone());
+                    first.columns(sums.as_mut_ptr(), part, Accumulate::Row(b1), normed, columns.clone());
                     if train {
                         with_slope(sums, values);
                         save_columns(sums, slope, hidden, &columns);
@@ -169,7 +169,7 @@ fn blocks<S: Stored + Operand>(
                 }
                 let active = Matrix::new(active, count, hidden, hidden);
                 let place = out.some(&rows).as_mut_ptr();
-                second.columns(place, width, Start::Row(b2), active, 0..width);
+                second.columns(place, width, Accumulate::Row(b2), active, 0..width);
             }
         });
     }
@@ -259,7 +259,7 @@ fn gradients_of<S: Stored + Operand>(
                     let columns = from..(from + COLUMNS).min(hidden);
                     let part = columns.len();
                     let wide = &mut wide[..count * part];
-                    second.columns(wide.as_mut_ptr(), part, Start::Zero, grad, columns.clone());
+                    second.columns(wide.as_mut_ptr(), part, Accumulate::Zero, grad, columns.clone());
                     for (row, slope) in wide.chunks_exact_mut(part).zip(slope.chunks_exact(hidden)) {
                         S::scale(row, &slope[columns.clone()]);
                     }
@@ -267,7 +267,7 @@ fn gradients_of<S: Stored + Operand>(
                     save_columns(wide, inner, hidden, &columns);
                 }
                 let inner = Matrix::new(inner, count, hidden, hidden);
-                first.columns(out.as_mut_ptr(), width, Start::Zero, inner, 0..width);
+                first.columns(out.as_mut_ptr(), width, Accumulate::Zero, inner, 0..width);
                 let input = &x[rows.start * width..rows.end * width];
                 let (mean, rstd) = (&view(mean)[rows.clone()], &view(rstd)[rows.clone()]);
                 gradients(input, weights.get(0), mean, rstd, out, dscale, dshift);
@@ -276,7 +276,7 @@ fn gradients_of<S: Stored + Operand>(
     }
     let mut total = Buffer::zeros(sums);
     add_rows(&partial, &mut total);
-    let how = How::parallel(precision);
+    let how = MatmulOptions::parallel(precision);
     let rows_of = |data, width| Matrix::new(data, n, width, width);
     let (normed, active) =
         (rows_of(normed.storage::<S>(), width), Matrix::new(active.storage::<S>(), n, hidden, hidden));

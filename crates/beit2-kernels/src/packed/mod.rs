@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::matrix::{Matrix, Start};
+use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
 use crate::precision::Precision;
 use crate::simd::{Level, level};
@@ -137,7 +137,7 @@ impl Right {
         &self,
         dst: *mut f32,
         row: usize,
-        start: Start<'_>,
+        start: Accumulate<'_>,
         factor: f32,
         a: Matrix<'_, A>,
         parallel: bool,
@@ -204,7 +204,7 @@ impl Right {
         &self,
         dst: *mut f32,
         row: usize,
-        start: Start<'_>,
+        start: Accumulate<'_>,
         a: Matrix<'_, A>,
         cols: Range<usize>,
     ) {
@@ -226,7 +226,7 @@ impl Right {
         &self,
         dst: *mut f32,
         row: usize,
-        start: Start<'_>,
+        start: Accumulate<'_>,
         factor: f32,
         left: LeftRows<'_, A>,
         cols: Range<usize>,
@@ -241,8 +241,8 @@ impl Right {
         for from in (0..words).step_by(size) {
             let words = size.min(words - from);
             let start = match (from, start) {
-                (1.., _) => Start::There,
-                (0, Start::Row(values)) => Start::Row(&values[cols.clone()]),
+                (1.., _) => Accumulate::There,
+                (0, Accumulate::Row(values)) => Accumulate::Row(&values[cols.clone()]),
                 (0, start) => start,
             };
             let (b_stride, cols) = (self.panels.stride, cols.clone());
@@ -279,7 +279,7 @@ fn grid(row_panels: usize, col_panels: usize, threads: usize) -> (usize, usize) 
     let col_tasks = col_panels.div_ceil(WIDE).next_multiple_of(threads);
     if row_panels <= FEW && col_tasks <= col_panels {
         // Why: each thread then reads its part of a weight once, from the memory, and all rows of a result
-        // of one picture find it in the cache.
+        // of one image find it in the cache.
         return (1, col_tasks);
     }
     let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
@@ -335,7 +335,7 @@ enum LeftRows<'a, A> {
 struct Tasks<'a> {
     target: Target,
     row: usize,
-    start: Start<'a>,
+    start: Accumulate<'a>,
     factor: f32,
     parallel: bool,
 }
@@ -431,7 +431,7 @@ fn stride(words: usize) -> usize {
 pub(crate) unsafe fn product<A: Element, B: Element>(
     dst: *mut f32,
     row: usize,
-    start: Start<'_>,
+    start: Accumulate<'_>,
     factor: f32,
     a: Matrix<'_, A>,
     b: Matrix<'_, B>,

@@ -1,7 +1,7 @@
 use burn::tensor::bf16;
 
 use super::{Element, is_available, product};
-use crate::matrix::{Matrix, Start};
+use crate::matrix::{Accumulate, Matrix};
 use crate::precision::Precision;
 use crate::testing::random;
 
@@ -72,7 +72,7 @@ fn check<A: Stored, B: Stored>(
     let start: Vec<f32> = random(n, 3, 4.0).into_iter().map(|x| x as f32).collect();
     let gap = 2;
     let before: Vec<f32> = random(m * (n + gap), 4, 4.0).into_iter().map(|x| x as f32).collect();
-    let run = |start: Start<'_>, parallel: bool| {
+    let run = |start: Accumulate<'_>, parallel: bool| {
         let mut y = before.clone();
         // SAFETY: `y` holds the destination; the caller asked for the instructions.
         unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, precision, parallel) };
@@ -80,7 +80,7 @@ fn check<A: Stored, B: Stored>(
     };
     let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value(), precision);
     let bt = |l: usize, j: usize| seen(b_data[l * b_steps[0] + j * b_steps[1]].value(), precision);
-    let kinds = [Start::Zero, Start::Row(&start), Start::There];
+    let kinds = [Accumulate::Zero, Accumulate::Row(&start), Accumulate::There];
     let results = kinds.map(|start| run(start, false));
     for i in 0..m {
         for (j, &first) in start.iter().enumerate() {
@@ -163,7 +163,7 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         let mut y = vec![9.0; column.len()];
         let (a, one) = (Matrix::new(&column, column.len(), 1, 1), Matrix::new(&[1.0f32], 1, 1, 1));
         // SAFETY: `y` holds the destination, and the instructions are there.
-        unsafe { product(y.as_mut_ptr(), 1, Start::Zero, 1.0, a, one, Precision::Bf16, false) };
+        unsafe { product(y.as_mut_ptr(), 1, Accumulate::Zero, 1.0, a, one, Precision::Bf16, false) };
         for (i, y) in y.iter().enumerate() {
             let want = want[i / copies];
             assert!(*y == want || (y.is_nan() && want.is_nan()), "{}: {y}, not {want}", x[i / copies]);

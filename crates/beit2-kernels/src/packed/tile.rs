@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::pack::Kind;
-use crate::matrix::Start;
+use crate::matrix::Accumulate;
 
 /// 32-bit lanes of a register.
 pub(super) const LANES: usize = 16;
@@ -34,7 +34,7 @@ pub(super) struct Block<'a> {
     /// First element of the result, whose rows are `row` apart.
     pub(super) dst: *mut f32,
     pub(super) row: usize,
-    pub(super) start: Start<'a>,
+    pub(super) start: Accumulate<'a>,
     pub(super) factor: f32,
 }
 
@@ -154,11 +154,13 @@ unsafe fn tile<K: Kind, const V: usize, const PANEL: bool>(
         // Of the last register of a row; the first of two is full.
         let masks = [if V == 1 { mask(wide) } else { u16::MAX }, mask(wide.saturating_sub(LANES))];
         let row = |v: usize| match block.start {
-            Start::Row(values) => _mm512_maskz_loadu_ps(masks[v], values.as_ptr().add(first + v * LANES)),
+            Accumulate::Row(values) => {
+                _mm512_maskz_loadu_ps(masks[v], values.as_ptr().add(first + v * LANES))
+            }
             _ => _mm512_setzero_ps(),
         };
         let rows = [row(0), if V == 1 { _mm512_setzero_ps() } else { row(1) }];
-        let there = matches!(block.start, Start::There);
+        let there = matches!(block.start, Accumulate::There);
         each_row!(i => {
             if i < high {
                 let place = dst.add(i * block.row);

@@ -11,7 +11,7 @@ use crate::flex::{integers, owned, tensor, view};
 use crate::memory::Buffer;
 use crate::simd::{LANES, dispatch, exp, madd, max, reduce};
 
-/// Bands that a picture's labels are cut into: enough for many threads, and each much longer than the two
+/// Bands that an image's labels are cut into: enough for many threads, and each much longer than the two
 /// rows of gradient that neighbours share.
 const BANDS: usize = 8;
 
@@ -25,7 +25,7 @@ pub(crate) fn forward_train(logits: FlexTensor, labels: FlexTensor) -> PixelLoss
     PixelLoss { loss, share, gradient }
 }
 
-/// Some rows of one picture's labels.
+/// Some rows of one image's labels.
 struct Task<'a> {
     logits: &'a [f32],
     labels: &'a [u32],

@@ -59,7 +59,7 @@ pub fn reference<B: BurnBackend>(
     (own.mean().neg(), share)
 }
 
-/// Loss, share and gradient of the logits, one picture at a time.
+/// Loss, share and gradient of the logits, one image at a time.
 pub(crate) fn reference_train<B: BurnBackend>(
     logits: Tensor<B, 4>,
     labels: Tensor<B, 3, Int>,

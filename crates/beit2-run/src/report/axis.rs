@@ -31,7 +31,7 @@ impl Scale {
             return Self { low: if low < 0.0 { low - air } else { 0.0 }, high: high + air, log };
         }
         let air = 0.05 * (high - low);
-        // Zero belongs to the picture when it is near: a loss that halves should look like it.
+        // Zero belongs to the image when it is near: a loss that halves should look like it.
         let low = if low >= 0.0 && low < 0.4 * high { 0.0 } else { low - air };
         Self { low, high: high + air, log }
     }

@@ -46,7 +46,7 @@ const FAMILIES: [Family; 10] = [
     Family { title: "Learning rate", words: &["lr"], nature: Nature::Schedule },
     Family { title: "Weight decay", words: &["wd", "decay"], nature: Nature::Schedule },
     Family { title: "Images per second", words: &["throughput", "images"], nature: Nature::Count },
-    Family { title: "Waiting for pictures", words: &["wait"], nature: Nature::Fraction },
+    Family { title: "Waiting for images", words: &["wait"], nature: Nature::Fraction },
 ];
 
 /// A section of charts per stage.

@@ -58,7 +58,7 @@ pub fn assess(codebook: &CodebookHealth) -> Verdict {
     );
     if last.usage < 0.1 || last.perplexity < 0.02 * size {
         let text = format!(
-            "{facts} Nearly every patch gets one of the same few words, so there is little for pretraining to predict. \
+            "{facts} Nearly every patch gets one of the same few codes, so there is little for pretraining to predict. \
              What helps: warm-up steps before the k-means start, more vectors for k-means, revival of unused codes, or a \
              smaller codebook."
         );

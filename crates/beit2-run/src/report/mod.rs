@@ -1,8 +1,8 @@
 //! The report: one HTML file that shows whether training is healthy.
 //!
 //! Its reader wants an answer before details, so the order is: headline table, warnings, curves, the
-//! codebook's health in words, pictures, and the settings folded away. The file needs nothing beside it:
-//! charts are inline SVG, pictures are PNG in base64, a few lines of script only add hover values. Every text
+//! codebook's health in words, images, and the settings folded away. The file needs nothing beside it:
+//! charts are inline SVG, images are PNG in base64, a few lines of script only add hover values. Every text
 //! from outside is escaped. Parts without data are left out or say so.
 //!
 //! Fill a [`ReportData`] (every field has a sensible empty value), call [`render`], write the text with
@@ -13,11 +13,11 @@ mod chart;
 mod curves;
 mod health;
 mod html;
-mod picture;
+mod image;
 mod sections;
 
 pub use health::{Level, Verdict, assess};
-pub use picture::png;
+pub use image::png;
 
 use crate::metrics::Record;
 
@@ -41,11 +41,11 @@ pub struct ReportData {
     pub stages: Vec<Stage>,
     /// The codebook over time, if the run has one.
     pub codebook: Option<CodebookHealth>,
-    /// Pictures of masked image modeling.
+    /// Images of masked image modeling.
     pub mim_samples: Vec<MimSample>,
     /// Patches by code, most used code first.
     pub gallery: Vec<GalleryCode>,
-    /// What a segmentation model makes of held-out pictures.
+    /// What a segmentation model makes of held-out images.
     pub segmented: Segmented,
     /// Machine and software, see [`Environment::pairs`](crate::environment::Environment::pairs).
     pub environment: Vec<(String, String)>,
@@ -123,11 +123,11 @@ pub struct CodebookPoint {
 #[derive(Debug, Clone, Default)]
 pub struct MimSample {
     /// The crop.
-    pub input: Picture,
+    pub input: RgbImage,
     /// The crop with the masked patches hidden.
-    pub masked: Picture,
+    pub masked: RgbImage,
     /// Which masked patches' codes were predicted correctly.
-    pub correct: Picture,
+    pub correct: RgbImage,
     /// A line below, such as `27 of 75 codes correct`.
     pub caption: String,
 }
@@ -140,21 +140,21 @@ pub struct GalleryCode {
     /// How many patches carry it.
     pub count: u64,
     /// Some of them.
-    pub patches: Vec<Picture>,
+    pub patches: Vec<RgbImage>,
 }
 
-/// Held-out pictures with their masks and what a segmentation model makes of them.
+/// Held-out images with their masks and what a segmentation model makes of them.
 #[derive(Debug, Clone, Default)]
 pub struct Segmented {
     /// Names and colours of the classes.
     pub legend: Vec<(String, [u8; 3])>,
-    /// PNG files: picture, mask and prediction side by side.
-    pub pictures: Vec<Vec<u8>>,
+    /// PNG files: image, mask and prediction side by side.
+    pub images: Vec<Vec<u8>>,
 }
 
 /// An RGB image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Picture {
+pub struct RgbImage {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.

@@ -1,11 +1,11 @@
-//! The parts of the report that are not charts: top, headline table, pictures, settings.
+//! The parts of the report that are not charts: top, headline table, images, settings.
 
 use std::fmt::Write;
 
 use super::curves::not_finite;
 use super::health::{Level, assess, banner};
 use super::html::{Page, escape, thousands};
-use super::picture;
+use super::image;
 use super::{GalleryCode, MimSample, ReportData, Segmented};
 
 /// Patches are small; four to eight of them should fit a card.
@@ -97,15 +97,15 @@ pub(super) fn mim_samples(page: &mut Page, samples: &[MimSample]) {
     }
     let mut html = String::from(
         "<p class=\"muted\">Left: what the tokenizer sees. Middle: what the model sees. Right: the hidden patches whose visual \
-         word the model predicted correctly.</p>\n<div class=\"samples\">\n",
+         token the model predicted correctly.</p>\n<div class=\"samples\">\n",
     );
     for sample in samples {
         let _ = writeln!(
             html,
             "<figure>{}{}{}<figcaption>{}</figcaption></figure>",
-            picture::large(&sample.input, "input"),
-            picture::large(&sample.masked, "input with masked patches"),
-            picture::large(&sample.correct, "correctly predicted patches"),
+            image::large(&sample.input, "input"),
+            image::large(&sample.masked, "input with masked patches"),
+            image::large(&sample.correct, "correctly predicted patches"),
             escape(&sample.caption),
         );
     }
@@ -119,7 +119,7 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
         return;
     }
     let mut html = String::from(
-        "<p class=\"muted\">Each card shows patches that got the same visual word. In a good codebook the patches of a card look \
+        "<p class=\"muted\">Each card shows patches that got the same code. In a good codebook the patches of a card look \
          alike, and the cards differ.</p>\n<div class=\"gallery\">\n",
     );
     for code in gallery {
@@ -131,7 +131,7 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
             thousands(code.count)
         );
         for patch in &code.patches {
-            html.push_str(&picture::img(patch, PATCH_SHOWN, ""));
+            html.push_str(&image::img(patch, PATCH_SHOWN, ""));
         }
         html.push_str("</div></figure>\n");
     }
@@ -139,22 +139,22 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
     page.section("Code gallery", html);
 }
 
-/// Held-out pictures with masks and predictions, and what the colours mean.
+/// Held-out images with masks and predictions, and what the colours mean.
 pub(super) fn segmented(page: &mut Page, segmented: &Segmented) {
-    if segmented.pictures.is_empty() {
+    if segmented.images.is_empty() {
         return;
     }
     let mut html = String::from(
-        "<p class=\"muted\">Left: a held-out picture. Middle: its mask. Right: what the model makes of it.</p>\n\
+        "<p class=\"muted\">Left: a held-out image. Middle: its mask. Right: what the model makes of it.</p>\n\
          <p class=\"legend\">",
     );
     for (name, [r, g, b]) in &segmented.legend {
         let _ = write!(html, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{}</span> ", escape(name));
     }
     html.push_str("</p>\n<div class=\"segmented\">\n");
-    for png in &segmented.pictures {
-        let url = picture::png_url(png);
-        let _ = writeln!(html, "<img src=\"{url}\" alt=\"picture, mask and prediction\">");
+    for png in &segmented.images {
+        let url = image::png_url(png);
+        let _ = writeln!(html, "<img src=\"{url}\" alt=\"image, mask and prediction\">");
     }
     html.push_str("</div>\n");
     page.section("Segmentation", html);

@@ -27,8 +27,8 @@ fn records(
     (1..=steps).map(|step| record(Kind::Step, step, values(step as f64 / steps as f64, &mut noise))).collect()
 }
 
-/// A picture with some structure: discs on a gradient.
-fn picture(side: u32, seed: u32) -> Picture {
+/// An image with some structure: discs on a gradient.
+fn image(side: u32, seed: u32) -> RgbImage {
     let mut rgb = Vec::new();
     for y in 0..side {
         for x in 0..side {
@@ -40,19 +40,19 @@ fn picture(side: u32, seed: u32) -> Picture {
             rgb.extend((if disc { ink } else { base }).map(|c: f64| c.clamp(0.0, 255.0) as u8));
         }
     }
-    Picture { width: side, height: side, rgb }
+    RgbImage { width: side, height: side, rgb }
 }
 
-fn with_grid(mut picture: Picture, hide: impl Fn(u32, u32) -> bool) -> Picture {
-    for y in 0..picture.height {
-        for x in 0..picture.width {
+fn with_grid(mut image: RgbImage, hide: impl Fn(u32, u32) -> bool) -> RgbImage {
+    for y in 0..image.height {
+        for x in 0..image.width {
             if hide(x / 8, y / 8) {
-                let at = 3 * (y * picture.width + x) as usize;
-                picture.rgb[at..at + 3].copy_from_slice(&[128, 128, 128]);
+                let at = 3 * (y * image.width + x) as usize;
+                image.rgb[at..at + 3].copy_from_slice(&[128, 128, 128]);
             }
         }
     }
-    picture
+    image
 }
 
 fn realistic() -> ReportData {
@@ -133,15 +133,15 @@ fn realistic() -> ReportData {
         }),
         segmented: Segmented {
             legend: vec![("sky".into(), [0, 0, 255]), ("<sea>".into(), [0, 90, 200])],
-            pictures: vec![png(&picture(64, 1)).unwrap()],
+            images: vec![png(&image(64, 1)).unwrap()],
         },
         mim_samples: (0..6)
             .map(|i| {
                 let hidden = move |x: u32, y: u32| (x * 3 + y * 5 + i) % 7 < 3 || (x + i) % 8 < 2;
                 MimSample {
-                    input: picture(64, i),
-                    masked: with_grid(picture(64, i), hidden),
-                    correct: with_grid(picture(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
+                    input: image(64, i),
+                    masked: with_grid(image(64, i), hidden),
+                    correct: with_grid(image(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
                     caption: format!("{} of 34 hidden codes correct", 9 + i),
                 }
             })
@@ -150,7 +150,7 @@ fn realistic() -> ReportData {
             .map(|code| GalleryCode {
                 code: code * 21,
                 count: u64::from(4200 / (code + 1)),
-                patches: (0..8).map(|p| picture(8, code * 3 + p / 4)).collect(),
+                patches: (0..8).map(|p| image(8, code * 3 + p / 4)).collect(),
             })
             .collect(),
         environment: vec![
@@ -209,7 +209,7 @@ fn show() {
     broken.stages.push(Stage { name: "probe".into(), ..Stage::default() });
     broken.gallery.truncate(1);
     broken.mim_samples.truncate(1);
-    broken.mim_samples[0].correct = Picture::default();
+    broken.mim_samples[0].correct = RgbImage::default();
     std::fs::write(std::env::temp_dir().join("beit2-report-broken.html"), check(&broken)).unwrap();
 }
 

@@ -6,10 +6,10 @@
 use super::size::{CLASSES, Size, Stage};
 use crate::vit::VitConfig;
 
-/// Masked patches of a picture in the measured pretraining.
+/// Masked patches of an image in the measured pretraining.
 pub(super) const MASKED: usize = 75;
 
-/// Of one training step on one picture.
+/// Of one training step on one image.
 pub(super) fn training(stage: Stage, size: Size) -> f64 {
     match stage {
         Stage::Tokenizer => {
@@ -24,7 +24,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
             let codes = product(patches, config.code_dim, config.codes);
             let teacher = size.teacher();
             let frozen = trunk(&teacher) + product(patches, teacher.width, config.teacher_dim);
-            // The pictures take no gradient.
+            // The images take no gradient.
             3.0 * learned - embedding(&encoder) + codes + frozen
         }
         Stage::Pretrain => {
@@ -54,7 +54,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
     }
 }
 
-/// Of one forward pass of a classifier on one picture.
+/// Of one forward pass of a classifier on one image.
 pub(super) fn inference(size: Size) -> f64 {
     let vit = size.classifier();
     trunk(&vit) + product(1, vit.width, CLASSES)
@@ -91,7 +91,7 @@ mod tests {
         // ViT-B/16 at 224 px: 17.6 GMAC in the literature.
         let base = inference(Size::Base) / 2e9;
         assert!((base - 17.6).abs() < 0.1, "{base}");
-        // The recipes state 164 and 166 GFLOP a picture, of which the attention head's rows that nobody reads
+        // The recipes state 164 and 166 GFLOP an image, of which the attention head's rows that nobody reads
         // are not computed here.
         let pretrain = training(Stage::Pretrain, Size::Base) / 1e9;
         assert!((140.0..164.0).contains(&pretrain), "{pretrain}");

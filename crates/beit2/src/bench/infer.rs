@@ -3,7 +3,7 @@
 use beit2_kernels::{Backend, Precision};
 use burn::tensor::Tensor;
 
-use super::pictures::{Pictures, Stream};
+use super::images::{Images, Stream};
 use super::size::CLASSES;
 use super::{Parts, Size, Watch, flops};
 use crate::error::Error;
@@ -15,22 +15,22 @@ use crate::vit::{DropPath, Pooling, VisionTransformer};
 /// A classifier of a thousand classes with random weights.
 pub struct InferBench<I: Backend> {
     model: VisionTransformer<I>,
-    pictures: Stream,
+    images: Stream,
     size: Size,
     batch: usize,
     device: I::Device,
 }
 
 impl<I: Backend> InferBench<I> {
-    /// A model that answers `batch` pictures at once.
+    /// A model that answers `batch` images at once.
     ///
     /// # Errors
-    /// A precision that the device does not have, pictures that cannot be read.
+    /// A precision that the device does not have, images that cannot be read.
     pub fn new(
         size: Size,
         batch: usize,
         precision: Precision,
-        pictures: Pictures,
+        images: Images,
         device: &I::Device,
     ) -> Result<Self, Error> {
         check_precision::<I>(precision, device)?;
@@ -38,8 +38,8 @@ impl<I: Backend> InferBench<I> {
         let rule = InitRule::Finetune { head_scale: 1.0, gamma: vit.layer_scale_init };
         let mut model = initialise(VisionTransformer::new(&vit, Pooling::Mean, CLASSES, device), rule, 0);
         model.set_precision(precision);
-        let pictures = Stream::new(pictures, batch, vit.image_size)?;
-        Ok(Self { model: model.freeze(), pictures, size, batch, device: device.clone() })
+        let images = Stream::new(images, batch, vit.image_size)?;
+        Ok(Self { model: model.freeze(), images, size, batch, device: device.clone() })
     }
 
     /// Floating-point operations of the matrix products for a batch.
@@ -50,11 +50,11 @@ impl<I: Backend> InferBench<I> {
     /// Bytes of one batch to logits on the host; data and forward of the parts.
     ///
     /// # Errors
-    /// Pictures that cannot be read, a device that fails.
+    /// Images that cannot be read, a device that fails.
     pub fn batch(&mut self) -> Result<Parts, Error> {
         let mut watch = Watch::<I>::start(&self.device)?;
-        let Some(batch) = self.pictures.next() else {
-            return Err(Error::Training("the pictures came to an end".into()));
+        let Some(batch) = self.images.next() else {
+            return Err(Error::Training("the images came to an end".into()));
         };
         let images: Tensor<I, 4> = to_device(&batch?, &self.device)?.0;
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);

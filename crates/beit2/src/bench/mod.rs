@@ -1,11 +1,11 @@
 //! How fast the stages run on this machine: what `beit2 bench` measures.
 //!
-//! A measured step is the step of training: the same models, inputs, losses and optimiser, on pictures of
+//! A measured step is the step of training: the same models, inputs, losses and optimiser, on images of
 //! random bytes or on real ones through the loader. Drop path is off, so that every step is the same work.
 
 mod flops;
+mod images;
 mod infer;
-mod pictures;
 mod size;
 mod train;
 
@@ -16,8 +16,8 @@ use burn::tensor::{DType, Distribution, Tensor};
 
 use crate::error::Error;
 
+pub use images::Images;
 pub use infer::InferBench;
-pub use pictures::Pictures;
 pub use size::{Size, Stage};
 pub use train::{TrainBench, TrainSetup};
 
@@ -25,7 +25,7 @@ pub use train::{TrainBench, TrainSetup};
 /// training the frozen half (data, tokenizer) of the next step overlaps with the rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Parts {
-    /// Waiting for pictures, bringing them to the device, normalising them.
+    /// Waiting for images, bringing them to the device, normalising them.
     pub data: f64,
     /// The frozen model: tokenizer or teacher.
     pub tokenizer: f64,

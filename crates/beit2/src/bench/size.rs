@@ -7,7 +7,7 @@ use crate::vit::{RelPosKind, VitConfig};
 /// Classes of the measured classifiers, as ImageNet-1k.
 pub(super) const CLASSES: usize = 1000;
 
-/// Model sizes; patches of 16 pixels, pictures of 224.
+/// Model sizes; patches of 16 pixels, images of 224.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// Width 192, 12 blocks.

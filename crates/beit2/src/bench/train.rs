@@ -7,7 +7,7 @@ use beit2_data::transform::soft_targets;
 use beit2_kernels::{AutodiffBackend, Backend, Precision};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::pictures::{HostBatch, Pictures, Stream};
+use super::images::{HostBatch, Images, Stream};
 use super::size::CLASSES;
 use super::{Parts, Size, Stage, Watch, flops, settle};
 use crate::error::Error;
@@ -15,10 +15,10 @@ use crate::finetune::soft_cross_entropy;
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::pixels;
-use crate::pretrain::{self, MimModel, TokenMask};
+use crate::pretrain::{self, MimModel, PatchMask};
 use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use crate::tokenizer::{Quantized, VqKd};
-use crate::train::{AdamW, AdamWConfig, Ahead, GroupRule, check_precision, to_device};
+use crate::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
 use crate::vit::{DropPath, Pooling, VisionTransformer};
 
 /// What to measure.
@@ -28,12 +28,12 @@ pub struct TrainSetup {
     pub stage: Stage,
     /// Of which size.
     pub size: Size,
-    /// Pictures in a step.
+    /// Images in a step.
     pub batch: usize,
     /// Operands of the products.
     pub precision: Precision,
-    /// Pictures.
-    pub pictures: Pictures,
+    /// Images.
+    pub images: Images,
 }
 
 /// A model in training, with everything that its steps need.
@@ -43,7 +43,7 @@ pub struct TrainBench<B: AutodiffBackend> {
     learner: Option<Learner<B>>,
     optimizer: AdamW<B>,
     frozen: Frozen<B::InnerBackend>,
-    pictures: Stream,
+    images: Stream,
     ahead: Option<Preparer<B::InnerBackend>>,
     device: B::Device,
 }
@@ -53,7 +53,7 @@ pub struct TrainBench<B: AutodiffBackend> {
 struct Preparer<I: Backend> {
     /// Dropped first, which ends the thread.
     requests: Sender<()>,
-    prepared: Ahead<Prepared<I>>,
+    prepared: Prefetch<Prepared<I>>,
 }
 
 /// The half of a step that learns.
@@ -76,7 +76,7 @@ enum Frozen<I: Backend> {
 /// What the frozen half makes of a batch.
 enum Prepared<I: Backend> {
     Features(Tensor<I, 4>, Tensor<I, 3>),
-    Words(Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>),
+    Tokens(Tensor<I, 4>, Tensor<I, 1, Int>, PatchMask<I>),
     Classes(Tensor<I, 4>, Tensor<I, 2>),
 }
 
@@ -118,7 +118,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
             learner: Some(learner),
             frozen,
             optimizer: AdamW::new(AdamWConfig::default(), GroupRule::flat(0.05)),
-            pictures: Stream::new(setup.pictures.clone(), setup.batch, side)?,
+            images: Stream::new(setup.images.clone(), setup.batch, side)?,
             ahead: None,
             setup,
             device: device.clone(),
@@ -134,7 +134,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
     /// and the last step's loss.
     ///
     /// # Errors
-    /// Pictures that cannot be read, a device that fails.
+    /// Images that cannot be read, a device that fails.
     pub fn steps(&mut self, count: usize) -> Result<(f64, f64), Error> {
         settle::<B>(&self.device)?;
         let start = Instant::now();
@@ -164,8 +164,8 @@ impl<B: AutodiffBackend> TrainBench<B> {
     pub fn parts(&mut self) -> Result<Parts, Error> {
         let device = self.device.clone();
         let mut watch = Watch::<B>::start(&device)?;
-        let Some(batch) = self.pictures.next() else {
-            return Err(Error::Training("the pictures came to an end".into()));
+        let Some(batch) = self.images.next() else {
+            return Err(Error::Training("the images came to an end".into()));
         };
         let batch = batch?;
         let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
@@ -183,10 +183,9 @@ impl<B: AutodiffBackend> TrainBench<B> {
 
     fn preparer(&self) -> Preparer<B::InnerBackend> {
         let (requests, requested) = channel();
-        let (mut pictures, frozen, device) =
-            (self.pictures.clone(), self.frozen.clone(), self.device.clone());
-        let batches = requested.into_iter().map_while(move |()| pictures.next());
-        let prepared = Ahead::new(batches, move |batch| {
+        let (mut images, frozen, device) = (self.images.clone(), self.frozen.clone(), self.device.clone());
+        let batches = requested.into_iter().map_while(move |()| images.next());
+        let prepared = Prefetch::new(batches, move |batch| {
             let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
             frozen.prepare(x, &batch)
         });
@@ -206,7 +205,7 @@ impl<B: AutodiffBackend> Learner<B> {
                 let loss = model.forward(Tensor::from_inner(x), Tensor::from_inner(target));
                 (loss.total, Some(loss.quantized))
             }
-            (Self::Pretrain(model), Prepared::Words(x, labels, mask)) => {
+            (Self::Pretrain(model), Prepared::Tokens(x, labels, mask)) => {
                 let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &DropPath::none());
                 (MimModel::loss(logits, Tensor::from_inner(labels)).total, None)
             }
@@ -246,7 +245,7 @@ impl<I: Backend> Frozen<I> {
                 let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images, mask| {
                     tokenizer.ids_at(tokenizer.preprocess(images), mask.rows())
                 });
-                Prepared::Words(x, labels, mask)
+                Prepared::Tokens(x, labels, mask)
             }
             Self::Nothing => {
                 let count = batch.len();

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::weights::{self, Tensors, WeightFile};
 
 /// The features in `path`, or those that `compute` gives, which are then kept there. The name must
-/// identify model, pictures and options; a file that cannot be read is computed anew.
+/// identify model, images and options; a file that cannot be read is computed anew.
 ///
 /// # Errors
 /// What `compute` fails with, a file that cannot be written.

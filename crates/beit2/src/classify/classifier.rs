@@ -23,7 +23,7 @@ pub struct ClassifierConfig {
     pub vit: VitConfig,
     /// What becomes the image's vector.
     pub pooling: Pooling,
-    /// Number of classes; 0 when the training pictures tell.
+    /// Number of classes; 0 when the training images tell.
     pub classes: usize,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
@@ -43,7 +43,7 @@ impl Default for ClassifierConfig {
 /// How a classifier is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions<'a> {
-    /// Side of the pictures; `None`: as it was trained. Positions are resized.
+    /// Side of the images; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
     /// Rows of the head to keep, such as [`beit2_weights::plan::IMAGENET_A`].
     pub head_rows: Option<&'a [usize]>,
@@ -72,7 +72,7 @@ pub struct Prediction {
 ///
 /// # fn main() -> Result<(), beit2::Error> {
 /// let model = Classifier::<Flex>::open("model.safetensors", &Files, OpenOptions::default(), &Default::default())?;
-/// let best = model.top_k(&[pixels::read("cat.jpg")?], 5)?; // one list for each picture
+/// let best = model.top_k(&[pixels::read("cat.jpg")?], 5)?; // one list for each image
 /// println!("{:?}", best[0]);
 /// # Ok(())
 /// # }
@@ -141,7 +141,7 @@ impl<B: Backend> Classifier<B> {
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
         if config.vit.in_chans != 3 {
-            return config_error(format!("{spec} takes {} channels; pictures have 3", config.vit.in_chans));
+            return config_error(format!("{spec} takes {} channels; images have 3", config.vit.in_chans));
         }
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
         let options =
@@ -152,21 +152,21 @@ impl<B: Backend> Classifier<B> {
         Ok(Self { config, model: model.freeze() })
     }
 
-    /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.
+    /// Images in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.
     pub fn logits(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
         self.model.forward(x, &DropPath::none())
     }
 
-    /// How it sees a picture, as evaluation does it: the shorter side resized, the centre cut out.
+    /// How it sees an image, as evaluation does it: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
         EvalTable::default().view(self.config.vit.image_size)
     }
 
-    /// The `k` most probable classes of pictures of any size, best first; one list for each picture.
+    /// The `k` most probable classes of images of any size, best first; one list for each image.
     ///
     /// # Errors
-    /// No pictures, or one that cannot be resized.
+    /// No images, or one that cannot be resized.
     pub fn top_k(&self, images: &[Image], k: usize) -> Result<Vec<Vec<Prediction>>, Error> {
         let device = self.model.trunk.cls_token.device();
         Ok(self.rank(self.logits(pixels::views(images, &self.view(), &device)?), k))

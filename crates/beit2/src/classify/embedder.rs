@@ -1,4 +1,4 @@
-//! A model of any kind as a function from pictures to features.
+//! A model of any kind as a function from images to features.
 
 use beit2_data::{EvalConfig, Image};
 use beit2_kernels::{Backend, Precision};
@@ -17,16 +17,16 @@ use crate::vit::{Pooling, VisionTransformer, VitConfig};
 use crate::weights::{self, StateFile, WeightFile, to_tensors};
 use crate::{params, pixels};
 
-/// Side of a published teacher's pictures when none is given.
+/// Side of a published teacher's images when none is given.
 const TEACHER_SIDE: usize = 224;
 
 /// How an [`Embedder`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EmbedOptions {
     /// Block after which features are taken, un-normalised, counted from 1. `None`: what the model ends with. That is
-    /// the final norm, but of a masked image model the last block: its norm serves the prediction of words.
+    /// the final norm, but of a masked image model the last block: its norm serves the prediction of tokens.
     pub layer: Option<usize>,
-    /// Side of the pictures; `None`: as it was trained. Positions are resized.
+    /// Side of the images; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
     /// Read the file as a published teacher of this family.
     pub teacher: Option<TeacherKind>,
@@ -50,7 +50,7 @@ pub struct EmbedOptions {
 pub struct Embedder<B: Backend> {
     /// The model, frozen ([`VisionTransformer::freeze`]).
     pub net: Featurizer<B>,
-    /// Side of its pictures.
+    /// Side of its images.
     pub image_px: usize,
     /// The block that was chosen, counted from 1; `None` after the final norm.
     pub layer: Option<usize>,
@@ -135,20 +135,20 @@ impl<B: Backend> Embedder<B> {
         self.layer = Some(at + 1);
     }
 
-    /// How it sees a picture: the shorter side resized, the centre cut out.
+    /// How it sees an image: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
         EvalConfig::of_size(self.image_px as u32)
     }
 
-    /// Pictures of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
+    /// Images of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
     ///
     /// # Errors
-    /// No pictures, or one that cannot be resized.
+    /// No images, or one that cannot be resized.
     pub fn embed(&self, images: &[Image], kind: FeatureKind) -> Result<Tensor<B, 2>, Error> {
         Ok(self.net.features(pixels::views(images, &self.view(), &self.device)?, kind))
     }
 
-    /// Pictures of any size → patch tokens `[B, N, D]`, row by row from the top left.
+    /// Images of any size → patch tokens `[B, N, D]`, row by row from the top left.
     ///
     /// # Errors
     /// As [`Embedder::embed`].
@@ -209,7 +209,7 @@ fn open_vit<B: Backend>(
     check_side(vit.image_size, vit.patch_size)?;
     vit.validate()?;
     if vit.in_chans != 3 {
-        return config_error(format!("{spec} takes {} channels; pictures have 3", vit.in_chans));
+        return config_error(format!("{spec} takes {} channels; images have 3", vit.in_chans));
     }
     let pooling = match state.facts.pooling {
         Some(FilePooling::Mean) => Pooling::Mean,

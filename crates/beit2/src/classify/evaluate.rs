@@ -1,4 +1,4 @@
-//! A classifier on labelled pictures: accuracies, loss, and who is taken for whom.
+//! A classifier on labelled images: accuracies, loss, and who is taken for whom.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::vit::{DropPath, VisionTransformer};
 /// What came of an evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Pictures.
-    pub pictures: usize,
-    /// Share of pictures whose class has the largest logit.
+    /// Images.
+    pub images: usize,
+    /// Share of images whose class has the largest logit.
     pub top1: f64,
-    /// Share of pictures whose class is among the five largest logits (of all when there are fewer classes).
+    /// Share of images whose class is among the five largest logits (of all when there are fewer classes).
     pub top5: f64,
     /// Cross entropy, the mean of the batches' means as the reference reports it.
     pub loss: f64,
@@ -36,21 +36,21 @@ pub struct Evaluation {
 pub struct ClassResult {
     /// Its number.
     pub class: u32,
-    /// Its pictures.
-    pub pictures: u64,
-    /// Pictures taken for it, rightly or not.
+    /// Its images.
+    pub images: u64,
+    /// Images taken for it, rightly or not.
     pub predicted: u64,
-    /// Pictures rightly taken for it.
+    /// Images rightly taken for it.
     pub right: u64,
 }
 
 impl ClassResult {
-    /// Share of its pictures that were found; `None` without pictures.
+    /// Share of its images that were found; `None` without images.
     pub fn recall(&self) -> Option<f64> {
-        (self.pictures > 0).then(|| self.right as f64 / self.pictures as f64)
+        (self.images > 0).then(|| self.right as f64 / self.images as f64)
     }
 
-    /// Share of the pictures taken for it that are; `None` when none was.
+    /// Share of the images taken for it that are; `None` when none was.
     pub fn precision(&self) -> Option<f64> {
         (self.predicted > 0).then(|| self.right as f64 / self.predicted as f64)
     }
@@ -59,11 +59,11 @@ impl ClassResult {
 impl Evaluation {
     /// Every class from 0 to `classes`.
     pub fn per_class(&self, classes: usize) -> Vec<ClassResult> {
-        let empty = |class| ClassResult { class, pictures: 0, predicted: 0, right: 0 };
+        let empty = |class| ClassResult { class, images: 0, predicted: 0, right: 0 };
         let mut results: Vec<ClassResult> = (0..classes as u32).map(empty).collect();
         for (&(class, predicted), &count) in &self.confusion {
             if let Some(result) = results.get_mut(class as usize) {
-                result.pictures += count;
+                result.images += count;
                 result.right += if class == predicted { count } else { 0 };
             }
             if let Some(result) = results.get_mut(predicted as usize) {
@@ -74,10 +74,10 @@ impl Evaluation {
     }
 }
 
-/// Evaluates on all pictures of a source, each once.
+/// Evaluates on all images of a source, each once.
 ///
 /// # Errors
-/// Pictures without classes or with more than the model has, pictures that cannot be read, an interruption.
+/// Images without classes or with more than the model has, images that cannot be read, an interruption.
 #[allow(clippy::too_many_arguments)] // one call, and each says what it is
 pub fn evaluate<B: Backend>(
     model: &VisionTransformer<B>,
@@ -98,7 +98,7 @@ pub fn evaluate<B: Backend>(
         }
         let batch = batch?;
         let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
-            return config_error("a held-out picture has no class; evaluation needs classes for all");
+            return config_error("a held-out image has no class; evaluation needs classes for all");
         };
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
@@ -106,7 +106,7 @@ pub fn evaluate<B: Backend>(
         let classes = logits.dims()[1];
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return config_error(format!(
-                "a held-out picture has class number {label}, but the model has {classes} classes"
+                "a held-out image has class number {label}, but the model has {classes} classes"
             ));
         }
         let values = logits.to_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
@@ -121,11 +121,11 @@ pub fn evaluate<B: Backend>(
         let mean = hard_cross_entropy(logits, numbers).into_data().convert::<f64>().into_vec::<f64>();
         loss += mean.unwrap_or_default().first().copied().unwrap_or(f64::NAN);
         batches += 1.0;
-        found.pictures += labels.len();
-        let (what, done) = ("evaluation".to_owned(), found.pictures as u64);
+        found.images += labels.len();
+        let (what, done) = ("evaluation".to_owned(), found.images as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
     }
-    let share = |hits: usize| hits as f64 / found.pictures.max(1) as f64;
+    let share = |hits: usize| hits as f64 / found.images.max(1) as f64;
     (found.loss, found.top1, found.top5) = (loss / f64::max(batches, 1.0), share(hits[0]), share(hits[1]));
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! Frozen features of labelled pictures, computed once and kept.
+//! Frozen features of labelled images, computed once and kept.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::tokenizer::teachers::Teacher;
 use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
 use crate::vit::{DropPath, Trunk, VisionTransformer};
 
-/// What of a picture's tokens becomes its feature.
+/// What of an image's tokens becomes its feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureKind {
@@ -42,7 +42,7 @@ impl FeatureKind {
     }
 }
 
-/// A frozen model that turns pictures into tokens.
+/// A frozen model that turns images into tokens.
 pub enum Featurizer<B: Backend> {
     /// A masked image model, after a block (0-based), un-normalised.
     Mim(Box<MimModel<B>>, usize),
@@ -76,7 +76,7 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
-    /// Pictures in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first.
+    /// Images in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first.
     pub fn tokens(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
         match self {
             Self::Mim(model, layer) => {
@@ -96,7 +96,7 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
-    /// Pictures in [0, 1] `[B, 3, H, W]` → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
+    /// Images in [0, 1] `[B, 3, H, W]` → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
     ///
     /// A model with mean pooling normalises the mean of its patches, not each of them; so does this, and the mean of
     /// such a classifier is what its head sees.
@@ -116,7 +116,7 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
-    /// Pictures in [0, 1] `[B, 3, H, W]` → patch tokens `[B, N, D]`.
+    /// Images in [0, 1] `[B, 3, H, W]` → patch tokens `[B, N, D]`.
     pub fn patches(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
         let tokens = self.tokens(images);
         let patches = tokens.dims()[1] - 1;
@@ -161,12 +161,12 @@ fn vit_tokens<B: Backend>(
     }
 }
 
-/// Features and classes of a set of pictures, on the host.
+/// Features and classes of a set of images, on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features {
     /// `[n · dim]`, row by row.
     pub values: Vec<f32>,
-    /// Values per picture.
+    /// Values per image.
     pub dim: usize,
     /// Classes `[n]`.
     pub labels: Vec<u32>,
@@ -175,7 +175,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Pictures n.
+    /// Images n.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
@@ -191,10 +191,10 @@ impl Features {
     }
 }
 
-/// Features of all pictures of a labelled source through the evaluation transform.
+/// Features of all images of a labelled source through the evaluation transform.
 ///
 /// # Errors
-/// Pictures without classes, pictures that cannot be read, or an interruption.
+/// Images without classes, images that cannot be read, or an interruption.
 #[allow(clippy::too_many_arguments)] // one call, and each says what it is
 pub fn extract<B: Backend>(
     model: &Featurizer<B>,
@@ -215,7 +215,7 @@ pub fn extract<B: Backend>(
     })
 }
 
-/// The pictures' own bytes (after the evaluation transform) as features: the baseline that any learned
+/// The images' own bytes (after the evaluation transform) as features: the baseline that any learned
 /// feature must beat.
 ///
 /// # Errors
@@ -246,7 +246,7 @@ fn collect(
     let (total, classes) = (source.len(), source.classes().len());
     if classes < 2 {
         return config_error(format!(
-            "probing needs pictures in at least 2 classes (one sub-folder each); this source has {classes}"
+            "probing needs images in at least 2 classes (one sub-folder each); this source has {classes}"
         ));
     }
     let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
@@ -263,7 +263,7 @@ fn collect(
                 Some(label) => found.labels.push(*label),
                 None => {
                     return config_error(
-                        "a picture of this source has no class; probing needs classes for all",
+                        "an image of this source has no class; probing needs classes for all",
                     );
                 }
             }

@@ -39,7 +39,7 @@ pub fn predict<B: Backend>(
 ) -> Result<Vec<u32>, Error> {
     if train.dim != val.dim || train.is_empty() || val.is_empty() {
         return config_error(format!(
-            "k-NN needs pictures on both sides and features of one width; there are {} of {} and {} of {}",
+            "k-NN needs images on both sides and features of one width; there are {} of {} and {} of {}",
             train.len(),
             train.dim,
             val.len(),

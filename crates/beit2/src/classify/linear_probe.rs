@@ -48,7 +48,7 @@ pub fn linear_probe<B: AutodiffBackend>(
     device: &B::Device,
 ) -> Result<f64, Error> {
     if train.dim != val.dim || train.is_empty() || val.is_empty() {
-        return config_error("a linear probe needs pictures on both sides and features of one width");
+        return config_error("a linear probe needs images on both sides and features of one width");
     }
     let (rows, queries) = standardised::<B>(train, val, device);
     let classes = train.classes;

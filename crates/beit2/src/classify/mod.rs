@@ -1,4 +1,4 @@
-//! Pictures to classes and features; what frozen features are worth: k-nearest neighbours and a linear classifier.
+//! Images to classes and features; what frozen features are worth: k-nearest neighbours and a linear classifier.
 
 mod cache;
 mod classifier;

@@ -15,18 +15,18 @@ use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::train::{DataPosition, for_rank};
 
-/// One augmented picture.
+/// One augmented image.
 #[derive(Debug, Clone)]
 pub struct Item {
     /// Its pixels, not yet erased.
     pub image: Image,
     /// What is erased after normalisation.
     pub erase: Option<EraseParams>,
-    /// The crop had fewer pixels than the picture made of it.
+    /// The crop had fewer pixels than the image made of it.
     pub upscaled: bool,
 }
 
-/// A loader of augmented training pictures.
+/// A loader of augmented training images.
 ///
 /// # Errors
 /// Settings out of range.
@@ -62,15 +62,15 @@ pub(super) fn training_loader(
 /// The classes of a batch.
 ///
 /// # Errors
-/// A picture without one.
+/// An image without one.
 pub(super) fn labels(batch: &Batch<Item>) -> Result<Vec<u32>, Error> {
     match batch.labels.iter().copied().collect::<Option<Vec<u32>>>() {
         Some(labels) => Ok(labels),
-        None => config_error("a training picture has no class; fine-tuning needs classes for all"),
+        None => config_error("a training image has no class; fine-tuning needs classes for all"),
     }
 }
 
-/// Standardised, erased and mixed pictures `[B, 3, S, S]` of a micro-batch, and their targets `[B, classes]`.
+/// Standardised, erased and mixed images `[B, 3, S, S]` of a micro-batch, and their targets `[B, classes]`.
 ///
 /// # Errors
 /// A class past the end, an odd batch that is mixed.
@@ -103,7 +103,7 @@ fn region(area: beit2_data::CropBox) -> (std::ops::Range<usize>, std::ops::Range
     (range(area.top, area.height), range(area.left, area.width))
 }
 
-/// Each picture with its partner, picture B − 1 − i.
+/// Each image with its partner, image B − 1 − i.
 fn mixed<B: Backend>(x: Tensor<B, 4>, mix: MixParams) -> Tensor<B, 4> {
     match mix.cut {
         Some(area) => {

@@ -48,18 +48,18 @@ impl Default for GroupsConfig {
     }
 }
 
-/// `[eval]`: how held-out pictures are seen.
+/// `[eval]`: how held-out images are seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalTable {
-    /// Share of the resized picture that the centre crop shows; 0: the reference's (0.875 below 384 px, 1 from there
-    /// on, and 1 up to 32 px, where pictures are taken as they are).
+    /// Share of the resized image that the centre crop shows; 0: the reference's (0.875 below 384 px, 1 from there
+    /// on, and 1 up to 32 px, where images are taken as they are).
     pub crop_pct: f64,
-    /// What happens to pictures that are not square.
+    /// What happens to images that are not square.
     pub crop_mode: CropMode,
     /// Filter.
     pub interpolation: Interpolation,
-    /// Pictures of a batch; 0: half as many again as a training step's micro-batch.
+    /// Images of a batch; 0: half as many again as a training step's micro-batch.
     pub batch: usize,
 }
 
@@ -93,7 +93,7 @@ pub struct FinetuneRecipe {
     pub seed: u64,
     /// Operands of the matrix products; everything else is f32.
     pub precision: Precision,
-    /// Micro-batches that a step's pictures are divided into, to save memory.
+    /// Micro-batches that a step's images are divided into, to save memory.
     pub accumulate: usize,
     /// Decay of the moving average of the parameters, which is evaluated and saved beside them; 0: none.
     pub ema_decay: f64,
@@ -103,9 +103,9 @@ pub struct FinetuneRecipe {
     pub init: InitConfig,
     /// Sizes and classes.
     pub model: ClassifierConfig,
-    /// Pictures.
+    /// Images.
     pub data: DataConfig,
-    /// Augmentation of single pictures.
+    /// Augmentation of single images.
     pub augment: FinetuneConfig,
     /// Mixup and CutMix.
     pub mix: MixConfig,
@@ -158,10 +158,10 @@ impl Default for FinetuneRecipe {
 
 impl FinetuneRecipe {
     /// Fills in what other files decide: the sizes of the weights that training starts from, and the number of classes
-    /// of the pictures. Doing it twice changes nothing.
+    /// of the images. Doing it twice changes nothing.
     ///
     /// # Errors
-    /// Weights that hold no such model, pictures without classes or with others than the recipe says.
+    /// Weights that hold no such model, images without classes or with others than the recipe says.
     pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given && self.init.sizes_from_weights {
@@ -240,7 +240,7 @@ impl FinetuneRecipe {
         self.mix.validate()?;
         if self.mix.is_on() && !(batch / parts).is_multiple_of(2) {
             return config_error(format!(
-                "mixing pairs the pictures of a micro-batch, and {} is odd; change schedule.batch_size or accumulate",
+                "mixing pairs the images of a micro-batch, and {} is odd; change schedule.batch_size or accumulate",
                 batch / parts
             ));
         }
@@ -269,7 +269,7 @@ impl FinetuneRecipe {
         }
     }
 
-    /// Pictures of an evaluation batch beside training on this many devices.
+    /// Images of an evaluation batch beside training on this many devices.
     pub fn eval_batch(&self, devices: usize) -> usize {
         match self.eval.batch {
             0 => (self.schedule.batch_size / (self.accumulate * devices).max(1) * 3 / 2).max(1),

@@ -17,7 +17,7 @@ use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Ahead, Assets, Env, Outcome, Plan, Saved, Session, StepReport, TrainingItem, add_gradients,
+    AdamW, Assets, Env, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem, add_gradients,
     average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
@@ -32,7 +32,7 @@ impl TrainingItem for Item {
 /// Fine-tunes a classifier, or continues the run in `env.dir`.
 ///
 /// # Errors
-/// Settings, pictures, classes or weights that do not fit; a run directory that cannot be used; a loss that is not
+/// Settings, images, classes or weights that do not fit; a run directory that cannot be used; a loss that is not
 /// finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &FinetuneRecipe,
@@ -63,7 +63,7 @@ pub fn train<B: AutodiffBackend>(
     let part = share / parts;
     if recipe.mix.is_on() && !part.is_multiple_of(2) {
         return config_error(format!(
-            "mixing pairs the pictures of a micro-batch, and {part} on each of {} devices is odd; change \
+            "mixing pairs the images of a micro-batch, and {part} on each of {} devices is odd; change \
              schedule.batch_size or accumulate",
             rank.world()
         ));
@@ -96,8 +96,8 @@ pub fn train<B: AutodiffBackend>(
             ),
         ),
         ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-        ("pictures".into(), source.len().to_string()),
-        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+        ("images".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.accumulate > 1 {
         facts.push(("memory".into(), format!("each step in {} parts", recipe.accumulate)));
@@ -134,7 +134,7 @@ pub fn train<B: AutodiffBackend>(
     let loader = session.batches(training_loader(source, recipe, session.state.data, &rank)?);
     let (mix, seed, smoothing, at) = (recipe.mix, recipe.seed, recipe.label_smoothing, device.clone());
     let mut count = session.state.step * all + first;
-    let prepared = Ahead::new(loader, move |batch: Batch<Item>| {
+    let prepared = Prefetch::new(loader, move |batch: Batch<Item>| {
         let labels = labels(&batch)?;
         let parts = batch.items.chunks(part).zip(labels.chunks(part)).zip(count..);
         let made = parts.map(|((items, labels), count)| {

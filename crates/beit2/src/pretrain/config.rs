@@ -11,7 +11,7 @@ use crate::vit::VitConfig;
 pub struct MimConfig {
     /// The Transformer.
     pub vit: VitConfig,
-    /// Number of visual words, the tokenizer's K.
+    /// Number of visual tokens, the tokenizer's K.
     pub vocab: usize,
     /// Patch aggregation: a second head that sees the last CLS token and earlier patch tokens (the
     /// paper's bottleneck). Without it the model is the plain one of BEiT v1.

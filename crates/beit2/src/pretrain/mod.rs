@@ -1,4 +1,4 @@
-//! Masked image modeling: predict the visual words of masked patches (section 3.2 of the paper).
+//! Masked image modeling: predict the visual tokens of masked patches (section 3.2 of the paper).
 
 mod config;
 mod model;
@@ -7,7 +7,7 @@ mod token_cache;
 mod train;
 
 pub use config::MimConfig;
-pub use model::{MimLogits, MimLoss, MimModel, TokenMask, masked_labels};
+pub use model::{MimLogits, MimLoss, MimModel, PatchMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
 pub(crate) use train::targets;
 pub use train::{Inputs, MimEvaluation, evaluate, inputs, train};

@@ -12,7 +12,7 @@ use crate::vit::{Block, DropPath, LayerNorm, Linear, Rows, Trunk};
 /// Which patches of a batch are masked: the same number M in every image, as indices, so that every
 /// shape is known before the step.
 #[derive(Debug, Clone)]
-pub struct TokenMask<B: Backend> {
+pub struct PatchMask<B: Backend> {
     /// 1 where a patch is replaced by the mask token, `[B, N, 1]`.
     pub mask: Tensor<B, 3>,
     /// CLS and the masked tokens of each image, M + 1 rows.
@@ -21,7 +21,7 @@ pub struct TokenMask<B: Backend> {
     masked: Rows<B>,
 }
 
-impl<B: Backend> TokenMask<B> {
+impl<B: Backend> PatchMask<B> {
     /// From ascending patch indices, M for each image in turn, out of `patches` N.
     pub fn new(indices: &[u32], batch: usize, patches: usize, device: &B::Device) -> Self {
         let per_image = indices.len() / batch.max(1);
@@ -44,11 +44,11 @@ impl<B: Backend> TokenMask<B> {
     }
 
     /// The same mask on the backend that records gradients.
-    pub fn record<A>(self) -> TokenMask<A>
+    pub fn record<A>(self) -> PatchMask<A>
     where
         A: beit2_kernels::AutodiffBackend<InnerBackend = B>,
     {
-        TokenMask {
+        PatchMask {
             mask: Tensor::from_inner(self.mask),
             with_cls: self.with_cls.record(),
             masked: self.masked.record(),
@@ -67,7 +67,7 @@ impl<B: Backend> TokenMask<B> {
 }
 
 /// The tokenizer's ids at the masked patches, in the order of the logits: `ids [B, N]` → `[B·M]`.
-pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &TokenMask<B>) -> Tensor<B, 1, Int> {
+pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &PatchMask<B>) -> Tensor<B, 1, Int> {
     let [batch, patches] = ids.dims();
     // The rows count CLS; shift them back to patches.
     let shift = |row: Tensor<B, 1, Int>| {
@@ -94,11 +94,11 @@ pub struct MimLoss<B: Backend> {
     pub total: Tensor<B, 1>,
     /// Cross entropy of each branch, `[1]`.
     pub branches: Vec<Tensor<B, 1>>,
-    /// Share of masked patches whose word is predicted, per branch, `[1]`.
+    /// Share of masked patches whose token is predicted, per branch, `[1]`.
     pub accuracy: Vec<Tensor<B, 1>>,
 }
 
-/// A Vision Transformer that predicts visual words.
+/// A Vision Transformer that predicts visual tokens.
 #[derive(Module, Debug)]
 pub struct MimModel<B: burn::tensor::backend::Backend> {
     /// Embedding and blocks.
@@ -171,7 +171,7 @@ impl<B: Backend> MimModel<B> {
     ///
     /// After the last block only CLS and masked patches are read, after the last head block only masked
     /// ones: there, queries and MLP run for those rows alone.
-    pub fn forward(&self, x: Tensor<B, 4>, mask: &TokenMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
+    pub fn forward(&self, x: Tensor<B, 4>, mask: &PatchMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
         let bias = self.trunk.shared_bias();
         let depth = self.trunk.blocks.len();
         let dtype = x.dtype();
@@ -218,7 +218,7 @@ impl<B: Backend> MimModel<B> {
 
     /// Patch tokens of every branch after its final norm, `[B, N, D]` each, for all patches; without a
     /// mask, of the image as it is. The straightforward computation that [`MimModel::forward`] shortens.
-    pub fn patch_tokens(&self, x: Tensor<B, 4>, mask: Option<&TokenMask<B>>) -> Vec<Tensor<B, 3>> {
+    pub fn patch_tokens(&self, x: Tensor<B, 4>, mask: Option<&PatchMask<B>>) -> Vec<Tensor<B, 3>> {
         let bias = self.trunk.shared_bias();
         let dtype = x.dtype();
         let mask = mask.map(|m| (m.mask.clone().cast(dtype), self.mask_token.val()));

@@ -12,7 +12,7 @@ use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskConfig {
-    /// Masked patches per picture: 75 of 196 in the paper.
+    /// Masked patches per image: 75 of 196 in the paper.
     pub patches: usize,
     /// Smallest block, in patches.
     pub min_block: usize,
@@ -32,7 +32,7 @@ impl Default for MaskConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretrainAugment {
-    /// Smallest crop, as a share of the picture.
+    /// Smallest crop, as a share of the image.
     pub min_crop_scale: f64,
     /// Strength of brightness, contrast and saturation jitter.
     pub color_jitter: f64,
@@ -75,7 +75,7 @@ pub struct PretrainRecipe {
     pub tokenizer: TokenizerSource,
     /// Masks.
     pub mask: MaskConfig,
-    /// Pictures.
+    /// Images.
     pub data: DataConfig,
     /// Augmentation.
     pub augment: PretrainAugment,

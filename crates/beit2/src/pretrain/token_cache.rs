@@ -1,4 +1,4 @@
-//! Token ids of training batches on disk, so that a second run on the same pictures does not ask the tokenizer.
+//! Token ids of training batches on disk, so that a second run on the same images does not ask the tokenizer.
 //!
 //! A record belongs to the pixels of a whole batch, not to the settings that made them: whatever changes the
 //! tokenizer's view changes its hash, so a wrong record cannot be found. Whole batches, because products of
@@ -26,7 +26,7 @@ const VERSION: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"BEIT2IDS";
 
-/// Magic, version, bytes of an id, pictures, patches, checksum.
+/// Magic, version, bytes of an id, images, patches, checksum.
 const HEADER: u64 = 28;
 
 const HASH: usize = 32;
@@ -101,17 +101,17 @@ impl TokenCache {
     fn with_records<T>(
         &mut self,
         epoch: u64,
-        [pictures, patches]: [usize; 2],
+        [images, patches]: [usize; 2],
         work: impl FnOnce(&mut Records) -> std::io::Result<T>,
     ) -> Option<T> {
         if self.off {
             return None;
         }
         // The name only spreads records over files of bounded size; what counts is the hash.
-        let path = self.folder.join(format!("seed-{}-batch-{pictures}-epoch-{epoch:04}.ids", self.seed));
+        let path = self.folder.join(format!("seed-{}-batch-{images}-epoch-{epoch:04}.ids", self.seed));
         let records = match self.open.take().filter(|records| records.path == path) {
             Some(records) => Ok(records),
-            None => Records::open(&path, pictures, patches, self.bytes_per_id),
+            None => Records::open(&path, images, patches, self.bytes_per_id),
         };
         let done = records.and_then(|mut records| {
             let done = work(&mut records);
@@ -183,17 +183,17 @@ struct Records {
 }
 
 impl Records {
-    fn open(path: &Path, pictures: usize, patches: usize, bytes_per_id: usize) -> std::io::Result<Self> {
+    fn open(path: &Path, images: usize, patches: usize, bytes_per_id: usize) -> std::io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut header = [0; HEADER as usize];
         header[..8].copy_from_slice(MAGIC);
-        let numbers = [VERSION, bytes_per_id as u32, pictures as u32, patches as u32];
+        let numbers = [VERSION, bytes_per_id as u32, images as u32, patches as u32];
         for (at, number) in numbers.into_iter().enumerate() {
             header[8 + 4 * at..][..4].copy_from_slice(&number.to_le_bytes());
         }
         let check = crc32fast::hash(&header[..24]);
         header[24..].copy_from_slice(&check.to_le_bytes());
-        let size = HASH + pictures * patches * bytes_per_id + 4;
+        let size = HASH + images * patches * bytes_per_id + 4;
         let path = path.to_owned();
         let mut records = Self { path, file, header, bytes_per_id, size, index: HashMap::new(), known: 0 };
         records.locked(Self::refresh)?;
@@ -306,7 +306,7 @@ mod tests {
     use beit2_data::Image;
     use burn::backend::Flex;
 
-    /// Three pictures that `seed` determines, with masks that do not matter.
+    /// Three images that `seed` determines, with masks that do not matter.
     fn batch(epoch: u64, seed: u8) -> Batch<Item> {
         let items = (0..3u8).map(|at| Item {
             patch: Image::new(4, 4, (0..48u8).map(|i| i.wrapping_mul(seed) ^ at).collect()).unwrap(),

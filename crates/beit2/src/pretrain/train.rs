@@ -10,19 +10,19 @@ use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::token_cache::{CacheUse, TokenCache, identity};
-use super::{MimModel, PretrainRecipe, TokenMask, masked_labels};
+use super::{MimModel, PatchMask, PretrainRecipe, masked_labels};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
-    AdamW, Ahead, DataConfig, Env, GroupRule, Item, Outcome, Plan, Saved, ScheduleConfig, Session,
+    AdamW, DataConfig, Env, GroupRule, Item, Outcome, Plan, Prefetch, Saved, ScheduleConfig, Session,
     StepReport, average_gradients, check_precision, share, to_device, training_loader,
 };
 use crate::vit::DropPath;
 use crate::weights;
 
-/// Results of a pass over held-out pictures.
+/// Results of a pass over held-out images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MimEvaluation {
     /// Cross entropy of each branch.
@@ -34,7 +34,7 @@ pub struct MimEvaluation {
 /// Pretrains a model, or continues the run in `env.dir`.
 ///
 /// # Errors
-/// Settings, pictures or weights that do not fit; a run directory that cannot be used; a loss that is
+/// Settings, images or weights that do not fit; a run directory that cannot be used; a loss that is
 /// not finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &PretrainRecipe,
@@ -57,16 +57,16 @@ pub fn train<B: AutodiffBackend>(
     let identity = (!recipe.tokenizer.cache.is_empty())
         .then(|| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
-    let (words, grid) = (tokenizer_config.codes, tokenizer_config.grid());
-    if words != recipe.model.vocab {
+    let (codes, grid) = (tokenizer_config.codes, tokenizer_config.grid());
+    if codes != recipe.model.vocab {
         return config_error(format!(
-            "model.vocab is {}, but the tokenizer has {words} codes",
+            "model.vocab is {}, but the tokenizer has {codes} codes",
             recipe.model.vocab
         ));
     }
     if grid != recipe.model.vit.grid() {
         return config_error(format!(
-            "the tokenizer gives {grid}×{grid} words, the model has {0}×{0} patches; both grids must agree",
+            "the tokenizer gives {grid}×{grid} tokens, the model has {0}×{0} patches; both grids must agree",
             recipe.model.vit.grid()
         ));
     }
@@ -92,8 +92,8 @@ pub fn train<B: AutodiffBackend>(
             ),
         ),
         ("masked".into(), format!("{} of {} patches", recipe.mask.patches, recipe.model.vit.patches())),
-        ("pictures".into(), source.len().to_string()),
-        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+        ("images".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
         Session::open(env, "pretrain", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
@@ -113,7 +113,7 @@ pub fn train<B: AutodiffBackend>(
         return session.finish();
     }
     let folder = Path::new(&recipe.tokenizer.cache);
-    let cache = identity.map(|identity| TokenCache::open(folder, &identity, words, recipe.seed));
+    let cache = identity.map(|identity| TokenCache::open(folder, &identity, codes, recipe.seed));
     let mut cache = cache.transpose()?;
     let loader = training_loader(
         source,
@@ -126,7 +126,7 @@ pub fn train<B: AutodiffBackend>(
         &rank,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Ahead::new(session.batches(loader), move |batch: Batch<Item>| {
+    let prepared = Prefetch::new(session.batches(loader), move |batch: Batch<Item>| {
         let views = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let inputs = targets(views, &batch.items, patches, |images, mask| {
             let x = frozen.preprocess(images);
@@ -166,8 +166,8 @@ pub fn train<B: AutodiffBackend>(
         let mut scalars = vec![("loss", loss.total.inner())];
         // The plain model has one branch and the reference's shorter names.
         let names: [(&str, &str); 2] = match loss.branches.len() {
-            1 => [("mlm_loss", "mlm_acc"), ("", "")],
-            _ => [("loss_1", "mlm_acc_1"), ("loss_2", "mlm_acc_2")],
+            1 => [("mim_loss", "mim_acc"), ("", "")],
+            _ => [("loss_1", "mim_acc_1"), ("loss_2", "mim_acc_2")],
         };
         for ((branch, accuracy), (loss_name, acc_name)) in
             loss.branches.into_iter().zip(loss.accuracy).zip(names)
@@ -190,8 +190,8 @@ pub fn train<B: AutodiffBackend>(
                 best = session.is_best(total);
                 extra.push(("val_loss", total));
                 let names: [(&str, &str); 2] = match result.loss.len() {
-                    1 => [("val_mlm_loss", "val_mlm_acc"), ("", "")],
-                    _ => [("val_loss_1", "val_mlm_acc_1"), ("val_loss_2", "val_mlm_acc_2")],
+                    1 => [("val_mim_loss", "val_mim_acc"), ("", "")],
+                    _ => [("val_loss_1", "val_mim_acc_1"), ("val_loss_2", "val_mim_acc_2")],
                 };
                 for ((loss, accuracy), (loss_name, acc_name)) in
                     result.loss.iter().zip(&result.accuracy).zip(names)
@@ -221,12 +221,12 @@ pub fn train<B: AutodiffBackend>(
 }
 
 /// What a step learns from, nothing of which takes gradients.
-pub type Inputs<I> = (Tensor<I, 4>, Tensor<I, 1, Int>, TokenMask<I>);
+pub type Inputs<I> = (Tensor<I, 4>, Tensor<I, 1, Int>, PatchMask<I>);
 
-/// Standardised pictures, target words and masks of a batch for a model of `patches` patches.
+/// Standardised images, target token ids and masks of a batch for a model of `patches` patches.
 ///
 /// # Errors
-/// Pictures of different sizes.
+/// Images of different sizes.
 pub fn inputs<I: Backend>(
     tokenizer: &VqKd<I>,
     items: &[Item],
@@ -245,23 +245,23 @@ pub(crate) fn targets<I: Backend>(
     (images, token): (Tensor<I, 4>, Option<Tensor<I, 4>>),
     items: &[Item],
     patches: usize,
-    labels: impl FnOnce(Tensor<I, 4>, &TokenMask<I>) -> Tensor<I, 1, Int>,
+    labels: impl FnOnce(Tensor<I, 4>, &PatchMask<I>) -> Tensor<I, 1, Int>,
 ) -> Inputs<I> {
     let indices: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-    let mask = TokenMask::new(&indices, items.len(), patches, &images.device());
+    let mask = PatchMask::new(&indices, items.len(), patches, &images.device());
     let labels = labels(token.unwrap_or_else(|| images.clone()), &mask);
     (pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), labels, mask)
 }
 
-/// Pictures of a batch in an evaluation.
+/// Images of a batch in an evaluation.
 const EVALUATION_BATCH: usize = 256;
 
-/// Loss and accuracy over held-out pictures under masks that do not depend on the run, through the training
-/// transform without colours and flips, so that figures compare between runs and epochs. Each picture
+/// Loss and accuracy over held-out images under masks that do not depend on the run, through the training
+/// transform without colours and flips, so that figures compare between runs and epochs. Each image
 /// once, but for the few that equal batches leave over.
 ///
 /// # Errors
-/// Pictures that cannot be read.
+/// Images that cannot be read.
 pub fn evaluate<I: Backend>(
     model: &MimModel<I>,
     tokenizer: &VqKd<I>,
@@ -269,9 +269,9 @@ pub fn evaluate<I: Backend>(
     recipe: &PretrainRecipe,
     device: &I::Device,
 ) -> Result<MimEvaluation, Error> {
-    let pictures = source.len();
-    let batches = pictures.div_ceil(EVALUATION_BATCH.min(recipe.schedule.batch_size)).max(1);
-    let schedule = ScheduleConfig { batch_size: pictures / batches, ..recipe.schedule.clone() };
+    let images = source.len();
+    let batches = images.div_ceil(EVALUATION_BATCH.min(recipe.schedule.batch_size)).max(1);
+    let schedule = ScheduleConfig { batch_size: images / batches, ..recipe.schedule.clone() };
     let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
     let token_px = tokenizer_px(tokenizer, recipe);
     let mut views = recipe.views(token_px);

@@ -74,7 +74,7 @@ impl<B: Backend> Backbone<B> {
         own.or(self.trunk.rel_pos_bias.as_ref()).map(RelPosBias::grid)
     }
 
-    /// The same backbone for pictures of another grid of patches, for inference.
+    /// The same backbone for images of another grid of patches, for inference.
     ///
     /// # Errors
     /// Position tables that cannot be resized.
@@ -97,22 +97,22 @@ impl<B: Backend> Backbone<B> {
         Self { trunk: self.trunk.freeze_products(), ..self }
     }
 
-    /// Whether pictures of this size can be seen as a whole.
+    /// Whether images of this size can be seen as a whole.
     ///
     /// # Errors
-    /// A side that is no multiple of the patch, a picture too small for the pyramid, or one that is not of the
+    /// A side that is no multiple of the patch, an image too small for the pyramid, or one that is not of the
     /// size that the relative position tables are for.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), Error> {
         let patch = self.patch;
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
             return config_error(format!(
-                "pictures of {width}×{height} px are no multiple of the patch of {patch} px"
+                "images of {width}×{height} px are no multiple of the patch of {patch} px"
             ));
         }
         super::config::check_pyramid(height, width)?;
         match self.table_grid() {
             Some((rows, cols)) if (rows * patch, cols * patch) != (height, width) => config_error(format!(
-                "pictures of {width}×{height} px do not fit relative position tables for {}×{} px; look at windows of \
+                "images of {width}×{height} px do not fit relative position tables for {}×{} px; look at windows of \
                  that size, or open the model for another one",
                 cols * patch,
                 rows * patch

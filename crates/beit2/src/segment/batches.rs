@@ -1,4 +1,4 @@
-//! Augmented pictures and masks as batches on the device.
+//! Augmented images and masks as batches on the device.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::pixels;
 use crate::train::{DataPosition, TrainingItem, for_rank};
 
 impl TrainingItem for SegmentTrainView {
-    /// Enlarging is a part of the recipe here, not a sign of small pictures.
+    /// Enlarging is a part of the recipe here, not a sign of small images.
     fn is_upscaled(&self) -> bool {
         false
     }

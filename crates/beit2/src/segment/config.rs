@@ -8,10 +8,10 @@ use crate::vit::{RelPosKind, VitConfig};
 /// Maps that the backbone gives: strides 4, 8, 16 and 32 pixels.
 pub(super) const LEVELS: usize = 4;
 
-/// Pixels of the picture that one pixel of the largest map and of the logits stands for.
+/// Pixels of the image that one pixel of the largest map and of the logits stands for.
 const FIRST_STRIDE: usize = 4;
 
-/// Pixels of the picture that one pixel of the smallest map stands for.
+/// Pixels of the image that one pixel of the smallest map stands for.
 pub(super) const LAST_STRIDE: usize = 32;
 
 /// Sizes and options of UPerNet on a Vision Transformer.
@@ -42,7 +42,7 @@ pub struct SegmenterConfig {
     pub classes: usize,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
-    /// Their colours (RGB) in pictures of masks, when they are known.
+    /// Their colours (RGB) in images of masks, when they are known.
     pub palette: Vec<[u8; 3]>,
 }
 
@@ -195,12 +195,12 @@ impl SegmenterConfig {
     }
 }
 
-/// Whether pictures of this size give a map of stride 32.
+/// Whether images of this size give a map of stride 32.
 pub(super) fn check_pyramid(height: usize, width: usize) -> Result<(), Error> {
     match height.min(width) >= LAST_STRIDE {
         true => Ok(()),
         false => config_error(format!(
-            "pictures of {width}×{height} px are too small: the last map has one pixel for \
+            "images of {width}×{height} px are too small: the last map has one pixel for \
              {LAST_STRIDE}×{LAST_STRIDE} px"
         )),
     }

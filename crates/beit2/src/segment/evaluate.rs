@@ -1,4 +1,4 @@
-//! A segmentation model on pictures with masks.
+//! A segmentation model on images with masks.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::{Confusion, Predictor};
 use crate::error::Error;
 use crate::train::{Event, Observer};
 
-/// Segments every picture and compares with its mask, at the mask's size. `each` gets the picture's number, the picture, its
+/// Segments every image and compares with its mask, at the mask's size. `each` gets the image's number, the image, its
 /// mask and what was found.
 ///
 /// # Errors
-/// A picture or mask that cannot be used (the result would be one of other pictures), an interruption.
+/// An image or mask that cannot be used (the result would be one of other images), an interruption.
 pub fn evaluate<B: Backend>(
     predictor: &Predictor<'_, B>,
     source: &Arc<SegmentSource>,
@@ -26,26 +26,26 @@ pub fn evaluate<B: Backend>(
 ) -> Result<Confusion, Error> {
     let total = source.len();
     let mut confusion = Confusion::new(predictor.classes());
-    // Pictures keep their size here, and one takes the model longer than the next takes to decode.
+    // Images keep their size here, and one takes the model longer than the next takes to decode.
     let config = SequenceConfig { workers, ahead: workers + 1, ..SequenceConfig::default() };
-    let pictures = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
-    for seen in pictures {
+    let images = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
+    for seen in images {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }
         let name = source.name(seen.index);
-        let image = seen.item.map_err(|reason| Error::Picture { path: name.clone().into(), reason })?;
+        let image = seen.item.map_err(|reason| Error::Image { path: name.clone().into(), reason })?;
         let mask = source.mask(seen.index)?;
         if (mask.width, mask.height) != (image.width, image.height) {
             let reason = format!(
-                "the picture has {}×{} px and its mask {} has {}×{}",
+                "the image has {}×{} px and its mask {} has {}×{}",
                 image.width,
                 image.height,
                 source.mask_name(seen.index),
                 mask.width,
                 mask.height
             );
-            return Err(Error::Picture { path: name.into(), reason });
+            return Err(Error::Image { path: name.into(), reason });
         }
         let found = predictor.label(&image)?;
         confusion.add(&found.data, &mask.data)?;

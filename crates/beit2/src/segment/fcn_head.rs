@@ -26,7 +26,7 @@ impl<B: Backend> FcnHead<B> {
         }
     }
 
-    /// `dropout`: a factor for each channel of each picture.
+    /// `dropout`: a factor for each channel of each image.
     ///
     /// # Shapes
     /// `[B, h, w, D]`, `[B, 1, 1, channels]` → `[B, h, w, classes]`.

@@ -1,7 +1,7 @@
-//! Classes of every pixel of a picture of any size.
+//! Classes of every pixel of an image of any size.
 //!
-//! A picture is resized, cut into windows as large as the crops of training, and what the model says of them is
-//! averaged where they overlap and resized back (spec §5, "slide"). Several sizes and the mirrored picture can be averaged
+//! An image is resized, cut into windows as large as the crops of training, and what the model says of them is
+//! averaged where they overlap and resized back (spec §5, "slide"). Several sizes and the mirrored image can be averaged
 //! too. All of it runs from top to bottom in strips of rows ([`super::stitch`]).
 
 use beit2_data::Image;
@@ -19,38 +19,38 @@ use crate::pixels;
 /// Values of a strip of averaged probabilities, 16 MiB.
 const STRIP: usize = 4 << 20;
 
-/// Most patches of a picture that is seen as a whole, as 2048×512 px have with patches of 16: the position biases of a
+/// Most patches of an image that is seen as a whole, as 2048×512 px have with patches of 16: the position biases of a
 /// block take their square, 800 MB in a base model.
 const WHOLE: usize = 4096;
 
-/// Windows per window's length, at most: what is held of a picture grows with its square.
+/// Windows per window's length, at most: what is held of an image grows with its square.
 const DENSEST: usize = 16;
 
-/// How a picture is cut.
+/// How an image is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Overlapping windows of the training size.
     Slide,
-    /// The whole picture at once; position tables are cut or resized to its grid.
+    /// The whole image at once; position tables are cut or resized to its grid.
     Whole,
 }
 
-/// `[infer]`: how pictures are seen after training. Defaults: the reference's test on ADE20K.
+/// `[infer]`: how images are seen after training. Defaults: the reference's test on ADE20K.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InferConfig {
-    /// How a picture is cut.
+    /// How an image is cut.
     pub mode: Mode,
     /// Distance of windows in pixels; 0: two thirds of a window (341 of 512).
     pub stride: usize,
-    /// Longest side of the resized picture; 0 here or below: pictures are not resized.
+    /// Longest side of the resized image; 0 here or below: images are not resized.
     pub long_side: u32,
-    /// Shorter side of the resized picture, unless the longer one would exceed its limit.
+    /// Shorter side of the resized image, unless the longer one would exceed its limit.
     pub short_side: u32,
     /// Sizes to average over, as factors on both sides.
     pub scales: Vec<f64>,
-    /// Average over the mirrored picture too.
+    /// Average over the mirrored image too.
     pub flip: bool,
     /// Windows computed at once.
     pub batch: usize,
@@ -104,7 +104,7 @@ impl InferConfig {
     }
 }
 
-/// A trained model with its way of looking at pictures.
+/// A trained model with its way of looking at images.
 #[derive(Debug)]
 pub struct Predictor<'a, B: Backend> {
     model: &'a UperNet<B>,
@@ -134,7 +134,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
     /// The class of every pixel.
     ///
     /// # Errors
-    /// A picture without pixels.
+    /// An image without pixels.
     pub fn label(&self, image: &Image) -> Result<LabelMap, Error> {
         let mut ids = Vec::with_capacity(image.width as usize * image.height as usize);
         self.strips(image, |strip| -> Result<(), Error> {
@@ -147,7 +147,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
     /// The classes of whole rows of pixels, from top to bottom.
     ///
     /// # Errors
-    /// A picture without pixels, and what `each` reports.
+    /// An image without pixels, and what `each` reports.
     pub fn strips<E: From<Error>>(
         &self,
         image: &Image,
@@ -155,7 +155,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
     ) -> Result<(), E> {
         let (height, width, classes) = (image.height as usize, image.width as usize, self.config.classes);
         if height == 0 || width == 0 {
-            return config_error("a picture has no pixels").map_err(E::from);
+            return config_error("an image has no pixels").map_err(E::from);
         }
         let mut views = Vec::new();
         for &scale in &self.infer.scales {
@@ -186,7 +186,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
         Ok(())
     }
 
-    /// The windows of one resized picture.
+    /// The windows of one resized image.
     #[allow(clippy::type_complexity)] // a closure inside, which has no name
     fn stitcher(
         &self,
@@ -200,7 +200,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
                 let grid = (height.div_ceil(vit.patch_size), width.div_ceil(vit.patch_size));
                 if grid.0 * grid.1 > WHOLE {
                     return config_error(format!(
-                        "a picture of {width}×{height} px has {} patches, and at most {WHOLE} can be seen as a whole; \
+                        "an image of {width}×{height} px has {} patches, and at most {WHOLE} can be seen as a whole; \
                          use windows (mode slide) or a smaller size",
                         grid.0 * grid.1
                     ));
@@ -214,7 +214,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
             stride => stride,
         };
         let sizes = Sizes {
-            picture: (height, width),
+            image: (height, width),
             window,
             stride: if whole.is_some() { window } else { (stride, stride) },
             logits: self.config.logits_size(window),
@@ -238,7 +238,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
     }
 }
 
-/// The standardised window at `(top, left)`, `[1, 3, h, w]`; where it reaches beyond the picture it is 0, as padded
+/// The standardised window at `(top, left)`, `[1, 3, h, w]`; where it reaches beyond the image it is 0, as padded
 /// crops are in training.
 fn cut<B: Backend>(
     image: &Image,

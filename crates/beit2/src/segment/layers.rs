@@ -219,7 +219,7 @@ pub(super) fn check_batch(batch: usize, smallest_map: usize) -> Result<(), Error
     match batch * smallest_map > 1 {
         true => Ok(()),
         false => config_error(
-            "a batch of one picture cannot be trained on: averaged to one pixel it has no variance for batch norm; \
+            "a batch of one image cannot be trained on: averaged to one pixel it has no variance for batch norm; \
              use a batch_size of at least 2",
         ),
     }

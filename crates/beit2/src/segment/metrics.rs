@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::IGNORE;
 use crate::error::{Error, config_error};
 
-/// Pixels counted by their class and the class that they were taken for, over any number of pictures.
+/// Pixels counted by their class and the class that they were taken for, over any number of images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
     classes: usize,
@@ -35,7 +35,7 @@ impl Confusion {
         Self { classes, counts: vec![0; classes * classes] }
     }
 
-    /// Counts a picture: what was predicted and what is right, pixel by pixel. Pixels labelled [`IGNORE`] are left out.
+    /// Counts an image: what was predicted and what is right, pixel by pixel. Pixels labelled [`IGNORE`] are left out.
     ///
     /// # Errors
     /// Different lengths, an id that is no class. Nothing is counted then.

@@ -104,7 +104,7 @@ impl<B: Backend> UperNet<B> {
     /// The four maps of the backbone in evaluation, `[B, H/4, W/4, D]` … `[B, H/32, W/32, D]`.
     ///
     /// # Errors
-    /// Pictures of a size that the model cannot see as a whole, see [`Backbone::check_size`].
+    /// Images of a size that the model cannot see as a whole, see [`Backbone::check_size`].
     pub fn features(&self, x: Tensor<B, 4>) -> Result<[Tensor<B, 4>; LEVELS], Error> {
         let [_, _, height, width] = x.dims();
         self.backbone.check_size(height, width)?;
@@ -114,7 +114,7 @@ impl<B: Backend> UperNet<B> {
     /// Logits of the decode head in evaluation.
     ///
     /// # Shapes
-    /// Standardised pictures `[B, 3, H, W]` → `[B, H/4, W/4, classes]`.
+    /// Standardised images `[B, 3, H, W]` → `[B, H/4, W/4, classes]`.
     ///
     /// # Errors
     /// As [`UperNet::features`].
@@ -131,7 +131,7 @@ impl<B: Backend> UperNet<B> {
         Ok(self.auxiliary_head.as_ref().map(|head| head.forward(map, None, &mut Pass::Evaluate)))
     }
 
-    /// The same model for pictures of another grid of patches, `[B, 3, rows·P, cols·P]`, for inference: position
+    /// The same model for images of another grid of patches, `[B, 3, rows·P, cols·P]`, for inference: position
     /// biases keep the values of the distances that they know, and are resized for more.
     ///
     /// # Errors
@@ -145,7 +145,7 @@ impl<B: Backend> UperNet<B> {
     /// then takes into the running ones.
     ///
     /// # Errors
-    /// As [`UperNet::features`]; a batch of one picture.
+    /// As [`UperNet::features`]; a batch of one image.
     pub fn forward_train(
         &self,
         x: Tensor<B, 4>,

@@ -1,13 +1,13 @@
-//! Classes over pictures, in colours.
+//! Classes over images, in colours.
 
 use beit2_data::Image;
 use beit2_data::segment::{IGNORE, LabelMap};
-use beit2_run::report::Picture;
+use beit2_run::report::RgbImage;
 
 /// Pixels between the panels of [`compared`].
 const GAP: usize = 4;
 
-/// A picture under the colours of its classes, row by row from the top.
+/// An image under the colours of its classes, row by row from the top.
 #[derive(Debug)]
 pub struct Overlay<'a> {
     image: &'a Image,
@@ -19,13 +19,13 @@ pub struct Overlay<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// `opacity` from 0 (the picture) to 1 (the colours). Outlines of classes are drawn in full colour: they tell neighbours
-    /// apart where colour and picture are alike. Pixels without a class stay as they are.
+    /// `opacity` from 0 (the image) to 1 (the colours). Outlines of classes are drawn in full colour: they tell neighbours
+    /// apart where colour and image are alike. Pixels without a class stay as they are.
     pub fn new(image: &'a Image, palette: &'a [[u8; 3]], opacity: f32) -> Self {
         Self { image, palette, opacity, row: 0, above: Vec::new() }
     }
 
-    /// The next rows, of these classes, as RGB. Rows below the picture are left out.
+    /// The next rows, of these classes, as RGB. Rows below the image are left out.
     pub fn rows(&mut self, ids: &[u8]) -> Vec<u8> {
         let width = self.image.width as usize;
         let mut rgb = Vec::with_capacity(3 * ids.len());
@@ -52,8 +52,8 @@ impl<'a> Overlay<'a> {
     }
 }
 
-/// A picture, its mask and a prediction side by side; all of one size.
-pub fn compared(image: &Image, mask: &LabelMap, found: &LabelMap, palette: &[[u8; 3]]) -> Picture {
+/// An image, its mask and a prediction side by side; all of one size.
+pub fn compared(image: &Image, mask: &LabelMap, found: &LabelMap, palette: &[[u8; 3]]) -> RgbImage {
     debug_assert!(palette.len() <= usize::from(IGNORE));
     let side = |map: &LabelMap| Overlay::new(image, palette, 0.6).rows(&map.data);
     let panels = [image.data.clone(), side(mask), side(found)];
@@ -67,7 +67,7 @@ pub fn compared(image: &Image, mask: &LabelMap, found: &LabelMap, palette: &[[u8
             rgb.extend(panel.iter().skip(3 * width * row).take(3 * width));
         }
     }
-    Picture { width: (3 * width + 2 * GAP) as u32, height: height as u32, rgb }
+    RgbImage { width: (3 * width + 2 * GAP) as u32, height: height as u32, rgb }
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_lie_over_the_picture_and_outlines_in_full() {
+    fn colours_lie_over_the_image_and_outlines_in_full() {
         let image = Image::new(3, 2, vec![100; 18]).unwrap();
         let palette = [[0, 0, 0], [200, 0, 100]];
         let mut overlay = Overlay::new(&image, &palette, 0.5);
@@ -90,8 +90,8 @@ mod tests {
     fn three_panels() {
         let image = Image::new(2, 1, vec![9; 6]).unwrap();
         let map = |id| LabelMap::new(2, 1, vec![id; 2]).unwrap();
-        let picture = compared(&image, &map(IGNORE), &map(0), &[[9, 9, 9]]);
-        assert_eq!((picture.width, picture.height), (6 + 2 * GAP as u32, 1));
-        assert_eq!(picture.rgb.len(), 3 * picture.width as usize);
+        let image = compared(&image, &map(IGNORE), &map(0), &[[9, 9, 9]]);
+        assert_eq!((image.width, image.height), (6 + 2 * GAP as u32, 1));
+        assert_eq!(image.rgb.len(), 3 * image.width as usize);
     }
 }

@@ -51,7 +51,7 @@ impl Default for MasksConfig {
 }
 
 impl MasksConfig {
-    /// Opens pictures with masks.
+    /// Opens images with masks.
     ///
     /// # Errors
     /// A folder without pairs, or whose pairs do not match.
@@ -84,7 +84,7 @@ impl Default for SegmentGroups {
     }
 }
 
-/// `[eval]`: when held-out pictures are segmented during training.
+/// `[eval]`: when held-out images are segmented during training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentEval {
@@ -108,17 +108,17 @@ pub struct SegmentRecipe {
     pub seed: u64,
     /// Operands of the trunk's matrix products; pyramid and heads are in f32.
     pub precision: Precision,
-    /// Micro-batches that a step's pictures are divided into, to save memory. Batch norm sees one of them at a time.
+    /// Micro-batches that a step's images are divided into, to save memory. Batch norm sees one of them at a time.
     pub accumulate: usize,
     /// What the backbone starts from.
     pub init: SegmentInit,
     /// Sizes and classes.
     pub model: SegmenterConfig,
-    /// Pictures.
+    /// Images.
     pub data: DataConfig,
     /// Masks.
     pub masks: MasksConfig,
-    /// Augmentation of pictures and masks.
+    /// Augmentation of images and masks.
     pub augment: SegmentTrainConfig,
     /// Optimiser. The learning rate rises during the warm-up and then falls in a straight line.
     pub optimizer: OptimizerConfig,
@@ -128,7 +128,7 @@ pub struct SegmentRecipe {
     pub schedule: ScheduleConfig,
     /// Evaluation.
     pub eval: SegmentEval,
-    /// How pictures are seen in an evaluation, and later by `segment predict`.
+    /// How images are seen in an evaluation, and later by `segment predict`.
     pub infer: InferConfig,
     /// Records and checkpoints.
     pub logging: LoggingConfig,

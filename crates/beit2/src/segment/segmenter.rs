@@ -47,7 +47,7 @@ pub struct Segmenter<B: Backend> {
     pub config: SegmenterConfig,
     /// The model, frozen ([`UperNet::freeze`]).
     pub model: UperNet<B>,
-    /// How pictures are seen, as the run that made it saw held-out ones; the reference's way for published files.
+    /// How images are seen, as the run that made it saw held-out ones; the reference's way for published files.
     pub infer: InferConfig,
 }
 
@@ -83,7 +83,7 @@ impl<B: Backend> Segmenter<B> {
         let zeros = UperNet::<B>::zeros(&config, device)
             .map_err(|error| Error::Config(format!("{spec}: {error}")))?;
         if config.vit.in_chans != 3 {
-            return config_error(format!("{spec} takes {} channels; pictures have 3", config.vit.in_chans));
+            return config_error(format!("{spec} takes {} channels; images have 3", config.vit.in_chans));
         }
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;
@@ -93,18 +93,18 @@ impl<B: Backend> Segmenter<B> {
         Ok(Self { model: model.freeze(), config, infer })
     }
 
-    /// The class of every pixel of a picture of any size, seen as [`Segmenter::infer`] says.
+    /// The class of every pixel of an image of any size, seen as [`Segmenter::infer`] says.
     ///
     /// # Errors
-    /// A picture without pixels, or one so long that its resized form would be too large.
+    /// An image without pixels, or one so long that its resized form would be too large.
     pub fn label(&self, image: &Image) -> Result<LabelMap, Error> {
         Predictor::new(&self.model, &self.config, &self.infer)?.label(image)
     }
 
-    /// Pictures in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.
+    /// Images in [0, 1] `[B, 3, H, W]` → logits `[B, H/4, W/4, classes]`.
     ///
     /// # Errors
-    /// Pictures of a size that the model cannot see as a whole, see [`super::Backbone::check_size`].
+    /// Images of a size that the model cannot see as a whole, see [`super::Backbone::check_size`].
     pub fn logits(&self, images: Tensor<B, 4>) -> Result<Tensor<B, 4>, Error> {
         self.model.forward(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
     }

@@ -1,8 +1,8 @@
-//! Logits of overlapping windows as rows of one picture.
+//! Logits of overlapping windows as rows of one image.
 //!
-//! Slide inference averages what overlapping windows say of a pixel. Kept at full size, the logits of a picture of
+//! Slide inference averages what overlapping windows say of a pixel. Kept at full size, the logits of an image of
 //! 6000 × 4000 pixels and 150 classes would take 14 GB. Here windows are computed when a row needs them and dropped after
-//! the last row that does, so that the memory grows with the width of a picture, not with its area.
+//! the last row that does, so that the memory grows with the width of an image, not with its area.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 
-/// Where windows lie along one axis: `stride` apart, the last one at the border (mmsegmentation's rule). A picture
+/// Where windows lie along one axis: `stride` apart, the last one at the border (mmsegmentation's rule). An image
 /// shorter than a window has one, which reaches beyond it.
 pub fn origins(length: usize, window: usize, stride: usize) -> Vec<usize> {
     let last = length.saturating_sub(window);
@@ -39,8 +39,8 @@ pub(super) fn taps(from: usize, to: usize) -> Vec<Tap> {
 /// The sizes of a [`Stitcher`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sizes {
-    /// Height and width of the picture.
-    pub picture: (usize, usize),
+    /// Height and width of the image.
+    pub image: (usize, usize),
     /// Height and width of a window.
     pub window: (usize, usize),
     /// Distance of windows.
@@ -79,9 +79,9 @@ pub struct Stitcher<F> {
 impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
     /// `compute` gives the logits `[h, w, C]` of windows that begin at these rows and columns.
     pub fn new(sizes: Sizes, compute: F) -> Self {
-        let tops = origins(sizes.picture.0, sizes.window.0, sizes.stride.0);
-        let lefts = origins(sizes.picture.1, sizes.window.1, sizes.stride.1);
-        let mut covers = vec![0; sizes.picture.1];
+        let tops = origins(sizes.image.0, sizes.window.0, sizes.stride.0);
+        let lefts = origins(sizes.image.1, sizes.window.1, sizes.stride.1);
+        let mut covers = vec![0; sizes.image.1];
         for &left in &lefts {
             covers.iter_mut().skip(left).take(sizes.window.1).for_each(|count| *count += 1);
         }
@@ -91,9 +91,9 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
         Self { mosaic, tops, next: 0, compute }
     }
 
-    /// Height and width of the picture.
-    pub fn picture(&self) -> (usize, usize) {
-        self.mosaic.sizes.picture
+    /// Height and width of the image.
+    pub fn image(&self) -> (usize, usize) {
+        self.mosaic.sizes.image
     }
 
     /// Rows `from..to` `[to − from, W, C]`. A later call must not begin above an earlier one: windows that ended there
@@ -115,7 +115,7 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
             mosaic.bands.push_back(Band { top, logits: (self.compute)(&places)? });
             self.next += 1;
         }
-        let line = mosaic.sizes.picture.1 * mosaic.sizes.classes;
+        let line = mosaic.sizes.image.1 * mosaic.sizes.classes;
         let mut rows = vec![0.0; (to - from) * line];
         if line > 0 {
             let mosaic = &*mosaic;
@@ -126,7 +126,7 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Stitcher<F> {
 }
 
 impl Mosaic {
-    /// One row of the picture, `[W, C]`, into a row of zeros.
+    /// One row of the image, `[W, C]`, into a row of zeros.
     fn row(&self, y: usize, row: &mut [f32]) {
         let Sizes { classes, window, logits: (_, width), .. } = self.sizes;
         let mut line = vec![0.0; width * classes];
@@ -163,7 +163,7 @@ fn between(to: &mut [f32], a: &[f32], b: &[f32], t: f32) {
     }
 }
 
-/// A [`Stitcher`]'s rows resized to another picture size, mirrored if asked.
+/// A [`Stitcher`]'s rows resized to another image size, mirrored if asked.
 pub struct Rows<F> {
     stitcher: Stitcher<F>,
     size: (usize, usize),
@@ -173,9 +173,9 @@ pub struct Rows<F> {
 }
 
 impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Rows<F> {
-    /// Rows of a picture of `size` (height, width) from those of another; `mirrored` turns left and right.
+    /// Rows of an image of `size` (height, width) from those of another; `mirrored` turns left and right.
     pub fn new(stitcher: Stitcher<F>, size: (usize, usize), mirrored: bool) -> Self {
-        let (height, width) = stitcher.picture();
+        let (height, width) = stitcher.image();
         let (down, across) = (taps(height, size.0), taps(width, size.1));
         Self { stitcher, size, down, across, mirrored }
     }
@@ -186,7 +186,7 @@ impl<F: FnMut(&[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error>> Rows<F> {
     /// As [`Stitcher::rows`].
     pub fn rows(&mut self, from: usize, to: usize) -> Result<Vec<f32>, Error> {
         let classes = self.stitcher.mosaic.sizes.classes;
-        let (width, old) = (self.size.1, self.stitcher.picture());
+        let (width, old) = (self.size.1, self.stitcher.image());
         let mut rows = if old == self.size {
             self.stitcher.rows(from, to)?
         } else {
@@ -241,7 +241,7 @@ mod tests {
     /// Logits that depend on the place alone must come out as that function, whatever the windows.
     #[test]
     fn a_plane_is_stitched_to_a_plane() {
-        let sizes = Sizes { picture: (23, 31), window: (8, 8), stride: (5, 3), logits: (8, 8), classes: 2 };
+        let sizes = Sizes { image: (23, 31), window: (8, 8), stride: (5, 3), logits: (8, 8), classes: 2 };
         let plane = |y: usize, x: usize| [(y * 100 + x) as f32, -(x as f32)];
         let mut asked = Vec::new();
         let compute = |places: &[(usize, usize)]| {
@@ -265,8 +265,8 @@ mod tests {
     }
 
     #[test]
-    fn a_small_picture_takes_the_corner_of_its_window() {
-        let sizes = Sizes { picture: (3, 2), window: (8, 8), stride: (5, 5), logits: (2, 2), classes: 1 };
+    fn a_small_image_takes_the_corner_of_its_window() {
+        let sizes = Sizes { image: (3, 2), window: (8, 8), stride: (5, 5), logits: (2, 2), classes: 1 };
         let mut stitcher = Stitcher::new(sizes, |_| Ok(vec![vec![0.0, 8.0, 16.0, 24.0]]));
         // Value at (y, x) of the 2 × 2 logits stretched over 8 × 8: 2(y − 1.5) clamped, and so on.
         let found = stitcher.rows(0, 3).unwrap();
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn resized_and_mirrored() {
-        let sizes = Sizes { picture: (2, 4), window: (2, 4), stride: (2, 4), logits: (2, 4), classes: 1 };
+        let sizes = Sizes { image: (2, 4), window: (2, 4), stride: (2, 4), logits: (2, 4), classes: 1 };
         let values: Vec<f32> = (0..8).map(|at| at as f32).collect();
         let stitched = || {
             let values = values.clone();

@@ -8,7 +8,7 @@ use beit2_data::{Batch, Key, Purpose, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
-use beit2_run::report::{Picture, png};
+use beit2_run::report::{RgbImage, png};
 use beit2_weights::plan::Plan as LoadPlan;
 use beit2_weights::resize::TableResize;
 use burn::module::AutodiffModule;
@@ -21,16 +21,16 @@ use super::{
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{
-    AdamW, Ahead, Env, Outcome, Plan, PolySchedule, Saved, Session, StepReport, add_gradients,
+    AdamW, Env, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport, add_gradients,
     average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, drop_path_rates};
 use crate::weights::{self, StateFile};
 
-/// Folder of a run with held-out pictures, their masks and the newest predictions, for the report.
+/// Folder of a run with held-out images, their masks and the newest predictions, for the report.
 pub const EXAMPLES: &str = "examples";
 
-/// Pictures that it holds.
+/// Images that it holds.
 const SHOWN: usize = 6;
 
 /// The learning rate of the first step, as a share of what it would be without warm-up.
@@ -39,7 +39,7 @@ const WARMUP_RATIO: f64 = 1e-6;
 /// Trains a segmentation model, or continues the run in `env.dir`.
 ///
 /// # Errors
-/// Settings, pictures, masks or weights that do not fit; a run directory that cannot be used; a loss that is not
+/// Settings, images, masks or weights that do not fit; a run directory that cannot be used; a loss that is not
 /// finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &SegmentRecipe,
@@ -99,7 +99,7 @@ pub fn train<B: AutodiffBackend>(
             ),
         ),
         ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-        ("pictures".into(), source.len().to_string()),
+        ("images".into(), source.len().to_string()),
         ("schedule".into(), format!("{} steps of {} crops", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.accumulate > 1 {
@@ -130,7 +130,7 @@ pub fn train<B: AutodiffBackend>(
     let all = (parts * rank.world()) as u64;
     let loader = session.batches(training_loader(&source, recipe, session.state.data, &rank)?);
     let (classes, at) = (config.classes, device.clone());
-    let prepared = Ahead::new(loader, move |batch: Batch<SegmentTrainView>| {
+    let prepared = Prefetch::new(loader, move |batch: Batch<SegmentTrainView>| {
         let parts = batch.items.chunks(part).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
         Ok((parts.collect::<Result<Vec<_>, _>>()?, batch))
     });
@@ -204,8 +204,8 @@ pub fn train<B: AutodiffBackend>(
                     &stop,
                     |at, image, mask, found| {
                         if at < SHOWN {
-                            let picture = compared(image, mask, found, &palette);
-                            save_example(&examples, at, &picture)?;
+                            let image = compared(image, mask, found, &palette);
+                            save_example(&examples, at, &image)?;
                         }
                         Ok(())
                     },
@@ -236,8 +236,8 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-fn save_example(dir: &Path, at: usize, picture: &Picture) -> Result<(), Error> {
-    let Some(png) = png(picture) else { return Ok(()) };
+fn save_example(dir: &Path, at: usize, image: &RgbImage) -> Result<(), Error> {
+    let Some(png) = png(image) else { return Ok(()) };
     std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
     Ok(write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?)
 }

@@ -50,7 +50,7 @@ impl<B: Backend> UperHead<B> {
         }
     }
 
-    /// Maps of stride 4, 8, 16 and 32 → logits at stride 4. `dropout`: a factor for each channel of each picture.
+    /// Maps of stride 4, 8, 16 and 32 → logits at stride 4. `dropout`: a factor for each channel of each image.
     ///
     /// # Shapes
     /// `[B, h, w, D]` … `[B, h/8, w/8, D]`, `[B, 1, 1, channels]` → `[B, h, w, classes]`.
@@ -96,7 +96,7 @@ impl<B: Backend> UperHead<B> {
         self.bottleneck.forward(Tensor::cat(parts, 3), pass)
     }
 
-    /// Pixels of the smallest map that a norm sees, for pictures of this size.
+    /// Pixels of the smallest map that a norm sees, for images of this size.
     pub(super) fn smallest_map(&self, height: usize, width: usize) -> usize {
         let pooled = self.psp_modules.iter().map(|branch| branch.scale * branch.scale);
         pooled.fold((height / LAST_STRIDE) * (width / LAST_STRIDE), usize::min)

@@ -127,7 +127,7 @@ impl TokenizerConfig {
         }
     }
 
-    /// The decoder as a Vision Transformer over a "picture" of codes, one code a patch.
+    /// The decoder as a Vision Transformer over a "image" of codes, one code a patch.
     pub fn decoder(&self) -> VitConfig {
         VitConfig {
             image_size: self.grid(),

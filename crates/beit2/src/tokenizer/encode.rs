@@ -1,4 +1,4 @@
-//! A trained tokenizer as a function from pictures to code ids.
+//! A trained tokenizer as a function from images to code ids.
 
 use beit2_data::{EvalConfig, Image};
 use beit2_kernels::{Backend, Precision};
@@ -55,20 +55,20 @@ impl<B: Backend> Tokenizer<B> {
         Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })
     }
 
-    /// How it sees a picture: the shorter side resized, the centre cut out.
+    /// How it sees an image: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
         EvalConfig::of_size(self.config.image_size as u32)
     }
 
-    /// Pictures of any size → code ids `[B, g, g]`, row by row from the top left patch.
+    /// Images of any size → code ids `[B, g, g]`, row by row from the top left patch.
     ///
     /// # Errors
-    /// No pictures, or one that cannot be resized.
+    /// No images, or one that cannot be resized.
     pub fn encode(&self, images: &[Image]) -> Result<Tensor<B, 3, Int>, Error> {
         Ok(self.ids(pixels::views(images, &self.view(), &self.device)?))
     }
 
-    /// Pictures in [0, 1] `[B, 3, size, size]` → code ids `[B, g, g]`.
+    /// Images in [0, 1] `[B, 3, size, size]` → code ids `[B, g, g]`.
     pub fn ids(&self, images: Tensor<B, 4>) -> Tensor<B, 3, Int> {
         let (batch, grid) = (images.dims()[0], self.config.grid());
         self.model.ids(self.model.preprocess(images)).reshape([batch, grid, grid])

@@ -13,7 +13,7 @@ use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerAugment {
-    /// Smallest crop, as a share of the picture.
+    /// Smallest crop, as a share of the image.
     pub min_crop_scale: f64,
     /// Strength of brightness, contrast and saturation jitter; 0: none.
     pub color_jitter: f64,
@@ -60,7 +60,7 @@ pub struct TokenizerRecipe {
     pub model: TokenizerConfig,
     /// What is rebuilt.
     pub teacher: TeacherConfig,
-    /// Pictures.
+    /// Images.
     pub data: DataConfig,
     /// Augmentation.
     pub augment: TokenizerAugment,

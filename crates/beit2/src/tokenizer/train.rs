@@ -15,15 +15,15 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Ahead, DataPosition, Env, GroupRule, Outcome, Plan, Saved, Session, StepReport, average_gradients,
-    check_precision, evaluation_loader, share, to_device, training_loader,
+    AdamW, DataPosition, Env, GroupRule, Outcome, Plan, Prefetch, Saved, Session, StepReport,
+    average_gradients, check_precision, evaluation_loader, share, to_device, training_loader,
 };
 use crate::weights::Tensors;
 
 /// Rounds of k-means, as the reference.
 const KMEANS_ROUNDS: usize = 10;
 
-/// Results of a pass over held-out pictures.
+/// Results of a pass over held-out images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizerEvaluation {
     /// Mean of 1 − cos to the teacher.
@@ -37,7 +37,7 @@ pub struct TokenizerEvaluation {
 /// Trains a tokenizer, or continues the run in `env.dir`.
 ///
 /// # Errors
-/// Settings, pictures or weights that do not fit; a run directory that cannot be used; a loss that is
+/// Settings, images or weights that do not fit; a run directory that cannot be used; a loss that is
 /// not finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &TokenizerRecipe,
@@ -81,8 +81,8 @@ pub fn train<B: AutodiffBackend>(
                 recipe.model.code_dim
             ),
         ),
-        ("pictures".into(), source.len().to_string()),
-        ("schedule".into(), format!("{} steps of {} pictures", plan.total_steps, recipe.schedule.batch_size)),
+        ("images".into(), source.len().to_string()),
+        ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
         Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
@@ -111,7 +111,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let (frozen, at) = (teacher.clone(), device.clone());
     let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
-    let prepared = Ahead::new(session.batches(loader_at(session.state.data, &rank)?), move |batch| {
+    let prepared = Prefetch::new(session.batches(loader_at(session.state.data, &rank)?), move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let x = preprocess(images, imagenet_norm);
         let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
@@ -260,7 +260,7 @@ fn start_codebook<B: AutodiffBackend>(
     let wanted = recipe.model.codes * recipe.codebook.kmeans_rows_per_code.max(1);
     let mut rows = Vec::new();
     let mut count = 0;
-    // More than an epoch would only repeat the same pictures.
+    // More than an epoch would only repeat the same images.
     for batch in loader.take(steps_per_epoch as usize) {
         let (images, _) = to_device::<B::InnerBackend>(&batch?.items, device)?;
         let z = encoder.encode(encoder.preprocess(images));
@@ -322,10 +322,10 @@ fn health_of<I: Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
     usage.health()
 }
 
-/// Losses and code uses over held-out pictures (resize and centre crop, each picture once).
+/// Losses and code uses over held-out images (resize and centre crop, each image once).
 ///
 /// # Errors
-/// Pictures that cannot be read.
+/// Images that cannot be read.
 pub fn evaluate<I: Backend>(
     model: &VqKd<I>,
     teacher: &Teacher<I>,

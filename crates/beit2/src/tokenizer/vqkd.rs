@@ -143,8 +143,8 @@ impl<B: Backend> VqKd<B> {
     pub fn decode(&self, codes: Tensor<B, 2>, batch: usize) -> Tensor<B, 3> {
         let [rows, width] = codes.dims();
         let side = (rows / batch.max(1)).isqrt();
-        let picture = codes.reshape([batch, side, side, width]).permute([0, 3, 1, 2]);
-        self.decode_task_layer.forward(self.decoder.patch_tokens(picture, &DropPath::none()))
+        let image = codes.reshape([batch, side, side, width]).permute([0, 3, 1, 2]);
+        self.decode_task_layer.forward(self.decoder.patch_tokens(image, &DropPath::none()))
     }
 
     /// Losses of preprocessed images `x [B, 3, H, W]` against teacher features `[B, N, teacher_dim]`.

@@ -7,12 +7,12 @@ use beit2_data::Source;
 use crate::error::Error;
 use crate::weights::{self, WeightFile};
 
-/// Opens the pictures and weights that recipes name, for every device's thread.
+/// Opens the images and weights that recipes name, for every device's thread.
 pub trait Assets: Sync {
-    /// A source of pictures.
+    /// A source of images.
     ///
     /// # Errors
-    /// The source does not exist or holds no pictures.
+    /// The source does not exist or holds no images.
     fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
         Ok(beit2_data::source::open(spec)?)
     }

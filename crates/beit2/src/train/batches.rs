@@ -1,4 +1,4 @@
-//! Pictures to device batches for the training stages.
+//! Images to device batches for the training stages.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::recipe::{DataConfig, ScheduleConfig};
 use crate::error::Error;
 use crate::pixels;
 
-/// One augmented picture.
+/// One augmented image.
 #[derive(Debug, Clone)]
 pub struct Item {
     /// The student's view.
@@ -26,7 +26,7 @@ pub struct Item {
     pub upscaled: bool,
 }
 
-/// A training picture of any stage.
+/// A training image of any stage.
 pub trait TrainingItem {
     /// Whether its crop had fewer pixels than the view made of it.
     fn is_upscaled(&self) -> bool;
@@ -43,7 +43,7 @@ impl TrainingItem for Item {
 pub struct DataPosition {
     /// Next batch.
     pub at: Position,
-    /// Unusable pictures already met in its epoch.
+    /// Unusable images already met in its epoch.
     pub bad: u64,
 }
 
@@ -126,7 +126,7 @@ pub fn to_device<B: Backend>(
     Ok((patch, token.map(tensor).transpose()?))
 }
 
-/// Every picture once, in order, through the evaluation transform.
+/// Every image once, in order, through the evaluation transform.
 ///
 /// # Errors
 /// Settings out of range.

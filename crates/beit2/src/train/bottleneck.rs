@@ -1,4 +1,4 @@
-//! What a run waits for: pictures, this program's own work, or the device.
+//! What a run waits for: images, this program's own work, or the device.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// What would have to be faster for the run to be faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bottleneck {
-    /// Reading, decoding and augmenting pictures.
+    /// Reading, decoding and augmenting images.
     Data,
     /// Giving the device its work.
     Host,
@@ -86,7 +86,7 @@ impl Waits {
         done
     }
 
-    /// The share of the time since the last call in which the loop waited for pictures, and what held it up most.
+    /// The share of the time since the last call in which the loop waited for images, and what held it up most.
     /// `queues`: the device has a queue, and its operations return before they are done.
     pub(super) fn verdict(&mut self, queues: bool) -> (f64, Bottleneck) {
         let elapsed = self.since.elapsed();
@@ -104,7 +104,7 @@ fn judge(
     queues: bool,
 ) -> (f64, Bottleneck) {
     let share = |waited: Duration| (waited.as_secs_f64() / elapsed.as_secs_f64().max(1e-9)).min(1.0);
-    // A loop that waits for inputs waits for pictures only as long as the thread that makes inputs does so too.
+    // A loop that waits for inputs waits for images only as long as the thread that makes inputs does so too.
     let data = share(inputs.map_or(data, |inputs| data.min(inputs)));
     let device = share(device);
     let rest = (1.0 - data - device).max(0.0);
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(judge([100, 30, 60], None, true), (0.3, Bottleneck::Device));
         // An operation that is done when it returns is the device's time.
         assert_eq!(judge([100, 30, 0], None, false), (0.3, Bottleneck::Device));
-        // The loop waits, but for a frozen model; or the pictures are slow, and the computation hides it.
+        // The loop waits, but for a frozen model; or the images are slow, and the computation hides it.
         assert_eq!(judge([100, 0, 0], Some(90), false), (0.0, Bottleneck::Device));
         assert_eq!(judge([100, 90, 0], Some(0), false), (0.0, Bottleneck::Device));
         assert_eq!(judge([0, 0, 0], None, true), (0.0, Bottleneck::Host));

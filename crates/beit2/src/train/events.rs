@@ -11,7 +11,7 @@ pub enum Event {
     Started {
         /// `tokenizer`, `pretrain`, …
         stage: &'static str,
-        /// What will run: parameters, pictures, steps.
+        /// What will run: parameters, images, steps.
         facts: Vec<(String, String)>,
         /// Steps of the run.
         total_steps: u64,
@@ -26,7 +26,7 @@ pub enum Event {
         total_steps: u64,
         /// Running epoch, from 0.
         epoch: u64,
-        /// Pictures per second, recently.
+        /// Images per second, recently.
         images_per_second: Option<f64>,
         /// Seconds to go at this pace.
         eta_seconds: Option<f64>,

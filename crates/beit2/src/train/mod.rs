@@ -1,6 +1,5 @@
 //! What every training loop shares: recipes' tables, schedules, parameter groups, AdamW, the run.
 
-mod ahead;
 mod assets;
 mod batches;
 mod bottleneck;
@@ -8,12 +7,12 @@ mod events;
 mod groups;
 mod optimizer;
 mod parallel;
+mod prefetch;
 mod recipe;
 mod schedule;
 mod session;
 mod state;
 
-pub(crate) use ahead::Ahead;
 pub use assets::{Assets, Files};
 pub(crate) use batches::for_rank;
 pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
@@ -24,6 +23,7 @@ pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};
 pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, share};
+pub(crate) use prefetch::Prefetch;
 pub(crate) use recipe::check_precision;
 pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig};
 pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};

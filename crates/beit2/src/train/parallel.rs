@@ -1,7 +1,7 @@
 //! Data parallel: one training loop on every device of a group.
 //!
 //! All ranks run the same loop on their share of each batch, in step. The first one writes, evaluates and talks; the
-//! others only compute. A batch is the recipe's whatever the number of devices, and every draw belongs to a picture or
+//! others only compute. A batch is the recipe's whatever the number of devices, and every draw belongs to an image or
 //! a step, so a run on two devices is that on one up to rounding.
 
 use beit2_kernels::{AutodiffBackend, Rank};
@@ -62,7 +62,7 @@ pub fn on_devices<B: AutodiffBackend>(
     })
 }
 
-/// The pictures of each rank in a step that `batch` pictures in `parts` parts make up.
+/// The images of each rank in a step that `batch` images in `parts` parts make up.
 ///
 /// # Errors
 /// A batch that does not divide evenly.
@@ -84,7 +84,7 @@ pub(crate) fn share(batch: usize, parts: usize, rank: &Rank) -> Result<usize, Er
 /// Values of a bucket: gradients travel in a few large pieces instead of hundreds of small ones.
 const BUCKET: usize = 1 << 24;
 
-/// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every picture
+/// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every image
 /// dropped by drop path) counts as 0 there.
 pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,

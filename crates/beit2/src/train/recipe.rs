@@ -17,19 +17,19 @@ pub(crate) fn check_precision<B: Backend>(precision: Precision, device: &B::Devi
     }
 }
 
-/// `[data]`: where pictures come from.
+/// `[data]`: where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training pictures: a folder, tar shards (`DIR`, `x.tar`, `x-{000..003}.tar`), or `bundled:train`.
+    /// Training images: a folder, tar shards (`DIR`, `x.tar`, `x-{000..003}.tar`), or `bundled:train`.
     pub train: String,
-    /// Held-out pictures; empty means none.
+    /// Held-out images; empty means none.
     pub val: String,
     /// Threads that decode and augment. Does not change the batches.
     pub workers: usize,
-    /// Unusable pictures tolerated per epoch, as a share.
+    /// Unusable images tolerated per epoch, as a share.
     pub max_bad_fraction: f64,
-    /// Pictures whose shorter side has fewer pixels count as unusable; 0 accepts all (and enlarges).
+    /// Images whose shorter side has fewer pixels count as unusable; 0 accepts all (and enlarges).
     pub min_side_px: u32,
 }
 
@@ -43,7 +43,7 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Peak learning rate, for a batch of `lr_batch` pictures.
+    /// Peak learning rate, for a batch of `lr_batch` images.
     pub lr: f64,
     /// Batch that `lr` is meant for; the rate scales with the batch. 0: `lr` is absolute.
     pub lr_batch: usize,
@@ -122,7 +122,7 @@ impl OptimizerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
-    /// Passes over the training pictures.
+    /// Passes over the training images.
     pub epochs: u64,
     /// Optimiser steps in all; 0: `epochs` decides.
     pub steps: u64,
@@ -130,7 +130,7 @@ pub struct ScheduleConfig {
     pub warmup_epochs: f64,
     /// The same in steps; 0: `warmup_epochs` decides.
     pub warmup_steps: u64,
-    /// Pictures per optimiser step.
+    /// Images per optimiser step.
     pub batch_size: usize,
 }
 
@@ -160,7 +160,7 @@ pub struct LoggingConfig {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
-    /// Epochs between evaluations on the held-out pictures; 0: only at the end.
+    /// Epochs between evaluations on the held-out images; 0: only at the end.
     pub eval_every_epochs: u64,
 }
 
@@ -173,7 +173,7 @@ impl Default for LoggingConfig {
 /// A resolved schedule: numbers of steps and the curves.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Pictures of a step, on all devices.
+    /// Images of a step, on all devices.
     pub batch_size: usize,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
@@ -186,23 +186,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Lays out a run over `pictures` training pictures.
+    /// Lays out a run over `images` training images.
     ///
     /// # Errors
     /// A batch that no epoch fills, a warm-up longer than the run, a run of no steps.
-    pub fn new(
-        schedule: &ScheduleConfig,
-        optimizer: &OptimizerConfig,
-        pictures: usize,
-    ) -> Result<Self, Error> {
+    pub fn new(schedule: &ScheduleConfig, optimizer: &OptimizerConfig, images: usize) -> Result<Self, Error> {
         optimizer.validate()?;
         let batch = schedule.batch_size;
-        if batch == 0 || pictures < batch {
+        if batch == 0 || images < batch {
             return config_error(format!(
-                "batch_size {batch} does not fit {pictures} training pictures; use a batch from 1 to {pictures}"
+                "batch_size {batch} does not fit {images} training images; use a batch from 1 to {images}"
             ));
         }
-        let steps_per_epoch = (pictures / batch) as u64;
+        let steps_per_epoch = (images / batch) as u64;
         let total_steps = if schedule.steps > 0 { schedule.steps } else { schedule.epochs * steps_per_epoch };
         if total_steps == 0 {
             return config_error("the schedule has no steps; set schedule.epochs or schedule.steps");

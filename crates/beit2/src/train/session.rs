@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::weights;
 
 /// What a rank tells the others after each step.
-struct Word {
+struct RankStatus {
     stop: bool,
     bad: u64,
     warnings: Vec<String>,
@@ -100,7 +100,7 @@ impl<'a, I: Backend> Session<'a, I> {
         state.devices = world;
         if world > 1 {
             let each = plan.batch_size / world;
-            facts.push(("devices".into(), format!("{world}, {each} pictures of each step on every one")));
+            facts.push(("devices".into(), format!("{world}, {each} images of each step on every one")));
         }
         env.observer.event(Event::Started {
             stage,
@@ -175,11 +175,11 @@ impl<'a, I: Backend> Session<'a, I> {
         self.env.observer.event(Event::Note(text.into()));
     }
 
-    /// Takes note of a batch's unusable and enlarged pictures.
+    /// Takes note of a batch's unusable and enlarged images.
     pub fn note_batch<T: TrainingItem>(&mut self, batch: &Batch<T>) {
         for replaced in &batch.replaced {
             self.warn(format!(
-                "{} could not be used ({}); another picture took its place",
+                "{} could not be used ({}); another image took its place",
                 replaced.name, replaced.error
             ));
         }
@@ -193,7 +193,7 @@ impl<'a, I: Backend> Session<'a, I> {
             let share = 100 * self.state.upscaled / seen.max(1);
             self.warn(format!(
                 "{share} % of the crops have fewer pixels than the model's input and are enlarged; use larger \
-                 pictures, a smaller image_size or a larger min_crop_scale"
+                 images, a smaller image_size or a larger min_crop_scale"
             ));
         }
     }
@@ -203,17 +203,17 @@ impl<'a, I: Backend> Session<'a, I> {
     /// # Errors
     /// A loss that is not finite, a metrics file that cannot be written, another rank that ended.
     pub fn step_done<T>(&mut self, batch: &Batch<T>, report: StepReport<I>) -> Result<(), Error> {
-        let pictures = (batch.items.len() * self.rank().world()) as u64;
+        let images = (batch.items.len() * self.rank().world()) as u64;
         self.state.step += 1;
-        self.state.images += pictures;
-        self.throughput.record(pictures);
+        self.state.images += images;
+        self.throughput.record(images);
         self.pending.push(report);
         let log_now = self.state.step.is_multiple_of(self.logging.log_every.max(1)) || self.is_complete();
         let (values, bottleneck) = match log_now {
             true => self.log(batch.epoch).map(|(values, bottleneck)| (values, Some(bottleneck)))?,
             false => Default::default(),
         };
-        let remaining = (self.plan.total_steps - self.state.step) * pictures;
+        let remaining = (self.plan.total_steps - self.state.step) * images;
         self.env.observer.event(Event::Step {
             step: self.state.step,
             total_steps: self.plan.total_steps,
@@ -229,10 +229,10 @@ impl<'a, I: Backend> Session<'a, I> {
         Ok(())
     }
 
-    /// What all ranks must know the same of: whether to stop, and the most unusable pictures that one of them has met.
+    /// What all ranks must know the same of: whether to stop, and the most unusable images that one of them has met.
     fn agree(&mut self, bad: u64) -> Result<u64, Error> {
         let (stop, warnings) = (self.env.stop.is_set(), std::mem::take(&mut self.warnings));
-        let words = self.rank().gather(Word { stop, bad, warnings })?;
+        let words = self.rank().gather(RankStatus { stop, bad, warnings })?;
         self.stopping |= words.iter().any(|word| word.stop);
         if self.leads() {
             words.iter().flat_map(|word| &word.warnings).for_each(|text| self.warn(text));
@@ -278,7 +278,7 @@ impl<'a, I: Backend> Session<'a, I> {
         if let Some(speed) = self.throughput.per_second() {
             self.metrics.set("images_per_second", speed);
         }
-        let (data_wait, bottleneck) = self.waits.verdict(I::QUEUES);
+        let (data_wait, bottleneck) = self.waits.verdict(I::IS_ASYNC);
         self.metrics.set("data_wait", data_wait);
         Ok((self.metrics.log_step(epoch, self.state.step)?.values, bottleneck))
     }

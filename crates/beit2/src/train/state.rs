@@ -22,7 +22,7 @@ pub struct Env<'a> {
     pub stop: StopFlag,
     /// Told what happens.
     pub observer: &'a mut dyn Observer,
-    /// Opens pictures and weights.
+    /// Opens images and weights.
     pub assets: &'a dyn super::Assets,
     /// This loop's place among those that train together.
     pub rank: Rank,
@@ -37,7 +37,7 @@ pub struct Outcome {
     pub step: u64,
     /// Seconds of training in all, interruptions left out.
     pub seconds: f64,
-    /// Pictures seen in all.
+    /// Images seen in all.
     pub images: u64,
     /// The folder of the last checkpoint.
     pub checkpoint: PathBuf,
@@ -56,7 +56,7 @@ pub struct TrainState {
     pub unused_for: Vec<u32>,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// Pictures so far.
+    /// Images so far.
     pub images: u64,
     /// Lowest held-out loss so far.
     pub best: Option<f64>,

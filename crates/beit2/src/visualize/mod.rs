@@ -1,10 +1,10 @@
-//! Pictures of what was learned, for the report.
+//! Images of what was learned, for the report.
 
 use std::sync::Arc;
 
 use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::{Backend, Rank};
-use beit2_run::report::{GalleryCode, MimSample, Picture};
+use beit2_run::report::{GalleryCode, MimSample, RgbImage};
 
 use crate::error::Error;
 use crate::pretrain::{MimModel, PretrainRecipe, inputs};
@@ -14,14 +14,14 @@ use crate::vit::DropPath;
 
 /// Gray of a hidden patch.
 const HIDDEN: [u8; 3] = [128, 128, 128];
-/// Tint of a patch whose word was not predicted.
+/// Tint of a patch whose token was not predicted.
 const MISSED: [u8; 3] = [40, 40, 40];
 
-/// Held-out pictures as the model saw them and what it made of the hidden patches: input, masked input,
-/// and the input with only those hidden patches shown whose visual word was predicted (by either branch).
+/// Held-out images as the model saw them and what it made of the hidden patches: input, masked input,
+/// and the input with only those masked patches shown whose token was predicted (by either branch).
 ///
 /// # Errors
-/// Pictures that cannot be read.
+/// Images that cannot be read.
 pub fn mim_samples<B: Backend>(
     model: &MimModel<B>,
     tokenizer: &VqKd<B>,
@@ -50,9 +50,9 @@ pub fn mim_samples<B: Backend>(
         .collect();
     let grid = recipe.model.vit.grid();
     let mut samples = Vec::new();
-    for (picture, item) in batch.items.iter().enumerate() {
+    for (image, item) in batch.items.iter().enumerate() {
         let per_image = item.masked.len();
-        let right: Vec<bool> = (picture * per_image..(picture + 1) * per_image)
+        let right: Vec<bool> = (image * per_image..(image + 1) * per_image)
             .map(|at| guesses.iter().any(|guess| guess[at] == labels[at]))
             .collect();
         let (mut masked, mut correct) = (item.patch.clone(), item.patch.clone());
@@ -64,9 +64,9 @@ pub fn mim_samples<B: Backend>(
         }
         let hits = right.iter().filter(|r| **r).count();
         samples.push(MimSample {
-            input: picture_of(&item.patch),
-            masked: picture_of(&masked),
-            correct: picture_of(&correct),
+            input: image_of(&item.patch),
+            masked: image_of(&masked),
+            correct: image_of(&correct),
             caption: format!("{hits} of {per_image} hidden patches"),
         });
     }
@@ -77,7 +77,7 @@ pub fn mim_samples<B: Backend>(
 /// around them, without which a small patch says nothing), and the uses of all codes.
 ///
 /// # Errors
-/// Pictures that cannot be read.
+/// Images that cannot be read.
 pub fn gallery<B: Backend>(
     tokenizer: &VqKd<B>,
     codes: usize,
@@ -88,7 +88,7 @@ pub fn gallery<B: Backend>(
     device: &B::Device,
 ) -> Result<(Vec<GalleryCode>, CodeUsage), Error> {
     let mut usage = CodeUsage::new(codes);
-    let mut carriers: Vec<Vec<Picture>> = vec![Vec::new(); codes];
+    let mut carriers: Vec<Vec<RgbImage>> = vec![Vec::new(); codes];
     for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(image_size as u32))? {
         let batch = batch?;
         let (images, _) = to_device::<B>(&batch.items, device)?;
@@ -97,7 +97,7 @@ pub fn gallery<B: Backend>(
         let grid = patches.isqrt();
         for (item, row) in batch.items.iter().zip(ids(found.reshape([-1])).chunks(patches)) {
             usage.add(row.iter().map(|&id| id as usize));
-            // One patch of a code per picture, so that the gallery shows what its carriers share.
+            // One patch of a code per image, so that the gallery shows what its carriers share.
             let mut seen = std::collections::HashSet::new();
             for (patch, &id) in row.iter().enumerate() {
                 let of_code = &mut carriers[id as usize];
@@ -123,8 +123,8 @@ fn ids<B: Backend>(tensor: burn::tensor::Tensor<B, 1, burn::tensor::Int>) -> Vec
     tensor.into_data().convert::<i64>().into_vec().unwrap_or_default()
 }
 
-fn picture_of(image: &Image) -> Picture {
-    Picture { width: image.width, height: image.height, rgb: image.data.clone() }
+fn image_of(image: &Image) -> RgbImage {
+    RgbImage { width: image.width, height: image.height, rgb: image.data.clone() }
 }
 
 /// Pixels of a patch as (top, left, side).
@@ -143,8 +143,8 @@ fn paint(image: &mut Image, grid: usize, patch: usize, colour: [u8; 3]) {
     }
 }
 
-/// A patch with half a patch around it, cut off at the picture's edge by repeating the edge.
-fn around(image: &Image, grid: usize, patch: usize) -> Picture {
+/// A patch with half a patch around it, cut off at the image's edge by repeating the edge.
+fn around(image: &Image, grid: usize, patch: usize) -> RgbImage {
     let (top, left, side) = place(image, grid, patch);
     let (border, width, height) = (side / 2, image.width as usize, image.height as usize);
     let span = side + 2 * border;
@@ -157,7 +157,7 @@ fn around(image: &Image, grid: usize, patch: usize) -> Picture {
             rgb.extend_from_slice(&image.data[at..at + 3]);
         }
     }
-    Picture { width: span as u32, height: span as u32, rgb }
+    RgbImage { width: span as u32, height: span as u32, rgb }
 }
 
 #[cfg(test)]

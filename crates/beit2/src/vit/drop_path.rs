@@ -73,7 +73,7 @@ impl<B: Backend> DropPath<B> {
             let keep = 1.0 - rate;
             let draws = (0..batch).map(|_| keep + uniform() >= 1.0).collect();
             let factor = (1.0 / keep) as f32;
-            Some(SampleDrop { draws, factor, leave_out: B::LEAVES_SAMPLES_OUT, device: device.clone() })
+            Some(SampleDrop { draws, factor, leave_out: B::SKIPS_DROPPED_SAMPLES, device: device.clone() })
         };
         let blocks = rates
             .iter()
@@ -113,13 +113,13 @@ impl<B: Backend> DropPath<B> {
 }
 
 /// The samples that a branch is computed for, ascending.
-pub(crate) struct Kept(Option<Vec<usize>>);
+pub(crate) struct KeptSamples(Option<Vec<usize>>);
 
-impl Kept {
+impl KeptSamples {
     /// Their part of `x [B, ..]`.
     pub(crate) fn take<B: Backend>(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.0 {
-            Some(kept) => kernels::take_samples(x, kept),
+            Some(kept) => kernels::gather_samples(x, kept),
             None => x,
         }
     }
@@ -135,15 +135,15 @@ pub(crate) fn add_branch<B: Backend>(
     x: Tensor<B, 3>,
     gamma: &Option<Param<Tensor<B, 1>>>,
     drop: &Option<SampleDrop<B>>,
-    branch: impl FnOnce(&Kept) -> Tensor<B, 3>,
+    branch: impl FnOnce(&KeptSamples) -> Tensor<B, 3>,
 ) -> Tensor<B, 3> {
     let scaled = |x: Tensor<B, 3>, branch: Tensor<B, 3>| match gamma {
         Some(gamma) => kernels::residual_scale(x, branch, gamma.val()),
         None => kernels::residual(x, branch),
     };
-    let Some(drop) = drop else { return scaled(x, branch(&Kept(None))) };
+    let Some(drop) = drop else { return scaled(x, branch(&KeptSamples(None))) };
     if !drop.leave_out {
-        let branch = branch(&Kept(None));
+        let branch = branch(&KeptSamples(None));
         let dtype = branch.dtype();
         return scaled(x, branch * drop.factors().cast(dtype));
     }
@@ -157,8 +157,8 @@ pub(crate) fn add_branch<B: Backend>(
     };
     let gamma = gamma.mul_scalar(drop.factor); // [D]
     if kept.len() == drop.draws.len() {
-        return kernels::residual_scale(x, branch(&Kept(None)), gamma);
+        return kernels::residual_scale(x, branch(&KeptSamples(None)), gamma);
     }
-    let branch = branch(&Kept(Some(kept.clone())));
-    kernels::add_to_samples(x, branch, gamma, &kept)
+    let branch = branch(&KeptSamples(Some(kept.clone())));
+    kernels::scatter_add_samples(x, branch, gamma, &kept)
 }

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::{RelPosKind, VitConfig};
-use super::drop_path::Kept;
+use super::drop_path::KeptSamples;
 use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed};
 
 /// The tokens of each sample that a caller wants, the same number R for every sample.
@@ -50,7 +50,7 @@ impl<B: Backend> Rows<B> {
     }
 
     /// The rows of the kept samples, out of `tokens` each.
-    pub(crate) fn of_samples(&self, kept: &Kept, tokens: usize) -> Self {
+    pub(crate) fn of_samples(&self, kept: &KeptSamples, tokens: usize) -> Self {
         let Some(numbers) = kept.numbers() else {
             return self.clone();
         };

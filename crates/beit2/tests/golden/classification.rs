@@ -21,7 +21,7 @@ fn labels(case: &Case, step: usize) -> Vec<u32> {
     floats(&case.step_data("input/targets", step)).iter().map(|&v| v as u32).collect()
 }
 
-/// Pictures and targets of a micro-batch, mixed where the case mixes.
+/// Images and targets of a micro-batch, mixed where the case mixes.
 pub fn inputs<B: AutodiffBackend>(case: &Case, step: usize, dtype: DType) -> (Tensor<B, 4>, Tensor<B, 2>) {
     if case.flag("use_mix") {
         return (case.step("mix/images", step, dtype), case.step("mix/targets", step, dtype));
@@ -176,7 +176,7 @@ fn steps(case: &Case, dtype: DType) {
     evaluation(case, &model.valid(), dtype);
 }
 
-/// Three full batches and one of a single picture: the loss is a mean over batches, accuracies over pictures.
+/// Three full batches and one of a single image: the loss is a mean over batches, accuracies over images.
 fn evaluation(case: &Case, model: &VisionTransformer<Inner>, dtype: DType) {
     let stats = &case.meta["evaluate_stats_batches_plus_one_short_batch"];
     let classes = case.size("classes");

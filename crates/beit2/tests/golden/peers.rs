@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use beit2::params;
-use beit2::pretrain::{MimConfig, MimModel, TokenMask};
+use beit2::pretrain::{MimConfig, MimModel, PatchMask};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig};
 use beit2::weights::{self, StateFile, WeightFile};
 use beit2_weights::inspect;
@@ -116,10 +116,10 @@ fn hugging_face(case: &Case, dtype: DType) {
             .chunks(patches)
             .map(|row| (0..patches as u32).filter(|at| row[*at as usize] != 0.0).collect())
             .collect();
-        // Our masks have one size; where the recording's differ, each picture is a batch of its own.
+        // Our masks have one size; where the recording's differ, each image is a batch of its own.
         let mut logits = Vec::new();
         for (at, row) in rows.iter().enumerate().take(batch) {
-            let mask = TokenMask::new(row, 1, patches, &Default::default());
+            let mask = PatchMask::new(row, 1, patches, &Default::default());
             let tokens = model.patch_tokens(x.clone().narrow(0, at, 1), Some(&mask));
             logits.push(model.logits_all(&tokens).remove(0));
         }

@@ -1,7 +1,7 @@
 //! Suite B: masked image models – logits, attention, losses, gradients and five training steps.
 
 use beit2::params;
-use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
+use beit2::pretrain::{MimConfig, MimModel, PatchMask, masked_labels};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, grad_norm};
 use beit2::vit::DropPath;
@@ -27,16 +27,16 @@ pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> MimModel<B> {
         .unwrap()
 }
 
-pub fn mask<B: AutodiffBackend>(case: &Case, step: usize) -> TokenMask<B> {
+pub fn mask<B: AutodiffBackend>(case: &Case, step: usize) -> PatchMask<B> {
     let values = floats(&case.step_data("input/mask", step));
     let batch = case.size("batch");
     let patches = values.len() / batch;
     let indices: Vec<u32> =
         values.iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(at, _)| (at % patches) as u32).collect();
-    TokenMask::new(&indices, batch, patches, &Default::default())
+    PatchMask::new(&indices, batch, patches, &Default::default())
 }
 
-pub fn labels<B: AutodiffBackend>(case: &Case, step: usize, mask: &TokenMask<B>) -> Tensor<B, 1, Int> {
+pub fn labels<B: AutodiffBackend>(case: &Case, step: usize, mask: &PatchMask<B>) -> Tensor<B, 1, Int> {
     let ids = case.step_ints("input/ids", step);
     let batch = case.size("batch");
     let patches = ids.dims()[0] / batch;
@@ -97,7 +97,7 @@ fn inside<B: AutodiffBackend>(
     case: &Case,
     model: &MimModel<B>,
     x: Tensor<B, 4>,
-    mask: &TokenMask<B>,
+    mask: &PatchMask<B>,
     dtype: DType,
 ) {
     let trunk = &model.trunk;

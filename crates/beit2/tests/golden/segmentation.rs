@@ -131,8 +131,8 @@ fn golden_g_scores() {
         let bytes = |name: String| -> Vec<u8> {
             ints(case.raw(&name)).into_iter().map(|id| u8::try_from(id).unwrap()).collect()
         };
-        for picture in (0..).take_while(|picture| case.has(&format!("gt{picture}"))) {
-            confusion.add(&bytes(format!("pred{picture}")), &bytes(format!("gt{picture}"))).unwrap();
+        for image in (0..).take_while(|image| case.has(&format!("gt{image}"))) {
+            confusion.add(&bytes(format!("pred{image}")), &bytes(format!("gt{image}"))).unwrap();
         }
         let scores = confusion.scores();
         let near = |name: &str, found: f64, expected: f64, tolerance: f64| {

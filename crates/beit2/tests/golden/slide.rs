@@ -1,4 +1,4 @@
-//! Suite G: whole pictures from windows – slide inference, resizing, mirrored pictures.
+//! Suite G: whole images from windows – slide inference, resizing, mirrored images.
 
 use beit2::segment::{Rows, Sizes, Stitcher, UperNet};
 use burn::backend::Flex;
@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::folder::{Case, ints};
 use super::segmentation::{model, models};
 
-/// The rows of a standardised picture, resized to `size` and mirrored back if it was mirrored.
+/// The rows of a standardised image, resized to `size` and mirrored back if it was mirrored.
 fn rows(
     case: &Case,
     model: &UperNet<Flex>,
@@ -19,7 +19,7 @@ fn rows(
     let [_, _, height, width] = x.dims();
     let (side, classes) = (case.size("img"), case.size("classes"));
     let sizes = Sizes {
-        picture: (height, width),
+        image: (height, width),
         window: (side, side),
         stride: (case.size("stride"), case.size("stride")),
         logits: (side / 4, side / 4),
@@ -33,7 +33,7 @@ fn rows(
         places.iter().map(window).collect()
     });
     let mut rows = Rows::new(stitcher, size, mirrored);
-    // In strips, as pictures are segmented.
+    // In strips, as images are segmented.
     (0..size.0).step_by(7).flat_map(|from| rows.rows(from, (from + 7).min(size.0)).unwrap()).collect()
 }
 

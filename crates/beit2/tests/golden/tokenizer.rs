@@ -73,11 +73,11 @@ fn golden_a_quantizer() {
                 let [b, c, h, w] = z.dims();
                 let rows = z.clone().permute([0, 2, 3, 1]).reshape([b * h * w, c]);
                 let result = quantizer.forward(rows);
-                let picture = result.codes.clone().reshape([b, h, w, c]).permute([0, 3, 1, 2]);
+                let image = result.codes.clone().reshape([b, h, w, c]).permute([0, 3, 1, 2]);
                 let weights = case.tensor::<Auto, 4>(&name("w"), dtype);
-                let grads = (result.commitment_loss.clone() + (picture.clone() * weights).sum()).backward();
+                let grads = (result.commitment_loss.clone() + (image.clone() * weights).sum()).backward();
                 case.check_ids(&name("ids"), &ints(&result.ids.to_data()), None);
-                case.check(&name("z_q"), &picture.to_data());
+                case.check(&name("z_q"), &image.to_data());
                 case.check(&name("loss"), &result.commitment_loss.to_data());
                 case.check(&name("grad_z"), &z.grad(&grads).unwrap().to_data());
                 quantizer = match mode.as_str().unwrap() {
@@ -142,8 +142,8 @@ pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
     }
     let [batch, patches, dim] = z.dims();
     let side = patches.isqrt();
-    let picture = loss.quantized.codes.clone().reshape([batch, side, side, dim]).permute([0, 3, 1, 2]);
-    case.check("eval/z_q", &picture.to_data());
+    let image = loss.quantized.codes.clone().reshape([batch, side, side, dim]).permute([0, 3, 1, 2]);
+    case.check("eval/z_q", &image.to_data());
     case.check("eval/quant_loss", &loss.quantized.commitment_loss.to_data());
     case.check("eval/rec", &loss.decoded.to_data());
     case.check("eval/loss", &loss.total.to_data());

@@ -109,7 +109,7 @@ fn what_cannot_work_is_one_sentence() {
     scene::classes(&root.path().join("classes"), 7);
     scene::classes(&root.path().join("other"), 2);
     std::fs::rename(root.path().join("other/dark"), root.path().join("other/black")).unwrap();
-    scene::pictures(&root.path().join("flat"), 8);
+    scene::images(&root.path().join("flat"), 8);
     let fails = |change: &dyn Fn(&mut FinetuneRecipe), part: &str| {
         let mut recipe = plain(root.path());
         change(&mut recipe);

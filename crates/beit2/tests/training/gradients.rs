@@ -1,7 +1,7 @@
 //! Every trained parameter of every trainable model gets a gradient.
 
 use beit2::params;
-use beit2::pretrain::{MimConfig, MimModel, TokenMask};
+use beit2::pretrain::{MimConfig, MimModel, PatchMask};
 use beit2::segment::{HeadDropout, SegmenterConfig, UperNet, label_tensor, pixel_losses};
 use beit2::tokenizer::{TokenizerConfig, VqKd, cosine_loss};
 use beit2::train::{Rank, gradients};
@@ -68,7 +68,7 @@ fn masked_image_models() {
                 shared_lm_head,
             };
             let model = MimModel::<Auto>::new(&config, 3, &Default::default()).unwrap();
-            let mask = TokenMask::new(&[0, 3, 7, 2, 8, 15], 2, 16, &Default::default());
+            let mask = PatchMask::new(&[0, 3, 7, 2, 8, 15], 2, 16, &Default::default());
             let labels: Tensor<Auto, 1, Int> =
                 Tensor::from_data(TensorData::new(vec![1i32, 4, 10, 0, 2, 7], [6]), &Default::default());
             let loss = MimModel::loss(model.forward(images(16), &mask, &DropPath::none()), labels);

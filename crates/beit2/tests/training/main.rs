@@ -1,4 +1,4 @@
-//! Whole training stages on small pictures: what a step touches, and that no interruption changes a run.
+//! Whole training stages on small images: what a step touches, and that no interruption changes a run.
 
 #![allow(clippy::unwrap_used)]
 

@@ -55,7 +55,7 @@ fn compare(root: &Path, one: Stage, group: Stage) {
                 // Sums of f32 in another order, some steps on.
                 let rounding = 1e-6 + 1e-5 * x.abs();
                 assert!(
-                    (x - y).abs() <= rounding.max(discrete(name, x)),
+                    (x - y).abs() <= rounding.max(discrete(name, *x)),
                     "step {}: {name} {x} and {y}",
                     a.step
                 );
@@ -87,7 +87,7 @@ fn compare(root: &Path, one: Stage, group: Stage) {
 fn every_stage_on_two_devices_is_that_on_one() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    scene::pictures(&root.join("pictures"), 14);
+    scene::images(&root.join("images"), 14);
     scene::classes(&root.join("classes"), 7);
     scene::masks(&root.join("scenes"), 13);
     scene::teacher(&root.join("teacher.safetensors"));
@@ -124,7 +124,7 @@ fn every_stage_on_two_devices_is_that_on_one() {
     let two: Stage = &|env| finetune::train::<Auto>(&two, &tomls[1], env, &device);
     compare(&root.join("finetune"), one, two);
 
-    // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other pictures'.
+    // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other images'.
     let mut recipe = scene::segment(root, segment::SCRATCH);
     (recipe.optimizer.eps, recipe.accumulate) = (eps, 1);
     (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
@@ -133,10 +133,10 @@ fn every_stage_on_two_devices_is_that_on_one() {
     compare(&root.join("segment"), stage, stage);
 }
 
-/// A folder with pictures and a teacher, the recipe of a tokenizer for them, and its text.
+/// A folder with images and a teacher, the recipe of a tokenizer for them, and its text.
 fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe, String) {
     let root = tempfile::tempdir().unwrap();
-    scene::pictures(&root.path().join("pictures"), 14);
+    scene::images(&root.path().join("images"), 14);
     scene::teacher(&root.path().join("teacher.safetensors"));
     let recipe = scene::tokenizer(root.path());
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
@@ -159,7 +159,7 @@ fn a_batch_that_cannot_be_shared_is_refused() {
     assert!(!root.join("run").exists(), "nothing was begun");
 }
 
-/// Pictures that only the leader can open.
+/// Images that only the leader can open.
 struct Unreadable(std::thread::ThreadId);
 
 impl Assets for Unreadable {
@@ -190,8 +190,8 @@ fn what_stops_one_device_stops_the_run_and_is_said() {
     let error = on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap_err().to_string();
     assert_eq!(error, "the second device's disk is gone");
 
-    // A picture that only the second device meets.
-    std::fs::write(root.join("pictures/005.ppm"), "P6 nonsense").unwrap();
+    // An image that only the second device meets.
+    std::fs::write(root.join("images/005.ppm"), "P6 nonsense").unwrap();
     let mut tolerant = recipe.clone();
     tolerant.data.max_bad_fraction = 0.5;
     let toml = beit2_run::recipe::to_toml(&tolerant).unwrap();
@@ -200,8 +200,8 @@ fn what_stops_one_device_stops_the_run_and_is_said() {
     let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&tolerant, &toml, env, &device);
     on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap();
     let told = events.0.iter().filter(|event| event.contains("005.ppm could not be used")).count();
-    // 11 steps of three to an epoch of 14 pictures: at least in the first three epochs, once each when it is met.
+    // 11 steps of three to an epoch of 14 images: at least in the first three epochs, once each when it is met.
     assert!((1..=4).contains(&told), "{told}");
-    let devices = events.0.iter().any(|event| event.contains("2, 2 pictures of each step on every one"));
+    let devices = events.0.iter().any(|event| event.contains("2, 2 images of each step on every one"));
     assert!(devices, "{:?}", events.0);
 }

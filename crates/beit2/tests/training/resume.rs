@@ -96,7 +96,7 @@ fn no_interruption_changes_a_run_on_two_devices() {
 
 fn all_stages(precision: Precision, devices: usize) {
     let root = tempfile::tempdir().unwrap();
-    scene::pictures(&root.path().join("pictures"), 14);
+    scene::images(&root.path().join("images"), 14);
     scene::teacher(&root.path().join("teacher.safetensors"));
     let devices = vec![Default::default(); devices];
 
@@ -127,7 +127,7 @@ fn all_stages(precision: Precision, devices: usize) {
     scene::classes(&root.path().join("classes"), 7);
     let init = pretrained.to_string_lossy();
     let mut recipe = FinetuneRecipe { precision, ..scene::finetune(root.path(), &init) };
-    // Parts of one picture cannot be mixed.
+    // Parts of one image cannot be mixed.
     recipe.accumulate /= devices.len();
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use beit2::params;
-use beit2::pretrain::{MimConfig, MimModel, TokenMask, masked_labels};
+use beit2::pretrain::{MimConfig, MimModel, PatchMask, masked_labels};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, gradients};
 use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
@@ -34,7 +34,7 @@ fn masked_rows_equal_the_full_computation() {
         let model = MimModel::<Auto>::new(&config, 9, &device).unwrap();
         let x = Tensor::<Auto, 4>::random([2, 3, 24, 24], Distribution::Normal(0.0, 1.0), &device);
         let chosen = [0u32, 5, 17, 35, 1, 2, 30, 31];
-        let mask = TokenMask::new(&chosen, 2, 36, &device);
+        let mask = PatchMask::new(&chosen, 2, 36, &device);
         let short = model.forward(x.clone(), &mask, &DropPath::none());
         let full = model.logits_all(&model.patch_tokens(x, Some(&mask)));
         let rows: Vec<i32> =
@@ -51,10 +51,10 @@ fn masked_rows_equal_the_full_computation() {
     }
 }
 
-/// Of a tokenizer, training reads the words of masked patches alone. That a cache holds the words of all patches must not
+/// Of a tokenizer, training reads the token ids of masked patches alone. That a cache holds the ids of all patches must not
 /// change a run, so they are equal to the bit, wherever blocks are fused (many rows) or not (few).
 #[test]
-fn words_of_masked_patches_are_those_of_all() {
+fn ids_of_masked_patches_are_those_of_all() {
     let config = TokenizerConfig {
         width: 64,
         depth: 3,
@@ -73,7 +73,7 @@ fn words_of_masked_patches_are_those_of_all() {
         tokenizer.set_precision(precision);
         let x = Tensor::<Flex, 4>::random([batch, 3, 224, 224], Distribution::Normal(0.0, 1.0), &device);
         let chosen: Vec<u32> = (0..batch as u32).flat_map(|at| (0..75).map(move |i| 2 * i + at)).collect();
-        let mask = TokenMask::new(&chosen, batch, patches, &device);
+        let mask = PatchMask::new(&chosen, batch, patches, &device);
         for frozen in [false, true] {
             if frozen {
                 tokenizer = tokenizer.freeze_encoder();
@@ -189,7 +189,7 @@ fn dropped_branches_of_pretraining_need_no_computation() {
     {
         let x = Tensor::<Auto, 4>::random([batch, 3, 24, 24], Distribution::Normal(0.0, 1.0), &device);
         let chosen: Vec<u32> = (0..batch as u32).flat_map(|at| [at, at + 7, at + 20]).collect();
-        let mask = TokenMask::new(&chosen, batch, 36, &device);
+        let mask = PatchMask::new(&chosen, batch, 36, &device);
         for seed in 0..4 {
             let what = format!("batch {batch}, third block {third:?}, seed {seed}");
             let drop = draws(&config.drop_path_rates(), batch, third, seed);

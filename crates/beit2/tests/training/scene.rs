@@ -1,4 +1,4 @@
-//! Small pictures, a small teacher, small recipes.
+//! Small images, a small teacher, small recipes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,8 +18,8 @@ use rand::{RngExt, SeedableRng};
 
 pub type Auto = Autodiff<Flex>;
 
-/// `count` pictures of coloured rectangles, as PPM files.
-pub fn pictures(dir: &Path, count: usize) {
+/// `count` images of coloured rectangles, as PPM files.
+pub fn images(dir: &Path, count: usize) {
     std::fs::create_dir_all(dir).unwrap();
     for number in 0..count {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(number as u64);
@@ -36,7 +36,7 @@ pub fn pictures(dir: &Path, count: usize) {
     }
 }
 
-/// `count` pictures of each of three classes that differ in brightness, in a sub-folder each.
+/// `count` images of each of three classes that differ in brightness, in a sub-folder each.
 pub fn classes(dir: &Path, count: usize) {
     for (class, name) in ["dark", "gray", "light"].into_iter().enumerate() {
         std::fs::create_dir_all(dir.join(name)).unwrap();
@@ -90,7 +90,7 @@ pub fn teacher(path: &Path) {
 }
 
 fn data(dir: &Path) -> DataConfig {
-    let path = dir.join("pictures").to_string_lossy().into_owned();
+    let path = dir.join("images").to_string_lossy().into_owned();
     DataConfig { train: path.clone(), val: path, workers: 2, ..DataConfig::default() }
 }
 
@@ -211,7 +211,7 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
     recipe
 }
 
-/// `count` pictures of a bright box on dark ground with their masks, a hand's breadth of pixels around the picture without
+/// `count` images of a bright box on dark ground with their masks, a hand's breadth of pixels around the image without
 /// a class.
 pub fn masks(dir: &Path, count: usize) {
     for folder in ["images", "masks"] {

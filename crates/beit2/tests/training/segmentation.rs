@@ -42,7 +42,7 @@ fn config() -> SegmenterConfig {
     }
 }
 
-fn pictures<B: beit2_kernels::Backend>(side: usize) -> Tensor<B, 4> {
+fn images<B: beit2_kernels::Backend>(side: usize) -> Tensor<B, 4> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(side as u64);
     let values: Vec<f32> = (0..2 * 3 * side * side).map(|_| rng.random()).collect();
     Tensor::from_data(TensorData::new(values, [2, 3, side, side]), &Default::default())
@@ -71,7 +71,7 @@ fn it_learns_and_opens_again() {
     let mut model = UperNet::<Auto>::zeros(&config, &device).unwrap().initialise(&config, 1);
     let rule = GroupRule { layer_decay: Some((0.75, 4)), ..GroupRule::flat(0.05) };
     let mut optimizer = AdamW::<Auto>::new(AdamWConfig::default(), rule);
-    let coarse = pictures::<Auto>(4);
+    let coarse = images::<Auto>(4);
     let x = beit2_kernels::bilinear(coarse.permute([0, 2, 3, 1]), 64, 64);
     let ids = x.clone().argmax(3).into_data().convert::<u8>().into_vec::<u8>().unwrap();
     let ids: Vec<u8> =
@@ -105,7 +105,7 @@ fn it_learns_and_opens_again() {
     let spec = write(&root.path().join("ours.safetensors"), &tensors, &ours(&config));
     let again = open(&spec, None).unwrap();
     assert_eq!(again.config, config);
-    let x = pictures::<Flex>(64);
+    let x = images::<Flex>(64);
     let standardised =
         beit2::pixels::standardise(x.clone(), beit2::pixels::IMAGENET_MEAN, beit2::pixels::IMAGENET_STD);
     let expected = model.valid().forward(standardised).unwrap();
@@ -133,7 +133,7 @@ fn a_published_file_tells_its_sizes() {
         ..config.clone()
     };
     assert_eq!(opened.config, known);
-    let x = pictures::<Flex>(64);
+    let x = images::<Flex>(64);
     let logits = opened.model.forward(x.clone()).unwrap();
     assert_eq!(logits.into_data(), model.forward(x).unwrap().into_data());
 
@@ -144,12 +144,12 @@ fn a_published_file_tells_its_sizes() {
     assert!(opened.config.class_names.is_empty() && opened.config.palette.is_empty());
     assert!(opened.model.auxiliary_head.is_none());
 
-    // Another window resizes the tables; pictures of the old size are then refused.
+    // Another window resizes the tables; images of the old size are then refused.
     let larger = open(&write(&path, &tensors, &meta), Some(96)).unwrap();
-    assert_eq!(larger.logits(pictures(96)).unwrap().dims(), [2, 24, 24, 3]);
-    let error = larger.logits(pictures(64)).unwrap_err().to_string();
+    assert_eq!(larger.logits(images(96)).unwrap().dims(), [2, 24, 24, 3]);
+    let error = larger.logits(images(64)).unwrap_err().to_string();
     assert!(
-        error.starts_with("pictures of 64×64 px do not fit relative position tables for 96×96 px"),
+        error.starts_with("images of 64×64 px do not fit relative position tables for 96×96 px"),
         "{error}"
     );
 }
@@ -265,15 +265,15 @@ fn what_cannot_be_seen_or_opened_is_one_sentence() {
         let x = Tensor::zeros([1, 3, height, width], &device);
         model.forward(x).unwrap_err().to_string()
     };
-    assert_eq!(sentence(64, 72), "pictures of 72×64 px are no multiple of the patch of 16 px");
-    assert!(sentence(16, 64).starts_with("pictures of 64×16 px are too small"));
+    assert_eq!(sentence(64, 72), "images of 72×64 px are no multiple of the patch of 16 px");
+    assert!(sentence(16, 64).starts_with("images of 64×16 px are too small"));
     assert!(sentence(64, 96).contains("do not fit relative position tables for 64×64 px"));
     let one = Tensor::zeros([1, 3, 64, 64], &device);
     let error = model
         .forward_train(one, &DropPath::none(), &HeadDropout::none(), &Rank::alone())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("a batch of one picture"), "{error}");
+    assert!(error.contains("a batch of one image"), "{error}");
     let error = model.clone().record(&[]).unwrap_err().to_string();
     assert_eq!(error, "statistics of 0 batch norms for a model that has 14");
     let error = label_tensor::<Flex>(vec![0, 3], [1, 1, 2], 3, &device).unwrap_err().to_string();

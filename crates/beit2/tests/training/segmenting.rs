@@ -1,4 +1,4 @@
-//! Segmentation: that it learns, what it starts from, whole pictures from windows, and what it refuses.
+//! Segmentation: that it learns, what it starts from, whole images from windows, and what it refuses.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ fn train(recipe: &SegmentRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
 }
 
 #[test]
-fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
+fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     let root = tempfile::tempdir().unwrap();
     scene::masks(&root.path().join("scenes"), 12);
     let mut recipe = scene::segment(root.path(), segment::SCRATCH);
@@ -47,7 +47,7 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
     let found = Segmenter::<Flex>::open(&spec, &Files, SegmentOptions::default(), &device).unwrap();
     assert_eq!(found.config.class_names, ["ground", "box"]);
     assert_eq!(found.infer, recipe.infer);
-    // What the run said of its held-out pictures is what the opened model says.
+    // What the run said of its held-out images is what the opened model says.
     let source = MasksConfig::default().open(&recipe.data.val).unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
@@ -74,7 +74,7 @@ fn it_learns_and_the_result_opens_and_segments_pictures_of_any_size() {
 }
 
 #[test]
-fn whole_pictures_on_the_trained_grid_are_what_the_model_says() {
+fn whole_images_on_the_trained_grid_are_what_the_model_says() {
     let device = Default::default();
     let config = SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
     let model = UperNet::<Flex>::zeros(&config, &device).unwrap().initialise(&config, 3);

@@ -1,4 +1,4 @@
-//! A second pretraining on the same pictures does not ask the tokenizer, and ends with the same bytes.
+//! A second pretraining on the same images does not ask the tokenizer, and ends with the same bytes.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn train(recipe: &PretrainRecipe, dir: &Path, stop: u64) -> ([Vec<u8>; 2], Optio
 fn a_second_run_takes_the_ids_of_the_first() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    scene::pictures(&root.join("pictures"), 14);
+    scene::images(&root.join("images"), 14);
     scene::teacher(&root.join("teacher.safetensors"));
     let tokenizer = scene::tokenizer(root);
     for (seed, name) in [(7, "tokenizer"), (8, "another")] {
@@ -84,7 +84,7 @@ fn a_second_run_takes_the_ids_of_the_first() {
     let (files, found) = train(&cached, &root.join("mixed"), u64::MAX);
     assert!(files == expected && found == Some((5, 5)), "{found:?}");
 
-    // Another student sees the same words.
+    // Another student sees the same token ids.
     let mut student = cached.clone();
     (student.model.vit.width, student.optimizer.lr, student.model.vit.drop_path) = (32, 1e-3, 0.0);
     student.mask.patches = 5;

@@ -1,4 +1,4 @@
-//! What is wrong with pictures and masks, said before any work.
+//! What is wrong with images and masks, said before any work.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check, op
 use serde_json::json;
 
 use crate::cli::Experiment;
+use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::progress::Progress;
 use crate::recipes;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// `segment train --check-data`: looks at every pair and stops.
 pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Ending> {
@@ -22,7 +22,7 @@ pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Endin
     let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides())?;
     let data = &settings.data;
     if data.train.is_empty() {
-        return usage("no pictures are named; use --data DIR, or set data.train in the recipe");
+        return usage("no images are named; use --data DIR, or set data.train in the recipe");
     }
     let mut reports = Vec::new();
     for spec in [&data.train, &data.val].into_iter().filter(|spec| !spec.is_empty()) {
@@ -75,11 +75,11 @@ fn text(spec: &str, report: &DataReport) -> String {
     let mut rows: Vec<Vec<String>> = report
         .classes
         .iter()
-        .map(|class| vec![class.name.clone(), share(class.pixels), grouped(class.pictures)])
+        .map(|class| vec![class.name.clone(), share(class.pixels), grouped(class.images)])
         .collect();
     rows.push(vec!["(no label)".into(), share(report.ignored_pixels), String::new()]);
     let mut text = format!("{spec}: {} pairs, {} checked\n", report.pairs, report.checked);
-    text += &output::table(&["class", "pixels", "pictures"], &rows);
+    text += &output::table(&["class", "pixels", "images"], &rows);
     for warning in &report.warnings {
         text += &format!("warning  {warning}\n");
     }

@@ -12,7 +12,7 @@ use png::{BitDepth, ColorType, Encoder};
 /// A PNG file whose rows are still to come.
 pub type Png<'a> = png::Writer<&'a mut BufWriter<File>>;
 
-/// The mask of a picture: one byte a pixel, the class, with the classes' colours as the palette, so that viewers show colours
+/// The mask of an image: one byte a pixel, the class, with the classes' colours as the palette, so that viewers show colours
 /// and programs read numbers.
 pub fn mask_png<'a>(
     file: &'a mut BufWriter<File>,
@@ -26,7 +26,7 @@ pub fn mask_png<'a>(
     encoder.write_header()
 }
 
-/// A picture of the size of `image`.
+/// An image of the size of `image`.
 pub fn overlay_png<'a>(file: &'a mut BufWriter<File>, image: &Image) -> Result<Png<'a>, png::EncodingError> {
     let mut encoder = Encoder::new(file, image.width, image.height);
     encoder.set_color(ColorType::Rgb);
@@ -43,7 +43,7 @@ pub fn legend_csv(config: &SegmenterConfig) -> String {
     text
 }
 
-/// The same as a picture to look at.
+/// The same as an image to look at.
 pub fn legend_svg(config: &SegmenterConfig) -> String {
     const ROW: usize = 24;
     const COLUMN: usize = 220;

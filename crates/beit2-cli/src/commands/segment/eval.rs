@@ -1,4 +1,4 @@
-//! `beit2 segment eval`: what a segmentation model is worth on labelled pictures.
+//! `beit2 segment eval`: what a segmentation model is worth on labelled images.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::{Looking, Masks, check, open};
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use super::{InferArgs, Masks, check, open};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
+use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// Flags of `segment eval`.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// Labelled pictures: a folder with images/ and masks/, or a part of ADE20K
+    /// Labelled images: a folder with images/ and masks/, or a part of ADE20K
     #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
     data: String,
 
@@ -40,7 +40,7 @@ pub struct Args {
     masks: Masks,
 
     #[command(flatten)]
-    looking: Looking,
+    looking: InferArgs,
 
     /// Folder for result.json, per_class.csv and confusion.csv
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -50,18 +50,18 @@ pub struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
 const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
@@ -73,7 +73,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     {
         return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let source = args.masks.open(&args.data)?;
     let mut progress = Progress::new(args.talk, signals, Path::new("."));
     let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
@@ -85,7 +85,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         "weights": args.weights,
         "data": args.data,
         "precision": args.products.precision,
-        "pictures": source.len(),
+        "images": source.len(),
         "classes": names.len(),
         "miou": scores.miou,
         "macc": scores.macc,
@@ -112,7 +112,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     output::result(&output::table(&["class", "IoU", "accuracy"], &rows.collect::<Vec<_>>()))?;
     let mut rows = vec![
         ("weights", args.weights.clone()),
-        ("pictures", format!("{}, {} classes", grouped(source.len() as u64), names.len())),
+        ("images", format!("{}, {} classes", grouped(source.len() as u64), names.len())),
         ("mIoU", percent(scores.miou)),
         ("mAcc", percent(scores.macc)),
         ("aAcc", percent(scores.aacc)),
@@ -124,7 +124,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 
 struct Evaluate<'a> {
     args: &'a Args,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<SegmentSource>,
     signals: &'a Signals,
     progress: &'a mut Progress,

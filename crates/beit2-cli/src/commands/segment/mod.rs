@@ -13,7 +13,7 @@ use beit2_data::segment::{ReduceZeroLabel, SegmentSource};
 use beit2_kernels::Backend;
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cli::{Experiment, Products};
+use crate::cli::{Experiment, PrecisionArgs};
 use crate::errors::Ending;
 use crate::experiment;
 use crate::signals::Signals;
@@ -27,9 +27,9 @@ const DEFAULT_RECIPE: &str = <SegmentRecipe as Stage>::DEFAULT_RECIPE;
 pub enum Segment {
     /// Train a segmentation model (UPerNet), or continue the run in --out
     Train(Train),
-    /// mIoU of a segmentation model on labelled pictures
+    /// mIoU of a segmentation model on labelled images
     Eval(eval::Args),
-    /// Masks and overlays of pictures
+    /// Masks and overlays of images
     Predict(predict::Args),
 }
 
@@ -49,23 +49,23 @@ pub struct Train {
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
 
-    /// Look at every picture and mask, say what is wrong with them, and stop
+    /// Look at every image and mask, say what is wrong with them, and stop
     #[arg(long)]
     check_data: bool,
 }
 
-/// How pictures are seen, for `eval` and `predict`. What is left out is as the model was trained to be evaluated.
+/// How images are seen, for `eval` and `predict`. What is left out is as the model was trained to be evaluated.
 #[derive(Debug, Args)]
-struct Looking {
-    /// Overlapping windows, or the whole picture at once
+struct InferArgs {
+    /// Overlapping windows, or the whole image at once
     #[arg(long, value_name = "MODE")]
-    mode: Option<Way>,
+    mode: Option<InferMode>,
 
     /// Distance of windows in pixels
     #[arg(long, value_name = "PX")]
     stride: Option<usize>,
 
-    /// Resize pictures to fit into LONGxSHORT first, such as 2048x512, or `native` for no resizing
+    /// Resize images to fit into LONGxSHORT first, such as 2048x512, or `native` for no resizing
     #[arg(long, value_name = "SIZE", value_parser = size)]
     resize: Option<(u32, u32)>,
 
@@ -73,7 +73,7 @@ struct Looking {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     scales: Option<Vec<f64>>,
 
-    /// Average over the mirrored picture too
+    /// Average over the mirrored image too
     #[arg(long)]
     flip: bool,
 
@@ -83,7 +83,7 @@ struct Looking {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Way {
+enum InferMode {
     Slide,
     Whole,
 }
@@ -100,12 +100,12 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-impl Looking {
+impl InferArgs {
     fn on(&self, mut infer: InferConfig) -> InferConfig {
         if let Some(way) = self.mode {
             infer.mode = match way {
-                Way::Slide => Mode::Slide,
-                Way::Whole => Mode::Whole,
+                InferMode::Slide => Mode::Slide,
+                InferMode::Whole => Mode::Whole,
             };
         }
         infer.stride = self.stride.unwrap_or(infer.stride);
@@ -124,7 +124,7 @@ impl Looking {
 struct Masks {
     /// Whether 0 in the masks means "no label" and the classes count from 1
     #[arg(long, value_name = "WHEN", default_value = "auto")]
-    zero_label: Zero,
+    zero_label: ReduceZeroLabel,
 
     /// Number in the masks of pixels without a label
     #[arg(long, value_name = "ID", default_value_t = 255)]
@@ -132,7 +132,7 @@ struct Masks {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Zero {
+enum ReduceZeroLabel {
     /// In the folders of ADE20K only
     Auto,
     Yes,
@@ -142,19 +142,19 @@ enum Zero {
 impl Masks {
     fn open(&self, spec: &str) -> anyhow::Result<Arc<SegmentSource>> {
         let zero_label = match self.zero_label {
-            Zero::Auto => ReduceZeroLabel::Auto,
-            Zero::Yes => ReduceZeroLabel::Yes,
-            Zero::No => ReduceZeroLabel::No,
+            ReduceZeroLabel::Auto => ReduceZeroLabel::Auto,
+            ReduceZeroLabel::Yes => ReduceZeroLabel::Yes,
+            ReduceZeroLabel::No => ReduceZeroLabel::No,
         };
         Ok(MasksConfig { zero_label, ignore: self.ignore }.open(spec)?)
     }
 }
 
-/// Opens a model with its way of looking at pictures.
+/// Opens a model with its way of looking at images.
 fn open<B: Backend>(
     weights: &str,
-    looking: &Looking,
-    products: Products,
+    looking: &InferArgs,
+    products: PrecisionArgs,
     assets: &dyn Assets,
     device: &B::Device,
 ) -> anyhow::Result<(Segmenter<B>, InferConfig)> {

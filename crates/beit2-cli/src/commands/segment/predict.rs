@@ -1,4 +1,4 @@
-//! `beit2 segment predict`: masks and overlays of pictures.
+//! `beit2 segment predict`: masks and overlays of images.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,28 +17,28 @@ use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
-use super::{Looking, open};
-use crate::assets::Openable;
-use crate::cli::{Device, Products, Talk};
+use super::{InferArgs, open};
+use crate::assets::AssetStore;
+use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
+use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{tell_unreadable, unreadable_json};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::words::grouped;
 
 /// Flags of `segment predict`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
-    beit2 segment predict pictures --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
+    beit2 segment predict images --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
     --scales 0.5,0.75,1,1.25,1.5,1.75\n\n\
-    OUT/masks holds one PNG for each picture whose pixel values are class numbers; OUT/overlays the same over the\n\
-    picture; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
+    OUT/masks holds one PNG for each image whose pixel values are class numbers; OUT/overlays the same over the\n\
+    image; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
 )]
 pub struct Args {
-    /// Pictures, folders of pictures, or tar shards
+    /// Images, folders of images, or tar shards
     #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
     sources: Vec<String>,
 
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long)]
     no_overlay: bool,
 
-    /// How strongly an overlay is coloured, from 0 (the picture) to 1 (the colours)
+    /// How strongly an overlay is coloured, from 0 (the image) to 1 (the colours)
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     opacity: f32,
 
@@ -62,28 +62,28 @@ pub struct Args {
     #[arg(long, conflicts_with = "keep")]
     force: bool,
 
-    /// Leave pictures out whose files are in OUT already
+    /// Leave images out whose files are in OUT already
     #[arg(long)]
     keep: bool,
 
     #[command(flatten)]
-    looking: Looking,
+    looking: InferArgs,
 
-    /// Threads that decode pictures
+    /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
 
     #[command(flatten)]
-    products: Products,
+    products: PrecisionArgs,
 
     #[command(flatten)]
     device: Device,
 
     #[command(flatten)]
-    talk: Talk,
+    talk: OutputArgs,
 }
 
-/// Where the results of one picture go.
+/// Where the results of one image go.
 struct Target {
     mask: PathBuf,
     overlay: Option<PathBuf>,
@@ -100,7 +100,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if !(0.0..=1.0).contains(&args.opacity) {
         return usage(format!("--opacity {} must lie from 0 to 1", args.opacity));
     }
-    let assets = Openable::default();
+    let assets = AssetStore::default();
     let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let names = sources.iter().zip(&args.sources).flat_map(|(source, spec)| {
         let spec = spec.clone();
@@ -126,13 +126,13 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     };
     let done = args.device.device.on(job);
     progress.close();
-    let Done { finished, pictures, kept, unreadable, shares } = done?;
+    let Done { finished, images, kept, unreadable, shares } = done?;
     if args.talk.json {
         output::json(&json!({
             "weights": args.weights,
             "precision": args.products.precision,
             "out": args.out,
-            "pictures": pictures,
+            "images": images,
             "kept": kept,
             "unreadable": unreadable_json(&unreadable),
             "finished": finished,
@@ -140,10 +140,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         }))?;
     } else {
         tell_unreadable(&unreadable, "left out");
-        let mut rows = vec![
-            ("pictures", grouped(pictures as u64)),
-            ("masks", args.out.join(MASKS).display().to_string()),
-        ];
+        let mut rows =
+            vec![("images", grouped(images as u64)), ("masks", args.out.join(MASKS).display().to_string())];
         if kept > 0 {
             rows.insert(1, ("kept", grouped(kept as u64)));
         }
@@ -156,7 +154,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     match (finished, unreadable.len()) {
         (false, _) => Ok(Ending::Stopped),
         (true, 0) => Ok(Ending::Done),
-        (true, count) => anyhow::bail!("{} of the pictures could not be read", grouped(count as u64)),
+        (true, count) => anyhow::bail!("{} of the images could not be read", grouped(count as u64)),
     }
 }
 
@@ -165,7 +163,7 @@ const OVERLAYS: &str = "overlays";
 const LEGEND_CSV: &str = "legend.csv";
 const LEGEND_SVG: &str = "legend.svg";
 
-/// A picture's place below what the user named, without anything that would lead out of a folder.
+/// An image's place below what the user named, without anything that would lead out of a folder.
 fn below(name: &str, spec: &str) -> PathBuf {
     let inner = Path::new(name).strip_prefix(spec).ok().filter(|rest| rest.components().next().is_some());
     let member = name.strip_prefix(spec).and_then(|rest| rest.strip_prefix(':')).map(Path::new);
@@ -185,7 +183,7 @@ fn targets(args: &Args, names: Vec<PathBuf>) -> Vec<Target> {
         if stems.get(&file).is_some_and(|&count| count > 1) {
             file = PathBuf::from(format!("{}.png", name.display()));
         }
-        // The same picture named twice, or equal names in two folders.
+        // The same image named twice, or equal names in two folders.
         let count = taken.entry(file.clone()).or_default();
         *count += 1;
         if *count > 1 {
@@ -200,7 +198,7 @@ fn targets(args: &Args, names: Vec<PathBuf>) -> Vec<Target> {
 
 struct Done {
     finished: bool,
-    pictures: usize,
+    images: usize,
     kept: usize,
     unreadable: Vec<(String, String)>,
     shares: Vec<Value>,
@@ -208,7 +206,7 @@ struct Done {
 
 struct Predicting<'a> {
     args: &'a Args,
-    assets: &'a Openable,
+    assets: &'a AssetStore,
     source: Arc<ChainSource>,
     targets: &'a [Target],
     signals: &'a Signals,
@@ -235,15 +233,15 @@ impl Job for Predicting<'_> {
 
         let total = source.len();
         let mut done =
-            Done { finished: false, pictures: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
-        // Why one ahead: decoded pictures can be large, and computing one takes longer than decoding the next.
+            Done { finished: false, images: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
+        // Why one ahead: decoded images can be large, and computing one takes longer than decoding the next.
         let settings =
             SequenceConfig { workers: args.workers, ahead: args.workers + 1, ..SequenceConfig::default() };
         let wanted: Vec<bool> =
             targets.iter().map(|target| !(args.keep && target.files().all(|file| file.exists()))).collect();
-        let pictures = Sequence::new(settings, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))
+        let images = Sequence::new(settings, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))
             .map_err(Error::from)?;
-        for seen in pictures {
+        for seen in images {
             if signals.stop.is_set() {
                 return Ok(done);
             }
@@ -254,19 +252,19 @@ impl Job for Predicting<'_> {
                 (true, Ok(image)) => {
                     let target = &targets[seen.index];
                     let counts = write(&predictor, &image, target, args.opacity, config)?;
-                    done.pictures += 1;
+                    done.images += 1;
                     done.shares.push(result(&name, target, &counts, config));
                 }
             }
             let (at, total) = (seen.index as u64 + 1, total as u64);
-            progress.event(Event::Progress { what: "pictures".into(), done: at, total });
+            progress.event(Event::Progress { what: "images".into(), done: at, total });
         }
         done.finished = true;
         Ok(done)
     }
 }
 
-/// Writes a picture's files row by row and counts the pixels of each class.
+/// Writes an image's files row by row and counts the pixels of each class.
 fn write<B: beit2_kernels::Backend>(
     predictor: &Predictor<'_, B>,
     image: &Image,
@@ -341,7 +339,7 @@ fn each_strip<B: beit2_kernels::Backend>(
     })
 }
 
-/// The line of one picture in `--json`: its files and the share of each class that it shows.
+/// The line of one image in `--json`: its files and the share of each class that it shows.
 fn result(name: &str, target: &Target, counts: &[u64], config: &SegmenterConfig) -> Value {
     let all: u64 = counts.iter().sum();
     let mut classes: Vec<(usize, u64)> =

@@ -15,11 +15,11 @@ use serde_json::json;
 use super::Names;
 use super::verify::{contradiction, wrong_hash};
 use crate::assets::cache_dir;
+use crate::display::nearest;
 use crate::download::{Client, Failure, Part, Proxy};
 use crate::errors::{Ending, usage};
 use crate::output;
 use crate::signals::Signals;
-use crate::words::nearest;
 
 /// Flags of `weights fetch`.
 #[derive(Debug, clap::Args)]

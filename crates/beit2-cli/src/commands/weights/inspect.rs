@@ -5,10 +5,10 @@ use beit2_weights::inspect::{Facts, Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Account, LayoutError, account};
 use serde_json::{Value, json};
 
-use super::{Source, about, fate_words, format_words};
+use super::{Source, about, describe_fate, describe_format};
+use crate::display::grouped;
 use crate::errors::Ending;
 use crate::output;
-use crate::words::grouped;
 
 /// Flags of `weights inspect`.
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     let bytes: usize = checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum();
     let mut rows = vec![
         ("file", checkpoint.path().display().to_string()),
-        ("format", format_words(checkpoint)),
+        ("format", describe_format(checkpoint)),
         ("tensors", format!("{} of {} bytes", checkpoint.tensors.len(), grouped(bytes as u64))),
     ];
     for (name, key) in [("stage", "beit2.stage"), ("config", "beit2.config"), ("epoch", "epoch")] {
@@ -84,7 +84,7 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     }
     if keys {
         let row = |(at, (name, tensor)): (usize, (&String, &beit2_weights::TensorView))| {
-            let fate = found.as_ref().map_or(String::new(), |(account, _)| fate_words(account, at));
+            let fate = found.as_ref().map_or(String::new(), |(account, _)| describe_fate(account, at));
             vec![output::printable(name), tensor.dtype().to_string(), format!("{:?}", tensor.shape()), fate]
         };
         let rows: Vec<_> = checkpoint.tensors.iter().enumerate().map(row).collect();
@@ -96,7 +96,7 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
 fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
     let mut object = json!({
         "file": checkpoint.path().display().to_string(),
-        "format": format_words(checkpoint),
+        "format": describe_format(checkpoint),
         "entry": checkpoint.root.to_string(),
         "tensors": checkpoint.tensors.len(),
         "bytes": checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum::<usize>(),
@@ -111,7 +111,7 @@ fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
                 "name": name,
                 "dtype": tensor.dtype().to_string(),
                 "shape": tensor.shape(),
-                "fate": found.as_ref().ok().map(|(account, _)| fate_words(account, at)),
+                "fate": found.as_ref().ok().map(|(account, _)| describe_fate(account, at)),
             })
         };
         object["keys"] = checkpoint.tensors.iter().enumerate().map(key).collect();

@@ -84,7 +84,7 @@ where
     result.with_context(|| checkpoint.path().display().to_string())
 }
 
-fn format_words(checkpoint: &Checkpoint) -> String {
+fn describe_format(checkpoint: &Checkpoint) -> String {
     let format = match checkpoint.format {
         Format::Safetensors => return "safetensors".to_owned(),
         Format::TorchZip => "PyTorch (zip)",
@@ -95,7 +95,7 @@ fn format_words(checkpoint: &Checkpoint) -> String {
 }
 
 /// What happens to a key, in words.
-fn fate_words(account: &Account, at: usize) -> String {
+fn describe_fate(account: &Account, at: usize) -> String {
     let Some(entry) = account.entries.get(at) else { return String::new() };
     match &entry.fate {
         Fate::Used { canonical, .. } if *canonical == entry.key => "used".to_owned(),

@@ -10,10 +10,10 @@ use beit2_weights::published::{self, Published};
 use beit2_weights::verify::verify;
 use serde_json::json;
 
-use super::{Source, about, format_words};
+use super::{Source, about, describe_format};
+use crate::display::grouped;
 use crate::errors::Ending;
 use crate::output;
-use crate::words::grouped;
 
 /// Flags of `weights verify`.
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     } else {
         let mut rows = vec![
             ("file", path.display().to_string()),
-            ("format", format_words(&checkpoint)),
+            ("format", describe_format(&checkpoint)),
             ("model", format!("{}, {} parameters", facts.layout, grouped(facts.parameters))),
             ("tensors", format!("{} read in {seconds:.2} s", checkpoint.tensors.len())),
             ("sha256", sha256),

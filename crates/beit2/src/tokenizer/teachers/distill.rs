@@ -1,7 +1,7 @@
 //! A small teacher from a large one, for machines on which the large one is too slow.
 //!
 //! The student is a plain Vision Transformer whose linear head learns the large teacher's patch features by
-//! cosine similarity, on unlabelled pictures. Not part of the paper: it exists for the bundled quickstart.
+//! cosine similarity, on unlabelled images. Not part of the paper: it exists for the bundled quickstart.
 
 use std::collections::BTreeMap;
 
@@ -38,12 +38,12 @@ pub struct DistillRecipe {
     pub model: VitConfig,
     /// The large teacher.
     pub teacher: TeacherConfig,
-    /// Unlabelled pictures.
+    /// Unlabelled images.
     pub data: DataConfig,
     /// Bring every channel of the large teacher's features to mean 0 and deviation 1 first. A ViT's raw
     /// features share a large constant part, and cosine similarity would see little else.
     pub standardise: bool,
-    /// Smallest crop, as a share of the picture.
+    /// Smallest crop, as a share of the image.
     pub min_crop_scale: f64,
     /// Epochs after which the same crops come again, 0 for never. The large teacher is then asked in the first
     /// of them only; its answers are kept in the run directory (`targets.f16`, 2 bytes per value).
@@ -115,7 +115,7 @@ impl DistillRecipe {
 /// Trains a student, or continues the run in `env.dir`. The result is a `distilled` teacher's weight file.
 ///
 /// # Errors
-/// Settings, pictures or weights that do not fit; a run directory that cannot be used.
+/// Settings, images or weights that do not fit; a run directory that cannot be used.
 pub fn distill<B: AutodiffBackend>(
     recipe: &DistillRecipe,
     run_toml: &str,
@@ -137,7 +137,7 @@ pub fn distill<B: AutodiffBackend>(
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
     let shape = [share(recipe.schedule.batch_size, 1, &rank)?, recipe.model.grid().pow(2), teacher.dim()];
-    // A rank's own: of another number of devices the file would hold other pictures.
+    // A rank's own: of another number of devices the file would hold other images.
     let targets_path = env.dir.join(match rank.world() {
         1 => "targets.f16".to_owned(),
         world => format!("targets-{}-of-{world}.f16", rank.index() + 1),
@@ -295,7 +295,7 @@ fn statistics<I: Backend>(
         add(&mut squares, rows.powi_scalar(2).sum_dim(0));
     }
     let (Some(sum), Some(squares)) = (sum, squares) else {
-        return config_error("there are no pictures to take the teacher's statistics from");
+        return config_error("there are no images to take the teacher's statistics from");
     };
     let mean = sum.div_scalar(count);
     let variance = squares.div_scalar(count) - mean.clone().powi_scalar(2);

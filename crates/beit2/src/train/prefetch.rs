@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// Batches with what a frozen model makes of them (targets, words), one batch ahead on a thread of its own.
+/// Batches with what a frozen model makes of them (targets, token ids), one batch ahead on a thread of its own.
 ///
 /// The frozen half of a step and the training half overlap, so that small batches, which a machine cannot spread over all
 /// of its cores, still keep them busy. Nothing depends on the thread's pace: the order is that of the batches.
-pub(crate) struct Ahead<T> {
+pub(crate) struct Prefetch<T> {
     received: Option<Receiver<Result<T, Error>>>,
     worker: Option<JoinHandle<()>>,
 }
 
-impl<T: Send + 'static> Ahead<T> {
+impl<T: Send + 'static> Prefetch<T> {
     /// Starts to prepare `batches`.
     pub(crate) fn new<L, S, E, F>(batches: L, mut prepare: F) -> Self
     where
@@ -38,7 +38,7 @@ impl<T: Send + 'static> Ahead<T> {
     }
 }
 
-impl<T> Iterator for Ahead<T> {
+impl<T> Iterator for Prefetch<T> {
     type Item = Result<T, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -75,7 +75,7 @@ fn received<T>(from: &Receiver<T>) -> Option<T> {
 /// How long to sleep when there is nothing to help with: short beside an operation of a large model.
 const PAUSE: Duration = Duration::from_micros(200);
 
-impl<T> Drop for Ahead<T> {
+impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
         self.received = None;
         if let Some(worker) = self.worker.take() {
@@ -105,7 +105,7 @@ mod tests {
         let operations = pool.clone();
         pool.install(|| {
             let batches = (0..).map(Ok::<_, Error>);
-            let mut ahead = Ahead::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
+            let mut ahead = Prefetch::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
             assert_eq!(ahead.next().transpose().unwrap(), Some(1));
         });
     }

@@ -1,4 +1,4 @@
-//! Pictures to measure with.
+//! Images to measure with.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,9 +14,9 @@ use crate::train::{DataConfig, Item, ScheduleConfig, training_loader};
 /// A batch on the host.
 pub(super) type HostBatch = Arc<Vec<Item>>;
 
-/// Where the pictures come from.
+/// Where the images come from.
 #[derive(Clone)]
-pub enum Pictures {
+pub enum Images {
     /// One batch of random bytes, again and again: the computation alone.
     Random,
     /// A source, through the loader and the augmentation of pretraining, with so many threads.
@@ -30,16 +30,16 @@ pub(super) struct Stream(Arc<Mutex<Batches>>);
 type Batches = Box<dyn Iterator<Item = Result<HostBatch, Error>> + Send>;
 
 impl Stream {
-    /// Batches of `batch` pictures of `side` pixels in patches of 16.
-    pub(super) fn new(pictures: Pictures, batch: usize, side: usize) -> Result<Self, Error> {
+    /// Batches of `batch` images of `side` pixels in patches of 16.
+    pub(super) fn new(images: Images, batch: usize, side: usize) -> Result<Self, Error> {
         let mask = PretrainRecipe::default().block_mask();
         let mask = BlockMaskConfig { masked: MASKED, ..mask };
-        let batches: Batches = match pictures {
-            Pictures::Random => {
+        let batches: Batches = match images {
+            Images::Random => {
                 let same = Arc::new((0..batch).map(|at| random(at, side, &mask)).collect::<Result<_, _>>()?);
                 Box::new(std::iter::repeat_with(move || Ok(Arc::clone(&same))))
             }
-            Pictures::Real(source, workers) => {
+            Images::Real(source, workers) => {
                 let data = DataConfig { workers, ..DataConfig::default() };
                 let schedule = ScheduleConfig { batch_size: batch, ..ScheduleConfig::default() };
                 let views: TwoViewConfig = PretrainRecipe::default().views(side);

@@ -30,13 +30,13 @@ struct State {
 }
 
 /// A place where `world` threads meet again and again.
-pub(super) struct Meeting {
+pub(super) struct Rendezvous {
     state: Mutex<State>,
     changed: Condvar,
     world: usize,
 }
 
-impl Meeting {
+impl Rendezvous {
     pub(super) fn new(world: usize) -> Self {
         let state = State { slots: (0..world).map(|_| None).collect(), ..State::default() };
         Self { state: Mutex::new(state), changed: Condvar::new(), world }

@@ -26,7 +26,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Pictures per second.
+/// Images per second.
 pub fn speed(per_second: f64) -> String {
     if per_second < 10.0 { format!("{per_second:.1} img/s") } else { format!("{per_second:.0} img/s") }
 }
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(metric("loss", 9.01234), "9.012");
         assert_eq!(metric("loss", 0.51234), "0.5123");
         assert_eq!(metric("lr", 0.00015), "1.50e-4");
-        assert_eq!(metric("mlm_acc_1", 0.1234), "12.3 %");
+        assert_eq!(metric("mim_acc_1", 0.1234), "12.3 %");
         assert_eq!(metric("val_miou", 0.531), "53.1 %");
         assert_eq!(metric("codebook_dead", 12.0), "12");
         assert_eq!((speed(3.21), speed(140.2)), ("3.2 img/s".into(), "140 img/s".into()));

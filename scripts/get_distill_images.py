@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Cut unpacked packages (see get_distill_pictures.sh) into a flat folder of small pictures without labels.
+"""Cut unpacked packages (see get_distill_images.sh) into a flat folder of small images without labels.
 
-usage: get_distill_pictures.py SOURCES LISTING OUT
+usage: get_distill_images.py SOURCES LISTING OUT
 
 SOURCES holds one folder per package; LISTING is written by make_quickstart_data.py --listing. Large photographs become
 random square-ish crops at several scales, at least a third of all files; drawings are put on white and kept whole.
@@ -24,13 +24,13 @@ from PIL import Image
 from make_quickstart_data import series_of
 
 SIDE = 192
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 # Crops of one wallpaper or large photograph: this many per megapixel, within the bounds.
 CROPS_PER_MEGAPIXEL, MIN_CROPS, MAX_CROPS = 12, 4, 40
 CLIPART_SERIES = ("shapes/stars/", "computer/icons/flat-theme/", "signs_and_symbols/flags/", "recreation/games/cards/",
                   "special/gradients/")
 
-# Of these sources one picture in so many stays, of all others one in OTHER_SHARE.
+# Of these sources one image in so many stays, of all others one in OTHER_SHARE.
 SHARE = {"openclipart-png": 1, "tuxpaint-stamps-default": 1, "gcompris-qt-data": 2}
 OTHER_SHARE = 6
 
@@ -75,7 +75,7 @@ def shrink(image):
 
 
 def crops(image, rng):
-    """Whole picture first, then crops of three scales; nearly uniform ones are drawn again."""
+    """Whole image first, then crops of three scales; nearly uniform ones are drawn again."""
     yield shrink(image)
     count = round(CROPS_PER_MEGAPIXEL * image.width * image.height / 1e6)
     for i in range(max(MIN_CROPS, min(MAX_CROPS, count))):
@@ -134,7 +134,7 @@ def files(folder):
 
 
 def clipart(folder, listing):
-    """All drawings but the validation pictures, their near-duplicates and their series; long series are cut short."""
+    """All drawings but the validation images, their near-duplicates and their series; long series are cut short."""
     rows = [line.rstrip("\n").split("\t") for line in open(listing)]
     held_out = {group for side, group, _, _ in rows if side == "val"}
     banned, banned_series, root = set(), set(), os.path.join(folder, "usr/share/openclipart/png")
@@ -206,7 +206,7 @@ def main():
         else:
             work = ((p, None) for p in files(folder))
         for name, body in work:
-            if not name.lower().endswith(PICTURES) or "screenshot" in name.lower() or "symbols/alphabets" in name:
+            if not name.lower().endswith(IMAGES) or "screenshot" in name.lower() or "symbols/alphabets" in name:
                 continue
             try:
                 image = Image.open(io.BytesIO(body) if body is not None else name)

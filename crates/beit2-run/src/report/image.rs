@@ -1,38 +1,38 @@
-//! Pictures as PNG in data URLs.
+//! Images as PNG in data URLs.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Picture;
+use super::RgbImage;
 use super::html::escape;
 
-/// Small pictures are enlarged by whole pixels, at least to about this many.
+/// Small images are enlarged by whole pixels, at least to about this many.
 const SHOWN: u32 = 128;
 
-/// An `<img>` shown at least `shown` pixels wide, or a grey box where the picture's size and bytes do not
+/// An `<img>` shown at least `shown` pixels wide, or a grey box where the image's size and bytes do not
 /// agree.
-pub(super) fn img(picture: &Picture, shown: u32, alt: &str) -> String {
-    let Some(url) = data_url(picture) else {
-        return "<span class=\"nopicture\">no picture</span>".to_owned();
+pub(super) fn img(image: &RgbImage, shown: u32, alt: &str) -> String {
+    let Some(url) = data_url(image) else {
+        return "<span class=\"noimage\">no image</span>".to_owned();
     };
-    let factor = shown.div_ceil(picture.width).max(1);
+    let factor = shown.div_ceil(image.width).max(1);
     // Enlarging shows the model's pixels as they are; shrinking should not alias.
     let class = if factor > 1 { " class=\"pixels\"" } else { "" };
     format!(
         "<img{class} src=\"{url}\" alt=\"{}\" width=\"{}\" height=\"{}\">",
         escape(alt),
-        u64::from(picture.width) * u64::from(factor),
-        u64::from(picture.height) * u64::from(factor),
+        u64::from(image.width) * u64::from(factor),
+        u64::from(image.height) * u64::from(factor),
     )
 }
 
 /// [`img`] in the usual size.
-pub(super) fn large(picture: &Picture, alt: &str) -> String {
-    img(picture, SHOWN, alt)
+pub(super) fn large(image: &RgbImage, alt: &str) -> String {
+    img(image, SHOWN, alt)
 }
 
-fn data_url(picture: &Picture) -> Option<String> {
-    Some(png_url(&png(picture)?))
+fn data_url(image: &RgbImage) -> Option<String> {
+    Some(png_url(&png(image)?))
 }
 
 /// A PNG file as an address.
@@ -40,11 +40,11 @@ pub(super) fn png_url(png: &[u8]) -> String {
     format!("data:image/png;base64,{}", STANDARD.encode(png))
 }
 
-/// The picture as a PNG file; `None` when it is empty or its bytes do not fit its size.
-pub fn png(picture: &Picture) -> Option<Vec<u8>> {
-    let (width, height) = (picture.width, picture.height);
+/// The image as a PNG file; `None` when it is empty or its bytes do not fit its size.
+pub fn png(image: &RgbImage) -> Option<Vec<u8>> {
+    let (width, height) = (image.width, image.height);
     let bytes = usize::try_from(u64::from(width).checked_mul(u64::from(height))?.checked_mul(3)?).ok()?;
-    if bytes == 0 || bytes != picture.rgb.len() {
+    if bytes == 0 || bytes != image.rgb.len() {
         return None;
     }
     let mut png = Vec::new();
@@ -53,7 +53,7 @@ pub fn png(picture: &Picture) -> Option<Vec<u8>> {
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::High);
     let mut writer = encoder.write_header().ok()?;
-    writer.write_image_data(&picture.rgb).ok()?;
+    writer.write_image_data(&image.rgb).ok()?;
     writer.finish().ok()?;
     Some(png)
 }
@@ -63,9 +63,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_survives() {
+    fn a_image_survives() {
         let rgb: Vec<u8> = (0..2 * 3 * 3).collect();
-        let html = img(&Picture { width: 2, height: 3, rgb: rgb.clone() }, 4, "a \"b\"");
+        let html = img(&RgbImage { width: 2, height: 3, rgb: rgb.clone() }, 4, "a \"b\"");
         assert!(html.contains("width=\"4\" height=\"6\"") && html.contains("a &quot;b&quot;"), "{html}");
         let base64 = html.split("base64,").nth(1).unwrap().split('"').next().unwrap();
         let png = STANDARD.decode(base64).unwrap();
@@ -76,13 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn broken_pictures_become_a_box() {
-        for picture in [
-            Picture::default(),
-            Picture { width: 2, height: 2, rgb: vec![0; 11] },
-            Picture { width: u32::MAX, height: u32::MAX, rgb: vec![] },
+    fn broken_images_become_a_box() {
+        for image in [
+            RgbImage::default(),
+            RgbImage { width: 2, height: 2, rgb: vec![0; 11] },
+            RgbImage { width: u32::MAX, height: u32::MAX, rgb: vec![] },
         ] {
-            assert!(large(&picture, "").contains("no picture"));
+            assert!(large(&image, "").contains("no image"));
         }
     }
 }

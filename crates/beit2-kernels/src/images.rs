@@ -1,4 +1,4 @@
-//! From bytes to patches: what a picture goes through before the first matrix product.
+//! From bytes to patches: what an image goes through before the first matrix product.
 //!
 //! Contract: bytes are divided, channels standardised and patches cut as Burn's primitives would, to the bit; on the CPU
 //! each step is one pass on all threads, where Burn walks permuted tensors element by element.
@@ -14,16 +14,12 @@ use crate::composed::{unwrap, wrap};
 ///
 /// # Panics
 /// If there are not B·H·W·C bytes.
-pub fn pictures<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    assert!(
-        bytes.len() == dims.iter().product::<usize>(),
-        "pictures: {} bytes are not {dims:?}",
-        bytes.len()
-    );
-    wrap(B::pictures(bytes, dims, device))
+pub fn images<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    assert!(bytes.len() == dims.iter().product::<usize>(), "images: {} bytes are not {dims:?}", bytes.len());
+    wrap(B::images(bytes, dims, device))
 }
 
-/// [`pictures`](crate::pictures) composed from Burn's primitives.
+/// [`images`](crate::images) composed from Burn's primitives.
 pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
     let mut data = TensorData::new(bytes, dims);
     // Into pinned memory where the device has it, so that the copy does not hold up its queue.
@@ -76,7 +72,7 @@ pub fn reference_patches<B: BurnBackend>(x: Tensor<B, 4>, patch: usize) -> Tenso
         .reshape([batch, rows * cols, channels * patch * patch])
 }
 
-pub(crate) fn composed_pictures<B: BurnBackend>(
+pub(crate) fn composed_images<B: BurnBackend>(
     bytes: Vec<u8>,
     dims: [usize; 4],
     device: &B::Device,
@@ -104,12 +100,12 @@ pub(crate) mod fast {
     use crate::memory::Buffer;
     use crate::simd::dispatch;
 
-    pub(crate) fn pictures(bytes: &[u8], [batch, height, width, channels]: [usize; 4]) -> FlexTensor {
+    pub(crate) fn images(bytes: &[u8], [batch, height, width, channels]: [usize; 4]) -> FlexTensor {
         let area = height * width;
         let mut y = Buffer::any(bytes.len());
         y.par_chunks_mut(area.max(1)).enumerate().for_each(|(plane, y)| {
-            let (picture, channel) = (plane / channels, plane % channels);
-            let bytes = &bytes[picture * area * channels..(picture + 1) * area * channels];
+            let (image, channel) = (plane / channels, plane % channels);
+            let bytes = &bytes[image * area * channels..(image + 1) * area * channels];
             // A constant distance, so that the loop becomes vector code.
             match channels {
                 3 => spread(bytes.as_chunks::<3>().0.iter().map(|pixel| pixel[channel]), y),
@@ -155,12 +151,12 @@ pub(crate) mod fast {
         let mut y = Buffer::any(from.len());
         // A row of patches each.
         y.par_chunks_mut((cols * pixels).max(1)).enumerate().for_each(|(at, y)| {
-            let (picture, row) = (at / rows, at % rows);
+            let (image, row) = (at / rows, at % rows);
             for (col, y) in y.chunks_exact_mut(pixels).enumerate() {
                 for (line, y) in y.chunks_exact_mut(patch).enumerate() {
                     let (channel, line) = (line / patch, line % patch);
                     let start =
-                        ((picture * channels + channel) * height + row * patch + line) * width + col * patch;
+                        ((image * channels + channel) * height + row * patch + line) * width + col * patch;
                     y.copy_from_slice(&from[start..start + patch]);
                 }
             }
@@ -181,7 +177,7 @@ mod tests {
         let device = Default::default();
         for dims in [[1, 1, 1, 3], [2, 5, 7, 3], [3, 4, 2, 1], [1, 16, 31, 4]] {
             let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
-            let fast = super::pictures::<Flex>(bytes.clone(), dims, &device);
+            let fast = super::images::<Flex>(bytes.clone(), dims, &device);
             let slow = super::reference::<Flex>(bytes, dims, &device);
             fast.clone().into_data().assert_eq(&slow.clone().into_data(), true);
             let (mean, std) =
@@ -192,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn permuted_pictures_are_standardised_too() {
+    fn permuted_images_are_standardised_too() {
         let x = Tensor::<Flex, 4>::random([2, 6, 4, 3], Distribution::Default, &Default::default());
         let x = x.permute([0, 3, 1, 2]);
         let (mean, std) = ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0]);
