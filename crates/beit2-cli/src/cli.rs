@@ -118,7 +118,7 @@ pub struct Pretrain {
 #[command(after_help = "Examples:\n  \
     beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
     beit2 finetune --data images/train --val images/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
-    --set schedule.epochs=30 --set schedule.batch_size=64 --set accumulate=8")]
+    --set schedule.epochs=30 --set schedule.batch_size=64 --set grad_accum_steps=8")]
 pub struct Finetune {
     #[command(flatten)]
     pub experiment: Experiment,

@@ -223,7 +223,7 @@ pub fn instructions() -> &'static str {
     }
 }
 
-/// All settings on few lines: `optimizer  lr 5e-5, lr_batch 128, …`.
+/// All settings on few lines: `optimizer  lr 5e-5, base_batch_size 128, …`.
 fn compact(table: &Table) -> Vec<String> {
     const WIDTH: usize = 100;
     let mut groups: Vec<(&str, Vec<(String, String)>)> = vec![("", Vec::new())];

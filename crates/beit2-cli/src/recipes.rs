@@ -57,7 +57,7 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
         return Ok(found);
     }
     let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
-    let hint = match words::nearest(what, names.iter().copied()) {
+    let hint = match display::nearest(what, names.iter().copied()) {
         Some(name) => format!("did you mean `{name}`? (`beit2 recipes` lists them all)"),
         None => "`beit2 recipes` lists them, and a path to a .toml file works too".to_owned(),
     };
@@ -129,7 +129,7 @@ mod tests {
         ] {
             let r: TokenizerRecipe = resolve(&get(name), &[]).unwrap();
             assert_eq!((r.model.decoder_depth, r.model.teacher_dim), (decoder, dim), "{name}");
-            assert_eq!((r.model.codes, r.model.code_dim, r.model.kmeans_init), (8192, 32, true));
+            assert_eq!((r.model.codebook_size, r.model.code_dim, r.model.kmeans_init), (8192, 32, true));
             assert_eq!((r.schedule.epochs, r.schedule.batch_size), (100, 512));
             assert!((r.optimizer.peak_lr(512) - 2e-4).abs() < 1e-12 && r.optimizer.beta2 == 0.99);
             assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (1e-4, 0.0));
@@ -142,7 +142,10 @@ mod tests {
         ] {
             let r: PretrainRecipe = resolve(&get(name), &[]).unwrap();
             assert_eq!((r.schedule.epochs, r.schedule.batch_size), (epochs, 2048), "{name}");
-            assert_eq!((r.model.early_layers, r.model.head_layers, r.model.shared_lm_head), (early, 2, true));
+            assert_eq!(
+                (r.model.intermediate_layer, r.model.head_layers, r.model.shared_lm_head),
+                (early, 2, true)
+            );
             assert_eq!((r.optimizer.beta2, r.model.vit.drop_path), (beta2, drop), "{name}");
             assert_eq!((r.model.vit.layer_scale_init, r.mask.patches), (gamma, 75), "{name}");
             assert_eq!((r.optimizer.peak_lr(2048), r.optimizer.clip_grad), (1.5e-3, 3.0));

@@ -103,7 +103,7 @@ fn contradictions() {
     };
     mim(&["--set", "mask.patches=17"]).fails(2, &["17 masked patches", "use at most 16"]);
     mim(&["--set", "vit.heads=3"]).fails(2, &["width 16 is not divisible by heads 3"]);
-    mim(&["--set", "early_layers=3"]).fails(2, &["early_layers 3", "depth 2"]);
+    mim(&["--set", "intermediate_layer=3"]).fails(2, &["intermediate_layer 3", "depth 2"]);
     world.beit2(&["pretrain", "mim.toml"]).fails(2, &["tokenizer.weights", "--tokenizer RUN"]);
 }
 
@@ -135,8 +135,8 @@ fn weights_that_do_not_fit() {
         "mask.patches=2",
     ];
     world.beit2(&grid).fails(2, &["4×4 words", "2×2 patches"]);
-    let words = ["pretrain", "mim.toml", "--tokenizer", "tokenizer", "--set", "vocab=99"];
-    world.beit2(&words).fails(2, &["model.vocab is 99", "16 codes"]);
+    let words = ["pretrain", "mim.toml", "--tokenizer", "tokenizer", "--set", "vocab_size=99"];
+    world.beit2(&words).fails(2, &["model.vocab_size is 99", "16 codes"]);
 }
 
 #[test]

@@ -141,8 +141,8 @@ fn mistakes_cost_nothing() {
     finetune_on(&world, "never", ["train", "classes"], &scratch)
         .fails(2, &["train has 0 classes", "at least 2"]);
     with(&["--set", "model.classes=7"]).fails(2, &["model.classes is 7", "3 classes"]);
-    with(&["--set", "accumulate=4"]).fails(2, &["4 equal micro-batches"]);
-    with(&["--set", "mixup=1", "--set", "accumulate=2"]).fails(2, &["3 is odd"]);
+    with(&["--set", "grad_accum_steps=4"]).fails(2, &["4 equal micro-batches"]);
+    with(&["--set", "mixup=1", "--set", "grad_accum_steps=2"]).fails(2, &["3 is odd"]);
     with(&["--set", "label_smoothing=1"]).fails(2, &["label_smoothing 1 must lie in [0, 1)"]);
     with(&["--set", "layer_decy=1"]).fails(2, &["layer_decy", "layer_decay"]);
     finetune(&world, "never", &["--init", "teacher.safetensors"]).fails(2, &["teacher.safetensors"]);

@@ -212,7 +212,9 @@ fn runs_of_this_program() {
     let world = World::new();
     world.tokenizer("run", &["--set", "epochs=1", "--quiet"]).works();
     let ended = weights(world.root(), &["inspect", "run"]);
-    for part in ["stage        tokenizer", "\"codes\":16", "official tokenizer", "16 codes of width 4"] {
+    for part in
+        ["stage        tokenizer", "\"codebook_size\":16", "official tokenizer", "16 codes of width 4"]
+    {
         assert!(ended.works().out.contains(part), "{}", ended.out);
     }
     weights(world.root(), &["verify", "run"]).works();

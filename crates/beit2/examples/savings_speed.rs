@@ -65,8 +65,8 @@ fn compare(batch: usize, vit: &VitConfig, saving: Saving) {
     let device = Default::default();
     let config = MimConfig {
         vit: VitConfig { drop_path: rate, ..vit.clone() },
-        vocab: CODES,
-        early_layers: vit.depth * 3 / 4,
+        vocab_size: CODES,
+        intermediate_layer: vit.depth * 3 / 4,
         ..MimConfig::default()
     };
     let Ok(mut model) = MimModel::<B>::new(&config, 1, &device) else {

@@ -109,7 +109,7 @@ fn frozen_halves(precision: Precision) {
         decoder_width: 32,
         decoder_depth: 1,
         decoder_heads: 2,
-        codes: 64,
+        codebook_size: 64,
         code_dim: 8,
         teacher_dim: 16,
         kmeans_init: false,

@@ -85,7 +85,7 @@ impl Job for Encoding<'_> {
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..tokenizer.view() };
         view.validate().map_err(beit2::Error::from)?;
         let grid = tokenizer.config.grid();
-        let element = if tokenizer.config.codes <= U16_CODES { Element::U16 } else { Element::U32 };
+        let element = if tokenizer.config.codebook_size <= U16_CODES { Element::U16 } else { Element::U32 };
         let layout = RowLayout { name: "ids", element, shape: vec![grid, grid] };
         let identity = vec![
             ("weights", weights),

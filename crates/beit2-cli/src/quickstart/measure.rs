@@ -84,7 +84,8 @@ impl Job for Measurement<'_> {
             weights: self.tokenizer_dir.display().to_string(),
             ..TokenizerSource::default()
         };
-        let (words, tokenizer) = weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
+        let (tokenizer_config, tokenizer) =
+            weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
         let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =
             Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?
@@ -97,7 +98,7 @@ impl Job for Measurement<'_> {
         let samples = visualize::mim_samples(
             &model,
             &tokenizer,
-            words.image_size,
+            tokenizer_config.image_size,
             val.clone(),
             self.pretrain,
             SAMPLES,
@@ -105,8 +106,8 @@ impl Job for Measurement<'_> {
         )?;
         let (gallery, usage) = visualize::gallery(
             &tokenizer,
-            words.codes,
-            words.image_size,
+            tokenizer_config.codebook_size,
+            tokenizer_config.image_size,
             train.clone(),
             &self.pretrain.data,
             GALLERY,

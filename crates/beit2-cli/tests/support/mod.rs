@@ -204,7 +204,7 @@ heads = 2
 decoder_width = 16
 decoder_depth = 1
 decoder_heads = 2
-codes = 16
+codebook_size = 16
 code_dim = 4
 teacher_dim = 16
 [teacher]
@@ -227,8 +227,8 @@ log_every = 1
 const PRETRAIN: &str = r#"# A model that pretrains in a second.
 stage = "pretrain"
 [model]
-vocab = 16
-early_layers = 1
+vocab_size = 16
+intermediate_layer = 1
 head_layers = 1
 [model.vit]
 image_size = 32

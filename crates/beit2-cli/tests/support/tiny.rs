@@ -83,7 +83,8 @@ pub fn bare_classifier(path: &Path, classes: usize) {
 /// A masked image model.
 pub fn mim(path: &Path) {
     let vit = VitConfig { drop_path: 0.0, ..vit(RelPosKind::Shared) };
-    let config = MimConfig { vit, vocab: 16, early_layers: 1, head_layers: 1, ..MimConfig::default() };
+    let config =
+        MimConfig { vit, vocab_size: 16, intermediate_layer: 1, head_layers: 1, ..MimConfig::default() };
     let model = MimModel::<Flex>::zeros(&config, &Default::default()).unwrap();
     save(path, &filled(params::export(&model)), Some(("pretrain", &config)));
 }
@@ -99,7 +100,7 @@ pub fn tokenizer(path: &Path) {
         decoder_width: 16,
         decoder_depth: 1,
         decoder_heads: 2,
-        codes: 16,
+        codebook_size: 16,
         code_dim: 4,
         teacher_dim: 16,
         ..TokenizerConfig::default()

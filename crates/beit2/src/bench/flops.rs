@@ -21,7 +21,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
                 + product(patches, config.decoder_width, config.decoder_width)
                 + product(patches, config.decoder_width, config.teacher_dim);
             let learned = trunk(&encoder) + trunk(&decoder) + tasks;
-            let codes = product(patches, config.code_dim, config.codes);
+            let codes = product(patches, config.code_dim, config.codebook_size);
             let teacher = size.teacher();
             let frozen = trunk(&teacher) + product(patches, teacher.width, config.teacher_dim);
             // The images take no gradient.
@@ -32,7 +32,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
             let (vit, tokens) = (&config.vit, config.vit.patches() + 1);
             let all = block(vit, tokens, tokens) * (vit.depth - 1 + config.head_layers - 1) as f64;
             let short = block(vit, tokens, MASKED + 1) + block(vit, tokens, MASKED);
-            let logits = 2.0 * product(MASKED, vit.width, config.vocab);
+            let logits = 2.0 * product(MASKED, vit.width, config.vocab_size);
             let learned = embedding(vit) + all + short + logits;
             let encoder = tokenizer.encoder();
             let tokens = encoder.patches() + 1;
@@ -44,7 +44,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
                 + queries
                 + product(MASKED, tokenizer.width, tokenizer.width)
                 + product(MASKED, tokenizer.width, tokenizer.code_dim)
-                + product(MASKED, tokenizer.code_dim, tokenizer.codes);
+                + product(MASKED, tokenizer.code_dim, tokenizer.codebook_size);
             3.0 * learned - embedding(vit) + words
         }
         Stage::Finetune => {

@@ -39,12 +39,12 @@ pub struct GroupsConfig {
     /// Layer-wise decay of the learning rate: each layer learns this much slower than the one above; 1: all alike.
     pub layer_decay: f64,
     /// Whether the blocks' relative position tables take weight decay, as in the reference.
-    pub decay_tables: bool,
+    pub decay_rel_pos_bias: bool,
 }
 
 impl Default for GroupsConfig {
     fn default() -> Self {
-        Self { layer_decay: 0.65, decay_tables: true }
+        Self { layer_decay: 0.65, decay_rel_pos_bias: true }
     }
 }
 
@@ -94,7 +94,7 @@ pub struct FinetuneRecipe {
     /// Operands of the matrix products; everything else is f32.
     pub precision: Precision,
     /// Micro-batches that a step's images are divided into, to save memory.
-    pub accumulate: usize,
+    pub grad_accum_steps: usize,
     /// Decay of the moving average of the parameters, which is evaluated and saved beside them; 0: none.
     pub ema_decay: f64,
     /// ε of label smoothing.
@@ -129,7 +129,7 @@ impl Default for FinetuneRecipe {
             stage: "finetune".into(),
             seed: 0,
             precision: Precision::F32,
-            accumulate: 1,
+            grad_accum_steps: 1,
             ema_decay: 0.0,
             label_smoothing: 0.1,
             init: InitConfig::default(),
@@ -231,16 +231,16 @@ impl FinetuneRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, parts) = (self.schedule.batch_size, self.accumulate);
+        let (batch, parts) = (self.schedule.batch_size, self.grad_accum_steps);
         if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
             return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (accumulate)"
+                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (grad_accum_steps)"
             ));
         }
         self.mix.validate()?;
         if self.mix.is_on() && !(batch / parts).is_multiple_of(2) {
             return config_error(format!(
-                "mixing pairs the images of a micro-batch, and {} is odd; change schedule.batch_size or accumulate",
+                "mixing pairs the images of a micro-batch, and {} is odd; change schedule.batch_size or grad_accum_steps",
                 batch / parts
             ));
         }
@@ -265,14 +265,14 @@ impl FinetuneRecipe {
         GroupRule {
             weight_decay: self.optimizer.weight_decay,
             layer_decay: (decay < 1.0).then_some((decay, self.model.vit.depth)),
-            exempt_tables: !self.groups.decay_tables,
+            exempt_tables: !self.groups.decay_rel_pos_bias,
         }
     }
 
     /// Images of an evaluation batch beside training on this many devices.
     pub fn eval_batch(&self, devices: usize) -> usize {
         match self.eval.batch {
-            0 => (self.schedule.batch_size / (self.accumulate * devices).max(1) * 3 / 2).max(1),
+            0 => (self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2).max(1),
             given => given,
         }
     }

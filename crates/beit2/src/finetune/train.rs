@@ -58,13 +58,14 @@ pub fn train<B: AutodiffBackend>(
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let (parts, share) = (recipe.accumulate, share(recipe.schedule.batch_size, recipe.accumulate, &rank)?);
+    let (parts, share) =
+        (recipe.grad_accum_steps, share(recipe.schedule.batch_size, recipe.grad_accum_steps, &rank)?);
     // A part of the whole batch has the same number, and the same draws, on however many devices.
     let part = share / parts;
     if recipe.mix.is_on() && !part.is_multiple_of(2) {
         return config_error(format!(
             "mixing pairs the images of a micro-batch, and {part} on each of {} devices is odd; change \
-             schedule.batch_size or accumulate",
+             schedule.batch_size or grad_accum_steps",
             rank.world()
         ));
     }
@@ -99,8 +100,8 @@ pub fn train<B: AutodiffBackend>(
         ("images".into(), source.len().to_string()),
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
-    if recipe.accumulate > 1 {
-        facts.push(("memory".into(), format!("each step in {} parts", recipe.accumulate)));
+    if recipe.grad_accum_steps > 1 {
+        facts.push(("memory".into(), format!("each step in {} parts", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
         Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), facts)?;

@@ -12,12 +12,12 @@ pub struct MimConfig {
     /// The Transformer.
     pub vit: VitConfig,
     /// Number of visual tokens, the tokenizer's K.
-    pub vocab: usize,
+    pub vocab_size: usize,
     /// Patch aggregation: a second head that sees the last CLS token and earlier patch tokens (the
     /// paper's bottleneck). Without it the model is the plain one of BEiT v1.
-    pub cls_head: bool,
+    pub patch_aggregation: bool,
     /// Block (1-based) whose patch tokens the aggregation head sees: 9 base, 21 large.
-    pub early_layers: usize,
+    pub intermediate_layer: usize,
     /// Blocks of the aggregation head.
     pub head_layers: usize,
     /// Both branches share the final norm and the prediction head.
@@ -28,9 +28,9 @@ impl Default for MimConfig {
     fn default() -> Self {
         Self {
             vit: VitConfig::default(),
-            vocab: 8192,
-            cls_head: true,
-            early_layers: 9,
+            vocab_size: 8192,
+            patch_aggregation: true,
+            intermediate_layer: 9,
             head_layers: 2,
             shared_lm_head: true,
         }
@@ -42,7 +42,7 @@ impl MimConfig {
     /// naming.
     pub fn named(name: &str) -> Option<Self> {
         let rest = name.strip_prefix("beit_")?;
-        let (rest, cls_head) = match rest.strip_suffix("_cls_pt") {
+        let (rest, patch_aggregation) = match rest.strip_suffix("_cls_pt") {
             Some(rest) => (rest, true),
             None => (rest, false),
         };
@@ -69,8 +69,8 @@ impl MimConfig {
             layer_scale_init,
             ..VitConfig::default()
         };
-        let early_layers = if depth >= 24 { depth - 3 } else { 9 };
-        let config = Self { vit, cls_head, early_layers, ..Self::default() };
+        let intermediate_layer = if depth >= 24 { depth - 3 } else { 9 };
+        let config = Self { vit, patch_aggregation, intermediate_layer, ..Self::default() };
         config.validate().ok().map(|()| config)
     }
 
@@ -78,10 +78,10 @@ impl MimConfig {
     pub fn drop_path_rates(&self) -> Vec<f64> {
         let depth = self.vit.depth;
         let mut rates = crate::vit::drop_path_rates(self.vit.drop_path, depth);
-        if self.cls_head {
-            let end = self.early_layers + self.head_layers;
+        if self.patch_aggregation {
+            let end = self.intermediate_layer + self.head_layers;
             let head = crate::vit::drop_path_rates(self.vit.drop_path, depth.max(end));
-            rates.extend_from_slice(&head[self.early_layers..end]);
+            rates.extend_from_slice(&head[self.intermediate_layer..end]);
         }
         rates
     }
@@ -92,21 +92,23 @@ impl MimConfig {
     /// One sentence naming the first setting that cannot work.
     pub fn validate(&self) -> Result<(), Error> {
         self.vit.validate()?;
-        if self.vocab == 0 {
-            return config_error("vocab is 0; it must equal the tokenizer's number of codes");
+        if self.vocab_size == 0 {
+            return config_error("vocab_size is 0; it must equal the tokenizer's number of codes");
         }
-        if !self.cls_head {
+        if !self.patch_aggregation {
             return Ok(());
         }
         let depth = self.vit.depth;
-        if self.early_layers == 0 || self.early_layers > depth {
+        if self.intermediate_layer == 0 || self.intermediate_layer > depth {
             return config_error(format!(
-                "early_layers {} must lie between 1 and depth {depth}",
-                self.early_layers
+                "intermediate_layer {} must lie between 1 and depth {depth}",
+                self.intermediate_layer
             ));
         }
         if self.head_layers == 0 {
-            return config_error("head_layers is 0; use at least 1, or cls_head = false for the plain model");
+            return config_error(
+                "head_layers is 0; use at least 1, or patch_aggregation = false for the plain model",
+            );
         }
         Ok(())
     }
@@ -134,8 +136,8 @@ mod tests {
         config.vit.heads = 7;
         assert!(config.validate().unwrap_err().to_string().contains("width 768 is not divisible by heads 7"));
         config.vit.heads = 12;
-        config.early_layers = 13;
-        assert!(config.validate().unwrap_err().to_string().contains("early_layers 13"));
+        config.intermediate_layer = 13;
+        assert!(config.validate().unwrap_err().to_string().contains("intermediate_layer 13"));
         config.vit.patch_size = 15;
         assert!(config.validate().unwrap_err().to_string().contains("not a multiple of patch_size 15"));
     }

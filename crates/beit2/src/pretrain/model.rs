@@ -81,7 +81,7 @@ pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &PatchMask<B>) ->
 /// Logits at the masked patches, in (image, patch) order.
 #[derive(Debug, Clone)]
 pub struct MimLogits<B: Backend> {
-    /// Of the last block, `[B·M, vocab]`.
+    /// Of the last block, `[B·M, vocab_size]`.
     pub last: Tensor<B, 2>,
     /// Of the patch-aggregation head.
     pub aggregated: Option<Tensor<B, 2>>,
@@ -124,7 +124,8 @@ impl<B: Backend> MimModel<B> {
     /// # Errors
     /// Sizes that do not fit each other.
     pub fn new(config: &MimConfig, seed: u64, device: &B::Device) -> Result<Self, Error> {
-        let rule = InitRule::Pretrain { early: config.early_layers, gamma: config.vit.layer_scale_init };
+        let rule =
+            InitRule::Pretrain { early: config.intermediate_layer, gamma: config.vit.layer_scale_init };
         Ok(initialise(Self::zeros(config, device)?, rule, seed))
     }
 
@@ -135,10 +136,10 @@ impl<B: Backend> MimModel<B> {
     pub fn zeros(config: &MimConfig, device: &B::Device) -> Result<Self, Error> {
         config.validate()?;
         let vit = &config.vit;
-        let own_head = config.cls_head && !config.shared_lm_head;
+        let own_head = config.patch_aggregation && !config.shared_lm_head;
         let norm = || LayerNorm::new(vit.width, vit.norm_eps, device);
-        let head = || Linear::new(vit.width, config.vocab, true, device);
-        let head_blocks = if config.cls_head { config.head_layers } else { 0 };
+        let head = || Linear::new(vit.width, config.vocab_size, true, device);
+        let head_blocks = if config.patch_aggregation { config.head_layers } else { 0 };
         Ok(Self {
             trunk: Trunk::new(vit, device),
             mask_token: Param::from_tensor(Tensor::zeros([1, 1, vit.width], device)),
@@ -149,7 +150,7 @@ impl<B: Backend> MimModel<B> {
                 .collect(),
             cls_pt_norm: own_head.then(norm),
             cls_pt_lm_head: own_head.then(head),
-            early: config.early_layers,
+            early: config.intermediate_layer,
         })
     }
 
@@ -197,7 +198,7 @@ impl<B: Backend> MimModel<B> {
                 let masked = x.dims()[1] - 1;
                 (x.clone().narrow(1, 0, 1), x.narrow(1, 1, masked), early)
             }
-            // early_layers = depth: the head reads the last block's patches, so all rows are needed.
+            // intermediate_layer = depth: the head reads the last block's patches, so all rows are needed.
             None => {
                 let x = last_block.forward(x, bias.as_ref(), &last_drop);
                 (x.clone().narrow(1, 0, 1), mask.masked.gather(x.clone()), x)
@@ -243,7 +244,7 @@ impl<B: Backend> MimModel<B> {
         branches
     }
 
-    /// Logits of every branch for all patches, `[B, N, vocab]` each, from [`MimModel::patch_tokens`].
+    /// Logits of every branch for all patches, `[B, N, vocab_size]` each, from [`MimModel::patch_tokens`].
     pub fn logits_all(&self, branches: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
         let heads = [&self.lm_head, self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head)];
         branches.iter().zip(heads).map(|(tokens, head)| head.forward(tokens.clone())).collect()

@@ -57,11 +57,11 @@ pub fn train<B: AutodiffBackend>(
     let identity = (!recipe.tokenizer.cache.is_empty())
         .then(|| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
-    let (codes, grid) = (tokenizer_config.codes, tokenizer_config.grid());
-    if codes != recipe.model.vocab {
+    let (codes, grid) = (tokenizer_config.codebook_size, tokenizer_config.grid());
+    if codes != recipe.model.vocab_size {
         return config_error(format!(
-            "model.vocab is {}, but the tokenizer has {codes} codes",
-            recipe.model.vocab
+            "model.vocab_size is {}, but the tokenizer has {codes} codes",
+            recipe.model.vocab_size
         ));
     }
     if grid != recipe.model.vit.grid() {

@@ -39,14 +39,14 @@ impl Default for SegmentInit {
 #[serde(default, deny_unknown_fields)]
 pub struct MasksConfig {
     /// Whether class 0 means "nothing" and all others move down by one: `auto` (ADE20K's folders), `yes`, `no`.
-    pub zero_label: ReduceZeroLabel,
+    pub reduce_zero_label: ReduceZeroLabel,
     /// Number in the masks of pixels that do not count.
     pub ignore: u8,
 }
 
 impl Default for MasksConfig {
     fn default() -> Self {
-        Self { zero_label: ReduceZeroLabel::Auto, ignore: IGNORE }
+        Self { reduce_zero_label: ReduceZeroLabel::Auto, ignore: IGNORE }
     }
 }
 
@@ -62,7 +62,7 @@ impl MasksConfig {
     /// The settings of the data crate.
     pub fn options(&self) -> SegmentDataOptions {
         SegmentDataOptions {
-            reduce_zero_label: self.zero_label,
+            reduce_zero_label: self.reduce_zero_label,
             ignore: self.ignore,
             ..SegmentDataOptions::default()
         }
@@ -109,7 +109,7 @@ pub struct SegmentRecipe {
     /// Operands of the trunk's matrix products; pyramid and heads are in f32.
     pub precision: Precision,
     /// Micro-batches that a step's images are divided into, to save memory. Batch norm sees one of them at a time.
-    pub accumulate: usize,
+    pub grad_accum_steps: usize,
     /// What the backbone starts from.
     pub init: SegmentInit,
     /// Sizes and classes.
@@ -140,7 +140,7 @@ impl Default for SegmentRecipe {
             stage: "segment".into(),
             seed: 0,
             precision: Precision::F32,
-            accumulate: 1,
+            grad_accum_steps: 1,
             init: SegmentInit::default(),
             model: SegmenterConfig::default(),
             data: DataConfig::default(),
@@ -241,10 +241,10 @@ impl SegmentRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, parts) = (self.schedule.batch_size, self.accumulate);
+        let (batch, parts) = (self.schedule.batch_size, self.grad_accum_steps);
         if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
             return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (accumulate)"
+                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (grad_accum_steps)"
             ));
         }
         if batch / parts < 2 {

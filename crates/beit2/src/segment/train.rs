@@ -68,7 +68,8 @@ pub fn train<B: AutodiffBackend>(
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let (parts, share) = (recipe.accumulate, share(recipe.schedule.batch_size, recipe.accumulate, &rank)?);
+    let (parts, share) =
+        (recipe.grad_accum_steps, share(recipe.schedule.batch_size, recipe.grad_accum_steps, &rank)?);
     let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
     let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
     let lr = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
@@ -102,8 +103,8 @@ pub fn train<B: AutodiffBackend>(
         ("images".into(), source.len().to_string()),
         ("schedule".into(), format!("{} steps of {} crops", plan.total_steps, recipe.schedule.batch_size)),
     ];
-    if recipe.accumulate > 1 {
-        facts.push(("memory".into(), format!("each step in {} parts", recipe.accumulate)));
+    if recipe.grad_accum_steps > 1 {
+        facts.push(("memory".into(), format!("each step in {} parts", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
         Session::open(env, "segment", run_toml, recipe.logging.clone(), plan, facts)?;

@@ -36,7 +36,7 @@ pub struct TokenizerConfig {
     /// Decoder heads.
     pub decoder_heads: usize,
     /// Codes K.
-    pub codes: usize,
+    pub codebook_size: usize,
     /// Width C of a code.
     pub code_dim: usize,
     /// Width of the teacher's features.
@@ -44,7 +44,7 @@ pub struct TokenizerConfig {
     /// Decay δ of the codebook's moving average.
     pub ema_decay: f64,
     /// Weight β of the commitment loss (1 in the reference).
-    pub commitment: f64,
+    pub commitment_weight: f64,
     /// Start the codebook from k-means of the first batch instead of random directions.
     pub kmeans_init: bool,
     /// Preprocessing.
@@ -62,11 +62,11 @@ impl Default for TokenizerConfig {
             decoder_width: 768,
             decoder_depth: 3,
             decoder_heads: 12,
-            codes: 8192,
+            codebook_size: 8192,
             code_dim: 32,
             teacher_dim: 512,
             ema_decay: 0.99,
-            commitment: 1.0,
+            commitment_weight: 1.0,
             kmeans_init: true,
             process_type: ProcessType::Default,
         }
@@ -127,7 +127,7 @@ impl TokenizerConfig {
         }
     }
 
-    /// The decoder as a Vision Transformer over a "image" of codes, one code a patch.
+    /// The decoder as a Vision Transformer over an "image" of codes, one code a patch.
     pub fn decoder(&self) -> VitConfig {
         VitConfig {
             image_size: self.grid(),
@@ -150,9 +150,11 @@ impl TokenizerConfig {
         };
         half("encoder", self.encoder())?;
         half("decoder", self.decoder())?;
-        for (name, value) in
-            [("codes", self.codes), ("code_dim", self.code_dim), ("teacher_dim", self.teacher_dim)]
-        {
+        for (name, value) in [
+            ("codebook_size", self.codebook_size),
+            ("code_dim", self.code_dim),
+            ("teacher_dim", self.teacher_dim),
+        ] {
             if value == 0 {
                 return config_error(format!("tokenizer {name} is 0; it must be at least 1"));
             }

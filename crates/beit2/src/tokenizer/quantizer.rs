@@ -53,7 +53,7 @@ fn frozen<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D
 impl<B: Backend> Quantizer<B> {
     /// A codebook of zeros that waits for k-means or a file.
     pub fn zeros(config: &TokenizerConfig, device: &B::Device) -> Self {
-        let (k, c) = (config.codes, config.code_dim);
+        let (k, c) = (config.codebook_size, config.code_dim);
         Self {
             cluster_size: frozen(Tensor::zeros([k], device)),
             embedding: Embedding {
@@ -63,7 +63,7 @@ impl<B: Backend> Quantizer<B> {
                 initted: frozen(Tensor::zeros([1], device)),
             },
             decay: config.ema_decay,
-            commitment: config.commitment,
+            commitment: config.commitment_weight,
         }
     }
 
@@ -71,7 +71,7 @@ impl<B: Backend> Quantizer<B> {
     pub fn new(config: &TokenizerConfig, seed: u64, device: &B::Device) -> Self {
         let mut this = Self::zeros(config, device);
         if !config.kmeans_init {
-            let (k, c) = (config.codes, config.code_dim);
+            let (k, c) = (config.codebook_size, config.code_dim);
             let mut rng = generator(seed, "quantize.embedding.weight");
             let rows: Vec<f32> = (0..k * c).map(|_| rng.sample(StandardNormal)).collect();
             let start = normalise(Tensor::from_data(TensorData::new(rows, [k, c]), device));

@@ -86,7 +86,7 @@ impl Default for TokenizerRecipe {
             augment: TokenizerAugment::default(),
             optimizer: OptimizerConfig {
                 lr: 5e-5,
-                lr_batch: 128,
+                base_batch_size: 128,
                 min_lr: 1e-5,
                 weight_decay: 1e-4,
                 clip_grad: 0.0,

@@ -77,7 +77,7 @@ pub fn train<B: AutodiffBackend>(
             format!(
                 "VQ-KD, {} trained parameters, {} codes of {} values",
                 params::count(&model),
-                recipe.model.codes,
+                recipe.model.codebook_size,
                 recipe.model.code_dim
             ),
         ),
@@ -86,7 +86,7 @@ pub fn train<B: AutodiffBackend>(
     ];
     let (mut session, resumed) =
         Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
-    let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([recipe.model.codes], device);
+    let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([recipe.model.codebook_size], device);
     if let Some(mut resumed) = resumed {
         if let Some(bins) = resumed.optimizer.remove("epoch_bins") {
             epoch_bins = Tensor::from_data(bins, device);
@@ -180,7 +180,7 @@ pub fn train<B: AutodiffBackend>(
         // ---- epoch's end ----------------------------------------------------------------------
         if batch.last_in_epoch || session.is_complete() {
             let health = health_of(epoch_bins);
-            epoch_bins = Tensor::zeros([recipe.model.codes], device);
+            epoch_bins = Tensor::zeros([recipe.model.codebook_size], device);
             let mut extra = Vec::new();
             // An epoch of the warm-up has no codes to judge.
             if health.tokens > 0 {
@@ -257,7 +257,7 @@ fn start_codebook<B: AutodiffBackend>(
     device: &B::Device,
 ) -> Result<(TensorData, TensorData), Error> {
     let encoder = model.valid();
-    let wanted = recipe.model.codes * recipe.codebook.kmeans_rows_per_code.max(1);
+    let wanted = recipe.model.codebook_size * recipe.codebook.kmeans_rows_per_code.max(1);
     let mut rows = Vec::new();
     let mut count = 0;
     // More than an epoch would only repeat the same images.
@@ -272,7 +272,7 @@ fn start_codebook<B: AutodiffBackend>(
         }
     }
     let mut rng = crate::init::generator(recipe.seed, "k-means");
-    let start = draw_start(count, recipe.model.codes, &mut rng);
+    let start = draw_start(count, recipe.model.codebook_size, &mut rng);
     let found = kmeans(Tensor::cat(rows, 0), &start, KMEANS_ROUNDS);
     Ok((found.means.into_data(), found.members.into_data()))
 }
@@ -334,7 +334,7 @@ pub fn evaluate<I: Backend>(
     device: &I::Device,
 ) -> Result<TokenizerEvaluation, Error> {
     let size = recipe.model.image_size.max(recipe.model.grid() * teacher.patch_size());
-    let mut usage = CodeUsage::new(recipe.model.codes);
+    let mut usage = CodeUsage::new(recipe.model.codebook_size);
     let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
     for batch in
         evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, EvalConfig::of_size(size as u32))?

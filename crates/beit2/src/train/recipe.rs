@@ -43,10 +43,10 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Peak learning rate, for a batch of `lr_batch` images.
+    /// Peak learning rate, for a batch of `base_batch_size` images.
     pub lr: f64,
     /// Batch that `lr` is meant for; the rate scales with the batch. 0: `lr` is absolute.
-    pub lr_batch: usize,
+    pub base_batch_size: usize,
     /// Last learning rate (never scaled).
     pub min_lr: f64,
     /// Decoupled weight decay.
@@ -67,7 +67,7 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             lr: 1.5e-3,
-            lr_batch: 0,
+            base_batch_size: 0,
             min_lr: 1e-5,
             weight_decay: 0.05,
             weight_decay_end: -1.0,
@@ -82,7 +82,7 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// The peak learning rate for this batch.
     pub fn peak_lr(&self, batch: usize) -> f64 {
-        if self.lr_batch == 0 { self.lr } else { self.lr * batch as f64 / self.lr_batch as f64 }
+        if self.base_batch_size == 0 { self.lr } else { self.lr * batch as f64 / self.base_batch_size as f64 }
     }
 
     /// AdamW's constants.

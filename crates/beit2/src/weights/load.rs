@@ -125,7 +125,7 @@ fn sizes_of_tokenizer(state: &StateFile, spec: &str) -> Result<TokenizerConfig, 
         decoder_depth: facts.decoder_depth,
         // As wide as the encoder's: so it is in every registered variant.
         decoder_heads: (facts.decoder_width * vit.heads / vit.width).max(1),
-        codes: facts.codes,
+        codebook_size: facts.codes,
         code_dim: facts.code_dim,
         teacher_dim: facts.teacher_width,
         ..TokenizerConfig::default()
@@ -136,20 +136,20 @@ fn sizes_of_tokenizer(state: &StateFile, spec: &str) -> Result<TokenizerConfig, 
 
 /// The sizes of a published masked image model.
 fn sizes_of_mim(state: &StateFile, spec: &str) -> Result<MimConfig, Error> {
-    let (vit, Some(vocab)) = (state.vit()?, state.facts.vocabulary) else {
+    let (vit, Some(vocab_size)) = (state.vit()?, state.facts.vocabulary) else {
         return config_error(format!(
             "{spec} holds a {} model; expected one of masked image modeling, with its prediction head",
             state.facts.layout.kind
         ));
     };
-    let plain = MimConfig { vit, vocab, cls_head: false, ..MimConfig::default() };
+    let plain = MimConfig { vit, vocab_size, patch_aggregation: false, ..MimConfig::default() };
     let Some(aggregation) = state.facts.aggregation else { return Ok(plain) };
-    let Some(early_layers) = aggregation.early_layer else {
+    let Some(intermediate_layer) = aggregation.early_layer else {
         return config_error(format!(
             "{spec} does not tell which block its aggregation head looks at, and {} blocks are no published size",
             plain.vit.depth
         ));
     };
     let (head_layers, shared_lm_head) = (aggregation.head_layers, aggregation.shared_head);
-    Ok(MimConfig { cls_head: true, early_layers, head_layers, shared_lm_head, ..plain })
+    Ok(MimConfig { patch_aggregation: true, intermediate_layer, head_layers, shared_lm_head, ..plain })
 }

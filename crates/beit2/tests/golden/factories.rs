@@ -112,11 +112,11 @@ fn golden_e_init_stats() {
         let tensors = if title.starts_with("pretrain") {
             let config = MimConfig {
                 vit: VitConfig { abs_pos_emb: has("pos_embed"), ..vit.clone() },
-                vocab: expected["lm_head.weight"]["shape"][0].as_u64().unwrap() as usize,
-                early_layers: 2,
+                vocab_size: expected["lm_head.weight"]["shape"][0].as_u64().unwrap() as usize,
+                intermediate_layer: 2,
                 head_layers: 2,
                 shared_lm_head: !has("cls_pt_lm_head.weight"),
-                cls_head: true,
+                patch_aggregation: true,
             };
             params::export(&MimModel::<Inner>::new(&config, 1, &device).unwrap())
         } else if title.starts_with("finetune") {
@@ -147,7 +147,7 @@ fn golden_e_init_stats() {
                 decoder_width,
                 decoder_depth: (0..).find(|i| !has(&format!("decoder.blocks.{i}.norm1.weight"))).unwrap(),
                 decoder_heads: 1,
-                codes: shape("quantize.embedding.weight", 0),
+                codebook_size: shape("quantize.embedding.weight", 0),
                 code_dim: shape("quantize.embedding.weight", 1),
                 teacher_dim: shape("decode_task_layer.2.weight", 0),
                 kmeans_init: expected["quantize.embedding.initted"]["mean"].as_f64() == Some(0.0),

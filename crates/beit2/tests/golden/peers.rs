@@ -101,8 +101,8 @@ fn hugging_face(case: &Case, dtype: DType) {
         let vit: VitConfig = state.vit().unwrap();
         let config = MimConfig {
             vit,
-            vocab: state.facts.vocabulary.unwrap(),
-            cls_head: false,
+            vocab_size: state.facts.vocabulary.unwrap(),
+            patch_aggregation: false,
             ..MimConfig::default()
         };
         let values = state.tensors.into_iter();

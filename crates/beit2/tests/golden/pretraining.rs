@@ -13,9 +13,9 @@ use super::folder::{Auto, Case, cases, floats, ints};
 pub fn config(case: &Case) -> MimConfig {
     MimConfig {
         vit: case.vit(),
-        vocab: case.size("vocab"),
-        cls_head: case.flag("cls"),
-        early_layers: case.size("early"),
+        vocab_size: case.size("vocab"),
+        patch_aggregation: case.flag("cls"),
+        intermediate_layer: case.size("early"),
         head_layers: case.size("head"),
         shared_lm_head: case.flag("shared_head"),
     }
@@ -158,7 +158,7 @@ fn golden_b_tokenizer_gives_the_ids() {
             depth: depth("encoder"),
             decoder_width: shape("decoder.cls_token", 2),
             decoder_depth: depth("decoder"),
-            codes: shape("quantize.embedding.weight", 0),
+            codebook_size: shape("quantize.embedding.weight", 0),
             code_dim: shape("quantize.embedding.weight", 1),
             teacher_dim: shape("decode_task_layer.2.weight", 0),
             heads: case.config["tok_heads"].as_u64().unwrap_or(2) as usize,

@@ -19,7 +19,7 @@ fn config(case: &Case) -> TokenizerConfig {
         decoder_width: case.size("dec_width"),
         decoder_depth: case.size("dec_depth"),
         decoder_heads: case.size("dec_heads"),
-        codes: case.size("n_code"),
+        codebook_size: case.size("n_code"),
         code_dim: case.size("code_dim"),
         teacher_dim: case.size("out_dim"),
         ema_decay: case.number("decay"),
@@ -56,7 +56,7 @@ fn golden_a_quantizer() {
         case.in_both_types(|case, dtype| {
             let (codes, code_dim) = (case.size("n_code"), case.size("code_dim"));
             let options = TokenizerConfig {
-                codes,
+                codebook_size: codes,
                 code_dim,
                 ema_decay: case.number("decay"),
                 kmeans_init: false,

@@ -51,7 +51,7 @@ fn vit(rel_pos_bias: RelPosKind, abs_pos_emb: bool, layer_scale_init: f64) -> Vi
 
 #[test]
 fn masked_image_models() {
-    for (cls_head, shared_lm_head, early_layers) in
+    for (patch_aggregation, shared_lm_head, intermediate_layer) in
         [(false, true, 2), (true, true, 2), (true, false, 1), (true, true, 3)]
     {
         for (kind, abs, gamma) in [
@@ -61,9 +61,9 @@ fn masked_image_models() {
         ] {
             let config = MimConfig {
                 vit: vit(kind, abs, gamma),
-                vocab: 11,
-                cls_head,
-                early_layers,
+                vocab_size: 11,
+                patch_aggregation,
+                intermediate_layer,
                 head_layers: 2,
                 shared_lm_head,
             };
@@ -89,7 +89,7 @@ fn tokenizers() {
         decoder_width: 12,
         decoder_depth: 2,
         decoder_heads: 2,
-        codes: 9,
+        codebook_size: 9,
         code_dim: 5,
         teacher_dim: 7,
         kmeans_init: false,

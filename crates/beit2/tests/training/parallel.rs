@@ -118,7 +118,7 @@ fn every_stage_on_two_devices_is_that_on_one() {
     let mut one = scene::finetune(root, &root.join("pretrain/one").to_string_lossy());
     one.optimizer.eps = eps;
     let mut two = one.clone();
-    (one.accumulate, two.accumulate) = (2, 1);
+    (one.grad_accum_steps, two.grad_accum_steps) = (2, 1);
     let tomls = [&one, &two].map(|recipe| beit2_run::recipe::to_toml(recipe).unwrap());
     let one: Stage = &|env| finetune::train::<Auto>(&one, &tomls[0], env, &device);
     let two: Stage = &|env| finetune::train::<Auto>(&two, &tomls[1], env, &device);
@@ -126,7 +126,7 @@ fn every_stage_on_two_devices_is_that_on_one() {
 
     // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other images'.
     let mut recipe = scene::segment(root, segment::SCRATCH);
-    (recipe.optimizer.eps, recipe.accumulate) = (eps, 1);
+    (recipe.optimizer.eps, recipe.grad_accum_steps) = (eps, 1);
     (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let stage: Stage = &|env| segment::train::<Auto>(&recipe, &toml, env, &device);

@@ -26,7 +26,13 @@ fn bf16_reaches_every_product() {
     classifier.set_precision(Precision::Bf16);
     assert_eq!(layers(&classifier), [0, 1 + 3 * 4 + 1]);
 
-    let config = MimConfig { vit, vocab: 5, early_layers: 2, shared_lm_head: false, ..MimConfig::default() };
+    let config = MimConfig {
+        vit,
+        vocab_size: 5,
+        intermediate_layer: 2,
+        shared_lm_head: false,
+        ..MimConfig::default()
+    };
     let mut model = MimModel::<Auto>::new(&config, 1, &device).unwrap();
     model.set_precision(Precision::Bf16);
     assert_eq!(layers(&model), [0, 1 + (3 + 2) * 4 + 2]);
@@ -40,7 +46,7 @@ fn bf16_reaches_every_product() {
         decoder_width: 4,
         decoder_depth: 1,
         decoder_heads: 2,
-        codes: 6,
+        codebook_size: 6,
         code_dim: 3,
         teacher_dim: 4,
         ..TokenizerConfig::default()

@@ -128,7 +128,7 @@ fn all_stages(precision: Precision, devices: usize) {
     let init = pretrained.to_string_lossy();
     let mut recipe = FinetuneRecipe { precision, ..scene::finetune(root.path(), &init) };
     // Parts of one image cannot be mixed.
-    recipe.accumulate /= devices.len();
+    recipe.grad_accum_steps /= devices.len();
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {
         let train = beit2::finetune::train::<Auto>;

@@ -19,7 +19,7 @@ use super::scene::Auto;
 
 #[test]
 fn masked_rows_equal_the_full_computation() {
-    for (early_layers, shared_lm_head) in [(2, true), (3, false)] {
+    for (intermediate_layer, shared_lm_head) in [(2, true), (3, false)] {
         let vit = VitConfig {
             image_size: 24,
             patch_size: 4,
@@ -28,8 +28,14 @@ fn masked_rows_equal_the_full_computation() {
             heads: 3,
             ..VitConfig::default()
         };
-        let config =
-            MimConfig { vit, vocab: 13, early_layers, head_layers: 2, shared_lm_head, cls_head: true };
+        let config = MimConfig {
+            vit,
+            vocab_size: 13,
+            intermediate_layer,
+            head_layers: 2,
+            shared_lm_head,
+            patch_aggregation: true,
+        };
         let device = Default::default();
         let model = MimModel::<Auto>::new(&config, 9, &device).unwrap();
         let x = Tensor::<Auto, 4>::random([2, 3, 24, 24], Distribution::Normal(0.0, 1.0), &device);
@@ -62,7 +68,7 @@ fn ids_of_masked_patches_are_those_of_all() {
         decoder_width: 32,
         decoder_depth: 1,
         decoder_heads: 2,
-        codes: 512,
+        codebook_size: 512,
         kmeans_init: false,
         ..TokenizerConfig::default()
     };
@@ -178,8 +184,8 @@ fn dropped_branches_of_pretraining_need_no_computation() {
     let device = Default::default();
     let config = MimConfig {
         vit: drop_vit(RelPosKind::Shared, 0.1),
-        vocab: 13,
-        early_layers: 2,
+        vocab_size: 13,
+        intermediate_layer: 2,
         head_layers: 2,
         ..MimConfig::default()
     };

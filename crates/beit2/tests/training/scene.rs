@@ -107,7 +107,7 @@ pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
             decoder_width: 16,
             decoder_depth: 1,
             decoder_heads: 2,
-            codes: 24,
+            codebook_size: 24,
             code_dim: 6,
             teacher_dim: 16,
             ..TokenizerConfig::default()
@@ -162,8 +162,8 @@ pub fn pretrain(dir: &Path, tokenizer: &Path) -> PretrainRecipe {
                 drop_path: 0.3,
                 ..VitConfig::default()
             },
-            vocab: 24,
-            early_layers: 2,
+            vocab_size: 24,
+            intermediate_layer: 2,
             head_layers: 2,
             ..MimConfig::default()
         },
@@ -189,7 +189,7 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
     let spec = dir.join("classes").to_string_lossy().into_owned();
     let mut recipe = FinetuneRecipe {
         seed: 4,
-        accumulate: 2,
+        grad_accum_steps: 2,
         ema_decay: 0.9,
         init: InitConfig { weights: init.to_owned(), ..InitConfig::default() },
         data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
@@ -254,7 +254,7 @@ pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
     };
     SegmentRecipe {
         seed: 6,
-        accumulate: 2,
+        grad_accum_steps: 2,
         init: SegmentInit { weights: init.to_owned(), ..SegmentInit::default() },
         model: SegmenterConfig {
             vit,

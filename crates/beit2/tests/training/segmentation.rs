@@ -164,7 +164,7 @@ fn start(spec: &str, config: &SegmenterConfig) -> Result<(UperNet<Flex>, Plan), 
 fn a_pretrained_trunk_is_the_start() {
     let root = tempfile::tempdir().unwrap();
     let vit = VitConfig { image_size: 48, rel_pos_bias: RelPosKind::Shared, ..config().vit };
-    let mim = MimConfig { vit, vocab: 7, early_layers: 2, head_layers: 1, ..MimConfig::default() };
+    let mim = MimConfig { vit, vocab_size: 7, intermediate_layer: 2, head_layers: 1, ..MimConfig::default() };
     let pretrained = MimModel::<Flex>::new(&mim, 5, &Default::default()).unwrap();
     let pretrained = params::replace(pretrained, |info| {
         // Tables start at 0, which would not show that they were copied.
@@ -229,7 +229,7 @@ fn a_tokenizers_encoder_is_a_start() {
         decoder_width: 8,
         decoder_depth: 1,
         decoder_heads: 1,
-        codes: 9,
+        codebook_size: 9,
         code_dim: 4,
         teacher_dim: 6,
         ..TokenizerConfig::default()

@@ -124,7 +124,7 @@ impl InferArgs {
 struct Masks {
     /// Whether 0 in the masks means "no label" and the classes count from 1
     #[arg(long, value_name = "WHEN", default_value = "auto")]
-    zero_label: ReduceZeroLabel,
+    reduce_zero_label: ReduceZeroLabelArg,
 
     /// Number in the masks of pixels without a label
     #[arg(long, value_name = "ID", default_value_t = 255)]
@@ -132,7 +132,7 @@ struct Masks {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ReduceZeroLabel {
+enum ReduceZeroLabelArg {
     /// In the folders of ADE20K only
     Auto,
     Yes,
@@ -141,12 +141,12 @@ enum ReduceZeroLabel {
 
 impl Masks {
     fn open(&self, spec: &str) -> anyhow::Result<Arc<SegmentSource>> {
-        let zero_label = match self.zero_label {
-            ReduceZeroLabel::Auto => ReduceZeroLabel::Auto,
-            ReduceZeroLabel::Yes => ReduceZeroLabel::Yes,
-            ReduceZeroLabel::No => ReduceZeroLabel::No,
+        let reduce_zero_label = match self.reduce_zero_label {
+            ReduceZeroLabelArg::Auto => ReduceZeroLabel::Auto,
+            ReduceZeroLabelArg::Yes => ReduceZeroLabel::Yes,
+            ReduceZeroLabelArg::No => ReduceZeroLabel::No,
         };
-        Ok(MasksConfig { zero_label, ignore: self.ignore }.open(spec)?)
+        Ok(MasksConfig { reduce_zero_label, ignore: self.ignore }.open(spec)?)
     }
 }
 
