@@ -134,9 +134,9 @@ fn weights_that_do_not_fit() {
         "--set",
         "mask.patches=2",
     ];
-    world.beit2(&grid).fails(2, &["4×4 words", "2×2 patches"]);
-    let words = ["pretrain", "mim.toml", "--tokenizer", "tokenizer", "--set", "vocab_size=99"];
-    world.beit2(&words).fails(2, &["model.vocab_size is 99", "16 codes"]);
+    world.beit2(&grid).fails(2, &["4×4 tokens", "2×2 patches"]);
+    let vocabulary = ["pretrain", "mim.toml", "--tokenizer", "tokenizer", "--set", "vocab_size=99"];
+    world.beit2(&vocabulary).fails(2, &["model.vocab_size is 99", "16 codes"]);
 }
 
 #[test]

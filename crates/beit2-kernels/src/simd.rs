@@ -22,6 +22,19 @@ pub enum Level {
     Avx512Bf16 = 4,
 }
 
+impl Level {
+    /// The level of a name: `baseline`, `avx2`, `avx512` or `avx512bf16`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "baseline" => Some(Self::Baseline),
+            "avx2" => Some(Self::Avx2),
+            "avx512" => Some(Self::Avx512),
+            "avx512bf16" => Some(Self::Avx512Bf16),
+            _ => None,
+        }
+    }
+}
+
 static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
 
 /// Keeps kernels of the whole process at or below `level`: for tests and comparisons. The matrix

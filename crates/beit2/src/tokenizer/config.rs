@@ -13,6 +13,9 @@ pub enum ProcessType {
     Default,
     /// ImageNet mean and deviation. The teacher's scaling still assumes [−1, 1], as upstream.
     ImagenetNorm,
+    /// Nothing: pixels stay in [0, 1]. The teacher's scaling still assumes [−1, 1], as upstream.
+    #[serde(rename = "dall-e")]
+    DallE,
 }
 
 /// Sizes and options of VQ-KD. Defaults: `vqkd_encoder_base_decoder_3x768x12_clip`.

@@ -10,7 +10,7 @@ use rand::RngExt;
 
 use super::teachers::Teacher;
 use super::vqkd::preprocess;
-use super::{CodeUsage, CodebookHealth, ProcessType, TokenizerRecipe, VqKd, draw_start, kmeans};
+use super::{CodeUsage, CodebookHealth, TokenizerRecipe, VqKd, draw_start, kmeans};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
@@ -110,10 +110,10 @@ pub fn train<B: AutodiffBackend>(
         return session.finish();
     }
     let (frozen, at) = (teacher.clone(), device.clone());
-    let imagenet_norm = recipe.model.process_type == ProcessType::ImagenetNorm;
+    let process_type = recipe.model.process_type;
     let prepared = Prefetch::new(session.batches(loader_at(session.state.data, &rank)?), move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
-        let x = preprocess(images, imagenet_norm);
+        let x = preprocess(images, process_type);
         let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
         Ok((x, target, batch))
     });

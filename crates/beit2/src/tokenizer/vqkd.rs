@@ -49,7 +49,8 @@ pub struct VqKd<B: burn::tensor::backend::Backend> {
     pub encode_task_layer: TaskLayer<B>,
     /// Decoder width → teacher width.
     pub decode_task_layer: TaskLayer<B>,
-    imagenet_norm: bool,
+    #[module(skip)]
+    process_type: ProcessType,
 }
 
 /// The losses of one batch and what the codebook's update needs.
@@ -92,7 +93,7 @@ impl<B: Backend> VqKd<B> {
             quantize: Quantizer::zeros(config, device),
             encode_task_layer: TaskLayer::new(config.width, config.code_dim, device),
             decode_task_layer: TaskLayer::new(config.decoder_width, config.teacher_dim, device),
-            imagenet_norm: config.process_type == ProcessType::ImagenetNorm,
+            process_type: config.process_type,
         })
     }
 
@@ -117,7 +118,7 @@ impl<B: Backend> VqKd<B> {
     /// Differs from upstream: there is no guess from the batch's maximum whether pixels are 0–1 or
     /// 0–255; the caller passes [0, 1].
     pub fn preprocess(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
-        preprocess(images, self.imagenet_norm)
+        preprocess(images, self.process_type)
     }
 
     /// The encoder's vectors before normalisation, preprocessed `[B, 3, H, W]` → `[B, N, C]`.
@@ -180,9 +181,10 @@ pub fn cosine_loss<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 1>
 }
 
 /// [`VqKd::preprocess`] without the model.
-pub(super) fn preprocess<B: Backend>(images: Tensor<B, 4>, imagenet_norm: bool) -> Tensor<B, 4> {
-    match imagenet_norm {
-        true => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
-        false => pixels::to_signed(images),
+pub(super) fn preprocess<B: Backend>(images: Tensor<B, 4>, process_type: ProcessType) -> Tensor<B, 4> {
+    match process_type {
+        ProcessType::Default => pixels::to_signed(images),
+        ProcessType::ImagenetNorm => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
+        ProcessType::DallE => images,
     }
 }

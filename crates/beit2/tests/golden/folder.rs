@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use beit2::params;
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
-use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_kernels::{AutodiffBackend, Backend, simd};
 use burn::backend::{Autodiff, Flex};
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -16,7 +16,19 @@ use serde_json::Value;
 pub type Inner = Flex;
 pub type Auto = Autodiff<Inner>;
 
+/// Keeps the process at the instruction set that `BEIT2_TEST_SIMD` names, if it names one: CI runs these tests at the
+/// machine's level and at AVX2.
+fn limit_level() {
+    if let Some(name) = std::env::var_os("BEIT2_TEST_SIMD") {
+        let level = name.to_str().and_then(simd::Level::named);
+        simd::limit(
+            level.unwrap_or_else(|| panic!("BEIT2_TEST_SIMD: no instruction set {}", name.display())),
+        );
+    }
+}
+
 pub fn root() -> PathBuf {
+    limit_level();
     match std::env::var_os("BEIT2_GOLDEN") {
         Some(path) => path.into(),
         // Where it was built; else it was carried elsewhere, and the folder with it.
@@ -56,9 +68,14 @@ pub struct Case {
 /// All cases of a suite whose files the folder holds.
 ///
 /// # Panics
-/// When the manifest is there but none of its files is: a test of nothing must not pass.
+/// When the folder holds no manifest at all, or this one but none of its files: a test of nothing must not pass.
 pub fn cases(suite: &str) -> Vec<Case> {
     let Some(manifest) = json(&format!("manifest_{suite}.json")) else {
+        let manifest = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("manifest_"))
+        };
+        let any = std::fs::read_dir(root()).is_ok_and(|mut entries| entries.any(manifest));
+        assert!(any, "{} holds no manifest_*.json: not a golden folder", root().display());
         return Vec::new();
     };
     let mut cases = Vec::new();

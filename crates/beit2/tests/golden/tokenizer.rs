@@ -25,8 +25,10 @@ fn config(case: &Case) -> TokenizerConfig {
         ema_decay: case.number("decay"),
         kmeans_init: case.flag("kmeans"),
         process_type: match case.config["process_type"].as_str().unwrap() {
+            "default" => ProcessType::Default,
             "imagenet_norm" => ProcessType::ImagenetNorm,
-            _ => ProcessType::Default,
+            "dall-e" => ProcessType::DallE,
+            other => panic!("{}: process_type {other}", case.name),
         },
         ..TokenizerConfig::default()
     }

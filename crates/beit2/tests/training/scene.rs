@@ -12,14 +12,27 @@ use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use beit2::vit::{RelPosKind, VitConfig};
 use beit2::weights;
 use beit2_data::segment::SegmentTrainConfig;
+use beit2_kernels::simd;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::TensorData;
 use rand::{RngExt, SeedableRng};
 
 pub type Auto = Autodiff<Flex>;
 
+/// Keeps the process at the instruction set that `BEIT2_TEST_SIMD` names, if it names one: CI runs these tests at the
+/// machine's level and at AVX2.
+fn limit_level() {
+    if let Some(name) = std::env::var_os("BEIT2_TEST_SIMD") {
+        let level = name.to_str().and_then(simd::Level::named);
+        simd::limit(
+            level.unwrap_or_else(|| panic!("BEIT2_TEST_SIMD: no instruction set {}", name.display())),
+        );
+    }
+}
+
 /// `count` images of coloured rectangles, as PPM files.
 pub fn images(dir: &Path, count: usize) {
+    limit_level();
     std::fs::create_dir_all(dir).unwrap();
     for number in 0..count {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(number as u64);
@@ -38,6 +51,7 @@ pub fn images(dir: &Path, count: usize) {
 
 /// `count` images of each of three classes that differ in brightness, in a sub-folder each.
 pub fn classes(dir: &Path, count: usize) {
+    limit_level();
     for (class, name) in ["dark", "gray", "light"].into_iter().enumerate() {
         std::fs::create_dir_all(dir.join(name)).unwrap();
         for number in 0..count {
@@ -214,6 +228,7 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
 /// `count` images of a bright box on dark ground with their masks, a hand's breadth of pixels around the image without
 /// a class.
 pub fn masks(dir: &Path, count: usize) {
+    limit_level();
     for folder in ["images", "masks"] {
         std::fs::create_dir_all(dir.join(folder)).unwrap();
     }
