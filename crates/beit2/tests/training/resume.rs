@@ -54,7 +54,8 @@ fn compare(root: &Path, stops: &[u64], steps: u64, stage: &dyn Fn(Env<'_>) -> Ou
     let again = run(&root.join("again"), u64::MAX, stage);
     assert!(
         bytes(&whole, "model.safetensors") == bytes(&again, "model.safetensors"),
-        "two equal runs differ"
+        "two equal runs differ: {}",
+        root.display()
     );
     for &stop in stops {
         let dir = root.join(format!("stopped-{stop}"));
