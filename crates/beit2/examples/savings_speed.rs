@@ -89,7 +89,7 @@ fn compare(batch: usize, vit: &VitConfig, saving: Saving) {
             tokens.reshape([batch * patches, width]).select(0, rows.clone()).unsqueeze()
         });
         let mut logits = model.logits_all(&tokens.collect::<Vec<_>>()).into_iter().map(Tensor::squeeze);
-        MimLogits { last: logits.next().expect("every model has a branch"), aggregated: logits.next() }
+        MimLogits { last: logits.next().expect("every model has a branch"), patch_aggregation: logits.next() }
     };
     let rates = config.drop_path_rates();
     let mut rng = ChaCha8Rng::seed_from_u64(1);

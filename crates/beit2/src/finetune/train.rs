@@ -17,7 +17,7 @@ use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem, add_gradients,
+    AdamW, Assets, Env, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem,
     average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
@@ -151,7 +151,7 @@ pub fn train<B: AutodiffBackend>(
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
-        let mut sum = None;
+        let mut sum = GradientSum::<B>::default();
         let (mut losses, mut right) = (Vec::new(), Vec::new());
         for ((x, targets), count) in made.into_iter().zip(step * all + first..) {
             let drop = match vit.drop_path > 0.0 {
@@ -162,6 +162,7 @@ pub fn train<B: AutodiffBackend>(
                 }
                 false => DropPath::none(),
             };
+            model = sum.start(model);
             let logits = model.forward(Tensor::from_inner(x), &drop);
             if !recipe.mix.is_on() {
                 let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
@@ -169,13 +170,9 @@ pub fn train<B: AutodiffBackend>(
             }
             let loss = soft_cross_entropy(logits, Tensor::from_inner(targets));
             losses.push(loss.clone().inner());
-            let grads = loss.div_scalar(parts as f64).backward();
-            sum = Some(match sum {
-                None => grads,
-                Some(earlier) => add_gradients(&model, earlier, grads),
-            });
+            sum.add(&model, loss.div_scalar(parts as f64).backward());
         }
-        let Some(grads) = sum else { continue };
+        let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());

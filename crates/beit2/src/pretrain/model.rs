@@ -84,7 +84,7 @@ pub struct MimLogits<B: Backend> {
     /// Of the last block, `[B·M, vocab_size]`.
     pub last: Tensor<B, 2>,
     /// Of the patch-aggregation head.
-    pub aggregated: Option<Tensor<B, 2>>,
+    pub patch_aggregation: Option<Tensor<B, 2>>,
 }
 
 /// Losses and accuracies of a batch.
@@ -190,7 +190,7 @@ impl<B: Backend> MimModel<B> {
         };
         if !aggregates {
             let x = last_block.forward_rows(x, &mask.masked, bias.as_ref(), &last_drop);
-            return MimLogits { last: self.predict(x), aggregated: None };
+            return MimLogits { last: self.predict(x), patch_aggregation: None };
         }
         let (cls, last, early) = match early {
             Some(early) => {
@@ -214,7 +214,7 @@ impl<B: Backend> MimModel<B> {
             y = block.forward(y, bias.as_ref(), &drop.block(depth + index));
         }
         let y = final_block.forward_rows(y, &mask.masked, bias.as_ref(), &drop.block(depth + inner.len()));
-        MimLogits { last: self.predict(last), aggregated: Some(self.predict_aggregated(y)) }
+        MimLogits { last: self.predict(last), patch_aggregation: Some(self.predict_aggregated(y)) }
     }
 
     /// Patch tokens of every branch after its final norm, `[B, N, D]` each, for all patches; without a
@@ -263,7 +263,7 @@ impl<B: Backend> MimModel<B> {
     pub fn loss(logits: MimLogits<B>, labels: Tensor<B, 1, Int>) -> MimLoss<B> {
         let mut branches = Vec::new();
         let mut accuracy = Vec::new();
-        for logits in std::iter::once(logits.last).chain(logits.aggregated) {
+        for logits in std::iter::once(logits.last).chain(logits.patch_aggregation) {
             let guess = logits.clone().detach().argmax(1).reshape([-1]);
             accuracy.push(guess.equal(labels.clone()).float().mean());
             branches.push(kernels::cross_entropy(logits, labels.clone()));

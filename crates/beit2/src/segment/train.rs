@@ -21,7 +21,7 @@ use super::{
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{
-    AdamW, Env, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport, add_gradients,
+    AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
     average_gradients, check_precision, share,
 };
 use crate::vit::{DropPath, drop_path_rates};
@@ -140,7 +140,7 @@ pub fn train<B: AutodiffBackend>(
         session.note_batch(&batch);
         let step = session.state.step;
         let lr = lr.at(step);
-        let mut sum = None;
+        let mut sum = GradientSum::<B>::default();
         let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
         for ((x, labels), at) in made.into_iter().zip(step * all + first..) {
             let key = |purpose| Key {
@@ -157,19 +157,16 @@ pub fn train<B: AutodiffBackend>(
             // them, and a branch that nobody computes would change it on one rank only.
             let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
             let dropout = HeadDropout::sample(config, part, &mut key(3).rng(), device);
+            model = sum.start(model);
             let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
             totals.push(losses.total.clone().inner());
             decoded.push(losses.decode.inner());
             right.push(losses.decode_acc.inner());
-            let grads = losses.total.div_scalar(parts as f64).backward();
-            sum = Some(match sum {
-                None => grads,
-                Some(earlier) => add_gradients(&model, earlier, grads),
-            });
+            sum.add(&model, losses.total.div_scalar(parts as f64).backward());
             model = model.record(&logits.statistics)?;
         }
-        let Some(grads) = sum else { continue };
+        let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
         let norm;
         (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());

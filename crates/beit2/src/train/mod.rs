@@ -1,5 +1,6 @@
 //! What every training loop shares: recipes' tables, schedules, parameter groups, AdamW, the run.
 
+mod accumulate;
 mod assets;
 mod batches;
 mod bottleneck;
@@ -13,6 +14,7 @@ mod schedule;
 mod session;
 mod state;
 
+pub use accumulate::GradientSum;
 pub use assets::{Assets, Files};
 pub(crate) use batches::for_rank;
 pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
@@ -20,7 +22,7 @@ pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
-pub use optimizer::{AdamW, AdamWConfig, add_gradients, grad_norm, gradients};
+pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
 pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, share};
 pub(crate) use prefetch::Prefetch;

@@ -213,34 +213,6 @@ pub fn grad_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
     Tensor::cat(visitor.squares, 0).sum().sqrt()
 }
 
-struct AddVisitor<'a, B: AutodiffBackend> {
-    earlier: &'a mut B::Gradients,
-    sum: &'a mut B::Gradients,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for AddVisitor<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let value = param.val();
-        if let Some(earlier) = value.grad_remove(self.earlier) {
-            let sum = match value.grad(self.sum) {
-                Some(later) => earlier + later,
-                None => earlier,
-            };
-            value.grad_replace(self.sum, sum);
-        }
-    }
-}
-
-/// Gradient accumulation: the sum of two micro-batches' gradients of the same model.
-pub fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
-    model: &M,
-    mut earlier: B::Gradients,
-    mut later: B::Gradients,
-) -> B::Gradients {
-    model.visit(&mut AddVisitor { earlier: &mut earlier, sum: &mut later });
-    later
-}
-
 struct GradVisitor<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
     path: Path,

@@ -45,7 +45,7 @@ pub fn mim_samples<B: Backend>(
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
     let guesses: Vec<Vec<i64>> = std::iter::once(logits.last)
-        .chain(logits.aggregated)
+        .chain(logits.patch_aggregation)
         .map(|l| ids(l.argmax(1).squeeze_dim(1)))
         .collect();
     let grid = recipe.model.vit.grid();

@@ -99,7 +99,9 @@ pub fn pretraining<B: AutodiffBackend>(Rounding { precision, share }: Rounding) 
         }
         let drop = case.drop_path("droppath/uniform", &pretraining::config(case).drop_path_rates(), &mut 0);
         let logits = model.forward(x, &mask, &drop);
-        for (suffix, logits) in suffixes.iter().zip(std::iter::once(&logits.last).chain(&logits.aggregated)) {
+        for (suffix, logits) in
+            suffixes.iter().zip(std::iter::once(&logits.last).chain(&logits.patch_aggregation))
+        {
             check(case, &format!("train/logits{suffix}"), &logits.to_data(), FORWARD * share);
         }
         let loss = MimModel::loss(logits, labels);

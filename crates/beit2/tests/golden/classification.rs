@@ -2,7 +2,7 @@
 
 use beit2::finetune::{Ema, hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
 use beit2::params;
-use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GroupRule, add_gradients, grad_norm};
+use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GradientSum, GroupRule, grad_norm};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, drop_path_rates};
 use beit2_kernels::AutodiffBackend;
 use burn::module::AutodiffModule;
@@ -132,9 +132,10 @@ fn steps(case: &Case, dtype: DType) {
     .unwrap();
     let (mut call, mut right, mut seen, mut total) = (0, 0, 0, 0.0);
     for step in 0..steps {
-        let mut sum = None;
+        let mut sum = GradientSum::default();
         for at in step * micro..(step + 1) * micro {
             let (x, targets) = inputs(case, at, dtype);
+            model = sum.start(model);
             let logits = model.forward(x, &case.drop_path("traj/droppath_uniform", &rates(case), &mut call));
             let labels = labels(case, at);
             let host = logits.to_data().convert::<f32>().into_vec::<f32>().unwrap();
@@ -143,13 +144,9 @@ fn steps(case: &Case, dtype: DType) {
             let loss = soft_cross_entropy(logits, targets).div_scalar(micro as f64);
             case.check_step("traj/micro_loss", at, &loss.to_data());
             total += floats(&loss.to_data())[0];
-            let grads = loss.backward();
-            sum = Some(match sum {
-                None => grads,
-                Some(earlier) => add_gradients(&model, earlier, grads),
-            });
+            sum.add(&model, loss.backward());
         }
-        let grads = sum.unwrap();
+        let grads = sum.finish().unwrap();
         case.check_step("traj/grad_norm", step, &grad_norm(&model, &grads).to_data());
         let rate = lr.at(case.size("start_epoch") as u64 * per_epoch + step as u64);
         let clip = case.config["clip_grad"].as_f64();

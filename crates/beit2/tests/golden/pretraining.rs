@@ -59,7 +59,7 @@ pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
 
     let suffixes: &[&str] = if case.flag("cls") { &["_1", "_2"] } else { &[""] };
     let masked = model.forward(x.clone(), &mask, &DropPath::none());
-    let branches = std::iter::once(masked.last).chain(masked.aggregated);
+    let branches = std::iter::once(masked.last).chain(masked.patch_aggregation);
     for (suffix, logits) in suffixes.iter().zip(branches) {
         case.check(&format!("eval/logits_masked{suffix}"), &logits.to_data());
     }
@@ -76,7 +76,7 @@ pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
     let rates = config(case).drop_path_rates();
     let drop = case.drop_path("droppath/uniform", &rates, &mut 0);
     let logits = model.forward(x, &mask, &drop);
-    let branches = std::iter::once(&logits.last).chain(&logits.aggregated);
+    let branches = std::iter::once(&logits.last).chain(&logits.patch_aggregation);
     for (suffix, logits) in suffixes.iter().zip(branches) {
         case.check(&format!("train/logits{suffix}"), &logits.to_data());
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod accumulation;
 mod finetuning;
 mod gradients;
 mod parallel;

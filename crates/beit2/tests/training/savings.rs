@@ -46,7 +46,7 @@ fn masked_rows_equal_the_full_computation() {
         let rows: Vec<i32> =
             chosen.iter().enumerate().map(|(at, i)| (at as i32 / 4) * 36 + *i as i32).collect();
         let rows = Tensor::<Auto, 1, Int>::from_data(TensorData::new(rows, [8]), &device);
-        for (short, full) in [short.last, short.aggregated.unwrap()].into_iter().zip(full) {
+        for (short, full) in [short.last, short.patch_aggregation.unwrap()].into_iter().zip(full) {
             let expected = full.reshape([72, 13]).select(0, rows.clone());
             let worst = (short - expected).abs().max().into_scalar();
             assert!(worst < 1e-5, "rows differ by {worst}");
@@ -201,7 +201,7 @@ fn dropped_branches_of_pretraining_need_no_computation() {
             let drop = draws(&config.drop_path_rates(), batch, third, seed);
             let missing = compare(&what, &model, &drop, |drop| {
                 let logits = model.forward(x.clone(), &mask, drop);
-                Tensor::cat(vec![logits.last, logits.aggregated.unwrap()], 0).reshape([-1])
+                Tensor::cat(vec![logits.last, logits.patch_aggregation.unwrap()], 0).reshape([-1])
             });
             if third == Some(false) {
                 assert!(missing.contains(&"blocks.2.attn.qkv.weight".to_owned()), "{what}: {missing:?}");
