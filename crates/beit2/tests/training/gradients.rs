@@ -10,7 +10,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use rand::SeedableRng;
 
-use super::scene::Auto;
+use super::scene::{Auto, with_new_leaves};
 
 type Grads = <Auto as burn::tensor::backend::AutodiffBackend>::Gradients;
 
@@ -100,6 +100,7 @@ fn tokenizers() {
     let target = Tensor::random([2, 16, 7], Distribution::Normal(0.0, 1.0), &Default::default());
     let loss = model.forward(x.clone(), target.clone());
     all_have_gradients("tokenizer", &model, &loss.total.backward());
+    let model = with_new_leaves(&model);
     let (loss, _) = model.forward_unquantized(x, target);
     all_have_gradients("tokenizer without quantization", &model, &loss.backward());
 }
@@ -113,6 +114,7 @@ fn classifiers_and_students() {
         let model = beit2::init::initialise(model, rule, 1);
         let loss = model.forward(images(16), &DropPath::none()).powi_scalar(2).sum();
         all_have_gradients("classifier", &model, &loss.backward());
+        let model = with_new_leaves(&model);
         let target = Tensor::random([2, 16, 6], Distribution::Normal(0.0, 1.0), &Default::default());
         let loss = cosine_loss(model.patch_tokens(images(16), &DropPath::none()), target);
         all_have_gradients("student", &model, &loss.backward());

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod accumulation;
 mod finetuning;
 mod gradients;
 mod parallel;

@@ -14,10 +14,17 @@ use beit2::weights;
 use beit2_data::segment::SegmentTrainConfig;
 use beit2_kernels::simd;
 use burn::backend::{Autodiff, Flex};
+use burn::module::AutodiffModule;
 use burn::tensor::TensorData;
 use rand::{RngExt, SeedableRng};
 
 pub type Auto = Autodiff<Flex>;
+
+/// The model with new leaves of the autodiff graph. Before a second backward pass of one model: Burn forgets the leaves
+/// of the first, and tests on other threads could take the second one's graph away (`beit2::train::GradientSum`).
+pub fn with_new_leaves<M: AutodiffModule<Auto>>(model: &M) -> M {
+    M::from_inner(model.valid())
+}
 
 /// Keeps the process at the instruction set that `BEIT2_TEST_SIMD` names, if it names one: CI runs these tests at the
 /// machine's level and at AVX2.

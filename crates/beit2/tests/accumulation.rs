@@ -1,4 +1,5 @@
-//! Micro-batches beside a backward pass on another thread.
+//! Micro-batches beside a backward pass on another thread. A process of its own: the other thread would disturb tests
+//! that use leaves twice.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +8,11 @@ use beit2::finetune::soft_cross_entropy;
 use beit2::init::{InitRule, initialise};
 use beit2::train::{GradientSum, gradients};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig};
+use burn::backend::{Autodiff, Flex};
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Tensor, TensorData};
 
-use super::scene::Auto;
+type Auto = Autodiff<Flex>;
 
 /// Burn's clean-up after a backward pass took the graph of another thread's second micro-batch away, and with it
 /// gradients (tracel-ai/burn issue 5573): on two devices with accumulation, a run was sometimes another one.
