@@ -96,7 +96,7 @@ pub(super) fn mim_samples(page: &mut Page, samples: &[MimSample]) {
         return;
     }
     let mut html = String::from(
-        "<p class=\"muted\">Left: what the tokenizer sees. Middle: what the model sees. Right: the hidden patches whose visual \
+        "<p class=\"muted\">Left: what the tokenizer sees. Middle: what the model sees. Right: the masked patches whose visual \
          token the model predicted correctly.</p>\n<div class=\"samples\">\n",
     );
     for sample in samples {

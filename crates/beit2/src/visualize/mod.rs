@@ -12,12 +12,12 @@ use crate::tokenizer::{CodeUsage, VqKd};
 use crate::train::{DataConfig, ScheduleConfig, evaluation_loader, to_device, training_loader};
 use crate::vit::DropPath;
 
-/// Gray of a hidden patch.
+/// Gray of a masked patch.
 const HIDDEN: [u8; 3] = [128, 128, 128];
 /// Tint of a patch whose token was not predicted.
 const MISSED: [u8; 3] = [40, 40, 40];
 
-/// Held-out images as the model saw them and what it made of the hidden patches: input, masked input,
+/// Held-out images as the model saw them and what it made of the masked patches: input, masked input,
 /// and the input with only those masked patches shown whose token was predicted (by either branch).
 ///
 /// # Errors
@@ -67,7 +67,7 @@ pub fn mim_samples<B: Backend>(
             input: image_of(&item.patch),
             masked: image_of(&masked),
             correct: image_of(&correct),
-            caption: format!("{hits} of {per_image} hidden patches"),
+            caption: format!("{hits} of {per_image} masked patches"),
         });
     }
     Ok(samples)
