@@ -32,7 +32,7 @@ pub enum Pooling {
     Cls,
 }
 
-/// The patch aggregation head of pretraining (spec §3.2).
+/// The patch aggregation head of pretraining (docs/method.md §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aggregation {
     /// How many blocks it has (`cls_pt_layers`).
@@ -98,7 +98,7 @@ pub struct Facts {
     pub aggregation: Option<Aggregation>,
     /// The tokenizer's other parts.
     pub tokenizer: Option<TokenizerFacts>,
-    /// Parameters that are learned, as spec §10.1 counts them: no codebook, no batch statistics, no index buffers, no teacher.
+    /// Parameters that are learned, as docs/method.md §10.1 counts them: no codebook, no batch statistics, no index buffers, no teacher.
     pub parameters: u64,
     /// Element types of the used tensors, with how many tensors have them.
     pub dtypes: Vec<(DType, usize)>,

@@ -1,4 +1,4 @@
-//! The published files of BEiT v2 (spec §8) as data; nothing here touches the network.
+//! The published files of BEiT v2 (docs/method.md §8) as data; nothing here touches the network.
 
 use crate::layout::Kind;
 
@@ -14,7 +14,7 @@ pub struct Published {
     pub kind: Kind,
     /// One line for a list.
     pub about: &'static str,
-    /// Learned parameters, as [`crate::inspect::inspect`] counts them (spec §10.1, §5).
+    /// Learned parameters, as [`crate::inspect::inspect`] counts them (docs/method.md §10.1, §5).
     pub parameters: u64,
     /// Classes of its head; 0 when it has none.
     pub classes: usize,

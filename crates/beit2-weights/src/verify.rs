@@ -86,7 +86,7 @@ fn target(facts: &Facts, prefix: &str, shapes: &Shapes) -> Result<Target, Layout
     })
 }
 
-/// What pretraining has besides the trunk (spec §3.1, §3.2).
+/// What pretraining has besides the trunk (docs/method.md §3.1, §3.2).
 fn pretraining(facts: &Facts, trunk: &Target) -> Vec<(String, Vec<usize>)> {
     let d = facts.width;
     let mut list = Vec::new();
@@ -115,7 +115,7 @@ fn pretraining(facts: &Facts, trunk: &Target) -> Vec<(String, Vec<usize>)> {
     list
 }
 
-/// Both trunks, the layers between them and the codebook (spec §2.7).
+/// Both trunks, the layers between them and the codebook (docs/method.md §2.7).
 fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
     let Some(sizes) = facts.tokenizer else { return Ok(()) };
     expect(shapes, "encoder.", target(facts, "encoder.", shapes)?.tensors())?;
@@ -143,7 +143,7 @@ fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
     expect(shapes, "", list.map(|(name, shape)| (name.to_string(), shape.to_vec())))
 }
 
-/// The backbone with its pyramid, and the heads (spec §5). Channels, scales and convolutions are counted from the tensors.
+/// The backbone with its pyramid, and the heads (docs/method.md §5). Channels, scales and convolutions are counted from the tensors.
 fn segmentation(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
     expect(shapes, "backbone.", target(facts, "backbone.", shapes)?.tensors())?;
     expect(shapes, "backbone.", pyramid(facts))?;

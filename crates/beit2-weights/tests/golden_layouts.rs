@@ -1,5 +1,5 @@
 //! Layout detection, accounts and facts against the recorded key lists of the official code, timm and transformers
-//! (golden suites A, B, C, E, G, H, I) and the parameter counts of spec §10.1.
+//! (golden suites A, B, C, E, G, H, I) and the parameter counts of docs/method.md §10.1.
 
 #![allow(clippy::unwrap_used)]
 

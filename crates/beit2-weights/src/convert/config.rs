@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::inspect::{Facts, Pooling, RelativeBias};
 use crate::layout::{Kind, LayoutError};
 
-/// ImageNet's mean and standard deviation of RGB in `[0, 1]`; BEiT v2 uses them from pretraining on (spec §4, §8).
+/// ImageNet's mean and standard deviation of RGB in `[0, 1]`; BEiT v2 uses them from pretraining on (docs/method.md §4, §8).
 const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
@@ -13,7 +13,7 @@ const STD: [f64; 3] = [0.229, 0.224, 0.225];
 /// needed only where the weights do not show it ([`Facts::heads`]).
 ///
 /// `layer_norm_eps` is 1e-6, that of all BEiT v2 models; Hugging Face's own default is 1e-12, so without this file results
-/// differ (spec §8).
+/// differ (docs/method.md §8).
 ///
 /// # Errors
 /// A model that Hugging Face does not have, an unknown number of heads or image size.
@@ -73,7 +73,7 @@ pub fn hf_config(facts: &Facts, heads: Option<usize>) -> Result<Value, LayoutErr
 /// The contents of the `config.json` that timm reads beside `model.safetensors` (`hf-hub:` and `local-dir:`), for a model
 /// converted to [`crate::layout::Family::Timm`]. `heads` is needed only where the weights do not show it.
 ///
-/// `crop_pct` is 0.875, that of the official evaluation; timm's own entries for these models say 0.9 and 0.95 (spec §8).
+/// `crop_pct` is 0.875, that of the official evaluation; timm's own entries for these models say 0.9 and 0.95 (docs/method.md §8).
 /// `model_args` describe the model completely, so that sizes other than the published ones work too.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ pub enum Fate {
     Used {
         /// Its canonical (official) name.
         canonical: String,
-        /// Whether it counts as a parameter (spec §10.1): codebooks and batch statistics do not.
+        /// Whether it counts as a parameter (docs/method.md §10.1): codebooks and batch statistics do not.
         parameter: bool,
     },
     /// It is a third of a tensor of the model.

@@ -38,15 +38,15 @@ pub enum Family {
 /// Which model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// VQ-KD: encoder, decoder, codebook (spec §2.7).
+    /// VQ-KD: encoder, decoder, codebook (docs/method.md §2.7).
     Tokenizer,
-    /// A masked image model, with or without patch aggregation head (spec §8).
+    /// A masked image model, with or without patch aggregation head (docs/method.md §8).
     Pretraining,
     /// A trunk with a classification head.
     Classifier,
     /// A trunk alone.
     Backbone,
-    /// UPerNet on a trunk, as mmsegmentation saves it (spec §5).
+    /// UPerNet on a trunk, as mmsegmentation saves it (docs/method.md §5).
     Segmentation,
 }
 

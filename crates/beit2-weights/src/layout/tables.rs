@@ -1,4 +1,4 @@
-//! Every key of every layout and what it means: spec §2.7 (tokenizer), §8 (the others), golden suites E, G and I.
+//! Every key of every layout and what it means: docs/method.md §2.7 (tokenizer), §8 (the others), golden suites E, G and I.
 //!
 //! The official names are the canonical ones. A table is a list of sections; a section is a prefix in the file, a prefix in
 //! the canonical names, and rules for what follows. The first rule that matches a canonical name is also how that name is
@@ -12,7 +12,7 @@ use crate::layout::{Family, Kind, Layout};
 pub(crate) enum Action {
     /// A parameter: its canonical name, as a pattern.
     Use(&'static str),
-    /// As `Use`, but a statistic or a codebook: not learned by gradients, so not counted as parameters (spec §10.1).
+    /// As `Use`, but a statistic or a codebook: not learned by gradients, so not counted as parameters (docs/method.md §10.1).
     State(&'static str),
     /// Rows of a canonical tensor that the layout stores in three: query 0, key 1, value 2.
     Rows(&'static str, usize),
@@ -44,7 +44,7 @@ const fn section(file: &'static str, canonical: &'static str, rules: &'static [R
     Section { file, canonical, rules }
 }
 
-/// One Transformer block (spec §2.1).
+/// One Transformer block (docs/method.md §2.1).
 const BLOCK: &[Rule] = &[
     ("gamma_1", Use("gamma_1")),
     ("gamma_2", Use("gamma_2")),
@@ -72,7 +72,7 @@ const TRUNK: &[Rule] = &[
     ("head.{p}", Use("head.{p}")),
 ];
 
-/// Only pretraining has these (spec §3.1, §3.2).
+/// Only pretraining has these (docs/method.md §3.1, §3.2).
 const PRETRAINING: &[Rule] = &[
     ("mask_token", Use("mask_token")),
     ("lm_head.{p}", Use("lm_head.{p}")),
@@ -90,7 +90,7 @@ const OFFICIAL_VIT: Table = Table {
     absent: &[],
 };
 
-/// Everything of the tokenizer besides its two trunks (spec §2.7).
+/// Everything of the tokenizer besides its two trunks (docs/method.md §2.7).
 const TOKENIZER: &[Rule] = &[
     ("encode_task_layer.{n}.{p}", Use("encode_task_layer.{n}.{p}")),
     ("decode_task_layer.{n}.{p}", Use("decode_task_layer.{n}.{p}")),
@@ -123,7 +123,7 @@ const CONV_BN: &[Rule] = &[
     ("bn.num_batches_tracked", State("bn.num_batches_tracked")),
 ];
 
-/// The pyramid of the backbone: a batch norm between two up-samplings (spec §5).
+/// The pyramid of the backbone: a batch norm between two up-samplings (docs/method.md §5).
 const PYRAMID: &[Rule] = &[
     ("fpn{n}.{n}.{p}", Use("fpn{n}.{n}.{p}")),
     ("fpn{n}.{n}.running_mean", State("fpn{n}.{n}.running_mean")),

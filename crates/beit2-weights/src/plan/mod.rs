@@ -1,7 +1,7 @@
-//! Which tensors of a checkpoint go into a model for fine-tuning, and what becomes of the others (spec §4.2).
+//! Which tensors of a checkpoint go into a model for fine-tuning, and what becomes of the others (docs/method.md §4.2).
 //!
 //! A pure function: no file, no model. The caller loads [`Plan::tensors`] and keeps its own initialisation for
-//! [`Plan::fresh`]. The pretrained `norm` is never put into `fc_norm` (spec §9, trap 1).
+//! [`Plan::fresh`]. The pretrained `norm` is never put into `fc_norm` (docs/method.md §9, trap 1).
 
 mod robust;
 mod target;

@@ -3,7 +3,7 @@
 use crate::inspect::{Pooling, RelativeBias};
 use crate::resize::table_rows;
 
-/// A Vision Transformer for fine-tuning (spec §4.1), described by its sizes.
+/// A Vision Transformer for fine-tuning (docs/method.md §4.1), described by its sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Patches per image side.
@@ -35,7 +35,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// The base model of spec §4.1 with 1000 classes at 224 px.
+    /// The base model of docs/method.md §4.1 with 1000 classes at 224 px.
     pub fn base() -> Self {
         Self {
             grid: 14,
@@ -54,7 +54,7 @@ impl Target {
         }
     }
 
-    /// The large model of spec §4.1 with 1000 classes at 224 px.
+    /// The large model of docs/method.md §4.1 with 1000 classes at 224 px.
     pub fn large() -> Self {
         Self { width: 1024, heads: 16, mlp_width: 4096, depth: 24, ..Self::base() }
     }

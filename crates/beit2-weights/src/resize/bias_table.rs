@@ -1,4 +1,4 @@
-//! Relative position bias tables (spec §2.1, §4.3).
+//! Relative position bias tables (docs/method.md §2.1, §4.3).
 
 use super::{ResizeError, check_grid, check_len, linear, spline};
 
@@ -18,7 +18,7 @@ pub fn table_grid(rows: usize) -> Option<usize> {
 }
 
 /// The buffer `relative_position_index` for `grid × grid` patches and CLS in front: which row of the table belongs to each
-/// pair of tokens (spec §2.1, §10.2).
+/// pair of tokens (docs/method.md §2.1, §10.2).
 ///
 /// # Shapes
 /// `[grid² + 1, grid² + 1]`, row-major.
@@ -50,7 +50,7 @@ pub fn relative_position_index(grid: usize) -> Result<Vec<i64>, ResizeError> {
 
 /// Where the source offsets `−(grid−1) … grid−1` lie among the target's integer offsets: 0, ±1, and from there in steps
 /// that grow by a factor `q`, so that near offsets stay what they were and the farthest ones reach the target's edge
-/// (spec §4.3, numbers in §10.5).
+/// (docs/method.md §4.3, numbers in §10.5).
 ///
 /// # Shapes
 /// `2·source − 1` ascending coordinates.
@@ -87,7 +87,7 @@ pub enum TableResize {
 
 /// Resizes a relative position bias table from a square grid to another one: per head a tensor-product spline (or straight
 /// lines) over geometrically spaced source offsets, evaluated at the target's integer offsets; offsets beyond the source are
-/// clamped to its border, and the three CLS rows stay as they are (spec §4.3). The same grid gives the same values.
+/// clamped to its border, and the three CLS rows stay as they are (docs/method.md §4.3). The same grid gives the same values.
 ///
 /// `values` may be `f32` or `f64`; the calculation is in `f64` and rounded once at the end.
 ///

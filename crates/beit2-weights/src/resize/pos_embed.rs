@@ -1,4 +1,4 @@
-//! Absolute position embeddings (spec §4.2 step 5).
+//! Absolute position embeddings (docs/method.md §4.2 step 5).
 
 use super::bias_table::Round;
 use super::{ResizeError, check_grid, check_len};

@@ -1,4 +1,4 @@
-//! Fine-tuning a Vision Transformer as a classifier (spec §4).
+//! Fine-tuning a Vision Transformer as a classifier (docs/method.md §4).
 
 mod batches;
 mod ema;

@@ -83,7 +83,7 @@ impl EvalTable {
     }
 }
 
-/// A complete fine-tuning experiment. Defaults: the paper's base model after 300 epochs of pretraining (spec §4.6).
+/// A complete fine-tuning experiment. Defaults: the paper's base model after 300 epochs of pretraining (docs/method.md §4.6).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneRecipe {

@@ -1,4 +1,4 @@
-//! A Vision Transformer whose blocks give maps of four sizes (spec §5).
+//! A Vision Transformer whose blocks give maps of four sizes (docs/method.md §5).
 
 use beit2_kernels::{self as kernels, Backend};
 use burn::module::Module;

@@ -17,7 +17,7 @@ pub(super) const LAST_STRIDE: usize = 32;
 /// Sizes and options of UPerNet on a Vision Transformer.
 ///
 /// Defaults: BEiT v2 base as it is trained on ADE20K (crops of 512 px, a bias table in every block, no absolute
-/// positions; spec §5), but for the classes, which the training data tells.
+/// positions; docs/method.md §5), but for the classes, which the training data tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmenterConfig {

@@ -1,7 +1,7 @@
 //! Classes of every pixel of an image of any size.
 //!
 //! An image is resized, cut into windows as large as the crops of training, and what the model says of them is
-//! averaged where they overlap and resized back (spec §5, "slide"). Several sizes and the mirrored image can be averaged
+//! averaged where they overlap and resized back (docs/method.md §5, "slide"). Several sizes and the mirrored image can be averaged
 //! too. All of it runs from top to bottom in strips of rows ([`super::stitch`]).
 
 use beit2_data::Image;

@@ -1,4 +1,4 @@
-//! The losses of both heads (spec §5).
+//! The losses of both heads (docs/method.md §5).
 
 use beit2_kernels::{Backend, pixel_cross_entropy};
 use burn::tensor::{DType, Int, Tensor, TensorData};

@@ -1,4 +1,4 @@
-//! Semantic segmentation: UPerNet (Xiao et al. 2018) on a Vision Transformer (spec §5).
+//! Semantic segmentation: UPerNet (Xiao et al. 2018) on a Vision Transformer (docs/method.md §5).
 //!
 //! Maps are channels-last, `[B, H, W, C]`, from the tokens of the backbone to the logits; only images come
 //! in as `[B, 3, H, W]`. Start with [`UperNet`], the model, or with [`Segmenter`], a trained one from a file.

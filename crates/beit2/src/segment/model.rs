@@ -14,7 +14,7 @@ use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::vit::DropPath;
 
-/// UPerNet on a Vision Transformer (spec §5).
+/// UPerNet on a Vision Transformer (docs/method.md §5).
 #[derive(Module, Debug)]
 pub struct UperNet<B: burn::tensor::backend::Backend> {
     /// Trunk and pyramid.

@@ -98,7 +98,7 @@ impl Default for SegmentEval {
     }
 }
 
-/// A complete segmentation experiment. Defaults: the paper's base model on ADE20K after pretraining (spec §5).
+/// A complete segmentation experiment. Defaults: the paper's base model on ADE20K after pretraining (docs/method.md §5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentRecipe {

@@ -37,7 +37,7 @@ pub(super) fn plan_backbone(
     })
 }
 
-/// Puts the trunk of a file into a fresh model (spec §4.2, §5): pretraining runs, classifiers, tokenizers (their
+/// Puts the trunk of a file into a fresh model (docs/method.md §4.2, §5): pretraining runs, classifiers, tokenizers (their
 /// encoder), bare Vision Transformers, in official, timm or Hugging Face names. A shared bias table is copied
 /// into every block; tables and position embeddings are resized.
 ///

@@ -9,7 +9,7 @@ const BACKBONE: &str = "backbone.";
 
 /// One-dimensional tensors, biases and the model's exempt names (`cls_token`, `pos_embed`) do not
 /// decay. Everything else does, `mask_token` and the relative position tables included (as upstream).
-/// In segmentation the exempt names lack their `backbone.`, so both decay (as upstream, spec §5).
+/// In segmentation the exempt names lack their `backbone.`, so both decay (as upstream, docs/method.md §5).
 pub fn no_weight_decay(info: &ParamInfo) -> bool {
     let leaf = info.name.rsplit('.').next().unwrap_or(&info.name);
     let exempt = (leaf == "cls_token" || leaf == "pos_embed") && !info.name.starts_with(BACKBONE);

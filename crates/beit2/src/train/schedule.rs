@@ -62,7 +62,7 @@ impl CosineSchedule {
     }
 }
 
-/// A fall by a power of what is left, with a linear warm-up on top (mmcv's `poly` policy; spec §5).
+/// A fall by a power of what is left, with a linear warm-up on top (mmcv's `poly` policy; docs/method.md §5).
 ///
 /// Step i of n has `reg = end + (base − end)·(1 − i/n)^power`; while i < W of the warm-up it is multiplied by
 /// `1 − (1 − i/W)(1 − ratio)`. So the warm-up starts at `ratio · base`, not at 0, and the last step is one step

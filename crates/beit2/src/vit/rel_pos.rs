@@ -74,7 +74,7 @@ impl<B: Backend> RelPosBias<B> {
     }
 
     /// The same biases over another grid, for inference: distances that the table has keep their values, and a larger grid
-    /// gets the table resized as a checkpoint's is (spec §4.3).
+    /// gets the table resized as a checkpoint's is (docs/method.md §4.3).
     ///
     /// # Errors
     /// A table of a grid that is not square, or too small a one, for a larger grid.

@@ -128,7 +128,7 @@ impl StateFile {
         }
     }
 
-    /// What of the file goes into a model with these sizes (spec §4.2): tables and positions resized, a shared table
+    /// What of the file goes into a model with these sizes (docs/method.md §4.2): tables and positions resized, a shared table
     /// copied into the blocks, a head of another size left out.
     ///
     /// # Errors
