@@ -118,7 +118,7 @@ mod tests {
         }
     }
 
-    /// The values of spec sections 2.6 and 3.5 that the paper's tables rest on.
+    /// The values of docs/method.md §2.6 and §3.5 that the paper's tables rest on.
     #[test]
     fn paper_recipes_hold_the_papers_values() {
         let get = |name: &str| find(name).unwrap();
@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// The values of spec section 5.
+    /// The values of docs/method.md §5.
     #[test]
     fn segmentation_recipes_hold_the_papers_values() {
         for (name, lr, decay, drop, gamma, channels) in [

@@ -1,4 +1,4 @@
-//! The transform of supervised training (spec section 4.4): random crop, flip, RandAugment or
+//! The transform of supervised training (docs/method.md §4.4): random crop, flip, RandAugment or
 //! colour jitter; and beside the `u8` image, the box to erase after normalisation.
 
 use serde::{Deserialize, Serialize};

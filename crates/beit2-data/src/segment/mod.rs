@@ -1,4 +1,4 @@
-//! Data of semantic segmentation (spec section 5): pairs of image and mask, the check of such data, and
+//! Data of semantic segmentation (docs/method.md §5): pairs of image and mask, the check of such data, and
 //! the views for training and evaluation.
 //!
 //! Masks are PNG files of class ids or colours; in memory they are [`LabelMap`]s of class numbers, in

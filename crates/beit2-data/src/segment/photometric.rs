@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::rng::{Rng, below, uniform, unit};
 use crate::segment::hsv;
 
-/// What photometric distortion draws. The defaults are the paper's recipe (spec section 5).
+/// What photometric distortion draws. The defaults are the paper's recipe (docs/method.md §5).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PhotometricConfig {

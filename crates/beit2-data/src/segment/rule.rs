@@ -12,7 +12,7 @@ pub const MAX_CLASSES: usize = 255;
 pub struct LabelRule {
     /// Number of classes, at most [`MAX_CLASSES`].
     pub classes: usize,
-    /// Whether id 0 means "no label" and the classes count from 1, as in ADE20K (spec section 5).
+    /// Whether id 0 means "no label" and the classes count from 1, as in ADE20K (docs/method.md §5).
     pub reduce_zero_label: bool,
     /// A further id that means "no label".
     pub ignore: u8,

@@ -1,4 +1,4 @@
-//! The view for evaluation and prediction (spec section 5): the whole image, resized with its aspect
+//! The view for evaluation and prediction (docs/method.md §5): the whole image, resized with its aspect
 //! kept. Masks stay as they are; predictions are brought to their size.
 
 use serde::{Deserialize, Serialize};

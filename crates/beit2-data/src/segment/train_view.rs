@@ -1,4 +1,4 @@
-//! The training view of semantic segmentation (spec section 5): image and mask are resized together,
+//! The training view of semantic segmentation (docs/method.md §5): image and mask are resized together,
 //! cropped, mirrored and padded; then the image's colours are distorted.
 //!
 //! Only the crop is ever computed. Resizing is a function of single output pixels, so that the result is

@@ -1,4 +1,4 @@
-//! Random erasing (Zhong et al. 2017, arXiv 1708.04896) with timm's rules (spec section 4.4): one
+//! Random erasing (Zhong et al. 2017, arXiv 1708.04896) with timm's rules (docs/method.md §4.4): one
 //! box of the normalised image is overwritten.
 //!
 //! The box and a seed are drawn beside the other augmentations; the values are made from the seed

@@ -25,7 +25,7 @@ pub enum CropMode {
 /// Largest input for which images are taken whole, as in training ([`crate::TrainCrop::Auto`]).
 pub(crate) const SMALL_INPUT: u32 = 32;
 
-/// Settings of the evaluation view (spec section 4.4). The defaults are the paper's protocol.
+/// Settings of the evaluation view (docs/method.md §4.4). The defaults are the paper's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {

@@ -1,5 +1,5 @@
 //! Parameters of Mixup (Zhang et al. 2017, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv
-//! 1905.04899) per batch, with timm's rules (spec section 4.4).
+//! 1905.04899) per batch, with timm's rules (docs/method.md §4.4).
 //!
 //! Sample i is mixed with sample B - 1 - i of the same batch `x`, so B must be even. With weight
 //! `lambda`, and `r` the batch in reverse order:

@@ -1,5 +1,4 @@
-//! RandAugment as timm's `rand-m9-mstd0.5-inc1` (Cubuk et al. 2020, "RandAugment"; spec section
-//! 4.4).
+//! RandAugment as timm's `rand-m9-mstd0.5-inc1` (Cubuk et al. 2020, "RandAugment"; docs/method.md §4.4).
 
 use serde::{Deserialize, Serialize};
 
