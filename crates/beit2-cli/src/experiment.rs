@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use beit2::finetune::SCRATCH;
+use beit2::classify::finetune::SCRATCH;
 use beit2::train::{Env, Outcome, Plan, Rank};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;

@@ -83,7 +83,7 @@ pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beit2::finetune::FinetuneRecipe;
+    use beit2::classify::finetune::FinetuneRecipe;
     use beit2::pretrain::PretrainRecipe;
     use beit2::segment::{SegmentRecipe, SegmenterConfig};
     use beit2::tokenizer::TokenizerRecipe;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2::Error;
-use beit2::finetune::{self, FinetuneRecipe};
+use beit2::classify::finetune::{self, FinetuneRecipe};
 use beit2::pretrain::{self, PretrainRecipe};
 use beit2::segment::{self, SegmentRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};

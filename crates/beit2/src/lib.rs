@@ -6,10 +6,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod bench;
 pub mod classify;
 mod error;
-pub mod finetune;
 pub mod init;
 pub mod params;
 pub mod pixels;

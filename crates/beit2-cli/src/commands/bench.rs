@@ -2,11 +2,11 @@
 
 use std::io::BufRead;
 
-use beit2::bench::{
+use beit2::train::Assets;
+use beit2_bench::{
     GPU_GEMM_SIDE, Images, InferBench, Parts, Size, Stage, TrainBench, TrainSetup, gemm_flops,
     held_gemm_flops,
 };
-use beit2::train::Assets;
 use beit2_kernels::{AutodiffBackend, Precision, probe::Probe};
 use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_memory_bytes};
 use clap::{Args, Subcommand, ValueHint};

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use beit2::classify::finetune::EvalTable;
 use beit2::classify::{Classifier, Evaluation, OpenOptions, evaluate};
-use beit2::finetune::EvalTable;
 use beit2::train::{Assets, DataConfig};
 use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
 use beit2_kernels::AutodiffBackend;

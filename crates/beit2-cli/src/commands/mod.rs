@@ -15,7 +15,7 @@ pub mod segment;
 pub mod teacher;
 pub mod weights;
 
-use beit2::finetune::FinetuneRecipe;
+use beit2::classify::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::tokenizer::teachers::DistillRecipe;

@@ -8,8 +8,8 @@ use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::classify::finetune::EvalTable;
 use crate::error::{Error, config_error};
-use crate::finetune::EvalTable;
 use crate::train::{Assets, check_precision};
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};

@@ -9,8 +9,8 @@ use beit2_run::StopFlag;
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 
+use crate::classify::finetune::{hard_cross_entropy, top_k_hits};
 use crate::error::{Error, config_error};
-use crate::finetune::{hard_cross_entropy, top_k_hits};
 use crate::pixels;
 use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
 use crate::vit::{DropPath, VisionTransformer};

@@ -5,6 +5,7 @@ mod classifier;
 mod embedder;
 mod evaluate;
 mod features;
+pub mod finetune;
 mod knn;
 mod linear_probe;
 

@@ -9,5 +9,4 @@ mod train;
 pub use config::MimConfig;
 pub use model::{MimLogits, MimLoss, MimModel, PatchMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
-pub(crate) use train::targets;
-pub use train::{Inputs, MimEvaluation, evaluate, inputs, train};
+pub use train::{Inputs, MimEvaluation, evaluate, inputs, targets, train};

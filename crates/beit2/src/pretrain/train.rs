@@ -241,7 +241,7 @@ pub fn inputs<I: Backend>(
 
 /// [`inputs`] of views `[B, 3, H, W]` in [0, 1] (the tokenizer's second, if it has its own) with the ids `[B·M]` that
 /// `labels` gives for the tokenizer's.
-pub(crate) fn targets<I: Backend>(
+pub fn targets<I: Backend>(
     (images, token): (Tensor<I, 4>, Option<Tensor<I, 4>>),
     items: &[Item],
     patches: usize,

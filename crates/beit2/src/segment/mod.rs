@@ -23,7 +23,7 @@ mod stitch;
 mod train;
 mod uper_head;
 
-pub use crate::finetune::SCRATCH;
+pub use crate::classify::finetune::SCRATCH;
 pub use backbone::{Backbone, Upscale};
 pub use beit2_kernels::IGNORE;
 pub use config::SegmenterConfig;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::segmenter::config_of;
 use super::{InferConfig, SegmenterConfig};
+use crate::classify::finetune::{SCRATCH, take_sizes};
 use crate::error::{Error, config_error};
-use crate::finetune::{SCRATCH, take_sizes};
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use crate::weights::StateFile;
 

@@ -10,14 +10,14 @@ use crate::error::Error;
 ///
 /// The frozen half of a step and the training half overlap, so that small batches, which a machine cannot spread over all
 /// of its cores, still keep them busy. Nothing depends on the thread's pace: the order is that of the batches.
-pub(crate) struct Prefetch<T> {
+pub struct Prefetch<T> {
     received: Option<Receiver<Result<T, Error>>>,
     worker: Option<JoinHandle<()>>,
 }
 
 impl<T: Send + 'static> Prefetch<T> {
     /// Starts to prepare `batches`.
-    pub(crate) fn new<L, S, E, F>(batches: L, mut prepare: F) -> Self
+    pub fn new<L, S, E, F>(batches: L, mut prepare: F) -> Self
     where
         L: Iterator<Item = Result<S, E>> + Send + 'static,
         Error: From<E>,

@@ -10,7 +10,7 @@ use crate::error::{Error, config_error};
 ///
 /// # Errors
 /// The device does not have the element type.
-pub(crate) fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> Result<(), Error> {
+pub fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> Result<(), Error> {
     match precision.is_supported::<B>(device) {
         true => Ok(()),
         false => config_error(format!("precision `{precision}` is not available on this device; use `f32`")),

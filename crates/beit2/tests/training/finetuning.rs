@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use beit2::classify::finetune::{self, FinetuneRecipe, SCRATCH, load_plan};
 use beit2::classify::{Classifier, OpenOptions};
-use beit2::finetune::{self, FinetuneRecipe, SCRATCH, load_plan};
 use beit2::pixels;
 use beit2::train::{Env, Files, Outcome, Rank, Silent};
 use beit2_run::{Existing, StopFlag, metrics};

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use beit2::classify::finetune;
 use beit2::tokenizer::{self, TokenizerRecipe, teachers};
 use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, Silent, on_devices};
-use beit2::{Error, finetune, pretrain, segment, weights};
+use beit2::{Error, pretrain, segment, weights};
 use beit2_data::Source;
 use beit2_run::{Existing, StopFlag, metrics};
 

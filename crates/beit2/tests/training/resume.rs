@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use beit2::finetune::FinetuneRecipe;
+use beit2::classify::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::train::{Env, Event, Files, Observer, Outcome, Rank, on_devices};
@@ -132,7 +132,7 @@ fn all_stages(precision: Precision, devices: usize) {
     recipe.grad_accum_steps /= devices.len();
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {
-        let train = beit2::finetune::train::<Auto>;
+        let train = beit2::classify::finetune::train::<Auto>;
         on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
     });
 

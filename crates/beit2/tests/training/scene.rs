@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use beit2::finetune::{FinetuneRecipe, InitConfig};
+use beit2::classify::finetune::{FinetuneRecipe, InitConfig};
 use beit2::pretrain::{MaskConfig, MimConfig, PretrainRecipe, TokenizerSource};
 use beit2::segment::{InferConfig, SegmentEval, SegmentInit, SegmentRecipe, SegmenterConfig};
 use beit2::tokenizer::teachers::{DistillRecipe, TeacherConfig, TeacherKind};

@@ -108,7 +108,7 @@ fn a_backbone_comes_from_a_pretrained_run() {
         assets: &Files,
         rank: Rank::alone(),
     };
-    beit2::finetune::train::<Auto>(&classifier, &toml, env, &Default::default()).unwrap();
+    beit2::classify::finetune::train::<Auto>(&classifier, &toml, env, &Default::default()).unwrap();
     let mut recipe = scene::segment(root.path(), &run.to_string_lossy());
     (recipe.model.vit.width, recipe.schedule.steps) = (96, 2);
     recipe.resolve(&Files).unwrap();

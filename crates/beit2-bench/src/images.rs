@@ -2,17 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use beit2::Error;
+use beit2::pretrain::PretrainRecipe;
+use beit2::train::{DataConfig, Item, ScheduleConfig, training_loader};
 use beit2_data::{BlockMaskConfig, Image, Key, Purpose, Source, TwoViewConfig, sample_block_mask};
 use beit2_kernels::Rank;
 use rand::Rng;
 
-use super::flops::MASKED;
-use crate::error::Error;
-use crate::pretrain::PretrainRecipe;
-use crate::train::{DataConfig, Item, ScheduleConfig, training_loader};
+use crate::flops::MASKED;
 
 /// A batch on the host.
-pub(super) type HostBatch = Arc<Vec<Item>>;
+pub(crate) type HostBatch = Arc<Vec<Item>>;
 
 /// Where the images come from.
 #[derive(Clone)]
@@ -25,13 +25,13 @@ pub enum Images {
 
 /// Batches without end; a handle that threads can share.
 #[derive(Clone)]
-pub(super) struct Stream(Arc<Mutex<Batches>>);
+pub(crate) struct Stream(Arc<Mutex<Batches>>);
 
 type Batches = Box<dyn Iterator<Item = Result<HostBatch, Error>> + Send>;
 
 impl Stream {
     /// Batches of `batch` images of `side` pixels in patches of 16.
-    pub(super) fn new(images: Images, batch: usize, side: usize) -> Result<Self, Error> {
+    pub(crate) fn new(images: Images, batch: usize, side: usize) -> Result<Self, Error> {
         let mask = PretrainRecipe::default().block_mask();
         let mask = BlockMaskConfig { masked: MASKED, ..mask };
         let batches: Batches = match images {

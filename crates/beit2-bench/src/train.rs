@@ -3,23 +3,23 @@
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
+use beit2::Error;
+use beit2::classify::finetune::soft_cross_entropy;
+use beit2::init::{InitRule, initialise};
+use beit2::params;
+use beit2::pixels;
+use beit2::pretrain::{self, MimModel, PatchMask};
+use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use beit2::tokenizer::{Quantized, VqKd};
+use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
+use beit2::vit::{DropPath, Pooling, VisionTransformer};
 use beit2_data::transform::soft_targets;
 use beit2_kernels::{AutodiffBackend, Backend, Precision};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::images::{HostBatch, Images, Stream};
-use super::size::CLASSES;
-use super::{Parts, Size, Stage, Watch, flops, settle};
-use crate::error::Error;
-use crate::finetune::soft_cross_entropy;
-use crate::init::{InitRule, initialise};
-use crate::params;
-use crate::pixels;
-use crate::pretrain::{self, MimModel, PatchMask};
-use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
-use crate::tokenizer::{Quantized, VqKd};
-use crate::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
-use crate::vit::{DropPath, Pooling, VisionTransformer};
+use crate::images::{HostBatch, Images, Stream};
+use crate::size::CLASSES;
+use crate::{Parts, Size, Stage, Watch, flops, settle};
 
 /// What to measure.
 #[derive(Clone)]

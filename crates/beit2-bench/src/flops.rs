@@ -3,14 +3,15 @@
 //! A multiply-add counts two. Backward passes count twice their forward pass; what is computed again in one (attention's
 //! weights) is not counted, nor is anything that is no matrix product.
 
-use super::size::{CLASSES, Size, Stage};
-use crate::vit::VitConfig;
+use beit2::vit::VitConfig;
+
+use crate::size::{CLASSES, Size, Stage};
 
 /// Masked patches of an image in the measured pretraining.
-pub(super) const MASKED: usize = 75;
+pub(crate) const MASKED: usize = 75;
 
 /// Of one training step on one image.
-pub(super) fn training(stage: Stage, size: Size) -> f64 {
+pub(crate) fn training(stage: Stage, size: Size) -> f64 {
     match stage {
         Stage::Tokenizer => {
             let config = size.tokenizer();
@@ -55,7 +56,7 @@ pub(super) fn training(stage: Stage, size: Size) -> f64 {
 }
 
 /// Of one forward pass of a classifier on one image.
-pub(super) fn inference(size: Size) -> f64 {
+pub(crate) fn inference(size: Size) -> f64 {
     let vit = size.classifier();
     trunk(&vit) + product(1, vit.width, CLASSES)
 }

@@ -1,11 +1,11 @@
 //! What can be measured, by name.
 
-use crate::pretrain::MimConfig;
-use crate::tokenizer::TokenizerConfig;
-use crate::vit::{RelPosKind, VitConfig};
+use beit2::pretrain::MimConfig;
+use beit2::tokenizer::TokenizerConfig;
+use beit2::vit::{RelPosKind, VitConfig};
 
 /// Classes of the measured classifiers, as ImageNet-1k.
-pub(super) const CLASSES: usize = 1000;
+pub(crate) const CLASSES: usize = 1000;
 
 /// Model sizes; patches of 16 pixels, images of 224.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,19 +43,19 @@ impl Size {
     }
 
     /// The classifier of fine-tuning and inference.
-    pub(super) fn classifier(self) -> VitConfig {
+    pub(crate) fn classifier(self) -> VitConfig {
         VitConfig { rel_pos_bias: RelPosKind::PerBlock, ..self.student().vit }
     }
 
     /// The student of pretraining, as registered.
-    pub(super) fn student(self) -> MimConfig {
+    pub(crate) fn student(self) -> MimConfig {
         let name = format!("beit_{}_patch16_224_8k_vocab_cls_pt", self.name());
         MimConfig::named(&name).unwrap_or_else(|| unreachable!("{name} is registered"))
     }
 
     /// The tokenizer that it trains, or learns from: a decoder of three blocks, features of CLIP. Its codes are random from
     /// the start.
-    pub(super) fn tokenizer(self) -> TokenizerConfig {
+    pub(crate) fn tokenizer(self) -> TokenizerConfig {
         let size = self.frozen();
         let VitConfig { width, heads, .. } = size.student().vit;
         let name = format!("vqkd_encoder_{}_decoder_3x{width}x{heads}_clip", size.name());
@@ -64,7 +64,7 @@ impl Size {
     }
 
     /// The frozen teacher of a tokenizer of this size: an encoder like its own.
-    pub(super) fn teacher(self) -> VitConfig {
+    pub(crate) fn teacher(self) -> VitConfig {
         self.tokenizer().encoder()
     }
 }

@@ -2,7 +2,7 @@
 //! kept samples only, against all multiplied by 0 or the factor; and rows of masked patches only in the last
 //! blocks, against all rows. Milliseconds.
 //!
-//! `cargo run --release --example savings_speed -- [batch image patch width depth heads]`
+//! `cargo bench --bench savings_speed -- [batch image patch width depth heads]`
 //!
 //! Both forms are run in turn, so that a load on the machine hits both, and `saved` is the median of the pairs.
 //! On a busy machine set `RAYON_NUM_THREADS=1`.

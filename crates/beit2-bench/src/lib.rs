@@ -11,10 +11,9 @@ mod train;
 
 use std::time::Instant;
 
+use beit2::Error;
 use beit2_kernels::{Backend, Precision, linear};
 use burn::tensor::{DType, Distribution, Tensor};
-
-use crate::error::Error;
 
 pub use images::Images;
 pub use infer::InferBench;

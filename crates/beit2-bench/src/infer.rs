@@ -1,16 +1,16 @@
 //! Forward passes of a classifier, measured.
 
+use beit2::Error;
+use beit2::init::{InitRule, initialise};
+use beit2::pixels;
+use beit2::train::{check_precision, to_device};
+use beit2::vit::{DropPath, Pooling, VisionTransformer};
 use beit2_kernels::{Backend, Precision};
 use burn::tensor::Tensor;
 
-use super::images::{Images, Stream};
-use super::size::CLASSES;
-use super::{Parts, Size, Watch, flops};
-use crate::error::Error;
-use crate::init::{InitRule, initialise};
-use crate::pixels;
-use crate::train::{check_precision, to_device};
-use crate::vit::{DropPath, Pooling, VisionTransformer};
+use crate::images::{Images, Stream};
+use crate::size::CLASSES;
+use crate::{Parts, Size, Watch, flops};
 
 /// A classifier of a thousand classes with random weights.
 pub struct InferBench<I: Backend> {
