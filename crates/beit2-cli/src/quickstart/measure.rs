@@ -7,9 +7,9 @@ use beit2::classify::{
     FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, knn, linear_probe,
     pixel_features,
 };
-use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe, TokenizerSource};
+use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe};
 use beit2::tokenizer::teachers::Teacher;
-use beit2::tokenizer::{CodebookHealth, TokenizerRecipe, VqKd};
+use beit2::tokenizer::{self, CodebookHealth, TokenizerRecipe, VqKd};
 use beit2::train::{Assets, DataConfig, Observer};
 use beit2::{visualize, weights};
 use beit2_kernels::{AutodiffBackend, Backend};
@@ -78,14 +78,10 @@ impl Job for Measurement<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Results> {
         let started = Instant::now();
-        let (config, model) =
-            weights::load_mim::<B::InnerBackend>(&self.pretrain_dir.to_string_lossy(), self.assets, device)?;
-        let source = TokenizerSource {
-            weights: self.tokenizer_dir.display().to_string(),
-            ..TokenizerSource::default()
-        };
-        let (tokenizer_config, tokenizer) =
-            weights::load_tokenizer::<B::InnerBackend>(&source, self.assets, device)?;
+        let (origin, file) = (self.pretrain_dir.display().to_string(), weights::open(self.pretrain_dir)?);
+        let (config, model) = pretrain::load::<B::InnerBackend>(file, &origin, device)?;
+        let (origin, file) = (self.tokenizer_dir.display().to_string(), weights::open(self.tokenizer_dir)?);
+        let (tokenizer_config, tokenizer) = tokenizer::load::<B::InnerBackend>(file, &origin, None, device)?;
         let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =
             Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?

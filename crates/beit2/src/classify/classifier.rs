@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::classify::finetune::EvalTable;
 use crate::error::{Error, config_error};
 use crate::train::{Assets, check_precision};
-use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
-use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors};
+use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig, plan_weights};
+use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors, written_config};
 use crate::{params, pixels};
 
 /// Sizes of a classifier. Defaults: BEiT v2 base as it is fine-tuned (a bias table in every block, mean pooling).
@@ -113,13 +113,10 @@ impl<B: Backend> Classifier<B> {
                 state.facts.layout.kind
             ));
         };
-        let mut config = match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
-            Some(Ok(config)) => config,
-            Some(Err(error)) => {
-                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
-            }
+        let mut config = match written_config(&state.metadata, spec)? {
+            Some(config) => config,
             None => ClassifierConfig {
-                vit: state.vit()?,
+                vit: VitConfig::from_shapes(&state)?,
                 pooling: match state.facts.pooling {
                     Some(beit2_weights::inspect::Pooling::Cls) => Pooling::Cls,
                     _ => Pooling::Mean,
@@ -146,7 +143,7 @@ impl<B: Backend> Classifier<B> {
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
         let options =
             PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
-        let plan = state.plan(&config.vit, config.pooling, classes, &options)?;
+        let plan = plan_weights(state, &config.vit, config.pooling, classes, &options)?;
         let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
         model.set_precision(precision);
         Ok(Self { config, model: model.freeze() })

@@ -6,15 +6,14 @@ use beit2_weights::inspect::Pooling as FilePooling;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
 use burn::tensor::{DType, Tensor};
-use serde::de::DeserializeOwned;
 
-use super::{ClassifierConfig, FeatureKind, Featurizer};
+use super::{FeatureKind, Featurizer, pretrained_sizes};
 use crate::error::{Error, config_error};
-use crate::pretrain::{MimConfig, TokenizerSource};
+use crate::tokenizer;
 use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use crate::train::{Assets, check_precision};
-use crate::vit::{Pooling, VisionTransformer, VitConfig};
-use crate::weights::{self, StateFile, WeightFile, to_tensors};
+use crate::vit::{Pooling, VisionTransformer, VitConfig, plan_weights};
+use crate::weights::{StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
 
 /// Side of a published teacher's images when none is given.
@@ -85,11 +84,10 @@ impl<B: Backend> Embedder<B> {
             ));
         }
         let (net, trained_px, layer) = if tokenizer {
-            let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
-            let (config, model) = weights::load_tokenizer::<B>(&source, assets, device)?;
+            let (config, model) = tokenizer::load::<B>(file, spec, None, device)?;
             (Featurizer::Encoder(Box::new(model)), config.image_size, None)
         } else if stage == "distill" {
-            let Some(config) = written::<VitConfig>(&file, spec)? else {
+            let Some(config) = written_config::<VitConfig>(&file.metadata, spec)? else {
                 return config_error(format!("{spec} does not say its sizes"));
             };
             let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
@@ -157,15 +155,6 @@ impl<B: Backend> Embedder<B> {
     }
 }
 
-/// The configuration inside a file.
-fn written<T: DeserializeOwned>(file: &WeightFile, spec: &str) -> Result<Option<T>, Error> {
-    match file.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
-        None => Ok(None),
-        Some(Ok(config)) => Ok(Some(config)),
-        Some(Err(error)) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
-    }
-}
-
 fn check_side(image_px: usize, patch: usize) -> Result<(), Error> {
     match image_px > 0 && image_px.is_multiple_of(patch) {
         true => Ok(()),
@@ -183,12 +172,6 @@ fn open_vit<B: Backend>(
     options: EmbedOptions,
     device: &B::Device,
 ) -> Result<(Featurizer<B>, usize, Option<usize>), Error> {
-    // Files of a fine-tuning say more than their names do, such as the ε of their norms.
-    let mim = file.metadata.get("beit2.stage").is_some_and(|stage| stage == "pretrain");
-    let own = match mim {
-        true => written::<MimConfig>(&file, spec)?.map(|config| config.vit),
-        false => written::<ClassifierConfig>(&file, spec)?.map(|config| config.vit),
-    };
     let state = StateFile::new(file, spec).map_err(|error| {
         Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
     })?;
@@ -196,10 +179,7 @@ fn open_vit<B: Backend>(
     if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
         return config_error(format!("{spec} holds a {kind} model, whose features are not offered"));
     }
-    let mut vit = match own {
-        Some(vit) => vit,
-        None => state.vit()?,
-    };
+    let mut vit = pretrained_sizes(&state)?;
     let depth = vit.depth;
     if let Some(layer) = options.layer.filter(|layer| !(1..=depth).contains(layer)) {
         return config_error(format!("layer {layer} does not exist; the model has blocks 1 to {depth}"));
@@ -219,7 +199,7 @@ fn open_vit<B: Backend>(
     if state.facts.pooling.is_none() {
         model.norm = None;
     }
-    let plan = state.plan(&vit, pooling, 0, &PlanOptions::default())?;
+    let plan = plan_weights(state, &vit, pooling, 0, &PlanOptions::default())?;
     let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)?;
     Ok((Featurizer::Vit(Box::new(model), layer.map(|layer| layer - 1)), vit.image_size, layer))
 }

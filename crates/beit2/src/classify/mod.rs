@@ -8,6 +8,7 @@ mod features;
 pub mod finetune;
 mod knn;
 mod linear_probe;
+mod pretrained;
 
 pub use cache::cached;
 pub use classifier::{Classifier, ClassifierConfig, OpenOptions, Prediction};
@@ -16,6 +17,7 @@ pub use evaluate::{ClassResult, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
+pub(crate) use pretrained::sizes as pretrained_sizes;
 
 /// Share of equal entries.
 pub fn accuracy(predicted: &[u32], labels: &[u32]) -> f64 {

@@ -1,12 +1,14 @@
 //! Masked image modeling: predict the visual tokens of masked patches (section 3.2 of the paper).
 
 mod config;
+mod load;
 mod model;
 mod recipe;
 mod token_cache;
 mod train;
 
 pub use config::MimConfig;
+pub use load::load;
 pub use model::{MimLogits, MimLoss, MimModel, PatchMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
 pub use train::{Inputs, MimEvaluation, evaluate, inputs, targets, train};

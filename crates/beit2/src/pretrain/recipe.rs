@@ -1,12 +1,13 @@
 //! A pretraining experiment as data.
 
 use beit2_data::{BlockMaskConfig, TwoViewConfig};
-use beit2_kernels::Precision;
+use beit2_kernels::{Backend, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::MimConfig;
 use crate::error::{Error, config_error};
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::tokenizer::{self, TokenizerConfig, VqKd};
+use crate::train::{Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 
 /// `[mask]`: block masking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +58,26 @@ pub struct TokenizerSource {
     pub variant: String,
     /// A folder that keeps the ids of training batches for later runs; empty: none. Does not change the result.
     pub cache: String,
+}
+
+impl TokenizerSource {
+    /// The tokenizer, for inference, with its sizes.
+    ///
+    /// # Errors
+    /// As [`tokenizer::load`], and when no weights are named.
+    pub fn open<B: Backend>(
+        &self,
+        assets: &dyn Assets,
+        device: &B::Device,
+    ) -> Result<(TokenizerConfig, VqKd<B>), Error> {
+        if self.weights.is_empty() {
+            return config_error(
+                "tokenizer.weights is empty; name a tokenizer's run directory or weight file",
+            );
+        }
+        let variant = (!self.variant.is_empty()).then_some(self.variant.as_str());
+        tokenizer::load(assets.weights(&self.weights)?, &self.weights, variant, device)
+    }
 }
 
 /// A complete pretraining experiment. Defaults: the paper's base model, 1600 epochs.

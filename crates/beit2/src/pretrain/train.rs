@@ -19,8 +19,7 @@ use crate::train::{
     AdamW, DataConfig, Env, GroupRule, Item, Outcome, Plan, Prefetch, Saved, ScheduleConfig, Session,
     StepReport, average_gradients, check_precision, share, to_device, training_loader,
 };
-use crate::vit::DropPath;
-use crate::weights;
+use crate::vit::{DropPath, with_position_indices};
 
 /// Results of a pass over held-out images.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,8 +49,7 @@ pub fn train<B: AutodiffBackend>(
         "" => None,
         spec => Some(env.assets.source(spec)?),
     };
-    let (tokenizer_config, mut tokenizer) =
-        weights::load_tokenizer::<B::InnerBackend>(&recipe.tokenizer, env.assets, device)?;
+    let (tokenizer_config, mut tokenizer) = recipe.tokenizer.open::<B::InnerBackend>(env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
     // Of the weights, which a frozen tokenizer does not have any more.
     let identity = (!recipe.tokenizer.cache.is_empty())
@@ -203,7 +201,7 @@ pub fn train<B: AutodiffBackend>(
         }
         if best || session.should_save(batch.last_in_epoch) {
             let state = || Saved {
-                model: weights::with_position_indices(params::export(&model)),
+                model: with_position_indices(params::export(&model)),
                 optimizer: optimizer.export(),
                 averages: None,
             };

@@ -9,9 +9,10 @@ use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
-use super::segmenter::config_of;
+use super::load::config_of;
 use super::{InferConfig, SegmenterConfig};
 use crate::classify::finetune::{SCRATCH, take_sizes};
+use crate::classify::pretrained_sizes;
 use crate::error::{Error, config_error};
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use crate::weights::StateFile;
@@ -181,15 +182,18 @@ impl SegmentRecipe {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
-            if state.facts.layout.kind == Kind::Segmentation {
+            let sizes = if state.facts.layout.kind == Kind::Segmentation {
                 // Its pyramid and heads are taken too, as far as the classes allow.
                 let found = config_of(&state, &self.init.weights)?;
                 let model = &mut self.model;
                 (model.out_indices, model.pool_scales) = (found.out_indices, found.pool_scales);
                 (model.channels, model.aux_channels) = (found.channels, found.aux_channels);
                 model.aux_index = found.aux_index;
-            }
-            take_sizes(&mut self.model.vit, &state)?;
+                found.vit
+            } else {
+                pretrained_sizes(&state)?
+            };
+            take_sizes(&mut self.model.vit, sizes);
         }
         if self.data.train.is_empty() {
             return Ok(());

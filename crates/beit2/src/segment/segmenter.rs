@@ -8,9 +8,8 @@ use beit2_weights::resize::TableResize;
 use burn::tensor::{DType, Tensor};
 
 use super::config::SegmenterConfig;
-use super::meta;
+use super::load::{config_of, plan_backbone, take_heads};
 use super::model::UperNet;
-use super::start::{plan_backbone, take_heads};
 use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
 use crate::train::{Assets, check_precision};
@@ -108,48 +107,4 @@ impl<B: Backend> Segmenter<B> {
     pub fn logits(&self, images: Tensor<B, 4>) -> Result<Tensor<B, 4>, Error> {
         self.model.forward(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
     }
-}
-
-/// The sizes of a segmentation file: its own configuration, or what a published one tells.
-pub(super) fn config_of(state: &StateFile, spec: &str) -> Result<SegmenterConfig, Error> {
-    match state.metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
-        Some(Ok(config)) => Ok(config),
-        Some(Err(error)) => config_error(format!("the configuration inside {spec} cannot be read: {error}")),
-        None => published(state).map_err(|error| Error::Config(format!("{spec}: {error}"))),
-    }
-}
-
-/// The sizes of a file without a configuration of ours: what its tensors tell, and the published choices for what
-/// they do not tell.
-fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
-    let defaults = SegmenterConfig::default();
-    let inputs = |name: &str| Some(*state.tensors.get(name)?.shape().get(1)?);
-    let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.facts.classes) else {
-        return config_error("there is no decode_head.conv_seg.weight; expected a UPerNet");
-    };
-    let branches = (0..)
-        .take_while(|at| state.tensors.contains_key(&format!("decode_head.psp_modules.{at}.1.conv.weight")));
-    if branches.count() != defaults.pool_scales.len() {
-        return config_error(format!(
-            "the number of decode_head.psp_modules is not {}, and the file does not tell their scales",
-            defaults.pool_scales.len()
-        ));
-    }
-    let aux_channels = inputs("auxiliary_head.conv_seg.weight");
-    let vit = state.vit()?;
-    let written = |key: &str| state.metadata.get(key).map(String::as_str).unwrap_or_default();
-    let names = meta::texts(written("meta.CLASSES")).unwrap_or_default();
-    let palette = meta::colours(written("meta.PALETTE")).unwrap_or_default();
-    Ok(SegmenterConfig {
-        out_indices: SegmenterConfig::taps(vit.depth),
-        vit,
-        channels,
-        aux_channels: aux_channels.unwrap_or(defaults.aux_channels),
-        aux_weight: if aux_channels.is_some() { defaults.aux_weight } else { 0.0 },
-        classes,
-        // Names and colours of another list of classes would be wrong for all.
-        class_names: if names.len() == classes { names } else { Vec::new() },
-        palette: if palette.len() == classes { palette } else { Vec::new() },
-        ..defaults
-    })
 }

@@ -24,8 +24,8 @@ use crate::train::{
     AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
     average_gradients, check_precision, share,
 };
-use crate::vit::{DropPath, drop_path_rates};
-use crate::weights::{self, StateFile};
+use crate::vit::{DropPath, drop_path_rates, with_position_indices};
+use crate::weights::StateFile;
 
 /// Folder of a run with held-out images, their masks and the newest predictions, for the report.
 pub const EXAMPLES: &str = "examples";
@@ -221,7 +221,7 @@ pub fn train<B: AutodiffBackend>(
         }
         if best || session.should_save(batch.last_in_epoch) {
             let state = || Saved {
-                model: weights::with_position_indices(params::export(&model)),
+                model: with_position_indices(params::export(&model)),
                 optimizer: optimizer.export(),
                 averages: None,
             };

@@ -7,9 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::{TokenizerConfig, VqKd};
 use crate::error::Error;
 use crate::pixels;
-use crate::pretrain::TokenizerSource;
 use crate::train::{Assets, check_precision};
-use crate::weights;
 
 /// A trained tokenizer.
 ///
@@ -49,8 +47,7 @@ impl<B: Backend> Tokenizer<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(precision, device)?;
-        let source = TokenizerSource { weights: spec.to_owned(), ..TokenizerSource::default() };
-        let (config, mut model) = weights::load_tokenizer::<B>(&source, assets, device)?;
+        let (config, mut model) = super::load::<B>(assets.weights(spec)?, spec, None, device)?;
         model.set_precision(precision);
         Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })
     }

@@ -22,7 +22,7 @@ pub trait Assets: Sync {
     /// # Errors
     /// The file does not exist or is not a weight file.
     fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
-        weights::read(&weights::locate(spec)?)
+        weights::open(spec)
     }
 }
 

@@ -1,19 +1,20 @@
-//! Tensors between files and models.
+//! Weight files in and out: tensors by name, their text metadata, and the official names of what is in them.
+//!
+//! Knows no model; each loads itself, in the `load.rs` beside it.
 
-mod load;
 mod state;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 use safetensors::{Dtype, SafeTensors};
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, config_error};
 
-pub use load::{load_mim, load_tokenizer, locate};
 pub use state::StateFile;
 pub(crate) use state::to_tensors;
 
@@ -31,10 +32,69 @@ pub struct WeightFile {
 
 /// Metadata that [`read`] adds when a `config.json` lies beside the file: ε of the layer norms. Hugging Face files need
 /// it, as their default (1e-12) is not the reference's.
-const HF_NORM_EPS: &str = "config.layer_norm_eps";
+pub(crate) const HF_NORM_EPS: &str = "config.layer_norm_eps";
 
 /// Metadata that [`read`] adds from the same file: the classes' names, as a JSON list in their order.
 pub(crate) const HF_CLASS_NAMES: &str = "config.id2label";
+
+/// The weight file that a user means by a run directory, a checkpoint folder or a file.
+///
+/// # Errors
+/// A run without a complete checkpoint.
+pub fn locate(path: impl AsRef<Path>) -> Result<PathBuf, Error> {
+    let path = path.as_ref();
+    if path.join("checkpoints").is_dir() {
+        return match beit2_run::checkpoint::latest(path)?.checkpoint {
+            Some(checkpoint) => Ok(checkpoint.file("model.safetensors")),
+            None => config_error(format!(
+                "{} is a run without a complete checkpoint yet; let it train further",
+                path.display()
+            )),
+        };
+    }
+    let inside = path.join("model.safetensors");
+    Ok(if inside.is_file() { inside } else { path.to_owned() })
+}
+
+/// Reads the weight file of a run directory, a checkpoint folder, or a file ([`locate`], then [`read`]).
+///
+/// # Errors
+/// As [`locate`] and [`read`].
+pub fn open(path: impl AsRef<Path>) -> Result<WeightFile, Error> {
+    read(&locate(path)?)
+}
+
+/// The configuration that a checkpoint of this software carries in its metadata; `None` of other files. `origin` names the
+/// file in messages.
+///
+/// # Errors
+/// A configuration that is damaged or of another model.
+pub fn written_config<T: DeserializeOwned>(
+    metadata: &BTreeMap<String, String>,
+    origin: &str,
+) -> Result<Option<T>, Error> {
+    match metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
+        None => Ok(None),
+        Some(Ok(config)) => Ok(Some(config)),
+        Some(Err(error)) => {
+            config_error(format!("the configuration inside {origin} cannot be read: {error}"))
+        }
+    }
+}
+
+/// Refuses a checkpoint of this software that another stage has written.
+pub(crate) fn check_stage(
+    metadata: &BTreeMap<String, String>,
+    origin: &str,
+    stage: &str,
+) -> Result<(), Error> {
+    match metadata.get("beit2.stage") {
+        Some(found) if found != stage => {
+            config_error(format!("{origin} holds a model of stage `{found}`, expected `{stage}`"))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Reads a safetensors or `.pth` file completely; the format is recognised by content.
 ///
@@ -168,23 +228,4 @@ pub fn encode(tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<
     let mut bytes = Vec::new();
     encode_to(&mut bytes, tensors, metadata)?;
     Ok(bytes)
-}
-
-/// Adds the derived `relative_position_index` buffers that the official code's strict loading asks for
-/// beside every bias table.
-pub fn with_position_indices(mut tensors: Tensors) -> Tensors {
-    const TABLE: &str = "relative_position_bias_table";
-    let tables: Vec<(String, usize)> = tensors
-        .iter()
-        .filter(|(name, _)| name.ends_with(TABLE))
-        .map(|(name, table)| (name.replace(TABLE, "relative_position_index"), table.shape[0]))
-        .collect();
-    for (name, rows) in tables {
-        // rows = (2g − 1)² + 3 for a square grid.
-        let grid = rows.saturating_sub(3).isqrt().div_ceil(2);
-        let tokens = grid * grid + 1;
-        let index = crate::vit::relative_position_index(grid, grid);
-        tensors.insert(name, TensorData::new(index, [tokens, tokens]));
-    }
-    tensors
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use beit2::params;
-use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
+use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig, plan_weights};
 use beit2::weights::{StateFile, WeightFile};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
@@ -45,7 +45,7 @@ fn loaded_model(case: &Case, dtype: DType) {
         tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
-    let plan = state.plan(&config, Pooling::Mean, classes, &options).unwrap();
+    let plan = plan_weights(state, &config, Pooling::Mean, classes, &options).unwrap();
     // What the checkpoint does not have comes from the official program's fresh model.
     let mut fresh = wide(case.below("fresh"));
     fresh.retain(|name, _| !name.ends_with("relative_position_index"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, PatchMask};
-use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig};
+use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig, plan_weights};
 use beit2::weights::{self, StateFile, WeightFile};
 use beit2_weights::inspect;
 use beit2_weights::plan::PlanOptions;
@@ -33,13 +33,13 @@ fn tensors(plan: beit2_weights::plan::Plan) -> weights::Tensors {
 /// The file as a Vision Transformer with `outputs` classes; sizes come from the file alone.
 fn transformer(case: &Case, file: WeightFile, outputs: usize, dtype: DType) -> VisionTransformer<Inner> {
     let state = StateFile::new(file, &case.name).unwrap();
-    let config = state.vit().unwrap();
+    let config = VitConfig::from_shapes(&state).unwrap();
     assert_eq!((config.depth, config.heads, config.image_size), (case.size("depth"), 2, case.size("img")));
     let pooling = match state.facts.pooling {
         Some(inspect::Pooling::Mean) => Pooling::Mean,
         _ => Pooling::Cls,
     };
-    let plan = state.plan(&config, pooling, outputs, &PlanOptions::default()).unwrap();
+    let plan = plan_weights(state, &config, pooling, outputs, &PlanOptions::default()).unwrap();
     let zeros = VisionTransformer::new(&config, pooling, outputs, &Default::default());
     params::load_strict(zeros, tensors(plan), dtype, |_| false).unwrap()
 }
@@ -98,7 +98,7 @@ fn hugging_face(case: &Case, dtype: DType) {
     };
     if case.has("input/mask") {
         let state = StateFile::new(file, &case.name).unwrap();
-        let vit: VitConfig = state.vit().unwrap();
+        let vit = VitConfig::from_shapes(&state).unwrap();
         let config = MimConfig {
             vit,
             vocab_size: state.facts.vocabulary.unwrap(),

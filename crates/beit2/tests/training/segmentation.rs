@@ -117,7 +117,7 @@ fn it_learns_and_opens_again() {
 fn a_published_file_tells_its_sizes() {
     let (config, device) = (config(), Default::default());
     let model = UperNet::<Flex>::zeros(&config, &device).unwrap().initialise(&config, 1);
-    let tensors = weights::with_position_indices(params::export(&model));
+    let tensors = beit2::vit::with_position_indices(params::export(&model));
     assert!(tensors.contains_key("backbone.blocks.3.attn.relative_position_index"));
     let root = tempfile::tempdir().unwrap();
     let meta = [

@@ -5,7 +5,7 @@ use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
-use crate::classify::ClassifierConfig;
+use crate::classify::{ClassifierConfig, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use crate::vit::{RelPosKind, VitConfig};
@@ -172,7 +172,7 @@ impl FinetuneRecipe {
                     self.init.weights
                 ));
             }
-            take_sizes(&mut self.model.vit, &state)?;
+            take_sizes(&mut self.model.vit, pretrained_sizes(&state)?);
         }
         if self.data.train.is_empty() {
             return Ok(());
@@ -280,12 +280,7 @@ impl FinetuneRecipe {
 
 /// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the input size unless
 /// it is 0, and how positions and layer scale are kept where the weights have them.
-///
-/// # Errors
-/// Weights whose sizes cannot be told.
-pub(crate) fn take_sizes(vit: &mut VitConfig, state: &StateFile) -> Result<(), Error> {
-    // A file of this software knows what shapes do not show.
-    let found = state.vit()?;
+pub(crate) fn take_sizes(vit: &mut VitConfig, found: VitConfig) {
     let image_size = match vit.image_size {
         0 => found.image_size,
         given => given,
@@ -301,5 +296,4 @@ pub(crate) fn take_sizes(vit: &mut VitConfig, state: &StateFile) -> Result<(), E
         true => found.layer_scale_init,
     };
     *vit = VitConfig { image_size, rel_pos_bias, layer_scale_init, drop_path: vit.drop_path, ..found };
-    Ok(())
 }

@@ -20,8 +20,8 @@ use crate::train::{
     AdamW, Assets, Env, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem,
     average_gradients, check_precision, share,
 };
-use crate::vit::{DropPath, VisionTransformer, drop_path_rates};
-use crate::weights::{self, StateFile, to_tensors};
+use crate::vit::{DropPath, VisionTransformer, drop_path_rates, plan_weights, with_position_indices};
+use crate::weights::{StateFile, to_tensors};
 
 impl TrainingItem for Item {
     fn is_upscaled(&self) -> bool {
@@ -212,7 +212,7 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let file = |tensors| weights::with_position_indices(tensors);
+            let file = |tensors| with_position_indices(tensors);
             let state = || Saved {
                 model: file(params::export(&model)),
                 optimizer: optimizer.export(),
@@ -243,7 +243,7 @@ pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPla
         tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
-    state.plan(&recipe.model.vit, recipe.model.pooling, recipe.model.classes, &options)
+    plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.classes, &options)
 }
 
 fn summary(plan: &LoadPlan) -> String {

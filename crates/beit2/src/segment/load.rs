@@ -1,4 +1,4 @@
-//! The start of a segmentation model: a pretrained trunk, of whatever file holds one.
+//! What of a weight file goes into a segmentation model: a whole one's sizes and tensors, or a pretrained trunk's.
 
 use beit2_kernels::Backend;
 use beit2_weights::convert::StateDict;
@@ -8,10 +8,12 @@ use beit2_weights::resize::TableResize;
 use burn::tensor::DType;
 
 use super::config::SegmenterConfig;
+use super::meta;
 use super::model::UperNet;
-use crate::error::Error;
+use crate::error::{Error, config_error};
 use crate::params;
-use crate::weights::{StateFile, to_tensors};
+use crate::vit::{VitConfig, plan_trunk_weights};
+use crate::weights::{StateFile, to_tensors, written_config};
 
 /// Takes what is not trunk out of the state dict of a segmentation model: pyramid and heads.
 pub(super) fn take_heads(state: &mut StateFile) -> StateDict {
@@ -27,7 +29,7 @@ pub(super) fn plan_backbone(
     config: &SegmenterConfig,
     tables: TableResize,
 ) -> Result<Plan, Error> {
-    let trunk = state.plan_trunk(&config.vit, tables)?;
+    let trunk = plan_trunk_weights(state, &config.vit, tables)?;
     let whole = |name: String| format!("backbone.{name}");
     Ok(Plan {
         tensors: trunk.tensors.into_iter().map(|(name, tensor)| (whole(name), tensor)).collect(),
@@ -75,4 +77,47 @@ pub fn load_backbone<B: Backend>(
     plan.fresh = fresh.map(|info| info.name).collect();
     let (model, _) = params::load(model, to_tensors(plan.tensors.clone()), DType::F32)?;
     Ok((model, plan))
+}
+
+/// The sizes of a segmentation file: its own configuration, or what a published one tells.
+pub(super) fn config_of(state: &StateFile, spec: &str) -> Result<SegmenterConfig, Error> {
+    match written_config(&state.metadata, spec)? {
+        Some(config) => Ok(config),
+        None => published(state).map_err(|error| Error::Config(format!("{spec}: {error}"))),
+    }
+}
+
+/// The sizes of a file without a configuration of ours: what its tensors tell, and the published choices for what
+/// they do not tell.
+fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
+    let defaults = SegmenterConfig::default();
+    let inputs = |name: &str| Some(*state.tensors.get(name)?.shape().get(1)?);
+    let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.facts.classes) else {
+        return config_error("there is no decode_head.conv_seg.weight; expected a UPerNet");
+    };
+    let branches = (0..)
+        .take_while(|at| state.tensors.contains_key(&format!("decode_head.psp_modules.{at}.1.conv.weight")));
+    if branches.count() != defaults.pool_scales.len() {
+        return config_error(format!(
+            "the number of decode_head.psp_modules is not {}, and the file does not tell their scales",
+            defaults.pool_scales.len()
+        ));
+    }
+    let aux_channels = inputs("auxiliary_head.conv_seg.weight");
+    let vit = VitConfig::from_shapes(state)?;
+    let written = |key: &str| state.metadata.get(key).map(String::as_str).unwrap_or_default();
+    let names = meta::texts(written("meta.CLASSES")).unwrap_or_default();
+    let palette = meta::colours(written("meta.PALETTE")).unwrap_or_default();
+    Ok(SegmenterConfig {
+        out_indices: SegmenterConfig::taps(vit.depth),
+        vit,
+        channels,
+        aux_channels: aux_channels.unwrap_or(defaults.aux_channels),
+        aux_weight: if aux_channels.is_some() { defaults.aux_weight } else { 0.0 },
+        classes,
+        // Names and colours of another list of classes would be wrong for all.
+        class_names: if names.len() == classes { names } else { Vec::new() },
+        palette: if palette.len() == classes { palette } else { Vec::new() },
+        ..defaults
+    })
 }

@@ -1,0 +1,52 @@
+//! A pretrained model from whatever file holds one.
+
+use beit2_kernels::Backend;
+use burn::tensor::DType;
+
+use super::{MimConfig, MimModel};
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::vit::VitConfig;
+use crate::weights::{StateFile, WeightFile, check_stage, to_tensors, written_config};
+
+/// A pretrained masked image model, with its sizes. `origin` names the file in messages.
+///
+/// # Errors
+/// A file of another model, of another stage, or that does not fit the sizes.
+pub fn load<B: Backend>(
+    file: WeightFile,
+    origin: &str,
+    device: &B::Device,
+) -> Result<(MimConfig, MimModel<B>), Error> {
+    check_stage(&file.metadata, origin, "pretrain")?;
+    let written = written_config(&file.metadata, origin)?;
+    let state = StateFile::new(file, origin)?;
+    let config = match written {
+        Some(config) => config,
+        None => from_shapes(&state)?,
+    };
+    let model = MimModel::<B>::zeros(&config, device)?;
+    Ok((config, params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?))
+}
+
+/// The sizes of a published masked image model.
+fn from_shapes(state: &StateFile) -> Result<MimConfig, Error> {
+    let origin = &state.origin;
+    let Some(vocab_size) = state.facts.vocabulary else {
+        return config_error(format!(
+            "{origin} holds a {} model; expected one of masked image modeling, with its prediction head",
+            state.facts.layout.kind
+        ));
+    };
+    let vit = VitConfig::from_shapes(state)?;
+    let plain = MimConfig { vit, vocab_size, patch_aggregation: false, ..MimConfig::default() };
+    let Some(aggregation) = state.facts.aggregation else { return Ok(plain) };
+    let Some(intermediate_layer) = aggregation.early_layer else {
+        return config_error(format!(
+            "{origin} does not tell which block its aggregation head looks at, and {} blocks are no published size",
+            plain.vit.depth
+        ));
+    };
+    let (head_layers, shared_lm_head) = (aggregation.head_layers, aggregation.shared_head);
+    Ok(MimConfig { patch_aggregation: true, intermediate_layer, head_layers, shared_lm_head, ..plain })
+}

@@ -1,0 +1,78 @@
+//! A trained tokenizer from whatever file holds one.
+
+use beit2_kernels::Backend;
+use burn::module::Module;
+use burn::tensor::DType;
+
+use super::{TokenizerConfig, VqKd};
+use crate::error::{Error, config_error};
+use crate::params;
+use crate::vit::VitConfig;
+use crate::weights::{StateFile, WeightFile, check_stage, to_tensors, written_config};
+
+/// A tokenizer for inference, with its sizes. `origin` names the file in messages; `variant` is a registered name for files
+/// that do not say their sizes themselves, without which shapes tell them.
+///
+/// # Errors
+/// A file of another model, of another stage, or that does not fit the sizes; a codebook that was never started.
+pub fn load<B: Backend>(
+    mut file: WeightFile,
+    origin: &str,
+    variant: Option<&str>,
+    device: &B::Device,
+) -> Result<(TokenizerConfig, VqKd<B>), Error> {
+    check_stage(&file.metadata, origin, "tokenizer")?;
+    let known = match (written_config(&file.metadata, origin)?, variant) {
+        (Some(config), _) => Some(config),
+        (None, None) => None,
+        (None, Some(variant)) => match TokenizerConfig::named(variant) {
+            Some(config) => Some(config),
+            None => {
+                return config_error(format!("tokenizer.variant `{variant}` is not a registered tokenizer"));
+            }
+        },
+    };
+    // Training files of the reference carry the teacher; a tokenizer does not need it.
+    file.tensors.retain(|name, _| {
+        !["loss", "teacher_model.", "scaling_layer."].iter().any(|prefix| name.starts_with(prefix))
+    });
+    let state = StateFile::new(file, origin)?;
+    let config = match known {
+        Some(config) => config,
+        None => from_shapes(&state)?,
+    };
+    let model = VqKd::<B>::zeros(&config, device)?;
+    let model = params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?.no_grad();
+    if !model.quantize.is_initialised() {
+        return config_error(format!(
+            "the codebook in {origin} was never started; train that tokenizer further"
+        ));
+    }
+    Ok((config, model))
+}
+
+/// The sizes of a published tokenizer.
+fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
+    let origin = &state.origin;
+    let Some(facts) = state.facts.tokenizer else {
+        return config_error(format!("{origin} holds a {} model, not a tokenizer", state.facts.layout.kind));
+    };
+    let vit = VitConfig::from_shapes(state)?;
+    let config = TokenizerConfig {
+        image_size: vit.image_size,
+        patch_size: vit.patch_size,
+        width: vit.width,
+        depth: vit.depth,
+        heads: vit.heads,
+        decoder_width: facts.decoder_width,
+        decoder_depth: facts.decoder_depth,
+        // As wide as the encoder's: so it is in every registered variant.
+        decoder_heads: (facts.decoder_width * vit.heads / vit.width).max(1),
+        codebook_size: facts.codes,
+        code_dim: facts.code_dim,
+        teacher_dim: facts.teacher_width,
+        ..TokenizerConfig::default()
+    };
+    config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;
+    Ok(config)
+}

@@ -1,0 +1,145 @@
+//! Weight files to Vision Transformers: the sizes that a file tells, and what of it goes into a model of given sizes.
+
+use beit2_weights::inspect::{self, RelativeBias};
+use beit2_weights::layout::{Family, Kind};
+use beit2_weights::plan::{Plan, PlanOptions, Target, plan};
+use beit2_weights::resize::TableResize;
+use burn::tensor::TensorData;
+
+use super::{Pooling, RelPosKind, VitConfig, relative_position_index};
+use crate::error::{Error, config_error};
+use crate::weights::{HF_NORM_EPS, StateFile, Tensors};
+
+/// Width of an attention head in every published model; what a file without bias tables is taken to have.
+const HEAD_WIDTH: usize = 64;
+
+impl VitConfig {
+    /// The sizes that names and shapes of a file tell (of a tokenizer its encoder's), for the image size it was trained
+    /// with. A checkpoint of this software says more in its configuration
+    /// ([`written_config`](crate::weights::written_config)).
+    ///
+    /// # Errors
+    /// Sizes that the file does not tell and that cannot be guessed.
+    pub fn from_shapes(state: &StateFile) -> Result<Self, Error> {
+        let (facts, origin) = (&state.facts, &state.origin);
+        let Some(image_size) = facts.image_px() else {
+            return config_error(format!("{origin} has no positions that tell its image size"));
+        };
+        let heads = match facts.heads {
+            Some(heads) => heads,
+            None if facts.width.is_multiple_of(HEAD_WIDTH) => facts.width / HEAD_WIDTH,
+            None => {
+                return config_error(format!(
+                    "{origin} does not tell its number of attention heads, and its width {} is no multiple of \
+                     {HEAD_WIDTH}, the usual width of a head",
+                    facts.width
+                ));
+            }
+        };
+        let eps = state.metadata.get(HF_NORM_EPS).and_then(|text| text.parse().ok());
+        let config = VitConfig {
+            image_size,
+            patch_size: facts.patch,
+            in_chans: facts.channels,
+            width: facts.width,
+            depth: facts.depth,
+            heads,
+            mlp_ratio: facts.mlp_width as f64 / facts.width as f64,
+            qkv_bias: facts.qkv_bias,
+            // The number is only the start of training; what counts here is whether there are factors.
+            layer_scale_init: if facts.layer_scale { 0.1 } else { 0.0 },
+            abs_pos_emb: facts.abs_pos,
+            rel_pos_bias: match facts.bias {
+                RelativeBias::None => RelPosKind::None,
+                RelativeBias::Shared => RelPosKind::Shared,
+                RelativeBias::PerBlock => RelPosKind::PerBlock,
+            },
+            drop_path: 0.0,
+            norm_eps: match (facts.layout.family, eps) {
+                (Family::HuggingFace, Some(eps)) => eps,
+                _ => VitConfig::default().norm_eps,
+            },
+        };
+        config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;
+        Ok(config)
+    }
+}
+
+/// What of a file goes into a [`VisionTransformer`](super::VisionTransformer) of these sizes (docs/method.md §4.2): tables and
+/// positions resized, a shared table copied into the blocks, a head of another size left out.
+///
+/// # Errors
+/// Sizes that differ in something that cannot be converted.
+pub fn plan_weights(
+    state: StateFile,
+    vit: &VitConfig,
+    pooling: Pooling,
+    classes: usize,
+    options: &PlanOptions<'_>,
+) -> Result<Plan, Error> {
+    let origin = state.origin;
+    plan(state.tensors, &target(vit, Some(pooling), classes), options)
+        .map_err(|error| Error::Config(format!("{origin}: {error}")))
+}
+
+/// As [`plan_weights`], for a trunk that ends with its last block (segmentation): no final norm, no head. Of a tokenizer the
+/// encoder is taken, of a segmentation model the backbone; names are those of a trunk by itself.
+///
+/// # Errors
+/// Sizes that differ in something that cannot be converted.
+pub fn plan_trunk_weights(mut state: StateFile, vit: &VitConfig, tables: TableResize) -> Result<Plan, Error> {
+    if state.facts.layout.kind == Kind::Segmentation {
+        let own = |name: String| name.strip_prefix("backbone.").map(str::to_owned).unwrap_or(name);
+        state.tensors = state.tensors.into_iter().map(|(name, tensor)| (own(name), tensor)).collect();
+    }
+    let tokenizer_encoder = state.facts.layout.kind == Kind::Tokenizer;
+    let options = PlanOptions { tokenizer_encoder, tables, ..PlanOptions::default() };
+    let origin = state.origin;
+    plan(state.tensors, &target(vit, None, 0), &options)
+        .map_err(|error| Error::Config(format!("{origin}: {error}")))
+}
+
+/// A Vision Transformer as the weights crate sees it.
+fn target(vit: &VitConfig, pooling: Option<Pooling>, classes: usize) -> Target {
+    Target {
+        grid: vit.grid(),
+        patch: vit.patch_size,
+        channels: vit.in_chans,
+        width: vit.width,
+        heads: vit.heads,
+        mlp_width: vit.mlp_hidden(),
+        depth: vit.depth,
+        classes,
+        bias: match vit.rel_pos_bias {
+            RelPosKind::None => RelativeBias::None,
+            RelPosKind::Shared => RelativeBias::Shared,
+            RelPosKind::PerBlock => RelativeBias::PerBlock,
+        },
+        abs_pos: vit.abs_pos_emb,
+        pooling: pooling.map(|pooling| match pooling {
+            Pooling::Mean => inspect::Pooling::Mean,
+            Pooling::Cls => inspect::Pooling::Cls,
+        }),
+        layer_scale: vit.layer_scale_init > 0.0,
+        qkv_bias: vit.qkv_bias,
+    }
+}
+
+/// Adds the derived `relative_position_index` buffers that the official code's strict loading asks for
+/// beside every bias table.
+pub fn with_position_indices(mut tensors: Tensors) -> Tensors {
+    const TABLE: &str = "relative_position_bias_table";
+    let tables: Vec<(String, usize)> = tensors
+        .iter()
+        .filter(|(name, _)| name.ends_with(TABLE))
+        .map(|(name, table)| (name.replace(TABLE, "relative_position_index"), table.shape[0]))
+        .collect();
+    for (name, rows) in tables {
+        // rows = (2g − 1)² + 3 for a square grid.
+        let grid = rows.saturating_sub(3).isqrt().div_ceil(2);
+        let tokens = grid * grid + 1;
+        let index = relative_position_index(grid, grid);
+        tensors.insert(name, TensorData::new(index, [tokens, tokens]));
+    }
+    tensors
+}
