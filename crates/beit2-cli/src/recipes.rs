@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use beit2::train::SCHEDULE_ALTERNATIVES;
 use beit2_run::recipe;
 
 use crate::display;
@@ -77,7 +78,7 @@ pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> any
             S::NAME
         ));
     }
-    Ok(recipe::resolve(&recipe.text, &recipe.origin, overrides)?)
+    Ok(recipe::resolve(&recipe.text, &recipe.origin, overrides, &SCHEDULE_ALTERNATIVES)?)
 }
 
 #[cfg(test)]

@@ -54,6 +54,20 @@ pub(crate) fn set(table: &mut Table, name: &str, value: Value) {
     }
 }
 
+/// Takes the value at a dotted name away, if there is one.
+pub(crate) fn remove(table: &mut Table, name: &str) {
+    match name.split_once('.') {
+        None => {
+            table.remove(name);
+        }
+        Some((head, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(head) {
+                remove(inner, rest);
+            }
+        }
+    }
+}
+
 /// Whether `name` is `prefix` or lies below it.
 pub(crate) fn is_under(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))

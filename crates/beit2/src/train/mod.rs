@@ -26,7 +26,9 @@ pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
 pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, share};
 pub use prefetch::Prefetch;
-pub use recipe::{DataConfig, LoggingConfig, OptimizerConfig, Plan, ScheduleConfig, check_precision};
+pub use recipe::{
+    DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, ScheduleConfig, check_precision,
+};
 pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
 pub use session::Session;
 pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};

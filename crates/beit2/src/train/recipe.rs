@@ -118,6 +118,11 @@ impl OptimizerConfig {
     }
 }
 
+/// Keys of `[schedule]` of which the second decides where both are given. Someone who sets the first over a recipe that
+/// gives the second means the first (see [`beit2_run::recipe::resolve`]).
+pub const SCHEDULE_ALTERNATIVES: [(&str, &str); 2] =
+    [("schedule.epochs", "schedule.steps"), ("schedule.warmup_epochs", "schedule.warmup_steps")];
+
 /// `[schedule]`: how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -8,6 +8,8 @@ struct Optimizer {
     lr: f64,
     betas: Vec<f64>,
     warmup_steps: u32,
+    steps: Option<u64>,
+    precision: Option<Precision>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,7 @@ enum Precision {
 #[serde(deny_unknown_fields)]
 struct Settings {
     name: String,
+    folder: Option<String>,
     epochs: u32,
     precision: Precision,
     limit: Option<usize>,
@@ -38,18 +41,27 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             name: "plain".into(),
+            folder: Some("cache".into()),
             epochs: 10,
             precision: Precision::F32,
             limit: None,
-            optimizer: Optimizer { lr: 1.5e-3, betas: vec![0.9, 0.98], warmup_steps: 5 },
+            optimizer: Optimizer {
+                lr: 1.5e-3,
+                betas: vec![0.9, 0.98],
+                warmup_steps: 5,
+                steps: None,
+                precision: None,
+            },
             head: Head { depth: 2, warmup_steps: 1 },
         }
     }
 }
 
+const ALTERNATIVES: [(&str, &str); 1] = [("epochs", "optimizer.steps")];
+
 fn check(text: &str, overrides: &[(&str, &str)]) -> Result<Settings, String> {
     let overrides: Vec<_> = overrides.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    resolve_with(text, "recipes/x.toml", &overrides, &["limit"]).map_err(|error| error.to_string())
+    resolve(text, "recipes/x.toml", &overrides, &ALTERNATIVES).map_err(|error| error.to_string())
 }
 
 fn refusal(text: &str, overrides: &[(&str, &str)]) -> String {
@@ -60,7 +72,10 @@ fn refusal(text: &str, overrides: &[(&str, &str)]) -> String {
 fn later_layers_replace_single_keys() {
     let got = check("epochs = 3\n[optimizer]\nlr = 1\n", &[("betas", "[0.5, 0.6]"), ("limit", "7")]).unwrap();
     assert_eq!(got.epochs, 3);
-    assert_eq!(got.optimizer, Optimizer { lr: 1.0, betas: vec![0.5, 0.6], warmup_steps: 5 });
+    assert_eq!(
+        got.optimizer,
+        Optimizer { lr: 1.0, betas: vec![0.5, 0.6], warmup_steps: 5, steps: None, precision: None }
+    );
     assert_eq!(got.limit, Some(7));
     assert_eq!(check("", &[]).unwrap(), Settings::default());
 }
@@ -72,7 +87,10 @@ fn overrides_take_full_names_short_names_tables_and_bare_words() {
     assert_eq!((got.optimizer.lr, got.head.depth, got.precision), (2e-4, 4, Precision::Bf16));
     assert_eq!(got.name, "300", "a number is a name where the setting is a name");
     let got = check("", &[("optimizer", "{ lr = 3.0, warmup_steps = 9 }")]).unwrap();
-    assert_eq!(got.optimizer, Optimizer { lr: 3.0, betas: vec![0.9, 0.98], warmup_steps: 9 });
+    assert_eq!(
+        got.optimizer,
+        Optimizer { lr: 3.0, betas: vec![0.9, 0.98], warmup_steps: 9, steps: None, precision: None }
+    );
     assert_eq!(check("", &[("name", "a b # c")]).unwrap().name, "a b # c");
 }
 
@@ -141,7 +159,10 @@ fn wrong_kinds_say_expected_and_found() {
     let item = refusal("[optimizer]\nbetas = [0.9, \"x\"]", &[]);
     assert!(item.starts_with("`optimizer.betas` in recipes/x.toml line 2 cannot be"), "{item}");
     let limit = refusal("limit = \"all\"", &[]);
-    assert!(limit.starts_with("`limit` in recipes/x.toml line 1 cannot be \"all\": invalid type"), "{limit}");
+    assert_eq!(
+        limit,
+        "`limit` in recipes/x.toml line 1 must be a whole number or \"none\", found a string (\"all\")"
+    );
 }
 
 #[test]
@@ -167,6 +188,32 @@ fn header_is_the_leading_comment_block() {
 
 #[test]
 fn known_keys_include_the_optional_ones() {
-    let keys = known_keys::<Settings>(&["limit"]).unwrap();
-    assert!(keys.contains(&"optimizer.lr".to_owned()) && keys.contains(&"limit".to_owned()));
+    let keys = known_keys::<Settings>().unwrap();
+    for key in ["optimizer.lr", "limit", "folder", "optimizer.steps", "optimizer.precision", "head.depth"] {
+        assert!(keys.contains(&key.to_owned()), "{key} is not in {keys:?}");
+    }
+}
+
+#[test]
+fn an_optional_key_is_absent_given_or_taken_away() {
+    let got = check("limit = 3\n[optimizer]\nsteps = 8\nprecision = \"bf16\"\n", &[]).unwrap();
+    assert_eq!((got.limit, got.optimizer.steps), (Some(3), Some(8)));
+    assert_eq!(got.optimizer.precision, Some(Precision::Bf16));
+    let got = check("limit = 3\n[optimizer]\nsteps = 8\n", &[("limit", "none"), ("folder", "300")]).unwrap();
+    assert_eq!((got.limit, got.folder.as_deref()), (None, Some("300")), "a number is a name here too");
+    let got = check("limit = 3\nfolder = \"none\"\n", &[]).unwrap();
+    assert_eq!((got.limit, &got.folder), (Some(3), &None));
+    // What is printed is what is read: this default has a value.
+    let text = to_toml(&got).unwrap();
+    assert!(text.contains("folder = \"none\"") && !text.contains("steps = \"none\""), "{text}");
+    assert_eq!(check(&text, &[]).unwrap(), got);
+}
+
+#[test]
+fn a_later_layer_decides_between_alternatives() {
+    let steps = "[optimizer]\nsteps = 8\n";
+    assert_eq!(check(steps, &[("epochs", "2")]).unwrap().optimizer.steps, None);
+    assert_eq!(check(steps, &[("epochs", "2"), ("steps", "9")]).unwrap().optimizer.steps, Some(9));
+    let both = format!("epochs = 2\n{steps}");
+    assert_eq!(check(&both, &[]).unwrap().optimizer.steps, Some(8), "one layer may give both");
 }
