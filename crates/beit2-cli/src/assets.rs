@@ -13,7 +13,7 @@ use beit2_data::source::{self, StaticShard, TarSource};
 use crate::recipes::{TEACHER, TRAIN, VAL};
 
 const TRAIN_NAME: &str = "bundled:train";
-const VAL_NAME: &str = "bundled:val";
+pub const VAL_NAME: &str = "bundled:val";
 const TEACHER_NAME: &str = "bundled:teacher";
 
 /// What this program can open.

@@ -125,8 +125,8 @@ impl Inputs {
         let train = settings.source(assets, &data.train)?;
         let plan = Plan::new(settings.schedule(), settings.optimizer(), train.len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
-        if !data.val.is_empty() {
-            fingerprints.push(("val", settings.source(assets, &data.val)?.fingerprint()));
+        if let Some(val) = &data.val {
+            fingerprints.push(("val", settings.source(assets, val)?.fingerprint()));
         }
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));

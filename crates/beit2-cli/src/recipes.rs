@@ -119,6 +119,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn optional_keys_can_be_taken_away_and_stay_away() {
+        fn check<S: Stage + PartialEq + std::fmt::Debug>(optional: &[&str]) {
+            let none: Vec<_> = optional.iter().map(|key| ((*key).to_owned(), "none".to_owned())).collect();
+            let settings: S = recipe::resolve("", "x.toml", &none, &[]).unwrap();
+            let text = recipe::to_toml(&settings).unwrap();
+            for key in optional {
+                let name = key.rsplit('.').next().unwrap();
+                let given = text
+                    .lines()
+                    .any(|line| line.starts_with(&format!("{name} = ")) && !line.ends_with("\"none\""));
+                assert!(!given, "{}: {key} is still there:\n{text}", S::NAME);
+            }
+            // A continued run reads its own recipe: nothing that was taken away may come back.
+            assert_eq!(recipe::resolve::<S>(&text, "x.toml", &[], &[]).unwrap(), settings);
+        }
+        let shared = [
+            "data.val",
+            "optimizer.base_batch_size",
+            "optimizer.weight_decay_end",
+            "optimizer.clip_grad",
+            "schedule.steps",
+            "schedule.warmup_steps",
+            "logging.checkpoint_every",
+            "logging.eval_every_epochs",
+        ];
+        let with = |own: &[&'static str]| [&shared[..], own].concat();
+        check::<TokenizerRecipe>(&with(&["teacher.heads", "teacher.layer", "codebook.revive_after_steps"]));
+        check::<PretrainRecipe>(&with(&["tokenizer.variant", "tokenizer.cache", "mask.max_block"]));
+        check::<FinetuneRecipe>(&with(&["ema_decay", "model.classes", "eval.crop_pct", "eval.batch_size"]));
+        check::<SegmentRecipe>(&with(&["model.classes", "eval.every", "infer.stride"]));
+        check::<DistillRecipe>(&with(&["teacher.heads", "teacher.layer", "view_epochs"]));
+    }
+
     /// The values of docs/method.md §2.6 and §3.5 that the paper's tables rest on.
     #[test]
     fn paper_recipes_hold_the_papers_values() {
@@ -133,7 +167,7 @@ mod tests {
             assert_eq!((r.model.codebook_size, r.model.code_dim, r.model.kmeans_init), (8192, 32, true));
             assert_eq!((r.schedule.epochs, r.schedule.batch_size), (100, 512));
             assert!((r.optimizer.peak_lr(512) - 2e-4).abs() < 1e-12 && r.optimizer.beta2 == 0.99);
-            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (1e-4, 0.0));
+            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (1e-4, None));
         }
         for (name, epochs, early, beta2, drop, gamma) in [
             ("mim_base_300e", 300, 9, 0.98, 0.0, 0.1),
@@ -149,7 +183,7 @@ mod tests {
             );
             assert_eq!((r.optimizer.beta2, r.model.vit.drop_path), (beta2, drop), "{name}");
             assert_eq!((r.model.vit.layer_scale_init, r.mask.patches), (gamma, 75), "{name}");
-            assert_eq!((r.optimizer.peak_lr(2048), r.optimizer.clip_grad), (1.5e-3, 3.0));
+            assert_eq!((r.optimizer.peak_lr(2048), r.optimizer.clip_grad), (1.5e-3, Some(3.0)));
         }
     }
 
@@ -169,10 +203,13 @@ mod tests {
             assert_eq!(r.model.out_indices, SegmenterConfig::taps(r.model.vit.depth), "{name}");
             assert_eq!(
                 (r.schedule.steps, r.schedule.warmup_steps, r.schedule.batch_size),
-                (160_000, 1500, 16)
+                (Some(160_000), Some(1500), 16)
             );
-            assert_eq!((r.augment.base, r.model.vit.image_size, r.infer.stride), ([2048, 512], 512, 341));
-            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (0.05, 0.0));
+            assert_eq!(
+                (r.augment.base, r.model.vit.image_size, r.infer.stride),
+                ([2048, 512], 512, Some(341))
+            );
+            assert_eq!((r.optimizer.weight_decay, r.optimizer.clip_grad), (0.05, None));
         }
     }
 

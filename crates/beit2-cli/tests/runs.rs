@@ -208,7 +208,7 @@ fn every_recipe_resolves() {
             "--set",
             "warmup_epochs=0.0",
             "--set",
-            "warmup_steps=0",
+            "warmup_steps=none",
             "--set",
             "kmeans_warmup_steps=0",
         ];

@@ -44,8 +44,7 @@ batch_size = 4
 [eval]
 every = 30
 [infer]
-long_side = 0
-short_side = 0
+resize = false
 [logging]
 log_every = 10
 checkpoint_every = 30
@@ -202,7 +201,7 @@ fn a_large_image_is_segmented_in_strips() {
         "native",
         "--stride",
         "64",
-        "--windows",
+        "--batch-size",
         "16",
         "--quiet",
     ];

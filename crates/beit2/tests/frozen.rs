@@ -124,7 +124,7 @@ fn frozen_halves(precision: Precision) {
 
     let vit = VitConfig { abs_pos_emb: true, layer_scale_init: 0.0, ..small(RelPosKind::None) };
     let weights = initialise(VisionTransformer::<Flex>::new(&vit, Pooling::Mean, 16, &device), RULE, 1);
-    let options = TeacherConfig { kind: TeacherKind::Distilled, heads: 3, ..TeacherConfig::default() };
+    let options = TeacherConfig { kind: TeacherKind::Distilled, heads: Some(3), ..TeacherConfig::default() };
     let mut teacher =
         Teacher::<Flex>::from_tensors(&options, params::export(&weights), DType::F32, &device).unwrap();
     teacher.set_precision(precision);
@@ -139,7 +139,7 @@ fn segmentation(precision: Precision) {
         vit: VitConfig { image_size: 64, patch_size: 16, depth: 4, ..small(RelPosKind::PerBlock) },
         out_indices: [0, 1, 2, 3],
         channels: 16,
-        classes: 3,
+        classes: Some(3),
         aux_weight: 0.0,
         ..SegmenterConfig::default()
     };

@@ -210,7 +210,7 @@ impl Job for Evaluate<'_> {
             precision: args.products.precision,
         };
         let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
-        let (classes, names) = (classifier.config.classes, &classifier.config.class_names);
+        let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
         check_classes(args, source.classes(), classes, names)?;
         let data = DataConfig { workers: args.workers, ..DataConfig::default() };
         let view = view(args, classifier.config.vit.image_size);
@@ -221,7 +221,7 @@ impl Job for Evaluate<'_> {
 
 fn view(args: &Args, size: usize) -> EvalConfig {
     let table = EvalTable {
-        crop_pct: args.crop_pct.unwrap_or(0.0),
+        crop_pct: args.crop_pct,
         crop_mode: match args.crop_mode {
             Mode::Center => CropMode::Center,
             Mode::Squash => CropMode::Squash,
@@ -232,7 +232,7 @@ fn view(args: &Args, size: usize) -> EvalConfig {
             Filter::Bicubic => Interpolation::Bicubic,
             Filter::Lanczos => Interpolation::Lanczos,
         },
-        batch: args.batch_size,
+        batch_size: Some(args.batch_size),
     };
     table.view(size)
 }

@@ -141,7 +141,7 @@ impl Job for Predicting<'_> {
             ..OpenOptions::default()
         };
         let mut model = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
-        let classes = model.config.classes;
+        let classes = model.config.class_count();
         if let (Some(names), Some(path)) = (names, &args.names) {
             if names.len() != classes {
                 return usage(format!(

@@ -17,7 +17,7 @@ use beit2_run::StopFlag;
 use beit2_run::report::{GalleryCode, MimSample};
 use burn::tensor::DType;
 
-use crate::assets::AssetStore;
+use crate::assets::{AssetStore, VAL_NAME};
 use crate::device::Job;
 
 /// Codes shown in the gallery, and patches of each.
@@ -88,7 +88,7 @@ impl Job for Measurement<'_> {
                 .freeze();
         let tokenizer = tokenizer.freeze_encoder();
         let train = self.assets.source(&self.pretrain.data.train)?;
-        let val = self.assets.source(&self.pretrain.data.val)?;
+        let val = self.assets.source(self.pretrain.data.val.as_deref().unwrap_or(VAL_NAME))?;
 
         let mim = pretrain::evaluate(&model, &tokenizer, val.clone(), self.pretrain, device)?;
         let samples = visualize::mim_samples(
@@ -121,7 +121,7 @@ impl Job for Measurement<'_> {
             rows: Vec::new(),
         };
         bench.pixels()?;
-        let last = config.vit.depth - 1;
+        let last = config.vit.depth;
         let random = MimModel::new(&config, self.pretrain.seed, device)?;
         let [random, model] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last).freeze());
         bench.model("random", "same ViT, random", &random, FeatureKind::Cls)?;

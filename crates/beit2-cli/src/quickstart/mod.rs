@@ -111,8 +111,9 @@ fn scaled(steps: u64, scale: f64) -> u64 {
 
 /// Stretches a schedule, warm-up included; at least `least` steps beyond the warm-up stay.
 fn scale_steps(schedule: &mut ScheduleConfig, scale: f64, least: u64) {
-    schedule.warmup_steps = scaled(schedule.warmup_steps, scale).max(1);
-    schedule.steps = scaled(schedule.steps, scale).max(schedule.warmup_steps + least);
+    let warmup = scaled(schedule.warmup_steps.unwrap_or_default(), scale).max(1);
+    let steps = scaled(schedule.steps.unwrap_or_default(), scale).max(warmup + least);
+    (schedule.warmup_steps, schedule.steps) = (Some(warmup), Some(steps));
 }
 
 /// One of the two training stages.
@@ -190,12 +191,13 @@ mod tests {
 
     #[test]
     fn schedules_scale_with_the_minutes() {
-        let make = || ScheduleConfig { steps: 200, warmup_steps: 20, ..ScheduleConfig::default() };
+        let make =
+            || ScheduleConfig { steps: Some(200), warmup_steps: Some(20), ..ScheduleConfig::default() };
         let mut schedule = make();
         scale_steps(&mut schedule, 2.5, 1);
-        assert_eq!((schedule.steps, schedule.warmup_steps), (500, 50));
+        assert_eq!((schedule.steps, schedule.warmup_steps), (Some(500), Some(50)));
         let mut schedule = make();
         scale_steps(&mut schedule, 0.01, 41);
-        assert_eq!((schedule.steps, schedule.warmup_steps), (42, 1));
+        assert_eq!((schedule.steps, schedule.warmup_steps), (Some(42), Some(1)));
     }
 }

@@ -59,7 +59,7 @@ pub fn classifier(path: &Path, names: &[&str], classes: usize) {
     let config = ClassifierConfig {
         vit: vit(RelPosKind::PerBlock),
         pooling: Pooling::Mean,
-        classes,
+        classes: Some(classes),
         class_names: names.iter().map(|name| (*name).to_owned()).collect(),
     };
     let model = VisionTransformer::<Flex>::new(&config.vit, Pooling::Mean, classes, &Default::default());
@@ -123,7 +123,7 @@ pub fn segmenter(path: &Path, classes: usize) {
         out_indices: [0, 1, 2, 3],
         channels: 16,
         aux_channels: 8,
-        classes,
+        classes: Some(classes),
         ..SegmenterConfig::default()
     };
     let model = UperNet::<Flex>::zeros(&config, &Default::default()).unwrap().initialise(&config, 1);

@@ -23,8 +23,8 @@ pub struct ClassifierConfig {
     pub vit: VitConfig,
     /// What becomes the image's vector.
     pub pooling: Pooling,
-    /// Number of classes; 0 when the training images tell.
-    pub classes: usize,
+    /// Number of classes; absent: the training images tell.
+    pub classes: Option<usize>,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
 }
@@ -34,9 +34,16 @@ impl Default for ClassifierConfig {
         Self {
             vit: VitConfig { rel_pos_bias: RelPosKind::PerBlock, ..VitConfig::default() },
             pooling: Pooling::Mean,
-            classes: 0,
+            classes: None,
             class_names: Vec::new(),
         }
+    }
+}
+
+impl ClassifierConfig {
+    /// Number of classes K of a resolved configuration: the recipe's, or what the training images told.
+    pub fn class_count(&self) -> usize {
+        self.classes.unwrap_or_default()
     }
 }
 
@@ -134,7 +141,7 @@ impl<B: Backend> Classifier<B> {
             let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();
             (classes, config.class_names) = (rows.len(), kept);
         }
-        config.classes = classes;
+        config.classes = Some(classes);
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
         if config.vit.in_chans != 3 {

@@ -22,7 +22,8 @@ const TEACHER_SIDE: usize = 224;
 /// How an [`Embedder`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EmbedOptions {
-    /// Block after which features are taken, un-normalised, counted from 1. `None`: what the model ends with. That is
+    /// Block after which features are taken, un-normalised, counted from 1; 0: the patch embedding. `None`: what the model
+    /// ends with. That is
     /// the final norm, but of a masked image model the last block: its norm serves the prediction of tokens.
     pub layer: Option<usize>,
     /// Side of the images; `None`: as it was trained. Positions are resized.
@@ -51,7 +52,7 @@ pub struct Embedder<B: Backend> {
     pub net: Featurizer<B>,
     /// Side of its images.
     pub image_px: usize,
-    /// The block that was chosen, counted from 1; `None` after the final norm.
+    /// The block that was chosen, counted from 1 (0: the patch embedding); `None`: after the final norm.
     pub layer: Option<usize>,
     device: B::Device,
 }
@@ -121,16 +122,16 @@ impl<B: Backend> Embedder<B> {
         }
     }
 
-    /// Takes features after another block, counted from 1, un-normalised; without effect where [`Self::blocks`] is
+    /// Takes features after another block, counted from 1 (0: the patch embedding), un-normalised; without effect where [`Self::blocks`] is
     /// `None`.
     pub fn set_layer(&mut self, layer: usize) {
-        let at = layer.clamp(1, self.blocks().unwrap_or(1)) - 1;
+        let after = layer.min(self.blocks().unwrap_or(0));
         match &mut self.net {
-            Featurizer::Mim(_, layer) => *layer = at,
-            Featurizer::Vit(_, layer) => *layer = Some(at),
+            Featurizer::Mim(_, layer) => *layer = after,
+            Featurizer::Vit(_, layer) => *layer = Some(after),
             Featurizer::Encoder(_) | Featurizer::Teacher(_) => return,
         }
-        self.layer = Some(at + 1);
+        self.layer = Some(after);
     }
 
     /// How it sees an image: the shorter side resized, the centre cut out.
@@ -181,8 +182,10 @@ fn open_vit<B: Backend>(
     }
     let mut vit = pretrained_sizes(&state)?;
     let depth = vit.depth;
-    if let Some(layer) = options.layer.filter(|layer| !(1..=depth).contains(layer)) {
-        return config_error(format!("layer {layer} does not exist; the model has blocks 1 to {depth}"));
+    if let Some(layer) = options.layer.filter(|layer| *layer > depth) {
+        return config_error(format!(
+            "layer {layer} does not exist; the model has blocks 1 to {depth}, and 0 is the patch embedding"
+        ));
     }
     let layer = options.layer.or((kind == Kind::Pretraining).then_some(depth));
     vit.image_size = options.image_size.unwrap_or(vit.image_size);
@@ -201,7 +204,7 @@ fn open_vit<B: Backend>(
     }
     let plan = plan_weights(state, &vit, pooling, 0, &PlanOptions::default())?;
     let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)?;
-    Ok((Featurizer::Vit(Box::new(model), layer.map(|layer| layer - 1)), vit.image_size, layer))
+    Ok((Featurizer::Vit(Box::new(model), layer), vit.image_size, layer))
 }
 
 fn open_teacher<B: Backend>(
@@ -210,17 +213,10 @@ fn open_teacher<B: Backend>(
     options: EmbedOptions,
     device: &B::Device,
 ) -> Result<Embedder<B>, Error> {
-    let layer = match (kind, options.layer) {
-        (_, None) => -1,
-        (TeacherKind::Dinov2, Some(layer)) if layer > 0 => layer as i64 - 1,
-        (TeacherKind::Dinov2, _) => return config_error("layer 0 does not exist; blocks are counted from 1"),
-        _ => {
-            return config_error(
-                "a layer can be chosen of pretrained models, classifiers and DINOv2 teachers",
-            );
-        }
-    };
-    let config = TeacherConfig { kind, layer, ..TeacherConfig::default() };
+    if options.layer.is_some() && kind != TeacherKind::Dinov2 {
+        return config_error("a layer can be chosen of pretrained models, classifiers and DINOv2 teachers");
+    }
+    let config = TeacherConfig { kind, layer: options.layer, ..TeacherConfig::default() };
     let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;
     let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
     let net = Featurizer::Teacher(Box::new(model));

@@ -44,9 +44,10 @@ impl FeatureKind {
 
 /// A frozen model that turns images into tokens.
 pub enum Featurizer<B: Backend> {
-    /// A masked image model, after a block (0-based), un-normalised.
+    /// A masked image model: tokens after a block, counted from 1 (0: the patch embedding), un-normalised.
     Mim(Box<MimModel<B>>, usize),
-    /// A classifier or bare Vision Transformer: after a block (0-based), un-normalised, or `None` after its final norm.
+    /// A classifier or bare Vision Transformer: tokens after a block, counted alike, un-normalised; `None`: after its
+    /// final norm.
     Vit(Box<VisionTransformer<B>>, Option<usize>),
     /// A tokenizer's encoder after its final norm.
     Encoder(Box<VqKd<B>>),
@@ -81,8 +82,7 @@ impl<B: Backend> Featurizer<B> {
         match self {
             Self::Mim(model, layer) => {
                 let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
-                let mut found = model.features(x, &[*layer]);
-                found.remove(0)
+                model.trunk.tokens_after(x, *layer)
             }
             Self::Vit(model, layer) => {
                 let x = vit_tokens(model, *layer, images);
@@ -151,10 +151,8 @@ fn vit_tokens<B: Backend>(
     layer: Option<usize>,
     images: Tensor<B, 4>,
 ) -> Tensor<B, 3> {
-    let trunk = &model.trunk;
-    let x = trunk.embed(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD), None);
-    let blocks = layer.map_or(trunk.blocks.len(), |layer| layer + 1);
-    let x = trunk.run(x, 0..blocks, trunk.shared_bias().as_ref(), &DropPath::none(), |_, _| {});
+    let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    let x = model.trunk.tokens_after(x, layer.unwrap_or(model.trunk.blocks.len()));
     match (layer, &model.norm) {
         (None, Some(norm)) => norm.forward(x),
         _ => x,

@@ -274,21 +274,6 @@ impl<B: Backend> MimModel<B> {
         };
         MimLoss { total, branches, accuracy }
     }
-
-    /// All tokens after the blocks listed in `layers` (0-based), un-normalised, of unmasked images:
-    /// `[B, N+1, D]` each.
-    pub fn features(&self, x: Tensor<B, 4>, layers: &[usize]) -> Vec<Tensor<B, 3>> {
-        let bias = self.trunk.shared_bias();
-        let x = self.trunk.embed(x, None);
-        let last = layers.iter().map(|l| l + 1).max().unwrap_or(0);
-        let mut found = vec![None; layers.len()];
-        self.trunk.run(x, 0..last, bias.as_ref(), &DropPath::none(), |block, x| {
-            for (slot, _) in found.iter_mut().zip(layers).filter(|(_, l)| **l == block) {
-                *slot = Some(x.clone());
-            }
-        });
-        found.into_iter().flatten().collect()
-    }
 }
 
 fn flat<B: Backend>(rows: Tensor<B, 3>) -> Tensor<B, 2> {

@@ -17,15 +17,15 @@ pub struct MaskConfig {
     pub patches: usize,
     /// Smallest block, in patches.
     pub min_block: usize,
-    /// Largest block, in patches; 0: `patches`.
-    pub max_block: usize,
+    /// Largest block, in patches; absent: `patches`.
+    pub max_block: Option<usize>,
     /// Narrowest aspect ratio of a block; the widest is its inverse.
     pub min_aspect: f64,
 }
 
 impl Default for MaskConfig {
     fn default() -> Self {
-        Self { patches: 75, min_block: 16, max_block: 0, min_aspect: 0.3 }
+        Self { patches: 75, min_block: 16, max_block: None, min_aspect: 0.3 }
     }
 }
 
@@ -53,11 +53,11 @@ impl Default for PretrainAugment {
 pub struct TokenizerSource {
     /// A tokenizer's run directory, checkpoint folder or weight file.
     pub weights: String,
-    /// A registered variant, for weight files that do not carry their sizes (published ones); empty:
+    /// A registered variant, for weight files that do not carry their sizes (published ones); absent:
     /// the file says.
-    pub variant: String,
-    /// A folder that keeps the ids of training batches for later runs; empty: none. Does not change the result.
-    pub cache: String,
+    pub variant: Option<String>,
+    /// A folder that keeps the token ids of training batches for later runs; absent: none. Does not change the result.
+    pub cache: Option<String>,
 }
 
 impl TokenizerSource {
@@ -75,7 +75,7 @@ impl TokenizerSource {
                 "tokenizer.weights is empty; name a tokenizer's run directory or weight file",
             );
         }
-        let variant = (!self.variant.is_empty()).then_some(self.variant.as_str());
+        let variant = self.variant.as_deref();
         tokenizer::load(assets.weights(&self.weights)?, &self.weights, variant, device)
     }
 }
@@ -121,9 +121,9 @@ impl Default for PretrainRecipe {
             mask: MaskConfig::default(),
             data: DataConfig::default(),
             augment: PretrainAugment::default(),
-            optimizer: OptimizerConfig::default(),
+            optimizer: OptimizerConfig { clip_grad: Some(3.0), ..OptimizerConfig::default() },
             schedule: ScheduleConfig { epochs: 1600, ..ScheduleConfig::default() },
-            logging: LoggingConfig::default(),
+            logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }
 }
@@ -159,7 +159,7 @@ impl PretrainRecipe {
             grid_w: grid,
             masked: self.mask.patches,
             min_patches: self.mask.min_block,
-            max_patches: (self.mask.max_block > 0).then_some(self.mask.max_block),
+            max_patches: self.mask.max_block,
             min_aspect: self.mask.min_aspect,
         }
     }

@@ -45,14 +45,17 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match recipe.data.val.as_str() {
-        "" => None,
-        spec => Some(env.assets.source(spec)?),
+    let val = match &recipe.data.val {
+        None => None,
+        Some(spec) => Some(env.assets.source(spec)?),
     };
     let (tokenizer_config, mut tokenizer) = recipe.tokenizer.open::<B::InnerBackend>(env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
     // Of the weights, which a frozen tokenizer does not have any more.
-    let identity = (!recipe.tokenizer.cache.is_empty())
+    let identity = recipe
+        .tokenizer
+        .cache
+        .is_some()
         .then(|| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
     let (codes, grid) = (tokenizer_config.codebook_size, tokenizer_config.grid());
@@ -110,9 +113,12 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    let folder = Path::new(&recipe.tokenizer.cache);
-    let cache = identity.map(|identity| TokenCache::open(folder, &identity, codes, recipe.seed));
-    let mut cache = cache.transpose()?;
+    let mut cache = match (&recipe.tokenizer.cache, identity) {
+        (Some(folder), Some(identity)) => {
+            Some(TokenCache::open(Path::new(folder), &identity, codes, recipe.seed)?)
+        }
+        _ => None,
+    };
     let loader = training_loader(
         source,
         &recipe.data,
@@ -160,7 +166,7 @@ pub fn train<B: AutodiffBackend>(
         let grads = average_gradients(&model, loss.total.backward(), &rank);
         optimizer.set_weight_decay(plan.weight_decay.at(step));
         let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let mut scalars = vec![("loss", loss.total.inner())];
         // The plain model has one branch and the reference's shorter names.
         let names: [(&str, &str); 2] = match loss.branches.len() {
@@ -211,9 +217,9 @@ pub fn train<B: AutodiffBackend>(
             break;
         }
     }
-    if cached.asked > 0 {
+    if let Some(folder) = recipe.tokenizer.cache.as_ref().filter(|_| cached.asked > 0) {
         let (hits, asked) = (cached.hits, cached.asked);
-        session.note(format!("{hits} of {asked} batches had their ids in {}", recipe.tokenizer.cache));
+        session.note(format!("{hits} of {asked} batches had their ids in {folder}"));
     }
     session.finish()
 }

@@ -38,8 +38,8 @@ pub struct SegmenterConfig {
     pub aux_weight: f64,
     /// Share of channels dropped before each head's classifier in training.
     pub dropout: f64,
-    /// Number of classes; 0 when the training data tells.
-    pub classes: usize,
+    /// Number of classes; absent: the masks tell.
+    pub classes: Option<usize>,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
     /// Their colours (RGB) in images of masks, when they are known.
@@ -62,7 +62,7 @@ impl Default for SegmenterConfig {
             aux_channels: 256,
             aux_weight: 0.4,
             dropout: 0.1,
-            classes: 0,
+            classes: None,
             class_names: Vec::new(),
             palette: Vec::new(),
         }
@@ -70,6 +70,11 @@ impl Default for SegmenterConfig {
 }
 
 impl SegmenterConfig {
+    /// Number of classes K of a resolved configuration: the recipe's, or what the masks told.
+    pub fn class_count(&self) -> usize {
+        self.classes.unwrap_or_default()
+    }
+
     /// The sizes of a published model: `base` or `large`.
     pub fn named(name: &str) -> Option<Self> {
         match name {
@@ -108,9 +113,11 @@ impl SegmenterConfig {
 
     /// A colour for every class: its own, or the usual colour map of PASCAL VOC.
     pub fn colours(&self) -> Vec<[u8; 3]> {
-        match self.palette.len() == self.classes {
+        match self.palette.len() == self.class_count() {
             true => self.palette.clone(),
-            false => (0..self.classes).map(|class| beit2_data::segment::voc_color(class as u8)).collect(),
+            false => {
+                (0..self.class_count()).map(|class| beit2_data::segment::voc_color(class as u8)).collect()
+            }
         }
     }
 
@@ -179,7 +186,7 @@ impl SegmenterConfig {
     }
 
     fn validate_classes(&self) -> Result<(), Error> {
-        let (classes, ignore) = (self.classes, usize::from(super::IGNORE));
+        let (classes, ignore) = (self.class_count(), usize::from(super::IGNORE));
         if !(2..=ignore).contains(&classes) {
             return config_error(format!(
                 "classes {classes} must lie between 2 and {ignore}: masks hold one byte a pixel, and {ignore} means \
@@ -219,7 +226,7 @@ mod tests {
         for depth in 4..40 {
             let vit = VitConfig { depth, ..SegmenterConfig::default().vit };
             let out_indices = SegmenterConfig::taps(depth);
-            SegmenterConfig { vit, out_indices, classes: 2, ..SegmenterConfig::default() }
+            SegmenterConfig { vit, out_indices, classes: Some(2), ..SegmenterConfig::default() }
                 .validate()
                 .unwrap();
         }
@@ -227,7 +234,7 @@ mod tests {
 
     #[test]
     fn sentences_say_what_would_fit() {
-        let good = SegmenterConfig { classes: 3, ..SegmenterConfig::default() };
+        let good = SegmenterConfig { classes: Some(3), ..SegmenterConfig::default() };
         good.validate().unwrap();
         type Change = fn(&mut SegmenterConfig);
         let cases: [(Change, &str); 12] = [
@@ -241,7 +248,7 @@ mod tests {
             (|c| c.aux_index = 4, "the maps are 0 to 3"),
             (|c| c.aux_weight = f64::NAN, "aux_weight NaN"),
             (|c| c.dropout = 1.0, "dropout 1"),
-            (|c| c.classes = 256, "between 2 and 255"),
+            (|c| c.classes = Some(256), "between 2 and 255"),
             (|c| c.class_names = vec!["one".into()], "class_names has 1 entries for 3 classes"),
         ];
         for (change, sentence) in cases {

@@ -21,7 +21,7 @@ impl<B: Backend> FcnHead<B> {
     /// A head of zeros.
     pub(super) fn new(config: &SegmenterConfig, device: &B::Device) -> Self {
         Self {
-            conv_seg: Conv::pixel(config.aux_channels, config.classes, true, device),
+            conv_seg: Conv::pixel(config.aux_channels, config.class_count(), true, device),
             convs: vec![ConvBnRelu::square(config.vit.width, config.aux_channels, device)],
         }
     }

@@ -42,9 +42,11 @@ pub enum Mode {
 pub struct InferConfig {
     /// How an image is cut.
     pub mode: Mode,
-    /// Distance of windows in pixels; 0: two thirds of a window (341 of 512).
-    pub stride: usize,
-    /// Longest side of the resized image; 0 here or below: images are not resized.
+    /// Distance of windows in pixels; absent: two thirds of a window (341 of 512).
+    pub stride: Option<usize>,
+    /// Whether images are resized to fit into the sides below first.
+    pub resize: bool,
+    /// Longest side of the resized image.
     pub long_side: u32,
     /// Shorter side of the resized image, unless the longer one would exceed its limit.
     pub short_side: u32,
@@ -53,19 +55,20 @@ pub struct InferConfig {
     /// Average over the mirrored image too.
     pub flip: bool,
     /// Windows computed at once.
-    pub batch: usize,
+    pub batch_size: usize,
 }
 
 impl Default for InferConfig {
     fn default() -> Self {
         Self {
             mode: Mode::Slide,
-            stride: 0,
+            stride: None,
+            resize: true,
             long_side: 2048,
             short_side: 512,
             scales: vec![1.0],
             flip: false,
-            batch: 1,
+            batch_size: 1,
         }
     }
 }
@@ -76,31 +79,33 @@ impl InferConfig {
     /// # Errors
     /// One sentence naming the first that cannot work.
     pub fn validate(&self, window: usize) -> Result<(), Error> {
-        if self.stride > window {
+        if let Some(stride) = self.stride.filter(|stride| *stride > window) {
             return config_error(format!(
-                "infer.stride {} is larger than a window of {window} px, which would leave pixels out",
-                self.stride
+                "infer.stride {stride} is larger than a window of {window} px, which would leave pixels out"
             ));
         }
-        if self.stride > 0 && self.stride * DENSEST < window {
+        if let Some(stride) = self.stride.filter(|stride| *stride * DENSEST < window) {
             return config_error(format!(
-                "infer.stride {} is less than a {DENSEST}th of a window of {window} px; use at least {}",
-                self.stride,
+                "infer.stride {stride} is less than a {DENSEST}th of a window of {window} px; use at least {}",
                 window.div_ceil(DENSEST)
             ));
         }
         if self.scales.is_empty() || !self.scales.iter().all(|scale| (0.05..=20.0).contains(scale)) {
             return config_error(format!("infer.scales {:?} needs values from 0.05 to 20", self.scales));
         }
-        if self.batch == 0 {
-            return config_error("infer.batch is 0; it must be at least 1");
+        if self.batch_size == 0 {
+            return config_error("infer.batch_size is 0; it must be at least 1");
+        }
+        if self.resize && (self.long_side == 0 || self.short_side == 0) {
+            return config_error(
+                "infer.long_side and short_side must be at least 1; `resize = false` keeps images as they are",
+            );
         }
         Ok(self.view().validate()?)
     }
 
     fn view(&self) -> SegmentTestConfig {
-        let resizes = self.long_side > 0 && self.short_side > 0;
-        SegmentTestConfig { base: resizes.then_some([self.long_side, self.short_side]) }
+        SegmentTestConfig { base: self.resize.then_some([self.long_side, self.short_side]) }
     }
 }
 
@@ -128,7 +133,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.config.classes
+        self.config.class_count()
     }
 
     /// The class of every pixel.
@@ -153,7 +158,8 @@ impl<'a, B: Backend> Predictor<'a, B> {
         image: &Image,
         mut each: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (height, width, classes) = (image.height as usize, image.width as usize, self.config.classes);
+        let (height, width, classes) =
+            (image.height as usize, image.width as usize, self.config.class_count());
         if height == 0 || width == 0 {
             return config_error("an image has no pixels").map_err(E::from);
         }
@@ -209,18 +215,15 @@ impl<'a, B: Backend> Predictor<'a, B> {
                 (window, Some(self.model.clone().on_grid(grid.0, grid.1)?))
             }
         };
-        let stride = match self.infer.stride {
-            0 => (vit.image_size * 2 / 3).max(1),
-            stride => stride,
-        };
+        let stride = self.infer.stride.unwrap_or((vit.image_size * 2 / 3).max(1));
         let sizes = Sizes {
             image: (height, width),
             window,
             stride: if whole.is_some() { window } else { (stride, stride) },
             logits: self.config.logits_size(window),
-            classes: self.config.classes,
+            classes: self.config.class_count(),
         };
-        let (batch, device) = (self.infer.batch, self.device.clone());
+        let (batch, device) = (self.infer.batch_size, self.device.clone());
         let sliding = self.model;
         Ok(Stitcher::new(sizes, move |places: &[(usize, usize)]| {
             let model = whole.as_ref().unwrap_or(sliding);

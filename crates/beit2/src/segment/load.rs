@@ -114,7 +114,7 @@ fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
         channels,
         aux_channels: aux_channels.unwrap_or(defaults.aux_channels),
         aux_weight: if aux_channels.is_some() { defaults.aux_weight } else { 0.0 },
-        classes,
+        classes: Some(classes),
         // Names and colours of another list of classes would be wrong for all.
         class_names: if names.len() == classes { names } else { Vec::new() },
         palette: if palette.len() == classes { palette } else { Vec::new() },

@@ -85,18 +85,12 @@ impl Default for SegmentGroups {
     }
 }
 
-/// `[eval]`: when held-out images are segmented during training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// `[eval]`: when the validation set is segmented during training.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SegmentEval {
-    /// Steps between evaluations; 0: only at the end.
-    pub every: u64,
-}
-
-impl Default for SegmentEval {
-    fn default() -> Self {
-        Self { every: 16_000 }
-    }
+    /// Steps between evaluations; absent: only at the end.
+    pub every: Option<u64>,
 }
 
 /// A complete segmentation experiment. Defaults: the paper's base model on ADE20K after pretraining (docs/method.md §5).
@@ -147,27 +141,19 @@ impl Default for SegmentRecipe {
             data: DataConfig::default(),
             masks: MasksConfig::default(),
             augment: SegmentTrainConfig::default(),
-            optimizer: OptimizerConfig {
-                lr: 5e-5,
-                min_lr: 0.0,
-                clip_grad: 0.0,
-                ..OptimizerConfig::default()
-            },
+            optimizer: OptimizerConfig { lr: 5e-5, min_lr: 0.0, ..OptimizerConfig::default() },
             groups: SegmentGroups::default(),
             schedule: ScheduleConfig {
-                epochs: 0,
-                steps: 160_000,
-                warmup_epochs: 0.0,
-                warmup_steps: 1500,
+                // As many of ADE20K's 20,210 images as the steps take.
+                epochs: 127,
+                steps: Some(160_000),
+                warmup_epochs: 1.2,
+                warmup_steps: Some(1500),
                 batch_size: 16,
             },
-            eval: SegmentEval::default(),
+            eval: SegmentEval { every: Some(16_000) },
             infer: InferConfig::default(),
-            logging: LoggingConfig {
-                checkpoint_every: 16_000,
-                eval_every_epochs: 0,
-                ..LoggingConfig::default()
-            },
+            logging: LoggingConfig { checkpoint_every: Some(16_000), ..LoggingConfig::default() },
         }
     }
 }
@@ -200,16 +186,11 @@ impl SegmentRecipe {
         }
         let source = self.masks.open(&self.data.train)?;
         let (names, palette) = (source.class_names(), source.palette());
-        if self.model.classes == 0 {
-            self.model.classes = names.len();
-        }
-        if self.model.classes != names.len() {
+        let (given, found) = (*self.model.classes.get_or_insert(names.len()), names.len());
+        if given != found {
             return config_error(format!(
-                "model.classes is {}, but {} has {} classes; set it to {} or to 0",
-                self.model.classes,
-                self.data.train,
-                names.len(),
-                names.len()
+                "model.classes is {given}, but {} has {found} classes; set it to {found} or leave it out",
+                self.data.train
             ));
         }
         (self.model.class_names, self.model.palette) = (names.to_vec(), palette.to_vec());

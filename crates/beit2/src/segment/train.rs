@@ -54,16 +54,17 @@ pub fn train<B: AutodiffBackend>(
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = recipe.masks.open(&recipe.data.train)?;
-    let val = match recipe.data.val.as_str() {
-        "" => None,
-        spec => Some(recipe.masks.open(spec)?),
+    let val = match &recipe.data.val {
+        None => None,
+        Some(spec) => Some(recipe.masks.open(spec)?),
     };
     if let Some(val) = &val
         && val.class_names() != source.class_names()
     {
         return config_error(format!(
             "{} and {} have different lists of classes; both need the same in the same order",
-            recipe.data.train, recipe.data.val
+            recipe.data.train,
+            recipe.data.val.as_deref().unwrap_or_default()
         ));
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
@@ -96,7 +97,7 @@ pub fn train<B: AutodiffBackend>(
                 params::count(&model),
                 config.vit.depth,
                 config.vit.width,
-                config.classes
+                config.class_count()
             ),
         ),
         ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
@@ -130,7 +131,7 @@ pub fn train<B: AutodiffBackend>(
     let first = (parts * rank.index()) as u64;
     let all = (parts * rank.world()) as u64;
     let loader = session.batches(training_loader(&source, recipe, session.state.data, &rank)?);
-    let (classes, at) = (config.classes, device.clone());
+    let (classes, at) = (config.class_count(), device.clone());
     let prepared = Prefetch::new(loader, move |batch: Batch<SegmentTrainView>| {
         let parts = batch.items.chunks(part).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
         Ok((parts.collect::<Result<Vec<_>, _>>()?, batch))
@@ -169,7 +170,7 @@ pub fn train<B: AutodiffBackend>(
         let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
         let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let mean = |values: Vec<_>| Tensor::cat(values, 0).mean();
         let scalars = vec![
             ("loss", mean(totals)),
@@ -182,7 +183,7 @@ pub fn train<B: AutodiffBackend>(
 
         // ---- evaluation -----------------------------------------------------------------------
         let done = session.state.step;
-        let due = recipe.eval.every > 0 && done.is_multiple_of(recipe.eval.every);
+        let due = recipe.eval.every.is_some_and(|every| done.is_multiple_of(every));
         let mut best = false;
         if due || session.is_complete() {
             let mut extra = Vec::new();
@@ -216,7 +217,7 @@ pub fn train<B: AutodiffBackend>(
                 best = session.is_best(-scores.miou);
             }
             session.epoch_done(batch.epoch, &extra)?;
-        } else if batch.last_in_epoch && recipe.eval.every == 0 {
+        } else if batch.last_in_epoch && recipe.eval.every.is_none() {
             session.epoch_done(batch.epoch, &[])?;
         }
         if best || session.should_save(batch.last_in_epoch) {

@@ -41,7 +41,7 @@ impl<B: Backend> UperHead<B> {
         let scales = &config.pool_scales;
         let laterals = || 0..LEVELS - 1;
         Self {
-            conv_seg: Conv::pixel(channels, config.classes, true, device),
+            conv_seg: Conv::pixel(channels, config.class_count(), true, device),
             psp_modules: scales.iter().map(branch).collect(),
             bottleneck: ConvBnRelu::square(width + scales.len() * channels, channels, device),
             lateral_convs: laterals().map(|_| ConvBnRelu::pixel(width, channels, device)).collect(),

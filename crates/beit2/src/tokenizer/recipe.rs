@@ -36,13 +36,13 @@ pub struct CodebookOptions {
     pub kmeans_warmup_steps: u64,
     /// Vectors per code that k-means wants; further batches are read until there are as many.
     pub kmeans_rows_per_code: usize,
-    /// Replace codes unused for this many steps by vectors of the batch. 0: never, as the reference.
-    pub revive_after_steps: u32,
+    /// Replace codes unused for this many steps by vectors of the batch; absent: never, as the reference.
+    pub revive_after_steps: Option<u32>,
 }
 
 impl Default for CodebookOptions {
     fn default() -> Self {
-        Self { kmeans_warmup_steps: 0, kmeans_rows_per_code: 1, revive_after_steps: 0 }
+        Self { kmeans_warmup_steps: 0, kmeans_rows_per_code: 1, revive_after_steps: None }
     }
 }
 
@@ -86,16 +86,15 @@ impl Default for TokenizerRecipe {
             augment: TokenizerAugment::default(),
             optimizer: OptimizerConfig {
                 lr: 5e-5,
-                base_batch_size: 128,
+                base_batch_size: Some(128),
                 min_lr: 1e-5,
                 weight_decay: 1e-4,
-                clip_grad: 0.0,
                 beta2: 0.99,
                 ..OptimizerConfig::default()
             },
             schedule: ScheduleConfig { epochs: 100, batch_size: 512, ..ScheduleConfig::default() },
             codebook: CodebookOptions::default(),
-            logging: LoggingConfig::default(),
+            logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }
 }

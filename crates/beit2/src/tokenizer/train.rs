@@ -49,9 +49,9 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match recipe.data.val.as_str() {
-        "" => None,
-        spec => Some(env.assets.source(spec)?),
+    let val = match &recipe.data.val {
+        None => None,
+        Some(spec) => Some(env.assets.source(spec)?),
     };
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let teacher_px = recipe.model.grid() * teacher.patch_size();
@@ -157,21 +157,20 @@ pub fn train<B: AutodiffBackend>(
             let (bins, sums) = (rank.sum(bins), rank.sum(sums));
             epoch_bins = epoch_bins + bins.clone().inner();
             model.quantize = model.quantize.update_from(bins.clone(), sums);
-            if recipe.codebook.revive_after_steps > 0 {
+            if let Some(limit) = recipe.codebook.revive_after_steps {
                 let key = Key {
                     seed: recipe.seed,
                     epoch: batch.epoch,
                     index: batch.step,
                     purpose: Purpose::Other(1),
                 };
-                let limit = recipe.codebook.revive_after_steps;
                 model = revive(model, quantized, bins, limit, &mut session.state.unused_for, key, &rank);
             }
         }
         optimizer.set_weight_decay(plan.weight_decay.at(step));
         let grads = average_gradients(&model, grads, &rank);
         let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         scalars.push(("grad_norm", norm));
         session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
 

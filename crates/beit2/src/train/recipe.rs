@@ -23,8 +23,8 @@ pub fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> 
 pub struct DataConfig {
     /// Training images: a folder, tar shards (`DIR`, `x.tar`, `x-{000..003}.tar`), or `bundled:train`.
     pub train: String,
-    /// Held-out images; empty means none.
-    pub val: String,
+    /// The validation set; absent: none.
+    pub val: Option<String>,
     /// Threads that decode and augment. Does not change the batches.
     pub workers: usize,
     /// Unusable images tolerated per epoch, as a share.
@@ -35,7 +35,7 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { train: String::new(), val: String::new(), workers: 2, max_bad_fraction: 0.01, min_side_px: 0 }
+        Self { train: String::new(), val: None, workers: 2, max_bad_fraction: 0.01, min_side_px: 0 }
     }
 }
 
@@ -45,16 +45,16 @@ impl Default for DataConfig {
 pub struct OptimizerConfig {
     /// Peak learning rate, for a batch of `base_batch_size` images.
     pub lr: f64,
-    /// Batch that `lr` is meant for; the rate scales with the batch. 0: `lr` is absolute.
-    pub base_batch_size: usize,
+    /// Batch that `lr` is meant for; the rate scales with the batch. Absent: `lr` is absolute.
+    pub base_batch_size: Option<usize>,
     /// Last learning rate (never scaled).
     pub min_lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Weight decay at the end, by a cosine; negative: constant.
-    pub weight_decay_end: f64,
-    /// Global gradient norm limit; 0: none.
-    pub clip_grad: f64,
+    /// Weight decay at the end, by a cosine; absent: constant.
+    pub weight_decay_end: Option<f64>,
+    /// Largest global gradient norm; absent: gradients are not clipped.
+    pub clip_grad: Option<f64>,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -67,11 +67,11 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             lr: 1.5e-3,
-            base_batch_size: 0,
+            base_batch_size: None,
             min_lr: 1e-5,
             weight_decay: 0.05,
-            weight_decay_end: -1.0,
-            clip_grad: 3.0,
+            weight_decay_end: None,
+            clip_grad: None,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -82,17 +82,15 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// The peak learning rate for this batch.
     pub fn peak_lr(&self, batch: usize) -> f64 {
-        if self.base_batch_size == 0 { self.lr } else { self.lr * batch as f64 / self.base_batch_size as f64 }
+        match self.base_batch_size {
+            Some(base) => self.lr * batch as f64 / base as f64,
+            None => self.lr,
+        }
     }
 
     /// AdamW's constants.
     pub fn adamw(&self) -> AdamWConfig {
         AdamWConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps }
-    }
-
-    /// The clipping limit.
-    pub fn max_norm(&self) -> Option<f64> {
-        (self.clip_grad > 0.0).then_some(self.clip_grad)
     }
 
     fn validate(&self) -> Result<(), Error> {
@@ -102,12 +100,20 @@ impl OptimizerConfig {
         for (name, value) in [
             ("min_lr", self.min_lr),
             ("weight_decay", self.weight_decay),
-            ("clip_grad", self.clip_grad),
+            ("weight_decay_end", self.weight_decay_end.unwrap_or_default()),
             ("eps", self.eps),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return config_error(format!("optimizer.{name} {value} must be 0 or more"));
             }
+        }
+        if let Some(limit) = self.clip_grad.filter(|limit| !(*limit > 0.0 && limit.is_finite())) {
+            return config_error(format!(
+                "optimizer.clip_grad {limit} must be above 0; `none` turns clipping off"
+            ));
+        }
+        if self.base_batch_size == Some(0) {
+            return config_error("optimizer.base_batch_size is 0; `none` makes optimizer.lr absolute");
         }
         for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
@@ -129,29 +135,26 @@ pub const SCHEDULE_ALTERNATIVES: [(&str, &str); 2] =
 pub struct ScheduleConfig {
     /// Passes over the training images.
     pub epochs: u64,
-    /// Optimiser steps in all; 0: `epochs` decides.
-    pub steps: u64,
+    /// Optimiser steps in all, instead of `epochs`.
+    pub steps: Option<u64>,
     /// Epochs in which the learning rate rises from 0.
     pub warmup_epochs: f64,
-    /// The same in steps; 0: `warmup_epochs` decides.
-    pub warmup_steps: u64,
+    /// Steps in which the learning rate rises from 0, instead of `warmup_epochs`.
+    pub warmup_steps: Option<u64>,
     /// Images per optimiser step.
     pub batch_size: usize,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { epochs: 300, steps: 0, warmup_epochs: 10.0, warmup_steps: 0, batch_size: 2048 }
+        Self { epochs: 300, steps: None, warmup_epochs: 10.0, warmup_steps: None, batch_size: 2048 }
     }
 }
 
 impl ScheduleConfig {
     /// Steps of the warm-up.
     pub fn warmup_over(&self, steps_per_epoch: u64) -> u64 {
-        match self.warmup_steps {
-            0 => (self.warmup_epochs * steps_per_epoch as f64) as u64,
-            steps => steps,
-        }
+        self.warmup_steps.unwrap_or((self.warmup_epochs * steps_per_epoch as f64) as u64)
     }
 }
 
@@ -161,17 +164,17 @@ impl ScheduleConfig {
 pub struct LoggingConfig {
     /// Steps between records.
     pub log_every: u64,
-    /// Steps between checkpoints; 0: at the end of every epoch.
-    pub checkpoint_every: u64,
+    /// Steps between checkpoints; absent: one at the end of every epoch.
+    pub checkpoint_every: Option<u64>,
     /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
-    /// Epochs between evaluations on the held-out images; 0: only at the end.
-    pub eval_every_epochs: u64,
+    /// Epochs between evaluations on the validation set; absent: only at the end.
+    pub eval_every_epochs: Option<u64>,
 }
 
 impl Default for LoggingConfig {
     fn default() -> Self {
-        Self { log_every: 10, checkpoint_every: 0, keep_checkpoints: 2, eval_every_epochs: 1 }
+        Self { log_every: 10, checkpoint_every: None, keep_checkpoints: 2, eval_every_epochs: None }
     }
 }
 
@@ -204,7 +207,7 @@ impl Plan {
             ));
         }
         let steps_per_epoch = (images / batch) as u64;
-        let total_steps = if schedule.steps > 0 { schedule.steps } else { schedule.epochs * steps_per_epoch };
+        let total_steps = schedule.steps.unwrap_or(schedule.epochs * steps_per_epoch);
         if total_steps == 0 {
             return config_error("the schedule has no steps; set schedule.epochs or schedule.steps");
         }
@@ -217,11 +220,7 @@ impl Plan {
             ));
         }
         let lr = CosineSchedule::new(optimizer.peak_lr(batch), optimizer.min_lr, total_steps, warmup, 0.0)?;
-        let end = if optimizer.weight_decay_end < 0.0 {
-            optimizer.weight_decay
-        } else {
-            optimizer.weight_decay_end
-        };
+        let end = optimizer.weight_decay_end.unwrap_or(optimizer.weight_decay);
         let weight_decay = CosineSchedule::new(optimizer.weight_decay, end, total_steps, 0, 0.0)?;
         Ok(Self { batch_size: batch, steps_per_epoch, total_steps, lr, weight_decay })
     }

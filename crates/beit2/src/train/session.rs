@@ -297,8 +297,8 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Whether to save after this step: at the interval, at the end, or because someone asked to stop.
     pub fn should_save(&self, last_in_epoch: bool) -> bool {
         let due = match self.logging.checkpoint_every {
-            0 => last_in_epoch,
-            every => self.state.step.is_multiple_of(every),
+            Some(every) => self.state.step.is_multiple_of(every),
+            None => last_in_epoch,
         };
         due || self.is_complete() || self.asked_to_stop()
     }
@@ -310,8 +310,8 @@ impl<'a, I: Backend> Session<'a, I> {
 
     /// Whether an epoch's end calls for an evaluation, which the leader does.
     pub fn should_evaluate(&self, epoch: u64) -> bool {
-        let every = self.logging.eval_every_epochs;
-        self.leads() && (self.is_complete() || (every > 0 && (epoch + 1).is_multiple_of(every)))
+        let due = self.logging.eval_every_epochs.is_some_and(|every| (epoch + 1).is_multiple_of(every));
+        self.leads() && (due || self.is_complete())
     }
 
     /// Takes note of a held-out loss and says whether it is the lowest so far; that checkpoint becomes `best`.

@@ -179,6 +179,13 @@ impl<B: Backend> Trunk<B> {
         }
     }
 
+    /// All tokens of unmasked images `[B, C, H, W]` after the first `layer` blocks, un-normalised, `[B, N+1, D]`; after
+    /// none of them they are the patch embedding, with CLS and positions.
+    pub fn tokens_after(&self, x: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
+        let bias = self.shared_bias();
+        self.run(self.embed(x, None), 0..layer, bias.as_ref(), &DropPath::none(), |_, _| {})
+    }
+
     /// Runs blocks `range` over `x [B, T, D]`, calling `each` with a block's number and its output.
     pub fn run(
         &self,

@@ -39,7 +39,7 @@ fn config(case: &Case) -> SegmenterConfig {
         channels: case.size("channels"),
         pool_scales: list("pool_scales"),
         aux_channels: case.size("aux_channels"),
-        classes: case.size("classes"),
+        classes: Some(case.size("classes")),
         dropout: 0.0,
         ..SegmenterConfig::default()
     }
@@ -98,7 +98,7 @@ fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
     let labels = case.raw("input/label");
     let ids = ints(labels).into_iter().map(|id| u8::try_from(id).unwrap()).collect();
     let size = [labels.shape[0], labels.shape[2], labels.shape[3]];
-    let labels = label_tensor::<Auto>(ids, size, config.classes, &Default::default()).unwrap();
+    let labels = label_tensor::<Auto>(ids, size, config.class_count(), &Default::default()).unwrap();
     let logits: TrainLogits<Auto> =
         model.forward_train(x, &DropPath::none(), &HeadDropout::none(), &Rank::alone()).unwrap();
     let losses = pixel_losses(&logits, labels, config.aux_weight);
@@ -212,7 +212,7 @@ fn golden_g_names_and_shapes() {
     let Some(layouts) = json("G_segmentor_layouts.json") else { return };
     for (name, expected) in layouts.as_object().unwrap() {
         // Zeros that nobody touches take no memory.
-        let config = SegmenterConfig { classes: 150, ..SegmenterConfig::named(name).unwrap() };
+        let config = SegmenterConfig { classes: Some(150), ..SegmenterConfig::named(name).unwrap() };
         let model = UperNet::<Auto>::zeros(&config, &Default::default()).unwrap();
         assert_eq!(Some(params::count(&model) as u64), expected["n"].as_u64(), "{name}");
         let mut infos: BTreeMap<_, _> =

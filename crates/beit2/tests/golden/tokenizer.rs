@@ -48,7 +48,7 @@ pub fn teacher<B: AutodiffBackend>(case: &Case, dtype: DType) -> Teacher<B> {
     let weights = case.below("weight").into_iter();
     let weights =
         weights.filter_map(|(n, t)| Some((n.strip_prefix("teacher_model.")?.to_owned(), t))).collect();
-    let config = TeacherConfig { kind, heads: case.size("t_heads"), ..TeacherConfig::default() };
+    let config = TeacherConfig { kind, heads: Some(case.size("t_heads")), ..TeacherConfig::default() };
     Teacher::from_tensors(&config, weights, dtype, &Default::default()).unwrap()
 }
 

@@ -26,7 +26,7 @@ fn train(recipe: &FinetuneRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
 
 fn plain(root: &Path) -> FinetuneRecipe {
     let mut recipe = scene::finetune(root, SCRATCH);
-    (recipe.grad_accum_steps, recipe.ema_decay, recipe.label_smoothing) = (1, 0.0, 0.0);
+    (recipe.grad_accum_steps, recipe.ema_decay, recipe.label_smoothing) = (1, None, 0.0);
     (recipe.mix.mixup, recipe.mix.cutmix, recipe.augment.erase.prob) = (0.0, 0.0, 0.0);
     (recipe.augment.use_rand_augment, recipe.augment.color_jitter) = (false, 0.0);
     (recipe.model.vit.drop_path, recipe.optimizer.lr) = (0.0, 5e-3);
@@ -38,7 +38,7 @@ fn it_learns_and_the_result_opens_as_a_classifier() {
     let root = tempfile::tempdir().unwrap();
     scene::classes(&root.path().join("classes"), 7);
     let mut recipe = plain(root.path());
-    recipe.schedule.steps = 60;
+    recipe.schedule.steps = Some(60);
     (recipe.init.head_scale, recipe.groups.layer_decay) = (1.0, 1.0);
     let run = root.path().join("run");
     train(&recipe, &run).unwrap();
@@ -70,7 +70,7 @@ fn parts_of_a_step_give_the_gradient_of_the_whole() {
     scene::classes(&root.path().join("classes"), 7);
     // One step: over several, Adam divides rounding errors by small second moments.
     let mut whole = plain(root.path());
-    (whole.schedule.steps, whole.schedule.warmup_steps, whole.schedule.warmup_epochs) = (1, 0, 0.0);
+    (whole.schedule.steps, whole.schedule.warmup_steps, whole.schedule.warmup_epochs) = (Some(1), None, 0.0);
     let parts = FinetuneRecipe { grad_accum_steps: 2, ..whole.clone() };
     let first = |recipe: &FinetuneRecipe, name: &str| {
         let run = root.path().join(name);
@@ -95,10 +95,10 @@ fn sizes_come_from_the_weights_and_the_head_is_fresh() {
     recipe.resolve(&Files).unwrap();
     let vit = &recipe.model.vit;
     assert_eq!((vit.width, vit.depth, vit.image_size, vit.heads, vit.drop_path), (24, 2, 48, 2, 0.3));
-    assert_eq!(recipe.model.classes, 3);
+    assert_eq!(recipe.model.classes, Some(3));
     let plan = load_plan(&recipe, &Files).unwrap();
     assert!(plan.fresh.is_empty() && plan.to_string().contains("resized"), "{plan}");
-    recipe.model.classes = 9;
+    recipe.model.classes = Some(9);
     let plan = load_plan(&recipe, &Files).unwrap();
     assert_eq!(plan.fresh, ["head.weight", "head.bias"]);
 }
@@ -118,9 +118,9 @@ fn what_cannot_work_is_one_sentence() {
         assert!(!root.path().join("never").exists(), "{text}");
     };
     let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
-    fails(&|r| r.data.val = at("other"), "for example `black`; both need the same sub-folders");
+    fails(&|r| r.data.val = Some(at("other")), "for example `black`; both need the same sub-folders");
     fails(&|r| r.data.train = at("flat"), "has 0 classes");
-    fails(&|r| r.model.classes = 4, "model.classes is 4, but");
+    fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");
     fails(&|r| r.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
     fails(&|r| (r.mix.mixup, r.grad_accum_steps) = (0.8, 4), "1 is odd");

@@ -132,7 +132,7 @@ fn segmentation_models() {
             out_indices: [0, 1, 2, 3],
             channels: 10,
             aux_channels: 6,
-            classes: 5,
+            classes: Some(5),
             ..SegmenterConfig::default()
         };
         let device = Default::default();

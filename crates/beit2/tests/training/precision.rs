@@ -62,7 +62,7 @@ fn bf16_reaches_every_product() {
         vit,
         out_indices: [0, 1, 2, 3],
         channels: 4,
-        classes: 3,
+        classes: Some(3),
         ..SegmenterConfig::default()
     };
     let mut model = UperNet::<Auto>::zeros(&config, &device).unwrap();

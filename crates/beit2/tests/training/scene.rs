@@ -112,7 +112,7 @@ pub fn teacher(path: &Path) {
 
 fn data(dir: &Path) -> DataConfig {
     let path = dir.join("images").to_string_lossy().into_owned();
-    DataConfig { train: path.clone(), val: path, workers: 2, ..DataConfig::default() }
+    DataConfig { train: path.clone(), val: Some(path), workers: 2, ..DataConfig::default() }
 }
 
 /// Eleven steps of three to an epoch, with every option of the codebook on.
@@ -136,13 +136,22 @@ pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
         teacher: TeacherConfig {
             kind: TeacherKind::Dino,
             weights: dir.join("teacher.safetensors").to_string_lossy().into_owned(),
-            heads: 2,
-            layer: -1,
+            heads: Some(2),
+            layer: None,
         },
         data: data(dir),
         optimizer: OptimizerConfig { min_lr: 0.0, ..TokenizerRecipe::default().optimizer },
-        schedule: ScheduleConfig { steps: 11, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
-        codebook: CodebookOptions { kmeans_warmup_steps: 2, kmeans_rows_per_code: 4, revive_after_steps: 2 },
+        schedule: ScheduleConfig {
+            steps: Some(11),
+            warmup_steps: Some(2),
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
+        codebook: CodebookOptions {
+            kmeans_warmup_steps: 2,
+            kmeans_rows_per_code: 4,
+            revive_after_steps: Some(2),
+        },
         logging: logging(),
         ..TokenizerRecipe::default()
     }
@@ -162,8 +171,13 @@ pub fn distill(dir: &Path) -> DistillRecipe {
         },
         teacher: tokenizer(dir).teacher,
         data: data(dir),
-        view_epochs: 1,
-        schedule: ScheduleConfig { steps: 9, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        view_epochs: Some(1),
+        schedule: ScheduleConfig {
+            steps: Some(9),
+            warmup_steps: Some(2),
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
         logging: logging(),
         ..DistillRecipe::default()
     }
@@ -194,15 +208,29 @@ pub fn pretrain(dir: &Path, tokenizer: &Path) -> PretrainRecipe {
         },
         mask: MaskConfig { patches: 6, min_block: 2, ..MaskConfig::default() },
         data: data(dir),
-        optimizer: OptimizerConfig { weight_decay_end: 0.2, ..OptimizerConfig::default() },
-        schedule: ScheduleConfig { steps: 9, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        optimizer: OptimizerConfig {
+            weight_decay_end: Some(0.2),
+            clip_grad: Some(3.0),
+            ..OptimizerConfig::default()
+        },
+        schedule: ScheduleConfig {
+            steps: Some(9),
+            warmup_steps: Some(2),
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
         logging: logging(),
         ..PretrainRecipe::default()
     }
 }
 
 fn logging() -> LoggingConfig {
-    LoggingConfig { log_every: 2, checkpoint_every: 100, keep_checkpoints: 2, eval_every_epochs: 2 }
+    LoggingConfig {
+        log_every: 2,
+        checkpoint_every: Some(100),
+        keep_checkpoints: 2,
+        eval_every_epochs: Some(2),
+    }
 }
 
 /// Ten steps of five to an epoch with everything on: two parts to a step, averages, mixing, erasing, drop path.
@@ -211,10 +239,15 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
     let mut recipe = FinetuneRecipe {
         seed: 4,
         grad_accum_steps: 2,
-        ema_decay: 0.9,
+        ema_decay: Some(0.9),
         init: InitConfig { weights: init.to_owned(), ..InitConfig::default() },
-        data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
-        schedule: ScheduleConfig { steps: 10, warmup_steps: 2, batch_size: 4, ..ScheduleConfig::default() },
+        data: DataConfig { train: spec.clone(), val: Some(spec), workers: 2, ..DataConfig::default() },
+        schedule: ScheduleConfig {
+            steps: Some(10),
+            warmup_steps: Some(2),
+            batch_size: 4,
+            ..ScheduleConfig::default()
+        },
         logging: logging(),
         ..FinetuneRecipe::default()
     };
@@ -285,16 +318,16 @@ pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
             aux_channels: 8,
             ..SegmenterConfig::default()
         },
-        data: DataConfig { train: spec.clone(), val: spec, workers: 2, ..DataConfig::default() },
+        data: DataConfig { train: spec.clone(), val: Some(spec), workers: 2, ..DataConfig::default() },
         augment: SegmentTrainConfig { base: [72, 66], ..SegmentTrainConfig::default() },
         schedule: ScheduleConfig {
             epochs: 0,
-            steps: 10,
-            warmup_steps: 2,
+            steps: Some(10),
+            warmup_steps: Some(2),
             batch_size: 4,
             ..ScheduleConfig::default()
         },
-        eval: SegmentEval { every: 4 },
+        eval: SegmentEval { every: Some(4) },
         infer: InferConfig { long_side: 72, short_side: 66, ..InferConfig::default() },
         logging: logging(),
         ..SegmentRecipe::default()

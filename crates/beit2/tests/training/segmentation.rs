@@ -35,7 +35,7 @@ fn config() -> SegmenterConfig {
         channels: 12,
         aux_channels: 8,
         dropout: 0.0,
-        classes: 3,
+        classes: Some(3),
         class_names: ["sky", "sea", "sand"].map(String::from).into(),
         palette: vec![[0, 0, 255], [0, 90, 200], [250, 240, 90]],
         ..SegmenterConfig::default()
@@ -200,7 +200,7 @@ fn a_pretrained_trunk_is_the_start() {
 
     // A segmentation model of another size of window and other classes: heads are taken where they fit.
     let mut other = config();
-    (other.vit.image_size, other.classes) = (96, 5);
+    (other.vit.image_size, other.classes) = (96, Some(5));
     (other.class_names, other.palette) = (Vec::new(), Vec::new());
     let trained = UperNet::<Flex>::zeros(&other, &Default::default()).unwrap().initialise(&other, 9);
     let spec = write(&root.path().join("other.safetensors"), &params::export(&trained), &ours(&other));

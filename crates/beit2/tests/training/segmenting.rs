@@ -34,7 +34,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     let root = tempfile::tempdir().unwrap();
     scene::masks(&root.path().join("scenes"), 12);
     let mut recipe = scene::segment(root.path(), segment::SCRATCH);
-    (recipe.grad_accum_steps, recipe.schedule.steps, recipe.optimizer.lr) = (1, 120, 3e-3);
+    (recipe.grad_accum_steps, recipe.schedule.steps, recipe.optimizer.lr) = (1, Some(120), 3e-3);
     (recipe.model.dropout, recipe.model.vit.drop_path, recipe.groups.layer_decay) = (0.0, 0.0, 1.0);
     let run = root.path().join("run");
     train(&recipe, &run).unwrap();
@@ -48,7 +48,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     assert_eq!(found.config.class_names, ["ground", "box"]);
     assert_eq!(found.infer, recipe.infer);
     // What the run said of its held-out images is what the opened model says.
-    let source = MasksConfig::default().open(&recipe.data.val).unwrap();
+    let source = MasksConfig::default().open(&recipe.data.train).unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
         evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new(), |_, _, _, _| Ok(()))
@@ -76,7 +76,8 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
 #[test]
 fn whole_images_on_the_trained_grid_are_what_the_model_says() {
     let device = Default::default();
-    let config = SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config =
+        SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), segment::SCRATCH).model };
     let model = UperNet::<Flex>::zeros(&config, &device).unwrap().initialise(&config, 3);
     let bytes: Vec<u8> = (0..64 * 64 * 3).map(|at| (at * 7 % 251) as u8).collect();
     let x = pixels::from_bytes::<Flex>(bytes, 1, 64, 64, &device);
@@ -110,10 +111,10 @@ fn a_backbone_comes_from_a_pretrained_run() {
     };
     beit2::classify::finetune::train::<Auto>(&classifier, &toml, env, &Default::default()).unwrap();
     let mut recipe = scene::segment(root.path(), &run.to_string_lossy());
-    (recipe.model.vit.width, recipe.schedule.steps) = (96, 2);
+    (recipe.model.vit.width, recipe.schedule.steps) = (96, Some(2));
     recipe.resolve(&Files).unwrap();
     assert_eq!((recipe.model.vit.width, recipe.model.vit.image_size), (24, 64));
-    assert_eq!((recipe.model.classes, recipe.model.palette.len()), (2, 2));
+    assert_eq!((recipe.model.classes, recipe.model.palette.len()), (Some(2), 2));
     assert!(train(&recipe, &root.path().join("run")).unwrap().complete);
     // A segmentation model gives its heads too, whatever sizes the recipe has.
     recipe.init.weights = root.path().join("run").to_string_lossy().into_owned();
@@ -133,7 +134,8 @@ fn a_backbone_comes_from_a_pretrained_run() {
 
 #[test]
 fn statistics_of_norms_are_saved_and_not_trained() {
-    let config = SegmenterConfig { classes: 2, ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config =
+        SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), segment::SCRATCH).model };
     let model = UperNet::<Auto>::zeros(&config, &Default::default()).unwrap();
     let infos = params::list(&model);
     let statistics: Vec<_> = infos.iter().filter(|info| info.name.contains("running_")).collect();
@@ -154,15 +156,15 @@ fn what_cannot_work_is_one_sentence() {
         assert!(!root.path().join("never").exists(), "{text}");
     };
     let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
-    fails(&|r| r.data.val = at("other"), "have different lists of classes");
+    fails(&|r| r.data.val = Some(at("other")), "have different lists of classes");
     fails(&|r| r.data.train = at("nowhere"), "nowhere");
-    fails(&|r| r.model.classes = 4, "model.classes is 4, but");
+    fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");
     fails(&|r| r.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
     fails(&|r| r.grad_accum_steps = 4, "leaves one crop to a part");
     fails(&|r| r.groups.layer_decay = 1.5, "groups.layer_decay 1.5");
     fails(&|r| r.optimizer.min_lr = 1e-6, "falls to 0");
-    fails(&|r| r.infer.stride = 65, "infer.stride 65 is larger than a window of 64");
+    fails(&|r| r.infer.stride = Some(65), "infer.stride 65 is larger than a window of 64");
     fails(&|r| r.infer.scales = Vec::new(), "infer.scales");
     assert_eq!(IGNORE, 255);
 }

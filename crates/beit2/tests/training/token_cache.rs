@@ -69,7 +69,7 @@ fn a_second_run_takes_the_ids_of_the_first() {
 
     let plain = scene::pretrain(root, &root.join("tokenizer"));
     let mut cached = plain.clone();
-    cached.tokenizer.cache = root.join("ids").to_string_lossy().into_owned();
+    cached.tokenizer.cache = Some(root.join("ids").to_string_lossy().into_owned());
     let (expected, found) = train(&plain, &root.join("plain"), u64::MAX);
     assert_eq!(found, None);
     // Stopped and continued, both with what the first part has written.

@@ -25,7 +25,7 @@ pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Endin
         return usage("no images are named; use --data DIR, or set data.train in the recipe");
     }
     let mut reports = Vec::new();
-    for spec in [&data.train, &data.val].into_iter().filter(|spec| !spec.is_empty()) {
+    for spec in std::iter::once(&data.train).chain(&data.val).filter(|spec| !spec.is_empty()) {
         let mut progress = Progress::new(flags.talk, signals, Path::new("."));
         let report = look(spec, &settings.masks, data.workers, signals, &mut progress);
         progress.close();
@@ -99,11 +99,11 @@ pub(super) fn same_classes(
     weights: &str,
     config: &SegmenterConfig,
 ) -> anyhow::Result<()> {
-    if found.len() != config.classes {
+    if found.len() != config.class_count() {
         return usage(format!(
             "{data} has {} classes, the model of {weights} has {}; both must be the same classes in the same order",
             found.len(),
-            config.classes
+            config.class_count()
         ));
     }
     match found.iter().zip(&config.class_names).position(|(a, b)| a != b) {

@@ -48,7 +48,7 @@ pub fn legend_svg(config: &SegmenterConfig) -> String {
     const ROW: usize = 24;
     const COLUMN: usize = 220;
     const ROWS: usize = 30;
-    let count = config.classes;
+    let count = config.class_count();
     let (columns, rows) = (count.div_ceil(ROWS).max(1), count.min(ROWS));
     let (width, height) = (columns * COLUMN, rows * ROW + 8);
     let mut text = format!(
@@ -72,7 +72,7 @@ pub fn legend_svg(config: &SegmenterConfig) -> String {
 }
 
 fn entries(config: &SegmenterConfig) -> impl Iterator<Item = (String, [u8; 3])> {
-    (0..config.classes).map(|class| (config.class_name(class), config.colours()[class]))
+    (0..config.class_count()).map(|class| (config.class_name(class), config.colours()[class]))
 }
 
 fn hex([r, g, b]: [u8; 3]) -> String {

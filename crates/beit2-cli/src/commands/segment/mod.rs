@@ -67,7 +67,7 @@ struct InferArgs {
 
     /// Resize images to fit into LONGxSHORT first, such as 2048x512, or `native` for no resizing
     #[arg(long, value_name = "SIZE", value_parser = size)]
-    resize: Option<(u32, u32)>,
+    resize: Option<Resize>,
 
     /// Average over these sizes, as factors
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -79,7 +79,7 @@ struct InferArgs {
 
     /// Windows computed at once
     #[arg(long, value_name = "N")]
-    windows: Option<usize>,
+    batch_size: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -88,14 +88,18 @@ enum InferMode {
     Whole,
 }
 
-fn size(text: &str) -> Result<(u32, u32), String> {
+/// Longer and shorter side; `None`: images stay as they are.
+#[derive(Debug, Clone, Copy)]
+struct Resize(Option<(u32, u32)>);
+
+fn size(text: &str) -> Result<Resize, String> {
     if text == "native" {
-        return Ok((0, 0));
+        return Ok(Resize(None));
     }
     let sides =
         text.split_once('x').and_then(|(long, short)| Some((long.parse().ok()?, short.parse().ok()?)));
     match sides {
-        Some((a, b)) if a > 0 && b > 0 => Ok((u32::max(a, b), u32::min(a, b))),
+        Some((a, b)) if a > 0 && b > 0 => Ok(Resize(Some((u32::max(a, b), u32::min(a, b))))),
         _ => Err("write it as 2048x512, or native".to_owned()),
     }
 }
@@ -108,13 +112,16 @@ impl InferArgs {
                 InferMode::Whole => Mode::Whole,
             };
         }
-        infer.stride = self.stride.unwrap_or(infer.stride);
-        (infer.long_side, infer.short_side) = self.resize.unwrap_or((infer.long_side, infer.short_side));
+        infer.stride = self.stride.or(infer.stride);
+        if let Some(Resize(sides)) = self.resize {
+            infer.resize = sides.is_some();
+            (infer.long_side, infer.short_side) = sides.unwrap_or((infer.long_side, infer.short_side));
+        }
         if let Some(scales) = &self.scales {
             infer.scales.clone_from(scales);
         }
         infer.flip |= self.flip;
-        infer.batch = self.windows.unwrap_or(infer.batch);
+        infer.batch_size = self.batch_size.unwrap_or(infer.batch_size);
         infer
     }
 }

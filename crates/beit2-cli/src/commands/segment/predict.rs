@@ -273,7 +273,7 @@ fn write<B: beit2_kernels::Backend>(
     config: &SegmenterConfig,
 ) -> anyhow::Result<Vec<u64>> {
     let palette = config.colours();
-    let mut counts = vec![0u64; config.classes];
+    let mut counts = vec![0u64; config.class_count()];
     // What went wrong inside the innermost closure, which can only say that it is an input/output error.
     let mut inner: Option<anyhow::Error> = None;
     let failed = |error: png::EncodingError| io::Error::other(error);

@@ -22,13 +22,20 @@ pub struct InitConfig {
     pub weights: String,
     /// Take width, depth, heads and patch size from those weights instead of `model.vit`.
     pub sizes_from_weights: bool,
+    /// Take the image size from them too, instead of `model.vit.image_size`.
+    pub image_size_from_weights: bool,
     /// Factor on the fresh head, which starts training close to equal logits.
     pub head_scale: f64,
 }
 
 impl Default for InitConfig {
     fn default() -> Self {
-        Self { weights: String::new(), sizes_from_weights: true, head_scale: 0.001 }
+        Self {
+            weights: String::new(),
+            sizes_from_weights: true,
+            image_size_from_weights: false,
+            head_scale: 0.001,
+        }
     }
 }
 
@@ -52,21 +59,26 @@ impl Default for GroupsConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalTable {
-    /// Share of the resized image that the centre crop shows; 0: the reference's (0.875 below 384 px, 1 from there
+    /// Share of the resized image that the centre crop shows; absent: the reference's (0.875 below 384 px, 1 from there
     /// on, and 1 up to 32 px, where images are taken as they are).
-    pub crop_pct: f64,
+    pub crop_pct: Option<f64>,
     /// What happens to images that are not square.
     pub crop_mode: CropMode,
     /// Filter.
     pub interpolation: Interpolation,
-    /// Images of a batch; 0: half as many again as a training step's micro-batch.
-    pub batch: usize,
+    /// Images of a batch; absent: half as many again as a training step's micro-batch.
+    pub batch_size: Option<usize>,
 }
 
 impl Default for EvalTable {
     fn default() -> Self {
         let view = EvalConfig::default();
-        Self { crop_pct: 0.0, crop_mode: view.crop_mode, interpolation: view.interpolation, batch: 0 }
+        Self {
+            crop_pct: None,
+            crop_mode: view.crop_mode,
+            interpolation: view.interpolation,
+            batch_size: None,
+        }
     }
 }
 
@@ -75,7 +87,7 @@ impl EvalTable {
     pub fn view(&self, size: usize) -> EvalConfig {
         EvalConfig {
             size: size as u32,
-            crop_pct: (self.crop_pct > 0.0).then_some(self.crop_pct),
+            crop_pct: self.crop_pct,
             crop_mode: self.crop_mode,
             interpolation: self.interpolation,
             ..EvalConfig::default()
@@ -95,8 +107,8 @@ pub struct FinetuneRecipe {
     pub precision: Precision,
     /// Micro-batches that a step's images are divided into, to save memory.
     pub grad_accum_steps: usize,
-    /// Decay of the moving average of the parameters, which is evaluated and saved beside them; 0: none.
-    pub ema_decay: f64,
+    /// Decay of the moving average of the parameters, which is evaluated and saved beside them; absent: none.
+    pub ema_decay: Option<f64>,
     /// ε of label smoothing.
     pub label_smoothing: f64,
     /// Start.
@@ -130,19 +142,14 @@ impl Default for FinetuneRecipe {
             seed: 0,
             precision: Precision::F32,
             grad_accum_steps: 1,
-            ema_decay: 0.0,
+            ema_decay: None,
             label_smoothing: 0.1,
             init: InitConfig::default(),
             model,
             data: DataConfig::default(),
             augment: FinetuneConfig::default(),
             mix: MixConfig::default(),
-            optimizer: OptimizerConfig {
-                lr: 5e-4,
-                min_lr: 1e-6,
-                clip_grad: 0.0,
-                ..OptimizerConfig::default()
-            },
+            optimizer: OptimizerConfig { lr: 5e-4, min_lr: 1e-6, ..OptimizerConfig::default() },
             groups: GroupsConfig::default(),
             schedule: ScheduleConfig {
                 epochs: 100,
@@ -151,7 +158,7 @@ impl Default for FinetuneRecipe {
                 ..ScheduleConfig::default()
             },
             eval: EvalTable::default(),
-            logging: LoggingConfig::default(),
+            logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }
 }
@@ -172,7 +179,11 @@ impl FinetuneRecipe {
                     self.init.weights
                 ));
             }
-            take_sizes(&mut self.model.vit, pretrained_sizes(&state)?);
+            let found = pretrained_sizes(&state)?;
+            if self.init.image_size_from_weights {
+                self.model.vit.image_size = found.image_size;
+            }
+            take_sizes(&mut self.model.vit, found);
         }
         if self.data.train.is_empty() {
             return Ok(());
@@ -184,13 +195,11 @@ impl FinetuneRecipe {
                 self.data.train
             ));
         }
-        if self.model.classes == 0 {
-            self.model.classes = classes;
-        }
-        if self.model.classes != classes {
+        let given = *self.model.classes.get_or_insert(classes);
+        if given != classes {
             return config_error(format!(
-                "model.classes is {}, but {} has {classes} classes; set it to {classes} or to 0",
-                self.model.classes, self.data.train
+                "model.classes is {given}, but {} has {classes} classes; set it to {classes} or leave it out",
+                self.data.train
             ));
         }
         Ok(())
@@ -212,16 +221,11 @@ impl FinetuneRecipe {
                 "init.weights is empty; name a pretrained run or weight file, or `{SCRATCH}` to start from random numbers"
             ));
         }
-        if self.model.vit.image_size == 0 {
-            return config_error(
-                "model.vit.image_size is 0, which means the size that the weights were trained with, but there are none",
-            );
-        }
         self.model.vit.validate()?;
-        for (name, value, range) in
-            [("label_smoothing", self.label_smoothing, 0.0..1.0), ("ema_decay", self.ema_decay, 0.0..1.0)]
+        for (name, value) in
+            [("label_smoothing", self.label_smoothing), ("ema_decay", self.ema_decay.unwrap_or_default())]
         {
-            if !range.contains(&value) {
+            if !(0.0..1.0).contains(&value) {
                 return config_error(format!("{name} {value} must lie in [0, 1)"));
             }
         }
@@ -271,20 +275,14 @@ impl FinetuneRecipe {
 
     /// Images of an evaluation batch beside training on this many devices.
     pub fn eval_batch(&self, devices: usize) -> usize {
-        match self.eval.batch {
-            0 => (self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2).max(1),
-            given => given,
-        }
+        let beside = self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2;
+        self.eval.batch_size.unwrap_or(beside).max(1)
     }
 }
 
-/// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the input size unless
-/// it is 0, and how positions and layer scale are kept where the weights have them.
+/// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the image
+/// size, and how positions and layer scale are kept where the weights have them.
 pub(crate) fn take_sizes(vit: &mut VitConfig, found: VitConfig) {
-    let image_size = match vit.image_size {
-        0 => found.image_size,
-        given => given,
-    };
     let rel_pos_bias = match (found.rel_pos_bias, vit.rel_pos_bias) {
         (RelPosKind::None, _) => RelPosKind::None,
         (_, RelPosKind::None) => RelPosKind::PerBlock,
@@ -295,5 +293,11 @@ pub(crate) fn take_sizes(vit: &mut VitConfig, found: VitConfig) {
         true if vit.layer_scale_init > 0.0 => vit.layer_scale_init,
         true => found.layer_scale_init,
     };
-    *vit = VitConfig { image_size, rel_pos_bias, layer_scale_init, drop_path: vit.drop_path, ..found };
+    *vit = VitConfig {
+        image_size: vit.image_size,
+        drop_path: vit.drop_path,
+        rel_pos_bias,
+        layer_scale_init,
+        ..found
+    };
 }

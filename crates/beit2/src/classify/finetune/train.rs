@@ -47,9 +47,9 @@ pub fn train<B: AutodiffBackend>(
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match recipe.data.val.as_str() {
-        "" => None,
-        spec => Some(env.assets.source(spec)?),
+    let val = match &recipe.data.val {
+        None => None,
+        Some(spec) => Some(env.assets.source(spec)?),
     };
     if let Some(val) = &val
         && val.classes() != source.classes()
@@ -73,7 +73,7 @@ pub fn train<B: AutodiffBackend>(
     config.class_names = source.classes().to_vec();
 
     // ---- model, optimiser, run ----------------------------------------------------------------
-    let (vit, classes) = (&config.vit, config.classes);
+    let (vit, classes) = (&config.vit, config.class_count());
     let mut model = VisionTransformer::<B>::new(vit, config.pooling, classes, device);
     let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
     model = initialise(model, rule, recipe.seed);
@@ -105,8 +105,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let (mut session, resumed) =
         Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
-    let averaged = recipe.ema_decay > 0.0;
-    let mut ema = averaged.then(|| Ema::new(&model.valid(), recipe.ema_decay));
+    let mut ema = recipe.ema_decay.map(|decay| Ema::new(&model.valid(), decay));
     if let Some(resumed) = resumed {
         let derived = |name: &String, _: &mut _| !name.ends_with("relative_position_index");
         model = params::load_strict(model, resumed.model, DType::F32, |name| {
@@ -175,7 +174,7 @@ pub fn train<B: AutodiffBackend>(
         let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
         let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.max_norm());
+        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         if let Some(ema) = &mut ema {
             ema.update(&model.valid());
         }
@@ -243,7 +242,7 @@ pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPla
         tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
-    plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.classes, &options)
+    plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.class_count(), &options)
 }
 
 fn summary(plan: &LoadPlan) -> String {
@@ -263,7 +262,7 @@ fn different_classes(train: &[String], val: &[String], recipe: &FinetuneRecipe) 
         "{} has {} classes and {} has {}, and they differ{example}; both need the same sub-folders",
         recipe.data.train,
         train.len(),
-        recipe.data.val,
+        recipe.data.val.as_deref().unwrap_or_default(),
         val.len()
     )
 }

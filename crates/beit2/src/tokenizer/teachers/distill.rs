@@ -45,9 +45,9 @@ pub struct DistillRecipe {
     pub standardise: bool,
     /// Smallest crop, as a share of the image.
     pub min_crop_scale: f64,
-    /// Epochs after which the same crops come again, 0 for never. The large teacher is then asked in the first
-    /// of them only; its answers are kept in the run directory (`targets.f16`, 2 bytes per value).
-    pub view_epochs: u64,
+    /// Epochs after which the same crops come again; absent: never. The large teacher then runs in the first of these
+    /// epochs only; its features are kept in the run directory (`targets.f16`, 2 bytes per value).
+    pub view_epochs: Option<u64>,
     /// Optimiser.
     pub optimizer: OptimizerConfig,
     /// Length.
@@ -76,15 +76,15 @@ impl Default for DistillRecipe {
             data: DataConfig::default(),
             standardise: true,
             min_crop_scale: 0.3,
-            view_epochs: 0,
-            optimizer: OptimizerConfig { lr: 1e-3, ..OptimizerConfig::default() },
+            view_epochs: None,
+            optimizer: OptimizerConfig { lr: 1e-3, clip_grad: Some(3.0), ..OptimizerConfig::default() },
             schedule: ScheduleConfig {
                 epochs: 10,
                 warmup_epochs: 1.0,
                 batch_size: 64,
                 ..ScheduleConfig::default()
             },
-            logging: LoggingConfig { checkpoint_every: 200, ..LoggingConfig::default() },
+            logging: LoggingConfig { checkpoint_every: Some(200), ..LoggingConfig::default() },
         }
     }
 }
@@ -178,8 +178,8 @@ pub fn distill<B: AutodiffBackend>(
         false => None,
     };
     let mut targets = match recipe.view_epochs {
-        0 => None,
-        _ => Some(Targets::open(&targets_path, shape)?),
+        Some(_) => Some(Targets::open(&targets_path, shape)?),
+        None => None,
     };
     let start = session.state.data;
     let loader = |start| {
@@ -199,12 +199,12 @@ pub fn distill<B: AutodiffBackend>(
                 None => features,
             }
         };
-        let target = match &mut targets {
-            Some(targets) => {
-                let record = batch.epoch % recipe.view_epochs * plan.steps_per_epoch + batch.step;
+        let target = match (&mut targets, recipe.view_epochs) {
+            (Some(targets), Some(epochs)) => {
+                let record = batch.epoch % epochs * plan.steps_per_epoch + batch.step;
                 targets.get(record, device, ask)?
             }
-            None => ask(),
+            _ => ask(),
         };
         // The student gets the standardisation that it will have as a teacher.
         let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
@@ -214,7 +214,7 @@ pub fn distill<B: AutodiffBackend>(
         let grads = average_gradients(&student, loss.backward(), &rank);
         let lr = plan.lr.at(step);
         let norm;
-        (student, norm) = optimizer.step(student, grads, lr, recipe.optimizer.max_norm());
+        (student, norm) = optimizer.step(student, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![("loss", loss.inner()), ("grad_norm", norm)];
         session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
         if batch.last_in_epoch || session.is_complete() {
@@ -236,14 +236,14 @@ pub fn distill<B: AutodiffBackend>(
 struct Rounds<F> {
     make: F,
     loader: Loader<Item>,
-    epochs: u64,
+    epochs: Option<u64>,
     before: u64,
 }
 
 impl<F: Fn(DataPosition) -> Result<Loader<Item>, Error>> Rounds<F> {
-    /// Begins at `start`; `epochs` is the length of a round, 0 for one without end.
-    fn new(make: F, epochs: u64, mut start: DataPosition) -> Result<Self, Error> {
-        let before = start.at.epoch.checked_rem(epochs).map_or(0, |within| start.at.epoch - within);
+    /// Begins at `start`; `epochs` is the length of a round; `None`: it has no end.
+    fn new(make: F, epochs: Option<u64>, mut start: DataPosition) -> Result<Self, Error> {
+        let before = epochs.map_or(0, |epochs| start.at.epoch - start.at.epoch % epochs);
         start.at.epoch -= before;
         Ok(Self { loader: make(start)?, make, epochs, before })
     }
@@ -251,12 +251,11 @@ impl<F: Fn(DataPosition) -> Result<Loader<Item>, Error>> Rounds<F> {
     fn advance(&mut self) -> Result<Option<Batch<Item>>, Error> {
         let Some(batch) = self.loader.next() else { return Ok(None) };
         let mut batch = batch?;
-        if batch.last_in_epoch && batch.epoch + 1 == self.epochs {
+        let round = self.epochs.filter(|epochs| batch.last_in_epoch && batch.epoch + 1 == *epochs);
+        batch.epoch += self.before;
+        if let Some(epochs) = round {
             self.loader = (self.make)(DataPosition::default())?;
-            batch.epoch += self.before;
-            self.before += self.epochs;
-        } else {
-            batch.epoch += self.before;
+            self.before += epochs;
         }
         Ok(Some(batch))
     }

@@ -46,16 +46,16 @@ pub struct TeacherConfig {
     pub kind: TeacherKind,
     /// Weight file (safetensors or `.pth`), or `bundled:teacher` in the binary.
     pub weights: String,
-    /// Attention heads; 0 means width/64, true of all published teachers.
-    pub heads: usize,
-    /// Block (0-based) after which features are taken, without the final norm; −1 means the last block
-    /// and the final norm. Only for `dinov2`.
-    pub layer: i64,
+    /// Attention heads; absent: what the file says, else width/64, which is true of all published teachers.
+    pub heads: Option<usize>,
+    /// Block, counted from 1, after which features are taken, without the final norm; 0: the patch embedding; absent:
+    /// the last block and the final norm. Only for `dinov2`.
+    pub layer: Option<usize>,
 }
 
 impl Default for TeacherConfig {
     fn default() -> Self {
-        Self { kind: TeacherKind::Clip, weights: String::new(), heads: 0, layer: -1 }
+        Self { kind: TeacherKind::Clip, weights: String::new(), heads: None, layer: None }
     }
 }
 
@@ -86,10 +86,7 @@ impl<B: Backend> Teacher<B> {
     ) -> Result<Self, Error> {
         let own: Option<VitConfig> =
             file.metadata.get("beit2.config").and_then(|text| serde_json::from_str(text).ok());
-        let heads = match (config.heads, own) {
-            (0, Some(own)) => own.heads,
-            (heads, _) => heads,
-        };
+        let heads = config.heads.or(own.map(|own| own.heads));
         Self::from_tensors(&TeacherConfig { heads, ..config.clone() }, file.tensors, dtype, device)
     }
 
@@ -103,10 +100,10 @@ impl<B: Backend> Teacher<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        if config.layer >= 0 && config.kind != TeacherKind::Dinov2 {
+        if let Some(layer) = config.layer.filter(|_| config.kind != TeacherKind::Dinov2) {
             return config_error(format!(
-                "teacher.layer {} is only for kind = \"dinov2\"; other teachers' features come after their last block (-1)",
-                config.layer
+                "teacher.layer {layer} is only for kind = \"dinov2\"; other teachers' features come after their last \
+                 block: leave the key out"
             ));
         }
         let mut tensors = names::canonical(config.kind, tensors)?;
@@ -123,21 +120,17 @@ impl<B: Backend> Teacher<B> {
             return config_error("the teacher's weights have an empty dimension");
         }
         let total = (0..).find(|i| !tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).unwrap_or(0);
-        let depth = match config.layer {
-            ..=-1 => total,
-            layer if (layer as usize) < total => layer as usize + 1,
-            layer => {
-                return config_error(format!(
-                    "teacher layer {layer} does not exist: the weights hold blocks 0 to {}",
-                    total.saturating_sub(1)
-                ));
-            }
-        };
-        let final_norm = config.layer < 0;
-        let heads = if config.heads == 0 { (width / 64).max(1) } else { config.heads };
-        if depth == 0 || !width.is_multiple_of(heads) {
+        let depth = config.layer.unwrap_or(total);
+        if depth > total {
             return config_error(format!(
-                "a teacher of width {width} with {depth} blocks cannot have {heads} heads"
+                "teacher.layer {depth} does not exist: the weights hold blocks 1 to {total}"
+            ));
+        }
+        let final_norm = config.layer.is_none();
+        let heads = config.heads.unwrap_or((width / 64).max(1));
+        if total == 0 || heads == 0 || !width.is_multiple_of(heads) {
+            return config_error(format!(
+                "a teacher of width {width} with {total} blocks cannot have {heads} heads"
             ));
         }
         let options = BlockOptions {
