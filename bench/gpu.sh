@@ -172,7 +172,7 @@ fi
 if [ "$(left)" -ge $((reserve / 2)) ]; then
     say "kernels of a pretraining step, $(left) s left"
     "$python" "$root/bench/compare/kernels.py" --beit2 "$beit2" --python "$python" --device "$device" --stage pretrain \
-        --size "$size" --batch "${batches[0]}" --dtype "$dtype" --config "$work/cubecl.toml" \
+        --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --config "$work/cubecl.toml" \
         --timeout "$(($(left) / 2))" --out "$out" || status=1
 else
     say "no time is left for the kernels of a step"

@@ -55,7 +55,7 @@ class Cell:
     stage: str | None  # of train
     size: str
     batch: int
-    dtype: str
+    precision: str
 
     @staticmethod
     def parse(text: str) -> Cell:
@@ -73,11 +73,11 @@ class Cell:
 
     def __str__(self) -> str:
         stage = [self.stage] if self.stage else []
-        return ":".join([self.kind, *stage, self.size, str(self.batch), self.dtype])
+        return ":".join([self.kind, *stage, self.size, str(self.batch), self.precision])
 
     def flags(self) -> list[str]:
         stage = ["--stage", self.stage] if self.stage else []
-        return [self.kind, *stage, "--size", self.size, "--batch", str(self.batch), "--dtype", self.dtype]
+        return [self.kind, *stage, "--size", self.size, "--batch-size", str(self.batch), "--precision", self.precision]
 
     def steps(self, device: str) -> int:
         """Steps in a round, so that a round of the slowest program lasts about 2 to 10 seconds on two cores, and a

@@ -1,7 +1,7 @@
 """Time of one training step by kernel: of beit2 from CubeCL's log, of PyTorch from its profiler.
 
-    kernels.py --beit2 target/release/beit2 --python python3 --device cuda --stage pretrain --size base --batch 128 \\
-        --dtype bf16 --out results
+    kernels.py --beit2 target/release/beit2 --python python3 --device cuda --stage pretrain --size base --batch-size 128 \\
+        --precision bf16 --out results
 
 Writes OUT/kernels-beit2.json and OUT/kernels-pytorch.json: kernels with calls and milliseconds, longest first. CubeCL
 waits for each kernel, so that short ones look longer than they are; PyTorch's times are the GPU's own.
@@ -56,7 +56,7 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
         Path(folder, "cubecl.toml").write_text(config + "\n" + logger)
         command = [
             os.path.abspath(args.beit2), "bench", "train", "--stage", args.stage, "--size", args.size,
-            "--batch", str(args.batch), "--dtype", args.dtype, "--device", args.device,
+            "--batch-size", str(args.batch_size), "--precision", args.precision, "--device", args.device,
             "--steps", "1", "--rounds", "1", "--paced", "--json",
         ]  # fmt: skip
         # CubeCL looks for its settings in the working folder.
@@ -71,7 +71,7 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
             program.stop()
         text = log.read_bytes()[warm:].decode(errors="replace") if log.exists() else ""
     step = step_kernels(text)
-    facts = {k: program.rounds[0][k] for k in ("program", "version", "stage", "size", "batch", "dtype", "device")}
+    facts = {k: program.rounds[0][k] for k in ("program", "version", "stage", "size", "batch_size", "precision", "device")}
     return facts | {
         "total_ms": round(sum(row["ms"] for row in step), 3),
         "calls": sum(row["calls"] for row in step),
@@ -82,7 +82,7 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
 def theirs(args: argparse.Namespace, file: Path) -> None:
     command = [
         args.python, str(HERE / "torch_beit2.py"), "train", "--stage", args.stage, "--size", args.size,
-        "--batch", str(args.batch), "--dtype", args.dtype, "--device", args.device, "--threads", str(args.threads),
+        "--batch-size", str(args.batch_size), "--precision", args.precision, "--device", args.device, "--threads", str(args.threads),
         "--steps", "1", "--rounds", "1", "--profile", str(file),
     ]  # fmt: skip
     try:
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--stage", default="pretrain")
     parser.add_argument("--size", default="base")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--config", help="a cubecl.toml that beit2 is to use, for its caches")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for each program")

@@ -1,7 +1,7 @@
 """Times BEiT v2 training steps and inference in PyTorch; the other half of `beit2 bench`.
 
-    torch_beit2.py train --stage pretrain --size small --batch 8 --dtype f32 --mode eager --steps 3 --rounds 5 --json
-    torch_beit2.py infer --size base --batch 1 --dtype bf16 --mode compile --steps 5 --rounds 5 --json
+    torch_beit2.py train --stage pretrain --size small --batch-size 8 --precision f32 --mode eager --steps 3 --rounds 5 --json
+    torch_beit2.py infer --size base --batch-size 1 --precision bf16 --mode compile --steps 5 --rounds 5 --json
 
 A step begins with images as bytes in the host's memory and ends with changed weights (train) or with logits (infer).
 Each round prints one JSON line. With --paced a line {"ready": true, …} comes first and then one round for each line on
@@ -43,8 +43,8 @@ def arguments() -> argparse.Namespace:
         if kind == "train":
             p.add_argument("--stage", choices=("tokenizer", "pretrain", "finetune"), required=True)
         p.add_argument("--size", choices=("tiny", "small", "base", "large"), default="small")
-        p.add_argument("--batch", type=int, default=8)
-        p.add_argument("--dtype", choices=("f32", "bf16"), default="f32")
+        p.add_argument("--batch-size", type=int, default=8)
+        p.add_argument("--precision", choices=("f32", "bf16"), default="f32")
         p.add_argument("--mode", choices=("eager", "compile"), default="eager")
         p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         p.add_argument("--steps", type=int, default=3, help="steps in a round")
@@ -90,10 +90,10 @@ def attention_form(args: argparse.Namespace) -> str:
     if args.device == "cpu":
         return "explicit"
     size = models.SIZES[args.size]
-    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     head_dim = size.width // size.heads
     tokens = models.PATCHES + 1
-    return devices.faster_attention(args.batch, size.heads, tokens, head_dim, dtype, args.kind == "train")
+    return devices.faster_attention(args.batch_size, size.heads, tokens, head_dim, dtype, args.kind == "train")
 
 
 class Workload:
@@ -108,7 +108,7 @@ class Workload:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.device = torch.device(args.device)
-        self.host = torch.randint(0, 256, (args.batch, 3, models.IMAGE, models.IMAGE), dtype=torch.uint8)
+        self.host = torch.randint(0, 256, (args.batch_size, 3, models.IMAGE, models.IMAGE), dtype=torch.uint8)
         if args.device == "cuda":
             self.host = self.host.pin_memory()
         self.frozen: nn.Module | None = None
@@ -128,7 +128,7 @@ class Workload:
         return torch.compile(module, dynamic=False, mode=self.args.compile_mode)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.dtype == "bf16")
+        return torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bf16")
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Weight decay for matrices and tables only, as in the official code."""
@@ -185,7 +185,7 @@ class Pretrain(Workload):
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
-        noise = torch.rand(args.batch, models.PATCHES)
+        noise = torch.rand(args.batch_size, models.PATCHES)
         self.mask = (noise.argsort(1).argsort(1) < models.MASKED).to(self.device)
         self.rows = self.mask.flatten().nonzero().squeeze(1)
         self.model = models.MimModel(models.SIZES[args.size])
@@ -216,8 +216,8 @@ class Finetune(Workload):
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         off = 0.1 / models.CLASSES
-        labels = torch.randint(0, models.CLASSES, (args.batch,))
-        hot = torch.full((args.batch, models.CLASSES), off)
+        labels = torch.randint(0, models.CLASSES, (args.batch_size,))
+        hot = torch.full((args.batch_size, models.CLASSES), off)
         hot.scatter_(1, labels.unsqueeze(1), 1 - 0.1 + off)
         self.targets = (0.7 * hot + 0.3 * hot.flip(0)).to(self.device)
         self.size = models.SIZES[args.size]
@@ -249,13 +249,13 @@ class Infer(Workload):
         super().__init__(args)
         self.model = models.Classifier(models.SIZES[args.size]).eval()
         self.model.requires_grad_(False)
-        if args.dtype == "bf16" and args.bf16 == "convert":
+        if args.precision == "bf16" and args.bf16 == "convert":
             self.model.trunk.bfloat16()
             self.model.fc_norm.bfloat16()
             self.model.head.bfloat16()
 
     def autocast(self) -> torch.autocast:
-        wanted = self.args.dtype == "bf16" and self.args.bf16 == "autocast"
+        wanted = self.args.precision == "bf16" and self.args.bf16 == "autocast"
         return torch.autocast(self.args.device, torch.bfloat16, enabled=wanted)
 
     def start(self) -> None:
@@ -307,7 +307,7 @@ def measure_round(work: Workload, base_mib: float, facts: dict[str, Any]) -> dic
     return facts | {
         "steps": args.steps,
         "seconds_per_step": seconds,
-        "images_per_second": args.batch / seconds,
+        "images_per_second": args.batch_size / seconds,
         "ms": ms if args.mode == "eager" else None,
         **devices.peak_memory(args.device, base_mib),
         "result": result.item(),
@@ -320,7 +320,7 @@ def peaks(work: Workload) -> dict[str, float]:
     work.run_frozen, work.run_model = work.frozen, work.model
     flops = devices.count_flops(lambda: work.step(Phases(work.args.device)))
     work.run_frozen, work.run_model = compiled
-    dtype = torch.bfloat16 if work.args.dtype == "bf16" else torch.float32
+    dtype = torch.bfloat16 if work.args.precision == "bf16" else torch.float32
     product = devices.product_flops(work.args.device, dtype)
     return {"gflop_per_step": round(flops / 1e9, 3), "gemm_gflops": round(product / 1e9, 1)}
 
@@ -341,7 +341,7 @@ def main(args: argparse.Namespace) -> None:
         inductor.config.freezing = args.kind == "infer" and args.device == "cpu" and not args.no_freeze
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tf32 = args.device == "cuda" and (args.tf32 == "on" or (args.tf32 == "auto" and args.dtype == "bf16"))
+    tf32 = args.device == "cuda" and (args.tf32 == "on" or (args.tf32 == "auto" and args.precision == "bf16"))
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
 
@@ -360,8 +360,8 @@ def main(args: argparse.Namespace) -> None:
         "kind": args.kind,
         "stage": args.stage,
         "size": args.size,
-        "batch": args.batch,
-        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
         "device": args.device,
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "threads": args.threads,

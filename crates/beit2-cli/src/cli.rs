@@ -136,7 +136,7 @@ pub struct Experiment {
     pub recipe: Option<String>,
 
     /// Run directory; left out, runs/ and the recipe's name
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub out: Option<PathBuf>,
 
     /// Begin again; the run that is in the directory is kept beside it

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use support::World;
 
-const SMALLEST: [&str; 6] = ["--size", "tiny", "--batch", "1", "--steps", "1"];
+const SMALLEST: [&str; 6] = ["--size", "tiny", "--batch-size", "1", "--steps", "1"];
 
 fn number(line: &Value, name: &str) -> f64 {
     line.pointer(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {name} in {line}"))
@@ -39,7 +39,7 @@ fn every_stage_gives_a_line_for_each_round() {
 #[test]
 fn a_paced_program_waits_for_its_turn() {
     let world = World::new();
-    let args = [&["bench", "infer", "--dtype", "bf16", "--paced", "--json"], &SMALLEST[..]].concat();
+    let args = [&["bench", "infer", "--precision", "bf16", "--paced", "--json"], &SMALLEST[..]].concat();
     let mut child = world.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut lines = BufReader::new(output).lines();
@@ -67,7 +67,7 @@ fn real_images_and_a_table_for_people() {
 #[test]
 fn wrong_flags_are_one_sentence() {
     let world = World::new();
-    world.beit2(&["bench", "train", "--batch", "0"]).fails(2, &["--batch is 0"]);
+    world.beit2(&["bench", "train", "--batch-size", "0"]).fails(2, &["--batch-size is 0"]);
     world.beit2(&["bench", "train", "--size", "giant"]).fails(2, &["giant", "tiny, small, base, large"]);
     world.beit2(&["bench", "infer", "--data", "nowhere"]).fails(1, &["nowhere: no such file or folder"]);
 }

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, one_of, precision};
+use crate::cli::{Device, PrecisionArgs, one_of};
 use crate::device::{Job, Kind};
 use crate::errors::{Ending, usage};
 use crate::experiment::SOFTWARE;
@@ -24,12 +24,12 @@ use crate::{libraries, output};
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Training steps of a stage
-    #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch 8\n  \
-        beit2 bench train --stage tokenizer --size base --batch 64 --dtype bf16 --device cuda --json\n  \
+    #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch-size 8\n  \
+        beit2 bench train --stage tokenizer --size base --batch-size 64 --precision bf16 --device cuda --json\n  \
         beit2 bench train --stage pretrain --size small --data images --workers 2")]
     Train(TrainArgs),
     /// Forward passes of a classifier
-    #[command(after_help = "Example:\n  beit2 bench infer --size base --batch 1 --dtype bf16")]
+    #[command(after_help = "Example:\n  beit2 bench infer --size base --batch-size 1 --precision bf16")]
     Infer(InferArgs),
 }
 
@@ -60,11 +60,10 @@ struct Common {
 
     /// Images in a step
     #[arg(long, value_name = "N", default_value_t = 8)]
-    batch: usize,
+    batch_size: usize,
 
-    /// Operands of the matrix products: f32 or bf16
-    #[arg(long, default_value = "f32", value_parser = precision())]
-    dtype: Precision,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 
     /// Steps of a round
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -101,7 +100,9 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         Bench::Train(args) => ("train", Some(args.stage), &args.common),
         Bench::Infer(args) => ("infer", None, &args.common),
     };
-    for (name, value) in [("--batch", common.batch), ("--steps", common.steps), ("--rounds", common.rounds)] {
+    for (name, value) in
+        [("--batch-size", common.batch_size), ("--steps", common.steps), ("--rounds", common.rounds)]
+    {
         if value == 0 {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
@@ -110,7 +111,7 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         None => Images::Random,
         Some(spec) => Images::Real(AssetStore::default().source(spec)?, common.workers),
     };
-    let facts = Facts { kind, stage, size: common.size, precision: common.dtype, common };
+    let facts = Facts { kind, stage, size: common.size, precision: common.precision.precision, common };
     common.device.device.on(Measurement { facts, images, signals })
 }
 
@@ -146,7 +147,7 @@ impl Job for Measurement<'_> {
             false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, facts.precision, device)?),
         };
         let held = memory_held_bytes();
-        let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch);
+        let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch_size);
         match facts.stage {
             Some(stage) => {
                 let setup = TrainSetup { stage, size, batch, precision, images };
@@ -252,13 +253,13 @@ fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) ->
         "kind": facts.kind,
         "stage": facts.stage.map(Stage::name),
         "size": facts.size.name(),
-        "batch": facts.common.batch,
-        "dtype": facts.common.dtype,
+        "batch_size": facts.common.batch_size,
+        "precision": facts.common.precision.precision,
         "device": facts.common.device.device.to_string(),
         "threads": beit2_kernels::threads(),
         "steps": facts.common.steps,
         "seconds_per_step": round.seconds,
-        "images_per_second": facts.common.batch as f64 / round.seconds,
+        "images_per_second": facts.common.batch_size as f64 / round.seconds,
         "ms": {
             "data": ms(data),
             "tokenizer": ms(tokenizer),
@@ -284,7 +285,7 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
         values.sort_by(f64::total_cmp);
         (values[values.len() / 2], values[0], values[values.len() - 1])
     };
-    let batch = facts.common.batch as f64;
+    let batch = facts.common.batch_size as f64;
     let (median, least, most) = of(&|round| batch / round.seconds);
     let what = match facts.stage {
         Some(stage) => format!("training step, {}", stage.name()),
@@ -295,7 +296,11 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
     let mut rows = vec![
         (
             "measured".to_owned(),
-            format!("{what}, {} size, batch {batch}, {}", facts.size.name(), facts.common.dtype),
+            format!(
+                "{what}, {} size, batch {batch}, {}",
+                facts.size.name(),
+                facts.common.precision.precision
+            ),
         ),
         (
             "on".to_owned(),

@@ -45,9 +45,9 @@ pub struct Args {
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// How relative position tables become those of another --image-size
-    #[arg(long, value_name = "WAY", default_value = "spline")]
-    tables: Tables,
+    /// How relative position bias tables are interpolated for another --image-size
+    #[arg(long, value_name = "METHOD", default_value = "spline")]
+    rel_pos_interpolation: RelPosInterpolation,
 
     /// Share of the resized image that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
     /// timm uses 0.9 for base and 0.95 for large]
@@ -67,7 +67,7 @@ pub struct Args {
     batch_size: usize,
 
     /// Folder for result.json, per_class.csv and confusion.csv
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: Option<PathBuf>,
 
     /// Replace the files of an earlier evaluation in --out
@@ -117,14 +117,14 @@ enum Filter {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Tables {
+enum RelPosInterpolation {
     /// The reference's cubic spline
     Spline,
     /// timm's straight lines
     Linear,
 }
 
-impl Tables {
+impl RelPosInterpolation {
     fn of_library(self) -> TableResize {
         match self {
             Self::Spline => TableResize::Spline,
@@ -206,7 +206,7 @@ impl Job for Evaluate<'_> {
         let options = OpenOptions {
             image_size: args.image_size,
             head_rows,
-            tables: args.tables.of_library(),
+            tables: args.rel_pos_interpolation.of_library(),
             precision: args.products.precision,
         };
         let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;

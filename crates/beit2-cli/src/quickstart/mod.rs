@@ -41,7 +41,7 @@ pub struct Args {
     minutes: f64,
 
     /// Folder for the two runs and the report
-    #[arg(long, value_name = "DIR", default_value = "runs/quickstart", value_hint = ValueHint::DirPath)]
+    #[arg(long, short, value_name = "DIR", default_value = "runs/quickstart", value_hint = ValueHint::DirPath)]
     out: PathBuf,
 
     /// Seed of everything random

@@ -43,7 +43,7 @@ pub struct Args {
     looking: InferArgs,
 
     /// Folder for result.json, per_class.csv and confusion.csv
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: Option<PathBuf>,
 
     /// Replace the files of an earlier evaluation in --out
