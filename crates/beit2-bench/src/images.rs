@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use beit2::Error;
 use beit2::pretrain::PretrainRecipe;
 use beit2::train::{DataConfig, Item, ScheduleConfig, training_loader};
-use beit2_data::{BlockMaskConfig, Image, Key, Purpose, Source, TwoViewConfig, sample_block_mask};
+use beit2_data::{BlockMaskConfig, Image, Key, RngStream, Source, TwoViewConfig, sample_block_mask};
 use beit2_kernels::Rank;
 use rand::Rng;
 
@@ -62,7 +62,7 @@ impl Iterator for Stream {
 }
 
 fn random(at: usize, side: usize, mask: &BlockMaskConfig) -> Result<Item, Error> {
-    let mut rng = Key { seed: 0, epoch: 0, index: at as u64, purpose: Purpose::Mask }.rng();
+    let mut rng = Key { seed: 0, epoch: 0, index: at as u64, stream: RngStream::Mask }.rng();
     let masked = sample_block_mask(&mut rng, mask).masked_indices();
     let mut bytes = vec![0; side * side * 3];
     rng.fill_bytes(&mut bytes);

@@ -243,7 +243,7 @@ impl<I: Backend> Frozen<I> {
             }
             Self::Tokenizer(tokenizer, patches) => {
                 let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images, mask| {
-                    tokenizer.ids_at(tokenizer.preprocess(images), mask.rows())
+                    tokenizer.ids_at(tokenizer.preprocess(images), mask.masked_tokens())
                 });
                 Prepared::Tokens(x, labels, mask)
             }

@@ -128,12 +128,12 @@ impl Progress {
         }
     }
 
-    fn started(&mut self, stage: &str, facts: &[(String, String)], total: u64, resumed: Option<u64>) {
+    fn started(&mut self, stage: &str, summary: &[(String, String)], total: u64, resumed: Option<u64>) {
         self.log.begin();
         if self.style != Style::Quiet {
             // The header has told the images and the schedule.
             let told = |name: &str| ["images", "schedule"].contains(&name);
-            let rows: Vec<_> = facts.iter().filter(|(name, _)| !told(name)).collect();
+            let rows: Vec<_> = summary.iter().filter(|(name, _)| !told(name)).collect();
             let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("settings".len());
             for (name, value) in rows {
                 self.line(&format!("{name:width$}  {value}"));
@@ -221,8 +221,8 @@ impl Observer for Progress {
     fn event(&mut self, event: Event) {
         let talks = self.style != Style::Quiet;
         match event {
-            Event::Started { stage, facts, total_steps, resumed_at } => {
-                self.started(stage, &facts, total_steps, resumed_at);
+            Event::Started { stage, summary, total_steps, resumed_at } => {
+                self.started(stage, &summary, total_steps, resumed_at);
             }
             Event::Step { step, total_steps, epoch, images_per_second, eta_seconds, values, bottleneck } => {
                 let pace = (images_per_second, bottleneck, eta_seconds);
@@ -357,7 +357,7 @@ mod tests {
         progress.event(Event::Warning("early".into()));
         assert!(!run.exists());
         std::fs::create_dir(&run).unwrap();
-        progress.event(Event::Started { stage: "x", facts: vec![], total_steps: 1, resumed_at: None });
+        progress.event(Event::Started { stage: "x", summary: vec![], total_steps: 1, resumed_at: None });
         progress.event(Event::Warning("late\nlines".into()));
         progress.close();
         let text = std::fs::read_to_string(run.join("warnings.log")).unwrap();

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use beit2_data::segment::{SegmentDataOptions, SegmentTrainConfig, SegmentTrainParams, open_segment};
-use beit2_data::{Key, Purpose, Source, decode};
+use beit2_data::{Key, RngStream, Source, decode};
 
 const VIEWS: u64 = 300;
 
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut total = [Duration::ZERO; 4];
         for number in 0..VIEWS {
             let index = number as usize % source.len();
-            let key = Key { seed: 0, epoch: 0, index: number, purpose: Purpose::Augment };
+            let key = Key { seed: 0, epoch: 0, index: number, stream: RngStream::Augment };
             let image =
                 timed(&mut total[0], || decode(&source.read(index)?, source.limits()).map_err(Box::from))?;
             let mask = timed(&mut total[1], || source.mask(index).map_err(Box::from))?;

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use beit2_data::transform::crop_resize;
-use beit2_data::{FinetuneConfig, FinetuneParams, Key, Limits, Purpose, TwoViewConfig, ViewParams, decode};
+use beit2_data::{FinetuneConfig, FinetuneParams, Key, Limits, RngStream, TwoViewConfig, ViewParams, decode};
 
 const REPEATS: u64 = 200;
 
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     ..TwoViewConfig::default()
                 };
                 let views = time(|index| {
-                    let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
+                    let key = Key { seed: 0, epoch: 0, index, stream: RngStream::Augment };
                     let params = ViewParams::draw(&config, image.width, image.height, &key);
                     params.apply(&config, &image).map(drop).map_err(Into::into)
                 })?;
@@ -35,13 +35,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             let config = FinetuneConfig { input_size: size, ..FinetuneConfig::default() };
             let training = time(|index| {
-                let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
+                let key = Key { seed: 0, epoch: 0, index, stream: RngStream::Augment };
                 let params = FinetuneParams::draw(&config, image.width, image.height, &key);
                 params.apply(&config, &image).map(drop).map_err(Into::into)
             })?;
             report(&format!("fine-tuning at {size}, RandAugment"), training);
             let resize = time(|index| {
-                let key = Key { seed: 0, epoch: 0, index, purpose: Purpose::Augment };
+                let key = Key { seed: 0, epoch: 0, index, stream: RngStream::Augment };
                 let config = TwoViewConfig { color_jitter: 0.0, ..TwoViewConfig::default() };
                 let area = ViewParams::draw(&config, image.width, image.height, &key).crop;
                 crop_resize(&image, area, size, size, config.interpolation).map(drop).map_err(Into::into)

@@ -210,15 +210,15 @@ fn padded_start(rng: &mut impl Rng, length: u32, size: u32) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Purpose;
+    use crate::rng::RngStream;
     use crate::transform::crop::CropBox;
 
     fn key(index: u64) -> Key {
-        Key { seed: 4, epoch: 0, index, purpose: Purpose::Augment }
+        Key { seed: 4, epoch: 0, index, stream: RngStream::Augment }
     }
 
     fn noise(width: u32, height: u32) -> Image {
-        let mut rng = Key { purpose: Purpose::Other(0), ..key(0) }.rng();
+        let mut rng = Key { stream: RngStream::Order, ..key(0) }.rng();
         Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
     }
 

@@ -3,13 +3,13 @@
 //!
 //! This crate knows nothing of models, tensors, devices, terminals or environment variables, and it
 //! never guesses: what it cannot read is an error that names the file. Every random number is a
-//! function of `(seed, epoch, sample index, purpose)` ([`rng::Key`]), so a batch is the same for
+//! function of `(seed, epoch, sample index, stream)` ([`rng::Key`]), so a batch is the same for
 //! any number of worker threads and after any interruption. Start reading at [`loader::Loader`].
 //!
 //! ```
 //! use std::sync::Arc;
 //! use beit2_data::{
-//!     BlockMaskConfig, Image, Loader, LoaderConfig, Purpose, SampleInfo, TwoViewConfig, ViewParams, sample_block_mask, source,
+//!     BlockMaskConfig, Image, Loader, LoaderConfig, RngStream, SampleInfo, TwoViewConfig, ViewParams, sample_block_mask, source,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,9 +27,9 @@
 //! mask.validate()?;
 //!
 //! let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-//!     let params = ViewParams::draw(&views, image.width, image.height, &info.key(Purpose::Augment));
+//!     let params = ViewParams::draw(&views, image.width, image.height, &info.key(RngStream::Augment));
 //!     let crop = params.apply(&views, image)?.patch;
-//!     let masked = sample_block_mask(&mut info.key(Purpose::Mask).rng(), &mask).masked_indices();
+//!     let masked = sample_block_mask(&mut info.key(RngStream::Mask).rng(), &mask).masked_indices();
 //!     Ok::<_, beit2_data::TransformError>((crop, masked))
 //! });
 //! let config = LoaderConfig { batch: 2, workers: 2, epochs: Some(1), ..LoaderConfig::default() };
@@ -68,7 +68,7 @@ pub use image::{Image, stack_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::EpochOrder;
-pub use rng::{Key, Purpose};
+pub use rng::{Key, RngStream};
 pub use segment::{LabelMap, SegmentDataError, SegmentDataOptions, SegmentSource, open_segment};
 pub use sequence::{Seen, Sequence, SequenceConfig};
 pub use source::Source;

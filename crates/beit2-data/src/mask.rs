@@ -164,11 +164,11 @@ fn top_up(rng: &mut impl Rng, mask: &mut Mask, missing: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Key, Purpose};
+    use crate::rng::{Key, RngStream};
     use proptest::prelude::*;
 
     fn rng(seed: u64) -> impl Rng {
-        Key { seed, epoch: 0, index: 0, purpose: Purpose::Mask }.rng()
+        Key { seed, epoch: 0, index: 0, stream: RngStream::Mask }.rng()
     }
 
     proptest! {

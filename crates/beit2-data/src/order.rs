@@ -1,7 +1,7 @@
 //! Which samples make up which batch: a pure function of seed, epoch and step.
 
 use crate::error::LoaderError;
-use crate::rng::{Key, Purpose, shuffle};
+use crate::rng::{Key, RngStream, shuffle};
 
 /// The order of every epoch, cut into batches and shared among processes.
 ///
@@ -34,7 +34,7 @@ impl EpochOrder {
         Ok(Self { samples, batch, world_size: 1, rank: 0, seed: 0, shuffle: false, drop_last: false })
     }
 
-    /// Shuffles each epoch anew, from `Key { seed, epoch, index: 0, purpose: Order }`.
+    /// Shuffles each epoch anew, from `Key { seed, epoch, index: 0, stream: Order }`.
     #[must_use]
     pub fn shuffled(self, seed: u64) -> Self {
         Self { seed, shuffle: true, ..self }
@@ -91,7 +91,7 @@ impl EpochOrder {
     pub fn permutation(&self, epoch: u64) -> Vec<u64> {
         let mut order: Vec<u64> = (0..self.samples).collect();
         if self.shuffle {
-            let key = Key { seed: self.seed, epoch, index: 0, purpose: Purpose::Order };
+            let key = Key { seed: self.seed, epoch, index: 0, stream: RngStream::Order };
             shuffle(&mut key.rng(), &mut order);
         }
         order

@@ -1,4 +1,4 @@
-//! Randomness as a pure function of `(seed, epoch, index, purpose)`.
+//! Randomness as a pure function of `(seed, epoch, index, stream)`.
 //!
 //! A worker that needs random numbers asks for the generator of its key; nothing is carried over
 //! from one sample to the next, so thread timing, the number of workers and interruptions cannot
@@ -10,9 +10,9 @@ use rand_chacha::ChaCha8Rng;
 pub use rand_chacha::rand_core::Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// What the random numbers are for; two purposes of one sample never share a stream.
+/// What the random numbers are for. Streams of one sample or step are independent of each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Purpose {
+pub enum RngStream {
     /// The order of an epoch.
     Order,
     /// Crop, flip and colour of one sample.
@@ -25,11 +25,15 @@ pub enum Purpose {
     Erase,
     /// How the samples of one batch are mixed.
     Mix,
-    /// Anything else a caller needs; the number keeps callers apart.
-    Other(u32),
+    /// The vectors of one step that replace unused codes of the codebook.
+    CodeRevival,
+    /// The samples of one (micro-)batch that drop path leaves out.
+    DropPath,
+    /// The channels of one (micro-)batch that the dropout of a segmentation head leaves out.
+    HeadDropout,
 }
 
-impl Purpose {
+impl RngStream {
     /// The number in the seed. These values are part of what makes a run repeatable: never renumber
     /// them.
     fn code(self) -> u64 {
@@ -40,7 +44,9 @@ impl Purpose {
             Self::Replace => 4,
             Self::Erase => 5,
             Self::Mix => 6,
-            Self::Other(n) => (1 << 32) | u64::from(n),
+            Self::CodeRevival => (1 << 32) | 1,
+            Self::DropPath => (1 << 32) | 2,
+            Self::HeadDropout => (1 << 32) | 3,
         }
     }
 }
@@ -55,16 +61,16 @@ pub struct Key {
     /// Sample number in the source, from 0 (0 for things that concern a whole epoch).
     pub index: u64,
     /// What the numbers are for.
-    pub purpose: Purpose,
+    pub stream: RngStream,
 }
 
 impl Key {
     /// The generator of this key: ChaCha with 8 rounds, whose 32-byte seed is
-    /// `seed | epoch | index | purpose code`, each as 8 little-endian bytes.
+    /// `seed | epoch | index | stream code`, each as 8 little-endian bytes.
     #[must_use]
     pub fn rng(&self) -> ChaCha8Rng {
         let mut bytes = [0; 32];
-        let words = [self.seed, self.epoch, self.index, self.purpose.code()];
+        let words = [self.seed, self.epoch, self.index, self.stream.code()];
         for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
@@ -119,7 +125,7 @@ pub fn shuffle<T>(rng: &mut impl Rng, items: &mut [T]) {
 mod tests {
     use super::*;
 
-    const KEY: Key = Key { seed: 7, epoch: 3, index: 11, purpose: Purpose::Mask };
+    const KEY: Key = Key { seed: 7, epoch: 3, index: 11, stream: RngStream::Mask };
 
     #[test]
     fn every_field_of_the_key_matters() {
@@ -129,13 +135,14 @@ mod tests {
             Key { seed: 8, ..KEY },
             Key { epoch: 4, ..KEY },
             Key { index: 12, ..KEY },
-            Key { purpose: Purpose::Augment, ..KEY },
-            Key { purpose: Purpose::Order, ..KEY },
-            Key { purpose: Purpose::Replace, ..KEY },
-            Key { purpose: Purpose::Erase, ..KEY },
-            Key { purpose: Purpose::Mix, ..KEY },
-            Key { purpose: Purpose::Other(3), ..KEY },
-            Key { purpose: Purpose::Other(4), ..KEY },
+            Key { stream: RngStream::Augment, ..KEY },
+            Key { stream: RngStream::Order, ..KEY },
+            Key { stream: RngStream::Replace, ..KEY },
+            Key { stream: RngStream::Erase, ..KEY },
+            Key { stream: RngStream::Mix, ..KEY },
+            Key { stream: RngStream::CodeRevival, ..KEY },
+            Key { stream: RngStream::DropPath, ..KEY },
+            Key { stream: RngStream::HeadDropout, ..KEY },
         ];
         let mut seen: Vec<u64> = keys.map(first).to_vec();
         seen.sort_unstable();
@@ -148,6 +155,8 @@ mod tests {
         // A change of these numbers means that no old run can be continued.
         let mut rng = KEY.rng();
         assert_eq!([rng.next_u64(), rng.next_u64()], PINNED);
+        let training = [RngStream::CodeRevival, RngStream::DropPath, RngStream::HeadDropout];
+        assert_eq!(training.map(RngStream::code), [0x1_0000_0001, 0x1_0000_0002, 0x1_0000_0003]);
     }
 
     const PINNED: [u64; 2] = [1_600_248_476_935_285_399, 10_326_807_527_572_334_570];

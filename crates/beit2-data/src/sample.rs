@@ -7,7 +7,7 @@ use crate::decode::{Limits, decode};
 use crate::error::LoaderError;
 use crate::image::Image;
 use crate::pool::guarded;
-use crate::rng::{Key, Purpose, below};
+use crate::rng::{Key, RngStream, below};
 use crate::source::Source;
 
 /// Samples tried in place of an unusable one. At the default limit of 1 % unusable samples, failing
@@ -38,8 +38,8 @@ impl SampleInfo {
     /// Why by `slot`: a stand-in must not repeat the augmentation that the same image gets at its
     /// own turn.
     #[must_use]
-    pub fn key(&self, purpose: Purpose) -> Key {
-        Key { seed: self.seed, epoch: self.epoch, index: self.slot, purpose }
+    pub fn key(&self, stream: RngStream) -> Key {
+        Key { seed: self.seed, epoch: self.epoch, index: self.slot, stream }
     }
 }
 
@@ -125,7 +125,7 @@ impl<T> Preparer<T> {
         self.source.name(index as usize)
     }
 
-    /// The sample, or the stand-in drawn from `Key { purpose: Replace }` of this sample.
+    /// The sample, or the stand-in drawn from `Key { stream: Replace }` of this sample.
     pub(crate) fn prepare(&self, epoch: u64, slot: u64) -> Prepared<T> {
         let error = match self.attempt(epoch, slot, slot) {
             Ok((item, label)) => {
@@ -133,7 +133,7 @@ impl<T> Preparer<T> {
             }
             Err(error) => error,
         };
-        let mut rng = Key { seed: self.seed, epoch, index: slot, purpose: Purpose::Replace }.rng();
+        let mut rng = Key { seed: self.seed, epoch, index: slot, stream: RngStream::Replace }.rng();
         let name = self.name(slot);
         for _ in 0..REPLACEMENT_TRIES {
             let by = below(&mut rng, self.source.len() as u64);

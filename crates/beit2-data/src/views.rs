@@ -170,16 +170,16 @@ impl ViewParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, RngStream};
     use crate::transform::resize::crop_resize;
     use proptest::prelude::*;
 
     fn key(seed: u64) -> Key {
-        Key { seed, epoch: 1, index: 2, purpose: Purpose::Augment }
+        Key { seed, epoch: 1, index: 2, stream: RngStream::Augment }
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> Image {
-        let mut rng = Key { purpose: Purpose::Other(0), ..key(seed) }.rng();
+        let mut rng = Key { stream: RngStream::Order, ..key(seed) }.rng();
         Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
     }
 

@@ -8,7 +8,7 @@ use beit2_data::transform::erase::paste_chw;
 use beit2_data::transform::mix::soft_targets;
 use beit2_data::transform::{AugmentKind, cut_box};
 use beit2_data::{
-    AugmentOp, CropBox, EraseConfig, EraseParams, Image, Key, MixParams, Purpose, RandAugmentConfig,
+    AugmentOp, CropBox, EraseConfig, EraseParams, Image, Key, MixParams, RandAugmentConfig, RngStream,
 };
 use common::{Suite, image_suites, max_difference};
 use serde_json::Value;
@@ -135,7 +135,7 @@ fn golden_randaugment_statistics() {
         let config = RandAugmentConfig::default();
         let mut drawn = Vec::new();
         for index in 0..n {
-            let key = Key { seed: 2, epoch: 0, index, purpose: Purpose::Augment };
+            let key = Key { seed: 2, epoch: 0, index, stream: RngStream::Augment };
             drawn.extend(config.sample(&mut key.rng()));
         }
         let n = n as f64;
@@ -177,7 +177,7 @@ fn golden_erasing() {
         let n = record["n"].as_u64().unwrap();
         let config = EraseConfig { prob: record["prob"].as_f64().unwrap(), ..EraseConfig::default() };
         let draw = |index| {
-            let key = Key { seed: 3, epoch: 0, index, purpose: Purpose::Augment };
+            let key = Key { seed: 3, epoch: 0, index, stream: RngStream::Augment };
             EraseParams::draw(&config, 224, 224, &key)
         };
         let boxes: Vec<CropBox> = (0..n).filter_map(draw).map(|params| params.area).collect();

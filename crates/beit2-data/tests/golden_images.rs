@@ -7,7 +7,7 @@ mod common;
 use beit2_data::transform::{
     CropConfig, crop_resize, eval_resize_side, eval_view, flip_horizontal, jitter, resize,
 };
-use beit2_data::{CropBox, Image, Interpolation, JitterOp, JitterParams, Key, Limits, Purpose, decode};
+use beit2_data::{CropBox, Image, Interpolation, JitterOp, JitterParams, Key, Limits, RngStream, decode};
 use common::{Suite, image_suites, max_difference};
 
 fn photo(suite: &Suite, name: &str) -> Image {
@@ -160,7 +160,7 @@ fn golden_crop_box_statistics() {
             };
             let ([w, h], [min_scale, max_scale]) = (pair("image_wh"), pair("scale"));
             let config = CropConfig { min_scale, max_scale, ..CropConfig::default() };
-            let mut rng = Key { seed: 1, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+            let mut rng = Key { seed: 1, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
             let boxes: Vec<CropBox> = (0..n).map(|_| config.sample(&mut rng, w as u32, h as u32)).collect();
             let levels = list("quantiles");
             check_quantiles("area", &boxes, &levels, &list("area_quantiles"), |b| {

@@ -9,7 +9,7 @@
 
 mod common;
 
-use beit2_data::{BlockMaskConfig, Key, Mask, Purpose, sample_block_mask};
+use beit2_data::{BlockMaskConfig, Key, Mask, RngStream, sample_block_mask};
 use common::{Suite, golden_dir};
 
 const STANDARD_ERRORS: f64 = 5.0;
@@ -41,7 +41,7 @@ fn golden_mask_statistics() {
         let masks: Vec<Mask> = (0..OWN_MASKS)
             .map(|index| {
                 sample_block_mask(
-                    &mut Key { seed: 2, epoch: 0, index, purpose: Purpose::Mask }.rng(),
+                    &mut Key { seed: 2, epoch: 0, index, stream: RngStream::Mask }.rng(),
                     &config,
                 )
             })

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use beit2_data::rng::Rng;
 use beit2_data::{
-    Batch, Image, Loader, LoaderConfig, LoaderError, Position, Purpose, SampleInfo, Source, SourceError,
+    Batch, Image, Loader, LoaderConfig, LoaderError, Position, RngStream, SampleInfo, Source, SourceError,
 };
 use common::{noise, ppm};
 
@@ -56,7 +56,7 @@ type Work = beit2_data::loader::Work<Item, String>;
 /// each other.
 fn work() -> Work {
     Arc::new(|image: &Image, info: &SampleInfo| {
-        let number = info.key(Purpose::Augment).rng().next_u64();
+        let number = info.key(RngStream::Augment).rng().next_u64();
         std::thread::sleep(Duration::from_micros(number % 300));
         Ok((image.data[5], number))
     })

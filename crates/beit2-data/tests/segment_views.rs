@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use beit2_data::segment::{IGNORE, LabelMap, SegmentTrainConfig, SegmentTrainParams, SegmentTrainView};
-use beit2_data::{Image, Key, Purpose};
+use beit2_data::{Image, Key, RngStream};
 use proptest::prelude::*;
 
 fn key(index: u64) -> Key {
-    Key { seed: 9, epoch: 0, index, purpose: Purpose::Augment }
+    Key { seed: 9, epoch: 0, index, stream: RngStream::Augment }
 }
 
 /// An image whose colour says the class: 8 classes in blocks of 16 x 16.

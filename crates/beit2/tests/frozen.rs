@@ -10,7 +10,7 @@ use beit2::params;
 use beit2::segment::{SegmenterConfig, UperNet};
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{TokenizerConfig, VqKd};
-use beit2::vit::{DropPath, Pooling, RelPosKind, Rows, VisionTransformer, VitConfig};
+use beit2::vit::{DropPath, Pooling, RelPosKind, TokenSubset, VisionTransformer, VitConfig};
 use beit2_kernels::Precision;
 use beit2_kernels::simd::{Level, level, limit};
 use burn::backend::Flex;
@@ -48,12 +48,12 @@ fn classifier(bias: RelPosKind) -> VisionTransformer<Flex> {
 fn outputs(model: &VisionTransformer<Flex>, x: &Tensor<Flex, 4>) -> Vec<TensorData> {
     let tokens = model.tokens(x.clone(), &DropPath::none());
     let [batch, count, _] = tokens.dims();
-    let rows = Rows::new(&vec![3; batch], 1, count, &Default::default());
+    let subset = TokenSubset::new(&vec![3; batch], 1, count, &Default::default());
     let (block, bias) = (&model.trunk.blocks[1], model.trunk.shared_bias());
     let drop = DropPath::none().block(0);
     vec![
         model.forward(x.clone(), &DropPath::none()).into_data(),
-        block.forward_rows(tokens.clone(), &rows, bias.as_ref(), &drop).into_data(),
+        block.forward_subset(tokens.clone(), &subset, bias.as_ref(), &drop).into_data(),
         block.attention_weights(tokens.clone(), bias.as_ref()).into_data(),
         tokens.into_data(),
     ]

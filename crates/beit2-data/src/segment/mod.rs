@@ -10,7 +10,7 @@
 //! use beit2_data::segment::{
 //!     SegmentDataOptions, SegmentTrainConfig, SegmentTrainParams, open_segment,
 //! };
-//! use beit2_data::{Image, Loader, LoaderConfig, Purpose, SampleInfo};
+//! use beit2_data::{Image, Loader, LoaderConfig, RngStream, SampleInfo};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
@@ -34,7 +34,7 @@
 //! let masks = source.clone();
 //! let work = Arc::new(move |image: &Image, info: &SampleInfo| {
 //!     let mask = masks.mask(info.index as usize)?;
-//!     let params = SegmentTrainParams::draw(&config, &mask, &info.key(Purpose::Augment))?;
+//!     let params = SegmentTrainParams::draw(&config, &mask, &info.key(RngStream::Augment))?;
 //!     Ok::<_, Box<dyn std::error::Error>>(params.apply(&config, image, &mask)?)
 //! });
 //! let loading = LoaderConfig { batch: 2, epochs: Some(1), ..LoaderConfig::default() };

@@ -136,7 +136,7 @@ fn in_hsv(pixels: &mut [[u8; 3]], change: impl Fn([u8; 3]) -> [u8; 3]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Key, Purpose};
+    use crate::rng::{Key, RngStream};
 
     fn image() -> Image {
         Image::new(2, 2, vec![0, 100, 255, 10, 20, 30, 200, 200, 200, 255, 0, 0]).unwrap()
@@ -184,7 +184,7 @@ mod tests {
     fn draws_have_the_recipe_s_ranges_and_probabilities() {
         let config = PhotometricConfig::default();
         let draw =
-            |index| config.sample(&mut Key { seed: 3, epoch: 0, index, purpose: Purpose::Augment }.rng());
+            |index| config.sample(&mut Key { seed: 3, epoch: 0, index, stream: RngStream::Augment }.rng());
         let all: Vec<PhotometricParams> = (0..4000).map(draw).collect();
         let count = |test: &dyn Fn(&PhotometricParams) -> bool| all.iter().filter(|p| test(p)).count();
         // Binomial(4000, 0.5): mean 2000, standard deviation 32; five of those.
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key { seed: 0, epoch: 0, index: 0, purpose: Purpose::Augment }
+        Key { seed: 0, epoch: 0, index: 0, stream: RngStream::Augment }
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn repeated(positions: &[usize]) -> Vec<(usize, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Purpose;
+    use crate::rng::RngStream;
 
     #[test]
     fn the_eleventh_box_is_taken_unseen() {
@@ -282,7 +282,7 @@ mod tests {
         let image = Image::new(40, 30, vec![0; 3600]).unwrap();
         let mask = LabelMap::new(40, 30, vec![0; 1200]).unwrap();
         let config = SegmentTrainConfig::default();
-        let key = Key { seed: 9, epoch: 0, index: 0, purpose: Purpose::Augment };
+        let key = Key { seed: 9, epoch: 0, index: 0, stream: RngStream::Augment };
         let params = SegmentTrainParams::draw(&config, &mask, &key).unwrap();
         let small = mask.crop(CropBox::whole(40, 29)).unwrap();
         assert_eq!(

@@ -121,14 +121,14 @@ impl CropConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Key, Purpose};
+    use crate::rng::{Key, RngStream};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn always_inside(width in 1u32..3000, height in 1u32..3000, min_scale in 0.001f64..=1.0, seed: u64) {
             let config = CropConfig { min_scale, ..CropConfig::default() };
-            let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+            let mut rng = Key { seed, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
             let crop = config.sample(&mut rng, width, height);
             prop_assert!(crop.check(width, height).is_ok(), "{:?}", crop);
             let back = crop.mirrored(width).mirrored(width);
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn long_images_get_the_central_crop() {
         let config = CropConfig { min_scale: 1.0, ..CropConfig::default() };
-        let mut rng = Key { seed: 0, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+        let mut rng = Key { seed: 0, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
         // 100 wide at ratio 3/4 is 133.33 high; (600 - 133) / 2 rounds down.
         assert_eq!(config.sample(&mut rng, 100, 600), CropBox { top: 233, left: 0, height: 133, width: 100 });
         assert_eq!(config.sample(&mut rng, 600, 100), CropBox { top: 0, left: 233, height: 100, width: 133 });

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::TransformError;
-use crate::rng::{Key, Purpose, Rng, below, normal_pair, uniform, unit};
+use crate::rng::{Key, Rng, RngStream, below, normal_pair, uniform, unit};
 use crate::transform::crop::CropBox;
 
 /// Boxes tried before the image is left alone.
@@ -82,14 +82,14 @@ pub struct EraseParams {
 }
 
 impl EraseParams {
-    /// Draws for an image of `width` x `height` pixels from the sample's key (its purpose is
-    /// replaced by [`Purpose::Erase`]); `None` when nothing is erased.
+    /// Draws for an image of `width` x `height` pixels from the sample's key (its stream is
+    /// replaced by [`RngStream::Erase`]); `None` when nothing is erased.
     ///
     /// Area uniform, aspect log-uniform, position uniform; after ten boxes that are not smaller than
     /// the image, nothing is erased.
     #[must_use]
     pub fn draw(config: &EraseConfig, width: u32, height: u32, key: &Key) -> Option<Self> {
-        let mut rng = Key { purpose: Purpose::Erase, ..*key }.rng();
+        let mut rng = Key { stream: RngStream::Erase, ..*key }.rng();
         if unit(&mut rng) >= config.prob {
             return None;
         }
@@ -115,7 +115,7 @@ impl EraseParams {
     #[must_use]
     pub fn values(&self) -> Vec<f32> {
         let pixels = self.area.width as usize * self.area.height as usize;
-        let mut rng = Key { seed: self.noise_seed, epoch: 0, index: 0, purpose: Purpose::Erase }.rng();
+        let mut rng = Key { seed: self.noise_seed, epoch: 0, index: 0, stream: RngStream::Erase }.rng();
         let mut normal = |count: usize| -> Vec<f32> {
             let pairs = std::iter::repeat_with(|| normal_pair(&mut rng));
             pairs.flatten().map(|v| v as f32).take(count).collect()
@@ -184,7 +184,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(seed: u64) -> Key {
-        Key { seed, epoch: 2, index: 3, purpose: Purpose::Augment }
+        Key { seed, epoch: 2, index: 3, stream: RngStream::Augment }
     }
 
     const ALWAYS: EraseConfig =
@@ -227,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn draws_depend_on_the_sample_not_on_the_purpose() {
+    fn parameters_depend_on_the_sample_not_on_the_stream() {
         let draw = |key| EraseParams::draw(&ALWAYS, 64, 64, &key);
-        assert_eq!(draw(key(1)), draw(Key { purpose: Purpose::Order, ..key(1) }));
+        assert_eq!(draw(key(1)), draw(Key { stream: RngStream::Order, ..key(1) }));
         assert_ne!(draw(key(1)), draw(Key { index: 4, ..key(1) }));
         let never = EraseConfig { prob: 0.0, ..ALWAYS };
         assert!(EraseParams::draw(&never, 64, 64, &key(1)).is_none());

@@ -131,7 +131,7 @@ fn rounded_mean(sum: u64, pixels: usize) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Key, Purpose};
+    use crate::rng::{Key, RngStream};
     use proptest::prelude::*;
 
     proptest! {
@@ -139,7 +139,7 @@ mod tests {
         // included.
         #[test]
         fn per_pixel_form_is_bit_identical(seed: u64, strength in 0.0f64..1.5, width in 1u32..70, height in 1u32..70) {
-            let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+            let mut rng = Key { seed, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
             let data = (0..width * height * 3).map(|_| rng.next_u32() as u8).collect();
             let image = Image::new(width, height, data).unwrap();
             let params = JitterParams::sample(&mut rng, strength);
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn factors_and_orders_are_uniform() {
-        let mut rng = Key { seed: 5, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+        let mut rng = Key { seed: 5, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
         let mut first = [0u32; 3];
         for _ in 0..3000 {
             let params = JitterParams::sample(&mut rng, 0.4);

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::TransformError;
-use crate::rng::{Key, Purpose, Rng, below, normal_pair, unit};
+use crate::rng::{Key, Rng, RngStream, below, normal_pair, unit};
 use crate::transform::crop::CropBox;
 
 /// How batches are mixed. The defaults are the paper's recipe for ImageNet-1k after pretraining.
@@ -81,7 +81,7 @@ impl MixParams {
         if !config.is_on() {
             return Self::NONE;
         }
-        let mut rng = Key { seed, epoch: 0, index: step, purpose: Purpose::Mix }.rng();
+        let mut rng = Key { seed, epoch: 0, index: step, stream: RngStream::Mix }.rng();
         let (mixed, switched) = (unit(&mut rng) < config.prob, unit(&mut rng) < config.switch_prob);
         if !mixed {
             return Self::NONE;
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn beta_has_the_right_moments() {
-        let mut rng = Key { seed: 3, epoch: 0, index: 0, purpose: Purpose::Mix }.rng();
+        let mut rng = Key { seed: 3, epoch: 0, index: 0, stream: RngStream::Mix }.rng();
         for alpha in [0.01, 0.2, 0.8, 1.0, 5.0] {
             let n = 20_000;
             let values: Vec<f64> = (0..n).map(|_| beta(&mut rng, alpha)).collect();

@@ -256,7 +256,7 @@ impl AugmentOp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Key, Purpose};
+    use crate::rng::{Key, RngStream};
     use proptest::prelude::*;
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         #[test]
         fn any_draw_can_be_applied_to_any_image(seed: u64, magnitude in 0.0f64..=10.0, width in 1u32..20, height in 1u32..20) {
             let config = RandAugmentConfig { magnitude, magnitude_std: 3.0, ops: 6, prob: 1.0, ..RandAugmentConfig::default() };
-            let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Augment }.rng();
+            let mut rng = Key { seed, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
             let ops = config.sample(&mut rng);
             prop_assert_eq!(ops.len(), 6);
             let data = (0..width * height * 3).map(|_| rng.next_u32() as u8).collect();

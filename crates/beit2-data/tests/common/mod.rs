@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use beit2_data::{Image, Key, Purpose};
+use beit2_data::{Image, Key, RngStream};
 use safetensors::SafeTensors;
 
 /// `BEIT2_GOLDEN` when set, else the workspace's own copy.
@@ -79,7 +79,7 @@ pub fn max_difference(a: &Image, b: &Image) -> u8 {
 /// An image of noise.
 pub fn noise(width: u32, height: u32, seed: u64) -> Image {
     use beit2_data::rng::Rng;
-    let mut rng = Key { seed, epoch: 0, index: 0, purpose: Purpose::Other(99) }.rng();
+    let mut rng = Key { seed, epoch: 0, index: 0, stream: RngStream::Order }.rng();
     Image::new(width, height, (0..width * height * 3).map(|_| rng.next_u32() as u8).collect()).unwrap()
 }
 

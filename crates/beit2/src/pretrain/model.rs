@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::MimConfig;
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
-use crate::vit::{Block, DropPath, LayerNorm, Linear, Rows, Trunk};
+use crate::vit::{Block, DropPath, LayerNorm, Linear, TokenSubset, Trunk};
 
 /// Which patches of a batch are masked: the same number M in every image, as indices, so that every
 /// shape is known before the step.
@@ -16,9 +16,9 @@ pub struct PatchMask<B: Backend> {
     /// 1 where a patch is replaced by the mask token, `[B, N, 1]`.
     pub mask: Tensor<B, 3>,
     /// CLS and the masked tokens of each image, M + 1 rows.
-    with_cls: Rows<B>,
+    with_cls: TokenSubset<B>,
     /// The masked tokens, M rows.
-    masked: Rows<B>,
+    masked: TokenSubset<B>,
 }
 
 impl<B: Backend> PatchMask<B> {
@@ -38,8 +38,8 @@ impl<B: Backend> PatchMask<B> {
         }
         Self {
             mask: Tensor::from_data(TensorData::new(mask, [batch, patches, 1]), device),
-            with_cls: Rows::new(&with_cls, per_image + 1, patches + 1, device),
-            masked: Rows::new(&masked, per_image, patches + 1, device),
+            with_cls: TokenSubset::new(&with_cls, per_image + 1, patches + 1, device),
+            masked: TokenSubset::new(&masked, per_image, patches + 1, device),
         }
     }
 
@@ -56,7 +56,7 @@ impl<B: Backend> PatchMask<B> {
     }
 
     /// The masked patches as tokens behind CLS.
-    pub fn rows(&self) -> &Rows<B> {
+    pub fn masked_tokens(&self) -> &TokenSubset<B> {
         &self.masked
     }
 
@@ -189,12 +189,12 @@ impl<B: Backend> MimModel<B> {
             unreachable!("a validated model has a block");
         };
         if !aggregates {
-            let x = last_block.forward_rows(x, &mask.masked, bias.as_ref(), &last_drop);
+            let x = last_block.forward_subset(x, &mask.masked, bias.as_ref(), &last_drop);
             return MimLogits { last: self.predict(x), patch_aggregation: None };
         }
         let (cls, last, early) = match early {
             Some(early) => {
-                let x = last_block.forward_rows(x, &mask.with_cls, bias.as_ref(), &last_drop);
+                let x = last_block.forward_subset(x, &mask.with_cls, bias.as_ref(), &last_drop);
                 let masked = x.dims()[1] - 1;
                 (x.clone().narrow(1, 0, 1), x.narrow(1, 1, masked), early)
             }
@@ -213,7 +213,7 @@ impl<B: Backend> MimModel<B> {
         for (index, block) in inner.iter().enumerate() {
             y = block.forward(y, bias.as_ref(), &drop.block(depth + index));
         }
-        let y = final_block.forward_rows(y, &mask.masked, bias.as_ref(), &drop.block(depth + inner.len()));
+        let y = final_block.forward_subset(y, &mask.masked, bias.as_ref(), &drop.block(depth + inner.len()));
         MimLogits { last: self.predict(last), patch_aggregation: Some(self.predict_aggregated(y)) }
     }
 

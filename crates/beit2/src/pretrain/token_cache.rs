@@ -38,8 +38,8 @@ type Hash = [u8; HASH];
 pub(super) struct CacheUse {
     /// Batches whose ids were found.
     pub hits: u64,
-    /// Batches asked for.
-    pub asked: u64,
+    /// Batches looked up.
+    pub lookups: u64,
     /// Why the cache is not used any more; said once.
     pub problem: Option<String>,
 }
@@ -76,7 +76,7 @@ impl TokenCache {
         device: &I::Device,
         make: impl FnOnce() -> Tensor<I, 2, Int>,
     ) -> Tensor<I, 2, Int> {
-        self.used.asked += 1;
+        self.used.lookups += 1;
         let shape = [batch.items.len(), patches];
         let hash = hash_of(batch);
         if let Some(ids) = self.with_records(batch.epoch, shape, |records| records.get(&hash)).flatten() {
@@ -331,14 +331,14 @@ mod tests {
     }
 
     fn ask(cache: &mut TokenCache, batch: &Batch<Item>, seed: i32) -> bool {
-        let mut asked = false;
+        let mut computed = false;
         let make = || {
-            asked = true;
+            computed = true;
             tensor(seed)
         };
         let ids = cache.ids::<Flex>(batch, 4, &Default::default(), make);
         assert_eq!((ids.dtype(), ids.into_data()), (tensor(seed).dtype(), tensor(seed).into_data()));
-        asked
+        computed
     }
 
     fn open(folder: &Path, identity: &str, seed: u64) -> TokenCache {
@@ -358,7 +358,7 @@ mod tests {
         let mut cache = open(folder.path(), "a", 1);
         assert!(ask(&mut cache, &batch(0, 7), 7) && !ask(&mut cache, &batch(0, 7), 7));
         assert!(ask(&mut cache, &batch(1, 8), 8) && ask(&mut cache, &batch(0, 9), 9));
-        assert_eq!(cache.used(), CacheUse { hits: 1, asked: 4, problem: None });
+        assert_eq!(cache.used(), CacheUse { hits: 1, lookups: 4, problem: None });
         let mut again = open(folder.path(), "a", 1);
         assert!(!ask(&mut again, &batch(0, 7), 7) && !ask(&mut again, &batch(1, 8), 8));
         let mut swapped = batch(0, 7);
@@ -394,8 +394,8 @@ mod tests {
         for bytes in damaged {
             std::fs::write(&path, &bytes).unwrap();
             let mut cache = open(folder.path(), "a", 1);
-            let asked = [7, 8].map(|seed| ask(&mut cache, &batch(0, seed), i32::from(seed)));
-            assert!(asked.contains(&true), "damage was not noticed");
+            let computed = [7, 8].map(|seed| ask(&mut cache, &batch(0, seed), i32::from(seed)));
+            assert!(computed.contains(&true), "damage was not noticed");
             let mut again = open(folder.path(), "a", 1);
             assert!(![7, 8].into_iter().any(|seed| ask(&mut again, &batch(0, seed), i32::from(seed))));
         }
@@ -442,6 +442,6 @@ mod tests {
         assert!(ask(&mut cache, &batch(0, 7), 7) && ask(&mut cache, &batch(0, 7), 7));
         let used = cache.used();
         assert!(used.problem.unwrap().contains("goes on without it"));
-        assert_eq!((used.hits, used.asked, cache.used().problem), (0, 2, None));
+        assert_eq!((used.hits, used.lookups, cache.used().problem), (0, 2, None));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use beit2_data::{Batch, Key, Purpose, Source};
+use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
@@ -17,7 +17,7 @@ use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{
     AdamW, DataConfig, Env, GroupRule, Item, Outcome, Plan, Prefetch, Saved, ScheduleConfig, Session,
-    StepReport, average_gradients, check_precision, share, to_device, training_loader,
+    StepReport, average_gradients, check_precision, per_rank_batch, to_device, training_loader,
 };
 use crate::vit::{DropPath, with_position_indices};
 
@@ -73,7 +73,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let share = share(recipe.schedule.batch_size, 1, &rank)?;
+    let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = MimModel::<B>::new(&recipe.model, recipe.seed, device)?;
@@ -82,7 +82,7 @@ pub fn train<B: AutodiffBackend>(
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let rates = recipe.model.drop_path_rates();
     let drops = recipe.model.vit.drop_path > 0.0;
-    let facts = vec![
+    let summary = vec![
         (
             "model".into(),
             format!(
@@ -97,7 +97,7 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
-        Session::open(env, "pretrain", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+        Session::open(env, "pretrain", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
         let derived = |name: &str| name.ends_with("relative_position_index");
         model = params::load_strict(model, resumed.model, DType::F32, derived)?;
@@ -130,20 +130,20 @@ pub fn train<B: AutodiffBackend>(
         &rank,
     )?;
     let (frozen, patches, at) = (tokenizer.clone(), recipe.model.vit.patches(), device.clone());
-    let prepared = Prefetch::new(session.batches(loader), move |batch: Batch<Item>| {
+    let prepared = Prefetch::new(session.timed_batches(loader), move |batch: Batch<Item>| {
         let views = to_device::<B::InnerBackend>(&batch.items, &at)?;
         let inputs = targets(views, &batch.items, patches, |images, mask| {
             let x = frozen.preprocess(images);
             match &mut cache {
                 // Kept for masks to come as well.
                 Some(cache) => masked_labels(cache.ids(&batch, patches, &at, || frozen.ids(x)), mask),
-                None => frozen.ids_at(x, mask.rows()),
+                None => frozen.ids_at(x, mask.masked_tokens()),
             }
         });
         Ok((inputs, batch, cache.as_mut().map(TokenCache::used).unwrap_or_default()))
     });
     let mut cached = CacheUse::default();
-    for prepared in session.inputs(prepared) {
+    for prepared in session.timed_inputs(prepared) {
         let ((x, labels, mask), batch, used) = prepared?;
         cached = used;
         if let Some(problem) = cached.problem.take() {
@@ -154,9 +154,9 @@ pub fn train<B: AutodiffBackend>(
         let lr = plan.lr.at(step);
         let drop = if drops {
             let key =
-                Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, purpose: Purpose::Other(2) };
-            let whole = DropPath::sample(&rates, share * rank.world(), &mut key.rng(), device);
-            whole.narrow(share * rank.index(), share)
+                Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, stream: RngStream::DropPath };
+            let whole = DropPath::sample(&rates, per_rank * rank.world(), &mut key.rng(), device);
+            whole.narrow(per_rank * rank.index(), per_rank)
         } else {
             DropPath::none()
         };
@@ -191,7 +191,7 @@ pub fn train<B: AutodiffBackend>(
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
                 let result = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
                 let total = result.loss.iter().sum();
-                best = session.is_best(total);
+                best = session.update_best(total);
                 extra.push(("val_loss", total));
                 let names: [(&str, &str); 2] = match result.loss.len() {
                     1 => [("val_mim_loss", "val_mim_acc"), ("", "")],
@@ -217,9 +217,9 @@ pub fn train<B: AutodiffBackend>(
             break;
         }
     }
-    if let Some(folder) = recipe.tokenizer.cache.as_ref().filter(|_| cached.asked > 0) {
-        let (hits, asked) = (cached.hits, cached.asked);
-        session.note(format!("{hits} of {asked} batches had their ids in {folder}"));
+    if let Some(folder) = recipe.tokenizer.cache.as_ref().filter(|_| cached.lookups > 0) {
+        let (hits, lookups) = (cached.hits, cached.lookups);
+        session.note(format!("{hits} of {lookups} batches had their ids in {folder}"));
     }
     session.finish()
 }
@@ -239,7 +239,7 @@ pub fn inputs<I: Backend>(
 ) -> Result<Inputs<I>, Error> {
     let views = to_device::<I>(items, device)?;
     Ok(targets(views, items, patches, |images, mask| {
-        tokenizer.ids_at(tokenizer.preprocess(images), mask.rows())
+        tokenizer.ids_at(tokenizer.preprocess(images), mask.masked_tokens())
     }))
 }
 

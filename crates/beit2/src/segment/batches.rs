@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
-use beit2_data::{Image, Loader, LoaderConfig, Purpose, SampleInfo, TransformError, stack_hwc};
+use beit2_data::{Image, Loader, LoaderConfig, RngStream, SampleInfo, TransformError, stack_hwc};
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Int, Tensor};
 
@@ -43,7 +43,7 @@ pub(super) fn training_loader(
     let masks = source.clone();
     let work = Arc::new(move |image: &Image, info: &SampleInfo| {
         let mask = masks.mask(info.index as usize)?;
-        let params = SegmentTrainParams::draw(&augment, &mask, &info.key(Purpose::Augment))?;
+        let params = SegmentTrainParams::draw(&augment, &mask, &info.key(RngStream::Augment))?;
         Ok::<_, Unusable>(params.apply(&augment, image, &mask)?)
     });
     let config = LoaderConfig {

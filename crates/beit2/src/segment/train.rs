@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use beit2_data::segment::SegmentTrainView;
-use beit2_data::{Batch, Key, Purpose, Source};
+use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
@@ -22,7 +22,7 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::train::{
     AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
-    average_gradients, check_precision, share,
+    average_gradients, check_precision, per_rank_batch,
 };
 use crate::vit::{DropPath, drop_path_rates, with_position_indices};
 use crate::weights::StateFile;
@@ -69,8 +69,8 @@ pub fn train<B: AutodiffBackend>(
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let (parts, share) =
-        (recipe.grad_accum_steps, share(recipe.schedule.batch_size, recipe.grad_accum_steps, &rank)?);
+    let micro_batches = recipe.grad_accum_steps;
+    let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
     let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
     let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
     let lr = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
@@ -84,12 +84,12 @@ pub fn train<B: AutodiffBackend>(
         let state = StateFile::new(env.assets.weights(spec)?, spec)?;
         let plan;
         (model, plan) = load_backbone(model, config, state, TableResize::Spline)?;
-        loaded = Some(summary(&plan));
+        loaded = Some(describe(&plan));
     }
     model.set_precision(recipe.precision);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
     let rates = drop_path_rates(config.vit.drop_path, config.vit.depth);
-    let mut facts = vec![
+    let mut summary = vec![
         (
             "model".into(),
             format!(
@@ -105,10 +105,10 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} crops", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.grad_accum_steps > 1 {
-        facts.push(("memory".into(), format!("each step in {} parts", recipe.grad_accum_steps)));
+        summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
-        Session::open(env, "segment", run_toml, recipe.logging.clone(), plan, facts)?;
+        Session::open(env, "segment", run_toml, recipe.logging.clone(), plan, summary)?;
     if let Some(resumed) = resumed {
         model = params::load_strict(model, resumed.model, DType::F32, |name| {
             name.ends_with("relative_position_index")
@@ -126,17 +126,18 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    // A part of the whole batch has the same number, and the same draws, on however many devices.
-    let part = share / parts;
-    let first = (parts * rank.index()) as u64;
-    let all = (parts * rank.world()) as u64;
-    let loader = session.batches(training_loader(&source, recipe, session.state.data, &rank)?);
+    // A micro-batch of the whole batch has the same number, and the same random numbers, on however many devices.
+    let micro_batch = per_rank / micro_batches;
+    let first = (micro_batches * rank.index()) as u64;
+    let all = (micro_batches * rank.world()) as u64;
+    let loader = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
     let (classes, at) = (config.class_count(), device.clone());
     let prepared = Prefetch::new(loader, move |batch: Batch<SegmentTrainView>| {
-        let parts = batch.items.chunks(part).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
+        let parts =
+            batch.items.chunks(micro_batch).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
         Ok((parts.collect::<Result<Vec<_>, _>>()?, batch))
     });
-    for prepared in session.inputs(prepared) {
+    for prepared in session.timed_inputs(prepared) {
         let (made, batch) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
@@ -144,27 +145,23 @@ pub fn train<B: AutodiffBackend>(
         let mut sum = GradientSum::<B>::default();
         let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
         for ((x, labels), at) in made.into_iter().zip(step * all + first..) {
-            let key = |purpose| Key {
-                seed: recipe.seed,
-                epoch: batch.epoch,
-                index: at,
-                purpose: Purpose::Other(purpose),
-            };
+            let key = |stream| Key { seed: recipe.seed, epoch: batch.epoch, index: at, stream };
             let drop = match config.vit.drop_path > 0.0 {
-                true => DropPath::sample(&rates, part, &mut key(2).rng(), device),
+                true => DropPath::sample(&rates, micro_batch, &mut key(RngStream::DropPath).rng(), device),
                 false => DropPath::none(),
             };
             // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
             // them, and a branch that nobody computes would change it on one rank only.
             let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
-            let dropout = HeadDropout::sample(config, part, &mut key(3).rng(), device);
+            let dropout =
+                HeadDropout::sample(config, micro_batch, &mut key(RngStream::HeadDropout).rng(), device);
             model = sum.start(model);
             let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
             totals.push(losses.total.clone().inner());
             decoded.push(losses.decode.inner());
             right.push(losses.decode_acc.inner());
-            sum.add(&model, losses.total.div_scalar(parts as f64).backward());
+            sum.add(&model, losses.total.div_scalar(micro_batches as f64).backward());
             model = model.record(&logits.statistics)?;
         }
         let Some(grads) = sum.finish() else { continue };
@@ -214,7 +211,7 @@ pub fn train<B: AutodiffBackend>(
                 write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
                 // Sessions keep the lowest value.
-                best = session.is_best(-scores.miou);
+                best = session.update_best(-scores.miou);
             }
             session.epoch_done(batch.epoch, &extra)?;
         } else if batch.last_in_epoch && recipe.eval.every.is_none() {
@@ -241,7 +238,7 @@ fn save_example(dir: &Path, at: usize, image: &RgbImage) -> Result<(), Error> {
     Ok(write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?)
 }
 
-fn summary(plan: &LoadPlan) -> String {
+fn describe(plan: &LoadPlan) -> String {
     let heads = plan.used.keys().any(|name| name.starts_with("decode_head."));
     format!(
         "{} tensors loaded into {}, {} fresh, {} of the file not used",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::{EvalConfig, Key, Purpose};
+use beit2_data::{EvalConfig, Key, RngStream};
 use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -16,7 +16,7 @@ use crate::params;
 use crate::pixels;
 use crate::train::{
     AdamW, DataPosition, Env, GroupRule, Outcome, Plan, Prefetch, Saved, Session, StepReport,
-    average_gradients, check_precision, evaluation_loader, share, to_device, training_loader,
+    average_gradients, check_precision, evaluation_loader, per_rank_batch, to_device, training_loader,
 };
 use crate::weights::Tensors;
 
@@ -57,7 +57,7 @@ pub fn train<B: AutodiffBackend>(
     let teacher_px = recipe.model.grid() * teacher.patch_size();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    share(recipe.schedule.batch_size, 1, &rank)?;
+    per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
     let warmup = recipe.codebook.kmeans_warmup_steps;
     if warmup >= plan.total_steps {
         return config_error(format!(
@@ -71,7 +71,7 @@ pub fn train<B: AutodiffBackend>(
     model.set_precision(recipe.precision);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
-    let facts = vec![
+    let summary = vec![
         (
             "model".into(),
             format!(
@@ -85,7 +85,7 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
-        Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+        Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
     let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([recipe.model.codebook_size], device);
     if let Some(mut resumed) = resumed {
         if let Some(bins) = resumed.optimizer.remove("epoch_bins") {
@@ -111,13 +111,14 @@ pub fn train<B: AutodiffBackend>(
     }
     let (frozen, at) = (teacher.clone(), device.clone());
     let process_type = recipe.model.process_type;
-    let prepared = Prefetch::new(session.batches(loader_at(session.state.data, &rank)?), move |batch| {
-        let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
-        let x = preprocess(images, process_type);
-        let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
-        Ok((x, target, batch))
-    });
-    for prepared in session.inputs(prepared) {
+    let prepared =
+        Prefetch::new(session.timed_batches(loader_at(session.state.data, &rank)?), move |batch| {
+            let (images, second) = to_device::<B::InnerBackend>(&batch.items, &at)?;
+            let x = preprocess(images, process_type);
+            let target = frozen.forward(second.map_or_else(|| x.clone(), pixels::to_signed));
+            Ok((x, target, batch))
+        });
+    for prepared in session.timed_inputs(prepared) {
         let (x, target, batch) = prepared?;
         let (x, target) = (Tensor::from_inner(x), Tensor::from_inner(target));
         session.note_batch(&batch);
@@ -162,7 +163,7 @@ pub fn train<B: AutodiffBackend>(
                     seed: recipe.seed,
                     epoch: batch.epoch,
                     index: batch.step,
-                    purpose: Purpose::Other(1),
+                    stream: RngStream::CodeRevival,
                 };
                 model = revive(model, quantized, bins, limit, &mut session.state.unused_for, key, &rank);
             }
@@ -193,7 +194,7 @@ pub fn train<B: AutodiffBackend>(
                 let result = evaluate(&model.valid(), &teacher, val.clone(), recipe, device)?;
                 let health = result.usage.health();
                 let total = result.rec_loss + result.commitment_loss;
-                best = session.is_best(total);
+                best = session.update_best(total);
                 extra.extend([
                     ("val_loss", total),
                     ("val_rec_loss", result.rec_loss),

@@ -8,7 +8,7 @@ use super::{ProcessType, Quantized, Quantizer, TokenizerConfig};
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
 use crate::pixels;
-use crate::vit::{DropPath, Linear, Pooling, Rows, VisionTransformer};
+use crate::vit::{DropPath, Linear, Pooling, TokenSubset, VisionTransformer};
 
 /// `Linear · tanh · Linear` between a Transformer and its task.
 #[derive(Module, Debug)]
@@ -133,9 +133,9 @@ impl<B: Backend> VqKd<B> {
         self.quantize.ids(z.reshape([batch * patches, width])).reshape([batch, patches])
     }
 
-    /// Code ids `[B·R]` of some patches, given as tokens behind CLS: [`VqKd::ids`] at those rows, for less.
-    pub fn ids_at(&self, x: Tensor<B, 4>, rows: &Rows<B>) -> Tensor<B, 1, Int> {
-        let z = self.encode_task_layer.forward(self.encoder.token_rows(x, rows));
+    /// Code ids `[B·R]` of some patches, given as tokens behind CLS: those of [`VqKd::ids`], for less.
+    pub fn ids_at(&self, x: Tensor<B, 4>, subset: &TokenSubset<B>) -> Tensor<B, 1, Int> {
+        let z = self.encode_task_layer.forward(self.encoder.token_subset(x, subset));
         let [batch, count, width] = z.dims();
         self.quantize.ids(z.reshape([batch * count, width]))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{
-    BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, Purpose, SampleInfo, Source,
+    BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
 };
 use beit2_kernels::{Backend, Rank};
@@ -79,10 +79,10 @@ pub fn training_loader(
         mask.validate()?;
     }
     let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-        let params = ViewParams::draw(&views, image.width, image.height, &info.key(Purpose::Augment));
+        let params = ViewParams::draw(&views, image.width, image.height, &info.key(RngStream::Augment));
         let made = params.apply(&views, image)?;
         let masked = match &mask {
-            Some(mask) => sample_block_mask(&mut info.key(Purpose::Mask).rng(), mask).masked_indices(),
+            Some(mask) => sample_block_mask(&mut info.key(RngStream::Mask).rng(), mask).masked_indices(),
             None => Vec::new(),
         };
         Ok::<_, TransformError>(Item {

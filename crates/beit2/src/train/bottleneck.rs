@@ -69,12 +69,12 @@ impl Waits {
     }
 
     /// Batches from a loader, perhaps on a thread of their own.
-    pub(super) fn batches<I>(&self, items: I) -> Timed<I> {
+    pub(super) fn timed_batches<I>(&self, items: I) -> Timed<I> {
         Timed { items, waited: self.data.clone() }
     }
 
     /// What the loop itself waits for, when a frozen model works on the batches in between.
-    pub(super) fn inputs<I>(&mut self, items: I) -> Timed<I> {
+    pub(super) fn timed_inputs<I>(&mut self, items: I) -> Timed<I> {
         Timed { items, waited: self.inputs.get_or_insert_default().clone() }
     }
 
@@ -144,7 +144,7 @@ mod tests {
     fn waits_are_counted_once() {
         const UNIT: Duration = Duration::from_millis(20);
         let mut waits = Waits::new();
-        let mut batches = waits.batches(std::iter::repeat_with(|| std::thread::sleep(UNIT)));
+        let mut batches = waits.timed_batches(std::iter::repeat_with(|| std::thread::sleep(UNIT)));
         batches.next();
         waits.device(|| std::thread::sleep(UNIT));
         assert!(waits.data.take() >= UNIT && waits.device >= UNIT);

@@ -12,7 +12,7 @@ pub enum Event {
         /// `tokenizer`, `pretrain`, …
         stage: &'static str,
         /// What will run: parameters, images, steps.
-        facts: Vec<(String, String)>,
+        summary: Vec<(String, String)>,
         /// Steps of the run.
         total_steps: u64,
         /// Steps already done.

@@ -24,7 +24,7 @@ pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
 pub use parallel::on_devices;
-pub(crate) use parallel::{average_gradients, share};
+pub(crate) use parallel::{average_gradients, per_rank_batch};
 pub use prefetch::Prefetch;
 pub use recipe::{
     DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, ScheduleConfig, check_precision,

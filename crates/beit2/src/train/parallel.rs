@@ -1,8 +1,8 @@
 //! Data parallel: one training loop on every device of a group.
 //!
-//! All ranks run the same loop on their share of each batch, in step. The first one writes, evaluates and talks; the
-//! others only compute. A batch is the recipe's whatever the number of devices, and every draw belongs to an image or
-//! a step, so a run on two devices is that on one up to rounding.
+//! All ranks run the same loop on their part of each batch, in step. The first one writes, evaluates and reports; the
+//! others only compute. A batch is the recipe's whatever the number of devices, and every random number belongs to an
+//! image or a step, so a run on two devices equals one on a single device up to rounding.
 
 use beit2_kernels::{AutodiffBackend, Rank};
 use beit2_run::StopFlag;
@@ -37,7 +37,7 @@ pub fn on_devices<B: AutodiffBackend>(
             let (assets, dir, existing, stage) = (env.assets, env.dir.clone(), env.existing, &stage);
             let work = move || {
                 let _stay = rank.stay();
-                // The leader's word on when to stop counts.
+                // The leader decides when to stop.
                 let (stop, observer) = (StopFlag::new(), &mut Silent);
                 stage(Env { dir, existing, stop, observer, assets, rank }, device)
             };
@@ -62,22 +62,22 @@ pub fn on_devices<B: AutodiffBackend>(
     })
 }
 
-/// The images of each rank in a step that `batch` images in `parts` parts make up.
+/// The images of each rank in a step of `batch` images, which every rank takes in `micro_batches`.
 ///
 /// # Errors
 /// A batch that does not divide evenly.
-pub(crate) fn share(batch: usize, parts: usize, rank: &Rank) -> Result<usize, Error> {
+pub(crate) fn per_rank_batch(batch: usize, micro_batches: usize, rank: &Rank) -> Result<usize, Error> {
     let world = rank.world();
-    if batch.is_multiple_of(world * parts) {
+    if batch.is_multiple_of(world * micro_batches) {
         return Ok(batch / world);
     }
-    let each = match parts {
+    let each = match micro_batches {
         1 => String::new(),
-        _ => format!(", each in {parts} parts"),
+        _ => format!(", each in {micro_batches} micro-batches"),
     };
     config_error(format!(
         "schedule.batch_size {batch} cannot be shared equally by {world} devices{each}; use a multiple of {}",
-        world * parts
+        world * micro_batches
     ))
 }
 

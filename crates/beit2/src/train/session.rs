@@ -31,7 +31,7 @@ struct RankStatus {
 }
 
 /// A running stage, as one of its ranks sees it. All ranks call the same methods in the same order; only the leader
-/// writes and talks.
+/// writes and reports.
 pub struct Session<'a, I: Backend> {
     env: Env<'a>,
     /// The leader's.
@@ -64,7 +64,7 @@ impl<'a, I: Backend> Session<'a, I> {
         run_toml: &str,
         logging: LoggingConfig,
         plan: Plan,
-        mut facts: Vec<(String, String)>,
+        mut summary: Vec<(String, String)>,
     ) -> Result<(Self, Option<Resumed>), Error> {
         let rank = env.rank.clone();
         let (run, resumed) = match rank.leads() {
@@ -94,17 +94,17 @@ impl<'a, I: Backend> Session<'a, I> {
         if let Some(resumed) = resumed.as_ref().filter(|resumed| resumed.state.devices != world) {
             let before = resumed.state.devices;
             env.observer.event(Event::Note(format!(
-                "the run goes on with {world} at once instead of {before} devices: its figures differ by rounding"
+                "the run goes on with {world} devices instead of {before}: its metrics differ by rounding"
             )));
         }
         state.devices = world;
         if world > 1 {
             let each = plan.batch_size / world;
-            facts.push(("devices".into(), format!("{world}, {each} images of each step on every one")));
+            summary.push(("devices".into(), format!("{world}, {each} images of each step on every one")));
         }
         env.observer.event(Event::Started {
             stage,
-            facts,
+            summary,
             total_steps: plan.total_steps,
             resumed_at: resumed.as_ref().map(|r| r.state.step),
         });
@@ -137,14 +137,14 @@ impl<'a, I: Backend> Session<'a, I> {
         self.env.observer
     }
 
-    /// The loader's batches, with the time that is spent waiting for them counted.
-    pub fn batches<L>(&self, loader: L) -> Timed<L> {
-        self.waits.batches(loader)
+    /// The batches of a loader; the time spent waiting for them is counted.
+    pub fn timed_batches<L>(&self, loader: L) -> Timed<L> {
+        self.waits.timed_batches(loader)
     }
 
-    /// What the loop takes its inputs from, when that is not the loader itself; its waits are counted too.
-    pub fn inputs<L>(&mut self, prepared: L) -> Timed<L> {
-        self.waits.inputs(prepared)
+    /// The inputs of the loop when they are not the batches themselves; the time spent waiting for them is counted too.
+    pub fn timed_inputs<L>(&mut self, prepared: L) -> Timed<L> {
+        self.waits.timed_inputs(prepared)
     }
 
     /// The run directory.
@@ -232,12 +232,12 @@ impl<'a, I: Backend> Session<'a, I> {
     /// What all ranks must know the same of: whether to stop, and the most unusable images that one of them has met.
     fn agree(&mut self, bad: u64) -> Result<u64, Error> {
         let (stop, warnings) = (self.env.stop.is_set(), std::mem::take(&mut self.warnings));
-        let words = self.rank().gather(RankStatus { stop, bad, warnings })?;
-        self.stopping |= words.iter().any(|word| word.stop);
+        let statuses = self.rank().gather(RankStatus { stop, bad, warnings })?;
+        self.stopping |= statuses.iter().any(|status| status.stop);
         if self.leads() {
-            words.iter().flat_map(|word| &word.warnings).for_each(|text| self.warn(text));
+            statuses.iter().flat_map(|status| &status.warnings).for_each(|text| self.warn(text));
         }
-        Ok(words.iter().map(|word| word.bad).max().unwrap_or(bad))
+        Ok(statuses.iter().map(|status| status.bad).max().unwrap_or(bad))
     }
 
     /// Fetches what the steps since the last record left on the device: the means over the ranks.
@@ -314,8 +314,8 @@ impl<'a, I: Backend> Session<'a, I> {
         self.leads() && (due || self.is_complete())
     }
 
-    /// Takes note of a held-out loss and says whether it is the lowest so far; that checkpoint becomes `best`.
-    pub fn is_best(&mut self, loss: f64) -> bool {
+    /// Updates the best validation loss; true if this one is the lowest so far. Its checkpoint becomes `best`.
+    pub fn update_best(&mut self, loss: f64) -> bool {
         let better = loss.is_finite() && self.state.best.is_none_or(|best| loss < best);
         if better {
             self.state.best = Some(loss);

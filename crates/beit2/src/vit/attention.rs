@@ -4,7 +4,7 @@ use beit2_kernels::{self as kernels, AttentionSpec, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::trunk::Rows;
+use super::trunk::TokenSubset;
 use super::{Linear, RelPosBias};
 
 /// Self-attention with one `qkv` weight, learned query and value biases and a zero key bias.
@@ -94,18 +94,18 @@ impl<B: Backend> Attention<B> {
         self.proj.forward(kernels::attention_qkv(qkv, self.total_bias(shared), self.spec()))
     }
 
-    /// As [`Attention::forward`] for the queries of some rows only → `[B, R, D]`.
-    pub fn forward_rows(
+    /// As [`Attention::forward`] for the queries of some tokens only → `[B, R, D]`.
+    pub fn forward_subset(
         &self,
         x: Tensor<B, 3>,
-        rows: &Rows<B>,
+        subset: &TokenSubset<B>,
         shared: Option<&Tensor<B, 4>>,
     ) -> Tensor<B, 3> {
         let width = x.dims()[2];
         if self.qkv.packed().is_some() {
             let [q, k, v] = self.project(x);
-            let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
-            return self.proj.forward(kernels::attention(rows.gather(q), k, v, bias, self.spec()));
+            let bias = self.total_bias(shared).map(|bias| subset.gather_bias(bias));
+            return self.proj.forward(kernels::attention(subset.gather(q), k, v, bias, self.spec()));
         }
         let (weight, bias) = (self.qkv.weight.val(), self.qkv_bias());
         let part = |from: usize, len: usize| {
@@ -114,10 +114,10 @@ impl<B: Backend> Attention<B> {
         let (q_weight, q_bias) = part(0, width);
         let (kv_weight, kv_bias) = part(width, 2 * width);
         let precision = self.qkv.precision();
-        let q = kernels::linear(rows.gather(x.clone()), q_weight, q_bias, precision);
+        let q = kernels::linear(subset.gather(x.clone()), q_weight, q_bias, precision);
         let kv = kernels::linear(x, kv_weight, kv_bias, precision);
         let (k, v) = (kv.clone().narrow(2, 0, width), kv.narrow(2, width, width));
-        let bias = self.total_bias(shared).map(|bias| rows.gather_bias(bias));
+        let bias = self.total_bias(shared).map(|bias| subset.gather_bias(bias));
         self.proj.forward(kernels::attention(q, k, v, bias, self.spec()))
     }
 

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
 use super::drop_path::add_branch;
-use super::trunk::Rows;
+use super::trunk::TokenSubset;
 use super::{Attention, BranchDrop, LayerNorm, Linear, RelPosBias};
 
 /// Two linear layers around GELU.
@@ -118,18 +118,18 @@ impl<B: Backend> Block<B> {
         self.mlp_residual(x, drop)
     }
 
-    /// The block's output for some rows only, `[B, R, D]`: keys and values of all tokens, everything
-    /// else for those rows. Equal to selecting the rows of [`Block::forward`].
-    pub fn forward_rows(
+    /// The block's output for some tokens only, `[B, R, D]`: keys and values of all tokens, everything
+    /// else for those. Equal to selecting them from the output of [`Block::forward`].
+    pub fn forward_subset(
         &self,
         x: Tensor<B, 3>,
-        rows: &Rows<B>,
+        subset: &TokenSubset<B>,
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        let x = add_branch(rows.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
-            let rows = rows.of_samples(kept, x.dims()[1]);
-            self.attn.forward_rows(self.norm1.forward(kept.take(x)), &rows, bias)
+        let x = add_branch(subset.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
+            let subset = subset.of_samples(kept, x.dims()[1]);
+            self.attn.forward_subset(self.norm1.forward(kept.take(x)), &subset, bias)
         });
         self.mlp_residual(x, drop)
     }

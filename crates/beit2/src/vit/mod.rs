@@ -26,4 +26,4 @@ pub use pos_embed::{PosResize, resize_pos_embed};
 pub use rel_pos::{RelPosBias, relative_position_index, relative_table_len};
 pub use transformer::{Pooling, VisionTransformer};
 pub(crate) use trunk::block_options;
-pub use trunk::{Rows, Trunk};
+pub use trunk::{TokenSubset, Trunk};

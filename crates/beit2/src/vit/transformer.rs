@@ -4,7 +4,7 @@ use beit2_kernels::{Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::{DropPath, LayerNorm, Linear, Rows, Trunk, VitConfig};
+use super::{DropPath, LayerNorm, Linear, TokenSubset, Trunk, VitConfig};
 
 /// What becomes the image's vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -77,15 +77,15 @@ impl<B: Backend> VisionTransformer<B> {
     }
 
     /// Some tokens after the final norm, `[B, R, D]`: in the last block, everything but keys and values is computed for them
-    /// alone. Equal to selecting the rows of [`VisionTransformer::tokens`].
-    pub fn token_rows(&self, x: Tensor<B, 4>, rows: &Rows<B>) -> Tensor<B, 3> {
+    /// alone. Equal to selecting them from [`VisionTransformer::tokens`].
+    pub fn token_subset(&self, x: Tensor<B, 4>, subset: &TokenSubset<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);
         let (bias, drop) = (self.trunk.shared_bias(), DropPath::none());
         let inner = self.trunk.blocks.len().saturating_sub(1);
         let x = self.trunk.run(x, 0..inner, bias.as_ref(), &drop, |_, _| {});
         let x = match self.trunk.blocks.last() {
-            Some(last) => last.forward_rows(x, rows, bias.as_ref(), &drop.block(inner)),
-            None => rows.gather(x),
+            Some(last) => last.forward_subset(x, subset, bias.as_ref(), &drop.block(inner)),
+            None => subset.gather(x),
         };
         match (&self.norm, &self.fc_norm) {
             (Some(norm), _) | (None, Some(norm)) => norm.forward(x),

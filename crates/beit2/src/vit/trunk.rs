@@ -10,14 +10,14 @@ use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, re
 
 /// The tokens of each sample that a caller wants, the same number R for every sample.
 #[derive(Debug, Clone)]
-pub struct Rows<B: Backend> {
+pub struct TokenSubset<B: Backend> {
     flat: Tensor<B, 1, Int>,  // [B·R] into [B·T]
     local: Tensor<B, 1, Int>, // [B·R] into [T]
     per_sample: usize,
 }
 
-impl<B: Backend> Rows<B> {
-    /// Rows from token indices, `per_sample` for each sample in turn, out of `tokens` each.
+impl<B: Backend> TokenSubset<B> {
+    /// From token indices, `per_sample` of each sample in turn, out of `tokens` each.
     pub fn new(indices: &[u32], per_sample: usize, tokens: usize, device: &B::Device) -> Self {
         let local: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
         let flat: Vec<i32> = indices
@@ -32,37 +32,37 @@ impl<B: Backend> Rows<B> {
         Self { flat: tensor(flat), local: tensor(local), per_sample }
     }
 
-    /// Rows per sample R.
+    /// Tokens per sample R.
     pub fn per_sample(&self) -> usize {
         self.per_sample
     }
 
-    /// The same rows on the backend that records gradients.
-    pub fn record<A>(self) -> Rows<A>
+    /// The same subset on the backend that records gradients.
+    pub fn record<A>(self) -> TokenSubset<A>
     where
         A: beit2_kernels::AutodiffBackend<InnerBackend = B>,
     {
-        Rows {
+        TokenSubset {
             flat: Tensor::from_inner(self.flat),
             local: Tensor::from_inner(self.local),
             per_sample: self.per_sample,
         }
     }
 
-    /// The rows of the kept samples, out of `tokens` each.
+    /// The subset of the kept samples, out of `tokens` each.
     pub(crate) fn of_samples(&self, kept: &KeptSamples, tokens: usize) -> Self {
         let Some(numbers) = kept.numbers() else {
             return self.clone();
         };
-        let (count, rows, device) = (numbers.len(), self.per_sample, self.local.device());
+        let (count, per_sample, device) = (numbers.len(), self.per_sample, self.local.device());
         let tensor =
             |numbers: Vec<i32>| Tensor::<B, 1, Int>::from_data(TensorData::new(numbers, [count]), &device);
         let kept = tensor(numbers.iter().map(|&number| number as i32).collect());
         let first = tensor((0..count).map(|place| (place * tokens) as i32).collect());
-        let batch = self.local.dims()[0] / rows.max(1);
-        let local = self.local.clone().reshape([batch, rows]).select(0, kept); // [K, R]
+        let batch = self.local.dims()[0] / per_sample.max(1);
+        let local = self.local.clone().reshape([batch, per_sample]).select(0, kept); // [K, R]
         let flat = local.clone() + first.reshape([count, 1]);
-        Self { flat: flat.reshape([-1]), local: local.reshape([-1]), per_sample: rows }
+        Self { flat: flat.reshape([-1]), local: local.reshape([-1]), per_sample }
     }
 
     /// Positions in the flattened tokens `[B·T]`, `[B·R]`.

@@ -85,12 +85,12 @@ fn ids_of_masked_patches_are_those_of_all() {
                 tokenizer = tokenizer.freeze_encoder();
             }
             let all = masked_labels(tokenizer.ids(x.clone()), &mask).into_data();
-            assert_eq!(tokenizer.ids_at(x.clone(), mask.rows()).into_data(), all);
+            assert_eq!(tokenizer.ids_at(x.clone(), mask.masked_tokens()).into_data(), all);
             let tokens = tokenizer.encoder.tokens(x.clone(), &DropPath::none());
-            let rows = tokenizer.encoder.token_rows(x.clone(), mask.rows());
+            let subset = tokenizer.encoder.token_subset(x.clone(), mask.masked_tokens());
             assert_eq!(
-                rows.into_data(),
-                mask.rows().gather(tokens).into_data(),
+                subset.into_data(),
+                mask.masked_tokens().gather(tokens).into_data(),
                 "{precision} {batch} {frozen}"
             );
         }

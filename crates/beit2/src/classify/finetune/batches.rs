@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use beit2_data::finetune::Place;
 use beit2_data::{
-    Batch, EraseParams, FinetuneParams, Image, Loader, LoaderConfig, MixParams, Purpose, SampleInfo, Source,
-    TransformError, stack_hwc,
+    Batch, EraseParams, FinetuneParams, Image, Loader, LoaderConfig, MixParams, RngStream, SampleInfo,
+    Source, TransformError, stack_hwc,
 };
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Tensor, TensorData};
@@ -39,7 +39,7 @@ pub(super) fn training_loader(
     let augment = recipe.augmentation();
     augment.validate()?;
     let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-        let params = FinetuneParams::draw(&augment, image.width, image.height, &info.key(Purpose::Augment));
+        let params = FinetuneParams::draw(&augment, image.width, image.height, &info.key(RngStream::Augment));
         let upscaled = match params.place {
             Place::Resized(area) => area.width.min(area.height) < augment.input_size,
             Place::Padded { .. } => false,

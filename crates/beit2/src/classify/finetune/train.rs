@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_data::{Batch, Key, MixParams, Purpose};
+use beit2_data::{Batch, Key, MixParams, RngStream};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_weights::layout::Kind;
@@ -18,7 +18,7 @@ use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
     AdamW, Assets, Env, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem,
-    average_gradients, check_precision, share,
+    average_gradients, check_precision, per_rank_batch,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates, plan_weights, with_position_indices};
 use crate::weights::{StateFile, to_tensors};
@@ -58,13 +58,13 @@ pub fn train<B: AutodiffBackend>(
     }
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let (parts, share) =
-        (recipe.grad_accum_steps, share(recipe.schedule.batch_size, recipe.grad_accum_steps, &rank)?);
-    // A part of the whole batch has the same number, and the same draws, on however many devices.
-    let part = share / parts;
-    if recipe.mix.is_on() && !part.is_multiple_of(2) {
+    let micro_batches = recipe.grad_accum_steps;
+    let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
+    // A micro-batch of the whole batch has the same number, and the same random numbers, on however many devices.
+    let micro_batch = per_rank / micro_batches;
+    if recipe.mix.is_on() && !micro_batch.is_multiple_of(2) {
         return config_error(format!(
-            "mixing pairs the images of a micro-batch, and {part} on each of {} devices is odd; change \
+            "mixing pairs the images of a micro-batch, and {micro_batch} on each of {} devices is odd; change \
              schedule.batch_size or grad_accum_steps",
             rank.world()
         ));
@@ -81,12 +81,12 @@ pub fn train<B: AutodiffBackend>(
     let mut loaded = None;
     if !recipe.is_from_scratch() {
         let plan = load_plan(recipe, env.assets)?;
-        loaded = Some(summary(&plan));
+        loaded = Some(describe(&plan));
         (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
     }
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
     let rates = drop_path_rates(vit.drop_path, vit.depth);
-    let mut facts = vec![
+    let mut summary = vec![
         (
             "model".into(),
             format!(
@@ -101,10 +101,10 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.grad_accum_steps > 1 {
-        facts.push(("memory".into(), format!("each step in {} parts", recipe.grad_accum_steps)));
+        summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
-        Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+        Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
     let mut ema = recipe.ema_decay.map(|decay| Ema::new(&model.valid(), decay));
     if let Some(resumed) = resumed {
         let derived = |name: &String, _: &mut _| !name.ends_with("relative_position_index");
@@ -128,15 +128,15 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    let first = (parts * rank.index()) as u64;
-    let all = (parts * rank.world()) as u64;
+    let first = (micro_batches * rank.index()) as u64;
+    let all = (micro_batches * rank.world()) as u64;
     let side = vit.image_size as u32;
-    let loader = session.batches(training_loader(source, recipe, session.state.data, &rank)?);
+    let loader = session.timed_batches(training_loader(source, recipe, session.state.data, &rank)?);
     let (mix, seed, smoothing, at) = (recipe.mix, recipe.seed, recipe.label_smoothing, device.clone());
     let mut count = session.state.step * all + first;
     let prepared = Prefetch::new(loader, move |batch: Batch<Item>| {
         let labels = labels(&batch)?;
-        let parts = batch.items.chunks(part).zip(labels.chunks(part)).zip(count..);
+        let parts = batch.items.chunks(micro_batch).zip(labels.chunks(micro_batch)).zip(count..);
         let made = parts.map(|((items, labels), count)| {
             let mix = MixParams::draw(&mix, side, side, seed, count);
             inputs::<B::InnerBackend>(items, labels, mix, (classes, smoothing), &at)
@@ -145,7 +145,7 @@ pub fn train<B: AutodiffBackend>(
         count += all;
         Ok((made, batch))
     });
-    for prepared in session.inputs(prepared) {
+    for prepared in session.timed_inputs(prepared) {
         let (made, batch) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
@@ -155,9 +155,9 @@ pub fn train<B: AutodiffBackend>(
         for ((x, targets), count) in made.into_iter().zip(step * all + first..) {
             let drop = match vit.drop_path > 0.0 {
                 true => {
-                    let purpose = Purpose::Other(2);
-                    let key = Key { seed: recipe.seed, epoch: batch.epoch, index: count, purpose };
-                    DropPath::sample(&rates, part, &mut key.rng(), device)
+                    let stream = RngStream::DropPath;
+                    let key = Key { seed: recipe.seed, epoch: batch.epoch, index: count, stream };
+                    DropPath::sample(&rates, micro_batch, &mut key.rng(), device)
                 }
                 false => DropPath::none(),
             };
@@ -169,7 +169,7 @@ pub fn train<B: AutodiffBackend>(
             }
             let loss = soft_cross_entropy(logits, Tensor::from_inner(targets));
             losses.push(loss.clone().inner());
-            sum.add(&model, loss.div_scalar(parts as f64).backward());
+            sum.add(&model, loss.div_scalar(micro_batches as f64).backward());
         }
         let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
@@ -206,7 +206,7 @@ pub fn train<B: AutodiffBackend>(
                     top1 = top1.max(average.top1);
                 }
                 // Sessions keep the lowest value.
-                best = session.is_best(-top1);
+                best = session.update_best(-top1);
             }
             session.epoch_done(batch.epoch, &extra)?;
         }
@@ -245,7 +245,7 @@ pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPla
     plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.class_count(), &options)
 }
 
-fn summary(plan: &LoadPlan) -> String {
+fn describe(plan: &LoadPlan) -> String {
     let fresh = match plan.fresh.as_slice() {
         [] => "none fresh".to_owned(),
         [one] => format!("fresh: {one}"),

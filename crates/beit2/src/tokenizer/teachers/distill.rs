@@ -19,7 +19,8 @@ use crate::pixels;
 use crate::tokenizer::cosine_loss;
 use crate::train::{
     AdamW, DataConfig, DataPosition, Env, GroupRule, Item, LoggingConfig, OptimizerConfig, Outcome, Plan,
-    Saved, ScheduleConfig, Session, StepReport, average_gradients, share, to_device, training_loader,
+    Saved, ScheduleConfig, Session, StepReport, average_gradients, per_rank_batch, to_device,
+    training_loader,
 };
 use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig};
 
@@ -136,7 +137,8 @@ pub fn distill<B: AutodiffBackend>(
     };
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let shape = [share(recipe.schedule.batch_size, 1, &rank)?, recipe.model.grid().pow(2), teacher.dim()];
+    let shape =
+        [per_rank_batch(recipe.schedule.batch_size, 1, &rank)?, recipe.model.grid().pow(2), teacher.dim()];
     // A rank's own: of another number of devices the file would hold other images.
     let targets_path = env.dir.join(match rank.world() {
         1 => "targets.f16".to_owned(),
@@ -147,9 +149,9 @@ pub fn distill<B: AutodiffBackend>(
     student = initialise(student, InitRule::Finetune { head_scale: 1.0, gamma }, recipe.seed);
     let mut optimizer =
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
-    let facts = vec![("student".into(), format!("{} trained parameters", params::count(&student)))];
+    let summary = vec![("student".into(), format!("{} trained parameters", params::count(&student)))];
     let (mut session, resumed) =
-        Session::open(env, "distill", run_toml, recipe.logging.clone(), plan.clone(), facts)?;
+        Session::open(env, "distill", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
         student = params::load_strict(student, resumed.model, DType::F32, |_| false)?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
@@ -186,7 +188,7 @@ pub fn distill<B: AutodiffBackend>(
         let (data, schedule) = (&recipe.data, &recipe.schedule);
         training_loader(source.clone(), data, schedule, views, None, recipe.seed, start, &rank)
     };
-    for batch in session.batches(Rounds::new(loader, recipe.view_epochs, start)?) {
+    for batch in session.timed_batches(Rounds::new(loader, recipe.view_epochs, start)?) {
         let batch = batch?;
         session.note_batch(&batch);
         let step = session.state.step;
