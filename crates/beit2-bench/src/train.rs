@@ -4,7 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use beit2::Error;
-use beit2::classify::finetune::soft_cross_entropy;
+use beit2::classify::soft_cross_entropy;
 use beit2::init::{InitRule, initialise};
 use beit2::params;
 use beit2::pixels;

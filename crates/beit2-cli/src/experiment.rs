@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use beit2::classify::finetune::SCRATCH;
-use beit2::train::{Env, Outcome, Plan, Rank};
+use beit2::train::{Env, Outcome, Plan, Rank, SCRATCH};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::Environment;
 use beit2_run::{Existing, recipe};

@@ -12,12 +12,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use beit2::classify::{Classifier, EmbedOptions, Embedder, FeatureKind, OpenOptions};
+use beit2::classify::{Classifier, Embedder, EmbedderOptions, FeatureKind};
 use beit2::tokenizer::Tokenizer;
-use beit2::train::Files;
 use beit2::{pixels, weights};
 use beit2_data::Image;
-use beit2_kernels::Precision;
 use burn::backend::Flex;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -51,13 +49,12 @@ fn labelled(world: &World) -> (Vec<String>, Vec<Image>) {
     (names, images)
 }
 
-fn embedder(world: &World, name: &str, options: EmbedOptions) -> Embedder<Flex> {
-    let path = world.path(name).display().to_string();
-    Embedder::open(&path, &Files, options, &Default::default()).unwrap()
+fn embedder(world: &World, name: &str, options: EmbedderOptions) -> Embedder<Flex> {
+    Embedder::open_with(world.path(name), &options, &Default::default()).unwrap()
 }
 
 /// What the library gives, in the batches of the program.
-fn features(world: &World, name: &str, options: EmbedOptions, kind: FeatureKind) -> Vec<f32> {
+fn features(world: &World, name: &str, options: EmbedderOptions, kind: FeatureKind) -> Vec<f32> {
     let model = embedder(world, name, options);
     let rows = |images: &[Image]| model.embed(images, kind).unwrap().into_data().to_vec::<f32>().unwrap();
     labelled(world).1.chunks(10).flat_map(rows).collect()
@@ -113,7 +110,7 @@ fn parquet(path: &Path, values: &str) -> Vec<(String, Option<String>, Vec<f64>)>
 fn embed_writes_every_format_as_the_library_computes_it() {
     let world = world();
     let (names, images) = labelled(&world);
-    let wanted = features(&world, "mim.safetensors", EmbedOptions::default(), FeatureKind::Mean);
+    let wanted = features(&world, "mim.safetensors", EmbedderOptions::default(), FeatureKind::Mean);
     embed(&world, "mim.safetensors", "a.npy", &[]).works();
     let (header, bytes) = npy(&world.path("a.npy"));
     assert!(header.contains("'<f4'") && header.contains("(24, 16)"), "{header}");
@@ -143,7 +140,7 @@ fn embed_writes_every_format_as_the_library_computes_it() {
     embed(&world, "mim.safetensors", "half.npy", &half).works();
     let (header, bytes) = npy(&world.path("half.npy"));
     assert!(header.contains("'<f2'") && header.contains("(24, 16, 16)"), "{header}");
-    let model = embedder(&world, "mim.safetensors", EmbedOptions { layer: Some(1), ..Default::default() });
+    let model = embedder(&world, "mim.safetensors", EmbedderOptions { layer: Some(1), ..Default::default() });
     let patches = model.patches(&images[..10]).unwrap().into_data();
     let patches = patches.convert_dtype(burn::tensor::DType::F16);
     assert_eq!(bytes[..10 * 16 * 16 * 2], *patches.as_bytes());
@@ -165,23 +162,22 @@ fn embed_opens_every_kind_of_model() {
             let (header, bytes) = npy(&world.path(&out));
             let width = if kind == FeatureKind::Concat { 2 * width } else { width };
             assert!(header.contains(&format!("(24, {width})")), "{header}");
-            assert_eq!(floats(&bytes), features(&world, &name, EmbedOptions::default(), kind), "{out}");
+            assert_eq!(floats(&bytes), features(&world, &name, EmbedderOptions::default(), kind), "{out}");
         }
     }
-    let sizes = EmbedOptions { layer: Some(2), image_size: Some(48), ..EmbedOptions::default() };
+    let sizes = EmbedderOptions { layer: Some(2), image_size: Some(48), ..EmbedderOptions::default() };
     embed(&world, "mim.safetensors", "large.npy", &["--layer", "2", "--image-size", "48"]).works();
     let (_, bytes) = npy(&world.path("large.npy"));
     assert_eq!(floats(&bytes), features(&world, "mim.safetensors", sizes, FeatureKind::Mean));
 
     // What a classifier's head sees is what `mean` gives.
-    let path = world.path("named.safetensors").display().to_string();
-    let model = Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
-    let mean = features(&world, "named.safetensors", EmbedOptions::default(), FeatureKind::Mean);
+    let model = Classifier::open(world.path("named.safetensors")).unwrap();
+    let mean = features(&world, "named.safetensors", EmbedderOptions::default(), FeatureKind::Mean);
     let mean = burn::tensor::TensorData::new(mean, [24, 16]);
     let mean = burn::tensor::Tensor::<Flex, 2>::from_data(mean, &Default::default());
     let found = model.model.head.as_ref().unwrap().forward(mean).into_data();
     // One view for both: small images go into classifiers as they are, the reference's rule for CIFAR.
-    let view = embedder(&world, "named.safetensors", EmbedOptions::default()).view();
+    let view = embedder(&world, "named.safetensors", EmbedderOptions::default()).view();
     let images = pixels::views(&labelled(&world).1, &view, &Default::default()).unwrap();
     found.assert_approx_eq::<f32>(&model.logits(images).into_data(), burn::tensor::Tolerance::default());
 
@@ -197,8 +193,7 @@ fn embed_opens_every_kind_of_model() {
 fn encode_gives_the_ids_of_the_library() {
     let world = world();
     let (names, images) = labelled(&world);
-    let path = world.path("words.safetensors").display().to_string();
-    let tokenizer = Tokenizer::<Flex>::open(&path, &Files, Precision::F32, &Default::default()).unwrap();
+    let tokenizer = Tokenizer::open(world.path("words.safetensors")).unwrap();
     let ids = tokenizer.encode(&images).unwrap();
     assert_eq!(ids.dims(), [24, 4, 4]);
     let wanted: Vec<u16> = ids.into_data().iter::<i64>().map(|id| id as u16).collect();
@@ -289,8 +284,7 @@ fn bf16_agrees_with_f32() {
 #[test]
 fn predictions_in_every_form() {
     let world = world();
-    let path = world.path("named.safetensors").display().to_string();
-    let model = Classifier::<Flex>::open(&path, &Files, OpenOptions::default(), &Default::default()).unwrap();
+    let model = Classifier::open(world.path("named.safetensors")).unwrap();
     let best = model.top_k(&labelled(&world).1, 2).unwrap();
     let predict = |more: &[&str]| world.beit2(&[&["predict", "labelled", "--quiet"], more].concat());
     let named = ["--weights", "named.safetensors", "--top", "2"];

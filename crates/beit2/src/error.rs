@@ -62,6 +62,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A weight file that holds another model than the one that was asked for.
+    #[error("{origin} holds a {found} model, {why}")]
+    WrongModel {
+        /// The file, as it was named.
+        origin: String,
+        /// The kind of model in it, or the stage that wrote it.
+        found: String,
+        /// What is missing, and what would be right.
+        why: &'static str,
+    },
     /// A weight file.
     #[error(transparent)]
     Weights(#[from] beit2_weights::WeightsError),

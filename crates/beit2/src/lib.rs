@@ -1,8 +1,11 @@
 //! BEiT v2 (Peng et al. 2022, arXiv 2208.06366): visual tokenizer, masked image modeling, evaluation.
 //!
 //! This crate is the method. It reads no flags or environment variables and prints nothing; the binary
-//! `beit2` does. Start with [`tokenizer::VqKd`] and [`pretrain::MimModel`]; both are composed from
-//! [`vit`].
+//! `beit2` does.
+//!
+//! To use trained models, start with [`classify::Classifier`], [`classify::Embedder`], [`tokenizer::Tokenizer`] and
+//! [`segment::Segmenter`]: each opens a path. To read the method, start with [`tokenizer::VqKd`] and
+//! [`pretrain::MimModel`]; both are composed from [`vit`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -19,6 +22,8 @@ pub mod visualize;
 pub mod vit;
 pub mod weights;
 
+pub use beit2_data::Image;
+pub use beit2_kernels::Precision;
 pub use error::Error;
 
 /// Compiles the examples of that page.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use beit2::classify::finetune::soft_cross_entropy;
+use beit2::classify::soft_cross_entropy;
 use beit2::init::{InitRule, initialise};
 use beit2::train::{GradientSum, gradients};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig};

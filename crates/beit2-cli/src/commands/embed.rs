@@ -136,7 +136,8 @@ impl Job for Embedding<'_> {
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
         let options = frozen::options(args.layer, args.image_size, args.teacher, args.products.precision);
-        let model = Embedder::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let file = assets.weights(&args.weights)?;
+        let model = Embedder::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
         view.validate().map_err(beit2::Error::from)?;
         let (name, kind) = args.features.resolved();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use beit2::pixels;
-use beit2::tokenizer::Tokenizer;
+use beit2::tokenizer::{Tokenizer, TokenizerOptions};
 use beit2::train::Assets;
 use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::AutodiffBackend;
@@ -81,7 +81,9 @@ impl Job for Encoding<'_> {
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
         let precision = args.products.precision;
-        let tokenizer = Tokenizer::<B::InnerBackend>::open(&args.tokenizer, assets, precision, device)?;
+        let options = TokenizerOptions { precision };
+        let file = assets.weights(&args.tokenizer)?;
+        let tokenizer = Tokenizer::<B::InnerBackend>::from_file(file, &args.tokenizer, &options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..tokenizer.view() };
         view.validate().map_err(beit2::Error::from)?;
         let grid = tokenizer.config.grid();

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use beit2::classify::finetune::EvalTable;
-use beit2::classify::{Classifier, Evaluation, OpenOptions, evaluate};
+use beit2::classify::{Classifier, ClassifierOptions, EvalTable, Evaluation, evaluate};
 use beit2::train::{Assets, DataConfig};
 use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
 use beit2_kernels::AutodiffBackend;
@@ -203,13 +202,14 @@ impl Job for Evaluate<'_> {
             Some(Variant::ImagenetR) => Some(&IMAGENET_R),
             Some(Variant::ImagenetSketch) | None => None,
         };
-        let options = OpenOptions {
+        let options = ClassifierOptions {
             image_size: args.image_size,
             head_rows,
             tables: args.rel_pos_interpolation.of_library(),
             precision: args.products.precision,
         };
-        let classifier = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let file = assets.weights(&args.weights)?;
+        let classifier = Classifier::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
         check_classes(args, source.classes(), classes, names)?;
         let data = DataConfig { workers: args.workers, ..DataConfig::default() };

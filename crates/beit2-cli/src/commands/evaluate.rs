@@ -260,7 +260,8 @@ where
         }
         let options =
             frozen::options(subject.layer, subject.image_size, subject.teacher, subject.products.precision);
-        let mut model = Embedder::<B::InnerBackend>::open(&subject.weights, self.assets, options, device)?;
+        let file = self.assets.weights(&subject.weights)?;
+        let mut model = Embedder::<B::InnerBackend>::from_file(file, &subject.weights, &options, device)?;
         if !subject.all_layers {
             return Ok(vec![self.one::<B>(Some(&model), device)?]);
         }

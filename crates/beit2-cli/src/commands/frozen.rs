@@ -1,6 +1,6 @@
 //! Which frozen model, and of which of its tokens: the flags of `knn`, `probe` and `embed`.
 
-use beit2::classify::{EmbedOptions, FeatureKind};
+use beit2::classify::{EmbedderOptions, FeatureKind};
 use beit2::tokenizer::teachers::TeacherKind;
 use beit2_kernels::Precision;
 use clap::ValueEnum;
@@ -61,6 +61,6 @@ pub(super) fn options(
     image_size: Option<usize>,
     teacher: Option<Family>,
     precision: Precision,
-) -> EmbedOptions {
-    EmbedOptions { layer, image_size, teacher: teacher.map(Family::of_library), precision }
+) -> EmbedderOptions {
+    EmbedderOptions { layer, image_size, teacher: teacher.map(Family::of_library), precision }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::bail;
-use beit2::classify::{Classifier, OpenOptions, Prediction};
+use beit2::classify::{Classifier, ClassifierOptions, Prediction};
 use beit2::train::{Assets, Event, Observer};
 use beit2::{Error, pixels};
 use beit2_data::source::ChainSource;
@@ -135,12 +135,13 @@ impl Job for Predicting<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output> {
         let Self { args, assets, source, names, signals, progress } = self;
-        let options = OpenOptions {
+        let options = ClassifierOptions {
             image_size: args.image_size,
             precision: args.products.precision,
-            ..OpenOptions::default()
+            ..ClassifierOptions::default()
         };
-        let mut model = Classifier::<B::InnerBackend>::open(&args.weights, assets, options, device)?;
+        let file = assets.weights(&args.weights)?;
+        let mut model = Classifier::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let classes = model.config.class_count();
         if let (Some(names), Some(path)) = (names, &args.names) {
             if names.len() != classes {

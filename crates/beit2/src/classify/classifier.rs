@@ -1,55 +1,26 @@
 //! A classifier from whatever file holds one.
 
+use std::path::Path;
+
 use beit2_data::{EvalConfig, Image};
 use beit2_kernels::{Backend, Precision};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
 use beit2_weights::resize::TableResize;
+use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::classify::finetune::EvalTable;
+use super::{ClassifierConfig, EvalTable};
 use crate::error::{Error, config_error};
-use crate::train::{Assets, check_precision};
-use crate::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig, plan_weights};
-use crate::weights::{HF_CLASS_NAMES, StateFile, to_tensors, written_config};
+use crate::train::check_precision;
+use crate::vit::{DropPath, Pooling, VisionTransformer, VitConfig, plan_weights};
+use crate::weights::{self, HF_CLASS_NAMES, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
 
-/// Sizes of a classifier. Defaults: BEiT v2 base as it is fine-tuned (a bias table in every block, mean pooling).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClassifierConfig {
-    /// The Transformer.
-    pub vit: VitConfig,
-    /// What becomes the image's vector.
-    pub pooling: Pooling,
-    /// Number of classes; absent: the training images tell.
-    pub classes: Option<usize>,
-    /// Their names, when they are known.
-    pub class_names: Vec<String>,
-}
-
-impl Default for ClassifierConfig {
-    fn default() -> Self {
-        Self {
-            vit: VitConfig { rel_pos_bias: RelPosKind::PerBlock, ..VitConfig::default() },
-            pooling: Pooling::Mean,
-            classes: None,
-            class_names: Vec::new(),
-        }
-    }
-}
-
-impl ClassifierConfig {
-    /// Number of classes K of a resolved configuration: the recipe's, or what the training images told.
-    pub fn class_count(&self) -> usize {
-        self.classes.unwrap_or_default()
-    }
-}
-
-/// How a classifier is opened.
+/// What can be chosen when a [`Classifier`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct OpenOptions<'a> {
+pub struct ClassifierOptions<'a> {
     /// Side of the images; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
     /// Rows of the head to keep, such as [`beit2_weights::plan::IMAGENET_A`].
@@ -74,18 +45,18 @@ pub struct Prediction {
 /// A trained classifier.
 ///
 /// ```no_run
-/// use beit2::{classify::{Classifier, OpenOptions}, pixels, train::Files};
-/// use burn::backend::Flex;
+/// use beit2::classify::Classifier;
+/// use beit2::pixels;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let model = Classifier::<Flex>::open("model.safetensors", &Files, OpenOptions::default(), &Default::default())?;
-/// let best = model.top_k(&[pixels::read("cat.jpg")?], 5)?; // one list for each image
-/// println!("{:?}", best[0]);
+/// let classifier = Classifier::open("model.safetensors")?;
+/// let best = classifier.predict(&pixels::read("cat.jpg")?)?;
+/// println!("class {} ({:?}) with probability {:.3}", best.class, best.name, best.probability);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Classifier<B: Backend> {
+pub struct Classifier<B: Backend = Flex> {
     /// Its sizes and classes.
     pub config: ClassifierConfig,
     /// The model, frozen ([`VisionTransformer::freeze`]).
@@ -99,28 +70,52 @@ fn names_beside(state: &StateFile, classes: usize) -> Vec<String> {
     if names.len() == classes { names } else { Vec::new() }
 }
 
-impl<B: Backend> Classifier<B> {
-    /// Opens a run of `beit2 finetune`, or a classifier in official, timm or Hugging Face names.
+impl Classifier {
+    /// Opens a run of `beit2 finetune`, a checkpoint folder, or a classifier in official, timm or Hugging Face names, on the
+    /// CPU and in f32. The file says its sizes and classes.
     ///
     /// # Errors
-    /// A file that cannot be read or holds another model, a precision that the device does not have.
-    pub fn open(
-        spec: &str,
-        assets: &dyn Assets,
-        options: OpenOptions<'_>,
+    /// A file that cannot be read, or that holds another model ([`Error::WrongModel`]).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(path, &ClassifierOptions::default(), &Default::default())
+    }
+}
+
+impl<B: Backend> Classifier<B> {
+    /// As [`Classifier::open`], on any device and with choices.
+    ///
+    /// # Errors
+    /// As [`Classifier::open`]; options that the model cannot have, a precision that the device does not have.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: &ClassifierOptions<'_>,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        Self::from_file(weights::open(path)?, &path.display().to_string(), options, device)
+    }
+
+    /// A classifier from the contents of its weight file; `origin` names the file in messages.
+    ///
+    /// # Errors
+    /// As [`Classifier::open_with`].
+    pub fn from_file(
+        file: WeightFile,
+        origin: &str,
+        options: &ClassifierOptions<'_>,
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
-        let precision = options.precision;
-        let state = StateFile::new(assets.weights(spec)?, spec)?;
+        let state = StateFile::new(file, origin)?;
         let Some(mut classes) = state.facts.classes.filter(|_| state.facts.layout.kind == Kind::Classifier)
         else {
-            return config_error(format!(
-                "{spec} holds a {} model, which has no classes; name a fine-tuned one (`beit2 finetune` makes it)",
-                state.facts.layout.kind
-            ));
+            return Err(Error::WrongModel {
+                origin: origin.to_owned(),
+                found: state.facts.layout.kind.to_string(),
+                why: "which has no classes; name a fine-tuned one (`beit2 finetune` makes it)",
+            });
         };
-        let mut config = match written_config(&state.metadata, spec)? {
+        let mut config = match written_config(&state.metadata, origin)? {
             Some(config) => config,
             None => ClassifierConfig {
                 vit: VitConfig::from_shapes(&state)?,
@@ -135,7 +130,7 @@ impl<B: Backend> Classifier<B> {
         if let Some(rows) = options.head_rows {
             if let Some(row) = rows.iter().find(|row| **row >= classes) {
                 return config_error(format!(
-                    "{spec} has {classes} classes; the subset asks for class {row} of the 1000 of ImageNet-1k"
+                    "{origin} has {classes} classes; the subset asks for class {row} of the 1000 of ImageNet-1k"
                 ));
             }
             let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();
@@ -145,14 +140,14 @@ impl<B: Backend> Classifier<B> {
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
         if config.vit.in_chans != 3 {
-            return config_error(format!("{spec} takes {} channels; images have 3", config.vit.in_chans));
+            return config_error(format!("{origin} takes {} channels; images have 3", config.vit.in_chans));
         }
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
-        let options =
-            PlanOptions { head_rows: options.head_rows, tables: options.tables, ..PlanOptions::default() };
-        let plan = plan_weights(state, &config.vit, config.pooling, classes, &options)?;
+        let (head_rows, tables) = (options.head_rows, options.tables);
+        let planned = PlanOptions { head_rows, tables, ..PlanOptions::default() };
+        let plan = plan_weights(state, &config.vit, config.pooling, classes, &planned)?;
         let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
-        model.set_precision(precision);
+        model.set_precision(options.precision);
         Ok(Self { config, model: model.freeze() })
     }
 
@@ -165,6 +160,15 @@ impl<B: Backend> Classifier<B> {
     /// How it sees an image, as evaluation does it: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
         EvalTable::default().view(self.config.vit.image_size)
+    }
+
+    /// The most probable class of an image of any size.
+    ///
+    /// # Errors
+    /// An image that cannot be resized.
+    pub fn predict(&self, image: &Image) -> Result<Prediction, Error> {
+        let best = self.top_k(std::slice::from_ref(image), 1)?.pop().and_then(|mut best| best.pop());
+        best.ok_or_else(|| Error::Config("the classifier gave no class".into()))
     }
 
     /// The `k` most probable classes of images of any size, best first; one list for each image.

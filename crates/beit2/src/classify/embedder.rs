@@ -1,30 +1,33 @@
 //! A model of any kind as a function from images to features.
 
+use std::path::Path;
+
 use beit2_data::{EvalConfig, Image};
 use beit2_kernels::{Backend, Precision};
 use beit2_weights::inspect::Pooling as FilePooling;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
+use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 
 use super::{FeatureKind, Featurizer, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::tokenizer;
 use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
-use crate::train::{Assets, check_precision};
+use crate::train::check_precision;
 use crate::vit::{Pooling, VisionTransformer, VitConfig, plan_weights};
-use crate::weights::{StateFile, WeightFile, to_tensors, written_config};
+use crate::weights::{self, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
 
 /// Side of a published teacher's images when none is given.
 const TEACHER_SIDE: usize = 224;
 
-/// How an [`Embedder`] is opened.
+/// What can be chosen when an [`Embedder`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct EmbedOptions {
+pub struct EmbedderOptions {
     /// Block after which features are taken, un-normalised, counted from 1; 0: the patch embedding. `None`: what the model
-    /// ends with. That is
-    /// the final norm, but of a masked image model the last block: its norm serves the prediction of tokens.
+    /// ends with. That is the final norm, but of a masked image model the last block: its norm serves the prediction of
+    /// tokens.
     pub layer: Option<usize>,
     /// Side of the images; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
@@ -37,17 +40,17 @@ pub struct EmbedOptions {
 /// A frozen model and how to feed it.
 ///
 /// ```no_run
-/// use beit2::{classify::{Embedder, FeatureKind}, pixels, train::Files};
-/// use burn::backend::Flex;
+/// use beit2::classify::{Embedder, FeatureKind};
+/// use beit2::pixels;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let model = Embedder::<Flex>::open("runs/mim", &Files, Default::default(), &Default::default())?;
-/// let features = model.embed(&[pixels::read("cat.jpg")?], FeatureKind::Mean)?; // [1, D]
+/// let embedder = Embedder::open("runs/mim")?;
+/// let features = embedder.embed(&[pixels::read("cat.jpg")?], FeatureKind::Mean)?; // [1, D]
 /// println!("{features}");
 /// # Ok(())
 /// # }
 /// ```
-pub struct Embedder<B: Backend> {
+pub struct Embedder<B: Backend = Flex> {
     /// The model, frozen ([`VisionTransformer::freeze`]).
     pub net: Featurizer<B>,
     /// Side of its images.
@@ -57,22 +60,44 @@ pub struct Embedder<B: Backend> {
     device: B::Device,
 }
 
-impl<B: Backend> Embedder<B> {
-    /// Opens a run, a checkpoint folder or a weight file: masked image models, classifiers, bare Vision Transformers
-    /// (official, timm or Hugging Face names), tokenizers (their encoder), distilled teachers; published teachers when
-    /// [`EmbedOptions::teacher`] says so. The file tells the rest.
+impl Embedder {
+    /// Opens a run, a checkpoint folder or a weight file, on the CPU and in f32: masked image models, classifiers, bare
+    /// Vision Transformers (official, timm or Hugging Face names), tokenizers (their encoder) and distilled teachers. The
+    /// file says which.
     ///
     /// # Errors
-    /// A file that cannot be read or is none of these, a layer or a size that the model cannot have, a precision that the
-    /// device does not have.
-    pub fn open(
-        spec: &str,
-        assets: &dyn Assets,
-        options: EmbedOptions,
+    /// A file that cannot be read, or that holds none of these ([`Error::WrongModel`]).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(path, &EmbedderOptions::default(), &Default::default())
+    }
+}
+
+impl<B: Backend> Embedder<B> {
+    /// As [`Embedder::open`], on any device and with choices; published teachers too, when [`EmbedderOptions::teacher`] says
+    /// so.
+    ///
+    /// # Errors
+    /// As [`Embedder::open`]; a layer or a size that the model cannot have, a precision that the device does not have.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: &EmbedderOptions,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        Self::from_file(weights::open(path)?, &path.display().to_string(), options, device)
+    }
+
+    /// An embedder from the contents of a weight file; `origin` names the file in messages.
+    ///
+    /// # Errors
+    /// As [`Embedder::open_with`].
+    pub fn from_file(
+        file: WeightFile,
+        origin: &str,
+        options: &EmbedderOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
-        let file = assets.weights(spec)?;
         if let Some(kind) = options.teacher {
             return open_teacher(kind, file, options, device);
         }
@@ -81,21 +106,21 @@ impl<B: Backend> Embedder<B> {
         if options.layer.is_some() && (tokenizer || stage == "distill") {
             let kind = if tokenizer { "tokenizer" } else { "distilled teacher" };
             return config_error(format!(
-                "{spec} holds a {kind}, whose features come after its last layer; leave the layer out"
+                "{origin} holds a {kind}, whose features come after its last layer; leave the layer out"
             ));
         }
         let (net, trained_px, layer) = if tokenizer {
-            let (config, model) = tokenizer::load::<B>(file, spec, None, device)?;
+            let (config, model) = tokenizer::load::<B>(file, origin, None, device)?;
             (Featurizer::Encoder(Box::new(model)), config.image_size, None)
         } else if stage == "distill" {
-            let Some(config) = written_config::<VitConfig>(&file.metadata, spec)? else {
-                return config_error(format!("{spec} does not say its sizes"));
+            let Some(config) = written_config::<VitConfig>(&file.metadata, origin)? else {
+                return config_error(format!("{origin} does not say its sizes"));
             };
             let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
             let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
             (Featurizer::Teacher(Box::new(model)), config.image_size, None)
         } else {
-            open_vit(spec, file, options, device)?
+            open_vit(origin, file, options, device)?
         };
         let image_px = options.image_size.unwrap_or(trained_px);
         Self::finished(net, image_px, layer, options.precision, device)
@@ -122,8 +147,8 @@ impl<B: Backend> Embedder<B> {
         }
     }
 
-    /// Takes features after another block, counted from 1 (0: the patch embedding), un-normalised; without effect where [`Self::blocks`] is
-    /// `None`.
+    /// Takes features after another block, counted from 1 (0: the patch embedding), un-normalised; without effect where
+    /// [`Self::blocks`] is `None`.
     pub fn set_layer(&mut self, layer: usize) {
         let after = layer.min(self.blocks().unwrap_or(0));
         match &mut self.net {
@@ -168,17 +193,21 @@ fn check_side(image_px: usize, patch: usize) -> Result<(), Error> {
 /// A masked image model, a classifier or a bare Vision Transformer: its trunk and final norm, the trained image size, the
 /// chosen block.
 fn open_vit<B: Backend>(
-    spec: &str,
+    origin: &str,
     file: WeightFile,
-    options: EmbedOptions,
+    options: &EmbedderOptions,
     device: &B::Device,
 ) -> Result<(Featurizer<B>, usize, Option<usize>), Error> {
-    let state = StateFile::new(file, spec).map_err(|error| {
+    let state = StateFile::new(file, origin).map_err(|error| {
         Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
     })?;
     let kind = state.facts.layout.kind;
     if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
-        return config_error(format!("{spec} holds a {kind} model, whose features are not offered"));
+        return Err(Error::WrongModel {
+            origin: origin.to_owned(),
+            found: kind.to_string(),
+            why: "whose features are not offered",
+        });
     }
     let mut vit = pretrained_sizes(&state)?;
     let depth = vit.depth;
@@ -192,7 +221,7 @@ fn open_vit<B: Backend>(
     check_side(vit.image_size, vit.patch_size)?;
     vit.validate()?;
     if vit.in_chans != 3 {
-        return config_error(format!("{spec} takes {} channels; images have 3", vit.in_chans));
+        return config_error(format!("{origin} takes {} channels; images have 3", vit.in_chans));
     }
     let pooling = match state.facts.pooling {
         Some(FilePooling::Mean) => Pooling::Mean,
@@ -210,7 +239,7 @@ fn open_vit<B: Backend>(
 fn open_teacher<B: Backend>(
     kind: TeacherKind,
     file: WeightFile,
-    options: EmbedOptions,
+    options: &EmbedderOptions,
     device: &B::Device,
 ) -> Result<Embedder<B>, Error> {
     if options.layer.is_some() && kind != TeacherKind::Dinov2 {

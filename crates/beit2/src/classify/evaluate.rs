@@ -3,17 +3,57 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beit2_data::{EvalConfig, Source};
+use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
 use burn::tensor::{Int, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::classify::finetune::{hard_cross_entropy, top_k_hits};
+use super::{hard_cross_entropy, top_k_hits};
 use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
 use crate::vit::{DropPath, VisionTransformer};
+
+/// `[eval]`: how held-out images are seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalTable {
+    /// Share of the resized image that the centre crop shows; absent: the reference's (0.875 below 384 px, 1 from there
+    /// on, and 1 up to 32 px, where images are taken as they are).
+    pub crop_pct: Option<f64>,
+    /// What happens to images that are not square.
+    pub crop_mode: CropMode,
+    /// Filter.
+    pub interpolation: Interpolation,
+    /// Images of a batch; absent: half as many again as a training step's micro-batch.
+    pub batch_size: Option<usize>,
+}
+
+impl Default for EvalTable {
+    fn default() -> Self {
+        let view = EvalConfig::default();
+        Self {
+            crop_pct: None,
+            crop_mode: view.crop_mode,
+            interpolation: view.interpolation,
+            batch_size: None,
+        }
+    }
+}
+
+impl EvalTable {
+    /// The view for a model of this input size.
+    pub fn view(&self, size: usize) -> EvalConfig {
+        EvalConfig {
+            size: size as u32,
+            crop_pct: self.crop_pct,
+            crop_mode: self.crop_mode,
+            interpolation: self.interpolation,
+            ..EvalConfig::default()
+        }
+    }
+}
 
 /// What came of an evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -1,22 +1,29 @@
-//! Images to classes and features; what frozen features are worth: k-nearest neighbours and a linear classifier.
+//! Images to classes and features.
+//!
+//! [`Classifier`] and [`Embedder`] are trained models from files; [`finetune`] trains classifiers; [`knn()`] and
+//! [`linear_probe()`] measure frozen features.
 
 mod cache;
 mod classifier;
+mod config;
 mod embedder;
 mod evaluate;
 mod features;
 pub mod finetune;
 mod knn;
 mod linear_probe;
+mod loss;
 mod pretrained;
 
 pub use cache::cached;
-pub use classifier::{Classifier, ClassifierConfig, OpenOptions, Prediction};
-pub use embedder::{EmbedOptions, Embedder};
-pub use evaluate::{ClassResult, Evaluation, evaluate};
+pub use classifier::{Classifier, ClassifierOptions, Prediction};
+pub use config::ClassifierConfig;
+pub use embedder::{Embedder, EmbedderOptions};
+pub use evaluate::{ClassResult, EvalTable, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
+pub use loss::{hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
 pub(crate) use pretrained::sizes as pretrained_sizes;
 
 /// Share of equal entries.

@@ -9,6 +9,8 @@ use crate::params;
 use crate::vit::VitConfig;
 use crate::weights::{StateFile, WeightFile, check_stage, to_tensors, written_config};
 
+const WANTED: &str = "not one of masked image modeling with its prediction head";
+
 /// A pretrained masked image model, with its sizes. `origin` names the file in messages.
 ///
 /// # Errors
@@ -18,7 +20,7 @@ pub fn load<B: Backend>(
     origin: &str,
     device: &B::Device,
 ) -> Result<(MimConfig, MimModel<B>), Error> {
-    check_stage(&file.metadata, origin, "pretrain")?;
+    check_stage(&file.metadata, origin, "pretrain", WANTED)?;
     let written = written_config(&file.metadata, origin)?;
     let state = StateFile::new(file, origin)?;
     let config = match written {
@@ -33,10 +35,11 @@ pub fn load<B: Backend>(
 fn from_shapes(state: &StateFile) -> Result<MimConfig, Error> {
     let origin = &state.origin;
     let Some(vocab_size) = state.facts.vocabulary else {
-        return config_error(format!(
-            "{origin} holds a {} model; expected one of masked image modeling, with its prediction head",
-            state.facts.layout.kind
-        ));
+        return Err(Error::WrongModel {
+            origin: origin.clone(),
+            found: state.facts.layout.kind.to_string(),
+            why: WANTED,
+        });
     };
     let vit = VitConfig::from_shapes(state)?;
     let plain = MimConfig { vit, vocab_size, patch_aggregation: false, ..MimConfig::default() };

@@ -80,10 +80,11 @@ pub fn load_backbone<B: Backend>(
 }
 
 /// The sizes of a segmentation file: its own configuration, or what a published one tells.
-pub(super) fn config_of(state: &StateFile, spec: &str) -> Result<SegmenterConfig, Error> {
-    match written_config(&state.metadata, spec)? {
+pub(super) fn config_of(state: &StateFile) -> Result<SegmenterConfig, Error> {
+    let origin = &state.origin;
+    match written_config(&state.metadata, origin)? {
         Some(config) => Ok(config),
-        None => published(state).map_err(|error| Error::Config(format!("{spec}: {error}"))),
+        None => published(state).map_err(|error| Error::Config(format!("{origin}: {error}"))),
     }
 }
 

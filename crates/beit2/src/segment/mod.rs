@@ -23,7 +23,6 @@ mod stitch;
 mod train;
 mod uper_head;
 
-pub use crate::classify::finetune::SCRATCH;
 pub use backbone::{Backbone, Upscale};
 pub use beit2_kernels::IGNORE;
 pub use config::SegmenterConfig;
@@ -37,7 +36,7 @@ pub use metrics::{Confusion, SegmentScores};
 pub use model::{HeadDropout, TrainLogits, UperNet};
 pub use overlay::{Overlay, compared};
 pub use recipe::{MasksConfig, SegmentEval, SegmentGroups, SegmentInit, SegmentRecipe};
-pub use segmenter::{SegmentOptions, Segmenter};
+pub use segmenter::{Segmenter, SegmenterOptions};
 pub use stitch::{Rows, Sizes, Stitcher, origins};
 pub use train::{EXAMPLES, train};
 pub use uper_head::{PoolBranch, UperHead};

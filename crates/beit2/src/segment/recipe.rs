@@ -11,10 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::load::config_of;
 use super::{InferConfig, SegmenterConfig};
-use crate::classify::finetune::{SCRATCH, take_sizes};
 use crate::classify::pretrained_sizes;
 use crate::error::{Error, config_error};
-use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
 use crate::weights::StateFile;
 
 /// `[init]`: what the backbone starts from.
@@ -170,7 +169,7 @@ impl SegmentRecipe {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             let sizes = if state.facts.layout.kind == Kind::Segmentation {
                 // Its pyramid and heads are taken too, as far as the classes allow.
-                let found = config_of(&state, &self.init.weights)?;
+                let found = config_of(&state)?;
                 let model = &mut self.model;
                 (model.out_indices, model.pool_scales) = (found.out_indices, found.pool_scales);
                 (model.channels, model.aux_channels) = (found.channels, found.aux_channels);
@@ -179,7 +178,7 @@ impl SegmentRecipe {
             } else {
                 pretrained_sizes(&state)?
             };
-            take_sizes(&mut self.model.vit, sizes);
+            self.model.vit.take_sizes(sizes);
         }
         if self.data.train.is_empty() {
             return Ok(());

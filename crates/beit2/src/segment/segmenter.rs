@@ -1,10 +1,13 @@
 //! A trained segmentation model from whatever file holds one.
 
+use std::path::Path;
+
 use beit2_data::Image;
 use beit2_data::segment::LabelMap;
 use beit2_kernels::{Backend, Precision};
 use beit2_weights::layout::Kind;
 use beit2_weights::resize::TableResize;
+use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 
 use super::config::SegmenterConfig;
@@ -12,13 +15,13 @@ use super::load::{config_of, plan_backbone, take_heads};
 use super::model::UperNet;
 use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
-use crate::train::{Assets, check_precision};
-use crate::weights::{StateFile, to_tensors};
+use crate::train::check_precision;
+use crate::weights::{self, StateFile, WeightFile, to_tensors};
 use crate::{params, pixels};
 
-/// How a segmentation model is opened.
+/// What can be chosen when a [`Segmenter`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct SegmentOptions {
+pub struct SegmenterOptions {
     /// Side of the windows that it looks at; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
     /// How relative position tables are resized.
@@ -30,18 +33,18 @@ pub struct SegmentOptions {
 /// A trained segmentation model.
 ///
 /// ```no_run
-/// use beit2::{pixels, segment::{SegmentOptions, Segmenter}, train::Files};
-/// use burn::backend::Flex;
+/// use beit2::pixels;
+/// use beit2::segment::Segmenter;
 ///
 /// # fn main() -> Result<(), beit2::Error> {
-/// let model = Segmenter::<Flex>::open("runs/scenes", &Files, SegmentOptions::default(), &Default::default())?;
-/// let map = model.label(&pixels::read("street.jpg")?)?; // a class for every pixel
-/// println!("{}", model.config.class_name(map.data[0] as usize));
+/// let segmenter = Segmenter::open("runs/scenes")?;
+/// let map = segmenter.label(&pixels::read("street.jpg")?)?; // a class for every pixel
+/// println!("{}", segmenter.config.class_name(map.data[0] as usize));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Segmenter<B: Backend> {
+pub struct Segmenter<B: Backend = Flex> {
     /// Its sizes and classes.
     pub config: SegmenterConfig,
     /// The model, frozen ([`UperNet::freeze`]).
@@ -50,39 +53,63 @@ pub struct Segmenter<B: Backend> {
     pub infer: InferConfig,
 }
 
-impl<B: Backend> Segmenter<B> {
-    /// Opens a run of this software, or a published segmentation file (mmsegmentation's `.pth`, whose classes and
-    /// palette are read too).
+impl Segmenter {
+    /// Opens a run of `beit2 segment train`, a checkpoint folder, or a published segmentation file (mmsegmentation's `.pth`,
+    /// whose classes and palette are read too), on the CPU and in f32. The file says its sizes and classes.
     ///
     /// # Errors
-    /// A file that cannot be read or holds another model, a precision that the device does not have.
-    pub fn open(
-        spec: &str,
-        assets: &dyn Assets,
-        options: SegmentOptions,
+    /// A file that cannot be read, or that holds another model ([`Error::WrongModel`]).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(path, &SegmenterOptions::default(), &Default::default())
+    }
+}
+
+impl<B: Backend> Segmenter<B> {
+    /// As [`Segmenter::open`], on any device and with choices.
+    ///
+    /// # Errors
+    /// As [`Segmenter::open`]; a size that the model cannot have, a precision that the device does not have.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: &SegmenterOptions,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        Self::from_file(weights::open(path)?, &path.display().to_string(), options, device)
+    }
+
+    /// A segmentation model from the contents of its weight file; `origin` names the file in messages.
+    ///
+    /// # Errors
+    /// As [`Segmenter::open_with`].
+    pub fn from_file(
+        file: WeightFile,
+        origin: &str,
+        options: &SegmenterOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
-        let mut state = StateFile::new(assets.weights(spec)?, spec)?;
+        let mut state = StateFile::new(file, origin)?;
         if state.facts.layout.kind != Kind::Segmentation {
-            return config_error(format!(
-                "{spec} holds a {} model, which has no pixel classes; name a segmentation model",
-                state.facts.layout.kind
-            ));
+            return Err(Error::WrongModel {
+                origin: origin.to_owned(),
+                found: state.facts.layout.kind.to_string(),
+                why: "which has no pixel classes; name a segmentation model",
+            });
         }
-        let mut config = config_of(&state, spec)?;
+        let mut config = config_of(&state)?;
         let infer = match state.metadata.get("beit2.infer").map(|text| serde_json::from_str(text)) {
             Some(Ok(infer)) => infer,
             Some(Err(error)) => {
-                return config_error(format!("the configuration inside {spec} cannot be read: {error}"));
+                return config_error(format!("the configuration inside {origin} cannot be read: {error}"));
             }
             None => InferConfig::default(),
         };
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         let zeros = UperNet::<B>::zeros(&config, device)
-            .map_err(|error| Error::Config(format!("{spec}: {error}")))?;
+            .map_err(|error| Error::Config(format!("{origin}: {error}")))?;
         if config.vit.in_chans != 3 {
-            return config_error(format!("{spec} takes {} channels; images have 3", config.vit.in_chans));
+            return config_error(format!("{origin} takes {} channels; images have 3", config.vit.in_chans));
         }
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;

@@ -21,7 +21,7 @@ pub fn load<B: Backend>(
     variant: Option<&str>,
     device: &B::Device,
 ) -> Result<(TokenizerConfig, VqKd<B>), Error> {
-    check_stage(&file.metadata, origin, "tokenizer")?;
+    check_stage(&file.metadata, origin, "tokenizer", "not a tokenizer")?;
     let known = match (written_config(&file.metadata, origin)?, variant) {
         (Some(config), _) => Some(config),
         (None, None) => None,
@@ -55,7 +55,11 @@ pub fn load<B: Backend>(
 fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
     let origin = &state.origin;
     let Some(facts) = state.facts.tokenizer else {
-        return config_error(format!("{origin} holds a {} model, not a tokenizer", state.facts.layout.kind));
+        return Err(Error::WrongModel {
+            origin: origin.clone(),
+            found: state.facts.layout.kind.to_string(),
+            why: "not a tokenizer",
+        });
     };
     let vit = VitConfig::from_shapes(state)?;
     let config = TokenizerConfig {

@@ -12,7 +12,7 @@ mod train;
 mod vqkd;
 
 pub use config::{ProcessType, TokenizerConfig};
-pub use encode::Tokenizer;
+pub use encode::{Tokenizer, TokenizerOptions};
 pub use health::{CodeUsage, CodebookHealth};
 pub use kmeans::{KMeans, draw_start, kmeans};
 pub use load::load;

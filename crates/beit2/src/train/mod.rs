@@ -27,7 +27,8 @@ pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, per_rank_batch};
 pub use prefetch::Prefetch;
 pub use recipe::{
-    DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, ScheduleConfig, check_precision,
+    DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig,
+    check_precision,
 };
 pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
 pub use session::Session;

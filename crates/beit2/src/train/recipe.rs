@@ -17,6 +17,9 @@ pub fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> 
     }
 }
 
+/// `init.weights` of a model that starts from random numbers. It must be said: forgotten weights would otherwise cost days.
+pub const SCRATCH: &str = "scratch";
+
 /// `[data]`: where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

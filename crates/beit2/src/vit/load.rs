@@ -63,6 +63,28 @@ impl VitConfig {
         config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;
         Ok(config)
     }
+
+    /// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the image size, and
+    /// how positions and layer scale are kept where the weights have them.
+    pub(crate) fn take_sizes(&mut self, found: Self) {
+        let rel_pos_bias = match (found.rel_pos_bias, self.rel_pos_bias) {
+            (RelPosKind::None, _) => RelPosKind::None,
+            (_, RelPosKind::None) => RelPosKind::PerBlock,
+            (_, given) => given,
+        };
+        let layer_scale_init = match found.layer_scale_init > 0.0 {
+            false => 0.0,
+            true if self.layer_scale_init > 0.0 => self.layer_scale_init,
+            true => found.layer_scale_init,
+        };
+        *self = Self {
+            image_size: self.image_size,
+            drop_path: self.drop_path,
+            rel_pos_bias,
+            layer_scale_init,
+            ..found
+        };
+    }
 }
 
 /// What of a file goes into a [`VisionTransformer`](super::VisionTransformer) of these sizes (docs/method.md §4.2): tables and

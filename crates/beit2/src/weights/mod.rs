@@ -82,15 +82,16 @@ pub fn written_config<T: DeserializeOwned>(
     }
 }
 
-/// Refuses a checkpoint of this software that another stage has written.
+/// Refuses a checkpoint that another stage of this software has written.
 pub(crate) fn check_stage(
     metadata: &BTreeMap<String, String>,
     origin: &str,
     stage: &str,
+    why: &'static str,
 ) -> Result<(), Error> {
     match metadata.get("beit2.stage") {
         Some(found) if found != stage => {
-            config_error(format!("{origin} holds a model of stage `{found}`, expected `{stage}`"))
+            Err(Error::WrongModel { origin: origin.to_owned(), found: format!("`{found}`"), why })
         }
         _ => Ok(()),
     }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2::classify::finetune::soft_cross_entropy;
+use beit2::classify::soft_cross_entropy;
 use beit2::pretrain::MimModel;
 use beit2::train::gradients;
 use beit2::vit::DropPath;

@@ -1,6 +1,7 @@
 //! Suite C: classifiers – features, losses, gradients, fine-tuning steps, averages and evaluation.
 
-use beit2::classify::finetune::{Ema, hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
+use beit2::classify::finetune::Ema;
+use beit2::classify::{hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
 use beit2::params;
 use beit2::train::{AdamW, AdamWConfig, CosineSchedule, GradientSum, GroupRule, grad_norm};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, drop_path_rates};

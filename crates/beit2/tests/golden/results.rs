@@ -1,7 +1,7 @@
 //! Suite L: accuracies, the codebook's usage line, and the k-nearest-neighbour vote.
 
-use beit2::classify::finetune::{hard_cross_entropy, top_k_hits};
 use beit2::classify::{Features, KnnConfig, knn};
+use beit2::classify::{hard_cross_entropy, top_k_hits};
 use beit2::tokenizer::CodeUsage;
 use burn::tensor::{DType, Int, Tensor};
 

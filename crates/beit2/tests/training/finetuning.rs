@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use beit2::classify::finetune::{self, FinetuneRecipe, SCRATCH, load_plan};
-use beit2::classify::{Classifier, OpenOptions};
+use beit2::classify::finetune::{self, FinetuneRecipe, load_plan};
+use beit2::classify::{Classifier, ClassifierOptions};
 use beit2::pixels;
-use beit2::train::{Env, Files, Outcome, Rank, Silent};
+use beit2::train::{Env, Files, Outcome, Rank, SCRATCH, Silent};
 use beit2_run::{Existing, StopFlag, metrics};
 use burn::backend::Flex;
 
@@ -50,16 +50,14 @@ fn it_learns_and_the_result_opens_as_a_classifier() {
     assert_eq!((last("val_acc1"), last("val_acc5")), (1.0, 1.0));
     assert!(last("class_acc") > 0.8, "{}", last("class_acc"));
 
-    let spec = run.to_string_lossy();
-    let classifier =
-        Classifier::<Flex>::open(&spec, &Files, OpenOptions::default(), &Default::default()).unwrap();
+    let classifier = Classifier::open(&run).unwrap();
     assert_eq!(classifier.config.class_names, ["dark", "gray", "light"]);
     let gray = pixels::from_bytes(vec![120; 32 * 32 * 3], 1, 32, 32, &Default::default());
     let class = classifier.logits(gray).argmax(1).into_data().convert::<i64>().into_vec::<i64>().unwrap();
     assert_eq!(class, [1]);
     // Another image size resizes the tables.
-    let options = OpenOptions { image_size: Some(48), ..OpenOptions::default() };
-    let larger = Classifier::<Flex>::open(&spec, &Files, options, &Default::default()).unwrap();
+    let options = ClassifierOptions { image_size: Some(48), ..ClassifierOptions::default() };
+    let larger = Classifier::<Flex>::open_with(&run, &options, &Default::default()).unwrap();
     let gray = pixels::from_bytes(vec![120; 48 * 48 * 3], 1, 48, 48, &Default::default());
     assert_eq!(larger.logits(gray).dims(), [1, 3]);
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use beit2::classify::finetune;
 use beit2::tokenizer::{self, TokenizerRecipe, teachers};
-use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, Silent, on_devices};
+use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, SCRATCH, Silent, on_devices};
 use beit2::{Error, pretrain, segment, weights};
 use beit2_data::Source;
 use beit2_run::{Existing, StopFlag, metrics};
@@ -126,7 +126,7 @@ fn every_stage_on_two_devices_is_that_on_one() {
     compare(&root.join("finetune"), one, two);
 
     // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other images'.
-    let mut recipe = scene::segment(root, segment::SCRATCH);
+    let mut recipe = scene::segment(root, SCRATCH);
     (recipe.optimizer.eps, recipe.grad_accum_steps) = (eps, 1);
     (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
     let toml = beit2_run::recipe::to_toml(&recipe).unwrap();

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use beit2::pretrain::{MimConfig, MimModel};
 use beit2::segment::{
-    HeadDropout, IGNORE, SegmentOptions, Segmenter, SegmenterConfig, UperNet, label_tensor, load_backbone,
+    HeadDropout, IGNORE, Segmenter, SegmenterConfig, SegmenterOptions, UperNet, label_tensor, load_backbone,
     pixel_losses,
 };
 use beit2::tokenizer::{TokenizerConfig, VqKd};
-use beit2::train::{AdamW, AdamWConfig, Files, GroupRule, PolySchedule, Rank};
+use beit2::train::{AdamW, AdamWConfig, GroupRule, PolySchedule, Rank};
 use beit2::vit::{DropPath, RelPosKind, VitConfig};
 use beit2::weights::{self, StateFile, Tensors};
 use beit2::{Error, params};
@@ -60,8 +60,8 @@ fn ours(config: &SegmenterConfig) -> [(&'static str, String); 2] {
 }
 
 fn open(spec: &str, image_size: Option<usize>) -> Result<Segmenter<Flex>, Error> {
-    let options = SegmentOptions { image_size, ..SegmentOptions::default() };
-    Segmenter::open(spec, &Files, options, &Default::default())
+    let options = SegmenterOptions { image_size, ..SegmenterOptions::default() };
+    Segmenter::open_with(spec, &options, &Default::default())
 }
 
 /// A hundred steps on one batch; the class of a pixel is the brightest of its three channels.

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use beit2::segment::{
-    InferConfig, MasksConfig, Mode, Predictor, SegmentOptions, SegmentRecipe, Segmenter, SegmenterConfig,
-    UperNet, evaluate, load_backbone,
+    InferConfig, MasksConfig, Mode, Predictor, SegmentRecipe, Segmenter, SegmenterConfig, UperNet, evaluate,
+    load_backbone,
 };
-use beit2::train::{Assets, Env, Files, Outcome, Rank, Silent};
+use beit2::train::{Assets, Env, Files, Outcome, Rank, SCRATCH, Silent};
 use beit2::weights::StateFile;
 use beit2::{params, pixels, segment};
 use beit2_data::segment::IGNORE;
@@ -33,7 +33,7 @@ fn train(recipe: &SegmentRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
 fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     let root = tempfile::tempdir().unwrap();
     scene::masks(&root.path().join("scenes"), 12);
-    let mut recipe = scene::segment(root.path(), segment::SCRATCH);
+    let mut recipe = scene::segment(root.path(), SCRATCH);
     (recipe.grad_accum_steps, recipe.schedule.steps, recipe.optimizer.lr) = (1, Some(120), 3e-3);
     (recipe.model.dropout, recipe.model.vit.drop_path, recipe.groups.layer_decay) = (0.0, 0.0, 1.0);
     let run = root.path().join("run");
@@ -43,8 +43,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     let miou = values.filter(|(name, _)| name == "val_miou").map(|(_, value)| *value).next_back().unwrap();
     assert!(miou > 0.8, "{miou}");
 
-    let (spec, device) = (run.to_string_lossy(), Default::default());
-    let found = Segmenter::<Flex>::open(&spec, &Files, SegmentOptions::default(), &device).unwrap();
+    let found = Segmenter::open(&run).unwrap();
     assert_eq!(found.config.class_names, ["ground", "box"]);
     assert_eq!(found.infer, recipe.infer);
     // What the run said of its held-out images is what the opened model says.
@@ -76,8 +75,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
 #[test]
 fn whole_images_on_the_trained_grid_are_what_the_model_says() {
     let device = Default::default();
-    let config =
-        SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config = SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), SCRATCH).model };
     let model = UperNet::<Flex>::zeros(&config, &device).unwrap().initialise(&config, 3);
     let bytes: Vec<u8> = (0..64 * 64 * 3).map(|at| (at * 7 % 251) as u8).collect();
     let x = pixels::from_bytes::<Flex>(bytes, 1, 64, 64, &device);
@@ -97,7 +95,7 @@ fn a_backbone_comes_from_a_pretrained_run() {
     let root = tempfile::tempdir().unwrap();
     scene::masks(&root.path().join("scenes"), 6);
     scene::classes(&root.path().join("classes"), 7);
-    let mut classifier = scene::finetune(root.path(), segment::SCRATCH);
+    let mut classifier = scene::finetune(root.path(), SCRATCH);
     classifier.model.vit.depth = 4;
     let run = root.path().join("classifier");
     let toml = beit2_run::recipe::to_toml(&classifier).unwrap();
@@ -134,8 +132,7 @@ fn a_backbone_comes_from_a_pretrained_run() {
 
 #[test]
 fn statistics_of_norms_are_saved_and_not_trained() {
-    let config =
-        SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), segment::SCRATCH).model };
+    let config = SegmenterConfig { classes: Some(2), ..scene::segment(Path::new("."), SCRATCH).model };
     let model = UperNet::<Auto>::zeros(&config, &Default::default()).unwrap();
     let infos = params::list(&model);
     let statistics: Vec<_> = infos.iter().filter(|info| info.name.contains("running_")).collect();
@@ -149,7 +146,7 @@ fn what_cannot_work_is_one_sentence() {
     scene::masks(&root.path().join("other"), 6);
     std::fs::write(root.path().join("other/classes.txt"), "ground\ncrate\n").unwrap();
     let fails = |change: &dyn Fn(&mut SegmentRecipe), part: &str| {
-        let mut recipe = scene::segment(root.path(), segment::SCRATCH);
+        let mut recipe = scene::segment(root.path(), SCRATCH);
         change(&mut recipe);
         let text = train(&recipe, &root.path().join("never")).unwrap_err().to_string();
         assert!(text.contains(part), "`{part}` is not in: {text}");

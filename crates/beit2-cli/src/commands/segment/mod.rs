@@ -7,7 +7,7 @@ mod predict;
 
 use std::sync::Arc;
 
-use beit2::segment::{InferConfig, MasksConfig, Mode, SegmentOptions, SegmentRecipe, Segmenter};
+use beit2::segment::{InferConfig, MasksConfig, Mode, SegmentRecipe, Segmenter, SegmenterOptions};
 use beit2::train::Assets;
 use beit2_data::segment::{ReduceZeroLabel, SegmentSource};
 use beit2_kernels::Backend;
@@ -165,8 +165,8 @@ fn open<B: Backend>(
     assets: &dyn Assets,
     device: &B::Device,
 ) -> anyhow::Result<(Segmenter<B>, InferConfig)> {
-    let options = SegmentOptions { precision: products.precision, ..SegmentOptions::default() };
-    let segmenter = Segmenter::<B>::open(weights, assets, options, device)?;
+    let options = SegmenterOptions { precision: products.precision, ..SegmenterOptions::default() };
+    let segmenter = Segmenter::<B>::from_file(assets.weights(weights)?, weights, &options, device)?;
     let infer = looking.on(segmenter.infer.clone());
     infer.validate(segmenter.config.vit.image_size)?;
     Ok((segmenter, infer))

@@ -1,18 +1,14 @@
 //! A fine-tuning experiment as data.
 
-use beit2_data::{CropMode, EvalConfig, FinetuneConfig, Interpolation, MixConfig};
+use beit2_data::{FinetuneConfig, MixConfig};
 use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
-use crate::classify::{ClassifierConfig, pretrained_sizes};
+use crate::classify::{ClassifierConfig, EvalTable, pretrained_sizes};
 use crate::error::{Error, config_error};
-use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, ScheduleConfig};
-use crate::vit::{RelPosKind, VitConfig};
+use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
 use crate::weights::StateFile;
-
-/// `init.weights` of a model that starts from random numbers. It must be said: forgotten weights would otherwise cost days.
-pub const SCRATCH: &str = "scratch";
 
 /// `[init]`: what training starts from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,46 +48,6 @@ pub struct GroupsConfig {
 impl Default for GroupsConfig {
     fn default() -> Self {
         Self { layer_decay: 0.65, decay_rel_pos_bias: true }
-    }
-}
-
-/// `[eval]`: how held-out images are seen.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EvalTable {
-    /// Share of the resized image that the centre crop shows; absent: the reference's (0.875 below 384 px, 1 from there
-    /// on, and 1 up to 32 px, where images are taken as they are).
-    pub crop_pct: Option<f64>,
-    /// What happens to images that are not square.
-    pub crop_mode: CropMode,
-    /// Filter.
-    pub interpolation: Interpolation,
-    /// Images of a batch; absent: half as many again as a training step's micro-batch.
-    pub batch_size: Option<usize>,
-}
-
-impl Default for EvalTable {
-    fn default() -> Self {
-        let view = EvalConfig::default();
-        Self {
-            crop_pct: None,
-            crop_mode: view.crop_mode,
-            interpolation: view.interpolation,
-            batch_size: None,
-        }
-    }
-}
-
-impl EvalTable {
-    /// The view for a model of this input size.
-    pub fn view(&self, size: usize) -> EvalConfig {
-        EvalConfig {
-            size: size as u32,
-            crop_pct: self.crop_pct,
-            crop_mode: self.crop_mode,
-            interpolation: self.interpolation,
-            ..EvalConfig::default()
-        }
     }
 }
 
@@ -183,7 +139,7 @@ impl FinetuneRecipe {
             if self.init.image_size_from_weights {
                 self.model.vit.image_size = found.image_size;
             }
-            take_sizes(&mut self.model.vit, found);
+            self.model.vit.take_sizes(found);
         }
         if self.data.train.is_empty() {
             return Ok(());
@@ -278,26 +234,4 @@ impl FinetuneRecipe {
         let beside = self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2;
         self.eval.batch_size.unwrap_or(beside).max(1)
     }
-}
-
-/// Takes the sizes of weights that training starts from. What the settings decide stays: drop path, the image
-/// size, and how positions and layer scale are kept where the weights have them.
-pub(crate) fn take_sizes(vit: &mut VitConfig, found: VitConfig) {
-    let rel_pos_bias = match (found.rel_pos_bias, vit.rel_pos_bias) {
-        (RelPosKind::None, _) => RelPosKind::None,
-        (_, RelPosKind::None) => RelPosKind::PerBlock,
-        (_, given) => given,
-    };
-    let layer_scale_init = match found.layer_scale_init > 0.0 {
-        false => 0.0,
-        true if vit.layer_scale_init > 0.0 => vit.layer_scale_init,
-        true => found.layer_scale_init,
-    };
-    *vit = VitConfig {
-        image_size: vit.image_size,
-        drop_path: vit.drop_path,
-        rel_pos_bias,
-        layer_scale_init,
-        ..found
-    };
 }

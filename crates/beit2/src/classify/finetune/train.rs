@@ -11,8 +11,8 @@ use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
 use super::batches::{Item, inputs, labels, training_loader};
-use super::{Ema, FinetuneRecipe, soft_cross_entropy};
-use crate::classify::{Evaluation, evaluate};
+use super::{Ema, FinetuneRecipe};
+use crate::classify::{Evaluation, evaluate, soft_cross_entropy};
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
