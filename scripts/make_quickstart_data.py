@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make the bundled quickstart images (assets/quickstart/*.tar) from Debian's openclipart-png.
+"""Make the bundled quickstart images (crates/beit2-quickstart-data/data/*.tar) from Debian's openclipart-png.
 
 usage:
     apt-get download openclipart-png            # 1:0.18+dfsg-19, 131 MB, public domain
     dpkg -x openclipart-png_*.deb clipart
-    python3 scripts/make_quickstart_data.py clipart assets/quickstart
+    python3 scripts/make_quickstart_data.py clipart crates/beit2-quickstart-data/data
 
 Needs Python 3.9+, numpy and Pillow with WebP; nothing is downloaded and nothing is random: the same package and the
 same Pillow give the same bytes. Takes about two minutes on one core.

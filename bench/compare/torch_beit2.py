@@ -178,7 +178,7 @@ class Workload:
 
 
 class Pretrain(Workload):
-    """recipes/mim_base_300e.toml: the tokenizer names the patches, the student predicts the masked ones twice."""
+    """Recipe mim_base_300e: the tokenizer names the patches, the student predicts the masked ones twice."""
 
     prepare_name = "tokenizer"
     clip, betas, lr = 3.0, (0.9, 0.98), 1.5e-3
@@ -196,7 +196,7 @@ class Pretrain(Workload):
 
 
 class TokenizerStep(Workload):
-    """recipes/vqkd_base_clip_100e.toml: encoder, codebook and decoder learn the teacher's features."""
+    """Recipe vqkd_base_clip_100e: encoder, codebook and decoder learn the teacher's features."""
 
     prepare_name = "teacher"
     betas, lr, weight_decay = (0.9, 0.99), 2e-4, 1e-4
@@ -211,7 +211,7 @@ class TokenizerStep(Workload):
 
 
 class Finetune(Workload):
-    """recipes/finetune_base_1600e.toml: soft targets from mixing two images, made in advance; layer-wise decay."""
+    """Recipe finetune_base_1600e: soft targets from mixing two images, made in advance; layer-wise decay."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)

@@ -10,7 +10,7 @@ use beit2::weights::{self, WeightFile};
 use beit2_data::Source;
 use beit2_data::source::{self, StaticShard, TarSource};
 
-use crate::recipes::{TEACHER, TRAIN, VAL};
+use crate::bundled::{TRAIN, VAL, teacher};
 
 const TRAIN_NAME: &str = "bundled:train";
 pub const VAL_NAME: &str = "bundled:val";
@@ -42,9 +42,9 @@ impl Assets for AssetStore {
     }
 
     fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
-        match (spec, TEACHER) {
-            (TEACHER_NAME, [(name, bytes)]) => weights::decode(bytes, name),
-            (TEACHER_NAME, _) => Err(not_inside(spec)),
+        match (spec, teacher()) {
+            (TEACHER_NAME, Some((name, bytes))) => weights::decode(bytes, name),
+            (TEACHER_NAME, None) => Err(not_inside(spec)),
             _ => {
                 let path = weights::locate(spec)?;
                 weights::read(&path).map_err(|error| unknown_name(spec).unwrap_or(error))
@@ -57,9 +57,9 @@ impl AssetStore {
     /// A value that changes when the weights do, for the identity of a run. Checks on the way that the file is
     /// there and is a weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {
-        match (spec, TEACHER) {
-            (TEACHER_NAME, [(_, bytes)]) => return Ok(format!("{:016x}", fnv1a(bytes))),
-            (TEACHER_NAME, _) => return Err(not_inside(spec).into()),
+        match (spec, teacher()) {
+            (TEACHER_NAME, Some((_, bytes))) => return Ok(format!("{:016x}", fnv1a(bytes))),
+            (TEACHER_NAME, None) => return Err(not_inside(spec).into()),
             _ => {}
         }
         if let Some(error) = unknown_name(spec) {
@@ -81,9 +81,9 @@ pub fn inventory() -> Vec<(&'static str, String)> {
         }
         Err(_) => "not in this build".to_owned(),
     };
-    let teacher = match TEACHER {
-        [(_, bytes)] => size(bytes.len()),
-        _ => "not in this build".to_owned(),
+    let teacher = match teacher() {
+        Some((_, bytes)) => size(bytes.len()),
+        None => "not in this build".to_owned(),
     };
     vec![(TRAIN_NAME, images(TRAIN_NAME, TRAIN)), (VAL_NAME, images(VAL_NAME, VAL)), (TEACHER_NAME, teacher)]
 }
@@ -101,8 +101,7 @@ fn shards(spec: &str, shards: &[StaticShard]) -> Result<TarSource, Error> {
 
 fn not_inside(spec: &str) -> Error {
     Error::Config(format!(
-        "{spec} is not in this build (it was made without the feature `bundled` or without the files of \
-         assets/quickstart); name a folder or file instead"
+        "{spec} is not in this build (it was made without the feature `bundled`); name a folder or file instead"
     ))
 }
 
@@ -146,7 +145,7 @@ mod tests {
         for (name, shards) in [(TRAIN_NAME, TRAIN), (VAL_NAME, VAL)] {
             assert_eq!(assets.source(name).is_ok(), !shards.is_empty(), "{name}");
         }
-        assert_eq!(assets.weights(TEACHER_NAME).is_ok(), !TEACHER.is_empty());
+        assert_eq!(assets.weights(TEACHER_NAME).is_ok(), teacher().is_some());
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
     }
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod assets;
+mod bundled;
 mod cli;
 mod commands;
 mod device;

@@ -10,7 +10,7 @@ use crate::display;
 use crate::errors::usage;
 use crate::stage::Stage;
 
-include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
 /// A recipe's text and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
