@@ -150,7 +150,12 @@ mod tests {
         let with = |own: &[&'static str]| [&shared[..], own].concat();
         check::<TokenizerRecipe>(&with(&["teacher.heads", "teacher.layer", "codebook.revive_after_steps"]));
         check::<PretrainRecipe>(&with(&["tokenizer.variant", "tokenizer.cache", "mask.max_block"]));
-        check::<FinetuneRecipe>(&with(&["ema_decay", "model.classes", "eval.crop_pct", "eval.batch_size"]));
+        check::<FinetuneRecipe>(&with(&[
+            "ema_decay",
+            "model.classes",
+            "eval.crop_pct",
+            "eval.images_per_batch",
+        ]));
         check::<SegmentRecipe>(&with(&["model.classes", "eval.every", "infer.stride"]));
         check::<DistillRecipe>(&with(&["teacher.heads", "teacher.layer", "view_epochs"]));
     }

@@ -75,7 +75,8 @@ fn a_group_of_devices_trains_in_step_and_only_trains() {
     let three = world.tokenizer("three", &["--device", "cpu,cpu,cpu"]);
     assert_eq!(three.code, Some(2));
     assert!(three.err.contains("use a multiple of 3") && !world.path("three").exists(), "{}", three.err);
-    let bench = world.beit2(&["bench", "train", "--size", "tiny", "--batch", "2", "--device", "cpu,cpu"]);
+    let bench =
+        world.beit2(&["bench", "train", "--size", "tiny", "--batch-size", "2", "--device", "cpu,cpu"]);
     assert!(bench.code == Some(2) && bench.err.contains("only training uses a group"), "{}", bench.err);
 }
 

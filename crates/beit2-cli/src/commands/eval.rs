@@ -232,7 +232,7 @@ fn view(args: &Args, size: usize) -> EvalConfig {
             Filter::Bicubic => Interpolation::Bicubic,
             Filter::Lanczos => Interpolation::Lanczos,
         },
-        batch_size: Some(args.batch_size),
+        images_per_batch: Some(args.batch_size),
     };
     table.view(size)
 }

@@ -27,7 +27,7 @@ pub struct EvalTable {
     /// Filter.
     pub interpolation: Interpolation,
     /// Images of a batch; absent: half as many again as a training step's micro-batch.
-    pub batch_size: Option<usize>,
+    pub images_per_batch: Option<usize>,
 }
 
 impl Default for EvalTable {
@@ -37,7 +37,7 @@ impl Default for EvalTable {
             crop_pct: None,
             crop_mode: view.crop_mode,
             interpolation: view.interpolation,
-            batch_size: None,
+            images_per_batch: None,
         }
     }
 }

@@ -55,7 +55,7 @@ pub struct InferConfig {
     /// Average over the mirrored image too.
     pub flip: bool,
     /// Windows computed at once.
-    pub batch_size: usize,
+    pub windows_per_batch: usize,
 }
 
 impl Default for InferConfig {
@@ -68,7 +68,7 @@ impl Default for InferConfig {
             short_side: 512,
             scales: vec![1.0],
             flip: false,
-            batch_size: 1,
+            windows_per_batch: 1,
         }
     }
 }
@@ -93,8 +93,8 @@ impl InferConfig {
         if self.scales.is_empty() || !self.scales.iter().all(|scale| (0.05..=20.0).contains(scale)) {
             return config_error(format!("infer.scales {:?} needs values from 0.05 to 20", self.scales));
         }
-        if self.batch_size == 0 {
-            return config_error("infer.batch_size is 0; it must be at least 1");
+        if self.windows_per_batch == 0 {
+            return config_error("infer.windows_per_batch is 0; it must be at least 1");
         }
         if self.resize && (self.long_side == 0 || self.short_side == 0) {
             return config_error(
@@ -223,7 +223,7 @@ impl<'a, B: Backend> Predictor<'a, B> {
             logits: self.config.logits_size(window),
             classes: self.config.class_count(),
         };
-        let (batch, device) = (self.infer.batch_size, self.device.clone());
+        let (batch, device) = (self.infer.windows_per_batch, self.device.clone());
         let sliding = self.model;
         Ok(Stitcher::new(sizes, move |places: &[(usize, usize)]| {
             let model = whole.as_ref().unwrap_or(sliding);

@@ -121,7 +121,7 @@ impl InferArgs {
             infer.scales.clone_from(scales);
         }
         infer.flip |= self.flip;
-        infer.batch_size = self.batch_size.unwrap_or(infer.batch_size);
+        infer.windows_per_batch = self.batch_size.unwrap_or(infer.windows_per_batch);
         infer
     }
 }

@@ -232,6 +232,6 @@ impl FinetuneRecipe {
     /// Images of an evaluation batch beside training on this many devices.
     pub fn eval_batch(&self, devices: usize) -> usize {
         let beside = self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2;
-        self.eval.batch_size.unwrap_or(beside).max(1)
+        self.eval.images_per_batch.unwrap_or(beside).max(1)
     }
 }
