@@ -115,7 +115,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
                 | Error::Mask(_)
                 | Error::Transform(_)
                 | Error::Recipe(_)
-                | Error::Schedule(_) => true,
+                | Error::LongWarmup { .. }
+                | Error::WrongModel { .. } => true,
                 Error::Loader(e) => {
                     matches!(e, LoaderError::Setting { .. } | LoaderError::BatchTooLarge { .. })
                 }

@@ -87,9 +87,16 @@ pub enum Error {
     /// A recipe.
     #[error(transparent)]
     Recipe(#[from] beit2_run::RecipeError),
-    /// A schedule.
-    #[error(transparent)]
-    Schedule(#[from] crate::train::ScheduleError),
+    /// A schedule whose warm-up does not fit into the run.
+    #[error(
+        "the warm-up of {warmup} steps is longer than the run of {total} steps; shorten warmup_epochs or train longer"
+    )]
+    LongWarmup {
+        /// Steps of the warm-up.
+        warmup: u64,
+        /// Steps of the run.
+        total: u64,
+    },
     /// Another device's part of the run ended early.
     #[error(transparent)]
     PeerLeft(#[from] beit2_kernels::PeerLeft),

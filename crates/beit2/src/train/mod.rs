@@ -30,6 +30,6 @@ pub use recipe::{
     DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig,
     check_precision,
 };
-pub use schedule::{CosineSchedule, PolySchedule, ScheduleError};
+pub use schedule::{CosineSchedule, PolySchedule};
 pub use session::Session;
 pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};

@@ -1,14 +1,6 @@
 //! Learning-rate and weight-decay schedules.
 
-/// A schedule that cannot be built.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error(
-    "the warm-up of {warmup} steps is longer than the run of {total} steps; shorten warmup_epochs or train longer"
-)]
-pub struct ScheduleError {
-    warmup: u64,
-    total: u64,
-}
+use crate::error::Error;
 
 /// Linear warm-up, then half a cosine, per step (the reference's `cosine_scheduler`).
 ///
@@ -29,10 +21,10 @@ impl CosineSchedule {
     ///
     /// # Errors
     /// A warm-up longer than the run.
-    pub fn new(base: f64, end: f64, total: u64, warmup: u64, start: f64) -> Result<Self, ScheduleError> {
+    pub fn new(base: f64, end: f64, total: u64, warmup: u64, start: f64) -> Result<Self, Error> {
         match warmup <= total {
             true => Ok(Self { base, end, start, warmup, total }),
-            false => Err(ScheduleError { warmup, total }),
+            false => Err(Error::LongWarmup { warmup, total }),
         }
     }
 
@@ -82,17 +74,10 @@ impl PolySchedule {
     ///
     /// # Errors
     /// A warm-up longer than the run.
-    pub fn new(
-        base: f64,
-        end: f64,
-        power: f64,
-        total: u64,
-        warmup: u64,
-        ratio: f64,
-    ) -> Result<Self, ScheduleError> {
+    pub fn new(base: f64, end: f64, power: f64, total: u64, warmup: u64, ratio: f64) -> Result<Self, Error> {
         match warmup <= total {
             true => Ok(Self { base, end, power, total, warmup, ratio }),
-            false => Err(ScheduleError { warmup, total }),
+            false => Err(Error::LongWarmup { warmup, total }),
         }
     }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use beit2::classify::finetune::{self, FinetuneRecipe, load_plan};
 use beit2::classify::{Classifier, ClassifierOptions};
-use beit2::pixels;
 use beit2::train::{Env, Files, Outcome, Rank, SCRATCH, Silent};
+use beit2::{Image, pixels};
 use beit2_run::{Existing, StopFlag, metrics};
 use burn::backend::Flex;
 
@@ -55,6 +55,10 @@ fn it_learns_and_the_result_opens_as_a_classifier() {
     let gray = pixels::from_bytes(vec![120; 32 * 32 * 3], 1, 32, 32, &Default::default());
     let class = classifier.logits(gray).argmax(1).into_data().convert::<i64>().into_vec::<i64>().unwrap();
     assert_eq!(class, [1]);
+    let gray = Image::new(40, 36, vec![120; 40 * 36 * 3]).unwrap();
+    let best = classifier.predict(&gray).unwrap();
+    assert_eq!((best.class, best.name.as_deref()), (1, Some("gray")));
+    assert!(best.probability > 0.5, "{best:?}");
     // Another image size resizes the tables.
     let options = ClassifierOptions { image_size: Some(48), ..ClassifierOptions::default() };
     let larger = Classifier::<Flex>::open_with(&run, &options, &Default::default()).unwrap();

@@ -4,6 +4,7 @@
 
 mod finetuning;
 mod gradients;
+mod opening;
 mod parallel;
 mod precision;
 mod resume;
