@@ -1,4 +1,7 @@
-//! Converts any weights file to safetensors: `cargo run --release -p beit2-weights --example convert -- IN OUT [ENTRY]`.
+//! Converts any weight file to safetensors, one tensor at a time.
+//!
+//! `cargo run --release --example convert -- IN OUT [ENTRY]`; ENTRY names the state dict inside a checkpoint (`model`,
+//! `module` …) when the file holds several.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Images per second and core of decoding, the two-view transform and the fine-tuning transform.
 //!
-//! `cargo run --release -p beit2-data --example throughput -- IMAGE...` measures each file; for
-//! ImageNet-like numbers give a JPEG of 500 x 375. One thread; multiply by cores.
+//! `cargo bench --bench throughput -- IMAGE...` measures each file; for ImageNet-like numbers give a JPEG of
+//! 500 x 375. One thread; multiply by cores.
 
 use std::time::Instant;
 
@@ -11,7 +11,12 @@ use beit2_data::{FinetuneConfig, FinetuneParams, Key, Limits, RngStream, TwoView
 const REPEATS: u64 = 200;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for path in std::env::args().skip(1) {
+    // Cargo adds `--bench` to what the user gave.
+    let paths: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if paths.is_empty() {
+        println!("throughput: nothing to measure; name image files after `--`");
+    }
+    for path in paths {
         let bytes = std::fs::read(&path)?;
         let image = decode(&bytes, &Limits::default())?;
         println!("{path}: {} x {}, {} bytes", image.width, image.height, bytes.len());

@@ -1,7 +1,7 @@
 //! Training views of semantic segmentation per second and core, and where the time goes.
 //!
-//! `cargo run --release -p beit2-data --example segment_throughput -- DATA CLASSES` takes the pairs of a folder
-//! with `images/` and `masks/`; for ADE20K-like numbers give JPEGs of 683 x 512. One thread; multiply by cores.
+//! `cargo bench --bench segment_throughput -- DATA [CLASSES]` takes the pairs of a folder with `images/` and
+//! `masks/`; for ADE20K-like numbers give JPEGs of 683 x 512. One thread; multiply by cores.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,12 @@ use beit2_data::{Key, RngStream, Source, decode};
 const VIEWS: u64 = 300;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let data = arguments.next().ok_or("usage: segment_throughput DATA [CLASSES]")?;
+    // Cargo adds `--bench` to what the user gave.
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let Some(data) = arguments.next() else {
+        println!("segment_throughput: nothing to measure; give DATA [CLASSES] after `--`");
+        return Ok(());
+    };
     let classes = arguments.next().map(|n| n.parse()).transpose()?;
     let source = open_segment(&data, &SegmentDataOptions { classes, ..SegmentDataOptions::default() })?;
     let config = SegmentTrainConfig::default();
