@@ -57,7 +57,13 @@ impl Default for Limits {
 
 /// Decodes one image.
 ///
-/// Returns `[height, width, 3]` RGB. Truncated images are errors, never half-grey images.
+/// # Shapes
+///
+/// The image is `[height, width, 3]`, RGB, `u8`.
+///
+/// # Errors
+/// [`DecodeError`]: no or too many bytes or pixels, an unknown format, truncated data (never a half-grey image), pixels that are no
+/// integers of 8 or 16 bits.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);

@@ -85,7 +85,10 @@ impl FinetuneConfig {
         }
     }
 
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         if !(1..=MAX_TARGET_SIDE).contains(&self.input_size) {
@@ -171,8 +174,9 @@ impl FinetuneParams {
 
     /// Makes the training image, `[input_size, input_size, 3]`, not yet erased.
     ///
-    /// A box outside the image is [`TransformError::CropOutside`]; an image too small for a
-    /// padded crop is [`TransformError::PaddedCrop`].
+    /// # Errors
+    /// A box outside the image ([`TransformError::CropOutside`]); an image too small for a padded crop
+    /// ([`TransformError::PaddedCrop`]).
     pub fn apply(&self, config: &FinetuneConfig, image: &Image) -> Result<Image, TransformError> {
         let size = config.input_size;
         let mut out = match self.place {

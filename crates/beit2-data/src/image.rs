@@ -16,8 +16,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// Wraps a buffer of `height * width * 3` bytes; any other length is
-    /// [`TransformError::BufferLength`].
+    /// Wraps a buffer of `height * width * 3` bytes.
+    ///
+    /// # Errors
+    /// A buffer of any other length ([`TransformError::BufferLength`]).
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Self, TransformError> {
         let expected = u64::from(width) * u64::from(height) * 3;
         if data.len() as u64 != expected {
@@ -45,8 +47,12 @@ impl Image {
 
 /// Joins images of one size into one buffer for the device.
 ///
-/// Shape of the result: `[B, height, width, 3]`, row-major `u8`. Images of different sizes are
-/// [`TransformError::MixedSizes`]; no images give an empty buffer.
+/// # Shapes
+///
+/// The result is `[B, height, width, 3]`, row-major `u8`; empty without images.
+///
+/// # Errors
+/// Images of different sizes ([`TransformError::MixedSizes`]).
 pub fn stack_hwc<'a>(images: impl IntoIterator<Item = &'a Image>) -> Result<Vec<u8>, TransformError> {
     let mut out = Vec::new();
     let mut first: Option<(u32, u32)> = None;

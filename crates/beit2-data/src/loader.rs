@@ -182,8 +182,8 @@ struct Pending {
 impl<T: Send + 'static> Loader<T> {
     /// Starts the workers on the first batches.
     ///
-    /// Fails with one sentence when a setting is out of range, the source is empty, no batch fits
-    /// into an epoch, or `start` lies outside an epoch.
+    /// # Errors
+    /// A setting out of range, an empty source, a batch that no epoch fills, a `start` outside an epoch.
     pub fn new<E: Display + 'static>(
         config: LoaderConfig,
         source: Arc<dyn Source>,

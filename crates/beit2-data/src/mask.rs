@@ -47,7 +47,10 @@ impl BlockMaskConfig {
         self.grid_h.saturating_mul(self.grid_w)
     }
 
-    /// Fails with one sentence when the numbers contradict each other.
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// One sentence naming the first contradiction.
     pub fn validate(&self) -> Result<(), MaskError> {
         let Self { grid_h, grid_w, masked, min_patches, max_patches, min_aspect } = *self;
         if !(1..=MAX_SIDE).contains(&grid_h) || !(1..=MAX_SIDE).contains(&grid_w) {

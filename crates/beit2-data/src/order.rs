@@ -23,7 +23,8 @@ impl EpochOrder {
     /// An order over `samples` samples, not shuffled, on one process, that keeps an incomplete last
     /// batch.
     ///
-    /// Fails when there are no samples or `batch` is 0.
+    /// # Errors
+    /// No samples, or a `batch` of 0.
     pub fn new(samples: u64, batch: u64) -> Result<Self, LoaderError> {
         if samples == 0 {
             return Err(LoaderError::EmptySource);
@@ -40,14 +41,19 @@ impl EpochOrder {
         Self { seed, shuffle: true, ..self }
     }
 
-    /// Leaves an incomplete last global batch out. Fails when no batch would be left.
+    /// Leaves an incomplete last global batch out.
+    ///
+    /// # Errors
+    /// No batch would be left.
     pub fn dropping_last(self) -> Result<Self, LoaderError> {
         let order = Self { drop_last: true, ..self };
         order.check()
     }
 
-    /// The share of process `rank` out of `world_size`. Fails when `rank` is not below
-    /// `world_size`, or no batch would be left.
+    /// The samples of process `rank` out of `world_size`.
+    ///
+    /// # Errors
+    /// A `rank` that is not below `world_size`, or no batch would be left.
     pub fn for_rank(self, rank: u64, world_size: u64) -> Result<Self, LoaderError> {
         if world_size == 0 {
             return Err(setting("world_size", 0, "at least 1"));

@@ -53,7 +53,8 @@ pub struct Sequence<T> {
 impl<T: Send + 'static> Sequence<T> {
     /// Starts the workers on the first images.
     ///
-    /// Fails when the system gives no threads.
+    /// # Errors
+    /// The system gives no threads.
     pub fn new<E: Display + 'static>(
         config: SequenceConfig,
         source: Arc<dyn Source>,

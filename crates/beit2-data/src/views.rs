@@ -62,7 +62,10 @@ impl TwoViewConfig {
         self.input_size == self.second_size && self.interpolation == self.second_interpolation
     }
 
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         for (name, size) in [("input_size", self.input_size), ("second_size", self.second_size)] {
@@ -143,8 +146,10 @@ impl ViewParams {
     /// Makes the views of an image.
     ///
     /// The result is bit for bit that of jittering, flipping and cropping the whole image
-    /// (tested), but only the pixels inside the box are jittered and mirrored. A box outside the
-    /// image is [`TransformError::CropOutside`].
+    /// (tested), but only the pixels inside the box are jittered and mirrored.
+    ///
+    /// # Errors
+    /// A box outside the image ([`TransformError::CropOutside`]).
     pub fn apply(&self, config: &TwoViewConfig, image: &Image) -> Result<Views, TransformError> {
         self.crop.check(image.width, image.height)?;
         let area = if self.flip { self.crop.mirrored(image.width) } else { self.crop };

@@ -126,11 +126,17 @@ impl Checkpoint {
     }
 
     /// Reads all tensors into memory, for [`crate::convert::convert`] or [`crate::plan::plan`].
+    ///
+    /// # Errors
+    /// The file cannot be read any more.
     pub fn load_all(&self) -> Result<IndexMap<String, Tensor>, WeightsError> {
         self.tensors.iter().map(|(name, view)| Ok((name.clone(), view.load()?))).collect()
     }
 
     /// Reads one tensor.
+    ///
+    /// # Errors
+    /// No tensor of this name; the file cannot be read any more.
     pub fn tensor(&self, name: &str) -> Result<Tensor, WeightsError> {
         match self.tensors.get(name) {
             Some(view) => view.load(),

@@ -11,6 +11,9 @@ use crate::source::FileSource;
 /// The SHA-256 of a file as 64 lower-case hex digits, read in pieces of 1 MiB.
 ///
 /// The first eight digits are what torch.hub appends to names such as `vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth`.
+///
+/// # Errors
+/// A file that cannot be opened or read.
 pub fn sha256(path: &Path) -> Result<String, WeightsError> {
     let source = FileSource::open(path)?;
     let mut hasher = Sha256::new();

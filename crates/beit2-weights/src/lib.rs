@@ -48,6 +48,9 @@ pub use write::{TensorSource, write_safetensors, write_safetensors_to};
 
 /// Opens a weights file with the default options: the first of `model`, `module` and `state_dict` that is there, else the
 /// whole file, with a common `module.` prefix taken off the names.
+///
+/// # Errors
+/// As [`read_with`].
 pub fn read(path: &Path) -> Result<Checkpoint, WeightsError> {
     read_with(path, &ReadOptions::default())
 }
@@ -56,6 +59,9 @@ pub fn read(path: &Path) -> Result<Checkpoint, WeightsError> {
 ///
 /// Everything that can be wrong with the chosen tensors (missing bytes, unknown types, shapes beyond their storage) is
 /// found here; later only the disk can fail.
+///
+/// # Errors
+/// A file that cannot be opened or is none of the formats, an entry that is not there, damaged or hostile contents.
 pub fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Checkpoint, WeightsError> {
     let source = source::FileSource::open(path)?;
     match detect::format(&source)? {

@@ -37,6 +37,9 @@ impl TensorView {
     }
 
     /// Reads the tensor; a strided one becomes contiguous.
+    ///
+    /// # Errors
+    /// The file cannot be read any more.
     pub fn load(&self) -> Result<Tensor, WeightsError> {
         let bytes = match &self.strides {
             None => self.read(self.byte_len())?,

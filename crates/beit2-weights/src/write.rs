@@ -18,6 +18,9 @@ pub trait TensorSource {
     /// The shape; empty for a scalar.
     fn shape(&self) -> &[usize];
     /// The elements, row-major, little-endian; called once, when their turn comes, so that one tensor at a time is in memory.
+    ///
+    /// # Errors
+    /// The elements cannot be read.
     fn data(&self) -> Result<Cow<'_, [u8]>, WeightsError>;
 }
 
@@ -54,6 +57,9 @@ impl TensorSource for TensorView {
 ///
 /// The file appears under its name only when it is complete and on disk; a file of that name is replaced at that moment,
 /// and on an error it stays as it was. A `path` that is being read may be given: the old contents stay readable.
+///
+/// # Errors
+/// The folder cannot be written, the disk is full, a name appears twice, or a tensor cannot be read.
 pub fn write_safetensors<'a, T: TensorSource + 'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a T)>,
@@ -82,6 +88,9 @@ pub fn write_safetensors<'a, T: TensorSource + 'a>(
 
 /// As [`write_safetensors`], into any writer; `path` is only named in errors. Whether the bytes arrive completely is the
 /// writer's business.
+///
+/// # Errors
+/// As [`write_safetensors`].
 pub fn write_safetensors_to<'a, T: TensorSource + 'a>(
     writer: &mut dyn Write,
     path: &Path,

@@ -109,8 +109,10 @@ impl DataReport {
 /// class is there.
 ///
 /// `progress` is told the number of pairs done, in order; when `stop` gives true, the report covers what was
-/// done by then. The report does not depend on the number of workers. Fails only when the system gives
-/// no threads: everything else is a finding.
+/// done by then. The report does not depend on the number of workers.
+///
+/// # Errors
+/// Only when the system gives no threads: everything else is a finding.
 pub fn check(
     source: &Arc<SegmentSource>,
     config: &CheckConfig,

@@ -21,8 +21,10 @@ pub struct LabelMap {
 }
 
 impl LabelMap {
-    /// Wraps a buffer of `height * width` class numbers; any other length is
-    /// [`TransformError::LabelCount`].
+    /// Wraps a buffer of `height * width` class numbers.
+    ///
+    /// # Errors
+    /// A buffer of any other length ([`TransformError::LabelCount`]).
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Self, TransformError> {
         let map = Self { width, height, data };
         map.check()?;
@@ -49,7 +51,10 @@ impl LabelMap {
         counts
     }
 
-    /// Copies a box of class numbers. A box outside the map is [`TransformError::CropOutside`].
+    /// Copies a box of class numbers.
+    ///
+    /// # Errors
+    /// A box outside the map ([`TransformError::CropOutside`]).
     pub fn crop(&self, area: CropBox) -> Result<Self, TransformError> {
         self.check()?;
         area.check(self.width, self.height)?;
@@ -71,6 +76,9 @@ impl LabelMap {
 
     /// Adds columns on the right and rows at the bottom, up to `width` x `height` pixels, all
     /// [`IGNORE`]. A side that is long enough stays as it is.
+    ///
+    /// # Errors
+    /// A side above 16,384 ([`TransformError::TargetSize`]).
     pub fn pad(&self, width: u32, height: u32) -> Result<Self, TransformError> {
         self.check()?;
         let (width, height) = (width.max(self.width), height.max(self.height));
@@ -87,12 +95,18 @@ impl LabelMap {
 
     /// Resizes to `width` x `height` pixels by taking the nearest class number, with OpenCV's rule
     /// (`INTER_NEAREST`): output column x takes column `floor(x * self.width / width)`.
+    ///
+    /// # Errors
+    /// An empty map, or a side that is not 1 to 16,384 ([`TransformError::TargetSize`]).
     pub fn resize_nearest(&self, width: u32, height: u32) -> Result<Self, TransformError> {
         self.resize_nearest_crop((width, height), CropBox::whole(width, height))
     }
 
     /// The box `area` of [`Self::resize_nearest`] to `target` (width, height), without computing the
     /// rest.
+    ///
+    /// # Errors
+    /// As [`Self::resize_nearest`]; a box outside the target ([`TransformError::CropOutside`]).
     pub fn resize_nearest_crop(&self, target: (u32, u32), area: CropBox) -> Result<Self, TransformError> {
         self.check()?;
         check_target(target.0, target.1)?;

@@ -84,6 +84,9 @@ impl Default for SegmentDataOptions {
 /// An image and its mask have the same path below those folders, up to the ending. When
 /// `annotations/` lies beside `images/training` or `images/validation`, the layout is ADE20K's. The whole
 /// story is in `docs/formats/segmentation-data.md`.
+///
+/// # Errors
+/// Folders that are not arranged like this, a class list that cannot be read, images without masks, no images.
 pub fn open_segment(
     spec: &str,
     options: &SegmentDataOptions,

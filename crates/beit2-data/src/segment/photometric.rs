@@ -36,7 +36,10 @@ impl Default for PhotometricConfig {
 }
 
 impl PhotometricConfig {
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         if !(0.0..=1.0).contains(&self.prob) {

@@ -15,7 +15,10 @@ const ONE: f32 = 2048.0;
 /// Resizes to `width` x `height` pixels, bilinear as OpenCV does it on 8-bit images.
 ///
 /// Equal to `cv2.resize(image, (width, height))` to the bit; see [`resize_linear_crop`] for the
-/// arithmetic. Sides outside 1 to [`MAX_TARGET_SIDE`] are [`TransformError::TargetSize`].
+/// arithmetic.
+///
+/// # Errors
+/// Sides outside 1 to [`MAX_TARGET_SIDE`] ([`TransformError::TargetSize`]); an empty image.
 pub fn resize_linear(image: &Image, width: u32, height: u32) -> Result<Image, TransformError> {
     if (image.width, image.height) == (width, height) {
         image.check()?;
@@ -29,6 +32,9 @@ pub fn resize_linear(image: &Image, width: u32, height: u32) -> Result<Image, Tr
 /// Output pixel x lies at `(x + 0.5) * source / target - 0.5` in the source. Its two neighbours are
 /// weighed in steps of 1/2048, first along the row (kept with 7 more bits), then along the column, where
 /// each product loses its 16 low bits before the sum is rounded to 8 bits.
+///
+/// # Errors
+/// As [`resize_linear`]; a box outside the target ([`TransformError::CropOutside`]).
 pub fn resize_linear_crop(image: &Image, target: (u32, u32), area: CropBox) -> Result<Image, TransformError> {
     image.check()?;
     check_target(target.0, target.1)?;

@@ -130,6 +130,9 @@ impl SegmentSource {
     /// Whether it has the size of its image is not looked at here, but by
     /// [`check`](crate::segment::check) and
     /// [`SegmentTrainParams::apply`](crate::segment::SegmentTrainParams::apply).
+    ///
+    /// # Errors
+    /// A mask that cannot be read or decoded, or that holds a number which is no class.
     pub fn mask(&self, index: usize) -> Result<LabelMap, SegmentDataError> {
         let raw = self.raw_mask(index)?;
         self.labels(raw).map_err(|problem| self.problem(index, problem))

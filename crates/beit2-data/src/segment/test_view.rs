@@ -24,7 +24,10 @@ impl Default for SegmentTestConfig {
 }
 
 impl SegmentTestConfig {
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         match self.base {
             Some(base) if !base.iter().all(|side| (1..=MAX_TARGET_SIDE).contains(side)) => {
@@ -44,8 +47,9 @@ impl SegmentTestConfig {
 
     /// Makes the view; see [`Self::size`].
     ///
-    /// An image so long that its resized form would exceed [`MAX_TARGET_SIDE`] is
-    /// [`TransformError::TargetSize`].
+    /// # Errors
+    /// An image so long that its resized form would exceed [`MAX_TARGET_SIDE`]
+    /// ([`TransformError::TargetSize`]).
     pub fn apply(&self, image: &Image, ratio: f64) -> Result<Image, TransformError> {
         let (width, height) = self.size(image.width, image.height, ratio);
         resize_linear(image, width, height)

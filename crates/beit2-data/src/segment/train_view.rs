@@ -70,7 +70,10 @@ impl Default for SegmentTrainConfig {
 }
 
 impl SegmentTrainConfig {
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         if !self.base.iter().all(|side| (1..=MAX_TARGET_SIDE).contains(side)) {
@@ -148,7 +151,8 @@ impl SegmentTrainParams {
     /// Draws the parameters, in the reference's order. The image has the size of its mask, and the
     /// mask decides which crops are taken.
     ///
-    /// Fails when the mask is empty or so long that its resized form exceeds [`MAX_TARGET_SIDE`].
+    /// # Errors
+    /// A mask that is empty, or so long that its resized form exceeds [`MAX_TARGET_SIDE`].
     pub fn draw(config: &SegmentTrainConfig, mask: &LabelMap, key: &Key) -> Result<Self, TransformError> {
         mask.check()?;
         CropBox::whole(mask.width, mask.height).check(mask.width, mask.height)?; // not empty
@@ -165,7 +169,10 @@ impl SegmentTrainParams {
         Ok(Self { resized, area, flip, photometric })
     }
 
-    /// Makes the view. A mask of another size than the image is [`TransformError::MaskSize`].
+    /// Makes the view.
+    ///
+    /// # Errors
+    /// A mask of another size than the image ([`TransformError::MaskSize`]).
     pub fn apply(
         &self,
         config: &SegmentTrainConfig,

@@ -38,7 +38,10 @@ struct File {
 }
 
 impl FolderSource {
-    /// Lists the folder. Fails when it is missing, not a folder, unreadable, or holds no image.
+    /// Lists the folder.
+    ///
+    /// # Errors
+    /// A path that is missing, no folder or unreadable; a folder without images.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, SourceError> {
         let root = dir.as_ref().to_path_buf();
         match fs::metadata(&root) {

@@ -64,6 +64,9 @@ const PIXELS_START: u64 = 16;
 
 impl IdxSource {
     /// Opens one half of a collection in a folder, whatever of `.gz` and `.` or `-` its names have.
+    ///
+    /// # Errors
+    /// No such file in the folder, or more than one; otherwise as [`Self::open_file`].
     pub fn open(dir: impl AsRef<Path>, split: IdxSplit) -> Result<Self, SourceError> {
         let dir = dir.as_ref();
         let wanted = match split {
@@ -84,8 +87,9 @@ impl IdxSource {
     /// Opens a file of images; the labels are looked for beside it, in the file of the same name
     /// with `labels` for `images` and `idx1` for `idx3`.
     ///
-    /// Fails when a file is not of this format, its sizes are zero or absurd, it does not hold what
-    /// its header says, or images and labels differ in number.
+    /// # Errors
+    /// A file of another format, with sizes that are zero or absurd, or that does not hold what its header says;
+    /// images and labels that differ in number.
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self, SourceError> {
         let path = path.as_ref().to_path_buf();
         let fail = |problem: String| idx_error(&path, problem);

@@ -47,8 +47,11 @@ struct Line {
 impl IndexFileSource {
     /// Reads the index; `root` is the folder that the classes' folders lie in.
     ///
-    /// Fails when the index is missing, a line is not as above, a class appears twice, a name leads
-    /// out of `root`, or there is no file in any class. Empty lines are skipped.
+    /// Empty lines are skipped.
+    ///
+    /// # Errors
+    /// A missing index, a line that is not as above, a class that appears twice, a name that leads out of `root`, no
+    /// file in any class.
     pub fn open(index: impl AsRef<Path>, root: impl AsRef<Path>) -> Result<Self, SourceError> {
         let path = index.as_ref();
         let file = File::open(path).map_err(|error| match error.kind() {

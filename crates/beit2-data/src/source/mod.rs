@@ -38,8 +38,10 @@ pub trait Source: Send + Sync {
     /// Number of samples.
     fn len(&self) -> usize;
 
-    /// Encoded bytes of sample `index`. Fails when the file vanished, shrank, is larger than
-    /// [`MAX_SAMPLE_BYTES`], or cannot be read; the error names it.
+    /// Encoded bytes of sample `index`.
+    ///
+    /// # Errors
+    /// A file that vanished, shrank, is larger than [`MAX_SAMPLE_BYTES`] or cannot be read; the error names it.
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError>;
 
     /// What a person would look for: a path, or `shard:member`. Empty for an `index` past the end.
@@ -68,6 +70,9 @@ pub trait Source: Send + Sync {
 /// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
 /// - an index file (`.jsonl`) that lies beside the folders of its classes;
 /// - one image, by its name's ending.
+///
+/// # Errors
+/// A path that is missing or none of these; otherwise as the source that it names.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {

@@ -72,8 +72,10 @@ struct Scan {
 }
 
 impl TarSource {
-    /// Opens shard files in the given order. Fails when one is missing, compressed, truncated or
-    /// not a tar file, or when there is no image in any of them.
+    /// Opens shard files in the given order.
+    ///
+    /// # Errors
+    /// A shard that is missing, compressed, truncated or no tar file; no image in any of them.
     pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
@@ -88,7 +90,10 @@ impl TarSource {
         Self::index(shards)
     }
 
-    /// Serves shards that are compiled into the program. Fails as [`Self::open`] does.
+    /// Serves shards that are compiled into the program.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
     pub fn from_static(shards: &[StaticShard]) -> Result<Self, SourceError> {
         let shard =
             |&(name, bytes): &StaticShard| Shard { name: name.to_owned(), bytes: Bytes::Static(bytes) };

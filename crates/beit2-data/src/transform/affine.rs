@@ -51,7 +51,12 @@ impl Affine {
 
 /// Maps an image onto its own frame; what comes from outside is filled with one colour.
 ///
-/// Shape `[height, width, 3]`, as the input. A broken buffer is [`TransformError::BufferLength`].
+/// # Shapes
+///
+/// `[height, width, 3]`, as the input.
+///
+/// # Errors
+/// A broken buffer ([`TransformError::BufferLength`]).
 pub fn warp(image: &Image, map: &Affine, fill: [u8; 3]) -> Result<Image, TransformError> {
     image.check()?;
     let (pixels, _) = image.data.as_chunks::<3>();

@@ -40,7 +40,10 @@ impl CropBox {
         self.width < size || self.height < size
     }
 
-    /// Fails when the box is empty or leaves an image of `width` x `height`.
+    /// Checks that the box lies inside an image of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// A box that is empty or leaves the image ([`TransformError::CropOutside`]).
     pub fn check(&self, width: u32, height: u32) -> Result<(), TransformError> {
         let inside = |start: u32, length: u32, limit: u32| {
             length > 0 && start.checked_add(length).is_some_and(|end| end <= limit)

@@ -49,7 +49,10 @@ impl Default for EraseConfig {
 }
 
 impl EraseConfig {
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: f64, expected| {
             Err(TransformError::Setting { name, value: value.to_string(), expected })
@@ -127,14 +130,19 @@ impl EraseParams {
         }
     }
 
-    /// Erases in a normalised image `[3, height, width]`. Fails when the length is another or the
-    /// box leaves the image.
+    /// Erases in a normalised image `[3, height, width]`.
+    ///
+    /// # Errors
+    /// Data of another length, or a box that leaves the image.
     pub fn apply_chw(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
         paste_chw(data, (width, height), self.area, &self.values())
     }
 
     /// Erases in a normalised image `[height, width, 3]`, with the same values at the same places
     /// as [`Self::apply_chw`].
+    ///
+    /// # Errors
+    /// As [`Self::apply_chw`].
     pub fn apply_hwc(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
         check(data, (width, height), self.area)?;
         let values = self.values();
@@ -151,7 +159,10 @@ impl EraseParams {
 }
 
 /// Overwrites a box of an image `[3, height, width]` with values `[3, area.height, area.width]`;
-/// `size` is (width, height). Fails when a length is another or the box leaves the image.
+/// `size` is (width, height).
+///
+/// # Errors
+/// Data or values of another length, or a box that leaves the image.
 pub fn paste_chw(
     data: &mut [f32],
     size: (u32, u32),

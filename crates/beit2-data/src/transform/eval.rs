@@ -61,7 +61,10 @@ impl EvalConfig {
         Self { size, ..Self::default() }
     }
 
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         if !(1..=MAX_TARGET_SIDE).contains(&self.size) {
@@ -88,8 +91,11 @@ impl EvalConfig {
     /// Makes the view, `[size, size, 3]`.
     ///
     /// A view larger than the resized image (`crop_pct` above 1) is padded, with black in the
-    /// modes that come from torchvision. An image so long that its resized form would exceed
-    /// [`MAX_TARGET_SIDE`] is [`TransformError::TargetSize`].
+    /// modes that come from torchvision.
+    ///
+    /// # Errors
+    /// An image so long that its resized form would exceed [`MAX_TARGET_SIDE`]
+    /// ([`TransformError::TargetSize`]).
     pub fn apply(&self, image: &Image) -> Result<Image, TransformError> {
         let side = self.resize_side();
         let (width, height) = match self.crop_mode {
@@ -147,6 +153,9 @@ pub fn eval_crop(width: u32, height: u32, size: u32) -> CropBox {
 }
 
 /// The view of [`EvalConfig`] with its defaults: resize + central crop to `size` x `size` pixels.
+///
+/// # Errors
+/// As [`EvalConfig::apply`].
 pub fn eval_view(image: &Image, size: u32, filter: Interpolation) -> Result<Image, TransformError> {
     EvalConfig { size, interpolation: filter, ..EvalConfig::default() }.apply(image)
 }

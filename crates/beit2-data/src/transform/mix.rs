@@ -41,7 +41,10 @@ impl MixConfig {
         (self.mixup > 0.0 || self.cutmix > 0.0) && self.prob > 0.0
     }
 
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: f64, expected| {
             Err(TransformError::Setting { name, value: value.to_string(), expected })
@@ -127,9 +130,14 @@ pub fn cut_box(width: u32, height: u32, lambda: f64, center: (u32, u32)) -> Opti
 /// times that of sample B - 1 - i.
 ///
 /// A target before mixing is `1 - smoothing + smoothing / classes` at the class and `smoothing /
-/// classes` elsewhere; the loss is the cross entropy with these. Shape of the result: `[B,
-/// classes]`. An odd batch or a class past the end is an error; with `lambda` 1 ([`MixParams::NONE`])
-/// any batch will do.
+/// classes` elsewhere; the loss is the cross entropy with these.
+///
+/// # Shapes
+///
+/// `labels [B]` → `[B, classes]`.
+///
+/// # Errors
+/// A class past the end; an odd batch, unless `lambda` is 1 ([`MixParams::NONE`]).
 pub fn soft_targets(
     labels: &[u32],
     classes: usize,

@@ -38,7 +38,10 @@ impl Default for RandAugmentConfig {
 }
 
 impl RandAugmentConfig {
-    /// Fails with one sentence when a setting is out of range.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that is out of range ([`TransformError::Setting`]).
     pub fn validate(&self) -> Result<(), TransformError> {
         let bad = |name, value: String, expected| Err(TransformError::Setting { name, value, expected });
         if self.ops > 100 {
@@ -223,7 +226,10 @@ pub enum AugmentOp {
 
 impl AugmentOp {
     /// Applies the operation to an image `[height, width, 3]`, in place; `fill` is the colour of
-    /// uncovered pixels. A broken buffer is [`TransformError::BufferLength`].
+    /// uncovered pixels.
+    ///
+    /// # Errors
+    /// A broken buffer ([`TransformError::BufferLength`]).
     pub fn apply(&self, image: &mut Image, fill: [u8; 3]) -> Result<(), TransformError> {
         image.check()?;
         let (width, height) = (image.width, image.height);

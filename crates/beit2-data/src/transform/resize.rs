@@ -27,6 +27,9 @@ pub enum Interpolation {
 }
 
 /// Resizes to `width` x `height` pixels. An image that has this size already is returned as it is.
+///
+/// # Errors
+/// A side outside 1 to [`MAX_TARGET_SIDE`] ([`TransformError::TargetSize`]); an empty image.
 pub fn resize(
     image: &Image,
     width: u32,
@@ -46,7 +49,10 @@ pub fn resize(
     Image::new(width, height, data)
 }
 
-/// Copies a box of pixels. A box outside the image is [`TransformError::CropOutside`].
+/// Copies a box of pixels.
+///
+/// # Errors
+/// A box outside the image ([`TransformError::CropOutside`]).
 pub fn crop(image: &Image, area: CropBox) -> Result<Image, TransformError> {
     image.check()?;
     area.check(image.width, image.height)?;
@@ -67,6 +73,9 @@ pub(crate) fn box_rows(image: &Image, area: CropBox) -> impl Iterator<Item = &[u
 
 /// Cuts a box out and resizes it: the pixels outside the box have no influence, as in torchvision's
 /// `resized_crop`.
+///
+/// # Errors
+/// As [`crop`] and [`resize`].
 pub fn crop_resize(
     image: &Image,
     area: CropBox,

@@ -7,7 +7,8 @@ use crate::transform::resize::MAX_TARGET_SIDE;
 /// Cuts `width` x `height` pixels out, starting at row `top` and column `left`, both of which may be
 /// negative.
 ///
-/// Sizes outside 1 to [`MAX_TARGET_SIDE`] are [`TransformError::TargetSize`].
+/// # Errors
+/// Sizes outside 1 to [`MAX_TARGET_SIDE`] ([`TransformError::TargetSize`]).
 pub fn window(
     image: &Image,
     (top, left): (i64, i64),
