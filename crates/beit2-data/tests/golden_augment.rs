@@ -10,17 +10,10 @@ use beit2_data::transform::{AugmentKind, cut_box};
 use beit2_data::{
     AugmentOp, CropBox, EraseConfig, EraseParams, Image, Key, MixParams, RandAugmentConfig, RngStream,
 };
-use common::{Suite, image_suites, max_difference};
+use common::checks::{self, check as holds, equal, skip};
+use common::{Suite, each_image_suite, image_suites, max_difference};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-
-/// The suites that hold what a test is about; the others are named.
-fn suites_with(key: &str) -> Vec<Suite> {
-    let (with, without): (Vec<_>, Vec<_>) =
-        image_suites().into_iter().partition(|suite| !suite.json[key].is_null());
-    without.iter().for_each(|suite| println!("skipped: no {key} in {}", suite.dir.display()));
-    with
-}
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -66,22 +59,25 @@ fn argument(op: AugmentOp) -> Option<f64> {
     }
 }
 
+/// What the operations put where an image has nothing.
+fn fill(suite: &Suite) -> [u8; 3] {
+    let fill = numbers(&suite.json["randaug"]["img_mean_fill"]);
+    std::array::from_fn(|channel| fill[channel] as u8)
+}
+
 /// Prints one line and fails unless every value agrees.
 fn check(name: &str, found: &Image, expected: &Image) {
     let off = found.data.iter().zip(&expected.data).filter(|(a, b)| a != b).count();
     let worst = max_difference(found, expected);
     println!("{name}: worst {worst}, {off} of {} values differ", expected.data.len());
-    assert_eq!(worst, 0, "{name}");
+    holds(worst == 0, || format!("{name} is off by {worst} levels"));
 }
 
 #[test]
 fn golden_randaugment_operations() {
-    for suite in suites_with("randaug") {
+    each_image_suite("randaug", |suite| {
         let input = suite.image("ops/input").unwrap();
-        let fill: Vec<u8> =
-            numbers(&suite.json["randaug"]["img_mean_fill"]).iter().map(|&v| v as u8).collect();
-        let fill: [u8; 3] = fill.try_into().unwrap();
-        assert_eq!(fill, RandAugmentConfig::default().fill);
+        let fill = fill(suite);
         let records = suite.json["randaug"]["records"].as_object().unwrap();
         assert!(!records.is_empty());
         for (name, record) in records {
@@ -89,15 +85,17 @@ fn golden_randaugment_operations() {
             let (magnitude, sign) = level[1..].split_once('_').unwrap();
             let op = kind(operation).at(magnitude.parse().unwrap(), sign == "neg");
             let expected = numbers(&record["args"]);
-            assert_eq!(argument(op).is_some(), !expected.is_empty());
-            if let Some(value) = argument(op) {
-                assert!((value - expected[0]).abs() < 1e-12, "{name}: {value}, expected {}", expected[0]);
-            }
+            let arguments: Vec<f64> = argument(op).into_iter().collect();
+            let near =
+                arguments.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-12);
+            holds(near && arguments.len() == expected.len(), || {
+                format!("{name}: arguments {arguments:?}, expected {expected:?}")
+            });
             let mut found = input.clone();
             op.apply(&mut found, fill).unwrap();
             if record.get("error_with_this_pillow").is_some() {
                 println!("{name}: Pillow fails, ours is black");
-                assert!(found.data.iter().all(|&value| value == 0));
+                holds(found.data.iter().all(|&value| value == 0), || format!("{name} is not black"));
                 continue;
             }
             if let Some(expected) = suite.image(name) {
@@ -105,33 +103,39 @@ fn golden_randaugment_operations() {
             }
             let hash: String = Sha256::digest(&found.data).iter().map(|b| format!("{b:02x}")).collect();
             println!("{name}: sha256 {}", &hash[..8]);
-            assert_eq!(hash, record["sha256"].as_str().unwrap(), "{name}");
+            equal(&format!("sha256 of {name}"), &hash.as_str(), &record["sha256"].as_str().unwrap());
         }
-    }
+    });
 }
 
 #[test]
 fn golden_randaugment_on_flat_and_smooth_images() {
-    for suite in suites_with("randaug") {
+    each_image_suite("randaug", |suite| {
         let tensors = suite.tensors();
         let names: Vec<&str> = tensors.names().into_iter().filter(|n| n.starts_with("corner/")).collect();
         for name in names.iter().filter(|name| !name.ends_with("/input")) {
             let (place, operation) = name.rsplit_once('/').unwrap();
             let mut found = suite.image(&format!("{place}/input")).unwrap();
-            let op = kind(operation.strip_suffix("_m9").unwrap()).at(9.0, false);
-            op.apply(&mut found, [124, 116, 104]).unwrap();
+            let (operation, magnitude) = operation.split_once("_m").unwrap();
+            let op = kind(operation).at(magnitude.parse().unwrap(), false);
+            op.apply(&mut found, fill(suite)).unwrap();
             check(name, &found, &suite.image(name).unwrap());
         }
-    }
+    });
 }
 
 /// The draws, against 20 000 of the reference; tolerances are five standard errors of the
 /// difference.
 #[test]
 fn golden_randaugment_statistics() {
-    for suite in suites_with("randaug") {
+    each_image_suite("randaug", |suite| {
         let record = &suite.json["randaug"]["policy_stats"];
         let n = record["n_images"].as_u64().unwrap();
+        // The recipe's own policy: magnitude 9 with deviation 0.5, its operations in the increasing form.
+        let policy = record["config"].as_str().unwrap_or_default();
+        if policy != "rand-m9-mstd0.5-inc1" {
+            return skip(format!("draws of {policy}, which no recipe has"));
+        }
         let config = RandAugmentConfig::default();
         let mut drawn = Vec::new();
         for index in 0..n {
@@ -147,7 +151,9 @@ fn golden_randaugment_statistics() {
             let share = drawn.iter().filter(|op| same(op)).count() as f64 / n;
             let allowed = 5.0 * (2.0 * expected / n).sqrt();
             println!("{:?}: {share:.4}, reference {expected:.4}", AugmentKind::ALL[number]);
-            assert!((share - expected).abs() < allowed);
+            holds((share - expected).abs() < allowed, || {
+                format!("operation {number}: share {share}, expected {expected} within {allowed}")
+            });
         }
         // The magnitude shows in the rotation's angle, which is 3 degrees per unit.
         let angles = drawn.iter().filter_map(|op| match op {
@@ -162,31 +168,44 @@ fn golden_randaugment_statistics() {
         let std = (magnitudes.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / count).sqrt();
         let number = |key: &str| record[key].as_f64().unwrap();
         println!("magnitude {mean:.3} +- {std:.3}, at clip {:.4}", share(&|d| d.abs() >= 30.0));
-        assert!((mean - number("magnitude_mean")).abs() < 5.0 * 0.5 / count.sqrt());
-        assert!((std - number("magnitude_std")).abs() < 5.0 * 0.36 / count.sqrt());
         let clip = number("fraction_at_clip");
-        assert!((share(&|d| d.abs() >= 30.0) - clip).abs() < 5.0 * (clip / count).sqrt());
-        assert!((share(&|d| d < 0.0) - 0.5).abs() < 5.0 * 0.5 / count.sqrt());
-    }
+        let (clipped, negative) = (share(&|d| d.abs() >= 30.0), share(&|d| d < 0.0));
+        for (what, found, expected, spread) in [
+            ("mean of magnitudes", mean, number("magnitude_mean"), 0.5),
+            ("deviation of magnitudes", std, number("magnitude_std"), 0.36),
+            ("share at the largest magnitude", clipped, clip, clip.sqrt()),
+            ("share of negative angles", negative, 0.5, 0.5),
+        ] {
+            let allowed = 5.0 * spread / count.sqrt();
+            holds((found - expected).abs() < allowed, || {
+                format!("{what} is {found}, expected {expected} within {allowed}")
+            });
+        }
+    });
 }
 
 #[test]
 fn golden_erasing() {
-    for suite in suites_with("erasing_stats") {
+    each_image_suite("erasing_stats", |suite| {
         let record = &suite.json["erasing_stats"];
         let n = record["n"].as_u64().unwrap();
         let config = EraseConfig { prob: record["prob"].as_f64().unwrap(), ..EraseConfig::default() };
+        // The statistics do not name their size; shares of an area hold at each.
+        let size = record["size"].as_u64().unwrap_or(224) as u32;
         let draw = |index| {
             let key = Key { seed: 3, epoch: 0, index, stream: RngStream::Augment };
-            EraseParams::draw(&config, 224, 224, &key)
+            EraseParams::draw(&config, size, size, &key)
         };
         let boxes: Vec<CropBox> = (0..n).filter_map(draw).map(|params| params.area).collect();
         let applied = boxes.len() as f64 / n as f64;
         let expected = record["applied"].as_f64().unwrap();
         println!("applied {applied:.4}, reference {expected:.4}");
-        assert!((applied - expected).abs() < 5.0 * (2.0 * expected * (1.0 - expected) / n as f64).sqrt());
+        let allowed = 5.0 * (2.0 * expected * (1.0 - expected) / n as f64).sqrt();
+        holds((applied - expected).abs() < allowed, || {
+            format!("applied to {applied}, expected {expected} within {allowed}")
+        });
         let levels = [0.05, 0.25, 0.5, 0.75, 0.95];
-        let area = |b: &CropBox| f64::from(b.width * b.height) / (224.0 * 224.0);
+        let area = |b: &CropBox| f64::from(b.width * b.height) / f64::from(size * size);
         let aspect = |b: &CropBox| f64::from(b.height) / f64::from(b.width);
         check_quantiles("area", &boxes, &levels, &numbers(&record["area_quantiles"]), area);
         check_quantiles("aspect", &boxes, &levels, &numbers(&record["aspect_h_over_w_quantiles"]), aspect);
@@ -195,9 +214,11 @@ fn golden_erasing() {
             std::array::from_fn(|i| numbers(&suite.json["erasing_example_box_top_left_h_w"])[i] as u32);
         let mut found = suite.f32s("erase/input");
         let area = CropBox { top, left, height, width };
-        paste_chw(&mut found, (32, 32), area, &suite.f32s("erase/noise")).unwrap();
-        assert_eq!(found, suite.f32s("erase/output"));
-    }
+        let shape = suite.shape("erase/input");
+        let (rows, columns) = (shape[1] as u32, shape[2] as u32);
+        paste_chw(&mut found, (columns, rows), area, &suite.f32s("erase/noise")).unwrap();
+        holds(found == suite.f32s("erase/output"), || "erase/output differs".into());
+    });
 }
 
 /// The share of our boxes below the reference's quantile, within five standard errors and the
@@ -215,23 +236,26 @@ fn check_quantiles(
         let upto = boxes.iter().filter(|b| value(b) <= quantile + 1e-9).count() as f64 / n;
         let allowed = 5.0 * (2.0 * level * (1.0 - level) / n).sqrt();
         println!("{what} quantile {level}: {below:.4} to {upto:.4}");
-        assert!(below - allowed <= *level && *level <= upto + allowed, "{what} {level}: {below} to {upto}");
+        holds(below - allowed <= *level && *level <= upto + allowed, || {
+            format!(
+                "{what}: {below} to {upto} lie below the quantile of {level}, allowed {allowed} more or less"
+            )
+        });
     }
 }
 
 #[test]
 fn golden_mixing() {
-    for suite in suites_with("mix_mixup") {
-        let (batch, width, height, classes) = (6, 17, 13, 9);
+    each_image_suite("mix_mixup", |suite| {
+        let shape = suite.shape("mix/input");
+        let (batch, height, width) = (shape[0], shape[2] as u32, shape[3] as u32);
         let input = suite.f32s("mix/input");
         let labels: Vec<u32> = suite.i64s("mix/target").iter().map(|&v| v as u32).collect();
         let mut cases = 0;
-        for case in ["mixup", "cutmix", "cutmix2"] {
-            let record = &suite.json[format!("mix_{case}")];
-            if record.is_null() {
-                continue;
-            }
+        for (name, record) in suite.json.as_object().unwrap() {
+            let Some(case) = name.strip_prefix("mix_") else { continue };
             cases += 1;
+            let classes = suite.shape(&format!("mix/{case}/targets"))[1];
             let drawn = record["lam_drawn"].as_f64().unwrap();
             let params = if record["box_yl_yh_xl_xh"].is_null() {
                 MixParams { lambda: drawn, cut: None }
@@ -239,15 +263,17 @@ fn golden_mixing() {
                 find_center(width, height, drawn, &numbers(&record["box_yl_yh_xl_xh"]))
             };
             let used = record["lam_used"].as_f64().unwrap();
-            assert!((params.lambda - used).abs() < 1e-12, "{case}: {} against {used}", params.lambda);
+            holds((params.lambda - used).abs() < 1e-12, || {
+                format!("{case}: lambda is {}, expected {used}", params.lambda)
+            });
             let targets =
                 soft_targets(&labels, classes, record["smoothing"].as_f64().unwrap(), params.lambda).unwrap();
             compare(case, &targets, &suite.f32s(&format!("mix/{case}/targets")));
             let found = mix(&input, batch, (width, height), &params);
             compare(case, &found, &suite.f32s(&format!("mix/{case}/output")));
         }
-        assert!(cases > 0);
-    }
+        holds(cases > 0, || "no mix_* in the file".into());
+    });
 }
 
 /// Mixing as the module describes it, on a batch `[B, 3, height, width]`.
@@ -268,10 +294,10 @@ fn mix(input: &[f32], batch: usize, (width, height): (u32, u32), params: &MixPar
 }
 
 fn compare(name: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
+    equal(&format!("number of values of {name}"), &found.len(), &expected.len());
     let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("{name}: worst {worst:e}");
-    assert!(worst < 1e-6, "{name} is off by {worst}");
+    holds(worst < 1e-6, || format!("{name} is off by {worst}"));
 }
 
 /// The draw whose box is the recorded one (`[top, bottom, left, right]`); the centre was not
@@ -287,13 +313,26 @@ fn find_center(width: u32, height: u32, lambda: f64, bounds: &[f64]) -> MixParam
 
 #[test]
 fn golden_cut_boxes() {
-    const KEY: &str = "rand_bbox_examples_lam_0.3_0.5_0.9_x3";
-    for suite in suites_with(KEY) {
-        let boxes = suite.json[KEY].as_array().unwrap();
-        assert_eq!(boxes.len(), 9);
-        for (number, bounds) in boxes.iter().enumerate() {
-            // Three boxes for each weight.
-            find_center(224, 224, [0.3, 0.5, 0.9][number / 3], &numbers(bounds));
+    checks::golden(|| {
+        for suite in image_suites() {
+            // `rand_bbox_examples_lam_A_B_…_xN`: N boxes for each weight.
+            let examples = suite.json.as_object().unwrap().iter().find_map(|(key, boxes)| {
+                Some((key.strip_prefix("rand_bbox_examples_lam_")?.split_once("_x")?, boxes))
+            });
+            let Some(((lambdas, _), boxes)) = examples else {
+                skip(format!("no rand_bbox_examples in {}", suite.dir.display()));
+                continue;
+            };
+            let lambdas: Vec<f64> = lambdas.split('_').map(|lambda| lambda.parse().unwrap()).collect();
+            let boxes: Vec<Vec<f64>> = boxes.as_array().unwrap().iter().map(numbers).collect();
+            // Of which size they are is not recorded, but one of them touches the far side.
+            let side = boxes.iter().flatten().copied().fold(0.0, f64::max) as u32;
+            for (number, bounds) in boxes.iter().enumerate() {
+                let lambda = lambdas[number * lambdas.len() / boxes.len()];
+                checks::part(&format!("box {number}"), || {
+                    find_center(side, side, lambda, bounds);
+                });
+            }
         }
-    }
+    });
 }

@@ -10,7 +10,8 @@
 mod common;
 
 use beit2_data::{BlockMaskConfig, Key, Mask, RngStream, sample_block_mask};
-use common::{Suite, golden_dir};
+use common::Suite;
+use common::checks::{self, check, equal};
 
 const STANDARD_ERRORS: f64 = 5.0;
 const OWN_MASKS: u64 = 20_000;
@@ -30,53 +31,61 @@ fn config(record: &serde_json::Value) -> BlockMaskConfig {
     }
 }
 
+/// A golden test of every configuration in the file.
+fn each_record(test: impl Fn(&Suite, usize, &serde_json::Value)) {
+    checks::golden(|| {
+        let Some(suite) = Suite::load(&checks::root(), "F_masks") else { return };
+        for (number, record) in suite.json.as_array().unwrap().iter().enumerate() {
+            checks::part(&format!("configuration {number}"), || test(&suite, number, record));
+        }
+    });
+}
+
 #[test]
 fn golden_mask_statistics() {
-    let Some(suite) = Suite::load(&golden_dir(), "F_masks") else {
-        return;
-    };
-    for (number, record) in suite.json.as_array().unwrap().iter().enumerate() {
-        let config = config(record);
-        config.validate().unwrap();
-        let masks: Vec<Mask> = (0..OWN_MASKS)
-            .map(|index| {
-                sample_block_mask(
-                    &mut Key { seed: 2, epoch: 0, index, stream: RngStream::Mask }.rng(),
-                    &config,
-                )
-            })
-            .collect();
-        let ones = record["ones_per_mask"].as_u64().unwrap() as usize;
-        assert!(masks.iter().all(|mask| mask.masked_indices().len() == ones));
+    each_record(statistics);
+}
 
-        let n = record["n"].as_f64().unwrap();
-        let names = ["cell", "rectangles", "top-up", "pairs"];
-        let worst = [
-            cell_frequencies(&masks, &suite.f32s(&format!("cfg{number}/frequency")), n),
-            histogram(masks.iter().map(|m| m.rectangles as usize), &record["rectangles_hist"]),
-            histogram(masks.iter().map(|m| m.topped_up as usize), &record["topup_hist"]),
-            neighbour_pairs(&masks, &record["mean_adjacent_pairs"], n),
-        ];
-        for (name, errors) in names.iter().zip(worst) {
-            println!("configuration {number}, {name}: worst {errors:.2} standard errors");
-            assert!(errors < STANDARD_ERRORS, "configuration {number}, {name}: {errors:.2} standard errors");
-        }
+fn statistics(suite: &Suite, number: usize, record: &serde_json::Value) {
+    let config = config(record);
+    config.validate().unwrap();
+    let masks: Vec<Mask> = (0..OWN_MASKS)
+        .map(|index| {
+            sample_block_mask(&mut Key { seed: 2, epoch: 0, index, stream: RngStream::Mask }.rng(), &config)
+        })
+        .collect();
+    let ones = record["ones_per_mask"].as_u64().unwrap() as usize;
+    let other = masks.iter().find(|mask| mask.masked_indices().len() != ones);
+    check(other.is_none(), || format!("configuration {number}: a mask without {ones} patches"));
+
+    let n = record["n"].as_f64().unwrap();
+    let names = ["cell", "rectangles", "top-up", "pairs"];
+    let worst = [
+        cell_frequencies(&masks, &suite.f32s(&format!("cfg{number}/frequency")), n),
+        histogram(masks.iter().map(|m| m.rectangles as usize), &record["rectangles_hist"]),
+        histogram(masks.iter().map(|m| m.topped_up as usize), &record["topup_hist"]),
+        neighbour_pairs(&masks, &record["mean_adjacent_pairs"], n),
+    ];
+    for (name, errors) in names.iter().zip(worst) {
+        println!("configuration {number}, {name}: worst {errors:.2} standard errors");
+        check(errors < STANDARD_ERRORS, || {
+            format!("configuration {number}, {name}: {errors:.2} standard errors")
+        });
     }
 }
 
 /// The recorded sample masks belong to our model of the generator: the same number of ones in each.
 #[test]
 fn golden_mask_samples_have_the_recorded_number() {
-    let Some(suite) = Suite::load(&golden_dir(), "F_masks") else {
-        return;
-    };
-    for (number, record) in suite.json.as_array().unwrap().iter().enumerate() {
-        let config = config(record);
-        let tensors = suite.tensors();
-        let samples = tensors.tensor(&format!("cfg{number}/samples")).unwrap();
-        for mask in samples.data().chunks(config.patches()) {
-            assert_eq!(mask.iter().filter(|&&b| b == 1).count(), config.masked);
-        }
+    each_record(samples);
+}
+
+fn samples(suite: &Suite, number: usize, record: &serde_json::Value) {
+    let config = config(record);
+    let tensors = suite.tensors();
+    let samples = tensors.tensor(&format!("cfg{number}/samples")).unwrap();
+    for mask in samples.data().chunks(config.patches()) {
+        equal("masked patches", &mask.iter().filter(|&&b| b == 1).count(), &config.masked);
     }
 }
 

@@ -6,9 +6,10 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use beit2_weights::{DType, Format, ReadOptions, Root, read_with, write_safetensors};
+use beit2_weights::{Checkpoint, DType, Format, ReadOptions, Root, read_with, write_safetensors};
 use serde_json::Value;
-use support::{assert_equal, file, index, open};
+use support::checks::{check, equal};
+use support::{assert_equal, each_indexed, file, open};
 
 const CHECKPOINTS: &str = "checkpoints";
 
@@ -23,21 +24,22 @@ fn twins(entry: &Value) -> Vec<std::path::PathBuf> {
 
 #[test]
 fn golden_official_checkpoints() {
-    let mut tested = 0;
-    for entry in index(CHECKPOINTS).iter().filter(|entry| entry.get("expected_model").is_some()) {
+    each_indexed(CHECKPOINTS, |_, entry| {
+        if entry.get("expected_model").is_none() {
+            return;
+        }
         for path in twins(entry) {
             let checkpoint = open(&path);
-            assert_eq!(checkpoint.root, Root::Model);
+            equal("root", &checkpoint.root, &Root::Model);
             let legacy = path.to_string_lossy().contains("legacy");
-            assert_eq!(checkpoint.format, if legacy { Format::TorchLegacy } else { Format::TorchZip });
+            equal("format", &checkpoint.format, &if legacy { Format::TorchLegacy } else { Format::TorchZip });
             if let Some(expected) = file(CHECKPOINTS, entry, "expected_model") {
                 assert_equal(&checkpoint, &expected, same_name);
-                tested += 1;
             }
             if let Some(expected) = file(CHECKPOINTS, entry, "expected_ema") {
                 let ema =
                     read_with(&path, &ReadOptions { root: Some("model_ema"), ..Default::default() }).unwrap();
-                assert_eq!(ema.root, Root::Named("model_ema".to_string()));
+                equal("root", &ema.root, &Root::Named("model_ema".to_string()));
                 assert_equal(&ema, &expected, same_name);
             }
             if let Some(expected) = file(CHECKPOINTS, entry, "expected_optimizer") {
@@ -45,8 +47,7 @@ fn golden_official_checkpoints() {
             }
             golden_values(&checkpoint.metadata, entry);
         }
-    }
-    assert!(tested > 0, "no golden checkpoint was found");
+    });
 }
 
 /// `state.3.exp_avg` becomes `exp_avg/NAME`, where NAME is the third parameter of the recorded order.
@@ -86,41 +87,38 @@ fn golden_values(values: &BTreeMap<String, String>, entry: &Value) {
 
 #[test]
 fn golden_layouts() {
-    let mut tested = 0;
-    for entry in index(CHECKPOINTS).iter().filter(|entry| entry.get("expected_raw").is_some()) {
+    each_indexed(CHECKPOINTS, |_, entry| {
         for path in twins(entry) {
             let Some(expected) = file(CHECKPOINTS, entry, "expected_raw") else {
                 continue;
             };
             let name = path.file_stem().unwrap().to_string_lossy().into_owned();
             let checkpoint = open(&path);
-            let root = match name.as_str() {
-                "layout_bare" => Root::Bare,
-                "layout_module_deepspeed_half" => Root::Module,
-                "layout_state_dict_bf16" => Root::StateDict,
+            // Their names say how they are wrapped.
+            let root = match name.strip_prefix("layout_").unwrap_or_default() {
+                layout if layout.starts_with("bare") => Root::Bare,
+                layout if layout.starts_with("module") => Root::Module,
+                layout if layout.starts_with("state_dict") => Root::StateDict,
                 _ => Root::Model,
             };
-            assert_eq!(checkpoint.root, root, "{name}");
-            let ddp = name == "layout_ddp_prefix";
-            assert_eq!(checkpoint.ddp_prefix_removed, ddp, "{name}");
+            equal("root", &checkpoint.root, &root);
+            let ddp = name.contains("ddp");
+            equal("the prefix was removed", &checkpoint.ddp_prefix_removed, &ddp);
             assert_equal(&checkpoint, &expected, |name| {
                 Some(if ddp { format!("module.{name}") } else { name.to_string() })
             });
             let raw = read_with(&path, &ReadOptions { keep_ddp_prefix: true, ..Default::default() }).unwrap();
             assert_equal(&raw, &expected, same_name);
-            tested += 1;
         }
-    }
-    assert!(tested > 0, "no golden layout was found");
+    });
 }
 
 #[test]
 fn golden_safetensors_are_written_back_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tested = 0;
-    for entry in index(CHECKPOINTS) {
+    each_indexed(CHECKPOINTS, |_, entry| {
         for key in ["expected_model", "expected_ema", "expected_optimizer", "expected_raw"] {
-            let Some(path) = file(CHECKPOINTS, &entry, key) else {
+            let Some(path) = file(CHECKPOINTS, entry, key) else {
                 continue;
             };
             let checkpoint =
@@ -133,21 +131,19 @@ fn golden_safetensors_are_written_back_byte_for_byte() {
                 &checkpoint.metadata,
             )
             .unwrap();
-            assert!(std::fs::read(&copy).unwrap() == std::fs::read(&path).unwrap(), "{}", path.display());
-            tested += 1;
+            let same = std::fs::read(&copy).unwrap() == std::fs::read(&path).unwrap();
+            check(same, || format!("{} is written in other bytes", path.display()));
         }
-    }
-    assert!(tested > 0, "no golden safetensors file was found");
+    });
 }
 
 #[test]
 fn golden_conversion_keeps_every_bit() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tested = 0;
-    for entry in index(CHECKPOINTS) {
-        for path in twins(&entry) {
-            let Some(expected) = file(CHECKPOINTS, &entry, "expected_raw")
-                .or_else(|| file(CHECKPOINTS, &entry, "expected_model"))
+    each_indexed(CHECKPOINTS, |_, entry| {
+        for path in twins(entry) {
+            let Some(expected) = file(CHECKPOINTS, entry, "expected_raw")
+                .or_else(|| file(CHECKPOINTS, entry, "expected_model"))
             else {
                 continue;
             };
@@ -160,37 +156,39 @@ fn golden_conversion_keeps_every_bit() {
                 &BTreeMap::new(),
             )
             .unwrap();
-            assert!(std::fs::read(&copy).unwrap() == std::fs::read(&expected).unwrap(), "{}", path.display());
-            tested += 1;
+            let same = std::fs::read(&copy).unwrap() == std::fs::read(&expected).unwrap();
+            check(same, || format!("{} is converted to other bytes", path.display()));
         }
-    }
-    assert!(tested > 0, "no golden checkpoint was found");
+    });
 }
 
 #[test]
 fn golden_odd_storages_have_their_types() {
-    let entries = index(CHECKPOINTS);
-    let odd = entries.iter().find(|entry| entry["file"] == "odd_storages.pth").unwrap();
-    for path in twins(odd) {
-        let checkpoint = open(&path);
-        for (name, dtype) in [
-            ("f16", DType::F16),
-            ("bf16", DType::BF16),
-            ("f64", DType::F64),
-            ("i16", DType::I16),
-            ("bool", DType::Bool),
-        ] {
-            assert_eq!(checkpoint.tensors[name].dtype(), dtype);
+    each_indexed(CHECKPOINTS, |name, entry| {
+        if name == "odd_storages.pth" {
+            twins(entry).iter().for_each(|path| odd_storages(&open(path)));
         }
-        assert!(checkpoint.tensors["scalar"].shape().is_empty());
-        assert_eq!(checkpoint.tensors["empty"].shape(), [0, 3]);
-        assert!(checkpoint.tensor("nan_inf").unwrap().count_non_finite() > 0);
-        // The legacy twin holds the tensors only.
-        if checkpoint.format == Format::TorchZip {
-            assert_eq!(checkpoint.metadata["note"], "x");
-            assert_eq!(checkpoint.metadata["nested.neg"], "-7");
-            assert_eq!(checkpoint.metadata["nested.big"], "0x400000000000000000");
-            assert_eq!(checkpoint.metadata["nested.list"], "[1, 2.5, None, True, (3, 'a')]");
-        }
+    });
+}
+
+fn odd_storages(checkpoint: &Checkpoint) {
+    for (name, dtype) in [
+        ("f16", DType::F16),
+        ("bf16", DType::BF16),
+        ("f64", DType::F64),
+        ("i16", DType::I16),
+        ("bool", DType::Bool),
+    ] {
+        assert_eq!(checkpoint.tensors[name].dtype(), dtype);
+    }
+    assert!(checkpoint.tensors["scalar"].shape().is_empty());
+    assert_eq!(checkpoint.tensors["empty"].shape(), [0, 3]);
+    assert!(checkpoint.tensor("nan_inf").unwrap().count_non_finite() > 0);
+    // The legacy twin holds the tensors only.
+    if checkpoint.format == Format::TorchZip {
+        assert_eq!(checkpoint.metadata["note"], "x");
+        assert_eq!(checkpoint.metadata["nested.neg"], "-7");
+        assert_eq!(checkpoint.metadata["nested.big"], "0x400000000000000000");
+        assert_eq!(checkpoint.metadata["nested.list"], "[1, 2.5, None, True, (3, 'a')]");
     }
 }

@@ -5,27 +5,33 @@
 
 mod support;
 
+use beit2_weights::Tensor;
 use beit2_weights::convert::StateDict;
-use beit2_weights::inspect::{Pooling, RelativeBias};
-use beit2_weights::plan::{IMAGENET_R, Plan, PlanOptions, Source, Target, Unused, plan};
+use beit2_weights::inspect::{RelativeBias, inspect};
+use beit2_weights::plan::{IMAGENET_A, IMAGENET_R, Plan, PlanOptions, Source, Target, Unused, plan};
 use serde_json::Value;
-use support::{golden_json, golden_tensors, number, part};
+use support::checks::{check, equal, skip};
+use support::{each_case, golden_tensors, number, part};
 
-const TINY: Target = Target {
-    grid: 4,
-    patch: 8,
-    channels: 3,
-    width: 16,
-    heads: 2,
-    mlp_width: 32,
-    depth: 3,
-    classes: 5,
-    bias: RelativeBias::PerBlock,
-    abs_pos: false,
-    pooling: Some(Pooling::Mean),
-    layer_scale: true,
-    qkv_bias: true,
-};
+/// The model that the official program made, by the shapes of its tensors; no shape but a table's shows the heads.
+fn target(fresh: &StateDict, heads: Option<usize>) -> Target {
+    let facts = inspect(fresh).unwrap();
+    Target {
+        grid: facts.grid.unwrap(),
+        patch: facts.patch,
+        channels: facts.channels,
+        width: facts.width,
+        heads: facts.heads.or(heads).expect("neither a bias table nor the manifest tells the heads"),
+        mlp_width: facts.mlp_width,
+        depth: facts.depth,
+        classes: facts.classes.unwrap_or(0),
+        bias: facts.bias,
+        abs_pos: facts.abs_pos,
+        pooling: facts.pooling,
+        layer_scale: facts.layer_scale,
+        qkv_bias: facts.qkv_bias,
+    }
+}
 
 /// Names out of printed Python lists, index buffers left aside.
 fn printed(lists: &Value) -> Vec<String> {
@@ -40,15 +46,15 @@ fn compare(plan: &Plan, loaded: &StateDict, fresh: &StateDict) -> f32 {
     let mut worst = 0f32;
     for (name, expected) in loaded {
         let Some(found) = plan.tensors.get(name) else {
-            assert_eq!(expected, &fresh[name], "{name} was loaded by the official program");
+            check(expected == &fresh[name], || format!("{name} was loaded by the official program"));
             continue;
         };
-        assert_eq!(found.shape(), expected.shape(), "{name}");
+        equal(&format!("shape of {name}"), &found.shape(), &expected.shape());
         if matches!(plan.used[name], Source::Resized { .. }) {
             let pairs = found.to_f32().into_iter().zip(expected.to_f32());
             worst = pairs.map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
         } else {
-            assert_eq!(found, expected, "{name}");
+            check(found == expected, || format!("{name} differs from what the official program loaded"));
         }
     }
     worst
@@ -56,24 +62,17 @@ fn compare(plan: &Plan, loaded: &StateDict, fresh: &StateDict) -> f32 {
 
 #[test]
 fn golden_finetuning_loads_what_the_official_program_loads() {
-    let Some(manifest) = golden_json("manifest_D.json") else { return };
-    let mut tested = 0;
-    for entry in manifest["entries"].as_array().unwrap() {
-        let case = support::text(&entry["case"]);
+    each_case("D", |case, entry| {
         if entry["meta"].get("log_not_initialised").is_none() {
-            continue;
+            return println!("{case} records no loading");
         }
-        let Some(tensors) = golden_tensors(&support::text(&entry["file"])) else { continue };
+        let Some(tensors) = golden_tensors(&support::text(&entry["file"])) else { return };
         let (checkpoint, fresh, loaded) =
             (part(&tensors, "checkpoint/"), part(&tensors, "fresh/"), part(&tensors, "loaded/"));
         let tokenizer = entry["config"]["src"]["kind"] == "vqkd";
-        let target = Target {
-            grid: number(&entry["config"]["img"]) / number(&entry["config"]["patch"]),
-            bias: if tokenizer { RelativeBias::None } else { RelativeBias::PerBlock },
-            abs_pos: tokenizer,
-            layer_scale: !tokenizer,
-            ..TINY
-        };
+        let target = target(&fresh, Some(number(&entry["config"]["heads"])));
+        let (grid, config) = (target.grid, &entry["config"]);
+        equal("grid", &grid, &(number(&config["img"]) / number(&config["patch"])));
         // The target has the tensors of the official model.
         let mut names: Vec<(String, Vec<usize>)> = target.tensors();
         names.sort();
@@ -83,14 +82,14 @@ fn golden_finetuning_loads_what_the_official_program_loads() {
             .map(|(name, tensor)| (name.clone(), tensor.shape().to_vec()))
             .collect();
         expected.sort();
-        assert_eq!(names, expected, "{case}");
+        equal("tensors of the model", &names, &expected);
 
         let options = PlanOptions { tokenizer_encoder: tokenizer, ..Default::default() };
         let plan = plan(checkpoint, &target, &options).unwrap();
         let worst = compare(&plan, &loaded, &fresh);
         println!("{case}: resized tensors differ by {worst:.1e}\n{plan}");
-        assert!(worst < 1e-6, "{case}: {worst:e}");
-        assert_eq!(plan.fresh, printed(&entry["meta"]["log_not_initialised"]), "{case}");
+        check(worst < 1e-6, || format!("{case}: resized tensors differ by {worst:e}"));
+        equal("not initialised", &plan.fresh, &printed(&entry["meta"]["log_not_initialised"]));
         let mut unused: Vec<String> = plan
             .unused
             .iter()
@@ -100,41 +99,61 @@ fn golden_finetuning_loads_what_the_official_program_loads() {
         let mut expected = printed(&entry["meta"]["log_not_used"]);
         unused.sort();
         expected.sort();
-        assert_eq!(unused, expected, "{case}");
-        tested += 1;
-    }
-    println!("{tested} cases");
+        equal("not used", &unused, &expected);
+    });
 }
 
 #[test]
-fn golden_head_rows_for_imagenet_r() {
-    let Some(tensors) = golden_tensors("D_robust_head_rows.safetensors") else { return };
-    let rows: Vec<i64> = IMAGENET_R.iter().map(|row| *row as i64).collect();
-    assert_eq!(tensors["mask_indices"].to_i64().unwrap(), rows);
-    let target = Target { width: 8, classes: 200, ..TINY };
-    let checkpoint = part(&tensors, "checkpoint/");
-    let options = PlanOptions { head_rows: Some(&IMAGENET_R), ..Default::default() };
-    let selected = plan(checkpoint.clone(), &target, &options).unwrap();
-    for (name, expected) in part(&tensors, "loaded/") {
-        assert_eq!(selected.tensors[&name], expected);
-        assert_eq!(selected.used[&name], Source::HeadRows);
-    }
-    // Rows that are not there, and a head for other classes without a list.
-    let options = PlanOptions { head_rows: Some(&[5, 1000]), ..Default::default() };
-    let error = plan(checkpoint.clone(), &target, &options).unwrap_err();
-    assert!(error.to_string().contains("row 1000"), "{error}");
-    assert!(plan(checkpoint, &target, &PlanOptions::default()).is_err(), "nothing fits");
+fn golden_head_rows_of_the_robustness_sets() {
+    each_case("D", |case, entry| {
+        let rows: &[usize] = match entry["config"]["kind"].as_str() {
+            Some("imagenet_r") => &IMAGENET_R,
+            Some("imagenet_a") => &IMAGENET_A,
+            Some(other) => return skip(format!("{case}: no classes of {other} here")),
+            None => return,
+        };
+        let Some(tensors) = golden_tensors(&support::text(&entry["file"])) else { return };
+        let expected: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+        equal("classes", &tensors["mask_indices"].to_i64().unwrap(), &expected);
+        let checkpoint = part(&tensors, "checkpoint/");
+        let (all, width) = (checkpoint["head.weight"].shape()[0], checkpoint["head.weight"].shape()[1]);
+        let target = Target { width, classes: rows.len(), ..Target::base() };
+        let options = PlanOptions { head_rows: Some(rows), ..Default::default() };
+        let selected = plan(checkpoint.clone(), &target, &options).unwrap();
+        for (name, expected) in part(&tensors, "loaded/") {
+            check(selected.tensors[&name] == expected, || format!("{name} differs"));
+            equal(&format!("source of {name}"), &selected.used[&name], &Source::HeadRows);
+        }
+        // Rows that are not there, and a head for other classes without a list.
+        let options = PlanOptions { head_rows: Some(&[5, all]), ..Default::default() };
+        let error = plan(checkpoint.clone(), &target, &options).unwrap_err();
+        assert!(error.to_string().contains(&format!("row {all}")), "{error}");
+        assert!(plan(checkpoint, &target, &PlanOptions::default()).is_err(), "nothing fits");
+    });
 }
 
 #[test]
 fn golden_segmentation_backbone_loads_the_shared_table() {
-    let Some(tensors) = golden_tensors("G_load_shared_4to6.safetensors") else { return };
-    let target = Target { grid: 6, depth: 2, pooling: None, classes: 0, ..TINY };
-    let plan = plan(part(&tensors, "checkpoint/"), &target, &PlanOptions::default()).unwrap();
-    assert!(plan.fresh.is_empty(), "{plan}");
-    let worst = compare(&plan, &part(&tensors, "loaded/"), &part(&tensors, "fresh/"));
-    println!("segmentation backbone: resized tensors differ by {worst:.1e}");
-    assert!(worst < 1e-6);
-    let expected = Source::Resized { from: 4, to: 6, shared: true };
-    assert_eq!(plan.used["blocks.1.attn.relative_position_bias_table"], expected);
+    each_case("G", |case, entry| {
+        let config = &entry["config"];
+        let Some(source) = config["src_img"].as_u64() else { return };
+        let Some(tensors) = golden_tensors(&support::text(&entry["file"])) else { return };
+        let fresh = part(&tensors, "fresh/");
+        // The pyramid is not the backbone's, and no checkpoint of pretraining has it.
+        let is_trunk = |(name, _): &(&String, &Tensor)| !name.starts_with("fpn");
+        let trunk =
+            fresh.iter().filter(is_trunk).map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let target = target(&trunk, Some(number(&config["heads"])));
+        let plan = plan(part(&tensors, "checkpoint/"), &target, &PlanOptions::default()).unwrap();
+        check(plan.fresh.is_empty(), || format!("{case}: not loaded: {plan}"));
+        let worst = compare(&plan, &part(&tensors, "loaded/"), &fresh);
+        println!("{case}: resized tensors differ by {worst:.1e}");
+        check(worst < 1e-6, || format!("{case}: resized tensors differ by {worst:e}"));
+        let (from, to) = (source as usize / target.patch, target.grid);
+        if from != to && target.bias != RelativeBias::None {
+            // The shared table of the checkpoint becomes a table of every block.
+            let name = format!("blocks.{}.attn.relative_position_bias_table", target.depth - 1);
+            equal(&name, &plan.used[&name], &Source::Resized { from, to, shared: true });
+        }
+    });
 }

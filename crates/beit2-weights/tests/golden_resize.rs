@@ -6,7 +6,8 @@ mod support;
 
 use beit2_weights::Tensor;
 use beit2_weights::resize::{TableResize, geometric_positions, resize_bias_table, resize_pos_embed};
-use support::{golden_json, golden_tensors};
+use support::checks::{self, check as holds, equal};
+use support::{each_case, golden_tensors};
 
 /// The worst absolute difference.
 fn worst(found: &[f32], expected: &[f32]) -> f32 {
@@ -16,18 +17,19 @@ fn worst(found: &[f32], expected: &[f32]) -> f32 {
 
 /// Runs a resize on every `<s>to<t>/in` of a file and prints how far it is from `out`.
 fn check(file: &str, tolerance: f32, resize: impl Fn(&Tensor, usize, usize) -> Vec<f32>) {
-    let Some(tensors) = golden_tensors(file) else { return };
-    let mut tested = 0;
-    for (name, input) in &tensors {
-        let Some(case) = name.strip_suffix("/in") else { continue };
-        let (source, target) = case.split_once("to").unwrap();
-        let found = resize(input, source.parse().unwrap(), target.parse().unwrap());
-        let difference = worst(&found, &tensors[&format!("{case}/out")].to_f32());
-        println!("{file} {case}: {difference:.1e}");
-        assert!(difference < tolerance, "{file} {case}: {difference:e}");
-        tested += 1;
-    }
-    assert!(tested > 2);
+    checks::golden(|| {
+        let Some(tensors) = golden_tensors(file) else { return };
+        for (name, input) in &tensors {
+            let Some(case) = name.strip_suffix("/in") else { continue };
+            let (source, target) = case.split_once("to").unwrap();
+            let found = resize(input, source.parse().unwrap(), target.parse().unwrap());
+            let difference = worst(&found, &tensors[&format!("{case}/out")].to_f32());
+            println!("{file} {case}: {difference:.1e}");
+            holds(difference < tolerance, || {
+                format!("{file} {case} differs by {difference:e}, allowed {tolerance:e}")
+            });
+        }
+    });
 }
 
 #[test]
@@ -38,22 +40,25 @@ fn golden_bias_tables() {
         // In f64 the rounded result is the same.
         let wide: Vec<f64> = input.to_f32().into_iter().map(f64::from).collect();
         let wide = resize_bias_table(&wide, input.shape()[1], source, target, TableResize::Spline).unwrap();
-        assert!(wide.iter().zip(&found).all(|(a, b)| *a as f32 == *b));
+        let same = wide.iter().zip(&found).all(|(a, b)| *a as f32 == *b);
+        holds(same, || format!("tables {source} to {target} differ between f64 and f32"));
         found
     });
 }
 
 #[test]
 fn golden_bias_table_of_timm() {
-    let Some(tensors) = golden_tensors("I_timm_table_resize.safetensors") else { return };
-    let (input, expected) = (&tensors["in"], &tensors["out"]);
-    let heads = input.shape()[1];
-    let grid = |rows: usize| beit2_weights::resize::table_grid(rows).unwrap();
-    let (source, target) = (grid(input.shape()[0]), grid(expected.shape()[0]));
-    let found = resize_bias_table(&input.to_f32(), heads, source, target, TableResize::Linear).unwrap();
-    let difference = worst(&found, &expected.to_f32());
-    println!("I_timm_table_resize {source}to{target}: {difference:.1e}");
-    assert!(difference < 1e-6, "{difference:e}");
+    checks::golden(|| {
+        let Some(tensors) = golden_tensors("I_timm_table_resize.safetensors") else { return };
+        let (input, expected) = (&tensors["in"], &tensors["out"]);
+        let heads = input.shape()[1];
+        let grid = |rows: usize| beit2_weights::resize::table_grid(rows).unwrap();
+        let (source, target) = (grid(input.shape()[0]), grid(expected.shape()[0]));
+        let found = resize_bias_table(&input.to_f32(), heads, source, target, TableResize::Linear).unwrap();
+        let difference = worst(&found, &expected.to_f32());
+        println!("I_timm_table_resize {source}to{target}: {difference:.1e}");
+        holds(difference < 1e-6, || format!("the table differs by {difference:e}"));
+    });
 }
 
 #[test]
@@ -67,16 +72,17 @@ fn golden_position_embeddings() {
 
 #[test]
 fn golden_source_coordinates() {
-    let Some(manifest) = golden_json("manifest_D.json") else { return };
-    let entries = manifest["entries"].as_array().unwrap();
-    let Some(tables) = entries.iter().find(|entry| entry["case"] == "tables") else {
-        return println!("skipped: this folder's manifest_D.json has no case `tables`");
-    };
-    for (case, meta) in tables["meta"].as_object().unwrap() {
-        let (source, target) = case.split_once("to").unwrap();
-        let expected: Vec<f64> = serde_json::from_str(meta["original_positions"].as_str().unwrap()).unwrap();
-        let found = geometric_positions(source.parse().unwrap(), target.parse().unwrap());
-        assert_eq!(found.len(), expected.len(), "{case}");
-        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "{case}: {found:?}");
-    }
+    each_case("D", |case, entry| {
+        // Of the cases that resize tables.
+        for (pair, meta) in entry["meta"].as_object().into_iter().flatten() {
+            let Some(recorded) = meta["original_positions"].as_str() else { continue };
+            let (source, target) = pair.split_once("to").unwrap();
+            let expected: Vec<f64> = serde_json::from_str(recorded).unwrap();
+            let found = geometric_positions(source.parse().unwrap(), target.parse().unwrap());
+            equal(&format!("{case} {pair}: number of positions"), &found.len(), &expected.len());
+            holds(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), || {
+                format!("{case} {pair}: positions are {found:?}, expected {expected:?}")
+            });
+        }
+    });
 }

@@ -4,14 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "../../../../tests/checks.rs"]
+pub mod checks;
+
 use beit2_data::{Image, Key, RngStream};
 use safetensors::SafeTensors;
-
-/// `BEIT2_GOLDEN` when set, else the workspace's own copy.
-pub fn golden_dir() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    std::env::var_os("BEIT2_GOLDEN").map_or(own, PathBuf::from)
-}
 
 /// The excerpt of suite J that ships with this crate.
 pub fn excerpt_dir() -> PathBuf {
@@ -31,7 +28,7 @@ impl Suite {
     pub fn load(dir: &Path, name: &str) -> Option<Self> {
         let path = |ending: &str| dir.join(format!("{name}.{ending}"));
         if !path("json").exists() || !path("safetensors").exists() {
-            println!("skipped: no {name}.json and {name}.safetensors in {}", dir.display());
+            checks::skip(format!("no {name}.json and {name}.safetensors in {}", dir.display()));
             return None;
         }
         let json = serde_json::from_slice(&std::fs::read(path("json")).unwrap()).unwrap();
@@ -50,6 +47,10 @@ impl Suite {
         Some(Image::new(w as u32, h as u32, tensor.data().to_vec()).unwrap())
     }
 
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        self.tensors().tensor(name).unwrap().shape().to_vec()
+    }
+
     pub fn f32s(&self, name: &str) -> Vec<f32> {
         let tensors = self.tensors();
         let (chunks, _) = tensors.tensor(name).unwrap().data().as_chunks::<4>();
@@ -63,9 +64,23 @@ impl Suite {
     }
 }
 
+/// A golden test of both places of suite J that hold what it is about.
+#[track_caller]
+pub fn each_image_suite(key: &str, test: impl Fn(&Suite)) {
+    checks::golden(|| {
+        for suite in image_suites() {
+            if suite.json[key].is_null() {
+                checks::skip(format!("no {key} in {}", suite.dir.display()));
+            } else {
+                checks::part(&suite.dir.display().to_string(), || test(&suite));
+            }
+        }
+    });
+}
+
 /// Suite J from both places.
 pub fn image_suites() -> Vec<Suite> {
-    [golden_dir(), excerpt_dir()].iter().filter_map(|dir| Suite::load(dir, "J_images")).collect()
+    [checks::root(), excerpt_dir()].iter().filter_map(|dir| Suite::load(dir, "J_images")).collect()
 }
 
 /// Largest difference of any value; different sizes count as 256.

@@ -5,6 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "../../../../tests/checks.rs"]
+pub mod checks;
+
 use std::borrow::Cow;
 
 use beit2_weights::convert::StateDict;
@@ -12,19 +15,51 @@ use beit2_weights::{Checkpoint, DType, TensorSource, WeightsError, read};
 use indexmap::IndexMap;
 use serde_json::Value;
 
-/// A folder of golden suite H: under `BEIT2_GOLDEN` when that is set, else in the workspace (a selection).
+/// A folder of golden suite H.
 pub fn folder(name: &str) -> PathBuf {
-    match std::env::var_os("BEIT2_GOLDEN") {
-        Some(root) => PathBuf::from(root).join(name),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name),
-    }
+    checks::root().join(name)
 }
 
-/// The entries of a folder's `index.json`.
+/// The entries of a folder's `index.json`; none, with a printed line, when the recording lacks the folder.
 pub fn index(name: &str) -> Vec<Value> {
-    let path = folder(name).join("index.json");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_str(&text).unwrap()
+    let file = format!("{name}/index.json");
+    golden_json(&file).map_or_else(Vec::new, |index| index.as_array().unwrap().clone())
+}
+
+/// A golden test of the entries of a folder's index, each a part of its own.
+#[track_caller]
+pub fn each_indexed(name: &str, test: impl Fn(&str, &Value)) {
+    checks::golden(|| {
+        for entry in index(name) {
+            let file = text(&entry["file"]);
+            checks::part(&file, || test(&file, &entry));
+        }
+    });
+}
+
+/// A golden test of the cases of a suite's manifest.
+#[track_caller]
+pub fn each_case(suite: &str, test: impl Fn(&str, &Value)) {
+    checks::golden(|| {
+        let manifest = golden_json(&format!("manifest_{suite}.json"));
+        let entries = manifest.as_ref().and_then(|manifest| manifest["entries"].as_array());
+        for entry in entries.into_iter().flatten() {
+            let case = text(&entry["case"]);
+            checks::part(&case, || test(&case, entry));
+        }
+    });
+}
+
+/// A golden test of the entries of a JSON object.
+#[track_caller]
+pub fn each_entry(file: &str, key: Option<&str>, test: impl Fn(&str, &Value)) {
+    checks::golden(|| {
+        let Some(file) = golden_json(file) else { return };
+        let object = key.map_or(&file, |key| &file[key]);
+        for (name, entry) in object.as_object().unwrap() {
+            checks::part(name, || test(name, entry));
+        }
+    });
 }
 
 /// The file an index entry names under `key`; `None` with a printed line when this selection does not have it.
@@ -34,13 +69,14 @@ pub fn file(folder_name: &str, entry: &Value, key: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {name} is not in {}", folder(folder_name).display());
+    checks::skip(format!("{name} is not in {}", folder(folder_name).display()));
     None
 }
 
 /// Asserts that `actual` has exactly the tensors of the file `expected`, bit for bit; `rename` maps names of `actual`.
 /// The expected file is read by the official safetensors crate.
 pub fn assert_equal(actual: &Checkpoint, expected: &Path, rename: impl Fn(&str) -> Option<String>) {
+    let path = expected.display();
     let bytes = std::fs::read(expected).unwrap();
     let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let mut compared = 0;
@@ -49,13 +85,17 @@ pub fn assert_equal(actual: &Checkpoint, expected: &Path, rename: impl Fn(&str) 
             continue;
         };
         let tensor = actual.tensor(name).unwrap();
-        let wanted = expected.tensor(&new_name).unwrap_or_else(|_| panic!("unexpected tensor {new_name}"));
-        assert_eq!(tensor.dtype().name(), wanted.dtype().to_string(), "{new_name}: type");
-        assert_eq!(tensor.shape(), wanted.shape(), "{new_name}: shape");
-        assert!(tensor.bytes() == wanted.data(), "{new_name}: values differ");
+        let Ok(wanted) = expected.tensor(&new_name) else {
+            checks::check(false, || format!("{path} does not have {new_name}"));
+            continue;
+        };
+        let what = |what: &str| format!("{path}: {what} of {new_name}");
+        checks::equal(&what("type"), &tensor.dtype().name().to_string(), &wanted.dtype().to_string());
+        checks::equal(&what("shape"), &tensor.shape(), &wanted.shape());
+        checks::check(tensor.bytes() == wanted.data(), || format!("{} differ", what("values")));
         compared += 1;
     }
-    assert_eq!(compared, expected.len(), "tensors are missing");
+    checks::equal(&format!("{path}: number of tensors"), &compared, &expected.len());
 }
 
 /// Reads a file with the default options.
@@ -67,7 +107,7 @@ pub fn open(path: &Path) -> Checkpoint {
 pub fn golden(name: &str) -> Option<PathBuf> {
     let path = folder(name);
     if !path.exists() {
-        println!("skipped: {name} is not in {}", folder("").display());
+        checks::skip(format!("{name} is not in {}", folder("").display()));
         return None;
     }
     Some(path)

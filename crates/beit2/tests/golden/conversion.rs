@@ -4,36 +4,26 @@
 use std::collections::BTreeMap;
 
 use beit2::params;
-use beit2::vit::{DropPath, Pooling, RelPosKind, VisionTransformer, VitConfig, plan_weights};
+use beit2::vit::{DropPath, Pooling, VisionTransformer, plan_weights};
 use beit2::weights::{StateFile, WeightFile};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
 use burn::tensor::{DType, TensorData};
 
-use super::folder::{Case, Inner, cases};
+use super::folder::{Case, Inner, cases_with, each_case};
+use super::sizes;
 
 #[test]
 fn golden_d_loaded_models_give_the_logits() {
-    for case in cases("D").iter().filter(|case| case.has("output/logits")) {
-        case.in_both_types(loaded_model);
-    }
+    each_case(|| cases_with("D", "output/logits"), |case| case.in_both_types(loaded_model));
 }
 
 fn loaded_model(case: &Case, dtype: DType) {
-    let tokenizer = case.config["src"]["kind"] == "vqkd";
-    let config = VitConfig {
-        image_size: case.size("img"),
-        patch_size: case.size("patch"),
-        width: case.size("width"),
-        depth: case.size("depth"),
-        heads: case.size("heads"),
-        mlp_ratio: 2.0,
-        layer_scale_init: if tokenizer { 0.0 } else { 0.1 },
-        abs_pos_emb: tokenizer,
-        rel_pos_bias: if tokenizer { RelPosKind::None } else { RelPosKind::PerBlock },
-        ..VitConfig::default()
-    };
-    let classes = case.size("classes");
+    // The options are command-line arguments there; the program's fresh model shows what they made.
+    let fresh = sizes::shapes(&case.below("fresh"));
+    let config = sizes::vit(&case.config, &fresh);
+    let pooling = if fresh.contains_key("fc_norm.weight") { Pooling::Mean } else { Pooling::Cls };
+    let classes = fresh["head.weight"][0];
     let wide = |tensors: BTreeMap<String, TensorData>| -> BTreeMap<String, TensorData> {
         let float = |data: &TensorData| matches!(data.dtype, DType::F32 | DType::F64);
         let cast = |data: TensorData| if float(&data) { data.convert_dtype(dtype) } else { data };
@@ -45,7 +35,7 @@ fn loaded_model(case: &Case, dtype: DType) {
         tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
-    let plan = plan_weights(state, &config, Pooling::Mean, classes, &options).unwrap();
+    let plan = plan_weights(state, &config, pooling, classes, &options).unwrap();
     // What the checkpoint does not have comes from the official program's fresh model.
     let mut fresh = wide(case.below("fresh"));
     fresh.retain(|name, _| !name.ends_with("relative_position_index"));
@@ -57,7 +47,7 @@ fn loaded_model(case: &Case, dtype: DType) {
         let shape = tensor.shape().to_vec();
         fresh.insert(name, TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
     }
-    let zeros = VisionTransformer::<Inner>::new(&config, Pooling::Mean, classes, &Default::default());
+    let zeros = VisionTransformer::<Inner>::new(&config, pooling, classes, &Default::default());
     let model = params::load_strict(zeros, fresh, dtype, |_| false).unwrap();
     let logits = model.forward(case.tensor("input/images", dtype), &DropPath::none());
     case.check("output/logits", &logits.to_data());

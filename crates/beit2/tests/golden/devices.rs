@@ -8,6 +8,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor};
 
 use super::bf16::{self, Rounding};
+use super::checks::{golden, skip};
 use super::folder::cases;
 use super::{classification, pretraining, tokenizer};
 
@@ -19,7 +20,7 @@ fn answers<B: AutodiffBackend>(name: &str) -> bool {
         Some(&[8.0]) => true,
         Some(other) => panic!("{name} computes wrong sums: {other:?}"),
         None => {
-            println!("skipped: no {name} device here");
+            skip(format!("no {name} device here"));
             false
         }
     }
@@ -61,10 +62,12 @@ fn golden_on_vulkan() {
     if !answers::<B>("Vulkan") {
         return;
     }
-    in_exact_f32::<B>();
-    if Precision::Bf16.is_supported::<B>(&Default::default()) {
-        rounded::<B>(Rounding::BF16);
-    }
+    golden(|| {
+        in_exact_f32::<B>();
+        if Precision::Bf16.is_supported::<B>(&Default::default()) {
+            rounded::<B>(Rounding::BF16);
+        }
+    });
 }
 
 /// f32 on an NVIDIA GPU may be TF32: Burn's tuning chooses tensor cores where they are faster, and they read 11 of an
@@ -77,7 +80,7 @@ const TF32: Rounding = Rounding { precision: Precision::F32, share: 0.25 };
 fn golden_on_cuda_in_f32() {
     type B = Autodiff<burn::backend::Cuda<f32, i32>>;
     if answers::<B>("CUDA") {
-        rounded::<B>(TF32);
+        golden(|| rounded::<B>(TF32));
     }
 }
 
@@ -86,6 +89,6 @@ fn golden_on_cuda_in_f32() {
 fn golden_on_cuda_in_bf16() {
     type B = Autodiff<burn::backend::Cuda<f32, i32>>;
     if answers::<B>("CUDA") {
-        rounded::<B>(Rounding::BF16);
+        golden(|| rounded::<B>(Rounding::BF16));
     }
 }

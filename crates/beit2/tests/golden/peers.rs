@@ -10,7 +10,8 @@ use beit2_weights::inspect;
 use beit2_weights::plan::PlanOptions;
 use burn::tensor::{DType, Tensor, TensorData};
 
-use super::folder::{Case, Inner, cases, floats, root};
+use super::checks::{equal, skip};
+use super::folder::{Case, Inner, cases_with, each_case, floats, json, root};
 
 /// The case's file: in the golden tensors for timm, beside them for transformers.
 fn file(case: &Case) -> Option<WeightFile> {
@@ -19,7 +20,7 @@ fn file(case: &Case) -> Option<WeightFile> {
     };
     let path = root().join(folder).join("model.safetensors");
     if !path.is_file() {
-        println!("skipped: {} is not in this folder", path.display());
+        skip(format!("{} is not in this folder", path.display()));
         return None;
     }
     Some(weights::read(&path).unwrap())
@@ -30,15 +31,32 @@ fn tensors(plan: beit2_weights::plan::Plan) -> weights::Tensors {
     plan.tensors.into_iter().map(|(name, tensor)| (name, data(tensor))).collect()
 }
 
+/// The sizes that the file alone gives, which must be those of the manifest. How a layer norm is computed is not in the
+/// weights: `layer_norm_eps` of the configuration beside them says it.
+fn vit(case: &Case, state: &StateFile) -> VitConfig {
+    let mut vit = VitConfig::from_shapes(state).unwrap();
+    let recorded = ["depth", "heads", "img", "patch", "width"].map(|key| case.size(key));
+    let found = [vit.depth, vit.heads, vit.image_size, vit.patch_size, vit.width];
+    equal(&format!("{}: depth, heads, image, patch and width", case.name), &found, &recorded);
+    let config = case.meta["files"].as_str().and_then(|folder| json(&format!("{folder}/config.json")));
+    let eps = config.as_ref().and_then(|config| config["layer_norm_eps"].as_f64());
+    vit.norm_eps = eps.unwrap_or(vit.norm_eps);
+    vit
+}
+
 /// The file as a Vision Transformer with `outputs` classes; sizes come from the file alone.
 fn transformer(case: &Case, file: WeightFile, outputs: usize, dtype: DType) -> VisionTransformer<Inner> {
     let state = StateFile::new(file, &case.name).unwrap();
-    let config = VitConfig::from_shapes(&state).unwrap();
-    assert_eq!((config.depth, config.heads, config.image_size), (case.size("depth"), 2, case.size("img")));
+    let config = vit(case, &state);
     let pooling = match state.facts.pooling {
         Some(inspect::Pooling::Mean) => Pooling::Mean,
         _ => Pooling::Cls,
     };
+    // timm says `pool`, transformers `mean_pool`.
+    let mean = case.config["pool"].as_str().map(|pool| pool == "avg").or(case.config["mean_pool"].as_bool());
+    if let Some(mean) = mean {
+        equal(&format!("{}: mean pooling", case.name), &(pooling == Pooling::Mean), &mean);
+    }
     let plan = plan_weights(state, &config, pooling, outputs, &PlanOptions::default()).unwrap();
     let zeros = VisionTransformer::new(&config, pooling, outputs, &Default::default());
     params::load_strict(zeros, tensors(plan), dtype, |_| false).unwrap()
@@ -58,34 +76,34 @@ fn hidden(
 
 #[test]
 fn golden_i_timm() {
-    for case in cases("I").iter().filter(|case| case.has("output/pre_logits")) {
-        case.in_both_types(|case, dtype| {
-            let Some(file) = file(case) else { return };
-            let model = transformer(case, file, case.size("classes"), dtype);
-            let x: Tensor<Inner, 4> = case.tensor("input/images", dtype);
-            case.check("output/logits", &model.forward(x.clone(), &DropPath::none()).to_data());
-            let tokens = hidden(case, &model.trunk, model.trunk.embed(x.clone(), None));
-            case.check("output/features", &tokens[tokens.len() - 1].to_data());
-            for (block, tokens) in tokens[1..].iter().enumerate() {
-                let name = format!("output/intermediate{block}");
-                if case.has(&name) {
-                    let [batch, count, width] = tokens.dims();
-                    let side = (count - 1).isqrt();
-                    let patches = tokens.clone().narrow(1, 1, count - 1).swap_dims(1, 2);
-                    case.check(&name, &patches.reshape([batch, width, side, side]).to_data());
-                }
-            }
-            let headless = VisionTransformer { head: None, ..model };
-            case.check("output/pre_logits", &headless.forward(x, &DropPath::none()).to_data());
-        });
+    each_case(|| cases_with("I", "output/pre_logits"), |case| case.in_both_types(timm));
+}
+
+fn timm(case: &Case, dtype: DType) {
+    let Some(file) = file(case) else { return };
+    let model = transformer(case, file, case.size("classes"), dtype);
+    let x: Tensor<Inner, 4> = case.tensor("input/images", dtype);
+    case.check("output/logits", &model.forward(x.clone(), &DropPath::none()).to_data());
+    let tokens = hidden(case, &model.trunk, model.trunk.embed(x.clone(), None));
+    // All tokens after the final norm, which mean pooling has behind the mean instead.
+    let normed = model.norm.as_ref().map(|norm| norm.forward(tokens[tokens.len() - 1].clone()));
+    case.check("output/features", &normed.unwrap_or_else(|| tokens[tokens.len() - 1].clone()).to_data());
+    for (block, tokens) in tokens[1..].iter().enumerate() {
+        let name = format!("output/intermediate{block}");
+        if case.has(&name) {
+            let [batch, count, width] = tokens.dims();
+            let side = (count - 1).isqrt();
+            let patches = tokens.clone().narrow(1, 1, count - 1).swap_dims(1, 2);
+            case.check(&name, &patches.reshape([batch, width, side, side]).to_data());
+        }
     }
+    let headless = VisionTransformer { head: None, ..model };
+    case.check("output/pre_logits", &headless.forward(x, &DropPath::none()).to_data());
 }
 
 #[test]
 fn golden_i_hugging_face() {
-    for case in cases("I").iter().filter(|case| case.has("output/hidden0")) {
-        case.in_both_types(hugging_face);
-    }
+    each_case(|| cases_with("I", "output/hidden0"), |case| case.in_both_types(hugging_face));
 }
 
 fn hugging_face(case: &Case, dtype: DType) {
@@ -98,7 +116,7 @@ fn hugging_face(case: &Case, dtype: DType) {
     };
     if case.has("input/mask") {
         let state = StateFile::new(file, &case.name).unwrap();
-        let vit = VitConfig::from_shapes(&state).unwrap();
+        let vit = vit(case, &state);
         let config = MimConfig {
             vit,
             vocab_size: state.facts.vocabulary.unwrap(),
