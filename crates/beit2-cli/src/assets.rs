@@ -1,14 +1,14 @@
 //! Images and weights by the names that recipes use: files, run directories, and what is inside the program.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use beit2::Error;
-use beit2::train::Assets;
+use beit2::train::{Assets, Files, OpenOnce};
 use beit2::weights::{self, WeightFile};
 use beit2_data::Source;
-use beit2_data::source::{self, StaticShard, TarSource};
+use beit2_data::segment::{SegmentDataOptions, SegmentSource};
+use beit2_data::source::{StaticShard, TarSource};
 
 use crate::bundled::{TRAIN, VAL, teacher};
 
@@ -16,39 +16,40 @@ const TRAIN_NAME: &str = "bundled:train";
 pub const VAL_NAME: &str = "bundled:val";
 const TEACHER_NAME: &str = "bundled:teacher";
 
-/// What this program can open.
+/// Files, and what is inside this program.
 ///
-/// A source is listed once: the fingerprint, the check and the run use the same list, which for a million
-/// files is worth keeping.
+/// Use one for a whole command: the check before a run and the run itself then share every source that was opened.
 #[derive(Default)]
 pub struct AssetStore {
-    sources: Mutex<BTreeMap<String, Arc<dyn Source>>>,
+    files: Files,
+    bundled: OpenOnce<String, dyn Source>,
 }
 
 impl Assets for AssetStore {
     fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
-        // Held while one opens, so that the threads of a group list a folder once.
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(source) = sources.get(spec) {
-            return Ok(source.clone());
-        }
-        let source: Arc<dyn Source> = match spec {
-            TRAIN_NAME => Arc::new(shards(spec, TRAIN)?),
-            VAL_NAME => Arc::new(shards(spec, VAL)?),
-            _ => source::open(spec).map_err(|error| unknown_name(spec).unwrap_or(Error::Source(error)))?,
+        let shards = match spec {
+            TRAIN_NAME => TRAIN,
+            VAL_NAME => VAL,
+            _ => return self.files.source(spec).map_err(|error| unknown_name(spec).unwrap_or(error)),
         };
-        sources.insert(spec.to_owned(), source.clone());
-        Ok(source)
+        self.bundled.get_or_open(spec.to_owned(), || Ok(Arc::new(tar_source(spec, shards)?)))
+    }
+
+    fn segment_source(&self, spec: &str, options: &SegmentDataOptions) -> Result<Arc<SegmentSource>, Error> {
+        if [TRAIN_NAME, VAL_NAME].contains(&spec) {
+            return Err(Error::Config(format!(
+                "{spec} holds images without masks; name a folder with images/ and masks/ instead"
+            )));
+        }
+        let source = self.files.segment_source(spec, options);
+        source.map_err(|error| unknown_name(spec).unwrap_or(error))
     }
 
     fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
         match (spec, teacher()) {
             (TEACHER_NAME, Some((name, bytes))) => weights::decode(bytes, name),
             (TEACHER_NAME, None) => Err(not_inside(spec)),
-            _ => {
-                let path = weights::locate(spec)?;
-                weights::read(&path).map_err(|error| unknown_name(spec).unwrap_or(error))
-            }
+            _ => self.files.weights(spec).map_err(|error| unknown_name(spec).unwrap_or(error)),
         }
     }
 }
@@ -74,7 +75,7 @@ impl AssetStore {
 
 /// What is inside the program, for `doctor`: name and contents, or what is missing.
 pub fn inventory() -> Vec<(&'static str, String)> {
-    let images = |name: &str, shards: &[StaticShard]| match self::shards(name, shards) {
+    let images = |name: &str, shards: &[StaticShard]| match tar_source(name, shards) {
         Ok(source) => {
             let bytes: usize = shards.iter().map(|(_, bytes)| bytes.len()).sum();
             format!("{} images in {} classes, {}", source.len(), source.classes().len(), size(bytes))
@@ -92,7 +93,7 @@ fn size(bytes: usize) -> String {
     beit2_run::environment::format_bytes(bytes as u64)
 }
 
-fn shards(spec: &str, shards: &[StaticShard]) -> Result<TarSource, Error> {
+fn tar_source(spec: &str, shards: &[StaticShard]) -> Result<TarSource, Error> {
     match shards {
         [] => Err(not_inside(spec)),
         shards => Ok(TarSource::from_static(shards)?),
@@ -137,6 +138,14 @@ mod tests {
         assert!(text.contains("bundled:train, bundled:val"), "{text}");
         let text = AssetStore::default().weights_fingerprint("bundled:techer").unwrap_err().to_string();
         assert!(text.contains("bundled:teacher"), "{text}");
+    }
+
+    #[test]
+    fn segmentation_knows_the_bundled_names() {
+        let error =
+            |spec| AssetStore::default().segment_source(spec, &Default::default()).err().unwrap().to_string();
+        assert!(error("bundled:train").contains("without masks"), "{}", error("bundled:train"));
+        assert!(error("bundled:trian").contains("bundled:train, bundled:val"), "{}", error("bundled:trian"));
     }
 
     #[test]

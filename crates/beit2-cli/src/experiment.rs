@@ -59,7 +59,7 @@ pub fn run<S: Stage>(
         return Ok(Ending::Done);
     }
 
-    let run_toml = run_toml(&settings, &found, &overrides, &inputs, &flags.device)?;
+    let provenance = provenance(&found, &overrides, &inputs, &flags.device)?;
     if !flags.talk.quiet {
         output::note(&header(&settings, &found, &out, &inputs, &flags.device)?);
     }
@@ -67,10 +67,10 @@ pub fn run<S: Stage>(
     let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
     let job = Training {
         settings: &settings,
-        run_toml: &run_toml,
         env: Env {
             dir: out.clone(),
             existing,
+            provenance,
             stop: signals.stop.clone(),
             observer: &mut progress,
             assets: &assets,
@@ -86,8 +86,6 @@ pub fn run<S: Stage>(
 pub struct Training<'a, S> {
     /// The resolved recipe.
     pub settings: &'a S,
-    /// Its `run.toml`.
-    pub run_toml: &'a str,
     /// Everything around it.
     pub env: Env<'a>,
 }
@@ -96,7 +94,7 @@ impl<S: Stage> GroupJob for Training<'_, S> {
     type Output = Outcome;
 
     fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Outcome> {
-        Ok(self.settings.train::<B>(self.run_toml, self.env, devices)?)
+        Ok(self.settings.train::<B>(self.env, devices)?)
     }
 }
 
@@ -150,10 +148,9 @@ fn by_flag(key: &str) -> &'static str {
     }
 }
 
-/// The resolved run: every setting, then what identifies the inputs, then where and how it ran (which may
-/// differ when the run is continued).
-pub fn run_toml<S: Stage>(
-    settings: &S,
+/// What `run.toml` says after the recipe: what identifies the inputs, then where and how the run runs (which may differ
+/// when it is continued).
+pub fn provenance(
     found: &Recipe,
     overrides: &[(String, String)],
     inputs: &Inputs,
@@ -170,7 +167,7 @@ pub fn run_toml<S: Stage>(
     let mut rest = Table::new();
     rest.insert("fingerprint".into(), fingerprint.into());
     rest.insert("environment".into(), environment.into());
-    Ok(format!("{}\n{}", recipe::to_toml(settings)?, toml::to_string(&rest)?))
+    Ok(toml::to_string(&rest)?)
 }
 
 /// What is printed before a run.

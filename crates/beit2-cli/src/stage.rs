@@ -48,12 +48,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     fn weights(&self) -> (&'static str, &str);
 
     /// Trains or continues, on all devices.
-    fn train<B: AutodiffBackend>(
-        &self,
-        run_toml: &str,
-        env: Env<'_>,
-        devices: &[B::Device],
-    ) -> Result<Outcome, Error>;
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, devices: &[B::Device]) -> Result<Outcome, Error>;
 }
 
 /// The command that trains recipes of a stage.
@@ -110,11 +105,10 @@ macro_rules! stage {
 
             fn train<B: AutodiffBackend>(
                 &self,
-                run_toml: &str,
                 env: Env<'_>,
                 devices: &[B::Device],
             ) -> Result<Outcome, Error> {
-                on_devices::<B>(devices, env, |env, device| $train(self, run_toml, env, device))
+                on_devices::<B>(devices, env, |env, device| $train(self, env, device))
             }
         }
     };
@@ -128,8 +122,8 @@ fn plain<S>(_: &S, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, E
     assets.source(spec)
 }
 
-fn with_masks(recipe: &SegmentRecipe, _: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
-    Ok(recipe.masks.open(spec)?)
+fn with_masks(recipe: &SegmentRecipe, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+    Ok(assets.segment_source(spec, &recipe.masks.options())?)
 }
 
 stage!(TokenizerRecipe, "tokenizer", "tokenizer train", "vqkd_base_clip_100e", false, complete,

@@ -27,7 +27,7 @@ pub struct Args {
 
 /// Writes it.
 pub fn export(args: &Args) -> anyhow::Result<Ending> {
-    let file = Files.weights(&args.run)?;
+    let file = Files::default().weights(&args.run)?;
     if file.metadata.get("beit2.stage").map(String::as_str) != Some("distill") {
         return usage(format!(
             "{} holds no distilled teacher; name a run of `beit2 teacher distill`",

@@ -145,7 +145,7 @@ impl<S: Stage> Part<S> {
         title: &str,
     ) -> anyhow::Result<Option<Outcome>> {
         let inputs = Inputs::check(&self.settings, assets)?;
-        let toml = experiment::run_toml(&self.settings, &self.recipe, &[], &inputs, &args.device)?;
+        let provenance = experiment::provenance(&self.recipe, &[], &inputs, &args.device)?;
         if !args.talk.quiet {
             output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
         }
@@ -153,10 +153,10 @@ impl<S: Stage> Part<S> {
         let existing = if args.restart { Existing::SetAside } else { Existing::Continue };
         let job = Training {
             settings: &self.settings,
-            run_toml: &toml,
             env: Env {
                 dir: self.dir.clone(),
                 existing,
+                provenance,
                 stop: signals.stop.clone(),
                 observer: &mut progress,
                 assets,

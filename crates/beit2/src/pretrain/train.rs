@@ -37,7 +37,6 @@ pub struct MimEvaluation {
 /// not finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &PretrainRecipe,
-    run_toml: &str,
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
@@ -45,10 +44,7 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match &recipe.data.val {
-        None => None,
-        Some(spec) => Some(env.assets.source(spec)?),
-    };
+    let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     let (tokenizer_config, mut tokenizer) = recipe.tokenizer.open::<B::InnerBackend>(env.assets, device)?;
     tokenizer.set_precision(recipe.precision);
     // Of the weights, which a frozen tokenizer does not have any more.
@@ -97,7 +93,7 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
-        Session::open(env, "pretrain", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
+        Session::open(env, "pretrain", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
         let derived = |name: &str| name.ends_with("relative_position_index");
         model = params::load_strict(model, resumed.model, DType::F32, derived)?;

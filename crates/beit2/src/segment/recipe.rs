@@ -1,10 +1,6 @@
 //! A segmentation experiment as data.
 
-use std::sync::Arc;
-
-use beit2_data::segment::{
-    IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentSource, SegmentTrainConfig, open_segment,
-};
+use beit2_data::segment::{IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentTrainConfig};
 use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
@@ -51,14 +47,6 @@ impl Default for MasksConfig {
 }
 
 impl MasksConfig {
-    /// Opens images with masks.
-    ///
-    /// # Errors
-    /// A folder without pairs, or whose pairs do not match.
-    pub fn open(&self, spec: &str) -> Result<Arc<SegmentSource>, Error> {
-        Ok(open_segment(spec, &self.options())?)
-    }
-
     /// The settings of the data crate.
     pub fn options(&self) -> SegmentDataOptions {
         SegmentDataOptions {
@@ -183,7 +171,7 @@ impl SegmentRecipe {
         if self.data.train.is_empty() {
             return Ok(());
         }
-        let source = self.masks.open(&self.data.train)?;
+        let source = assets.segment_source(&self.data.train, &self.masks.options())?;
         let (names, palette) = (source.class_names(), source.palette());
         let (given, found) = (*self.model.classes.get_or_insert(names.len()), names.len());
         if given != found {

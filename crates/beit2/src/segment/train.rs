@@ -43,7 +43,6 @@ const WARMUP_RATIO: f64 = 1e-6;
 /// finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &SegmentRecipe,
-    run_toml: &str,
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
@@ -53,11 +52,9 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
-    let source = recipe.masks.open(&recipe.data.train)?;
-    let val = match &recipe.data.val {
-        None => None,
-        Some(spec) => Some(recipe.masks.open(spec)?),
-    };
+    let masks = recipe.masks.options();
+    let source = env.assets.segment_source(&recipe.data.train, &masks)?;
+    let val = recipe.data.val.as_deref().map(|spec| env.assets.segment_source(spec, &masks)).transpose()?;
     if let Some(val) = &val
         && val.class_names() != source.class_names()
     {
@@ -108,7 +105,7 @@ pub fn train<B: AutodiffBackend>(
         summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
-        Session::open(env, "segment", run_toml, recipe.logging.clone(), plan, summary)?;
+        Session::open(env, "segment", recipe, recipe.logging.clone(), plan, summary)?;
     if let Some(resumed) = resumed {
         model = params::load_strict(model, resumed.model, DType::F32, |name| {
             name.ends_with("relative_position_index")

@@ -41,7 +41,6 @@ pub struct TokenizerEvaluation {
 /// not finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &TokenizerRecipe,
-    run_toml: &str,
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
@@ -49,10 +48,7 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match &recipe.data.val {
-        None => None,
-        Some(spec) => Some(env.assets.source(spec)?),
-    };
+    let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let teacher_px = recipe.model.grid() * teacher.patch_size();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
@@ -85,7 +81,7 @@ pub fn train<B: AutodiffBackend>(
         ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     let (mut session, resumed) =
-        Session::open(env, "tokenizer", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
+        Session::open(env, "tokenizer", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([recipe.model.codebook_size], device);
     if let Some(mut resumed) = resumed {
         if let Some(bins) = resumed.optimizer.remove("epoch_bins") {

@@ -15,7 +15,7 @@ mod session;
 mod state;
 
 pub use accumulate::GradientSum;
-pub use assets::{Assets, Files};
+pub use assets::{Assets, Files, OpenOnce};
 pub(crate) use batches::for_rank;
 pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
 pub use beit2_kernels::Rank;

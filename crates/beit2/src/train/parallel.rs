@@ -5,7 +5,6 @@
 //! image or a step, so a run on two devices equals one on a single device up to rounding.
 
 use beit2_kernels::{AutodiffBackend, Rank};
-use beit2_run::StopFlag;
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Device;
@@ -37,9 +36,8 @@ pub fn on_devices<B: AutodiffBackend>(
             let (assets, dir, existing, stage) = (env.assets, env.dir.clone(), env.existing, &stage);
             let work = move || {
                 let _stay = rank.stay();
-                // The leader decides when to stop.
-                let (stop, observer) = (StopFlag::new(), &mut Silent);
-                stage(Env { dir, existing, stop, observer, assets, rank }, device)
+                // The leader decides when to stop, reports and writes.
+                stage(Env { existing, rank, ..Env::new(dir, &mut Silent, assets) }, device)
             };
             threads.push(std::thread::Builder::new().spawn_scoped(scope, work).map_err(|error| {
                 Error::Training(format!("the system refuses a thread for device {device:?}: {error}"))

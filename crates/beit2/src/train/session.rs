@@ -14,6 +14,8 @@ use beit2_kernels::{Backend, Rank};
 use beit2_run::throughput::Throughput;
 use beit2_run::{Cut, JsonlSink, Keep, Metrics, RunDir, Sink, TensorBoardSink};
 use burn::tensor::Tensor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::batches::{DataPosition, TrainingItem};
 use super::bottleneck::{Bottleneck, Timed, Waits};
@@ -58,18 +60,21 @@ impl<'a, I: Backend> Session<'a, I> {
     ///
     /// # Errors
     /// A directory that belongs to another run or cannot be written, a checkpoint that cannot be read.
-    pub fn open(
+    pub fn open<R>(
         mut env: Env<'a>,
         stage: &'static str,
-        run_toml: &str,
+        recipe: &R,
         logging: LoggingConfig,
         plan: Plan,
         mut summary: Vec<(String, String)>,
-    ) -> Result<(Self, Option<Resumed>), Error> {
+    ) -> Result<(Self, Option<Resumed>), Error>
+    where
+        R: Serialize + DeserializeOwned + Default,
+    {
         let rank = env.rank.clone();
         let (run, resumed) = match rank.leads() {
             true => {
-                let (run, resumed) = open_run(&mut env, run_toml)?;
+                let (run, resumed) = open_run(&mut env, recipe)?;
                 (Some(run), rank.broadcast(Some(resumed.map(Arc::new)))?)
             }
             false => (None, rank.broadcast(None)?),

@@ -1,10 +1,11 @@
-//! What a run has around it, what it must remember, and how it is found again.
+//! What surrounds a run, what it must remember, and how it is found again.
 
 use std::path::PathBuf;
 
 use beit2_kernels::{Backend, Rank};
 use beit2_run::{Existing, RunDir, StopFlag};
 use burn::tensor::Tensor;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::batches::DataPosition;
@@ -18,6 +19,8 @@ pub struct Env<'a> {
     pub dir: PathBuf,
     /// What to do with a run that is already there.
     pub existing: Existing,
+    /// What `run.toml` says after the recipe, as TOML: what identifies the inputs, and where and how the run runs.
+    pub provenance: String,
     /// Set when the run should save and stop.
     pub stop: StopFlag,
     /// Told what happens.
@@ -26,6 +29,18 @@ pub struct Env<'a> {
     pub assets: &'a dyn super::Assets,
     /// This loop's place among those that train together.
     pub rank: Rank,
+}
+
+impl<'a> Env<'a> {
+    /// A run alone in `dir`, continued if it is already there, that nobody stops.
+    pub fn new(
+        dir: impl Into<PathBuf>,
+        observer: &'a mut dyn Observer,
+        assets: &'a dyn super::Assets,
+    ) -> Self {
+        let (existing, stop, rank) = (Existing::Continue, StopFlag::new(), Rank::alone());
+        Self { dir: dir.into(), existing, provenance: String::new(), stop, observer, assets, rank }
+    }
 }
 
 /// How a stage ended.
@@ -58,7 +73,7 @@ pub struct TrainState {
     pub seconds: f64,
     /// Images so far.
     pub images: u64,
-    /// Lowest held-out loss so far.
+    /// Lowest loss on the validation set so far.
     pub best: Option<f64>,
     /// Enlarged crops in the first epoch.
     pub upscaled: u64,
@@ -108,7 +123,11 @@ pub struct Saved {
 pub(super) const AVERAGES: &str = "model_ema.safetensors";
 
 /// Opens the run directory and reads the newest checkpoint that is whole.
-pub(super) fn open_run(env: &mut Env<'_>, run_toml: &str) -> Result<(RunDir, Option<Resumed>), Error> {
+pub(super) fn open_run<R>(env: &mut Env<'_>, recipe: &R) -> Result<(RunDir, Option<Resumed>), Error>
+where
+    R: Serialize + DeserializeOwned + Default,
+{
+    let run_toml = format!("{}\n{}", beit2_run::recipe::to_toml(recipe)?, env.provenance);
     // Paths may change between continues: what is in them is in the run's `fingerprint`.
     let may_differ = [
         "environment",
@@ -121,7 +140,7 @@ pub(super) fn open_run(env: &mut Env<'_>, run_toml: &str) -> Result<(RunDir, Opt
         "tokenizer.cache",
         "init.weights",
     ];
-    let opened = RunDir::open(&env.dir, run_toml, &may_differ, env.existing)?;
+    let opened = RunDir::open(&env.dir, &run_toml, &may_differ, env.existing)?;
     if let Some(aside) = &opened.set_aside {
         env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
     }

@@ -4,24 +4,16 @@ use std::path::Path;
 
 use beit2::classify::finetune::{self, FinetuneRecipe, load_plan};
 use beit2::classify::{Classifier, ClassifierOptions};
-use beit2::train::{Env, Files, Outcome, Rank, SCRATCH, Silent};
+use beit2::train::{Env, Files, Outcome, SCRATCH, Silent};
 use beit2::{Image, pixels};
-use beit2_run::{Existing, StopFlag, metrics};
+use beit2_run::metrics;
 use burn::backend::Flex;
 
 use super::scene::{self, Auto};
 
 fn train(recipe: &FinetuneRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
-    let toml = beit2_run::recipe::to_toml(recipe).unwrap();
-    let env = Env {
-        dir: dir.to_owned(),
-        existing: Existing::Continue,
-        stop: StopFlag::new(),
-        observer: &mut Silent,
-        assets: &Files,
-        rank: Rank::alone(),
-    };
-    finetune::train::<Auto>(recipe, &toml, env, &Default::default())
+    let files = Files::default();
+    finetune::train::<Auto>(recipe, Env::new(dir, &mut Silent, &files), &Default::default())
 }
 
 fn plain(root: &Path) -> FinetuneRecipe {
@@ -94,14 +86,15 @@ fn sizes_come_from_the_weights_and_the_head_is_fresh() {
     train(&plain(root.path()), &first).unwrap();
     let mut recipe = scene::finetune(root.path(), &first.to_string_lossy());
     (recipe.model.vit.width, recipe.model.vit.depth, recipe.model.vit.image_size) = (96, 5, 48);
-    recipe.resolve(&Files).unwrap();
+    let files = Files::default();
+    recipe.resolve(&files).unwrap();
     let vit = &recipe.model.vit;
     assert_eq!((vit.width, vit.depth, vit.image_size, vit.heads, vit.drop_path), (24, 2, 48, 2, 0.3));
     assert_eq!(recipe.model.classes, Some(3));
-    let plan = load_plan(&recipe, &Files).unwrap();
+    let plan = load_plan(&recipe, &files).unwrap();
     assert!(plan.fresh.is_empty() && plan.to_string().contains("resized"), "{plan}");
     recipe.model.classes = Some(9);
-    let plan = load_plan(&recipe, &Files).unwrap();
+    let plan = load_plan(&recipe, &files).unwrap();
     assert_eq!(plan.fresh, ["head.weight", "head.bias"]);
 }
 

@@ -6,37 +6,22 @@ use std::path::{Path, PathBuf};
 use beit2::classify::{Classifier, Embedder, FeatureKind};
 use beit2::segment::Segmenter;
 use beit2::tokenizer::Tokenizer;
-use beit2::train::{Env, Files, Outcome, Rank, Silent};
+use beit2::train::{Env, Files, Silent};
 use beit2::{Error, Image, pixels, pretrain, tokenizer, weights};
-use beit2_run::{Existing, StopFlag};
 
 use super::scene::{self, Auto};
-
-fn env(dir: PathBuf, observer: &mut Silent) -> Env<'_> {
-    Env {
-        dir,
-        existing: Existing::Continue,
-        stop: StopFlag::new(),
-        observer,
-        assets: &Files,
-        rank: Rank::alone(),
-    }
-}
 
 /// The folders of a tokenizer and of a model pretrained with it.
 fn train(root: &Path) -> [PathBuf; 2] {
     scene::images(&root.join("images"), 12);
     scene::teacher(&root.join("teacher.safetensors"));
     let [tokens, mim] = ["tokenizer", "mim"].map(|name| root.join(name));
+    let (files, device) = (Files::default(), Default::default());
     let recipe = scene::tokenizer(root);
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let device = Default::default();
-    let done: Outcome =
-        tokenizer::train::<Auto>(&recipe, &toml, env(tokens.clone(), &mut Silent), &device).unwrap();
+    let done = tokenizer::train::<Auto>(&recipe, Env::new(&tokens, &mut Silent, &files), &device).unwrap();
     assert!(done.complete);
     let recipe = scene::pretrain(root, &tokens);
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    pretrain::train::<Auto>(&recipe, &toml, env(mim.clone(), &mut Silent), &device).unwrap();
+    pretrain::train::<Auto>(&recipe, Env::new(&mim, &mut Silent, &files), &device).unwrap();
     [tokens, mim]
 }
 

@@ -1,28 +1,25 @@
 //! Two devices train what one does with the same batch.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use beit2::classify::finetune;
 use beit2::tokenizer::{self, TokenizerRecipe, teachers};
-use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, Rank, SCRATCH, Silent, on_devices};
-use beit2::{Error, pretrain, segment, weights};
+use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, SCRATCH, Silent, on_devices};
+use beit2::weights::{self, WeightFile};
+use beit2::{Error, pretrain, segment};
 use beit2_data::Source;
-use beit2_run::{Existing, StopFlag, metrics};
+use beit2_data::segment::{SegmentDataOptions, SegmentSource};
+use beit2_run::metrics;
 
 use super::scene::{self, Auto};
 
 type Stage<'a> = &'a (dyn Fn(Env<'_>) -> Result<Outcome, Error> + Sync);
 
-fn env<'a>(dir: &Path, observer: &'a mut dyn Observer, assets: &'a dyn Assets) -> Env<'a> {
-    let (existing, stop) = (Existing::Continue, StopFlag::new());
-    Env { dir: dir.to_owned(), existing, stop, observer, assets, rank: Rank::alone() }
-}
-
 fn on(devices: usize, dir: &Path, stage: Stage) -> Outcome {
     let devices = vec![Default::default(); devices];
-    let mut silent = Silent;
-    let env = env(dir, &mut silent, &Files);
-    on_devices::<Auto>(&devices, env, |env, _| stage(env)).unwrap()
+    let (files, mut silent) = (Files::default(), Silent);
+    on_devices::<Auto>(&devices, Env::new(dir, &mut silent, &files), |env, _| stage(env)).unwrap()
 }
 
 /// How far a metric may move when rounding decides between two candidates that are nearly equal; 0 for a sum.
@@ -98,21 +95,18 @@ fn every_stage_on_two_devices_is_that_on_one() {
 
     let mut recipe = scene::tokenizer(root);
     recipe.optimizer.eps = eps;
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let stage: Stage = &|env| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    let stage: Stage = &|env| tokenizer::train::<Auto>(&recipe, env, &device);
     compare(&root.join("tokenizer"), stage, stage);
     let tokenizer = root.join("tokenizer/one");
 
     let mut recipe = scene::distill(root);
     recipe.optimizer.eps = eps;
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let stage: Stage = &|env| teachers::distill::<Auto>(&recipe, &toml, env, &device);
+    let stage: Stage = &|env| teachers::distill::<Auto>(&recipe, env, &device);
     compare(&root.join("distill"), stage, stage);
 
     let mut recipe = scene::pretrain(root, &tokenizer);
     recipe.optimizer.eps = eps;
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let stage: Stage = &|env| pretrain::train::<Auto>(&recipe, &toml, env, &device);
+    let stage: Stage = &|env| pretrain::train::<Auto>(&recipe, env, &device);
     compare(&root.join("pretrain"), stage, stage);
 
     // One device in two parts draws for each part what each of two devices draws.
@@ -120,38 +114,35 @@ fn every_stage_on_two_devices_is_that_on_one() {
     one.optimizer.eps = eps;
     let mut two = one.clone();
     (one.grad_accum_steps, two.grad_accum_steps) = (2, 1);
-    let tomls = [&one, &two].map(|recipe| beit2_run::recipe::to_toml(recipe).unwrap());
-    let one: Stage = &|env| finetune::train::<Auto>(&one, &tomls[0], env, &device);
-    let two: Stage = &|env| finetune::train::<Auto>(&two, &tomls[1], env, &device);
+    let one: Stage = &|env| finetune::train::<Auto>(&one, env, &device);
+    let two: Stage = &|env| finetune::train::<Auto>(&two, env, &device);
     compare(&root.join("finetune"), one, two);
 
     // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other images'.
     let mut recipe = scene::segment(root, SCRATCH);
     (recipe.optimizer.eps, recipe.grad_accum_steps) = (eps, 1);
     (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    let stage: Stage = &|env| segment::train::<Auto>(&recipe, &toml, env, &device);
+    let stage: Stage = &|env| segment::train::<Auto>(&recipe, env, &device);
     compare(&root.join("segment"), stage, stage);
 }
 
-/// A folder with images and a teacher, the recipe of a tokenizer for them, and its text.
-fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe, String) {
+/// A folder with images and a teacher, and the recipe of a tokenizer for them.
+fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe) {
     let root = tempfile::tempdir().unwrap();
     scene::images(&root.path().join("images"), 14);
     scene::teacher(&root.path().join("teacher.safetensors"));
     let recipe = scene::tokenizer(root.path());
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-    (root, recipe, toml)
+    (root, recipe)
 }
 
 #[test]
 fn a_batch_that_cannot_be_shared_is_refused() {
-    let (root, recipe, toml) = tokenizer_scene();
+    let (root, recipe) = tokenizer_scene();
     let root = root.path();
     let device = Default::default();
-    let mut silent = Silent;
-    let run = env(&root.join("run"), &mut silent, &Files);
-    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    let (files, mut silent) = (Files::default(), Silent);
+    let run = Env::new(root.join("run"), &mut silent, &files);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, env, &device);
     let error = on_devices::<Auto>(&[Default::default(); 3], run, train).unwrap_err().to_string();
     assert!(
         error.contains("batch_size 4") && error.contains("3 devices") && error.contains("multiple of 3"),
@@ -161,14 +152,22 @@ fn a_batch_that_cannot_be_shared_is_refused() {
 }
 
 /// Images that only the leader can open.
-struct Unreadable(std::thread::ThreadId);
+struct Unreadable(std::thread::ThreadId, Files);
 
 impl Assets for Unreadable {
-    fn source(&self, spec: &str) -> Result<std::sync::Arc<dyn Source>, Error> {
+    fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
         if std::thread::current().id() != self.0 {
             return Err(Error::Training("the second device's disk is gone".into()));
         }
-        Files.source(spec)
+        self.1.source(spec)
+    }
+
+    fn segment_source(&self, spec: &str, options: &SegmentDataOptions) -> Result<Arc<SegmentSource>, Error> {
+        self.1.segment_source(spec, options)
+    }
+
+    fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
+        self.1.weights(spec)
     }
 }
 
@@ -182,12 +181,12 @@ impl Observer for Events {
 
 #[test]
 fn what_stops_one_device_stops_the_run_and_is_said() {
-    let (root, recipe, toml) = tokenizer_scene();
+    let (root, recipe) = tokenizer_scene();
     let root = root.path();
-    let (assets, device) = (Unreadable(std::thread::current().id()), Default::default());
+    let (assets, device) = (Unreadable(std::thread::current().id(), Files::default()), Default::default());
     let mut silent = Silent;
-    let run = env(&root.join("run"), &mut silent, &assets);
-    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, &toml, env, &device);
+    let run = Env::new(root.join("run"), &mut silent, &assets);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&recipe, env, &device);
     let error = on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap_err().to_string();
     assert_eq!(error, "the second device's disk is gone");
 
@@ -195,10 +194,10 @@ fn what_stops_one_device_stops_the_run_and_is_said() {
     std::fs::write(root.join("images/005.ppm"), "P6 nonsense").unwrap();
     let mut tolerant = recipe.clone();
     tolerant.data.max_bad_fraction = 0.5;
-    let toml = beit2_run::recipe::to_toml(&tolerant).unwrap();
     let mut events = Events(Vec::new());
-    let run = env(&root.join("tolerant"), &mut events, &Files);
-    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&tolerant, &toml, env, &device);
+    let files = Files::default();
+    let run = Env::new(root.join("tolerant"), &mut events, &files);
+    let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&tolerant, env, &device);
     on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap();
     let told = events.0.iter().filter(|event| event.contains("005.ppm could not be used")).count();
     // 11 steps of three to an epoch of 14 images: at least in the first three epochs, once each when it is met.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use beit2::classify::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
-use beit2::train::{Env, Event, Files, Observer, Outcome, Rank, on_devices};
+use beit2::train::{Env, Event, Files, Observer, Outcome, on_devices};
 use beit2_kernels::Precision;
-use beit2_run::{Existing, StopFlag, metrics};
+use beit2_run::{StopFlag, metrics};
 
 use super::scene::{self, Auto};
 
@@ -25,14 +25,7 @@ impl Observer for StopAt {
 fn run(dir: &Path, stop_at: u64, stage: &dyn Fn(Env<'_>) -> Outcome) -> Outcome {
     let stop = StopFlag::new();
     let mut observer = StopAt(stop_at, stop.clone());
-    stage(Env {
-        dir: dir.to_owned(),
-        existing: Existing::Continue,
-        stop,
-        observer: &mut observer,
-        assets: &Files,
-        rank: Rank::alone(),
-    })
+    stage(Env { stop, ..Env::new(dir, &mut observer, &Files::default()) })
 }
 
 fn bytes(outcome: &Outcome, file: &str) -> Vec<u8> {
@@ -102,27 +95,24 @@ fn all_stages(precision: Precision, devices: usize) {
     let devices = vec![Default::default(); devices];
 
     let recipe = TokenizerRecipe { precision, ..scene::tokenizer(root.path()) };
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let tokenizer = compare(&root.path().join("tokenizer"), &[1, 2, 3, 7, 10], 11, &|env| {
         let train = beit2::tokenizer::train::<Auto>;
-        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()
     });
 
     if precision == Precision::F32 {
         // Crops that come again: stops in the first round, at its end and in the third.
         let recipe = scene::distill(root.path());
-        let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
         compare(&root.path().join("distill"), &[2, 3, 7], 9, &|env| {
             let train = beit2::tokenizer::teachers::distill::<Auto>;
-            on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
+            on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()
         });
     }
 
     let recipe = PretrainRecipe { precision, ..scene::pretrain(root.path(), &tokenizer) };
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     let pretrained = compare(&root.path().join("pretrain"), &[1, 3, 8], 9, &|env| {
         let train = beit2::pretrain::train::<Auto>;
-        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()
     });
 
     scene::classes(&root.path().join("classes"), 7);
@@ -130,17 +120,15 @@ fn all_stages(precision: Precision, devices: usize) {
     let mut recipe = FinetuneRecipe { precision, ..scene::finetune(root.path(), &init) };
     // Parts of one image cannot be mixed.
     recipe.grad_accum_steps /= devices.len();
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("finetune"), &[1, 5, 9], 10, &|env| {
         let train = beit2::classify::finetune::train::<Auto>;
-        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()
     });
 
     scene::masks(&root.path().join("scenes"), 13);
     let recipe = scene::segment(root.path(), "scratch");
-    let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
     compare(&root.path().join("segment"), &[1, 4, 9], 10, &|env| {
         let train = beit2::segment::train::<Auto>;
-        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, &toml, env, at)).unwrap()
+        on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()
     });
 }

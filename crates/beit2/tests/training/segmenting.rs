@@ -6,27 +6,19 @@ use beit2::segment::{
     InferConfig, MasksConfig, Mode, Predictor, SegmentRecipe, Segmenter, SegmenterConfig, UperNet, evaluate,
     load_backbone,
 };
-use beit2::train::{Assets, Env, Files, Outcome, Rank, SCRATCH, Silent};
+use beit2::train::{Assets, Env, Files, Outcome, SCRATCH, Silent};
 use beit2::weights::StateFile;
 use beit2::{params, pixels, segment};
 use beit2_data::segment::IGNORE;
-use beit2_run::{Existing, StopFlag, metrics};
+use beit2_run::{StopFlag, metrics};
 use beit2_weights::resize::TableResize;
 use burn::backend::Flex;
 
 use super::scene::{self, Auto};
 
 fn train(recipe: &SegmentRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
-    let toml = beit2_run::recipe::to_toml(recipe).unwrap();
-    let env = Env {
-        dir: dir.to_owned(),
-        existing: Existing::Continue,
-        stop: StopFlag::new(),
-        observer: &mut Silent,
-        assets: &Files,
-        rank: Rank::alone(),
-    };
-    segment::train::<Auto>(recipe, &toml, env, &Default::default())
+    let files = Files::default();
+    segment::train::<Auto>(recipe, Env::new(dir, &mut Silent, &files), &Default::default())
 }
 
 #[test]
@@ -47,7 +39,8 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     assert_eq!(found.config.class_names, ["ground", "box"]);
     assert_eq!(found.infer, recipe.infer);
     // What the run said of its held-out images is what the opened model says.
-    let source = MasksConfig::default().open(&recipe.data.train).unwrap();
+    let source =
+        Files::default().segment_source(&recipe.data.train, &MasksConfig::default().options()).unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
         evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new(), |_, _, _, _| Ok(()))
@@ -98,29 +91,22 @@ fn a_backbone_comes_from_a_pretrained_run() {
     let mut classifier = scene::finetune(root.path(), SCRATCH);
     classifier.model.vit.depth = 4;
     let run = root.path().join("classifier");
-    let toml = beit2_run::recipe::to_toml(&classifier).unwrap();
-    let env = Env {
-        dir: run.clone(),
-        existing: Existing::Continue,
-        stop: StopFlag::new(),
-        observer: &mut Silent,
-        assets: &Files,
-        rank: Rank::alone(),
-    };
-    beit2::classify::finetune::train::<Auto>(&classifier, &toml, env, &Default::default()).unwrap();
+    let (files, mut silent) = (Files::default(), Silent);
+    let env = Env::new(&run, &mut silent, &files);
+    beit2::classify::finetune::train::<Auto>(&classifier, env, &Default::default()).unwrap();
     let mut recipe = scene::segment(root.path(), &run.to_string_lossy());
     (recipe.model.vit.width, recipe.schedule.steps) = (96, Some(2));
-    recipe.resolve(&Files).unwrap();
+    recipe.resolve(&files).unwrap();
     assert_eq!((recipe.model.vit.width, recipe.model.vit.image_size), (24, 64));
     assert_eq!((recipe.model.classes, recipe.model.palette.len()), (Some(2), 2));
     assert!(train(&recipe, &root.path().join("run")).unwrap().complete);
     // A segmentation model gives its heads too, whatever sizes the recipe has.
     recipe.init.weights = root.path().join("run").to_string_lossy().into_owned();
     (recipe.model.channels, recipe.model.aux_channels) = (32, 4);
-    recipe.resolve(&Files).unwrap();
+    recipe.resolve(&files).unwrap();
     assert_eq!((recipe.model.channels, recipe.model.aux_channels), (16, 8));
     let model = UperNet::<Flex>::zeros(&recipe.model, &Default::default()).unwrap();
-    let state = StateFile::new(Files.weights(&recipe.init.weights).unwrap(), "run").unwrap();
+    let state = StateFile::new(files.weights(&recipe.init.weights).unwrap(), "run").unwrap();
     let (_, plan) = load_backbone(model, &recipe.model, state, TableResize::Spline).unwrap();
     assert!(
         plan.fresh.is_empty() && plan.used.contains_key("decode_head.conv_seg.weight"),

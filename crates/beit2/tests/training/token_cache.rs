@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use beit2::pretrain::{self, PretrainRecipe};
-use beit2::train::{Env, Event, Files, Observer, Rank};
+use beit2::train::{Env, Event, Files, Observer, Silent};
 use beit2_kernels::Precision;
-use beit2_run::{Existing, StopFlag};
+use beit2_run::StopFlag;
 
 use super::scene::{self, Auto};
 
@@ -25,18 +25,11 @@ impl Observer for Notes {
 
 /// Trains, at most to `stop`; gives the checkpoint's files and the number of batches found of those asked for.
 fn train(recipe: &PretrainRecipe, dir: &Path, stop: u64) -> ([Vec<u8>; 2], Option<(u64, u64)>) {
-    let toml = beit2_run::recipe::to_toml(recipe).unwrap();
     let flag = StopFlag::new();
     let mut notes = Notes(Vec::new(), flag.clone(), stop);
-    let env = Env {
-        dir: dir.to_owned(),
-        existing: Existing::Continue,
-        stop: flag,
-        observer: &mut notes,
-        assets: &Files,
-        rank: Rank::alone(),
-    };
-    let outcome = pretrain::train::<Auto>(recipe, &toml, env, &Default::default()).unwrap();
+    let assets = Files::default();
+    let env = Env { stop: flag, ..Env::new(dir, &mut notes, &assets) };
+    let outcome = pretrain::train::<Auto>(recipe, env, &Default::default()).unwrap();
     let files = ["model.safetensors", "optimizer.safetensors"];
     let files = files.map(|file| std::fs::read(outcome.checkpoint.join(file)).unwrap());
     let found = notes.0.first().map(|note| {
@@ -55,16 +48,9 @@ fn a_second_run_takes_the_ids_of_the_first() {
     let tokenizer = scene::tokenizer(root);
     for (seed, name) in [(7, "tokenizer"), (8, "another")] {
         let recipe = beit2::tokenizer::TokenizerRecipe { seed, ..tokenizer.clone() };
-        let env = Env {
-            dir: root.join(name),
-            existing: Existing::Continue,
-            stop: StopFlag::new(),
-            observer: &mut beit2::train::Silent,
-            assets: &Files,
-            rank: Rank::alone(),
-        };
-        let toml = beit2_run::recipe::to_toml(&recipe).unwrap();
-        beit2::tokenizer::train::<Auto>(&recipe, &toml, env, &Default::default()).unwrap();
+        let (assets, mut silent) = (Files::default(), Silent);
+        let env = Env::new(root.join(name), &mut silent, &assets);
+        beit2::tokenizer::train::<Auto>(&recipe, env, &Default::default()).unwrap();
     }
 
     let plain = scene::pretrain(root, &root.join("tokenizer"));

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use beit2::segment::{MasksConfig, SegmentRecipe, SegmenterConfig};
-use beit2::train::{Event, Observer};
+use beit2::train::{Assets, Event, Observer};
 use beit2_data::Source;
-use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check, open_segment};
+use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
 use serde_json::json;
 
+use crate::assets::AssetStore;
 use crate::cli::Experiment;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
@@ -60,7 +61,7 @@ fn look(
     progress: &mut Progress,
 ) -> anyhow::Result<DataReport> {
     let options = SegmentDataOptions { keep_unpaired: true, ..masks.options() };
-    let source = open_segment(spec, &options)?;
+    let source = AssetStore::default().segment_source(spec, &options)?;
     progress.note(&format!("{spec}: {}", source.rule()));
     let total = source.len() as u64;
     let tell = |done: usize| {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
+use beit2::train::Assets;
 use beit2_data::Source;
 use beit2_data::segment::SegmentSource;
 use beit2_kernels::AutodiffBackend;
@@ -74,7 +75,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
     }
     let assets = AssetStore::default();
-    let source = args.masks.open(&args.data)?;
+    let source = assets.segment_source(&args.data, &args.masks.options())?;
     let mut progress = Progress::new(args.talk, signals, Path::new("."));
     let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
     let result = args.device.device.on(job);

@@ -5,11 +5,9 @@ mod draw;
 mod eval;
 mod predict;
 
-use std::sync::Arc;
-
 use beit2::segment::{InferConfig, MasksConfig, Mode, SegmentRecipe, Segmenter, SegmenterOptions};
 use beit2::train::Assets;
-use beit2_data::segment::{ReduceZeroLabel, SegmentSource};
+use beit2_data::segment::{ReduceZeroLabel, SegmentDataOptions};
 use beit2_kernels::Backend;
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -147,13 +145,13 @@ enum ReduceZeroLabelArg {
 }
 
 impl Masks {
-    fn open(&self, spec: &str) -> anyhow::Result<Arc<SegmentSource>> {
+    fn options(&self) -> SegmentDataOptions {
         let reduce_zero_label = match self.reduce_zero_label {
             ReduceZeroLabelArg::Auto => ReduceZeroLabel::Auto,
             ReduceZeroLabelArg::Yes => ReduceZeroLabel::Yes,
             ReduceZeroLabelArg::No => ReduceZeroLabel::No,
         };
-        Ok(MasksConfig { reduce_zero_label, ignore: self.ignore }.open(spec)?)
+        MasksConfig { reduce_zero_label, ignore: self.ignore }.options()
     }
 }
 

@@ -36,7 +36,6 @@ impl TrainingItem for Item {
 /// finite. The last checkpoint stays usable.
 pub fn train<B: AutodiffBackend>(
     recipe: &FinetuneRecipe,
-    run_toml: &str,
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
@@ -47,10 +46,7 @@ pub fn train<B: AutodiffBackend>(
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = match &recipe.data.val {
-        None => None,
-        Some(spec) => Some(env.assets.source(spec)?),
-    };
+    let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     if let Some(val) = &val
         && val.classes() != source.classes()
     {
@@ -104,7 +100,7 @@ pub fn train<B: AutodiffBackend>(
         summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
     }
     let (mut session, resumed) =
-        Session::open(env, "finetune", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
+        Session::open(env, "finetune", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut ema = recipe.ema_decay.map(|decay| Ema::new(&model.valid(), decay));
     if let Some(resumed) = resumed {
         let derived = |name: &String, _: &mut _| !name.ends_with("relative_position_index");

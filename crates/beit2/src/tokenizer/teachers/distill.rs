@@ -119,7 +119,6 @@ impl DistillRecipe {
 /// Settings, images or weights that do not fit; a run directory that cannot be used.
 pub fn distill<B: AutodiffBackend>(
     recipe: &DistillRecipe,
-    run_toml: &str,
     env: Env<'_>,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
@@ -151,7 +150,7 @@ pub fn distill<B: AutodiffBackend>(
         AdamW::<B>::new(recipe.optimizer.adamw(), GroupRule::flat(recipe.optimizer.weight_decay));
     let summary = vec![("student".into(), format!("{} trained parameters", params::count(&student)))];
     let (mut session, resumed) =
-        Session::open(env, "distill", run_toml, recipe.logging.clone(), plan.clone(), summary)?;
+        Session::open(env, "distill", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
         student = params::load_strict(student, resumed.model, DType::F32, |_| false)?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
