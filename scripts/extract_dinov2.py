@@ -44,8 +44,9 @@ def extract(path):
         elif operand.shape == (1, GRID * GRID, WIDTH):  # the patch rows, on their way to being resized
             patch_rows = operand
         elif node.op_type == "Concat" and operand.shape == (1, 1, WIDTH) and words[1] == "embeddings":
-            if not any(i == PREFIX + "embeddings.cls_token" for i in node.input):  # that one is the token itself
-                cls_row = operand
+            if PREFIX + "embeddings.cls_token" in node.input:
+                continue  # the token itself, without its position
+            cls_row = operand
     out["embeddings.position_embeddings"] = np.concatenate([cls_row, patch_rows], axis=1)
     return {name: np.ascontiguousarray(value, np.float32) for name, value in out.items()}
 

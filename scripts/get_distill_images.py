@@ -16,6 +16,7 @@ import struct
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -135,10 +136,10 @@ def files(folder):
 
 def clipart(folder, listing):
     """All drawings but the validation images, their near-duplicates and their series; long series are cut short."""
-    rows = [line.rstrip("\n").split("\t") for line in open(listing)]
+    rows = [line.rstrip("\n").split("\t") for line in Path(listing).read_text().splitlines()]
     held_out = {group for side, group, _, _ in rows if side == "val"}
     banned, banned_series, root = set(), set(), os.path.join(folder, "usr/share/openclipart/png")
-    for side, group, _, path in rows:
+    for _, group, _, path in rows:
         if group in held_out:
             banned.add(os.path.realpath(os.path.join(root, path)))
             banned_series.add(series_of(path))
@@ -166,7 +167,7 @@ def main():
     written, failed = collections.Counter(), 0
     # Tiny thumbnails of the validation drawings, so that no copy of one slips in from another place.
     root = os.path.join(sources, "openclipart-png/usr/share/openclipart/png")
-    rows = [line.rstrip("\n").split("\t") for line in open(listing)]
+    rows = [line.rstrip("\n").split("\t") for line in Path(listing).read_text().splitlines()]
 
     def thumb(image):
         return np.asarray(image.resize((16, 16), Image.BOX), np.float32).ravel() / 255
@@ -202,7 +203,7 @@ def main():
         if package == "openclipart-png":
             work = ((p, None) for p in clipart(folder, listing))
         elif package == "gcompris-qt-data":
-            work = ((n, b) for p in files(folder) if p.endswith(".rcc") for n, b in qt_resources(open(p, "rb").read()))
+            work = ((n, b) for p in files(folder) if p.endswith(".rcc") for n, b in qt_resources(Path(p).read_bytes()))
         else:
             work = ((p, None) for p in files(folder))
         for name, body in work:
@@ -214,9 +215,8 @@ def main():
                     continue
                 has_alpha = image.mode in ("P", "LA", "RGBA") or "transparency" in image.info
                 whole = package in ("openclipart-png", "tuxpaint-stamps-default")
-                if not whole and not has_alpha and min(image.size) >= 300:
-                    photograph(image, source, rng)
-                elif not whole and image.mode == "RGBA" and min(image.size) >= 700:
+                opaque, large = not has_alpha and min(image.size) >= 300, image.mode == "RGBA" and min(image.size) >= 700
+                if not whole and (opaque or large):
                     photograph(image, source, rng)
                 else:
                     drawing(image, source)

@@ -32,6 +32,7 @@ import re
 import sys
 import tarfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -182,13 +183,13 @@ def fit(image, side, short):
     return out
 
 
-class Image:
+class Drawing:
     pass
 
 
 def describe(image):
     """Numbers used for choosing and for finding near-duplicates."""
-    p = Image()
+    p = Drawing()
     a = np.asarray(image, np.float32) / 255
     chroma = a.max(axis=2) - a.min(axis=2)
     ink = a.min(axis=2) < 0.94
@@ -224,7 +225,7 @@ def read_images(root, side, short):
             category = category_of(path) if name.endswith(".png") else None
             if category is not None:
                 candidates.append((os.path.islink(os.path.join(folder, name)), path, category))
-    for link, path, category in sorted(candidates):  # files before links to them
+    for _link, path, category in sorted(candidates):  # files before links to them
         real = os.path.realpath(os.path.join(root, path))
         if real in taken:
             reasons["link to another file"] += 1
@@ -498,7 +499,7 @@ def main():
     print(f"| **all** | **{len(train)}** | **{len(val)}** |\n")
     for ns in shards.values():
         for n in ns:
-            print(f"{n}: {os.path.getsize(n):,} bytes, sha256 {hashlib.sha256(open(n, 'rb').read()).hexdigest()}")
+            print(f"{n}: {os.path.getsize(n):,} bytes, sha256 {hashlib.sha256(Path(n).read_bytes()).hexdigest()}")
     print("top-1: " + ", ".join(f"{k} {v:.3f}" for k, v in knn(train, val).items()))
 
     sides = {}

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -271,7 +272,7 @@ def main():
     for side in counts:  # train/ and val/ are replaced, but only those of an earlier call
         folder = os.path.join(args.out, side)
         listed = os.path.join(folder, "classes.txt")
-        if os.path.exists(folder) and not (os.path.isfile(listed) and open(listed).read() == CLASS_LIST):
+        if os.path.exists(folder) and not (os.path.isfile(listed) and Path(listed).read_text() == CLASS_LIST):
             sys.exit(f"{folder} is there and not from this script; remove it or name another folder")
 
     photographs = segment_photographs.read_photographs(args.packages)

@@ -44,6 +44,7 @@ fi
         rm -rf ./"${package}"_*.deb "$package.partial"
         apt-get download -q "$package"
         dpkg-deb -x ./"${package}"_*.deb "$package.partial"
+        # shellcheck disable=SC2016  # dpkg-deb fills these in
         dpkg-deb -W --showformat='${Package}\t${Version}\n' ./"${package}"_*.deb >>versions.tsv
         rm ./"${package}"_*.deb
         mv "$package.partial" "$package"

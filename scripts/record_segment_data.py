@@ -64,7 +64,10 @@ class Recorder:
 def photometric(drawn):
     """The draws of PhotoMetricDistortion by name; None where an operation is not done."""
     values = iter(drawn)
-    optional = lambda: next(values) if next(values) else None
+
+    def optional():
+        return next(values) if next(values) else None
+
     out = {"brightness": optional()}
     out["contrast_first"] = next(values) == 1
     order = ["saturation", "hue"]
@@ -93,7 +96,9 @@ def main(out):
     recorder = Recorder()
     random = np.random.RandomState(20)
     tensors, cases = {}, {"resize": [], "photometric": [], "pipeline": []}
-    rgb = lambda bgr: np.ascontiguousarray(bgr[..., ::-1])
+
+    def rgb(bgr):
+        return np.ascontiguousarray(bgr[..., ::-1])
 
     source = image(random, 41, 53)
     tensors["resize/input"] = rgb(source)
@@ -146,7 +151,9 @@ def main(out):
         })
 
     # All colours, in rows of 256 so that OpenCV's vector code sees every pixel.
-    axes = lambda *lengths: np.stack(np.meshgrid(*map(lambda n: np.arange(n, dtype=np.uint8), lengths), indexing="ij"), -1)
+    def axes(*lengths):
+        return np.stack(np.meshgrid(*(np.arange(n, dtype=np.uint8) for n in lengths), indexing="ij"), -1)
+
     every = {
         "rgb_to_hsv": cv2.cvtColor(axes(256, 256, 256).reshape(-1, 256, 3), cv2.COLOR_RGB2HSV),
         "hsv_to_rgb": cv2.cvtColor(axes(180, 256, 256).reshape(-1, 256, 3), cv2.COLOR_HSV2RGB),

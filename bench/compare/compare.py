@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tables
 from programs import MUCH_LOAD, Program, ProgramFailed, cpu_name, gpu_name, wait_until_quiet
@@ -118,7 +118,7 @@ class Budget:
     """Seconds for everything: a program that would probably outlast them is not started."""
 
     # Before anything is known: start, compilation or tuning of kernels, rounds.
-    FIRST_GUESS = {OURS: 60.0, EAGER: 25.0, COMPILED: 80.0}
+    FIRST_GUESS: ClassVar = {OURS: 60.0, EAGER: 25.0, COMPILED: 80.0}
 
     def __init__(self, seconds: float | None):
         self.end = None if seconds is None else time.monotonic() + seconds
@@ -298,10 +298,8 @@ def main() -> None:
 
     budget, results = Budget(args.budget), []
     for at, cell in enumerate(cells, 1):
-        if args.turns == "program":
-            result = measure_alone(args, cell, budget, save)
-        else:
-            result = measure_in_rounds(args, cell)
+        alone = args.turns == "program"
+        result = measure_alone(args, cell, budget, save) if alone else measure_in_rounds(args, cell)
         if args.turns == "round" or not result["programs"]:
             save(result)  # the other way has saved it after each program
         results.append(result)

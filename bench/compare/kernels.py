@@ -71,8 +71,8 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
             program.stop()
         text = log.read_bytes()[warm:].decode(errors="replace") if log.exists() else ""
     step = step_kernels(text)
-    facts = {k: program.rounds[0][k] for k in ("program", "version", "stage", "size", "batch_size", "precision", "device")}
-    return facts | {
+    keys = ("program", "version", "stage", "size", "batch_size", "precision", "device")
+    return {k: program.rounds[0][k] for k in keys} | {
         "total_ms": round(sum(row["ms"] for row in step), 3),
         "calls": sum(row["calls"] for row in step),
         "kernels": [row | {"ms": round(row["ms"], 4)} for row in step[:TOP]],
@@ -82,7 +82,8 @@ def ours(args: argparse.Namespace, config: str) -> dict[str, Any]:
 def theirs(args: argparse.Namespace, file: Path) -> None:
     command = [
         args.python, str(HERE / "torch_beit2.py"), "train", "--stage", args.stage, "--size", args.size,
-        "--batch-size", str(args.batch_size), "--precision", args.precision, "--device", args.device, "--threads", str(args.threads),
+        "--batch-size", str(args.batch_size), "--precision", args.precision, "--device", args.device,
+        "--threads", str(args.threads),
         "--steps", "1", "--rounds", "1", "--profile", str(file),
     ]  # fmt: skip
     try:

@@ -108,7 +108,7 @@ class Program:
         }
         self.gpu_before = gpu_memory_mib() if device == "cuda" else None
         self.started = time.monotonic()
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the program)
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +64,8 @@ def reset_peak(device: str) -> None:
     """Makes the peak begin again, so that the compiler's own memory is not counted as the step's."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):  # the peak then includes the warm-up
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak then includes the warm-up
 
 
 def peak_memory(device: str, base_mib: float) -> dict[str, float]:
@@ -101,9 +100,9 @@ def fastest_seconds(device: str, work: Callable[[], object], repeats: int) -> fl
 def product_flops(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of one large product on random numbers."""
     side = PEAK_SIDE[device]
-    x, w = (torch.rand(side, side, device=device).mul_(2).sub_(1).to(dtype) for _ in range(2))
-    seconds = fastest_seconds(device, lambda: F.linear(x, w), 20 if device == "cuda" else 4)
-    del x, w
+    operands = [torch.rand(side, side, device=device).mul_(2).sub_(1).to(dtype) for _ in range(2)]
+    seconds = fastest_seconds(device, lambda: F.linear(*operands), 20 if device == "cuda" else 4)
+    operands.clear()
     if device == "cuda":
         torch.cuda.empty_cache()
     return 2 * side**3 / seconds
