@@ -2,7 +2,7 @@
 //!
 //! Field names of the modules are the names in the published checkpoints, so the path that Burn
 //! reports while it walks a module *is* the state-dict key. The few places where Rust and the
-//! checkpoints cannot agree (grouping fields, digits as names) are listed in [`Path::enter`].
+//! checkpoints cannot agree (grouping fields, digits as names) are listed in `Path::enter`.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Frozen teachers: their patch features are what the tokenizer learns to rebuild.
 //!
-//! One Transformer serves all families; what differs is the names in their files ([`names`]) and a few
+//! One Transformer serves all families; what differs is the names in their files (`names.rs`) and a few
 //! options. A teacher is built from its weights alone: sizes are read off the tensors.
 
 mod distill;
