@@ -115,7 +115,7 @@ fn allocation_limits(limits: &Limits) -> image::Limits {
     out
 }
 
-/// The decoder's error in our words; running out of data is recognised in all its forms.
+/// The decoder's error as one of ours; running out of data is recognised in all its forms.
 fn describe(format: ImageFormat, error: &ImageError) -> DecodeError {
     if let ImageError::Limits(limit) = error
         && limit.kind() == LimitErrorKind::InsufficientMemory

@@ -58,7 +58,7 @@ pub enum DecodeError {
     /// The format's own decoder refused the data.
     #[error("the image cannot be decoded: {reason}")]
     Invalid {
-        /// The decoder's words.
+        /// What the decoder says.
         reason: String,
     },
 }
@@ -165,9 +165,9 @@ pub enum TransformError {
     /// A target size that is zero or absurdly large.
     #[error("cannot resize to {width} x {height} pixels; each side must be 1 to {max}")]
     TargetSize {
-        /// Width asked for.
+        /// Requested width.
         width: u32,
-        /// Height asked for.
+        /// Requested height.
         height: u32,
         /// Largest side accepted.
         max: u32,
@@ -215,10 +215,10 @@ pub enum MaskError {
     },
     /// More masked patches than patches.
     #[error(
-        "{masked} masked patches were asked for, but the {grid_h} x {grid_w} grid has only {patches}; use at most {patches}"
+        "{masked} masked patches do not fit: the {grid_h} x {grid_w} grid has only {patches}; use at most {patches}"
     )]
     TooMany {
-        /// Masked patches asked for.
+        /// Requested masked patches.
         masked: usize,
         /// Rows.
         grid_h: usize,
@@ -248,7 +248,7 @@ pub enum SourceError {
         "{path}: no such file or folder; give a folder of images, a .tar shard, or a pattern like 'shard-{{000..003}}.tar'"
     )]
     Missing {
-        /// What was asked for.
+        /// The requested path.
         path: String,
     },
     /// A file where a folder is needed.
@@ -330,7 +330,7 @@ pub enum SourceError {
         limit: u64,
     },
     /// A sample number past the end (a caller's mistake).
-    #[error("sample {index} was asked for, but there are only {len}")]
+    #[error("there is no sample {index}: the source has {len}")]
     Index {
         /// Sample number.
         index: usize,
@@ -344,7 +344,7 @@ pub enum SourceError {
         path: String,
         /// What was attempted.
         action: &'static str,
-        /// The system's words.
+        /// What the system says.
         error: std::io::Error,
     },
 }
@@ -380,9 +380,9 @@ pub enum LoaderError {
         "cannot start at step {step} of epoch {epoch}: an epoch of this data has {steps} steps; did the data or the batch size change?"
     )]
     StartOutside {
-        /// Epoch asked for.
+        /// Requested epoch.
         epoch: u64,
-        /// Step asked for.
+        /// Requested step.
         step: u64,
         /// Steps in an epoch.
         steps: u64,

@@ -34,7 +34,7 @@ impl Image {
         self.width.min(self.height)
     }
 
-    /// Fails when `data` (a public field) no longer has the length that width and height ask for.
+    /// Fails when `data` (a public field) no longer has the length that width and height require.
     pub(crate) fn check(&self) -> Result<(), TransformError> {
         let expected = u64::from(self.width) * u64::from(self.height) * 3;
         if self.data.len() as u64 == expected {

@@ -36,7 +36,7 @@ pub struct LoaderConfig {
     pub batch: usize,
     /// Worker threads; 0 does the work inside `next()`. Default 2.
     pub workers: usize,
-    /// Batches prepared ahead; with the batch size this bounds the memory. Default 2.
+    /// Batches to prefetch; with the batch size this bounds the memory. Default 2.
     pub prefetch_batches: usize,
     /// Seed of the run. Default 0.
     pub seed: u64,
@@ -162,8 +162,8 @@ pub struct Loader<T> {
     prefetch: usize,
     epochs: Option<u64>,
     /// The next batch to hand to the workers.
-    ahead: Position,
-    /// Order of the epoch of `ahead`, once drawn.
+    to_submit: Position,
+    /// Order of the epoch of `to_submit`, once drawn.
     permutation: Option<(u64, Vec<u64>)>,
     /// Batches the workers have, oldest first.
     pending: VecDeque<Pending>,
@@ -196,9 +196,10 @@ impl<T: Send + 'static> Loader<T> {
             return Err(LoaderError::StartOutside { epoch, step, steps });
         }
         let at_end = step == steps;
-        let ahead = if at_end { Position { epoch: epoch + 1, step: 0 } } else { config.start };
-        let bad_before = if ahead.step > 0 { config.bad_before_start } else { 0 };
-        let bad = BadCount::new(config.max_bad_fraction, order.samples_per_epoch(), ahead.epoch, bad_before);
+        let to_submit = if at_end { Position { epoch: epoch + 1, step: 0 } } else { config.start };
+        let bad_before = if to_submit.step > 0 { config.bad_before_start } else { 0 };
+        let bad =
+            BadCount::new(config.max_bad_fraction, order.samples_per_epoch(), to_submit.epoch, bad_before);
         let preparer = Arc::new(Preparer {
             source,
             limits: config.limits,
@@ -218,10 +219,10 @@ impl<T: Send + 'static> Loader<T> {
             order,
             preparer,
             pool,
-            // Without workers nothing can be prepared ahead, and the batch at hand is the only one.
+            // Without workers nothing can be prefetched, and the batch at hand is the only one.
             prefetch: if config.workers == 0 { 1 } else { config.prefetch_batches },
             epochs: config.epochs,
-            ahead,
+            to_submit,
             permutation: None,
             pending: VecDeque::new(),
             next_job: 0,
@@ -241,14 +242,15 @@ impl<T: Send + 'static> Loader<T> {
     /// Where the next batch stands.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.pending.front().map_or(self.ahead, |pending| pending.at)
+        self.pending.front().map_or(self.to_submit, |pending| pending.at)
     }
 
     /// Keeps the workers supplied with the next batches.
     fn submit_ahead(&mut self) {
-        while self.pending.len() < self.prefetch && self.epochs.is_none_or(|epochs| self.ahead.epoch < epochs)
+        while self.pending.len() < self.prefetch
+            && self.epochs.is_none_or(|epochs| self.to_submit.epoch < epochs)
         {
-            let at = self.ahead;
+            let at = self.to_submit;
             if self.permutation.as_ref().is_none_or(|(epoch, _)| *epoch != at.epoch) {
                 self.permutation = Some((at.epoch, self.order.permutation(at.epoch)));
             }
@@ -261,7 +263,7 @@ impl<T: Send + 'static> Loader<T> {
                 pool.submit(slots.iter().zip(first_job..).map(|(&slot, job)| (job, (at.epoch, slot))));
             }
             self.pending.push_back(Pending { at, slots, first_job });
-            self.ahead = match at.step + 1 {
+            self.to_submit = match at.step + 1 {
                 step if step < self.order.steps_per_epoch() => Position { step, ..at },
                 _ => Position { epoch: at.epoch + 1, step: 0 },
             };

@@ -214,7 +214,7 @@ mod tests {
         let sentence = config.validate().unwrap_err().to_string();
         assert_eq!(
             sentence,
-            "197 masked patches were asked for, but the 14 x 14 grid has only 196 patches; use at most 196"
+            "197 masked patches do not fit: the 14 x 14 grid has only 196 patches; use at most 196"
                 .replace(" patches; use", "; use")
         );
         let config = BlockMaskConfig { max_patches: Some(10), ..BlockMaskConfig::default() };

@@ -17,7 +17,7 @@ const REPLACEMENT_TRIES: u32 = 16;
 /// How many unusable samples an error message lists.
 const LISTED: usize = 5;
 
-/// What the work function is told about a sample.
+/// What the work function gets to know about a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleInfo {
     /// Seed of the run.

@@ -1,7 +1,7 @@
 //! Every image of a source once, in order, decoded by threads.
 //!
 //! For results that belong to single images. A [`Loader`](crate::Loader) fills the place of an image that
-//! cannot be used, because a training batch must be full; here the caller is told why, and decides.
+//! cannot be used, because a training batch must be full; here the caller gets the reason, and decides.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ pub struct SequenceConfig {
     pub start: usize,
     /// Worker threads; 0 does the work inside `next()`. Default 2.
     pub workers: usize,
-    /// Images prepared ahead, which bounds the memory. Default 64.
-    pub ahead: usize,
+    /// Images to prefetch, which bounds the memory. Default 64.
+    pub prefetch: usize,
     /// Limits on decoding.
     pub limits: Limits,
 }
 
 impl Default for SequenceConfig {
     fn default() -> Self {
-        Self { start: 0, workers: 2, ahead: 64, limits: Limits::default() }
+        Self { start: 0, workers: 2, prefetch: 64, limits: Limits::default() }
     }
 }
 
@@ -45,7 +45,7 @@ pub struct Seen<T> {
 pub struct Sequence<T> {
     preparer: Arc<Preparer<T>>,
     pool: Option<Pool<usize, Result<T, String>>>,
-    ahead: usize,
+    prefetch: usize,
     submitted: usize,
     next: usize,
 }
@@ -75,8 +75,8 @@ impl<T: Send + 'static> Sequence<T> {
                 Some(pool.map_err(|error| LoaderError::Spawn(error.to_string()))?)
             }
         };
-        let (start, ahead) = (config.start, config.ahead.max(1));
-        Ok(Self { preparer, pool, ahead, submitted: start, next: start })
+        let (start, prefetch) = (config.start, config.prefetch.max(1));
+        Ok(Self { preparer, pool, prefetch, submitted: start, next: start })
     }
 }
 
@@ -97,7 +97,7 @@ impl<T: Send + 'static> Iterator for Sequence<T> {
         let outcome = match &self.pool {
             None => guarded(|| prepared(&self.preparer, index)),
             Some(pool) => {
-                let end = len.min(index.saturating_add(self.ahead));
+                let end = len.min(index.saturating_add(self.prefetch));
                 pool.submit((self.submitted..end).map(|index| (index as u64, index)));
                 self.submitted = self.submitted.max(end);
                 pool.wait(index as u64)
@@ -129,8 +129,8 @@ mod tests {
             value => Ok(value),
         };
         let mut all = Vec::new();
-        for (workers, ahead) in [(0, 1), (1, 1), (3, 4), (2, 100)] {
-            let config = SequenceConfig { start: 1, workers, ahead, ..SequenceConfig::default() };
+        for (workers, prefetch) in [(0, 1), (1, 1), (3, 4), (2, 100)] {
+            let config = SequenceConfig { start: 1, workers, prefetch, ..SequenceConfig::default() };
             all.push(Sequence::new(config, source.clone(), work).unwrap().collect::<Vec<_>>());
         }
         let found: Vec<_> = all[0].iter().map(|seen| (seen.index, seen.item.as_ref().ok())).collect();

@@ -243,7 +243,7 @@ fn numbers_of_classes() {
     let missing = SegmentDataOptions { class_list: Some(folder.path("no.txt")), ..none.clone() };
     assert!(folder.error("", &missing).starts_with("no.txt: cannot read it"));
     folder.write("classes.txt", "a\nb\nc");
-    assert!(folder.error("", &classes(2)).starts_with("classes.txt lists 3 classes, but 2 were asked for"));
+    assert!(folder.error("", &classes(2)).starts_with("classes.txt lists 3 classes, but the settings say 2"));
     folder.write("classes.json", "[]");
     assert!(folder.error("", &none).contains("both classes.txt and classes.json list classes"));
 }

@@ -29,7 +29,7 @@ impl FileError {
     }
 }
 
-/// The system's error in words that say what would be right.
+/// The system's error as a sentence that says what would be right.
 fn advice(error: &io::Error) -> String {
     use io::ErrorKind as K;
     let words = match error.kind() {

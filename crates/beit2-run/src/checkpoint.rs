@@ -26,7 +26,7 @@ pub enum CheckpointError {
     /// Reading or writing failed; what was there before is untouched.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The state does not fit the type that asks for it (a checkpoint of another version of the software).
+    /// The state does not fit the type that reads it (a checkpoint of another version of the software).
     #[error("{} does not hold the expected state: {message}; use the version that wrote it", .path.display())]
     State {
         /// state.json.

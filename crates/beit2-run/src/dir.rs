@@ -67,7 +67,7 @@ pub enum RunError {
     },
 }
 
-/// One key that differs between the run in the folder and the run that was asked for.
+/// One key that differs between the run in the folder and the requested run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
     /// Dotted name.

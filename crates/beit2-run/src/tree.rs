@@ -73,7 +73,7 @@ pub(crate) fn is_under(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// What a value is, in words for an error message.
+/// What kind of value this is, for an error message.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "a string",

@@ -67,7 +67,7 @@ pub struct ReadOptions<'a> {
     pub keep_ddp_prefix: bool,
 }
 
-/// An open weights file: names, types and shapes are known and checked, values are read when asked for.
+/// An open weights file: names, types and shapes are known and checked, values are read on demand.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// The tensors by name, in the order of the file.

@@ -7,7 +7,7 @@ use crate::source::FileSource;
 /// How the legacy format begins: a pickle of protocol 2 that holds torch's magic number 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// Other formats people have at hand, with the words for them.
+/// Other formats people have at hand, and what to say about them.
 const OTHERS: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "a gzip archive"),
     (b"PK\x05\x06", "a zip archive without entries"),
@@ -54,7 +54,7 @@ pub(crate) fn format(source: &FileSource) -> Result<Format, WeightsError> {
     Err(WeightsError::NotWeights { path: path(), what })
 }
 
-/// HTML and XML (cloud storage answers errors in XML), after a byte-order mark and white space.
+/// HTML and XML (cloud storage sends its errors as XML), after a byte-order mark and white space.
 fn looks_like_html(head: &[u8]) -> bool {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let lower: Vec<u8> = head.iter().take(5).map(u8::to_ascii_lowercase).collect();

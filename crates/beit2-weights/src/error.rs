@@ -113,12 +113,12 @@ pub enum WeightsError {
         /// What is wrong with it, as the rest of a sentence.
         problem: String,
     },
-    /// A tensor was asked for that is not there.
+    /// A requested tensor that is not there.
     #[error("{} has no tensor `{tensor}` (it has {count} others)", path.display())]
     NoSuchTensor {
         /// The file.
         path: PathBuf,
-        /// The name that was asked for.
+        /// The requested name.
         tensor: String,
         /// How many tensors there are.
         count: usize,

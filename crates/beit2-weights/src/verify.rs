@@ -1,4 +1,4 @@
-//! Whether a state dict is a whole model: every tensor is there, every shape is what the others ask for, and the index
+//! Whether a state dict is a whole model: every tensor is there, every shape fits the others, and the index
 //! buffers are those that follow from the tables.
 //!
 //! [`mod@crate::inspect`] believes the first block; this looks at all of them.
@@ -240,7 +240,7 @@ fn within(prefix: &str, error: LayoutError) -> LayoutError {
     }
 }
 
-/// An index buffer is the one that its table asks for. `known` keeps it for the next block.
+/// An index buffer is the one that its table requires. `known` keeps it for the next block.
 fn check_index<T: TensorSource>(
     key: &str,
     tensor: &T,

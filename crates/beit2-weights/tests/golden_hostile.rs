@@ -11,7 +11,7 @@ use beit2_weights::{Checkpoint, DType, WeightsError, read};
 use support::checks::{check, skip};
 use support::{each_indexed, file};
 
-/// What a word in each error must be, so that a user can tell the cases apart.
+/// A word that each error must contain, so that a user can tell the cases apart.
 const WORDS: &[(&str, &str)] = &[
     ("truncated_", "cut short"),
     ("empty.", "is empty"),

@@ -1,4 +1,4 @@
-//! Whatever names, types and shapes: an answer or an error, never a panic.
+//! Whatever names, types and shapes: a result or an error, never a panic.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Whatever the bytes: an answer or an error, never a panic; and what is written is read back.
+//! Whatever the bytes: a result or an error, never a panic; and what is written is read back.
 
 #![allow(clippy::unwrap_used)]
 

@@ -210,7 +210,7 @@ impl Walk<'_> {
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
         let config =
-            SequenceConfig { workers: self.args.workers, ahead: 2 * batch, ..SequenceConfig::default() };
+            SequenceConfig { workers: self.args.workers, prefetch: 2 * batch, ..SequenceConfig::default() };
         let mut images = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         let mut done = 0;

@@ -175,7 +175,7 @@ impl Export<'_> {
         let config = SequenceConfig {
             start: partial.samples(),
             workers: args.workers,
-            ahead: 2 * batch,
+            prefetch: 2 * batch,
             ..SequenceConfig::default()
         };
         let mut images = Sequence::new(config, source.clone(), move |image: &Image| view.apply(image))

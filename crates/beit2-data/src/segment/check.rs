@@ -14,8 +14,8 @@ use crate::segment::mask_png::RawPixels;
 use crate::segment::source::SegmentSource;
 use crate::source::Source;
 
-/// Pairs that each worker is given ahead.
-const AHEAD: usize = 4;
+/// Pairs queued for each worker.
+const QUEUED_PER_WORKER: usize = 4;
 /// Most names that a warning lists.
 const NAMED: usize = 10;
 
@@ -108,7 +108,7 @@ impl DataReport {
 /// Reads and decodes every pair: sizes, ids, colours, formats, missing partners, and how often each
 /// class is there.
 ///
-/// `progress` is told the number of pairs done, in order; when `stop` gives true, the report covers what was
+/// `progress` gets the number of pairs done, in order; when `stop` gives true, the report covers what was
 /// done by then. The report does not depend on the number of workers.
 ///
 /// # Errors
@@ -136,7 +136,7 @@ pub fn check(
         let outcome = match &pool {
             None => guarded(|| examine(source, index)),
             Some(pool) => {
-                let end = source.len().min(index + config.workers.saturating_mul(AHEAD));
+                let end = source.len().min(index + config.workers.saturating_mul(QUEUED_PER_WORKER));
                 pool.submit((submitted..end).map(|index| (index as u64, index)));
                 submitted = submitted.max(end);
                 pool.wait(index as u64)

@@ -28,15 +28,17 @@ pub enum SegmentDataError {
         /// What is wrong and what would be right.
         problem: String,
     },
-    /// The list has another number of classes than was asked for.
-    #[error("{path} lists {listed} classes, but {asked} were asked for; leave the number out or correct it")]
+    /// The list has another number of classes than the settings say.
+    #[error(
+        "{path} lists {listed} classes, but the settings say {expected}; leave the number out or correct it"
+    )]
     ClassCount {
         /// The class list.
         path: String,
         /// Classes in it.
         listed: usize,
-        /// Classes asked for.
-        asked: usize,
+        /// Classes that the settings say.
+        expected: usize,
     },
     /// Images without masks, or masks without images.
     #[error(
@@ -66,7 +68,7 @@ pub enum SegmentDataError {
 }
 
 /// A hint for sides that have changed places.
-const TURNED: &str = "; EXIF orientation is not applied: rotate the image itself";
+const EXIF_HINT: &str = "; EXIF orientation is not applied: rotate the image itself";
 
 /// Why a file is not a mask of this data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,7 +149,7 @@ pub enum MaskProblem {
     /// Mask and image do not cover the same pixels.
     #[error(
         "the mask is {mask_w} x {mask_h} pixels, but its image {image} is {width} x {height}{}",
-        if (mask_w, mask_h) == (height, width) { TURNED } else { "" }
+        if (mask_w, mask_h) == (height, width) { EXIF_HINT } else { "" }
     )]
     Size {
         /// Width of the mask.

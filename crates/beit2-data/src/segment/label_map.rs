@@ -31,7 +31,7 @@ impl LabelMap {
         Ok(map)
     }
 
-    /// Fails when `data` (a public field) no longer has the length that width and height ask for.
+    /// Fails when `data` (a public field) no longer has the length that width and height require.
     pub(crate) fn check(&self) -> Result<(), TransformError> {
         let (width, height) = (self.width, self.height);
         let (expected, found) = (u64::from(width) * u64::from(height), self.data.len() as u64);

@@ -278,8 +278,8 @@ fn class_list(
         let list = read_list(&path)?;
         let listed = check(&path, list.names.len())?;
         return match options.classes {
-            Some(asked) if asked != listed => {
-                Err(SegmentDataError::ClassCount { path: path.display().to_string(), listed, asked })
+            Some(expected) if expected != listed => {
+                Err(SegmentDataError::ClassCount { path: path.display().to_string(), listed, expected })
             }
             _ => Ok(list),
         };

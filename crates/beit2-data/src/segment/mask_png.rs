@@ -104,7 +104,7 @@ fn unpacked(data: Vec<u8>, width: usize, bits: usize) -> Vec<u8> {
     data.chunks_exact(row_bytes).flat_map(pixels).collect()
 }
 
-/// The decoder's error in our words.
+/// The decoder's error as one of ours.
 fn describe(error: DecodingError) -> MaskProblem {
     match error {
         DecodingError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => {

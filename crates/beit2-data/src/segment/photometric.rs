@@ -68,8 +68,8 @@ impl PhotometricConfig {
         let contrast_first = below(rng, 2) == 1;
         let contrast = self.maybe(rng, self.contrast);
         let saturation = self.maybe(rng, self.saturation);
-        let turned = unit(rng) < self.prob;
-        let hue = turned.then(|| below(rng, 2 * u64::from(self.hue)) as i32 - i32::from(self.hue));
+        let shifted = unit(rng) < self.prob;
+        let hue = shifted.then(|| below(rng, 2 * u64::from(self.hue)) as i32 - i32::from(self.hue));
         PhotometricParams { brightness, contrast, contrast_first, saturation, hue }
     }
 
@@ -163,8 +163,8 @@ mod tests {
         assert_eq!(applied(contrast)[..6], [0, 150, 255, 15, 30, 45]);
         let gray = PhotometricParams { saturation: Some(0.0), ..none };
         assert_eq!(applied(gray)[6..], [200, 200, 200, 255, 255, 255]);
-        let turned = PhotometricParams { hue: Some(-60), ..none };
-        assert_eq!(applied(turned)[6..], [200, 200, 200, 0, 0, 255]);
+        let shifted = PhotometricParams { hue: Some(-60), ..none };
+        assert_eq!(applied(shifted)[6..], [200, 200, 200, 0, 0, 255]);
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Source for FolderSource {
     }
 
     fn fingerprint(&self) -> String {
-        // Why late: asking every file's size takes minutes on a network disk, and not every caller
+        // Why late: reading every file's size takes minutes on a network disk, and not every caller
         // wants to know.
         let compute = || {
             let mut hash = Fingerprint::new();
@@ -127,7 +127,7 @@ impl Source for FolderSource {
 
 /// Reads an image file of at most [`MAX_SAMPLE_BYTES`].
 pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
-    // Why: the size is asked first, so that a huge or endless file is refused instead of filling
+    // Why: the size is read first, so that a huge or endless file is refused instead of filling
     // the memory.
     let meta = fs::metadata(path).map_err(|e| io(path, "read it", e))?;
     if meta.len() > MAX_SAMPLE_BYTES {

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io;
 
-/// Fills `buffer` from byte `offset` of `file`; fewer bytes than asked for is an error.
+/// Fills `buffer` from byte `offset` of `file`; fewer bytes than requested is an error.
 #[cfg(unix)]
 pub(super) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
 }
 
-/// Fills `buffer` from byte `offset` of `file`; fewer bytes than asked for is an error.
+/// Fills `buffer` from byte `offset` of `file`; fewer bytes than requested is an error.
 #[cfg(windows)]
 pub(super) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     use std::os::windows::fs::FileExt;

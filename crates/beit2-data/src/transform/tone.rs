@@ -57,7 +57,7 @@ pub fn invert(image: &mut Image) {
 /// Keeps the highest `bits` bits of each value; 8 or more change nothing.
 ///
 /// 0 bits give a black image, which is what keeping no bit means and what the reference trained
-/// on: `rand-m9-mstd0.5-inc1` asks for it in one of 44 posterizations.
+/// on: `rand-m9-mstd0.5-inc1` draws it in one of 44 posterizations.
 /// Differs from upstream: Pillow 13 refuses 0 bits with an error (docs/method.md §9, trap 31).
 pub fn posterize(image: &mut Image, bits: u8) {
     let mask = 0xFF_u8.checked_shl(8_u32.saturating_sub(bits.into())).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The codebook's health in plain words.
+//! The codebook's health as a sentence and a level.
 //!
 //! Perplexity is exp of the entropy of the codes' frequencies: a codebook is as varied as that many equally
 //! frequent codes.
@@ -25,7 +25,7 @@ pub enum Level {
 pub struct Verdict {
     /// How worried to be.
     pub level: Level,
-    /// The finding in a few words.
+    /// The finding in a few words, for a headline.
     pub title: String,
     /// Why, and what helps, in one to three sentences.
     pub text: String,

@@ -1,7 +1,7 @@
 //! The report: one HTML file that shows whether training is healthy.
 //!
-//! Its reader wants an answer before details, so the order is: headline table, warnings, curves, the
-//! codebook's health in words, images, and the settings folded away. The file needs nothing beside it:
+//! A reader wants the result before the details, so the order is: headline table, warnings, curves, the
+//! codebook's health, images, and the settings folded away. The file needs nothing beside it:
 //! charts are inline SVG, images are PNG in base64, a few lines of script only add hover values. Every text
 //! from outside is escaped. Parts without data are left out or say so.
 //!
@@ -34,7 +34,7 @@ pub struct ReportData {
     pub facts: Vec<(String, String)>,
     /// The table of results.
     pub headline: Headline,
-    /// Plain-words warnings of the run; the report adds its own about the codebook and values that are not
+    /// Warnings of the run, one sentence each; the report adds its own about the codebook and values that are not
     /// finite.
     pub warnings: Vec<String>,
     /// The stages in the order they ran.
@@ -45,7 +45,7 @@ pub struct ReportData {
     pub mim_samples: Vec<MimSample>,
     /// Patches by code, most used code first.
     pub gallery: Vec<GalleryCode>,
-    /// What a segmentation model makes of held-out images.
+    /// What a segmentation model predicts for validation images.
     pub segmented: Segmented,
     /// Machine and software, see [`Environment::pairs`](crate::environment::Environment::pairs).
     pub environment: Vec<(String, String)>,
@@ -124,7 +124,7 @@ pub struct CodebookPoint {
 pub struct MimSample {
     /// The crop.
     pub input: RgbImage,
-    /// The crop with the masked patches hidden.
+    /// The crop with the masked patches greyed out.
     pub masked: RgbImage,
     /// Which masked patches' codes were predicted correctly.
     pub correct: RgbImage,
@@ -143,7 +143,7 @@ pub struct GalleryCode {
     pub patches: Vec<RgbImage>,
 }
 
-/// Held-out images with their masks and what a segmentation model makes of them.
+/// Validation images with their masks and what a segmentation model predicts for them.
 #[derive(Debug, Clone, Default)]
 pub struct Segmented {
     /// Names and colours of the classes.

@@ -139,13 +139,13 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
     page.section("Code gallery", html);
 }
 
-/// Held-out images with masks and predictions, and what the colours mean.
+/// Validation images with masks and predictions, and what the colours mean.
 pub(super) fn segmented(page: &mut Page, segmented: &Segmented) {
     if segmented.images.is_empty() {
         return;
     }
     let mut html = String::from(
-        "<p class=\"muted\">Left: a held-out image. Middle: its mask. Right: what the model makes of it.</p>\n\
+        "<p class=\"muted\">Left: a validation image. Middle: its mask. Right: the model's prediction.</p>\n\
          <p class=\"legend\">",
     );
     for (name, [r, g, b]) in &segmented.legend {

@@ -142,7 +142,7 @@ fn realistic() -> ReportData {
                     input: image(64, i),
                     masked: with_grid(image(64, i), hidden),
                     correct: with_grid(image(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
-                    caption: format!("{} of 34 hidden codes correct", 9 + i),
+                    caption: format!("{} of 34 masked patches predicted", 9 + i),
                 }
             })
             .collect(),
@@ -223,7 +223,7 @@ fn a_full_report_has_its_parts_in_order() {
         "Stage: tokenizer</h2>",
         "Stage: pretrain</h2>",
         "The codebook is healthy",
-        "9 of 34 hidden codes correct",
+        "9 of 34 masked patches predicted",
         "4,200 patches",
         "AMD EPYC 9R14",
         "codebook_size = 512",

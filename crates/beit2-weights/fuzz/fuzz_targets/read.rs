@@ -1,4 +1,4 @@
-//! Any bytes as a weights file: an answer or an error. Good seeds are the files of golden suite H.
+//! Any bytes as a weights file: a result or an error. Good seeds are the files of golden suite H.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

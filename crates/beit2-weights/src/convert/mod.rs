@@ -18,7 +18,7 @@ pub use config::{hf_config, timm_config};
 pub type StateDict = IndexMap<String, Tensor>;
 
 /// All index buffers of an official file together may take this many bytes (the largest published model needs 0.2 GB). Why:
-/// an index is the fourth power of the grid, so a small hostile table asks for a huge one.
+/// an index is the fourth power of the grid, so a small hostile table would need a huge one.
 const MAX_INDEX_BYTES: usize = 1 << 30;
 
 const TABLE: &str = "relative_position_bias_table";
@@ -38,7 +38,7 @@ pub struct Converted {
 
 /// Renames a state dict. `from` is detected when it is `None`.
 ///
-/// Official files get their `relative_position_index` buffers, which strict loading asks for; the others have none.
+/// Official files get their `relative_position_index` buffers, which strict loading requires; the others have none.
 /// A pretraining state dict becomes a timm backbone without its head, as timm has no such model.
 ///
 /// # Errors

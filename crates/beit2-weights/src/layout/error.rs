@@ -15,7 +15,7 @@ pub enum LayoutError {
     Unknown {
         /// How many tensors there are.
         count: usize,
-        /// A few words about them: the first name, or what they look like.
+        /// A short description: the first name, or what they look like.
         found: String,
     },
     /// A name that the layout does not have.
@@ -53,7 +53,7 @@ pub enum LayoutError {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// In words or numbers, what would be right.
+        /// What would be right.
         expected: String,
     },
     /// A tensor of the wrong type.

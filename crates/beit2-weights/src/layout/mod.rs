@@ -152,7 +152,7 @@ pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Layout, La
     Ok(Layout { family, kind })
 }
 
-/// A few words about names that are no BEiT.
+/// A short description of names that are no BEiT.
 fn looks_like(names: &[&str]) -> String {
     let starts = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
     if starts("visual.") {

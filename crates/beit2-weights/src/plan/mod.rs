@@ -269,7 +269,7 @@ fn select_rows(name: &str, tensor: &Tensor, rows: &[usize]) -> Result<Tensor, La
         return Err(wrong("at least one dimension".to_string()));
     };
     if let Some(row) = rows.iter().find(|row| **row >= count) {
-        return Err(wrong(format!("a row {row}, which the list of classes asks for")));
+        return Err(wrong(format!("a row {row}, which the list of classes needs")));
     }
     let len = tensor.bytes().len() / count.max(1);
     let bytes: Vec<u8> =

@@ -3,7 +3,7 @@
 /// The weights with which a cubic spline through values at `knots` (ascending, at least 4) gives its values at `points`:
 /// row-major `[points, knots]`. The ends are not-a-knot; points outside are moved to the border first.
 ///
-/// Why a matrix: a tensor-product spline is then two small products, and every head and row shares the work. It is the same
+/// Why a matrix: a tensor-product spline is then two small matmuls, and every head and row shares the work. It is the same
 /// spline as FITPACK's interpolating bicubic one, to rounding (docs/method.md §4.3: 9e-16).
 pub(super) fn weights(knots: &[f64], points: &[f64]) -> Vec<f64> {
     let n = knots.len();

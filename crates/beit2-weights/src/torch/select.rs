@@ -15,19 +15,22 @@ const MAX_NAME_BYTES: usize = 64 << 20;
 type Found<'a> = (String, Result<Spec<'a>, String>);
 
 /// Chooses the root and lists its tensors. The error is a sentence without its subject, the file.
-pub(crate) fn select<'a>(pickle: &'a Pickle, asked: Option<&str>) -> Result<(Root, Vec<Found<'a>>), String> {
+pub(crate) fn select<'a>(
+    pickle: &'a Pickle,
+    requested: Option<&str>,
+) -> Result<(Root, Vec<Found<'a>>), String> {
     let top = pickle.top;
     let mut walk = Walk { pickle, script: false, visits: 0, name_bytes: 0, found: Vec::new() };
     let root = match pickle.node(top) {
         Node::Dict(_) => {
-            let (root, id) = choose(pickle, asked)?;
+            let (root, id) = choose(pickle, requested)?;
             match root {
                 Root::Bare => walk.collect_flat(id),
                 _ => walk.collect(id, String::new(), MAX_DEPTH)?,
             }
             root
         }
-        Node::Made { .. } if is_script(pickle, top) && asked.is_none() => {
+        Node::Made { .. } if is_script(pickle, top) && requested.is_none() => {
             walk.script = true;
             walk.collect(top, String::new(), MAX_DEPTH)?;
             Root::Script
@@ -54,9 +57,9 @@ fn where_in(root: &Root) -> String {
 }
 
 /// The entry to take, in the order of the official code: `model`, `module`, then `state_dict`, else the dictionary itself.
-fn choose(pickle: &Pickle, asked: Option<&str>) -> Result<(Root, Id), String> {
+fn choose(pickle: &Pickle, requested: Option<&str>) -> Result<(Root, Id), String> {
     let top = pickle.top;
-    if let Some(name) = asked {
+    if let Some(name) = requested {
         return match pickle.get(top, name) {
             Some(id) if pickle.pairs(id).is_some() => Ok((Root::Named(name.to_string()), id)),
             Some(id) => Err(format!(
@@ -171,7 +174,7 @@ fn is_script(pickle: &Pickle, id: Id) -> bool {
     }
 }
 
-/// A value in words, for error messages.
+/// A value as an error message names it.
 fn describe(pickle: &Pickle, id: Id) -> String {
     let what = match pickle.node(id) {
         Node::Dict(_) => "a dictionary",

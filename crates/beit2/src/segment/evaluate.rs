@@ -27,7 +27,7 @@ pub fn evaluate<B: Backend>(
     let total = source.len();
     let mut confusion = Confusion::new(predictor.classes());
     // Images keep their size here, and one takes the model longer than the next takes to decode.
-    let config = SequenceConfig { workers, ahead: workers + 1, ..SequenceConfig::default() };
+    let config = SequenceConfig { workers, prefetch: workers + 1, ..SequenceConfig::default() };
     let images = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
     for seen in images {
         if stop.is_set() {

@@ -236,7 +236,7 @@ impl Job for Predicting<'_> {
             Done { finished: false, images: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
         // Why one ahead: decoded images can be large, and computing one takes longer than decoding the next.
         let settings =
-            SequenceConfig { workers: args.workers, ahead: args.workers + 1, ..SequenceConfig::default() };
+            SequenceConfig { workers: args.workers, prefetch: args.workers + 1, ..SequenceConfig::default() };
         let wanted: Vec<bool> =
             targets.iter().map(|target| !(args.keep && target.files().all(|file| file.exists()))).collect();
         let images = Sequence::new(settings, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))
