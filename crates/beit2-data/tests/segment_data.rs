@@ -180,7 +180,7 @@ fn generic_layouts() {
         assert!(checked(&source).is_sound());
         assert_eq!(folder.open("images/x", &SegmentDataOptions::default()).len(), 1);
         assert_eq!(source.name(2), "");
-        assert!(source.mask(2).unwrap_err().to_string().contains("there are only 2"));
+        assert!(source.mask(2).unwrap_err().to_string().contains("has 2"));
     }
 }
 
