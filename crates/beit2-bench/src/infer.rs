@@ -22,7 +22,7 @@ pub struct InferBench<I: Backend> {
 }
 
 impl<I: Backend> InferBench<I> {
-    /// A model that answers `batch` images at once.
+    /// A model that classifies `batch` images at once.
     ///
     /// # Errors
     /// A precision that the device does not have, images that cannot be read.
@@ -42,7 +42,7 @@ impl<I: Backend> InferBench<I> {
         Ok(Self { model: model.freeze(), images, size, batch, device: device.clone() })
     }
 
-    /// Floating-point operations of the matrix products for a batch.
+    /// Floating-point operations of the matmuls for a batch.
     pub fn step_flops(&self) -> f64 {
         flops::inference(self.size) * self.batch as f64
     }

@@ -62,7 +62,7 @@ fn settle<B: Backend>(device: &B::Device) -> Result<(), Error> {
     B::sync(device).map_err(|error| Error::Training(format!("the device failed: {error}")))
 }
 
-/// Floating-point operations a second of a large square matrix product `x·wᵀ` of this software: the measure
+/// Floating-point operations a second of a large square matmul `x·wᵀ` of this software: the measure
 /// for shares of the peak on a CPU. The best of a few, a tenth of a second.
 ///
 /// # Errors
@@ -72,9 +72,9 @@ pub fn gemm_flops<B: Backend>(precision: Precision, device: &B::Device) -> Resul
     let mut side = 2048;
     loop {
         let (x, w) = (operand::<B>(side, device), operand::<B>(side, device));
-        let fastest = fastest_product::<B>(4, device, || linear(x.clone(), w.clone(), None, precision))?;
+        let fastest = fastest_matmul::<B>(4, device, || linear(x.clone(), w.clone(), None, precision))?;
         best = best.max(2.0 * (side as f64).powi(3) / fastest);
-        // A product that is over in milliseconds is too small for the device.
+        // A matmul that is over in milliseconds is too small for the device.
         if fastest > 5e-3 || side >= 16_384 {
             return Ok(best);
         }
@@ -82,10 +82,10 @@ pub fn gemm_flops<B: Backend>(precision: Precision, device: &B::Device) -> Resul
     }
 }
 
-/// The side of the product that shares of a GPU's peak refer to.
+/// The side of the matmul that fractions of a GPU's peak refer to.
 pub const GPU_GEMM_SIDE: usize = 8192;
 
-/// Floating-point operations a second of Burn's product `x·wᵀ` of square matrices that are held in the precision: the
+/// Floating-point operations a second of Burn's matmul `x·wᵀ` of square matrices that are held in the precision: the
 /// measure for shares of the peak on a GPU ([`GPU_GEMM_SIDE`]), where [`gemm_flops`] would time the rounding of operands as
 /// well. The best of up to twenty, after the device has chosen its kernel; of 2048 rows where `side` takes too long. Memory
 /// is given back.
@@ -97,7 +97,7 @@ pub fn held_gemm_flops<B: Backend>(
     precision: Precision,
     device: &B::Device,
 ) -> Result<f64, Error> {
-    /// Seconds that a product may take.
+    /// Seconds that a matmul may take.
     const LONG: f64 = 0.1;
     let dtype = match precision {
         Precision::F32 => DType::F32,
@@ -105,9 +105,9 @@ pub fn held_gemm_flops<B: Backend>(
     };
     let measure = |side: usize| -> Result<f64, Error> {
         let [x, w] = [(); 2].map(|()| operand::<B>(side, device).cast(dtype));
-        let product = || x.clone().matmul(w.clone().transpose());
-        fastest_product::<B>(2, device, product)?;
-        let seconds = fastest_product::<B>(20, device, product)?;
+        let matmul = || x.clone().matmul(w.clone().transpose());
+        fastest_matmul::<B>(2, device, matmul)?;
+        let seconds = fastest_matmul::<B>(20, device, matmul)?;
         Ok(2.0 * (side as f64).powi(3) / seconds)
     };
     let small = measure(side.min(2048))?;
@@ -117,22 +117,22 @@ pub fn held_gemm_flops<B: Backend>(
     Ok(flops)
 }
 
-/// Random numbers: products of zeros need less power and run faster.
+/// Random numbers: matmuls of zeros need less power and run faster.
 fn operand<B: Backend>(side: usize, device: &B::Device) -> Tensor<B, 2> {
     Tensor::random([side, side], Distribution::Uniform(-1.0, 1.0), device)
 }
 
 /// Seconds of the fastest of `count` runs, or of as many as take a second. Results are held until they are complete: a
-/// backend need not compute what nobody has.
-fn fastest_product<B: Backend>(
+/// backend need not compute what nobody reads.
+fn fastest_matmul<B: Backend>(
     count: usize,
     device: &B::Device,
-    product: impl Fn() -> Tensor<B, 2>,
+    matmul: impl Fn() -> Tensor<B, 2>,
 ) -> Result<f64, Error> {
     let (mut fastest, mut total) = (f64::INFINITY, 0.0);
     for _ in 0..count {
         let mut watch = Watch::<B>::start(device)?;
-        let result = product();
+        let result = matmul();
         let seconds = watch.lap()?;
         drop(result);
         fastest = fastest.min(seconds);

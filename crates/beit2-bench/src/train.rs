@@ -30,7 +30,7 @@ pub struct TrainSetup {
     pub size: Size,
     /// Images in a step.
     pub batch: usize,
-    /// Operands of the products.
+    /// Operands of the matmuls.
     pub precision: Precision,
     /// Images.
     pub images: Images,
@@ -48,7 +48,7 @@ pub struct TrainBench<B: AutodiffBackend> {
     device: B::Device,
 }
 
-/// The thread that runs the frozen half, one batch ahead, for as many batches as it is asked for. It lives as long as the
+/// The thread that runs the frozen half, one batch ahead, for as many batches as were requested. It lives as long as the
 /// measurement: a GPU keeps a queue with memory of its own for every thread that ever used it.
 struct Preparer<I: Backend> {
     /// Dropped first, which ends the thread.
@@ -125,12 +125,12 @@ impl<B: AutodiffBackend> TrainBench<B> {
         })
     }
 
-    /// Floating-point operations of the matrix products in a step.
+    /// Floating-point operations of the matmuls in a step.
     pub fn step_flops(&self) -> f64 {
         flops::training(self.setup.stage, self.setup.size) * self.setup.batch as f64
     }
 
-    /// Takes `count` steps as training does, the frozen half one batch ahead on a thread of its own → seconds
+    /// Takes `count` steps as training does, the frozen half prefetched one batch at a time on a thread of its own → seconds
     /// and the last step's loss.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A weight file that holds another model than the one that was asked for.
+    /// A weight file that holds another model than the requested one.
     #[error("{origin} holds a {found} model, {why}")]
     WrongModel {
         /// The file, as it was named.
@@ -100,7 +100,7 @@ pub enum Error {
     /// Another device's part of the run ended early.
     #[error(transparent)]
     PeerLeft(#[from] beit2_kernels::PeerLeft),
-    /// Someone asked to stop.
+    /// The run was told to stop.
     #[error("stopped on request; the same command continues")]
     Interrupted,
     /// Training went wrong in a way that more steps cannot repair.

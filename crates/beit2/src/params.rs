@@ -15,7 +15,7 @@ use crate::error::Error;
 /// What batch norms keep beside their parameters.
 const STATISTICS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
 
-/// The dotted name of the parameter that a walk stands at.
+/// The dotted name of the parameter that a walk is at.
 #[derive(Debug, Default)]
 pub(crate) struct Path {
     segments: Vec<Option<String>>,
@@ -40,7 +40,7 @@ impl Path {
     }
 
     /// Whether gradients move the parameter: everything but the codebook's state, which its own
-    /// averages move, and the running statistics of batch norms. Asked of the name because only
+    /// averages move, and the running statistics of batch norms. Taken from the name because only
     /// recording backends know it of a tensor.
     pub(crate) fn is_trained(&self) -> bool {
         let mut segments = self.segments.iter().flatten();

@@ -27,11 +27,11 @@ pub struct ClassifierOptions<'a> {
     pub head_rows: Option<&'a [usize]>,
     /// How relative position tables are resized.
     pub tables: TableResize,
-    /// Operands of the matrix products.
+    /// Operands of the matmuls.
     pub precision: Precision,
 }
 
-/// One guess of a classifier.
+/// One prediction of a classifier.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// Number of the class.
@@ -130,7 +130,7 @@ impl<B: Backend> Classifier<B> {
         if let Some(rows) = options.head_rows {
             if let Some(row) = rows.iter().find(|row| **row >= classes) {
                 return config_error(format!(
-                    "{origin} has {classes} classes; the subset asks for class {row} of the 1000 of ImageNet-1k"
+                    "{origin} has {classes} classes; the subset needs class {row} of the 1000 of ImageNet-1k"
                 ));
             }
             let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();

@@ -33,7 +33,7 @@ pub struct EmbedderOptions {
     pub image_size: Option<usize>,
     /// Read the file as a published teacher of this family.
     pub teacher: Option<TeacherKind>,
-    /// Operands of the matrix products.
+    /// Operands of the matmuls.
     pub precision: Precision,
 }
 

@@ -15,7 +15,7 @@ use crate::pixels;
 use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
 use crate::vit::{DropPath, VisionTransformer};
 
-/// `[eval]`: how held-out images are seen.
+/// `[eval]`: how validation images are preprocessed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalTable {
@@ -138,7 +138,7 @@ pub fn evaluate<B: Backend>(
         }
         let batch = batch?;
         let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
-            return config_error("a held-out image has no class; evaluation needs classes for all");
+            return config_error("a validation image has no class; evaluation needs classes for all");
         };
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
@@ -146,7 +146,7 @@ pub fn evaluate<B: Backend>(
         let classes = logits.dims()[1];
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return config_error(format!(
-                "a held-out image has class number {label}, but the model has {classes} classes"
+                "a validation image has class number {label}, but the model has {classes} classes"
             ));
         }
         let values = logits.to_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();

@@ -56,7 +56,7 @@ pub enum Featurizer<B: Backend> {
 }
 
 impl<B: Backend> Featurizer<B> {
-    /// Computes the products that features need in `precision` from now on; before [`Featurizer::freeze`].
+    /// Runs the matmuls that features need in `precision` from now on; before [`Featurizer::freeze`].
     pub fn set_precision(&mut self, precision: Precision) {
         match self {
             Self::Mim(model, _) => model.set_precision(precision),

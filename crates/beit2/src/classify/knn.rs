@@ -30,7 +30,7 @@ const CHUNK: usize = 256;
 /// Predicted class of every row of `val` by the rows of `train`.
 ///
 /// # Errors
-/// Features of different width, no neighbours to ask.
+/// Features of different width, no neighbours to count.
 pub fn predict<B: Backend>(
     train: &Features,
     val: &Features,

@@ -38,8 +38,8 @@ pub fn hard_cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1,
 pub fn top_k_hits(logits: &[f32], classes: usize, labels: &[u32], k: usize) -> usize {
     let hit = |row: &[f32], label: usize| {
         let own = row[label];
-        let ahead = |(at, v): (usize, &f32)| *v > own || (*v == own && at < label) || own.is_nan();
-        row.iter().enumerate().filter(|(at, v)| *at != label && ahead((*at, v))).count() < k
+        let ranks_above = |(at, v): (usize, &f32)| *v > own || (*v == own && at < label) || own.is_nan();
+        row.iter().enumerate().filter(|(at, v)| *at != label && ranks_above((*at, v))).count() < k
     };
     logits.chunks(classes).zip(labels).filter(|(row, label)| hit(row, **label as usize)).count()
 }

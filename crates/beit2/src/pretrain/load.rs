@@ -46,7 +46,7 @@ fn from_shapes(state: &StateFile) -> Result<MimConfig, Error> {
     let Some(aggregation) = state.facts.aggregation else { return Ok(plain) };
     let Some(intermediate_layer) = aggregation.early_layer else {
         return config_error(format!(
-            "{origin} does not tell which block its aggregation head looks at, and {} blocks are no published size",
+            "{origin} does not tell which block its aggregation head reads, and {} blocks are no published size",
             plain.vit.depth
         ));
     };

@@ -160,7 +160,7 @@ impl<B: Backend> MimModel<B> {
         Self { trunk: self.trunk.freeze(), ..self }
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.trunk.set_precision(precision);
         self.cls_pt_layers.iter_mut().for_each(|block| block.set_precision(precision));
@@ -264,8 +264,8 @@ impl<B: Backend> MimModel<B> {
         let mut branches = Vec::new();
         let mut accuracy = Vec::new();
         for logits in std::iter::once(logits.last).chain(logits.patch_aggregation) {
-            let guess = logits.clone().detach().argmax(1).reshape([-1]);
-            accuracy.push(guess.equal(labels.clone()).float().mean());
+            let predicted = logits.clone().detach().argmax(1).reshape([-1]);
+            accuracy.push(predicted.equal(labels.clone()).float().mean());
             branches.push(kernels::cross_entropy(logits, labels.clone()));
         }
         let total = match &branches[..] {

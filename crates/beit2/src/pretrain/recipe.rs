@@ -88,7 +88,7 @@ pub struct PretrainRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Operands of the matrix products; everything else is f32.
+    /// Operands of the matmuls; everything else is f32.
     pub precision: Precision,
     /// Sizes.
     pub model: MimConfig,

@@ -1,7 +1,7 @@
-//! Token ids of training batches on disk, so that a second run on the same images does not ask the tokenizer.
+//! Token ids of training batches on disk, so that a second run on the same images need not run the tokenizer.
 //!
 //! A record belongs to the pixels of a whole batch, not to the settings that made them: whatever changes the
-//! tokenizer's view changes its hash, so a wrong record cannot be found. Whole batches, because products of
+//! tokenizer's view changes its hash, so a wrong record cannot be found. Whole batches, because matmuls of
 //! another size may round differently, and a tie between two codes would then fall the other way; so ids are those
 //! that the tokenizer would give, to the bit. Format: `docs/formats/token-cache.md`.
 
@@ -262,7 +262,7 @@ impl Records {
         let Some(&record) = self.index.get(hash) else { return Ok(None) };
         let bytes = match self.read(self.place(record), self.size) {
             Ok(bytes) => bytes,
-            // Somebody cut the file off since.
+            // Something has truncated the file since.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Vec::new(),
             Err(error) => return Err(error),
         };
@@ -330,7 +330,7 @@ mod tests {
         Tensor::from_data([[seed, 1, 2, 65_535], [3, 4, seed, 0], [5, 6, 7, seed]], &Default::default())
     }
 
-    fn ask(cache: &mut TokenCache, batch: &Batch<Item>, seed: i32) -> bool {
+    fn computes(cache: &mut TokenCache, batch: &Batch<Item>, seed: i32) -> bool {
         let mut computed = false;
         let make = || {
             computed = true;
@@ -356,23 +356,27 @@ mod tests {
     fn the_same_pixels_are_asked_for_once_and_all_else_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut cache = open(folder.path(), "a", 1);
-        assert!(ask(&mut cache, &batch(0, 7), 7) && !ask(&mut cache, &batch(0, 7), 7));
-        assert!(ask(&mut cache, &batch(1, 8), 8) && ask(&mut cache, &batch(0, 9), 9));
+        assert!(computes(&mut cache, &batch(0, 7), 7) && !computes(&mut cache, &batch(0, 7), 7));
+        assert!(computes(&mut cache, &batch(1, 8), 8) && computes(&mut cache, &batch(0, 9), 9));
         assert_eq!(cache.used(), CacheUse { hits: 1, lookups: 4, problem: None });
         let mut again = open(folder.path(), "a", 1);
-        assert!(!ask(&mut again, &batch(0, 7), 7) && !ask(&mut again, &batch(1, 8), 8));
+        assert!(!computes(&mut again, &batch(0, 7), 7) && !computes(&mut again, &batch(1, 8), 8));
         let mut swapped = batch(0, 7);
         swapped.items.swap(0, 2);
-        assert!(ask(&mut again, &swapped, 10));
+        assert!(computes(&mut again, &swapped, 10));
         // Another view of the tokenizer, whatever the model sees.
         let mut other = batch(0, 7);
         other.items[1].token = Some(other.items[0].patch.clone());
-        assert!(ask(&mut again, &other, 11));
-        assert!(ask(&mut open(folder.path(), "b", 1), &batch(0, 7), 12));
-        assert!(ask(&mut open(folder.path(), "a", 2), &batch(0, 7), 7));
+        assert!(computes(&mut again, &other, 11));
+        assert!(computes(&mut open(folder.path(), "b", 1), &batch(0, 7), 12));
+        assert!(computes(&mut open(folder.path(), "a", 2), &batch(0, 7), 7));
         let mut wide = TokenCache::open(folder.path(), "w", (1 << 16) + 1, 1).unwrap();
-        assert!(ask(&mut wide, &batch(0, 1), 70_000));
-        assert!(!ask(&mut TokenCache::open(folder.path(), "w", 1 << 17, 1).unwrap(), &batch(0, 1), 70_000));
+        assert!(computes(&mut wide, &batch(0, 1), 70_000));
+        assert!(!computes(
+            &mut TokenCache::open(folder.path(), "w", 1 << 17, 1).unwrap(),
+            &batch(0, 1),
+            70_000
+        ));
     }
 
     /// Every byte of a file is damaged, and the file is cut off everywhere: ids are right, and kept again.
@@ -381,7 +385,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut cache = open(folder.path(), "a", 1);
         for seed in [7, 8] {
-            ask(&mut cache, &batch(0, seed), i32::from(seed));
+            computes(&mut cache, &batch(0, seed), i32::from(seed));
         }
         let path = only_file(&folder.path().join("a"));
         let whole = std::fs::read(&path).unwrap();
@@ -394,18 +398,18 @@ mod tests {
         for bytes in damaged {
             std::fs::write(&path, &bytes).unwrap();
             let mut cache = open(folder.path(), "a", 1);
-            let computed = [7, 8].map(|seed| ask(&mut cache, &batch(0, seed), i32::from(seed)));
+            let computed = [7, 8].map(|seed| computes(&mut cache, &batch(0, seed), i32::from(seed)));
             assert!(computed.contains(&true), "damage was not noticed");
             let mut again = open(folder.path(), "a", 1);
-            assert!(![7, 8].into_iter().any(|seed| ask(&mut again, &batch(0, seed), i32::from(seed))));
+            assert!(![7, 8].into_iter().any(|seed| computes(&mut again, &batch(0, seed), i32::from(seed))));
         }
         // Damage while the file is open.
         std::fs::write(&path, &whole).unwrap();
         let mut cache = open(folder.path(), "a", 1);
-        assert!(!ask(&mut cache, &batch(0, 7), 7));
+        assert!(!computes(&mut cache, &batch(0, 7), 7));
         std::fs::write(&path, &whole[..HEADER as usize + 10]).unwrap();
-        assert!(ask(&mut cache, &batch(0, 8), 8) && ask(&mut cache, &batch(0, 7), 7));
-        assert!(!ask(&mut cache, &batch(0, 8), 8));
+        assert!(computes(&mut cache, &batch(0, 8), 8) && computes(&mut cache, &batch(0, 7), 7));
+        assert!(!computes(&mut cache, &batch(0, 8), 8));
     }
 
     #[test]
@@ -418,14 +422,14 @@ mod tests {
                     let mut cache = open(path, "a", 1);
                     for step in 0..60u8 {
                         let seed = (step + 15 * start) % 60;
-                        ask(&mut cache, &batch(0, seed), i32::from(seed));
+                        computes(&mut cache, &batch(0, seed), i32::from(seed));
                     }
                     assert_eq!(cache.used().problem, None);
                 });
             }
         });
         let mut cache = open(folder.path(), "a", 1);
-        assert!(!(0..60).any(|seed| ask(&mut cache, &batch(0, seed), i32::from(seed))));
+        assert!(!(0..60).any(|seed| computes(&mut cache, &batch(0, seed), i32::from(seed))));
         let length = std::fs::metadata(only_file(&folder.path().join("a"))).unwrap().len();
         assert_eq!(length, HEADER + 60 * (HASH as u64 + 3 * 4 * 2 + 4), "a record was written twice");
     }
@@ -439,7 +443,7 @@ mod tests {
         assert!(error.contains("file"), "{error}");
         let mut cache = open(folder.path(), "a", 1);
         std::fs::remove_dir(folder.path().join("a")).unwrap();
-        assert!(ask(&mut cache, &batch(0, 7), 7) && ask(&mut cache, &batch(0, 7), 7));
+        assert!(computes(&mut cache, &batch(0, 7), 7) && computes(&mut cache, &batch(0, 7), 7));
         let used = cache.used();
         assert!(used.problem.unwrap().contains("goes on without it"));
         assert_eq!((used.hits, used.lookups, cache.used().problem), (0, 2, None));

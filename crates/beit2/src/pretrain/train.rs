@@ -21,7 +21,7 @@ use crate::train::{
 };
 use crate::vit::{DropPath, with_position_indices};
 
-/// Results of a pass over held-out images.
+/// Results of a pass over the validation set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MimEvaluation {
     /// Cross entropy of each branch.
@@ -256,8 +256,8 @@ pub fn targets<I: Backend>(
 /// Images of a batch in an evaluation.
 const EVALUATION_BATCH: usize = 256;
 
-/// Loss and accuracy over held-out images under masks that do not depend on the run, through the training
-/// transform without colours and flips, so that figures compare between runs and epochs. Each image
+/// Loss and accuracy over the validation set under masks that do not depend on the run, through the training
+/// transform without colours and flips, so that metrics compare between runs and epochs. Each image
 /// once, but for the few that equal batches leave over.
 ///
 /// # Errors

@@ -112,7 +112,7 @@ impl<B: Backend> Backbone<B> {
         super::config::check_pyramid(height, width)?;
         match self.table_grid() {
             Some((rows, cols)) if (rows * patch, cols * patch) != (height, width) => config_error(format!(
-                "images of {width}×{height} px do not fit relative position tables for {}×{} px; look at windows of \
+                "images of {width}×{height} px do not fit relative position tables for {}×{} px; use windows of \
                  that size, or open the model for another one",
                 cols * patch,
                 rows * patch

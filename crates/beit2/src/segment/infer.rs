@@ -109,7 +109,7 @@ impl InferConfig {
     }
 }
 
-/// A trained model with its way of looking at images.
+/// A trained model and how it cuts and resizes images.
 #[derive(Debug)]
 pub struct Predictor<'a, B: Backend> {
     model: &'a UperNet<B>,

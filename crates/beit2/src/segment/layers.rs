@@ -49,7 +49,7 @@ impl<B: Backend> Conv<B> {
     }
 }
 
-/// A transposed convolution with a kernel and a stride of 2: every pixel becomes 2×2 pixels, by one product.
+/// A transposed convolution with a kernel and a stride of 2: every pixel becomes 2×2 pixels, by one matmul.
 #[derive(Module, Debug)]
 pub struct Deconv<B: burn::tensor::backend::Backend> {
     /// `[in, out, 2, 2]`.
@@ -73,7 +73,7 @@ impl<B: Backend> Deconv<B> {
         let [batch, height, width, _] = x.dims();
         let weight = self.weight.val();
         let [inputs, outputs, ..] = weight.dims();
-        // Rows of the product's weight: (row of the four, column, output).
+        // Rows of the matmul's weight: (row of the four, column, output).
         let weight = weight.permute([2, 3, 1, 0]).reshape([4 * outputs, inputs]);
         // Burn 0.21's `repeat_dim` mixes up the gradient of an axis longer than one.
         let bias = self.bias.val().unsqueeze::<2>().expand([4, outputs]).reshape([4 * outputs]);

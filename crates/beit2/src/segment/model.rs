@@ -87,7 +87,7 @@ impl<B: Backend> UperNet<B> {
         initialise(self, InitRule::Segment { gamma: config.vit.layer_scale_init }, seed)
     }
 
-    /// Computes the trunk's products in `precision` from now on. Pyramid and heads stay in f32: they are convolutions, which
+    /// Runs the trunk's matmuls in `precision` from now on. Pyramid and heads stay in f32: they are convolutions, which
     /// have no other precision.
     pub fn set_precision(&mut self, precision: Precision) {
         self.backbone.trunk.set_precision(precision);

@@ -88,7 +88,7 @@ pub struct SegmentRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Operands of the trunk's matrix products; pyramid and heads are in f32.
+    /// Operands of the trunk's matmuls; pyramid and heads are in f32.
     pub precision: Precision,
     /// Micro-batches that a step's images are divided into, to save memory. Batch norm sees one of them at a time.
     pub grad_accum_steps: usize,

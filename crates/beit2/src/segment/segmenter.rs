@@ -22,11 +22,11 @@ use crate::{params, pixels};
 /// What can be chosen when a [`Segmenter`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SegmenterOptions {
-    /// Side of the windows that it looks at; `None`: as it was trained. Positions are resized.
+    /// Side of its windows; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
     /// How relative position tables are resized.
     pub tables: TableResize,
-    /// Operands of the trunk's matrix products; pyramid and heads are in f32.
+    /// Operands of the trunk's matmuls; pyramid and heads are in f32.
     pub precision: Precision,
 }
 
@@ -49,7 +49,7 @@ pub struct Segmenter<B: Backend = Flex> {
     pub config: SegmenterConfig,
     /// The model, frozen ([`UperNet::freeze`]).
     pub model: UperNet<B>,
-    /// How images are seen, as the run that made it saw held-out ones; the reference's way for published files.
+    /// How images are cut and resized: as in the validation of the run that made it; the reference's way for published files.
     pub infer: InferConfig,
 }
 

@@ -163,7 +163,7 @@ fn between(to: &mut [f32], a: &[f32], b: &[f32], t: f32) {
     }
 }
 
-/// A [`Stitcher`]'s rows resized to another image size, mirrored if asked.
+/// A [`Stitcher`]'s rows resized to another image size, mirrored on request.
 pub struct Rows<F> {
     stitcher: Stitcher<F>,
     size: (usize, usize),
@@ -243,9 +243,9 @@ mod tests {
     fn a_plane_is_stitched_to_a_plane() {
         let sizes = Sizes { image: (23, 31), window: (8, 8), stride: (5, 3), logits: (8, 8), classes: 2 };
         let plane = |y: usize, x: usize| [(y * 100 + x) as f32, -(x as f32)];
-        let mut asked = Vec::new();
+        let mut seen = Vec::new();
         let compute = |places: &[(usize, usize)]| {
-            asked.extend(places.to_vec());
+            seen.extend(places.to_vec());
             let window = |&(top, left): &(usize, usize)| {
                 (0..64).flat_map(|at| plane(top + at / 8, left + at % 8)).collect()
             };
@@ -261,7 +261,7 @@ mod tests {
         let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off < 1e-3, "{off}");
         let all = origins(23, 8, 5).len() * origins(31, 8, 3).len();
-        assert_eq!(asked.len(), all, "each window once");
+        assert_eq!(seen.len(), all, "each window once");
     }
 
     #[test]

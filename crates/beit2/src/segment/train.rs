@@ -27,7 +27,7 @@ use crate::train::{
 use crate::vit::{DropPath, drop_path_rates, with_position_indices};
 use crate::weights::StateFile;
 
-/// Folder of a run with held-out images, their masks and the newest predictions, for the report.
+/// Folder of a run with validation images, their masks and the newest predictions, for the report.
 pub const EXAMPLES: &str = "examples";
 
 /// Images that it holds.
@@ -148,7 +148,7 @@ pub fn train<B: AutodiffBackend>(
                 false => DropPath::none(),
             };
             // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
-            // them, and a branch that nobody computes would change it on one rank only.
+            // them, and a branch that no rank computes would change it on one rank only.
             let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
             let dropout =
                 HeadDropout::sample(config, micro_batch, &mut key(RngStream::HeadDropout).rng(), device);
@@ -184,7 +184,7 @@ pub fn train<B: AutodiffBackend>(
             if let Some(val) = val.as_ref().filter(|_| session.leads()) {
                 let valid = model.valid();
                 let predictor = Predictor::new(&valid, config, &recipe.infer)?;
-                // It ends even when the run shall stop: the record belongs to this step.
+                // It ends even when the run is about to stop: the record belongs to this step.
                 let stop = StopFlag::default();
                 let workers = recipe.data.workers;
                 let examples = session.dir().join(EXAMPLES);

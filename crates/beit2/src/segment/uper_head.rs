@@ -85,7 +85,7 @@ impl<B: Backend> UperHead<B> {
         classify(&self.conv_seg, fused, dropout)
     }
 
-    /// The smallest map joined with its means over coarse grids.
+    /// The smallest map concatenated with its means over coarse grids.
     fn pooled(&self, top: Tensor<B, 4>, pass: &mut Pass<'_, B>) -> Tensor<B, 4> {
         let [_, height, width, _] = top.dims();
         let mut parts = vec![top.clone()];

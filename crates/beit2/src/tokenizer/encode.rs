@@ -16,7 +16,7 @@ use crate::weights::{self, WeightFile};
 /// What can be chosen when a [`Tokenizer`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenizerOptions {
-    /// Operands of the matrix products of encoder and decoder; everything about codes stays in f32.
+    /// Operands of the matmuls of encoder and decoder; everything about codes stays in f32.
     pub precision: Precision,
 }
 
@@ -103,7 +103,7 @@ impl<B: Backend> Tokenizer<B> {
         self.model.ids(self.model.preprocess(images)).reshape([batch, grid, grid])
     }
 
-    /// Code ids `[B, g, g]` → the decoder's guess of the teacher's patch features, `[B, g², teacher_dim]`.
+    /// Code ids `[B, g, g]` → the decoder's prediction of the teacher's patch features, `[B, g², teacher_dim]`.
     pub fn decode(&self, ids: Tensor<B, 3, Int>) -> Tensor<B, 3> {
         let [batch, rows, columns] = ids.dims();
         let codes = self.model.quantize.codebook().select(0, ids.reshape([batch * rows * columns]));

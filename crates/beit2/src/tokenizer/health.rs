@@ -1,4 +1,4 @@
-//! How well a codebook is used, in numbers and in words.
+//! How well a codebook is used: metrics, and a warning where they are bad.
 
 use beit2_run::report::{self, CodebookPoint, Level, assess};
 
@@ -88,7 +88,7 @@ impl CodebookHealth {
         self.codes - self.used
     }
 
-    /// A warning in plain words when something is wrong with the codebook, judged as the report does,
+    /// A warning of one sentence when something is wrong with the codebook, judged as the report does,
     /// but only when the tokens would have sufficed to use every code several times.
     pub fn warning(&self) -> Option<String> {
         if self.tokens < 4 * self.codes as u64 {

@@ -54,7 +54,7 @@ pub struct TokenizerRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Operands of the matrix products; everything else, and everything about codes, is f32.
+    /// Operands of the matmuls; everything else, and everything about codes, is f32.
     pub precision: Precision,
     /// Sizes.
     pub model: TokenizerConfig,

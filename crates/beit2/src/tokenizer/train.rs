@@ -23,7 +23,7 @@ use crate::weights::Tensors;
 /// Rounds of k-means, as the reference.
 const KMEANS_ROUNDS: usize = 10;
 
-/// Results of a pass over held-out images.
+/// Results of a pass over the validation set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizerEvaluation {
     /// Mean of 1 − cos to the teacher.
@@ -318,7 +318,7 @@ fn health_of<I: Backend>(bins: Tensor<I, 1>) -> CodebookHealth {
     usage.health()
 }
 
-/// Losses and code uses over held-out images (resize and centre crop, each image once).
+/// Losses and code uses over the validation set (resize and centre crop, each image once).
 ///
 /// # Errors
 /// Images that cannot be read.

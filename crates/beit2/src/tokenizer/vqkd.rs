@@ -62,7 +62,7 @@ pub struct TokenizerLoss<B: Backend> {
     pub rec: Tensor<B, 1>,
     /// Quantized vectors, with ids and commitment loss.
     pub quantized: Quantized<B>,
-    /// The decoder's guess of the teacher's features, `[B, N, teacher_dim]`.
+    /// The decoder's prediction of the teacher's features, `[B, N, teacher_dim]`.
     pub decoded: Tensor<B, 3>,
 }
 
@@ -97,7 +97,7 @@ impl<B: Backend> VqKd<B> {
         })
     }
 
-    /// Computes the products of both Transformers and of the decoder's task layer in `precision` from now
+    /// Runs the matmuls of both Transformers and of the decoder's task layer in `precision` from now
     /// on. The encoder's task layer and everything about codes stay in f32, as in the reference.
     pub fn set_precision(&mut self, precision: Precision) {
         self.encoder.set_precision(precision);

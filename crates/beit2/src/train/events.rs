@@ -59,7 +59,7 @@ pub enum Event {
     Checkpoint(PathBuf),
     /// A stage ended.
     Finished {
-        /// Whether all its steps are done (otherwise it was asked to stop).
+        /// Whether all its steps are done (otherwise it was told to stop).
         complete: bool,
         /// Steps done.
         step: u64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// Batches with what a frozen model makes of them (targets, token ids), one batch ahead on a thread of its own.
+/// Batches with what a frozen model computes from them (targets, token ids), prefetched one batch at a time on a thread of its own.
 ///
 /// The frozen half of a step and the training half overlap, so that small batches, which a machine cannot spread over all
 /// of its cores, still keep them busy. Nothing depends on the thread's pace: the order is that of the batches.
@@ -85,7 +85,7 @@ impl<T> Drop for Prefetch<T> {
                     std::thread::sleep(PAUSE);
                 }
             }
-            // A panic there has been passed on by `next`, or nobody asked for the rest.
+            // A panic there has been passed on by `next`, or nobody wanted the rest.
             let _ = worker.join();
         }
     }
@@ -105,8 +105,8 @@ mod tests {
         let operations = pool.clone();
         pool.install(|| {
             let batches = (0..).map(Ok::<_, Error>);
-            let mut ahead = Prefetch::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
-            assert_eq!(ahead.next().transpose().unwrap(), Some(1));
+            let mut prefetch = Prefetch::new(batches, move |batch| Ok(operations.install(|| batch + 1)));
+            assert_eq!(prefetch.next().transpose().unwrap(), Some(1));
         });
     }
 }

@@ -1,6 +1,6 @@
 //! One run of one stage: its directory, metrics, checkpoints, interruption.
 //!
-//! A loop asks the session where to start, tells it about every step, and lets it decide when to log,
+//! A loop learns from the session where to start, tells it about every step, and lets it decide when to log,
 //! to save and to stop. Whatever the loop must remember is in [`TrainState`] and in the tensors it hands
 //! over at a checkpoint, so that a continued run repeats the uninterrupted one to the bit.
 
@@ -49,7 +49,7 @@ pub struct Session<'a, I: Backend> {
     pub state: TrainState,
     since: Instant,
     warned_upscaling: bool,
-    /// Somebody asked to stop, and all ranks know.
+    /// A stop was requested, and all ranks know.
     stopping: bool,
     /// What a follower has to say at the next step.
     warnings: Vec<String>,
@@ -252,7 +252,7 @@ impl<'a, I: Backend> Session<'a, I> {
             // Then it is so on all ranks.
             return Ok(());
         }
-        // As one tensor, so that the device is asked once.
+        // As one tensor, so that there is one read from the device.
         let scalars = pending.iter().flat_map(|report| &report.scalars).map(|(_, value)| value.clone());
         let own = self.waits.device(|| Tensor::cat(scalars.collect(), 0).into_data());
         let own = own.convert::<f64>().into_vec::<f64>().unwrap_or_default();
@@ -299,17 +299,17 @@ impl<'a, I: Backend> Session<'a, I> {
         Ok(())
     }
 
-    /// Whether to save after this step: at the interval, at the end, or because someone asked to stop.
+    /// Whether to save after this step: at the interval, at the end, or because a stop was requested.
     pub fn should_save(&self, last_in_epoch: bool) -> bool {
         let due = match self.logging.checkpoint_every {
             Some(every) => self.state.step.is_multiple_of(every),
             None => last_in_epoch,
         };
-        due || self.is_complete() || self.asked_to_stop()
+        due || self.is_complete() || self.stop_requested()
     }
 
     /// Alone, a request counts at once; in a group, when all ranks know of it.
-    fn asked_to_stop(&self) -> bool {
+    fn stop_requested(&self) -> bool {
         self.stopping || (self.rank().world() == 1 && self.env.stop.is_set())
     }
 
@@ -330,10 +330,10 @@ impl<'a, I: Backend> Session<'a, I> {
 
     /// Whether the loop should end.
     pub fn should_stop(&self) -> bool {
-        self.is_complete() || self.asked_to_stop()
+        self.is_complete() || self.stop_requested()
     }
 
-    /// Writes a complete checkpoint of what `state` gives, or nothing. Called by all ranks, asked of the leader.
+    /// Writes a complete checkpoint of what `state` gives, or nothing. Called by all ranks; the leader writes.
     ///
     /// # Errors
     /// A full or read-only disk, a loss that is not finite; earlier checkpoints stay as they are.

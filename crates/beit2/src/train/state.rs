@@ -46,7 +46,7 @@ impl<'a> Env<'a> {
 /// How a stage ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// All steps are done; otherwise the run was asked to stop and has saved.
+    /// All steps are done; otherwise the run was told to stop and has saved.
     pub complete: bool,
     /// Steps done.
     pub step: u64,

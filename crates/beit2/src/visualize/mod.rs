@@ -13,11 +13,11 @@ use crate::train::{DataConfig, ScheduleConfig, evaluation_loader, to_device, tra
 use crate::vit::DropPath;
 
 /// Gray of a masked patch.
-const HIDDEN: [u8; 3] = [128, 128, 128];
+const MASKED_GREY: [u8; 3] = [128, 128, 128];
 /// Tint of a patch whose token was not predicted.
 const MISSED: [u8; 3] = [40, 40, 40];
 
-/// Held-out images as the model saw them and what it made of the masked patches: input, masked input,
+/// Validation images as the model saw them and what it predicted for the masked patches: input, masked input,
 /// and the input with only those masked patches shown whose token was predicted (by either branch).
 ///
 /// # Errors
@@ -36,15 +36,15 @@ pub fn mim_samples<B: Backend>(
     let mut views = recipe.views(token_px);
     (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
     let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
-    let hidden = Some(recipe.block_mask());
+    let mask = Some(recipe.block_mask());
     let mut loader =
-        training_loader(source, &data, &schedule, views, hidden, 0, Default::default(), &Rank::alone())?;
+        training_loader(source, &data, &schedule, views, mask, 0, Default::default(), &Rank::alone())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
     let (x, labels, mask) = inputs(tokenizer, &batch.items, recipe.model.vit.patches(), device)?;
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
-    let guesses: Vec<Vec<i64>> = std::iter::once(logits.last)
+    let predicted: Vec<Vec<i64>> = std::iter::once(logits.last)
         .chain(logits.patch_aggregation)
         .map(|l| ids(l.argmax(1).squeeze_dim(1)))
         .collect();
@@ -53,11 +53,11 @@ pub fn mim_samples<B: Backend>(
     for (image, item) in batch.items.iter().enumerate() {
         let per_image = item.masked.len();
         let right: Vec<bool> = (image * per_image..(image + 1) * per_image)
-            .map(|at| guesses.iter().any(|guess| guess[at] == labels[at]))
+            .map(|at| predicted.iter().any(|branch| branch[at] == labels[at]))
             .collect();
         let (mut masked, mut correct) = (item.patch.clone(), item.patch.clone());
         for (&patch, &right) in item.masked.iter().zip(&right) {
-            paint(&mut masked, grid, patch as usize, HIDDEN);
+            paint(&mut masked, grid, patch as usize, MASKED_GREY);
             if !right {
                 paint(&mut correct, grid, patch as usize, MISSED);
             }
@@ -171,7 +171,7 @@ mod tests {
         let cut = around(&image, 4, 0);
         assert_eq!((cut.width, cut.height), (4, 4));
         assert_eq!(&cut.rgb[..6], [0, 1, 2, 0, 1, 2], "the edge repeats");
-        paint(&mut image, 4, 5, HIDDEN);
+        paint(&mut image, 4, 5, MASKED_GREY);
         assert_eq!(&image.data[(2 * 8 + 2) * 3..][..6], [128; 6]);
         assert_eq!(image.data[(2 * 8 + 4) * 3], 60);
     }

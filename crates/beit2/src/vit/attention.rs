@@ -46,7 +46,7 @@ impl<B: Backend> Attention<B> {
         }
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.qkv.set_precision(precision);
         self.proj.set_precision(precision);

@@ -89,7 +89,7 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.attn.set_precision(precision);
         self.mlp.fc1.set_precision(precision);

@@ -85,7 +85,7 @@ impl<B: Backend> DropPath<B> {
         Self { blocks }
     }
 
-    /// The draws of `count` samples from number `from` on: a device's share of a batch.
+    /// The draws of `count` samples from number `from` on: a rank's part of a batch.
     #[must_use]
     pub fn narrow(mut self, from: usize, count: usize) -> Self {
         for block in &mut self.blocks {
@@ -130,7 +130,7 @@ impl KeptSamples {
     }
 }
 
-/// `x + factor⊙γ⊙branch`, where `branch` gives the branch of the samples it is asked for.
+/// `x + factor⊙γ⊙branch`, where `branch` gives the branch of the samples it is given.
 pub(crate) fn add_branch<B: Backend>(
     x: Tensor<B, 3>,
     gamma: &Option<Param<Tensor<B, 1>>>,

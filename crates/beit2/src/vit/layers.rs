@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 /// `y = x·Wᵀ + b` with the weight stored `[out, in]`, as in the published files.
 ///
-/// A frozen layer ([`Linear::freeze`]) has its weight in the form that products read, and nothing else.
+/// A frozen layer ([`Linear::freeze`]) has its weight in the packed form that matmuls read, and nothing else.
 #[derive(Module, Debug)]
 pub struct Linear<B: burn::tensor::backend::Backend> {
     /// `[out, in]`; `[0, 0]` in a frozen layer that has a packed weight.
@@ -30,12 +30,12 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// How the products are computed; f32 until something else is said.
+    /// How the products are computed; f32 unless set otherwise.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     ///
     /// # Panics
     /// If the layer is frozen in another one.

@@ -147,7 +147,7 @@ fn target(vit: &VitConfig, pooling: Option<Pooling>, classes: usize) -> Target {
     }
 }
 
-/// Adds the derived `relative_position_index` buffers that the official code's strict loading asks for
+/// Adds the derived `relative_position_index` buffers that the official code's strict loading requires
 /// beside every bias table.
 pub fn with_position_indices(mut tensors: Tensors) -> Tensors {
     const TABLE: &str = "relative_position_bias_table";

@@ -4,7 +4,7 @@ use beit2_kernels::{self as kernels, Backend, PackedWeight, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-/// A convolution whose stride equals its kernel, done as one matrix product over patches.
+/// A convolution whose stride equals its kernel, computed as one matmul over patches.
 #[derive(Module, Debug)]
 pub struct PatchEmbed<B: burn::tensor::backend::Backend> {
     /// The projection, named as the reference's `Conv2d`.
@@ -37,7 +37,7 @@ impl<B: Backend> PatchEmbed<B> {
         }
     }
 
-    /// Computes the product in `precision` from now on.
+    /// Runs the matmul in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }

@@ -41,7 +41,7 @@ impl<B: Backend> VisionTransformer<B> {
         }
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.trunk.set_precision(precision);
         self.head.iter_mut().for_each(|head| head.set_precision(precision));

@@ -123,7 +123,7 @@ fn config_beside(path: &Path) -> Option<serde_json::Value> {
     serde_json::from_slice(&std::fs::read(path.with_file_name("config.json")).ok()?).ok()
 }
 
-/// The names of `{"0": "cat", "1": "dog"}`, when all are there and somebody has chosen them: `LABEL_7` is only a number.
+/// The names of `{"0": "cat", "1": "dog"}`, when all are there and someone has chosen them: `LABEL_7` is only a number.
 fn class_names(id2label: &serde_json::Value) -> Option<Vec<&str>> {
     let table = id2label.as_object()?;
     let names: Option<Vec<&str>> = (0..table.len()).map(|id| table.get(&id.to_string())?.as_str()).collect();

@@ -59,7 +59,7 @@ pub struct FinetuneRecipe {
     pub stage: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Operands of the matrix products; everything else is f32.
+    /// Operands of the matmuls; everything else is f32.
     pub precision: Precision,
     /// Micro-batches that a step's images are divided into, to save memory.
     pub grad_accum_steps: usize,

@@ -186,7 +186,7 @@ pub fn train<B: AutodiffBackend>(
         if batch.last_in_epoch || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
-                // It ends even when the run shall stop: the epoch's record belongs to this step.
+                // It ends even when the run is about to stop: the epoch's record belongs to this step.
                 let mut judge = |model: &VisionTransformer<B::InnerBackend>| {
                     let view = recipe.eval.view(vit.image_size);
                     let (val, batch) = (val.clone(), recipe.eval_batch(rank.world()));

@@ -179,7 +179,7 @@ impl<B: Backend> Teacher<B> {
         Ok(params::load_strict(teacher, tensors, dtype, |_| false)?.no_grad())
     }
 
-    /// Computes the products in `precision` from now on.
+    /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         self.patch_embed.set_precision(precision);
         self.blocks.iter_mut().for_each(|block| block.set_precision(precision));

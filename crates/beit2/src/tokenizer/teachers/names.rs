@@ -111,8 +111,8 @@ fn dinov2(tensors: Tensors) -> Result<Tensors, Error> {
         match part {
             Some(at) => {
                 let parts_of = ["query", "key", "value"][at];
-                let joined = name.replace(&format!("attention.attention.{parts_of}."), "attn.qkv.");
-                parts.entry(joined).or_default()[at] = Some(tensor);
+                let fused = name.replace(&format!("attention.attention.{parts_of}."), "attn.qkv.");
+                parts.entry(fused).or_default()[at] = Some(tensor);
             }
             None => {
                 out.insert(name, tensor);
