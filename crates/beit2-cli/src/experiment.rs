@@ -11,11 +11,11 @@ use serde_json::json;
 use toml::{Table, Value};
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, Experiment, OutputArgs};
 use crate::commands::report;
 use crate::device::{DeviceSpec, GroupJob};
 use crate::display::{duration, grouped, speed};
 use crate::errors::{Ending, usage};
+use crate::flags::{DeviceArgs, OutputArgs, TrainArgs};
 use crate::output;
 use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
@@ -27,7 +27,7 @@ pub const SOFTWARE: &str = concat!("beit2 ", env!("CARGO_PKG_VERSION"));
 
 /// Runs a training command. `extra` are overrides by the command's own flags.
 pub fn run<S: Stage>(
-    flags: &Experiment,
+    flags: &TrainArgs,
     extra: Vec<(String, String)>,
     signals: &Signals,
 ) -> anyhow::Result<Ending> {
@@ -60,10 +60,10 @@ pub fn run<S: Stage>(
     }
 
     let provenance = provenance(&found, &overrides, &inputs, &flags.device)?;
-    if !flags.talk.quiet {
+    if !flags.output.quiet {
         output::note(&header(&settings, &found, &out, &inputs, &flags.device)?);
     }
-    let mut progress = Progress::new(flags.talk, signals, &out);
+    let mut progress = Progress::new(flags.output, signals, &out);
     let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
     let job = Training {
         settings: &settings,
@@ -79,7 +79,7 @@ pub fn run<S: Stage>(
     };
     let outcome = flags.device.device.on_all(job);
     progress.close();
-    finish(&out, &outcome?, flags.talk)
+    finish(&out, &outcome?, flags.output)
 }
 
 /// A training run as work for a device.
@@ -154,7 +154,7 @@ pub fn provenance(
     found: &Recipe,
     overrides: &[(String, String)],
     inputs: &Inputs,
-    device: &Device,
+    device: &DeviceArgs,
 ) -> anyhow::Result<String> {
     let mut environment = Table::try_from(Environment::detect(SOFTWARE))?;
     environment.insert("device".into(), device.device.to_string().into());
@@ -176,7 +176,7 @@ fn header<S: Stage>(
     found: &Recipe,
     out: &Path,
     inputs: &Inputs,
-    device: &Device,
+    device: &DeviceArgs,
 ) -> anyhow::Result<String> {
     let classes = match inputs.classes {
         0 => String::new(),
@@ -268,7 +268,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// Says what came of the run.
-fn finish(out: &Path, outcome: &Outcome, talk: OutputArgs) -> anyhow::Result<Ending> {
+fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<Ending> {
     let report = match report::write(out) {
         Ok(path) => Some(path),
         // The run is what counts, and it is saved.
@@ -286,7 +286,7 @@ fn finish(out: &Path, outcome: &Outcome, talk: OutputArgs) -> anyhow::Result<End
         ));
     }
     let per_second = (outcome.seconds > 0.0).then(|| outcome.images as f64 / outcome.seconds);
-    if talk.json {
+    if output.json {
         output::json(&json!({
             "run": out,
             "complete": outcome.complete,

@@ -15,6 +15,7 @@ mod download;
 mod errors;
 mod experiment;
 mod export;
+mod flags;
 mod libraries;
 mod output;
 mod progress;

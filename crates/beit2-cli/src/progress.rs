@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use beit2::train::{Bottleneck, Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::OutputArgs;
 use crate::display::{duration, grouped, metric, speed};
+use crate::flags::OutputArgs;
 use crate::output;
 use crate::signals::Signals;
 
@@ -56,8 +56,8 @@ pub struct Progress {
 
 impl Progress {
     /// Progress of a run in `dir`.
-    pub fn new(talk: OutputArgs, signals: &Signals, dir: &Path) -> Self {
-        let style = match (talk.quiet, std::io::stderr().is_terminal()) {
+    pub fn new(output: OutputArgs, signals: &Signals, dir: &Path) -> Self {
+        let style = match (output.quiet, std::io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Bar,
             (false, false) => Style::Lines,
@@ -352,8 +352,8 @@ mod tests {
     fn warnings_wait_for_the_run_directory() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let talk = OutputArgs { quiet: true, json: false };
-        let mut progress = Progress::new(talk, &Signals::default(), &run);
+        let flags = OutputArgs { quiet: true, json: false };
+        let mut progress = Progress::new(flags, &Signals::default(), &run);
         progress.event(Event::Warning("early".into()));
         assert!(!run.exists());
         std::fs::create_dir(&run).unwrap();

@@ -13,10 +13,10 @@ use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, PrecisionArgs, one_of};
 use crate::device::{Job, Kind};
 use crate::errors::{Ending, usage};
 use crate::experiment::SOFTWARE;
+use crate::flags::{DeviceArgs, PrecisionArgs, one_of};
 use crate::signals::Signals;
 use crate::{libraries, output};
 
@@ -91,7 +91,7 @@ struct Common {
     json: bool,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 }
 
 /// Measures and tells.

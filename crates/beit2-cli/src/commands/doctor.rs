@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::device::{DeviceSpec, Kind};
 use crate::errors::Ending;
 use crate::experiment::{SOFTWARE, instructions};
+use crate::flags::JsonArgs;
 use crate::libraries::{self, Need};
 use crate::{assets, output, recipes};
 
@@ -13,9 +14,8 @@ use crate::{assets, output, recipes};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 doctor\n  beit2 doctor --json")]
 pub struct Args {
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// Looks and tells.
@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let survey = libraries::survey();
     let bundled = assets::inventory();
 
-    if args.json {
+    if args.output.json {
         let devices = Kind::ALL.into_iter().zip(&devices).map(|(kind, (name, found))| {
             let state = json!({ "compiled_in": kind.is_compiled_in(), "works": found.is_ok() });
             ((*name).to_owned(), state)

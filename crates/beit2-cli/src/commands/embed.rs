@@ -10,14 +10,13 @@ use beit2::train::Assets;
 use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
-use clap::{ValueEnum, ValueHint};
+use clap::ValueEnum;
 
-use super::frozen::{self, Family};
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::Ending;
-use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
+use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
+use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, SourceArg};
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -31,9 +30,8 @@ const F16_MAX: f32 = 65504.0;
     beit2 embed images --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
     The same command continues after an interruption; the file is the same to the byte.")]
 pub struct Args {
-    /// Images: a folder, tar shards, one image, or bundled:train
-    #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
-    source: String,
+    #[command(flatten)]
+    images: SourceArg,
 
     /// Model: a run directory, checkpoint folder or weight file (pretrained model, classifier, tokenizer, teacher)
     #[arg(long, value_name = "RUN|FILE")]
@@ -43,17 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     features: FeatureArg,
 
-    /// Block after which features are taken, counted from 1; left out, what the model ends with
-    #[arg(long, value_name = "N")]
-    layer: Option<usize>,
-
-    /// Read --weights as a published teacher of this family (safetensors or .pth)
-    #[arg(long, value_name = "FAMILY")]
-    teacher: Option<Family>,
-
-    /// Side of the images; left out, as the model was trained (published teachers: 224)
-    #[arg(long, value_name = "PX")]
-    image_size: Option<usize>,
+    #[command(flatten)]
+    frozen: FrozenArgs,
 
     /// Precision in the file
     #[arg(long, value_name = "TYPE", default_value = "f32")]
@@ -63,13 +52,13 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,13 +99,13 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &known)?;
     let list = to.list();
     let assets = AssetStore::default();
-    let source = assets.source(&args.source)?;
+    let source = assets.source(&args.images.source)?;
     let weights = assets.weights_fingerprint(&args.weights)?;
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let job = Embedding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
     let written = args.device.device.on(job);
     progress.close();
-    written?.report(&args.export.out, list, args.talk.json)?;
+    written?.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)
 }
 
@@ -135,7 +124,7 @@ impl Job for Embedding<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
-        let options = frozen::options(args.layer, args.image_size, args.teacher, args.products.precision);
+        let options = args.frozen.options(args.precision.precision);
         let file = assets.weights(&args.weights)?;
         let model = Embedder::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
@@ -155,8 +144,8 @@ impl Job for Embedding<'_> {
             ("weights", weights),
             ("features", name.to_owned()),
             ("layer", model.layer.map_or("end".to_owned(), |layer| layer.to_string())),
-            ("teacher", args.teacher.map_or(String::new(), |family| format!("{family:?}"))),
-            ("precision", args.products.precision.to_string()),
+            ("teacher", args.frozen.teacher.map_or(String::new(), |family| format!("{family:?}"))),
+            ("precision", args.precision.precision.to_string()),
             ("device", args.device.device.to_string()),
         ];
         let layout = RowLayout { name: "features", element, shape };

@@ -8,13 +8,12 @@ use beit2::tokenizer::{Tokenizer, TokenizerOptions};
 use beit2::train::Assets;
 use beit2_data::{EvalConfig, Image, Source};
 use beit2_kernels::AutodiffBackend;
-use clap::ValueHint;
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::Ending;
-use crate::export::{Destination, Element, Export, ExportArgs, Format, RowLayout, Written};
+use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
+use crate::flags::{DeviceArgs, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -29,9 +28,8 @@ const U16_CODES: usize = 1 << 16;
     The same command continues after an interruption; the file is the same to the byte."
 )]
 pub struct Args {
-    /// Images: a folder, tar shards, one image, or bundled:train
-    #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
-    source: String,
+    #[command(flatten)]
+    images: SourceArg,
 
     /// Tokenizer: its run directory, a checkpoint folder or a weight file
     #[arg(long, value_name = "RUN|FILE")]
@@ -41,13 +39,13 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Writes the file.
@@ -55,13 +53,13 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
     let list = to.list();
     let assets = AssetStore::default();
-    let source = assets.source(&args.source)?;
+    let source = assets.source(&args.images.source)?;
     let weights = assets.weights_fingerprint(&args.tokenizer)?;
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let job = Encoding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
     let written = args.device.device.on(job);
     progress.close();
-    written?.report(&args.export.out, list, args.talk.json)?;
+    written?.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)
 }
 
@@ -80,7 +78,7 @@ impl Job for Encoding<'_> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
         let Self { args, to, assets, source, weights, signals, progress } = self;
-        let precision = args.products.precision;
+        let precision = args.precision.precision;
         let options = TokenizerOptions { precision };
         let file = assets.weights(&args.tokenizer)?;
         let tokenizer = Tokenizer::<B::InnerBackend>::from_file(file, &args.tokenizer, &options, device)?;

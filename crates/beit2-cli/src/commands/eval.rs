@@ -14,10 +14,10 @@ use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -78,13 +78,13 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Robustness sets with a part of ImageNet-1k's classes; ImageNet-Sketch has all and needs no flag.
@@ -158,7 +158,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             args.data
         ));
     }
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
     let result = args.device.device.on(job);
     progress.close();
@@ -167,7 +167,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if let Some(out) = &args.out {
         write(out, &object, &result, source.classes())?;
     }
-    if args.talk.json {
+    if args.output.json {
         output::json(&object)?;
     } else {
         let percent = |share: f64| format!("{:.3} %", 100.0 * share);
@@ -206,7 +206,7 @@ impl Job for Evaluate<'_> {
             image_size: args.image_size,
             head_rows,
             tables: args.rel_pos_interpolation.of_library(),
-            precision: args.products.precision,
+            precision: args.precision.precision,
         };
         let file = assets.weights(&args.weights)?;
         let classifier = Classifier::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
@@ -264,7 +264,7 @@ fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Valu
     json!({
         "weights": args.weights,
         "data": args.data,
-        "precision": args.products.precision,
+        "precision": args.precision.precision,
         "classes": classes,
         "images": result.images,
         "top1": result.top1,

@@ -14,11 +14,10 @@ use clap::ValueHint;
 use serde_json::json;
 
 use super::found::{Found, print_json, print_rows};
-use super::frozen::{self, Family, Kind};
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::errors::{Ending, usage};
+use crate::flags::{DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs};
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -42,23 +41,14 @@ pub struct Subject {
 
     /// What of an image's tokens becomes its feature
     #[arg(long, value_name = "WHAT", default_value = "mean")]
-    pub(super) features: Kind,
+    pub(super) features: FeatureKindArg,
 
-    /// Block after which features are taken, counted from 1; left out, what the model ends with
-    #[arg(long, value_name = "N")]
-    layer: Option<usize>,
+    #[command(flatten)]
+    frozen: FrozenArgs,
 
     /// After every block in turn, to find the best one
     #[arg(long, conflicts_with = "layer")]
     pub(super) all_layers: bool,
-
-    /// Read --weights as a published teacher of this family (safetensors or .pth)
-    #[arg(long, value_name = "FAMILY")]
-    teacher: Option<Family>,
-
-    /// Side of the images; left out, as the model was trained (pixels: 32, published teachers: 224)
-    #[arg(long, value_name = "PX")]
-    image_size: Option<usize>,
 
     /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
     /// --weights names, and nowhere for other weights
@@ -70,13 +60,13 @@ pub struct Subject {
     workers: usize,
 
     #[command(flatten)]
-    pub(super) products: PrecisionArgs,
+    pub(super) precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Flags of `knn`.
@@ -146,7 +136,7 @@ pub fn knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
         votes.iter().map(|(k, top1)| (format!("k-NN top-1, k = {k}"), percent(*top1))).collect()
     };
     let best = |votes: &Vec<(usize, f64)>| votes.iter().map(|(_, top1)| *top1).fold(0.0, f64::max);
-    if args.subject.talk.json {
+    if args.subject.output.json {
         let extra = json!({ "temperature": args.temperature });
         print_json(&args.subject, &results, "knn", |votes| list(votes).into(), best, extra)?;
     } else {
@@ -169,7 +159,7 @@ pub fn probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let train = |train: &Features, val: &Features, device: &dyn OnDevice| device.probe(train, val, config);
     let results = measure(&args.subject, signals, train)?;
-    if args.subject.talk.json {
+    if args.subject.output.json {
         let value = |top1: &f64| json!({ "top1": top1, "settings": config });
         print_json(&args.subject, &results, "probe", value, |top1| *top1, json!({}))?;
     } else {
@@ -224,7 +214,7 @@ where
         ));
     }
     // No run directory: warnings have nowhere to be kept and are shown.
-    let mut progress = Progress::new(subject.talk, signals, Path::new("."));
+    let mut progress = Progress::new(subject.output, signals, Path::new("."));
     let job = Measurement {
         subject,
         assets: &assets,
@@ -258,8 +248,7 @@ where
         if subject.weights == PIXELS {
             return Ok(vec![self.one::<B>(None, device)?]);
         }
-        let options =
-            frozen::options(subject.layer, subject.image_size, subject.teacher, subject.products.precision);
+        let options = subject.frozen.options(subject.precision.precision);
         let file = self.assets.weights(&subject.weights)?;
         let mut model = Embedder::<B::InnerBackend>::from_file(file, &subject.weights, &options, device)?;
         if !subject.all_layers {
@@ -296,7 +285,7 @@ where
         for (source, what) in sides {
             both.push(match model {
                 None => {
-                    let side = subject.image_size.unwrap_or(PIXELS_SIDE);
+                    let side = subject.frozen.image_size.unwrap_or(PIXELS_SIDE);
                     pixel_features(source.clone(), &data, side, *progress, &signals.stop)?
                 }
                 Some(model) => {
@@ -341,7 +330,7 @@ fn cache_file(
     };
     let model = assets.weights_fingerprint(&subject.weights)?;
     let layer = layer.map_or("all".to_owned(), |layer| layer.to_string());
-    let precision = match subject.products.precision {
+    let precision = match subject.precision.precision {
         Precision::F32 => String::new(),
         other => format!("-{other}"),
     };

@@ -19,7 +19,7 @@ impl Found {
     fn json(&self, subject: &Subject) -> serde_json::Map<String, serde_json::Value> {
         let pairs = [
             ("weights", json!(subject.weights)),
-            ("precision", json!(subject.products.precision)),
+            ("precision", json!(subject.precision.precision)),
             ("features", json!(subject.features.name())),
             ("layer", json!(self.layer)),
             ("dim", json!(self.dim)),

@@ -7,7 +7,6 @@ pub mod encode;
 pub mod eval;
 pub mod evaluate;
 mod found;
-mod frozen;
 pub mod predict;
 pub mod recipes;
 pub mod report;
@@ -35,11 +34,11 @@ pub fn run(command: Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Tokenizer(Tokenizer::Encode(args)) => encode::run(&args, signals),
         Command::Pretrain(args) => {
             let tokenizer = args.tokenizer.map(|weights| ("tokenizer.weights".to_owned(), weights));
-            experiment::run::<PretrainRecipe>(&args.experiment, tokenizer.into_iter().collect(), signals)
+            experiment::run::<PretrainRecipe>(&args.train, tokenizer.into_iter().collect(), signals)
         }
         Command::Finetune(args) => {
             let init = args.init.map(|weights| ("init.weights".to_owned(), weights));
-            experiment::run::<FinetuneRecipe>(&args.experiment, init.into_iter().collect(), signals)
+            experiment::run::<FinetuneRecipe>(&args.train, init.into_iter().collect(), signals)
         }
         Command::Teacher(Teacher::Distill(args)) => {
             experiment::run::<DistillRecipe>(&args, Vec::new(), signals)

@@ -18,11 +18,11 @@ use clap::ValueHint;
 use serde_json::json;
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -37,9 +37,8 @@ const IMAGENET_CLASSES: usize = 1000;
     --names takes one name a line in the order of the classes. For a model trained on a folder with one\n\
     sub-folder for each class that is `ls FOLDER > names.txt`; for ImageNet it gives the WordNet ids.")]
 pub struct Args {
-    /// Images, folders of images, or tar shards
-    #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
-    sources: Vec<String>,
+    #[command(flatten)]
+    images: SourcesArg,
 
     /// Classifier: a run directory, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
@@ -79,13 +78,13 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Names the classes of all images.
@@ -96,9 +95,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let assets = AssetStore::default();
     let names = args.names.as_deref().map(read_names).transpose()?;
-    let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    let sources =
+        args.images.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let total = source.len();
     let job = Predicting { args, assets: &assets, source, names, signals, progress: &mut progress };
     let ended = args.device.device.on(job);
@@ -137,7 +137,7 @@ impl Job for Predicting<'_> {
         let Self { args, assets, source, names, signals, progress } = self;
         let options = ClassifierOptions {
             image_size: args.image_size,
-            precision: args.products.precision,
+            precision: args.precision.precision,
             ..ClassifierOptions::default()
         };
         let file = assets.weights(&args.weights)?;
@@ -167,7 +167,7 @@ impl Job for Predicting<'_> {
             Ok(model.rank(model.logits(pixels::stacked(views, device)?), top))
         };
         let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
-        let finished = match (&args.csv, args.talk.json) {
+        let finished = match (&args.csv, args.output.json) {
             (Some(path), _) => {
                 let mut walked = Ok(false);
                 let written = write_atomic(path, |writer| {
@@ -259,7 +259,7 @@ impl Walk<'_> {
 
     /// One object, streamed: a million images need not be in memory.
     fn json(&mut self) -> anyhow::Result<bool> {
-        let (weights, precision) = (json!(self.args.weights), self.args.products.precision);
+        let (weights, precision) = (json!(self.args.weights), self.args.precision.precision);
         output::result(&format!("{{\"weights\": {weights}, \"precision\": \"{precision}\", \"images\": ["))?;
         let mut first = true;
         let finished = self.images(|name, best| {

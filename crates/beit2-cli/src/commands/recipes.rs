@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::errors::Ending;
+use crate::flags::JsonArgs;
 use crate::{output, recipes};
 
 /// Flags of `recipes`.
@@ -18,11 +19,7 @@ pub struct Args {
 enum Action {
     /// Name, stage and purpose of every recipe (what `beit2 recipes` alone does)
     #[command(after_help = "Example:\n  beit2 recipes list --json")]
-    List {
-        /// Print one JSON object on stdout
-        #[arg(long)]
-        json: bool,
-    },
+    List(JsonArgs),
     /// Print a recipe, to read it or to make a file of your own from it
     #[command(after_help = "Example:\n  beit2 recipes show vqkd_base_clip_100e > my_tokenizer.toml")]
     Show {
@@ -35,13 +32,13 @@ enum Action {
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     match &args.action {
         Some(Action::Show { name }) => output::result(&recipes::find(name)?.text)?,
-        Some(Action::List { json: true }) => {
+        Some(Action::List(JsonArgs { json: true })) => {
             let all = recipes::all().map(
                 |recipe| json!({ "name": recipe.name, "stage": recipe.stage(), "title": recipe.title() }),
             );
             output::json(&json!({ "recipes": all.collect::<Vec<_>>() }))?;
         }
-        Some(Action::List { json: false }) | None => {
+        Some(Action::List(JsonArgs { json: false })) | None => {
             let rows: Vec<Vec<String>> = recipes::all()
                 .map(|recipe| {
                     let stage = recipe.stage().unwrap_or_default();

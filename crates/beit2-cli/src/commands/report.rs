@@ -20,6 +20,7 @@ use toml::Table;
 
 use crate::display::{duration, metric, speed};
 use crate::errors::{Ending, usage};
+use crate::flags::JsonArgs;
 use crate::output;
 
 /// Warnings of `warnings.log` that a report shows.
@@ -33,15 +34,14 @@ pub struct Args {
     #[arg(value_name = "RUN", value_hint = ValueHint::DirPath)]
     run: PathBuf,
 
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// Writes the report and says where it is.
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let path = write(&args.run)?;
-    if args.json {
+    if args.output.json {
         output::json(&json!({ "report": path, "metrics": last_epoch(&args.run) }))?;
     } else {
         output::result(&path.display().to_string())?;

@@ -15,7 +15,6 @@ use anyhow::bail;
 use beit2::Error;
 use beit2::train::{Event, Observer};
 use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
-use clap::ValueHint;
 use serde_json::{Value, json};
 
 pub use format::{Element, Format, RowLayout};
@@ -23,40 +22,13 @@ use partial::{Partial, Sample};
 
 use crate::display::grouped;
 use crate::errors::usage;
+use crate::flags::ExportArgs;
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
 /// Unusable images that are named one by one on the terminal.
 const LISTED: usize = 10;
-
-/// Flags of every command that writes a row for each image.
-#[derive(Debug, clap::Args)]
-pub struct ExportArgs {
-    /// File to write; its ending says in which form
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub out: PathBuf,
-
-    /// Replace --out when it exists, and begin again what was begun with other settings
-    #[arg(long)]
-    pub force: bool,
-
-    /// Leave images that cannot be read out of the rows and name them at the end, instead of stopping
-    #[arg(long)]
-    pub skip_unreadable: bool,
-
-    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
-    #[arg(long, value_name = "SHARE")]
-    pub crop_pct: Option<f64>,
-
-    /// Images computed at once
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub batch_size: u32,
-
-    /// Threads that decode images
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub workers: usize,
-}
 
 /// Where rows go, checked before any work.
 pub struct Destination<'a> {

@@ -16,10 +16,10 @@ use beit2_run::Existing;
 use clap::ValueHint;
 
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::display::duration;
 use crate::errors::{Ending, usage};
 use crate::experiment::{self, Inputs, Training};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
 use crate::output;
 use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
@@ -53,13 +53,13 @@ pub struct Args {
     restart: bool,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Runs it.
@@ -86,10 +86,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return Ok(Ending::Stopped);
     };
 
-    if !args.talk.quiet {
+    if !args.output.quiet {
         output::note("\n3/3  probes");
     }
-    let mut progress = Progress::new(args.talk, signals, &args.out);
+    let mut progress = Progress::new(args.output, signals, &args.out);
     let job = measure::Measurement {
         tokenizer: &tokenizer.settings,
         tokenizer_dir: &tokenizer.dir,
@@ -102,7 +102,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let measured = args.device.device.first().on(job);
     progress.close();
     let results = measured?;
-    show::show(args.talk, &args.out, &tokenizer.dir, &pretrain.dir, results)
+    show::show(args.output, &args.out, &tokenizer.dir, &pretrain.dir, results)
 }
 
 fn scaled(steps: u64, scale: f64) -> u64 {
@@ -130,7 +130,7 @@ impl<S: Stage> Part<S> {
             &recipe,
             &[
                 ("seed".into(), args.seed.to_string()),
-                ("precision".into(), args.products.precision.to_string()),
+                ("precision".into(), args.precision.precision.to_string()),
             ],
         )?;
         Ok(Self { recipe, settings, dir: args.out.join(S::NAME) })
@@ -146,10 +146,10 @@ impl<S: Stage> Part<S> {
     ) -> anyhow::Result<Option<Outcome>> {
         let inputs = Inputs::check(&self.settings, assets)?;
         let provenance = experiment::provenance(&self.recipe, &[], &inputs, &args.device)?;
-        if !args.talk.quiet {
+        if !args.output.quiet {
             output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
         }
-        let mut progress = Progress::new(args.talk, signals, &self.dir);
+        let mut progress = Progress::new(args.output, signals, &self.dir);
         let existing = if args.restart { Existing::SetAside } else { Existing::Continue };
         let job = Training {
             settings: &self.settings,
@@ -170,7 +170,7 @@ impl<S: Stage> Part<S> {
             stopped(&self.dir, &outcome);
             return Ok(None);
         }
-        if !args.talk.quiet {
+        if !args.output.quiet {
             output::note(&format!("     {} steps in {}", outcome.step, duration(outcome.seconds)));
         }
         Ok(Some(outcome))

@@ -9,15 +9,15 @@ use beit2_run::report::{Cell, Headline, HeadlineRow, ReportData, Stage, render};
 use serde_json::{Map, Value, json};
 
 use super::measure::Results;
-use crate::cli::OutputArgs;
 use crate::commands::report;
 use crate::display::duration;
 use crate::errors::Ending;
+use crate::flags::OutputArgs;
 use crate::output;
 
 /// Writes the report and prints the table or the object.
 pub fn show(
-    talk: OutputArgs,
+    output: OutputArgs,
     out: &Path,
     tokenizer: &Path,
     pretrain: &Path,
@@ -40,7 +40,7 @@ pub fn show(
     write(&path, &data)?;
     write_bytes_atomic(&out.join("results.json"), serde_json::to_string_pretty(&json)?.as_bytes())?;
 
-    if talk.json {
+    if output.json {
         output::json(&json)?;
         return Ok(Ending::Done);
     }

@@ -9,16 +9,16 @@ use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
 use serde_json::json;
 
 use crate::assets::AssetStore;
-use crate::cli::Experiment;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
+use crate::flags::TrainArgs;
 use crate::output;
 use crate::progress::Progress;
 use crate::recipes;
 use crate::signals::Signals;
 
 /// `segment train --check-data`: looks at every pair and stops.
-pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Ending> {
+pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending> {
     let found = recipes::find(flags.recipe.as_deref().unwrap_or(super::DEFAULT_RECIPE))?;
     let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides())?;
     let data = &settings.data;
@@ -27,12 +27,12 @@ pub(super) fn run(flags: &Experiment, signals: &Signals) -> anyhow::Result<Endin
     }
     let mut reports = Vec::new();
     for spec in std::iter::once(&data.train).chain(&data.val).filter(|spec| !spec.is_empty()) {
-        let mut progress = Progress::new(flags.talk, signals, Path::new("."));
+        let mut progress = Progress::new(flags.output, signals, Path::new("."));
         let report = look(spec, &settings.masks, data.workers, signals, &mut progress);
         progress.close();
         reports.push((spec, report?));
     }
-    if flags.talk.json {
+    if flags.output.json {
         let sides = reports.iter().map(|(spec, report)| json!({ "data": spec, "report": report }));
         output::json(&json!({
             "sound": reports.iter().all(|(_, report)| report.is_sound()),

@@ -12,12 +12,12 @@ use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::{InferArgs, Masks, check, open};
+use super::{check, open};
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
+use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -38,10 +38,10 @@ pub struct Args {
     data: String,
 
     #[command(flatten)]
-    masks: Masks,
+    masks: MaskArgs,
 
     #[command(flatten)]
-    looking: InferArgs,
+    infer: InferArgs,
 
     /// Folder for result.json, per_class.csv and confusion.csv
     #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -56,13 +56,13 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
@@ -76,7 +76,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let assets = AssetStore::default();
     let source = assets.segment_source(&args.data, &args.masks.options())?;
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
     let result = args.device.device.on(job);
     progress.close();
@@ -85,7 +85,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let object = json!({
         "weights": args.weights,
         "data": args.data,
-        "precision": args.products.precision,
+        "precision": args.precision.precision,
         "images": source.len(),
         "classes": names.len(),
         "miou": scores.miou,
@@ -100,7 +100,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
         }
     }
-    if args.talk.json {
+    if args.output.json {
         output::json(&object)?;
         return Ok(Ending::Done);
     }
@@ -137,7 +137,7 @@ impl Job for Evaluate<'_> {
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Confusion> {
         let Self { args, assets, source, signals, progress } = self;
         let (segmenter, infer) =
-            open::<B::InnerBackend>(&args.weights, &args.looking, args.products, assets, device)?;
+            open::<B::InnerBackend>(&args.weights, &args.infer, args.precision, assets, device)?;
         check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
         Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)

@@ -17,13 +17,13 @@ use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
-use super::{InferArgs, open};
+use super::open;
 use crate::assets::AssetStore;
-use crate::cli::{Device, OutputArgs, PrecisionArgs};
 use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{tell_unreadable, unreadable_json};
+use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -38,9 +38,8 @@ use crate::signals::Signals;
     image; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
 )]
 pub struct Args {
-    /// Images, folders of images, or tar shards
-    #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
-    sources: Vec<String>,
+    #[command(flatten)]
+    images: SourcesArg,
 
     /// Segmentation model: a run of `beit2 segment train`, a checkpoint folder or a weight file
     #[arg(long, value_name = "RUN|FILE")]
@@ -67,20 +66,20 @@ pub struct Args {
     keep: bool,
 
     #[command(flatten)]
-    looking: InferArgs,
+    infer: InferArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
 
     #[command(flatten)]
-    products: PrecisionArgs,
+    precision: PrecisionArgs,
 
     #[command(flatten)]
-    device: Device,
+    device: DeviceArgs,
 
     #[command(flatten)]
-    talk: OutputArgs,
+    output: OutputArgs,
 }
 
 /// Where the results of one image go.
@@ -101,8 +100,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return usage(format!("--opacity {} must lie from 0 to 1", args.opacity));
     }
     let assets = AssetStore::default();
-    let sources = args.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
-    let names = sources.iter().zip(&args.sources).flat_map(|(source, spec)| {
+    let sources =
+        args.images.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    let names = sources.iter().zip(&args.images.sources).flat_map(|(source, spec)| {
         let spec = spec.clone();
         (0..source.len()).map(move |at| below(&source.name(at), &spec)).collect::<Vec<_>>()
     });
@@ -115,7 +115,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             there.display()
         ));
     }
-    let mut progress = Progress::new(args.talk, signals, Path::new("."));
+    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let job = Predicting {
         args,
         assets: &assets,
@@ -127,10 +127,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let done = args.device.device.on(job);
     progress.close();
     let Done { finished, images, kept, unreadable, shares } = done?;
-    if args.talk.json {
+    if args.output.json {
         output::json(&json!({
             "weights": args.weights,
-            "precision": args.products.precision,
+            "precision": args.precision.precision,
             "out": args.out,
             "images": images,
             "kept": kept,
@@ -219,7 +219,7 @@ impl Job for Predicting<'_> {
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Done> {
         let Self { args, assets, source, targets, signals, progress } = self;
         let (segmenter, infer) =
-            open::<B::InnerBackend>(&args.weights, &args.looking, args.products, assets, device)?;
+            open::<B::InnerBackend>(&args.weights, &args.infer, args.precision, assets, device)?;
         let config = &segmenter.config;
         let predictor = Predictor::new(&segmenter.model, config, &infer)?;
         for target in targets {

@@ -13,8 +13,9 @@ use beit2_weights::{Checkpoint, Format, write_safetensors};
 use clap::ValueHint;
 use serde_json::json;
 
-use super::{Names, Source, about};
+use super::about;
 use crate::errors::{Ending, usage};
+use crate::flags::{JsonArgs, NamesArg, WeightFileArgs};
 use crate::output;
 
 /// Flags of `weights convert`.
@@ -28,11 +29,11 @@ use crate::output;
 )]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: WeightFileArgs,
 
     /// Whose names to write
     #[arg(long, value_name = "NAMES")]
-    to: Names,
+    to: NamesArg,
 
     /// File (*.safetensors) or folder to write
     #[arg(long, short, value_name = "OUT", value_hint = ValueHint::AnyPath)]
@@ -40,7 +41,7 @@ pub struct Args {
 
     /// Whose names the file has; left out, they are recognised
     #[arg(long, value_name = "NAMES")]
-    from: Option<Names>,
+    from: Option<NamesArg>,
 
     /// Attention heads, for config.json; needed only for models without relative position bias
     #[arg(long, value_name = "N")]
@@ -50,9 +51,8 @@ pub struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// The files that will be written.
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     };
     let converted = about(convert(checkpoint.load_all()?, from, args.to.into()), &checkpoint)?;
     let config = match (&target.config, args.to) {
-        (None, _) | (_, Names::Official) => None,
+        (None, _) | (_, NamesArg::Official) => None,
         (Some(path), to) => Some((path, config(args, to, &converted, &checkpoint)?)),
     };
     let metadata = metadata(&checkpoint, kind.kind == converted.layout.kind);
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
 }
 
 /// Where to write, by the name of OUT.
-fn target(out: &Path, to: Names) -> anyhow::Result<Target> {
+fn target(out: &Path, to: NamesArg) -> anyhow::Result<Target> {
     let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
         "safetensors" => return Ok(Target { model: out.to_owned(), config: None }),
@@ -114,7 +114,7 @@ fn target(out: &Path, to: Names) -> anyhow::Result<Target> {
     if out.is_file() {
         return usage(format!("{} is a file; name a file *.safetensors or a folder", out.display()));
     }
-    let config = (to != Names::Official).then(|| out.join("config.json"));
+    let config = (to != NamesArg::Official).then(|| out.join("config.json"));
     Ok(Target { model: out.join("model.safetensors"), config })
 }
 
@@ -125,11 +125,16 @@ fn forced(checkpoint: &Checkpoint, family: Family) -> anyhow::Result<Layout> {
     Ok(Layout { family, kind })
 }
 
-fn config(args: &Args, to: Names, converted: &Converted, checkpoint: &Checkpoint) -> anyhow::Result<String> {
+fn config(
+    args: &Args,
+    to: NamesArg,
+    converted: &Converted,
+    checkpoint: &Checkpoint,
+) -> anyhow::Result<String> {
     let facts = about(inspect(&converted.tensors), checkpoint)?;
     let value = match to {
-        Names::Hf => hf_config(&facts, args.heads),
-        Names::Timm | Names::Official => timm_config(&facts, args.heads),
+        NamesArg::Hf => hf_config(&facts, args.heads),
+        NamesArg::Timm | NamesArg::Official => timm_config(&facts, args.heads),
     };
     if facts.heads.is_none() && args.heads.is_none() && value.is_err() {
         return usage(format!(
@@ -156,7 +161,7 @@ fn report(args: &Args, from: Layout, target: &Target, converted: &Converted) -> 
         .flatten()
         .map(|path| path.display().to_string())
         .collect();
-    if args.json {
+    if args.output.json {
         let left_out = converted.left_out.iter().map(|(name, why)| json!({ "name": name, "why": why }));
         return output::json(&json!({
             "files": files,

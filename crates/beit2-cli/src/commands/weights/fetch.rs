@@ -12,12 +12,12 @@ use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::Names;
 use super::verify::{contradiction, wrong_hash};
 use crate::assets::cache_dir;
 use crate::display::nearest;
 use crate::download::{Client, Failure, Part, Proxy};
 use crate::errors::{Ending, usage};
+use crate::flags::{NamesArg, OutputArgs};
 use crate::output;
 use crate::signals::Signals;
 
@@ -47,19 +47,14 @@ pub struct Args {
 
     /// Whose copy: official (.pth), or timm (safetensors, classifiers only)
     #[arg(long, value_name = "NAMES", default_value = "official")]
-    from: Names,
+    from: NamesArg,
 
     /// List the published files
     #[arg(long, conflicts_with = "name")]
     list: bool,
 
-    /// No progress on stderr
-    #[arg(long, short)]
-    quiet: bool,
-
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Seconds between lines of progress where there is no terminal.
@@ -73,7 +68,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         (None, None) => return usage("this system names no folder for caches; give one by --to DIR"),
     };
     let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
-        return list(&folder, args.json);
+        return list(&folder, args.output.json);
     };
     let Some(published) = published::find(name) else {
         let known = nearest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
@@ -89,12 +84,12 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         output::note(&format!("{path} is there already; check it by `beit2 weights verify {path}`"));
         None
     } else {
-        match download(&copy, &copy.addresses(&args.mirror)?, &target, args.quiet, signals)? {
+        match download(&copy, &copy.addresses(&args.mirror)?, &target, args.output.quiet, signals)? {
             Some(url) => Some(url),
             None => return Ok(Ending::Stopped),
         }
     };
-    if args.json {
+    if args.output.json {
         output::json(&json!({
             "name": published.file,
             "file": target.display().to_string(),
@@ -120,23 +115,23 @@ struct Copy {
 }
 
 impl Copy {
-    fn of(published: &'static Published, names: Names) -> anyhow::Result<Self> {
+    fn of(published: &'static Published, names: NamesArg) -> anyhow::Result<Self> {
         let (family, file) = (names.into(), published.file.to_owned());
         match (names, published.mirror_url()) {
-            (Names::Official, _) => {
+            (NamesArg::Official, _) => {
                 Ok(Self { published, family, url: published.url(), path: file.clone(), file })
             }
-            (Names::Timm, Some(url)) => {
+            (NamesArg::Timm, Some(url)) => {
                 // A mirror of the Hub has the Hub's paths.
                 let path = url.splitn(4, '/').last().unwrap_or_default().to_owned();
                 let file = file.replace(".pth", ".timm.safetensors");
                 Ok(Self { published, family, file, url, path })
             }
-            (Names::Timm, None) => usage(format!(
+            (NamesArg::Timm, None) => usage(format!(
                 "timm has no copy of {}; leave --from out, or see `beit2 weights fetch --list`",
                 published.file
             )),
-            (Names::Hf, _) => usage(
+            (NamesArg::Hf, _) => usage(
                 "there are no published BEiT v2 weights in Hugging Face's names; fetch the official ones and use \
                  `beit2 weights convert --to hf`",
             ),

@@ -5,9 +5,10 @@ use beit2_weights::inspect::{Facts, Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Account, LayoutError, account};
 use serde_json::{Value, json};
 
-use super::{Source, about, describe_fate, describe_format};
+use super::{about, describe_fate, describe_format};
 use crate::display::grouped;
 use crate::errors::Ending;
+use crate::flags::{JsonArgs, WeightFileArgs};
 use crate::output;
 
 /// Flags of `weights inspect`.
@@ -17,15 +18,14 @@ use crate::output;
     beit2 weights inspect checkpoint.pth --entry model_ema --json")]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: WeightFileArgs,
 
     /// Every key with its type, its shape and what happens to it
     #[arg(long)]
     keys: bool,
 
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// What a state dict is, if it is a model of this program.
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let checkpoint = args.source.open()?;
     let names = checkpoint.tensors.keys().map(String::as_str);
     let found: Found = account(names).and_then(|account| Ok((account, inspect(&checkpoint.tensors)?)));
-    if args.json {
+    if args.output.json {
         output::json(&as_json(&checkpoint, &found, args.keys))?;
     } else {
         output::result(&as_text(&checkpoint, &found, args.keys))?;

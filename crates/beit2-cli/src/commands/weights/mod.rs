@@ -6,9 +6,8 @@ mod inspect;
 mod verify;
 
 use anyhow::Context;
-use beit2_weights::layout::{Account, Family, Fate};
-use beit2_weights::{Checkpoint, Format, ReadOptions, read_with};
-use clap::ValueEnum;
+use beit2_weights::layout::{Account, Fate};
+use beit2_weights::{Checkpoint, Format};
 
 use crate::errors::Ending;
 use crate::signals::Signals;
@@ -33,46 +32,6 @@ pub fn run(command: &Weights, signals: &Signals) -> anyhow::Result<Ending> {
         Weights::Verify(args) => verify::run(args),
         Weights::Convert(args) => convert::run(args),
         Weights::Fetch(args) => fetch::run(args, signals),
-    }
-}
-
-/// Which file, and what of it.
-#[derive(Debug, clap::Args)]
-struct Source {
-    /// Weight file (.safetensors, .pth), run directory, checkpoint folder, or folder with model.safetensors
-    #[arg(value_name = "FILE|RUN")]
-    file: String,
-
-    /// Part of a .pth file to look at, such as model_ema; left out, `model`, `module`, `state_dict` or the whole file
-    #[arg(long, value_name = "NAME")]
-    entry: Option<String>,
-}
-
-impl Source {
-    fn open(&self) -> anyhow::Result<Checkpoint> {
-        let path = beit2::weights::locate(&self.file)?;
-        Ok(read_with(&path, &ReadOptions { root: self.entry.as_deref(), ..Default::default() })?)
-    }
-}
-
-/// `official`, `timm` or `hf` on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Names {
-    /// The official BEiT v2 code
-    Official,
-    /// timm
-    Timm,
-    /// Hugging Face transformers
-    Hf,
-}
-
-impl From<Names> for Family {
-    fn from(names: Names) -> Self {
-        match names {
-            Names::Official => Family::Official,
-            Names::Timm => Family::Timm,
-            Names::Hf => Family::HuggingFace,
-        }
     }
 }
 

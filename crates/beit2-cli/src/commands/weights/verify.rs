@@ -10,9 +10,10 @@ use beit2_weights::published::{self, Published};
 use beit2_weights::verify::verify;
 use serde_json::json;
 
-use super::{Source, about, describe_format};
+use super::{about, describe_format};
 use crate::display::grouped;
 use crate::errors::Ending;
+use crate::flags::{JsonArgs, WeightFileArgs};
 use crate::output;
 
 /// Flags of `weights verify`.
@@ -27,11 +28,10 @@ use crate::output;
 )]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: WeightFileArgs,
 
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// How many problems are told in the one sentence; all are in `--json`.
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         problems.extend(contradiction(published, &facts));
         problems.extend(wrong_hash(published, &sha256));
     }
-    if args.json {
+    if args.output.json {
         output::json(&json!({
             "file": path.display().to_string(),
             "model": super::inspect::facts_json(&facts),

@@ -1,0 +1,49 @@
+//! Images to run a model on, and one row for each of them in a file.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+/// The images of a command that writes one file.
+#[derive(Debug, Args)]
+pub struct SourceArg {
+    /// Images: a folder, tar shards, one image, or bundled:train
+    #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    pub source: String,
+}
+
+/// Images from several places.
+#[derive(Debug, Args)]
+pub struct SourcesArg {
+    /// Images, folders of images, or tar shards
+    #[arg(value_name = "IMAGE|DIR|TAR", required = true, value_hint = ValueHint::AnyPath)]
+    pub sources: Vec<String>,
+}
+
+/// Flags of every command that writes a row for each image.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// File to write; its ending says in which form
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+
+    /// Replace --out when it exists, and begin again what was begun with other settings
+    #[arg(long)]
+    pub force: bool,
+
+    /// Leave images that cannot be read out of the rows and name them at the end, instead of stopping
+    #[arg(long)]
+    pub skip_unreadable: bool,
+
+    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
+    #[arg(long, value_name = "SHARE")]
+    pub crop_pct: Option<f64>,
+
+    /// Images computed at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch_size: u32,
+
+    /// Threads that decode images
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub workers: usize,
+}

@@ -1,0 +1,73 @@
+//! Flags that several commands share, each defined once with its help. What only one command takes stands beside that
+//! command in `commands/`.
+
+mod export;
+mod features;
+mod segment;
+mod train;
+mod weights;
+
+use beit2_kernels::Precision;
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::device::DeviceSpec;
+
+pub use export::{ExportArgs, SourceArg, SourcesArg};
+pub use features::{FeatureKindArg, FrozenArgs};
+pub use segment::{InferArgs, MaskArgs};
+pub use train::TrainArgs;
+pub use weights::{NamesArg, WeightFileArgs};
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// cpu, cuda, cuda:1, vulkan, metal or wgpu (those that this build has: `beit2 doctor`); for training also a
+    /// group: cuda:all or cuda:0,1
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceSpec,
+}
+
+/// How matmuls are computed, where no recipe says it.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct PrecisionArgs {
+    /// Operands of the matrix products: f32, or bf16 (faster on CPUs that have it; results agree to about two digits)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision())]
+    pub precision: Precision,
+}
+
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    one_of(&[Precision::F32, Precision::Bf16], |precision| match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    })
+}
+
+/// A value that is chosen by its name.
+pub fn one_of<T>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().map(|&one| name(one)))
+        .try_map(move |chosen| all.iter().copied().find(|&one| name(one) == chosen).ok_or("no such name"))
+}
+
+/// What is printed, for commands with progress.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArgs {
+    /// No progress on stderr; warnings and results stay
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is printed, for commands that have nothing but a result.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct JsonArgs {
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
