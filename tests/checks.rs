@@ -13,8 +13,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The folder of the recordings: `BEIT2_GOLDEN`, else the selection in the workspace.
+///
+/// # Panics
+/// When it holds no manifest: a test of nothing must not pass.
 pub fn root() -> PathBuf {
-    match std::env::var_os("BEIT2_GOLDEN") {
+    let root = match std::env::var_os("BEIT2_GOLDEN") {
         Some(path) => path.into(),
         // Where the test was built; else it was carried elsewhere, and the folder with it.
         None => [concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"), "tests/golden"]
@@ -22,7 +25,13 @@ pub fn root() -> PathBuf {
             .into_iter()
             .find(|path| path.is_dir())
             .unwrap_or_default(),
-    }
+    };
+    let manifest = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("manifest_"))
+    };
+    let any = std::fs::read_dir(&root).is_ok_and(|mut entries| entries.any(manifest));
+    assert!(any, "{} holds no manifest_*.json: not a golden folder", root.display());
+    root
 }
 
 #[derive(Default)]

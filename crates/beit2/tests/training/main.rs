@@ -7,6 +7,7 @@ mod gradients;
 mod opening;
 mod parallel;
 mod precision;
+mod regression;
 mod resume;
 mod savings;
 mod scene;

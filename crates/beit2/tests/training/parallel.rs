@@ -6,11 +6,12 @@ use std::sync::Arc;
 use beit2::classify::finetune;
 use beit2::tokenizer::{self, TokenizerRecipe, teachers};
 use beit2::train::{Assets, Env, Event, Files, Observer, Outcome, SCRATCH, Silent, on_devices};
-use beit2::weights::{self, WeightFile};
+use beit2::weights::{self, Tensors, WeightFile};
 use beit2::{Error, pretrain, segment};
 use beit2_data::Source;
 use beit2_data::segment::{SegmentDataOptions, SegmentSource};
 use beit2_run::metrics;
+use burn::tensor::TensorData;
 
 use super::scene::{self, Auto};
 
@@ -34,6 +35,31 @@ fn discrete(metric: &str, value: f64) -> f64 {
         Some((_, "perplexity")) => 0.05 * value,
         _ => 0.0,
     }
+}
+
+fn floats(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f64>().into_vec().unwrap()
+}
+
+/// Whether rounding put an activation on the other side of a ReLU's 0. Then the bias of the norm in front of it has
+/// another gradient in that channel, and in no other.
+pub fn relu_flipped(a: &Tensors, b: &Tensors) -> bool {
+    a.iter().filter(|(name, _)| name.starts_with("exp_avg/") && name.ends_with("bn.bias")).any(|(name, a)| {
+        let (a, b) = (floats(a), floats(&b[name]));
+        let size = a.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let channels = a.iter().zip(&b).filter(|(a, b)| (*a - *b).abs() > 1e-6 * size).count();
+        (1..=a.len() / 8).contains(&channels)
+    })
+}
+
+/// How much of a tensor's size rounding may change.
+///
+/// Sums of f32 in another order: 1e-5, some steps on. A ReLU that flips is a jump instead. It changes the gradients of
+/// everything in front of it by one of 4 · 16 · 16 positions of one of 16 channels, typically 1/√16384 = 0.8 % of them in
+/// the step in which it happens, and a tenth of that goes into the first moments: 8e-4. Only the convolutions that give
+/// the logits have no ReLU behind them.
+pub fn relative(name: &str, flipped: bool) -> f64 {
+    if flipped && name.starts_with("exp_avg/") && !name.contains("conv_seg") { 1e-3 } else { 1e-5 }
 }
 
 /// `one` on one device and `group` on two: the same records and the same weights, up to rounding.
@@ -64,17 +90,16 @@ fn compare(root: &Path, one: Stage, group: Stage) {
         let read = |outcome: &Outcome| weights::read(&outcome.checkpoint.join(file)).map(|file| file.tensors);
         let (Ok(a), Ok(b)) = (read(&expected), read(&found)) else { continue };
         assert!(a.keys().eq(b.keys()));
+        let flipped = relu_flipped(&a, &b);
         for (name, a) in &a {
-            let values =
-                |data: &burn::tensor::TensorData| data.clone().convert::<f64>().into_vec::<f64>().unwrap();
-            let (a, b) = (values(a), values(&b[name]));
+            let (a, b) = (floats(a), floats(&b[name]));
             let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
             let (size, difference) =
                 (norm(&mut a.iter().copied()), norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)));
             assert!(
                 // The rest: tables of positions start at 0 and hardly move; a gradient's rounding of 1e-8 over this eps, ten
                 // steps of 1e-3 long, is 1e-6.
-                difference <= 1e-6 + 1e-5 * size,
+                difference <= 1e-6 + relative(name, flipped) * size,
                 "{file}: {name} differs by {difference:e} of {size:e}"
             );
         }
