@@ -13,7 +13,7 @@ NAMES = (OURS, EAGER, COMPILED)
 COMMON = ["cell", "beit2 img/s", "eager", "compiled", "beit2 / eager", "beit2 / faster of the two"]
 ON_CPU = [
     "step MiB: beit2", "eager", "compiled", "memory: beit2 / smaller", "process: beit2 / eager", "other load",
-    "share of a large product", "of the registers",
+    "fraction of a large matmul", "of the registers",
 ]  # fmt: skip
 ON_GPU = [
     "share of peak: beit2", "eager", "compiled", "GPU MiB: beit2", "eager", "compiled", "memory: beit2 / smaller",
@@ -54,7 +54,7 @@ def middle(result: dict[str, Any], name: str, key: str) -> float | None:
 
 
 def share_of_peak(result: dict[str, Any], name: str) -> float | None:
-    """Operations of the products that the program computes, over the fastest large product that any of them ran."""
+    """Operations of the matmuls that the program computes, over the fastest large matmul that any of them ran."""
     peak = max((p for other in NAMES if (p := highest(result, other, "gemm_gflops"))), default=None)
     counts = [count for r in rounds(result, name) if (count := r.get("gflop_per_step"))]
     if not peak or not counts:

@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
         p.add_argument("--tf32", choices=("auto", "on", "off"), default="auto", help="cuda; auto: on beside bf16")
         p.add_argument("--compile-mode", default="default", help="torch.compile's mode")
         p.add_argument("--no-freeze", action="store_true", help="infer, compile: weights stay as they are")
-        p.add_argument("--gemm", action="store_true", help="measure a large product and count a step's operations")
+        p.add_argument("--gemm", action="store_true", help="measure a large matmul and count a step's operations")
         p.add_argument("--profile", metavar="FILE", help="write the kernels of one step as JSON at the end")
         p.add_argument("--seed", type=int, default=0)
         p.add_argument("--json", action="store_true", help="accepted for symmetry; JSON lines are all there is")
@@ -315,7 +315,7 @@ def measure_round(work: Workload, base_mib: float, facts: dict[str, Any]) -> dic
 
 
 def peaks(work: Workload) -> dict[str, float]:
-    """A large product's speed, and the operations of a step that is not compiled."""
+    """The speed of a large matmul, and the operations of a step that is not compiled."""
     compiled = work.run_frozen, work.run_model
     work.run_frozen, work.run_model = work.frozen, work.model
     flops = devices.count_flops(lambda: work.step(Phases(work.args.device)))

@@ -98,7 +98,7 @@ def fastest_seconds(device: str, work: Callable[[], object], repeats: int) -> fl
 
 
 def product_flops(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large product on random numbers."""
+    """Floating-point operations per second of one large matmul on random numbers."""
     side = PEAK_SIDE[device]
     operands = [torch.rand(side, side, device=device).mul_(2).sub_(1).to(dtype) for _ in range(2)]
     seconds = fastest_seconds(device, lambda: F.linear(*operands), 20 if device == "cuda" else 4)
