@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2::Error;
 use beit2::pretrain::PretrainRecipe;
-use beit2::train::{DataConfig, Item, ScheduleConfig, training_loader};
-use beit2_data::{BlockMaskConfig, Image, Key, RngStream, Source, TwoViewConfig, sample_block_mask};
+use beit2::train::{DataConfig, DataPosition, Item, TrainingData};
+use beit2_data::{BlockMaskConfig, Image, Key, RngStream, Source, sample_block_mask};
 use beit2_kernels::Rank;
 use rand::Rng;
 
@@ -40,12 +40,11 @@ impl Stream {
                 Box::new(std::iter::repeat_with(move || Ok(Arc::clone(&same))))
             }
             Images::Real(source, workers) => {
-                let data = DataConfig { workers, ..DataConfig::default() };
-                let schedule = ScheduleConfig { batch_size: batch, ..ScheduleConfig::default() };
-                let views: TwoViewConfig = PretrainRecipe::default().views(side);
-                let start = Default::default();
-                let loader =
-                    training_loader(source, &data, &schedule, views, Some(mask), 0, start, &Rank::alone())?;
+                let config = DataConfig { workers, ..DataConfig::default() };
+                let (config, views) = (&config, PretrainRecipe::default().views(side));
+                let data =
+                    TrainingData { source, config, batch_size: batch, views, mask: Some(mask), seed: 0 };
+                let loader = data.loader(DataPosition::default(), &Rank::alone())?;
                 Box::new(loader.map(|batch| Ok(Arc::new(batch?.items))))
             }
         };

@@ -8,7 +8,7 @@ use beit2::classify::soft_cross_entropy;
 use beit2::init::{InitRule, initialise};
 use beit2::params;
 use beit2::pixels;
-use beit2::pretrain::{self, MimModel, PatchMask};
+use beit2::pretrain::{MimModel, PatchMask};
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{Quantized, VqKd};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
@@ -242,9 +242,11 @@ impl<I: Backend> Frozen<I> {
                 Prepared::Features(x.clone(), teacher.forward(x))
             }
             Self::Tokenizer(tokenizer, patches) => {
-                let (x, labels, mask) = pretrain::targets((images, None), batch, *patches, |images, mask| {
-                    tokenizer.ids_at(tokenizer.preprocess(images), mask.masked_tokens())
-                });
+                let masked: Vec<u32> = batch.iter().flat_map(|item| item.masked.iter().copied()).collect();
+                let mask = PatchMask::new(&masked, batch.len(), *patches, &images.device());
+                let x = tokenizer.preprocess(images.clone());
+                let labels = tokenizer.ids_at(x, mask.masked_tokens());
+                let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
                 Prepared::Tokens(x, labels, mask)
             }
             Self::Nothing => {

@@ -1,6 +1,7 @@
 //! Masked image modeling: predict the visual tokens of masked patches (section 3.2 of the paper).
 
 mod config;
+mod evaluate;
 mod load;
 mod model;
 mod recipe;
@@ -8,7 +9,9 @@ mod token_cache;
 mod train;
 
 pub use config::MimConfig;
+pub use evaluate::{MimEvaluation, evaluate};
+pub(crate) use evaluate::{inputs, validation_data};
 pub use load::load;
 pub use model::{MimLogits, MimLoss, MimModel, PatchMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
-pub use train::{Inputs, MimEvaluation, evaluate, inputs, targets, train};
+pub use train::train;

@@ -69,13 +69,11 @@ impl<B: Backend> PatchMask<B> {
 /// The tokenizer's ids at the masked patches, in the order of the logits: `ids [B, N]` → `[B·M]`.
 pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &PatchMask<B>) -> Tensor<B, 1, Int> {
     let [batch, patches] = ids.dims();
-    // The rows count CLS; shift them back to patches.
-    let shift = |row: Tensor<B, 1, Int>| {
-        let per_image = mask.per_image();
-        let image: Vec<i32> = (0..batch * per_image).map(|at| (at / per_image.max(1)) as i32 + 1).collect();
-        row.clone() - Tensor::from_data(TensorData::new(image, [batch * per_image]), &row.device())
-    };
-    ids.reshape([batch * patches]).select(0, shift(mask.masked.flat()))
+    // Tokens are counted with the CLS of each image, patches without.
+    let (tokens, per_image) = (mask.masked.flat(), mask.per_image());
+    let before: Vec<i32> = (0..batch * per_image).map(|at| (at / per_image.max(1)) as i32 + 1).collect();
+    let before = Tensor::from_data(TensorData::new(before, [batch * per_image]), &tokens.device());
+    ids.reshape([batch * patches]).select(0, tokens - before)
 }
 
 /// Logits at the masked patches, in (image, patch) order.

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
-use beit2_data::{Image, Loader, LoaderConfig, RngStream, SampleInfo, TransformError, stack_hwc};
+use beit2_data::{Image, Loader, RngStream, SampleInfo, TransformError, stack_hwc};
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Int, Tensor};
 
 use super::{SegmentRecipe, label_tensor};
 use crate::error::Error;
 use crate::pixels;
-use crate::train::{DataPosition, TrainingItem, for_rank};
+use crate::train::{DataPosition, TrainingItem, loader_config};
 
 impl TrainingItem for SegmentTrainView {
     /// Enlarging is a part of the recipe here, not a sign of small images.
@@ -46,17 +46,8 @@ pub(super) fn training_loader(
         let params = SegmentTrainParams::draw(&augment, &mask, &info.key(RngStream::Augment))?;
         Ok::<_, Unusable>(params.apply(&augment, image, &mask)?)
     });
-    let config = LoaderConfig {
-        batch: recipe.schedule.batch_size,
-        workers: recipe.data.workers,
-        seed: recipe.seed,
-        start: start.at,
-        bad_before_start: start.bad,
-        min_side_px: recipe.data.min_side_px,
-        max_bad_fraction: recipe.data.max_bad_fraction,
-        ..LoaderConfig::default()
-    };
-    Ok(Loader::new(for_rank(config, rank), source.clone(), work)?)
+    let config = loader_config(&recipe.data, recipe.schedule.batch_size, recipe.seed, start, rank);
+    Ok(Loader::new(config, source.clone(), work)?)
 }
 
 /// Standardised crops `[B, 3, S, S]`, 0 where they are padded, and their classes `[B, S, S]`.

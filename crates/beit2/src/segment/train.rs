@@ -1,6 +1,5 @@
 //! Training a segmentation model: read top to bottom.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use beit2_data::segment::SegmentTrainView;
@@ -25,7 +24,7 @@ use crate::train::{
     average_gradients, check_precision, per_rank_batch,
 };
 use crate::vit::{DropPath, drop_path_rates, with_position_indices};
-use crate::weights::StateFile;
+use crate::weights::{StateFile, checkpoint_metadata};
 
 /// Folder of a run with validation images, their masks and the newest predictions, for the report.
 pub const EXAMPLES: &str = "examples";
@@ -98,8 +97,6 @@ pub fn train<B: AutodiffBackend>(
             ),
         ),
         ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-        ("images".into(), source.len().to_string()),
-        ("schedule".into(), format!("{} steps of {} crops", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.grad_accum_steps > 1 {
         summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
@@ -112,12 +109,8 @@ pub fn train<B: AutodiffBackend>(
         })?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
     }
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("beit2.stage".to_owned(), "segment".to_owned()),
-        ("beit2.config".to_owned(), serde_json::to_string(config).unwrap_or_default()),
-        ("beit2.infer".to_owned(), serde_json::to_string(&recipe.infer).unwrap_or_default()),
-    ]);
+    let mut metadata = checkpoint_metadata("segment", config)?;
+    metadata.insert("beit2.infer".into(), serde_json::to_string(&recipe.infer).unwrap_or_default());
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {

@@ -1,7 +1,9 @@
 //! The visual tokenizer: vector-quantized knowledge distillation (VQ-KD, section 3.1 of the paper).
 
+mod codebook;
 mod config;
 mod encode;
+mod evaluate;
 mod health;
 mod kmeans;
 mod load;
@@ -13,10 +15,11 @@ mod vqkd;
 
 pub use config::{ProcessType, TokenizerConfig};
 pub use encode::{Tokenizer, TokenizerOptions};
+pub use evaluate::{TokenizerEvaluation, evaluate};
 pub use health::{CodeUsage, CodebookHealth};
 pub use kmeans::{KMeans, draw_start, kmeans};
 pub use load::load;
 pub use quantizer::{Quantized, Quantizer};
 pub use recipe::{CodebookOptions, TokenizerAugment, TokenizerRecipe};
-pub use train::{TokenizerEvaluation, evaluate, train};
+pub use train::train;
 pub use vqkd::{TokenizerLoss, VqKd, cosine_loss};

@@ -9,7 +9,7 @@ use beit2_data::{
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::Tensor;
 
-use super::recipe::{DataConfig, ScheduleConfig};
+use super::recipe::DataConfig;
 use crate::error::Error;
 use crate::pixels;
 
@@ -20,7 +20,7 @@ pub struct Item {
     pub patch: Image,
     /// The tokenizer's or teacher's view when it has other pixels.
     pub token: Option<Image>,
-    /// Masked patches, ascending; empty without a mask.
+    /// Masked patches in ascending order; empty without a mask.
     pub masked: Vec<u32>,
     /// The crop had fewer pixels than a view.
     pub upscaled: bool,
@@ -47,68 +47,81 @@ pub struct DataPosition {
     pub bad: u64,
 }
 
-/// The settings of a rank's share of the batches that `config` describes. Its threads are shared too.
-pub(crate) fn for_rank(config: LoaderConfig, rank: &Rank) -> LoaderConfig {
-    let world = rank.world();
-    LoaderConfig {
-        batch: config.batch / world,
-        workers: config.workers.div_ceil(world),
-        world_size: world as u64,
-        rank: rank.index() as u64,
-        ..config
-    }
-}
-
-/// A loader of a rank's share of augmented, optionally masked training batches.
-///
-/// # Errors
-/// Settings out of range.
-#[allow(clippy::too_many_arguments)] // a run's settings, each used by its name once
-pub fn training_loader(
-    source: Arc<dyn Source>,
+/// The loader settings of a rank, whose batches are its part of those of `batch_size` images. It gets its part of the
+/// decoding threads too.
+pub(crate) fn loader_config(
     data: &DataConfig,
-    schedule: &ScheduleConfig,
-    views: TwoViewConfig,
-    mask: Option<BlockMaskConfig>,
+    batch_size: usize,
     seed: u64,
     start: DataPosition,
     rank: &Rank,
-) -> Result<Loader<Item>, Error> {
-    views.validate()?;
-    if let Some(mask) = &mask {
-        mask.validate()?;
-    }
-    let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-        let params = ViewParams::draw(&views, image.width, image.height, &info.key(RngStream::Augment));
-        let made = params.apply(&views, image)?;
-        let masked = match &mask {
-            Some(mask) => sample_block_mask(&mut info.key(RngStream::Mask).rng(), mask).masked_indices(),
-            None => Vec::new(),
-        };
-        Ok::<_, TransformError>(Item {
-            patch: made.patch,
-            token: made.token,
-            masked,
-            upscaled: params.upscales(&views),
-        })
-    });
-    let config = LoaderConfig {
-        batch: schedule.batch_size,
-        workers: data.workers,
+) -> LoaderConfig {
+    let world = rank.world();
+    LoaderConfig {
+        batch: batch_size / world,
+        workers: data.workers.div_ceil(world),
+        world_size: world as u64,
+        rank: rank.index() as u64,
         seed,
         start: start.at,
         bad_before_start: start.bad,
         min_side_px: data.min_side_px,
         max_bad_fraction: data.max_bad_fraction,
         ..LoaderConfig::default()
-    };
-    Ok(Loader::new(for_rank(config, rank), source, work)?)
+    }
+}
+
+/// What augmented, optionally masked training batches are made from.
+#[derive(Clone)]
+pub struct TrainingData<'a> {
+    /// The images.
+    pub source: Arc<dyn Source>,
+    /// How they are read.
+    pub config: &'a DataConfig,
+    /// Images of a step, on all ranks together.
+    pub batch_size: usize,
+    /// The views of each image.
+    pub views: TwoViewConfig,
+    /// The mask of each image.
+    pub mask: Option<BlockMaskConfig>,
+    /// Seed of order, views and masks.
+    pub seed: u64,
+}
+
+impl TrainingData<'_> {
+    /// A rank's batches from `start` on, without end.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn loader(&self, start: DataPosition, rank: &Rank) -> Result<Loader<Item>, Error> {
+        let (views, mask) = (self.views, self.mask);
+        views.validate()?;
+        if let Some(mask) = &mask {
+            mask.validate()?;
+        }
+        let work = Arc::new(move |image: &Image, info: &SampleInfo| {
+            let params = ViewParams::draw(&views, image.width, image.height, &info.key(RngStream::Augment));
+            let made = params.apply(&views, image)?;
+            let masked = match &mask {
+                Some(mask) => sample_block_mask(&mut info.key(RngStream::Mask).rng(), mask).masked_indices(),
+                None => Vec::new(),
+            };
+            Ok::<_, TransformError>(Item {
+                patch: made.patch,
+                token: made.token,
+                masked,
+                upscaled: params.upscales(&views),
+            })
+        });
+        let config = loader_config(self.config, self.batch_size, self.seed, start, rank);
+        Ok(Loader::new(config, self.source.clone(), work)?)
+    }
 }
 
 /// Images of a batch in [0, 1]: the student's view and, when it has other pixels, the second view.
 ///
 /// # Errors
-/// Images of different sizes in one batch (never from [`training_loader`]).
+/// Images of different sizes in one batch (never from [`TrainingData::loader`]).
 #[allow(clippy::type_complexity)] // two tensors of the same kind
 pub fn to_device<B: Backend>(
     items: &[Item],

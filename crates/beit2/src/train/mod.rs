@@ -10,14 +10,15 @@ mod optimizer;
 mod parallel;
 mod prefetch;
 mod recipe;
+mod scalar;
 mod schedule;
 mod session;
 mod state;
 
 pub use accumulate::GradientSum;
 pub use assets::{Assets, Files, OpenOnce};
-pub(crate) use batches::for_rank;
-pub use batches::{DataPosition, Item, TrainingItem, evaluation_loader, to_device, training_loader};
+pub(crate) use batches::loader_config;
+pub use batches::{DataPosition, Item, TrainingData, TrainingItem, evaluation_loader, to_device};
 pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};
 pub use events::{Event, Observer, Silent};
@@ -30,6 +31,7 @@ pub use recipe::{
     DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig,
     check_precision,
 };
+pub(crate) use scalar::scalar;
 pub use schedule::{CosineSchedule, PolySchedule};
 pub use session::Session;
 pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};

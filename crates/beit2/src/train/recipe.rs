@@ -184,6 +184,8 @@ impl Default for LoggingConfig {
 /// A resolved schedule: numbers of steps and the curves.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Training images.
+    pub images: usize,
     /// Images of a step, on all devices.
     pub batch_size: usize,
     /// Steps of an epoch.
@@ -225,6 +227,6 @@ impl Plan {
         let lr = CosineSchedule::new(optimizer.peak_lr(batch), optimizer.min_lr, total_steps, warmup, 0.0)?;
         let end = optimizer.weight_decay_end.unwrap_or(optimizer.weight_decay);
         let weight_decay = CosineSchedule::new(optimizer.weight_decay, end, total_steps, 0, 0.0)?;
-        Ok(Self { batch_size: batch, steps_per_epoch, total_steps, lr, weight_decay })
+        Ok(Self { images, batch_size: batch, steps_per_epoch, total_steps, lr, weight_decay })
     }
 }

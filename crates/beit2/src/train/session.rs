@@ -103,8 +103,11 @@ impl<'a, I: Backend> Session<'a, I> {
             )));
         }
         state.devices = world;
+        let (steps, batch) = (plan.total_steps, plan.batch_size);
+        summary.push(("images".into(), plan.images.to_string()));
+        summary.push(("schedule".into(), format!("{steps} steps of {batch} images")));
         if world > 1 {
-            let each = plan.batch_size / world;
+            let each = batch / world;
             summary.push(("devices".into(), format!("{world}, {each} images of each step on every one")));
         }
         env.observer.event(Event::Started {

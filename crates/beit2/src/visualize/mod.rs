@@ -7,9 +7,9 @@ use beit2_kernels::{Backend, Rank};
 use beit2_run::report::{GalleryCode, MimSample, RgbImage};
 
 use crate::error::Error;
-use crate::pretrain::{MimModel, PretrainRecipe, inputs};
+use crate::pretrain::{MimModel, PretrainRecipe, inputs, validation_data};
 use crate::tokenizer::{CodeUsage, VqKd};
-use crate::train::{DataConfig, ScheduleConfig, evaluation_loader, to_device, training_loader};
+use crate::train::{DataConfig, DataPosition, evaluation_loader, to_device};
 use crate::vit::DropPath;
 
 /// Gray of a masked patch.
@@ -32,16 +32,12 @@ pub fn mim_samples<B: Backend>(
     device: &B::Device,
 ) -> Result<Vec<MimSample>, Error> {
     let count = count.min(source.len()).max(1);
-    let schedule = ScheduleConfig { batch_size: count, ..recipe.schedule.clone() };
-    let mut views = recipe.views(token_px);
-    (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
-    let data = DataConfig { min_side_px: 0, ..recipe.data.clone() };
-    let mask = Some(recipe.block_mask());
-    let mut loader =
-        training_loader(source, &data, &schedule, views, mask, 0, Default::default(), &Rank::alone())?;
+    let config = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let data = validation_data(source, &config, recipe, token_px, count);
+    let mut loader = data.loader(DataPosition::default(), &Rank::alone())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
-    let (x, labels, mask) = inputs(tokenizer, &batch.items, recipe.model.vit.patches(), device)?;
+    let (x, mask, labels) = inputs(tokenizer, &batch.items, recipe.model.vit.patches(), device)?;
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
     let predicted: Vec<Vec<i64>> = std::iter::once(logits.last)

@@ -147,6 +147,11 @@ fn target(vit: &VitConfig, pooling: Option<Pooling>, classes: usize) -> Target {
     }
 }
 
+/// Whether a tensor is one of those that [`with_position_indices`] adds: derived, so a model does not have it.
+pub fn is_position_index(name: &str) -> bool {
+    name.ends_with("relative_position_index")
+}
+
 /// Adds the derived `relative_position_index` buffers that the official code's strict loading requires
 /// beside every bias table.
 pub fn with_position_indices(mut tensors: Tensors) -> Tensors {

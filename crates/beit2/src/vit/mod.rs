@@ -20,7 +20,7 @@ pub use block::{Block, BlockOptions, Mlp};
 pub use config::{RelPosKind, VitConfig};
 pub use drop_path::{BranchDrop, DropPath, SampleDrop, drop_path_rates};
 pub use layers::{LayerNorm, Linear};
-pub use load::{plan_trunk_weights, plan_weights, with_position_indices};
+pub use load::{is_position_index, plan_trunk_weights, plan_weights, with_position_indices};
 pub use patch_embed::PatchEmbed;
 pub use pos_embed::{PosResize, resize_pos_embed};
 pub use rel_pos::{RelPosBias, relative_position_index, relative_table_len};

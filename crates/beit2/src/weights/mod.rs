@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, config_error};
@@ -80,6 +81,21 @@ pub fn written_config<T: DeserializeOwned>(
             config_error(format!("the configuration inside {origin} cannot be read: {error}"))
         }
     }
+}
+
+/// The metadata of a checkpoint: the stage that trained it, and its configuration, which [`written_config`] reads.
+///
+/// # Errors
+/// A configuration that JSON cannot hold.
+pub(crate) fn checkpoint_metadata(
+    stage: &str,
+    config: &impl Serialize,
+) -> Result<BTreeMap<String, String>, Error> {
+    let unwritable = |error| Error::Config(format!("the model's configuration cannot be written: {error}"));
+    let config = serde_json::to_string(config).map_err(unwritable)?;
+    Ok([("format", "pt"), ("beit2.stage", stage), ("beit2.config", config.as_str())]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into())
 }
 
 /// Refuses a checkpoint that another stage of this software has written.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use beit2_data::finetune::Place;
 use beit2_data::{
-    Batch, EraseParams, FinetuneParams, Image, Loader, LoaderConfig, MixParams, RngStream, SampleInfo,
-    Source, TransformError, stack_hwc,
+    Batch, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleInfo, Source,
+    TransformError, stack_hwc,
 };
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::{Tensor, TensorData};
@@ -13,7 +13,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::FinetuneRecipe;
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{DataPosition, for_rank};
+use crate::train::{DataPosition, loader_config};
 
 /// One augmented image.
 #[derive(Debug, Clone)]
@@ -46,17 +46,8 @@ pub(super) fn training_loader(
         };
         Ok::<_, TransformError>(Item { image: params.apply(&augment, image)?, erase: params.erase, upscaled })
     });
-    let config = LoaderConfig {
-        batch: recipe.schedule.batch_size,
-        workers: recipe.data.workers,
-        seed: recipe.seed,
-        start: start.at,
-        bad_before_start: start.bad,
-        min_side_px: recipe.data.min_side_px,
-        max_bad_fraction: recipe.data.max_bad_fraction,
-        ..LoaderConfig::default()
-    };
-    Ok(Loader::new(for_rank(config, rank), source, work)?)
+    let config = loader_config(&recipe.data, recipe.schedule.batch_size, recipe.seed, start, rank);
+    Ok(Loader::new(config, source, work)?)
 }
 
 /// The classes of a batch.

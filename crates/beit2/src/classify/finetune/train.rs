@@ -1,7 +1,5 @@
 //! Fine-tuning a classifier: read top to bottom.
 
-use std::collections::BTreeMap;
-
 use beit2_data::{Batch, Key, MixParams, RngStream};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
@@ -21,7 +19,7 @@ use crate::train::{
     average_gradients, check_precision, per_rank_batch,
 };
 use crate::vit::{DropPath, VisionTransformer, drop_path_rates, plan_weights, with_position_indices};
-use crate::weights::{StateFile, to_tensors};
+use crate::weights::{StateFile, checkpoint_metadata, to_tensors};
 
 impl TrainingItem for Item {
     fn is_upscaled(&self) -> bool {
@@ -93,8 +91,6 @@ pub fn train<B: AutodiffBackend>(
             ),
         ),
         ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-        ("images".into(), source.len().to_string()),
-        ("schedule".into(), format!("{} steps of {} images", plan.total_steps, recipe.schedule.batch_size)),
     ];
     if recipe.grad_accum_steps > 1 {
         summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
@@ -114,11 +110,7 @@ pub fn train<B: AutodiffBackend>(
             ema.import(averages)?;
         }
     }
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("beit2.stage".to_owned(), "finetune".to_owned()),
-        ("beit2.config".to_owned(), serde_json::to_string(&config).unwrap_or_default()),
-    ]);
+    let metadata = checkpoint_metadata("finetune", &config)?;
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {

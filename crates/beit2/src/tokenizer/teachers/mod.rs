@@ -5,6 +5,7 @@
 
 mod distill;
 mod names;
+mod recipe;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
-pub use distill::{DistillRecipe, distill};
+pub use distill::distill;
+pub use recipe::DistillRecipe;
 
 use crate::vit::{
     Block, BlockOptions, DropPath, LayerNorm, Linear, PatchEmbed, PosResize, VitConfig, resize_pos_embed,

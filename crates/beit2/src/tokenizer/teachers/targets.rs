@@ -26,27 +26,35 @@ impl Targets {
         Ok(Self { path: path.to_owned(), file, shape })
     }
 
-    /// Batch `record`'s targets, from the file or, the first time, from `make`. What is returned has been rounded
-    /// to half precision both times, so that a continued run repeats the uninterrupted one.
-    pub(super) fn get<I: Backend>(
+    /// The targets of batch number `record`, if they are there.
+    pub(super) fn read<I: Backend>(
         &mut self,
         record: u64,
         device: &I::Device,
-        make: impl FnOnce() -> Tensor<I, 3>,
-    ) -> Result<Tensor<I, 3>, Error> {
-        let bytes = match self.read(record).map_err(|source| self.error(source))? {
-            Some(bytes) => bytes,
-            None => {
-                let bytes = make().into_data().convert_dtype(DType::F16).bytes.to_vec();
-                self.write(record, &bytes).map_err(|source| self.error(source))?;
-                bytes
-            }
-        };
-        let half = TensorData::from_bytes_vec(bytes, self.shape, DType::F16);
-        Ok(Tensor::from_data(half.convert_dtype(DType::F32), (device, DType::F32)))
+    ) -> Result<Option<Tensor<I, 3>>, Error> {
+        let bytes = self.read_bytes(record).map_err(|source| self.error(source))?;
+        Ok(bytes.map(|bytes| self.tensor(bytes, device)))
     }
 
-    fn read(&mut self, record: u64) -> std::io::Result<Option<Vec<u8>>> {
+    /// Keeps the targets of batch number `record`, and returns what [`read`](Self::read) will: they are rounded to half
+    /// precision both times, so that a continued run repeats the uninterrupted one.
+    pub(super) fn write<I: Backend>(
+        &mut self,
+        record: u64,
+        targets: Tensor<I, 3>,
+    ) -> Result<Tensor<I, 3>, Error> {
+        let device = targets.device();
+        let bytes = targets.into_data().convert_dtype(DType::F16).bytes.to_vec();
+        self.write_bytes(record, &bytes).map_err(|source| self.error(source))?;
+        Ok(self.tensor(bytes, &device))
+    }
+
+    fn tensor<I: Backend>(&self, bytes: Vec<u8>, device: &I::Device) -> Tensor<I, 3> {
+        let half = TensorData::from_bytes_vec(bytes, self.shape, DType::F16);
+        Tensor::from_data(half.convert_dtype(DType::F32), (device, DType::F32))
+    }
+
+    fn read_bytes(&mut self, record: u64) -> std::io::Result<Option<Vec<u8>>> {
         let size = self.record_bytes();
         if self.file.metadata()?.len() < (record + 1) * size {
             return Ok(None);
@@ -57,7 +65,7 @@ impl Targets {
         Ok(Some(bytes))
     }
 
-    fn write(&mut self, record: u64, bytes: &[u8]) -> std::io::Result<()> {
+    fn write_bytes(&mut self, record: u64, bytes: &[u8]) -> std::io::Result<()> {
         let start = record * self.record_bytes();
         // Only ever appended: a record beyond the end would make those before it look computed.
         if self.file.metadata()?.len() < start {
@@ -86,23 +94,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("targets.f16");
         let device = Default::default();
-        let made = std::cell::Cell::new(0);
-        let make = || {
-            made.set(made.get() + 1);
-            Tensor::<Flex, 3>::from_data([[[0.1f32, -2.0], [3.0, 4.5]]], &device)
-        };
-        let get = |record| {
+        let mut computed = 0;
+        let mut get = |record| {
             let mut targets = Targets::open(&path, [1, 2, 2]).unwrap();
-            targets.get::<Flex>(record, &device, make).unwrap().into_data().into_vec::<f32>().unwrap()
+            let found = targets.read::<Flex>(record, &device).unwrap().unwrap_or_else(|| {
+                computed += 1;
+                let new = Tensor::from_data([[[0.1f32, -2.0], [3.0, 4.5]]], &device);
+                targets.write(record, new).unwrap()
+            });
+            (found.into_data().into_vec::<f32>().unwrap(), computed)
         };
-        let first = get(0);
+        let (first, _) = get(0);
         assert_eq!(first, [burn::tensor::f16::from_f32(0.1).to_f32(), -2.0, 3.0, 4.5]);
-        assert_eq!((get(0), made.get()), (first.clone(), 1));
+        assert_eq!(get(0), (first.clone(), 1));
         // A gap is never made: record 0 must not look computed because record 2 is.
-        assert_eq!((get(2), get(1), made.get()), (first.clone(), first.clone(), 3));
+        assert_eq!([get(2), get(1)], [(first.clone(), 2), (first.clone(), 3)]);
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(11).unwrap();
-        assert_eq!((get(1), made.get()), (first.clone(), 4));
-        assert_eq!((get(0), get(1), made.get()), (first.clone(), first, 4));
+        assert_eq!(get(1), (first.clone(), 4));
+        assert_eq!([get(0), get(1)], [(first.clone(), 4), (first, 4)]);
     }
 }

@@ -1,0 +1,91 @@
+//! A pretrained model on a validation set.
+
+use std::sync::Arc;
+
+use beit2_data::Source;
+use beit2_kernels::{Backend, Rank};
+use burn::tensor::{Int, Tensor};
+
+use super::{MimModel, PatchMask, PretrainRecipe};
+use crate::error::Error;
+use crate::pixels;
+use crate::tokenizer::VqKd;
+use crate::train::{DataConfig, DataPosition, Item, TrainingData, scalar, to_device};
+use crate::vit::DropPath;
+
+/// Metrics of a validation set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MimEvaluation {
+    /// Cross entropy of each branch.
+    pub loss: Vec<f64>,
+    /// Fraction of the masked patches whose token is predicted, of each branch.
+    pub accuracy: Vec<f64>,
+}
+
+/// Largest batch of an evaluation.
+const EVALUATION_BATCH: usize = 256;
+
+/// Loss and accuracy on a validation set, under the crops and masks of [`validation_data`]. Each image counts once, except
+/// for the few left over by batches of equal size.
+///
+/// # Errors
+/// Images that cannot be read.
+pub fn evaluate<I: Backend>(
+    model: &MimModel<I>,
+    tokenizer: &VqKd<I>,
+    source: Arc<dyn Source>,
+    recipe: &PretrainRecipe,
+    device: &I::Device,
+) -> Result<MimEvaluation, Error> {
+    let images = source.len();
+    let batches = images.div_ceil(EVALUATION_BATCH.min(recipe.schedule.batch_size)).max(1);
+    let token_px = tokenizer.encoder.trunk.patch_embed.proj.weight.dims()[2] * recipe.model.vit.grid();
+    let config = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let data = validation_data(source, &config, recipe, token_px, images / batches);
+
+    let (mut loss, mut accuracy, mut count) = (Vec::new(), Vec::new(), 0.0);
+    for batch in data.loader(DataPosition::default(), &Rank::alone())?.take(batches) {
+        let (x, mask, labels) = inputs(tokenizer, &batch?.items, recipe.model.vit.patches(), device)?;
+        let found = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
+        loss.resize(found.branches.len(), 0.0);
+        accuracy.resize(found.branches.len(), 0.0);
+        loss.iter_mut().zip(found.branches).for_each(|(sum, value)| *sum += scalar(value));
+        accuracy.iter_mut().zip(found.accuracy).for_each(|(sum, value)| *sum += scalar(value));
+        count += 1.0;
+    }
+    loss.iter_mut().chain(&mut accuracy).for_each(|sum| *sum /= count);
+    Ok(MimEvaluation { loss, accuracy })
+}
+
+/// Crops and masks that do not depend on the run, so that runs and epochs can be compared: the training transform with a
+/// fixed seed, without colour jitter and flips.
+pub(crate) fn validation_data<'a>(
+    source: Arc<dyn Source>,
+    config: &'a DataConfig,
+    recipe: &PretrainRecipe,
+    token_px: usize,
+    batch_size: usize,
+) -> TrainingData<'a> {
+    let mut views = recipe.views(token_px);
+    (views.color_jitter, views.hflip, views.min_crop_scale) = (0.0, 0.0, 0.8);
+    TrainingData { source, config, batch_size, views, mask: Some(recipe.block_mask()), seed: 0 }
+}
+
+/// What a model of `patches` patches is given: standardised images `[B, 3, H, W]`, their masks, and the target token ids
+/// `[B·M]`.
+pub(crate) fn inputs<I: Backend>(
+    tokenizer: &VqKd<I>,
+    items: &[Item],
+    patches: usize,
+    device: &I::Device,
+) -> Result<Inputs<I>, Error> {
+    let (images, second) = to_device::<I>(items, device)?;
+    let masked: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
+    let mask = PatchMask::new(&masked, items.len(), patches, device);
+    let tokenizer_x = tokenizer.preprocess(second.unwrap_or_else(|| images.clone()));
+    let labels = tokenizer.ids_at(tokenizer_x, mask.masked_tokens());
+    let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    Ok((x, mask, labels))
+}
+
+type Inputs<I> = (Tensor<I, 4>, PatchMask<I>, Tensor<I, 1, Int>);

@@ -1,0 +1,56 @@
+//! A tokenizer on a validation set.
+
+use std::sync::Arc;
+
+use beit2_data::{EvalConfig, Source};
+use beit2_kernels::Backend;
+
+use super::teachers::Teacher;
+use super::{CodeUsage, TokenizerRecipe, VqKd};
+use crate::error::Error;
+use crate::pixels;
+use crate::train::{evaluation_loader, scalar, to_device};
+
+/// Metrics of a validation set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenizerEvaluation {
+    /// Mean of 1 − cos to the teacher.
+    pub rec_loss: f64,
+    /// Mean commitment loss.
+    pub commitment_loss: f64,
+    /// How often each code is used.
+    pub usage: CodeUsage,
+}
+
+/// Losses and code usage on a validation set (resize and centre crop, each image once).
+///
+/// # Errors
+/// Images that cannot be read.
+pub fn evaluate<I: Backend>(
+    model: &VqKd<I>,
+    teacher: &Teacher<I>,
+    source: Arc<dyn Source>,
+    recipe: &TokenizerRecipe,
+    device: &I::Device,
+) -> Result<TokenizerEvaluation, Error> {
+    let (model_px, teacher_px) = (recipe.model.image_size, recipe.model.grid() * teacher.patch_size());
+    let view = EvalConfig::of_size(model_px.max(teacher_px) as u32);
+    let mut usage = CodeUsage::new(recipe.model.codebook_size);
+    let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
+    for batch in evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, view)? {
+        let (images, _) = to_device::<I>(&batch?.items, device)?;
+        let count = images.dims()[0] as f64;
+        let x = model.preprocess(pixels::resize(images.clone(), model_px, model_px));
+        let target = if teacher_px == model_px {
+            teacher.forward(x.clone())
+        } else {
+            teacher.forward(pixels::to_signed(pixels::resize(images, teacher_px, teacher_px)))
+        };
+        let loss = model.forward(x, target);
+        rec += count * scalar(loss.rec);
+        commitment += count * scalar(loss.quantized.commitment_loss);
+        seen += count;
+        usage.add(loss.quantized.ids.into_data().iter::<i64>().map(|id| id as usize));
+    }
+    Ok(TokenizerEvaluation { rec_loss: rec / seen, commitment_loss: commitment / seen, usage })
+}
