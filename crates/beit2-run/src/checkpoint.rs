@@ -430,5 +430,4 @@ impl<W: Write> Write for Counting<'_, W> {
 }
 
 #[cfg(test)]
-#[path = "checkpoint_tests.rs"]
 mod tests;

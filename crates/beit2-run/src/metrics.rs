@@ -367,5 +367,4 @@ fn entry<'a, T>(list: &'a mut Vec<(String, T)>, name: &str, make: impl FnOnce() 
 }
 
 #[cfg(test)]
-#[path = "metrics_tests.rs"]
 mod tests;
