@@ -33,7 +33,6 @@ fn config(case: &Case) -> TokenizerConfig {
             "dall-e" => ProcessType::DallE,
             other => panic!("{}: process_type {other}", case.name),
         },
-        ..TokenizerConfig::default()
     }
 }
 
