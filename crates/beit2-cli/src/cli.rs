@@ -2,15 +2,19 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::commands::bench::Bench;
 use crate::commands::segment::Segment;
+use crate::commands::teacher::Teacher;
+use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
-use crate::commands::{doctor, embed, encode, eval, evaluate, predict, recipes, report, teacher};
-use crate::errors::Flags;
-use crate::flags::TrainArgs;
-use crate::quickstart;
+use crate::commands::{
+    bench, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report, segment,
+    teacher, tokenizer, weights,
+};
+use crate::errors::{Ending, Flags};
+use crate::signals::Signals;
 
 /// BEiT v2: train a visual tokenizer, pretrain a Vision Transformer with it, and see what it has learned.
 #[derive(Debug, Parser)]
@@ -38,18 +42,18 @@ pub enum Command {
     #[command(subcommand)]
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
-    Pretrain(Pretrain),
+    Pretrain(pretrain::Args),
     /// Fine-tune a classifier from pretrained weights
-    Finetune(Finetune),
+    Finetune(finetune::Args),
     /// Make a small teacher from a large one
     #[command(subcommand)]
     Teacher(Teacher),
     /// Accuracy of a classifier, with its confusions
     Eval(eval::Args),
     /// Accuracy of a linear classifier on frozen features
-    Probe(evaluate::ProbeArgs),
+    Probe(probe::ProbeArgs),
     /// Accuracy of k-nearest neighbours on frozen features
-    Knn(evaluate::KnnArgs),
+    Knn(probe::KnnArgs),
     /// Classes of images
     Predict(predict::Args),
     /// Train segmentation models, evaluate them, and mark the classes of every pixel
@@ -71,57 +75,26 @@ pub enum Command {
     Doctor(doctor::Args),
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Tokenizer {
-    /// Train a tokenizer, or continue the run in --out
-    #[command(after_help = "Examples:\n  \
-        beit2 tokenizer train vqkd_base_clip_100e --data imagenet/train --val imagenet/val \\\n      \
-        --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
-        beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
-    Train(TrainArgs),
-    /// Code ids of many images in one file
-    Encode(encode::Args),
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Teacher {
-    /// Distill a small teacher, or continue the run in --out
-    #[command(after_help = "Example:\n  \
-        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14.safetensors \\\n      \
-        --set teacher.kind=dinov2")]
-    Distill(TrainArgs),
-    /// Write a distilled teacher as one small file (half precision)
-    Export(teacher::Args),
-}
-
-/// `pretrain`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 pretrain mim_base_300e --data imagenet/train --tokenizer runs/vqkd_base_clip_100e --device cuda\n  \
-    beit2 pretrain mim_base_300e --data images --tokenizer vqkd.pth \\\n      \
-    --set tokenizer.variant=vqkd_encoder_base_decoder_3x768x12_clip --dry-run")]
-pub struct Pretrain {
-    #[command(flatten)]
-    pub train: TrainArgs,
-
-    /// Tokenizer that gives the targets: its run directory, a checkpoint folder or a weight file
-    #[arg(long, value_name = "RUN|FILE")]
-    pub tokenizer: Option<String>,
-}
-
-/// `finetune`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
-    beit2 finetune --data images/train --val images/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
-    --set schedule.epochs=30 --set schedule.batch_size=64 --set grad_accum_steps=8")]
-pub struct Finetune {
-    #[command(flatten)]
-    pub train: TrainArgs,
-
-    /// Weights to start from: a run, a weight file in official, timm or Hugging Face names, or `scratch`
-    #[arg(long, value_name = "RUN|FILE")]
-    pub init: Option<String>,
+/// Runs a command.
+pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(args, signals),
+        Command::Tokenizer(command) => tokenizer::run(command, signals),
+        Command::Pretrain(args) => pretrain::run(args, signals),
+        Command::Finetune(args) => finetune::run(args, signals),
+        Command::Teacher(command) => teacher::run(command, signals),
+        Command::Eval(args) => eval::run(args, signals),
+        Command::Probe(args) => probe::run_probe(args, signals),
+        Command::Knn(args) => probe::run_knn(args, signals),
+        Command::Predict(args) => predict::run(args, signals),
+        Command::Segment(command) => segment::run(command, signals),
+        Command::Embed(args) => embed::run(args, signals),
+        Command::Weights(command) => weights::run(command, signals),
+        Command::Report(args) => report::run(args),
+        Command::Recipes(args) => recipes::run(args),
+        Command::Bench(command) => bench::run(command, signals),
+        Command::Doctor(args) => doctor::run(args),
+    }
 }
 
 /// The command line of this process.
@@ -130,7 +103,7 @@ pub fn parse() -> anyhow::Result<Cli> {
 }
 
 /// Any command line.
-pub fn parse_from<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> anyhow::Result<Cli> {
+fn parse_from<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> anyhow::Result<Cli> {
     Ok(Cli::try_parse_from(args).map_err(Flags)?)
 }
 
@@ -142,6 +115,15 @@ mod tests {
     #[test]
     fn flags_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_flag_is_one_line_with_a_suggestion() {
+        let text = parse_from(["beit2", "knn", "--wieghts", "x"]).unwrap_err().to_string();
+        assert!(
+            !text.contains('\n') && text.contains("'--wieghts'") && text.contains("'--weights'"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,32 +1,7 @@
-//! `--device`: the one place where a name becomes a backend.
+//! `--device`: a name, and the devices that it stands for. How a name becomes a backend is in [`crate::backend`].
 
 use std::fmt;
 use std::str::FromStr;
-
-use beit2_kernels::AutodiffBackend;
-use burn::backend::{Autodiff, Flex};
-
-use crate::errors;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
-use anyhow::anyhow;
-
-/// Work that one device of any backend does.
-pub trait Job {
-    /// What comes out.
-    type Output;
-
-    /// Does it.
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output>;
-}
-
-/// Work that several devices can share.
-pub trait GroupJob {
-    /// What comes out.
-    type Output;
-
-    /// Does it on these devices, at least one.
-    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Self::Output>;
-}
 
 /// Families of devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,24 +136,6 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// A job for one device as one for a group.
-struct Single<J>(J, String);
-
-impl<J: Job> GroupJob for Single<J> {
-    type Output = J::Output;
-
-    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<J::Output> {
-        match devices {
-            [device] => self.0.run::<B>(device),
-            _ => errors::usage(format!(
-                "--device {} names {} devices, and this command works on one; only training uses a group",
-                self.1,
-                devices.len()
-            )),
-        }
-    }
-}
-
 impl DeviceSpec {
     /// The best device of a family.
     pub fn best(kind: Kind) -> Self {
@@ -196,112 +153,13 @@ impl DeviceSpec {
         Self { kind: self.kind, which }
     }
 
-    /// Runs the job on this device.
-    pub fn on<J: Job>(&self, job: J) -> anyhow::Result<J::Output> {
-        self.on_all(Single(job, self.to_string()))
-    }
-
-    /// Runs the job on all devices that this names.
-    pub fn on_all<J: GroupJob>(&self, job: J) -> anyhow::Result<J::Output> {
-        match self.kind {
-            Kind::Cpu => {
-                let count = self.numbers(|| 1).len();
-                job.run::<Autodiff<Flex>>(&vec![Default::default(); count])
-            }
-            #[cfg(feature = "cuda")]
-            Kind::Cuda => {
-                type B = burn::backend::Cuda<f32, i32>;
-                let device =
-                    |number: Option<usize>| burn::backend::cuda::CudaDevice::new(number.unwrap_or(0));
-                self.on_backend::<B, J>(job, device)
-            }
-            #[cfg(feature = "vulkan")]
-            Kind::Vulkan => self.on_wgpu::<burn::backend::Vulkan, J>(job),
-            #[cfg(feature = "metal")]
-            Kind::Metal => self.on_wgpu::<burn::backend::Metal, J>(job),
-            #[cfg(feature = "wgpu")]
-            Kind::Wgpu => self.on_wgpu::<burn::backend::Wgpu, J>(job),
-            #[allow(unreachable_patterns)] // with every feature on
-            missing => errors::usage(format!(
-                "this beit2 was built without {0}; build it with `--features {0}`, or use --device cpu",
-                missing.name()
-            )),
-        }
-    }
-
     /// The numbers that this names, `None` for the best device; `count` says how many there are.
-    fn numbers(&self, count: impl FnOnce() -> usize) -> Vec<Option<usize>> {
+    pub fn numbers(&self, count: impl FnOnce() -> usize) -> Vec<Option<usize>> {
         match &self.which {
             Which::Best => vec![None],
             Which::All => (0..count().max(1)).map(Some).collect(),
             Which::Numbers(numbers) => numbers.iter().copied().map(Some).collect(),
         }
-    }
-
-    #[cfg(any(feature = "vulkan", feature = "metal", feature = "wgpu"))]
-    fn on_wgpu<B, J: GroupJob>(&self, job: J) -> anyhow::Result<J::Output>
-    where
-        B: beit2_kernels::Backend<Device = burn::backend::wgpu::WgpuDevice>,
-    {
-        use burn::backend::wgpu::WgpuDevice;
-        self.on_backend::<B, J>(job, |number| {
-            number.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu)
-        })
-    }
-
-    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
-    fn on_backend<B: beit2_kernels::Backend, J: GroupJob>(
-        &self,
-        job: J,
-        device: impl Fn(Option<usize>) -> B::Device,
-    ) -> anyhow::Result<J::Output> {
-        use burn::tensor::backend::Device;
-        let kind = device(Some(0)).to_id().type_id;
-        // Without a driver there is none to count, and the check of the first one says so.
-        let numbers = self.numbers(|| errors::tried(|| B::device_count(kind)).unwrap_or(1));
-        let devices: Vec<B::Device> = numbers.into_iter().map(device).collect();
-        for device in &devices {
-            self.answers::<B>(device)?;
-        }
-        job.run::<Autodiff<B>>(&devices)
-    }
-
-    /// One small computation: drivers panic where there is no device, and they should do it here.
-    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
-    fn answers<B: beit2_kernels::Backend>(&self, device: &B::Device) -> anyhow::Result<()> {
-        if let Some(folder) = crate::assets::cache_dir() {
-            beit2_kernels::keep_tuning(&folder.join("gpu"));
-        }
-        let sum = errors::tried(|| {
-            let sum = burn::tensor::Tensor::<B, 1>::ones([8], device).sum().into_data();
-            sum.convert::<f32>().into_vec::<f32>().unwrap_or_default()
-        });
-        match sum {
-            Ok(sum) if sum == [8.0] => Ok(()),
-            Ok(_) => Err(anyhow!(
-                "device {self} ({device:?}) computes wrong sums; update its driver or use --device cpu"
-            )),
-            Err(why) => {
-                // Words of the driver's bindings may help; those of code that did not expect a failure do not.
-                let why = why.lines().next().filter(|why| !why.starts_with("called `"));
-                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
-                Err(anyhow!(
-                    "no device {self} here{why}; `beit2 doctor` says what is missing, or use --device cpu"
-                ))
-            }
-        }
-    }
-
-    /// Whether the device is there and computes: the reason when it does not.
-    pub fn check(&self) -> Result<(), String> {
-        struct Nothing;
-        impl Job for Nothing {
-            type Output = ();
-            fn run<B: AutodiffBackend>(self, _: &B::Device) -> anyhow::Result<()> {
-                Ok(())
-            }
-        }
-        self.on(Nothing).map_err(|error| error.to_string())
     }
 }
 
@@ -329,25 +187,10 @@ mod tests {
         }
         assert!(parse("gpu").unwrap_err().contains("cuda:0"));
         assert!(parse(&format!("cpu{}", ",cpu".repeat(MOST))).unwrap_err().contains("65 devices"));
-        assert!(parse("cpu").unwrap().check().is_ok());
         let first = |text: &str| parse(text).unwrap().first().to_string();
         assert_eq!(
             ["cpu,cpu", "cuda:3,1", "cuda:all", "cuda"].map(first),
             ["cpu", "cuda:3", "cuda:0", "cuda"]
         );
-    }
-
-    #[test]
-    fn a_group_is_for_training() {
-        let why = parse("cpu,cpu").unwrap().check().unwrap_err();
-        assert!(why.contains("names 2 devices") && why.contains("only training"), "{why}");
-    }
-
-    #[test]
-    fn a_missing_feature_is_named() {
-        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_compiled_in()) {
-            let why = DeviceSpec::best(kind).check().unwrap_err();
-            assert!(why.contains(&format!("--features {}", kind.name())), "{why}");
-        }
     }
 }

@@ -1,11 +1,13 @@
 //! The program `beit2`: flags become settings, settings go to the library, what happens comes back as text.
 //!
-//! Nothing here computes. Start at [`cli`] for the flags and at `commands/` for what each one does; exit codes
-//! and messages are in [`errors`].
+//! Nothing here computes. Start at [`cli`] for the commands and at `commands/` for what each one does; flags that several
+//! share are in [`flags`], exit codes and messages in [`errors`]. Imports run one way: this file, `cli`, `commands/`, and
+//! then what the commands are made of.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod assets;
+mod backend;
 mod bundled;
 mod cli;
 mod commands;
@@ -17,10 +19,12 @@ mod experiment;
 mod export;
 mod flags;
 mod libraries;
+mod machine;
 mod output;
 mod progress;
-mod quickstart;
 mod recipes;
+mod report;
+mod session;
 mod signals;
 mod stage;
 
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
     errors::guarded(|| {
         let cli = cli::parse()?;
         let signals = signals::Signals::install()?;
-        let ending = commands::run(cli.command, &signals);
+        let ending = cli::run(&cli.command, &signals);
         Ok(errors::settled(ending, &signals))
     })
 }

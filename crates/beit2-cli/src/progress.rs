@@ -55,8 +55,17 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Progress of a run in `dir`.
-    pub fn new(output: OutputArgs, signals: &Signals, dir: &Path) -> Self {
+    /// Progress of a command that has no run directory: warnings are shown and not kept.
+    pub fn new(output: OutputArgs, signals: &Signals) -> Self {
+        Self::with_log(output, signals, None)
+    }
+
+    /// Progress of a run in `dir`, which keeps all warnings.
+    pub fn of_run(output: OutputArgs, signals: &Signals, dir: &Path) -> Self {
+        Self::with_log(output, signals, Some(dir.join("warnings.log")))
+    }
+
+    fn with_log(output: OutputArgs, signals: &Signals, log: Option<PathBuf>) -> Self {
         let style = match (output.quiet, std::io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Bar,
@@ -73,13 +82,7 @@ impl Progress {
             last_line: None,
             last_epoch: None,
             held_back: None,
-            log: WarningLog {
-                path: dir.join("warnings.log"),
-                file: None,
-                ready: false,
-                early: Vec::new(),
-                count: 0,
-            },
+            log: WarningLog { path: log, file: None, ready: false, early: Vec::new(), count: 0 },
             watcher,
         }
     }
@@ -90,8 +93,11 @@ impl Progress {
         self.watcher.take();
         let hidden = self.log.count.saturating_sub(SHOWN_WARNINGS);
         if hidden > 0 {
-            let place = self.log.path.display();
-            output::note(&format!("warning: {} more warnings are in {place}", grouped(hidden as u64)));
+            let place = match &self.log.path {
+                Some(path) => format!("are in {}", path.display()),
+                None => "are not shown".to_owned(),
+            };
+            output::note(&format!("warning: {} more warnings {place}", grouped(hidden as u64)));
         }
     }
 
@@ -265,7 +271,8 @@ fn spelled(values: &[(String, f64)]) -> String {
 /// All warnings of a run, one a line, in `warnings.log`: a run over a million images may replace thousands,
 /// and their names should not be lost on a screen.
 struct WarningLog {
-    path: PathBuf,
+    /// `None` where there is no run directory.
+    path: Option<PathBuf>,
     file: Option<File>,
     /// The run directory is ours; before that nothing may be written into it.
     ready: bool,
@@ -283,16 +290,16 @@ impl WarningLog {
 
     fn add(&mut self, text: &str) {
         self.count += 1;
-        if self.ready {
-            self.write(text);
-        } else {
-            self.early.push(text.to_owned());
+        match (self.ready, &self.path) {
+            (_, None) => {}
+            (true, Some(_)) => self.write(text),
+            (false, Some(_)) => self.early.push(text.to_owned()),
         }
     }
 
     fn write(&mut self, text: &str) {
-        if self.file.is_none() {
-            self.file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
+        if let (None, Some(path)) = (&self.file, &self.path) {
+            self.file = OpenOptions::new().create(true).append(true).open(path).ok();
         }
         // A log that cannot be written is no reason to lose the run; the run's own files will complain.
         if let Some(file) = &mut self.file {
@@ -353,7 +360,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         let flags = OutputArgs { quiet: true, json: false };
-        let mut progress = Progress::new(flags, &Signals::default(), &run);
+        let mut progress = Progress::of_run(flags, &Signals::default(), &run);
         progress.event(Event::Warning("early".into()));
         assert!(!run.exists());
         std::fs::create_dir(&run).unwrap();

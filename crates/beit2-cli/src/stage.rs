@@ -1,4 +1,4 @@
-//! What the training commands have in common, so that there is one command and three recipes.
+//! What the training commands have in common, so that there is one command and five recipes.
 
 use std::sync::Arc;
 
@@ -8,47 +8,54 @@ use beit2::pretrain::{self, PretrainRecipe};
 use beit2::segment::{self, SegmentRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
-use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig, on_devices};
+use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
 use beit2_data::Source;
 use beit2_kernels::AutodiffBackend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// A recipe that can be trained.
-pub trait Stage: Serialize + DeserializeOwned + Default {
+pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     /// `stage` in its recipes.
     const NAME: &'static str;
     /// Its command.
     const COMMAND: &'static str;
-    /// The recipe when none is named.
-    const DEFAULT_RECIPE: &'static str;
+    /// The recipe when none is named; `None` where the paper has none.
+    const DEFAULT_RECIPE: Option<&'static str>;
 
-    /// Whether the images' classes matter.
-    const USES_CLASSES: bool;
-
-    /// Fills in what other files decide.
-    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error>;
+    /// The tables that every recipe has.
+    fn tables(&self) -> Tables<'_>;
 
     /// Finds contradictions.
     fn check(&self) -> Result<(), Error>;
 
-    /// `[data]`.
-    fn data(&self) -> &DataConfig;
+    /// Trains or continues on one device, as one of the ranks of `env`.
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error>;
+
+    /// Whether the images' classes matter.
+    const USES_CLASSES: bool = false;
+
+    /// Fills in what other files decide.
+    fn resolve(&mut self, _assets: &dyn Assets) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Opens the images that `[data]` names.
-    fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error>;
+    fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+        assets.source(spec)
+    }
+}
 
+/// Tables of a recipe that have the same names in every stage.
+pub struct Tables<'a> {
+    /// `[data]`.
+    pub data: &'a DataConfig,
     /// `[schedule]`.
-    fn schedule(&self) -> &ScheduleConfig;
-
+    pub schedule: &'a ScheduleConfig,
     /// `[optimizer]`.
-    fn optimizer(&self) -> &OptimizerConfig;
-
-    /// The setting that names the weights that it starts from, and its value.
-    fn weights(&self) -> (&'static str, &str);
-
-    /// Trains or continues, on all devices.
-    fn train<B: AutodiffBackend>(&self, env: Env<'_>, devices: &[B::Device]) -> Result<Outcome, Error>;
+    pub optimizer: &'a OptimizerConfig,
+    /// The setting that names the weights that training needs, and its value.
+    pub weights: (&'static str, &'a str),
 }
 
 /// The command that trains recipes of a stage.
@@ -65,75 +72,111 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
     .map(|(_, command)| command)
 }
 
-/// A recipe type whose tables have the usual names. `weights` is where its starting weights are named.
-macro_rules! stage {
-    ($recipe:ty, $name:literal, $command:literal, $default:literal, $classes:literal, $resolve:expr,
-     images $open:expr, weights $table:ident, train $train:path) => {
-        impl Stage for $recipe {
-            const NAME: &'static str = $name;
-            const COMMAND: &'static str = $command;
-            const DEFAULT_RECIPE: &'static str = $default;
-            const USES_CLASSES: bool = $classes;
+impl Stage for TokenizerRecipe {
+    const NAME: &'static str = "tokenizer";
+    const COMMAND: &'static str = "tokenizer train";
+    const DEFAULT_RECIPE: Option<&'static str> = Some("vqkd_base_clip_100e");
 
-            fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
-                $resolve(self, assets)
-            }
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, teacher, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+    }
 
-            fn check(&self) -> Result<(), Error> {
-                self.validate()
-            }
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
 
-            fn data(&self) -> &DataConfig {
-                &self.data
-            }
-
-            fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
-                $open(self, assets, spec)
-            }
-
-            fn schedule(&self) -> &ScheduleConfig {
-                &self.schedule
-            }
-
-            fn optimizer(&self) -> &OptimizerConfig {
-                &self.optimizer
-            }
-
-            fn weights(&self) -> (&'static str, &str) {
-                (concat!(stringify!($table), ".weights"), &self.$table.weights)
-            }
-
-            fn train<B: AutodiffBackend>(
-                &self,
-                env: Env<'_>,
-                devices: &[B::Device],
-            ) -> Result<Outcome, Error> {
-                on_devices::<B>(devices, env, |env, device| $train(self, env, device))
-            }
-        }
-    };
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        tokenizer::train::<B>(self, env, device)
+    }
 }
 
-fn complete<S>(_: &mut S, _: &dyn Assets) -> Result<(), Error> {
-    Ok(())
+impl Stage for PretrainRecipe {
+    const NAME: &'static str = "pretrain";
+    const COMMAND: &'static str = "pretrain";
+    const DEFAULT_RECIPE: Option<&'static str> = Some("mim_base_1600e");
+
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, tokenizer, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("tokenizer.weights", &tokenizer.weights) }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
+
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        pretrain::train::<B>(self, env, device)
+    }
 }
 
-fn plain<S>(_: &S, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
-    assets.source(spec)
+impl Stage for FinetuneRecipe {
+    const NAME: &'static str = "finetune";
+    const COMMAND: &'static str = "finetune";
+    const DEFAULT_RECIPE: Option<&'static str> = Some("finetune_base_1600e");
+    const USES_CLASSES: bool = true;
+
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, init, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
+
+    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        Self::resolve(self, assets)
+    }
+
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        finetune::train::<B>(self, env, device)
+    }
 }
 
-fn with_masks(recipe: &SegmentRecipe, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
-    Ok(assets.segment_source(spec, &recipe.masks.options())?)
+impl Stage for SegmentRecipe {
+    const NAME: &'static str = "segment";
+    const COMMAND: &'static str = "segment train";
+    const DEFAULT_RECIPE: Option<&'static str> = Some("segment_base_ade20k");
+    const USES_CLASSES: bool = true;
+
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, init, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
+
+    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        Self::resolve(self, assets)
+    }
+
+    fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
+        Ok(assets.segment_source(spec, &self.masks.options())?)
+    }
+
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        segment::train::<B>(self, env, device)
+    }
 }
 
-stage!(TokenizerRecipe, "tokenizer", "tokenizer train", "vqkd_base_clip_100e", false, complete,
-    images plain, weights teacher, train tokenizer::train::<B>);
-stage!(PretrainRecipe, "pretrain", "pretrain", "mim_base_1600e", false, complete,
-    images plain, weights tokenizer, train pretrain::train::<B>);
-stage!(FinetuneRecipe, "finetune", "finetune", "finetune_base_1600e", true, FinetuneRecipe::resolve,
-    images plain, weights init, train finetune::train::<B>);
-stage!(SegmentRecipe, "segment", "segment train", "segment_base_ade20k", true, SegmentRecipe::resolve,
-    images with_masks, weights init, train segment::train::<B>);
-// There is no paper behind this stage; a recipe must be named.
-stage!(DistillRecipe, "distill", "teacher distill", "", false, complete,
-    images plain, weights teacher, train distill::<B>);
+impl Stage for DistillRecipe {
+    const NAME: &'static str = "distill";
+    const COMMAND: &'static str = "teacher distill";
+    const DEFAULT_RECIPE: Option<&'static str> = None;
+
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, teacher, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
+
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        distill::<B>(self, env, device)
+    }
+}

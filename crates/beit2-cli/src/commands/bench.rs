@@ -12,11 +12,11 @@ use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
-use crate::assets::AssetStore;
-use crate::device::{Job, Kind};
+use crate::device::Kind;
 use crate::errors::{Ending, usage};
-use crate::experiment::SOFTWARE;
-use crate::flags::{DeviceArgs, PrecisionArgs, one_of};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, one_of};
+use crate::machine::SOFTWARE;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 use crate::{libraries, output};
 
@@ -107,16 +107,18 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
     }
+    // Rounds are printed when they are over; there is nothing else to tell.
+    let mut session = Session::new(OutputArgs { quiet: true, json: common.json }, signals);
     let images = match &common.data {
         None => Images::Random,
-        Some(spec) => Images::Real(AssetStore::default().source(spec)?, common.workers),
+        Some(spec) => Images::Real(session.assets.source(spec)?, common.workers),
     };
-    let facts = Facts { kind, stage, size: common.size, precision: common.precision.precision, common };
-    common.device.device.on(Measurement { facts, images, signals })
+    let run = Run { kind, stage, size: common.size, precision: common.precision.precision, common };
+    session.on(&common.device.device, Measurement { run, images })
 }
 
 /// What is measured.
-struct Facts<'a> {
+struct Run<'a> {
     kind: &'static str,
     stage: Option<Stage>,
     size: Size,
@@ -124,31 +126,35 @@ struct Facts<'a> {
     common: &'a Common,
 }
 
-impl Facts<'_> {
+impl Run<'_> {
     fn on_cpu(&self) -> bool {
         self.common.device.device.kind == Kind::Cpu
     }
 }
 
 struct Measurement<'a> {
-    facts: Facts<'a>,
+    run: Run<'a>,
     images: Images,
-    signals: &'a Signals,
 }
 
 impl Job for Measurement<'_> {
     type Output = Ending;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Ending> {
-        let Self { facts, images, signals } = self;
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Ending> {
+        let Self { run, images } = self;
+        let signals = session.signals;
         // A GPU is measured once, before there is a model: its operands take memory, and its clock keeps.
-        let gemm = match facts.on_cpu() {
+        let gemm = match run.on_cpu() {
             true => None,
-            false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, facts.precision, device)?),
+            false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, run.precision, device)?),
         };
         let held = memory_held_bytes();
-        let (size, precision, batch) = (facts.size, facts.precision, facts.common.batch_size);
-        match facts.stage {
+        let (size, precision, batch) = (run.size, run.precision, run.common.batch_size);
+        match run.stage {
             Some(stage) => {
                 let setup = TrainSetup { stage, size, batch, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
@@ -157,7 +163,7 @@ impl Job for Measurement<'_> {
                     let (seconds, loss) = bench.steps(count)?;
                     Ok((seconds / count as f64, bench.parts()?, Some(loss)))
                 };
-                rounds::<B>(&facts, (flops, gemm), held, signals, device, steps)
+                rounds::<B>(&run, (flops, gemm), held, signals, device, steps)
             }
             None => {
                 let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, images, device)?;
@@ -169,7 +175,7 @@ impl Job for Measurement<'_> {
                         Parts { data: mean(|p| p.data), forward: mean(|p| p.forward), ..Parts::default() };
                     Ok((parts.data + parts.forward, parts, None))
                 };
-                rounds::<B>(&facts, (flops, gemm), held, signals, device, steps)
+                rounds::<B>(&run, (flops, gemm), held, signals, device, steps)
             }
         }
     }
@@ -191,14 +197,14 @@ struct Round {
 /// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round. `step_flops` are operations of a
 /// step; `gemm` is a large product's speed where it is known, else it is measured in each round.
 fn rounds<B: AutodiffBackend>(
-    facts: &Facts<'_>,
+    run: &Run<'_>,
     (step_flops, gemm): (f64, Option<f64>),
     held: Option<u64>,
     signals: &Signals,
     device: &B::Device,
     mut steps: impl FnMut(usize) -> anyhow::Result<(f64, Parts, Option<f64>)>,
 ) -> anyhow::Result<Ending> {
-    let common = facts.common;
+    let common = run.common;
     // Threads start, buffers are made, kernels are chosen.
     steps(2)?;
     if common.paced {
@@ -221,17 +227,17 @@ fn rounds<B: AutodiffBackend>(
             (common.device.device.kind == Kind::Cuda).then(libraries::gpu_memory_held_bytes).flatten();
         let gemm = match gemm {
             Some(known) => known,
-            None => gemm_flops::<B::InnerBackend>(facts.precision, device)?,
+            None => gemm_flops::<B::InnerBackend>(run.precision, device)?,
         };
-        let registers = Probe::new(facts.precision).filter(|_| facts.on_cpu()).map(|probe| probe.flops());
+        let registers = Probe::new(run.precision).filter(|_| run.on_cpu()).map(|probe| probe.flops());
         let round = Round { seconds, parts, achieved: step_flops / seconds, gemm, registers, gpu_memory };
         if common.json {
-            output::result(&line(facts, &round, step_flops, held).to_string())?;
+            output::result(&line(run, &round, step_flops, held).to_string())?;
         }
         measured.push(round);
     }
     if !common.json && !measured.is_empty() {
-        output::result(&summary(facts, &measured, held))?;
+        output::result(&summary(run, &measured, held))?;
     }
     Ok(Ending::Done)
 }
@@ -242,7 +248,7 @@ fn memory(held: Option<u64>) -> (Option<u64>, Option<u64>) {
     (peak, peak.zip(held).map(|(peak, held)| peak.saturating_sub(held)))
 }
 
-fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) -> Value {
+fn line(run: &Run<'_>, round: &Round, step_flops: f64, held: Option<u64>) -> Value {
     let (peak, own) = memory(held);
     let mebibytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
     let ms = |seconds: f64| seconds * 1e3;
@@ -250,16 +256,16 @@ fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) ->
     json!({
         "program": "beit2",
         "version": SOFTWARE,
-        "kind": facts.kind,
-        "stage": facts.stage.map(Stage::name),
-        "size": facts.size.name(),
-        "batch_size": facts.common.batch_size,
-        "precision": facts.common.precision.precision,
-        "device": facts.common.device.device.to_string(),
+        "kind": run.kind,
+        "stage": run.stage.map(Stage::name),
+        "size": run.size.name(),
+        "batch_size": run.common.batch_size,
+        "precision": run.common.precision.precision,
+        "device": run.common.device.device.to_string(),
         "threads": beit2_kernels::threads(),
-        "steps": facts.common.steps,
+        "steps": run.common.steps,
         "seconds_per_step": round.seconds,
-        "images_per_second": facts.common.batch_size as f64 / round.seconds,
+        "images_per_second": run.common.batch_size as f64 / round.seconds,
         "ms": {
             "data": ms(data),
             "tokenizer": ms(tokenizer),
@@ -279,15 +285,15 @@ fn line(facts: &Facts<'_>, round: &Round, step_flops: f64, held: Option<u64>) ->
     })
 }
 
-fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
+fn summary(run: &Run<'_>, rounds: &[Round], held: Option<u64>) -> String {
     let of = |what: &dyn Fn(&Round) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(what).collect();
         values.sort_by(f64::total_cmp);
         (values[values.len() / 2], values[0], values[values.len() - 1])
     };
-    let batch = facts.common.batch_size as f64;
+    let batch = run.common.batch_size as f64;
     let (median, least, most) = of(&|round| batch / round.seconds);
-    let what = match facts.stage {
+    let what = match run.stage {
         Some(stage) => format!("training step, {}", stage.name()),
         None => "forward passes of a classifier".to_owned(),
     };
@@ -296,15 +302,11 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
     let mut rows = vec![
         (
             "measured".to_owned(),
-            format!(
-                "{what}, {} size, batch {batch}, {}",
-                facts.size.name(),
-                facts.common.precision.precision
-            ),
+            format!("{what}, {} size, batch {batch}, {}", run.size.name(), run.common.precision.precision),
         ),
         (
             "on".to_owned(),
-            match facts.common.device.device.to_string().as_str() {
+            match run.common.device.device.to_string().as_str() {
                 "cpu" => format!("{}, {threads} threads", machine.cpu.unwrap_or_else(|| "cpu".into())),
                 device => device.to_owned(),
             },
@@ -346,7 +348,7 @@ fn summary(facts: &Facts<'_>, rounds: &[Round], held: Option<u64>) -> String {
     if let Some(bytes) = rounds.iter().filter_map(|round| round.gpu_memory).max() {
         rows.push(("GPU memory".to_owned(), format!("{} held by this process", format_bytes(bytes))));
     }
-    if facts.stage.is_some() {
+    if run.stage.is_some() {
         let note = "parts one after the other; in training the next batch's data and frozen model overlap";
         rows.push(("note".to_owned(), note.to_owned()));
     }

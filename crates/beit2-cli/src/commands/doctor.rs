@@ -5,10 +5,10 @@ use serde_json::json;
 
 use crate::device::{DeviceSpec, Kind};
 use crate::errors::Ending;
-use crate::experiment::{SOFTWARE, instructions};
 use crate::flags::JsonArgs;
 use crate::libraries::{self, Need};
-use crate::{assets, output, recipes};
+use crate::machine::{SOFTWARE, instruction_set};
+use crate::{assets, backend, output, recipes};
 
 /// Flags of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         .into_iter()
         .map(|kind| {
             let spec = DeviceSpec::best(kind);
-            let found = if kind.is_compiled_in() { spec.check() } else { Err(String::new()) };
+            let found = if kind.is_compiled_in() { backend::check(&spec) } else { Err(String::new()) };
             (kind.name(), found)
         })
         .collect();
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         output::json(&json!({
             "software": SOFTWARE,
             "cpu": machine.cpu,
-            "instructions": instructions(),
+            "instructions": instruction_set(),
             "threads": machine.threads,
             "memory_bytes": machine.memory_bytes,
             "system": machine.os,
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         ("software".to_owned(), SOFTWARE.to_owned()),
         ("system".to_owned(), machine.os),
         ("processor".to_owned(), machine.cpu.unwrap_or_else(|| "unknown".to_owned())),
-        ("instructions".to_owned(), instructions().to_owned()),
+        ("instructions".to_owned(), instruction_set().to_owned()),
         ("threads".to_owned(), machine.threads.to_string()),
         ("memory".to_owned(), machine.memory_bytes.map_or("unknown".to_owned(), format_bytes)),
     ];

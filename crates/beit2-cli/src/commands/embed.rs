@@ -1,23 +1,18 @@
 //! `beit2 embed`: features of many images in one file.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use anyhow::bail;
 use beit2::classify::{Embedder, FeatureKind};
 use beit2::pixels;
 use beit2::train::Assets;
-use beit2_data::{EvalConfig, Image, Source};
+use beit2_data::{EvalConfig, Image};
 use beit2_kernels::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use clap::ValueEnum;
 
-use crate::assets::AssetStore;
-use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
 use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, SourceArg};
-use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// The largest number that half precision holds.
@@ -98,34 +93,30 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let known = [Format::Npy, Format::Parquet, Format::Safetensors];
     let to = Destination::new(&args.export, &known)?;
     let list = to.list();
-    let assets = AssetStore::default();
-    let source = assets.source(&args.images.source)?;
-    let weights = assets.weights_fingerprint(&args.weights)?;
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
-    let job = Embedding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
-    let written = args.device.device.on(job);
-    progress.close();
-    written?.report(&args.export.out, list, args.output.json)?;
+    let mut session = Session::new(args.output, signals);
+    // A wrong name is said before a device starts.
+    session.assets.source(&args.images.source)?;
+    let written = session.on(&args.device.device, Embedding { args, to })?;
+    written.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)
 }
 
 struct Embedding<'a> {
     args: &'a Args,
     to: Destination<'a>,
-    assets: &'a AssetStore,
-    source: Arc<dyn Source>,
-    weights: String,
-    signals: &'a Signals,
-    progress: &'a mut Progress,
 }
 
 impl Job for Embedding<'_> {
     type Output = Written;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
-        let Self { args, to, assets, source, weights, signals, progress } = self;
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Written> {
+        let Self { args, to } = self;
         let options = args.frozen.options(args.precision.precision);
-        let file = assets.weights(&args.weights)?;
+        let file = session.assets.weights(&args.weights)?;
         let model = Embedder::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
         view.validate().map_err(beit2::Error::from)?;
@@ -141,7 +132,7 @@ impl Job for Embedding<'_> {
             None => vec![grid * grid, width],
         };
         let identity = vec![
-            ("weights", weights),
+            ("weights", session.assets.weights_fingerprint(&args.weights)?),
             ("features", name.to_owned()),
             ("layer", model.layer.map_or("end".to_owned(), |layer| layer.to_string())),
             ("teacher", args.frozen.teacher.map_or(String::new(), |family| format!("{family:?}"))),
@@ -149,8 +140,9 @@ impl Job for Embedding<'_> {
             ("device", args.device.device.to_string()),
         ];
         let layout = RowLayout { name: "features", element, shape };
+        let source = session.assets.source(&args.images.source)?;
         let export = Export { to, source, view, layout, identity };
-        export.run(progress, signals, |views: &[Image]| {
+        export.run(session, |views: &[Image]| {
             let images = pixels::stacked::<B::InnerBackend>(views, device)?;
             let data = match kind {
                 Some(kind) => model.net.features(images, kind).into_data(),

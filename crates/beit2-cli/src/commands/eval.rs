@@ -1,11 +1,10 @@
 //! `beit2 eval`: what a classifier is worth on labelled images.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use beit2::classify::{Classifier, ClassifierOptions, EvalTable, Evaluation, evaluate};
 use beit2::train::{Assets, DataConfig};
-use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
+use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
 use beit2_weights::plan::{IMAGENET_A, IMAGENET_R};
@@ -13,13 +12,11 @@ use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
-use crate::assets::AssetStore;
-use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
 use crate::output;
-use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// Flags of `eval`.
@@ -150,19 +147,15 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if args.crop_pct.is_some_and(|share| !(share > 0.0 && share <= 2.0)) {
         return usage("--crop-pct must be above 0 and at most 2 (0.875 is the reference's)");
     }
-    let assets = AssetStore::default();
-    let source = assets.source(&args.data)?;
+    let mut session = Session::new(args.output, signals);
+    let source = session.assets.source(&args.data)?;
     if source.classes().is_empty() {
         return usage(format!(
             "{} has no classes; an evaluation needs one sub-folder for each class",
             args.data
         ));
     }
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
-    let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
-    let result = args.device.device.on(job);
-    progress.close();
-    let result = result?;
+    let result = session.on(&args.device.device, args)?;
     let object = summary(args, &result, source.classes().len());
     if let Some(out) = &args.out {
         write(out, &object, &result, source.classes())?;
@@ -184,38 +177,35 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-struct Evaluate<'a> {
-    args: &'a Args,
-    assets: &'a AssetStore,
-    source: Arc<dyn Source>,
-    signals: &'a Signals,
-    progress: &'a mut Progress,
-}
-
-impl Job for Evaluate<'_> {
+impl Job for &Args {
     type Output = Evaluation;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Evaluation> {
-        let Self { args, assets, source, signals, progress } = self;
-        let head_rows: Option<&[usize]> = match args.variant {
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Evaluation> {
+        let source = session.assets.source(&self.data)?;
+        let head_rows: Option<&[usize]> = match self.variant {
             Some(Variant::ImagenetA) => Some(&IMAGENET_A),
             Some(Variant::ImagenetR) => Some(&IMAGENET_R),
             Some(Variant::ImagenetSketch) | None => None,
         };
         let options = ClassifierOptions {
-            image_size: args.image_size,
+            image_size: self.image_size,
             head_rows,
-            tables: args.rel_pos_interpolation.of_library(),
-            precision: args.precision.precision,
+            tables: self.rel_pos_interpolation.of_library(),
+            precision: self.precision.precision,
         };
-        let file = assets.weights(&args.weights)?;
-        let classifier = Classifier::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
+        let file = session.assets.weights(&self.weights)?;
+        let classifier = Classifier::<B::InnerBackend>::from_file(file, &self.weights, &options, device)?;
         let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
-        check_classes(args, source.classes(), classes, names)?;
-        let data = DataConfig { workers: args.workers, ..DataConfig::default() };
-        let view = view(args, classifier.config.vit.image_size);
-        let (model, stop) = (&classifier.model, &signals.stop);
-        Ok(evaluate(model, source, &data, view, args.batch_size, progress, stop, device)?)
+        check_classes(self, source.classes(), classes, names)?;
+        let data = DataConfig { workers: self.workers, ..DataConfig::default() };
+        let view = view(self, classifier.config.vit.image_size);
+        let (model, stop) = (&classifier.model, &session.signals.stop);
+        let progress = &mut session.progress;
+        Ok(evaluate(model, source, &data, view, self.batch_size, progress, stop, device)?)
     }
 }
 

@@ -17,14 +17,13 @@ use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::json;
 
-use crate::assets::AssetStore;
-use crate::device::Job;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// Classes of ImageNet-1k, whose names are asked for most often.
@@ -93,17 +92,15 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         let csv = csv.display();
         return usage(format!("{csv} exists already; choose another name, or --force to replace it"));
     }
-    let assets = AssetStore::default();
+    let mut session = Session::new(args.output, signals);
     let names = args.names.as_deref().map(read_names).transpose()?;
     let sources =
-        args.images.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+        args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
     let total = source.len();
-    let job = Predicting { args, assets: &assets, source, names, signals, progress: &mut progress };
-    let ended = args.device.device.on(job);
-    progress.close();
-    let Some(unreadable) = ended? else { return Ok(Ending::Stopped) };
+    let Some(unreadable) = session.on(&args.device.device, Predicting { args, source, names })? else {
+        return Ok(Ending::Stopped);
+    };
     match unreadable.as_slice() {
         [] => Ok(Ending::Done),
         [(name, why)] => bail!("{}", named(name, why)),
@@ -122,19 +119,21 @@ fn read_names(path: &Path) -> anyhow::Result<Vec<String>> {
 
 struct Predicting<'a> {
     args: &'a Args,
-    assets: &'a AssetStore,
     source: Arc<dyn Source>,
     names: Option<Vec<String>>,
-    signals: &'a Signals,
-    progress: &'a mut Progress,
 }
 
 impl Job for Predicting<'_> {
     /// Images that cannot be read, with reasons; `None` when a signal came.
     type Output = Option<Vec<(String, String)>>;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Self::Output> {
-        let Self { args, assets, source, names, signals, progress } = self;
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Self::Output> {
+        let Self { args, source, names } = self;
+        let Session { assets, signals, progress } = session;
         let options = ClassifierOptions {
             image_size: args.image_size,
             precision: args.precision.precision,

@@ -1,8 +1,9 @@
-//! `beit2 teacher export`: a distilled teacher as one small file.
+//! `beit2 teacher`: a small teacher from a large one.
 
 use std::path::PathBuf;
 
 use anyhow::bail;
+use beit2::tokenizer::teachers::DistillRecipe;
 use beit2::train::{Assets, Files};
 use beit2::weights;
 use beit2_run::atomic::write_atomic;
@@ -10,12 +11,26 @@ use burn::tensor::DType;
 use clap::ValueHint;
 
 use crate::errors::{Ending, usage};
-use crate::output;
+use crate::flags::TrainArgs;
+use crate::signals::Signals;
+use crate::{experiment, output};
+
+/// The commands of the group.
+#[derive(Debug, clap::Subcommand)]
+pub enum Teacher {
+    /// Distill a small teacher, or continue the run in --out
+    #[command(after_help = "Example:\n  \
+        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14.safetensors \\\n      \
+        --set teacher.kind=dinov2")]
+    Distill(TrainArgs),
+    /// Write a distilled teacher as one small file (half precision)
+    Export(ExportArgs),
+}
 
 /// Flags of `teacher export`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  beit2 teacher export runs/distill_tiny -o tiny_teacher.safetensors")]
-pub struct Args {
+pub struct ExportArgs {
     /// Run directory, checkpoint folder or weight file of `teacher distill`
     #[arg(value_name = "RUN")]
     run: String,
@@ -25,8 +40,15 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// Writes it.
-pub fn export(args: &Args) -> anyhow::Result<Ending> {
+/// Runs one of them.
+pub fn run(command: &Teacher, signals: &Signals) -> anyhow::Result<Ending> {
+    match command {
+        Teacher::Distill(args) => experiment::run::<DistillRecipe>(args, Vec::new(), signals),
+        Teacher::Export(args) => export(args),
+    }
+}
+
+fn export(args: &ExportArgs) -> anyhow::Result<Ending> {
     let file = Files::default().weights(&args.run)?;
     if file.metadata.get("beit2.stage").map(String::as_str) != Some("distill") {
         return usage(format!(

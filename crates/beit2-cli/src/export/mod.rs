@@ -24,8 +24,7 @@ use crate::display::grouped;
 use crate::errors::usage;
 use crate::flags::ExportArgs;
 use crate::output;
-use crate::progress::Progress;
-use crate::signals::Signals;
+use crate::session::Session;
 
 /// Unusable images that are named one by one on the terminal.
 const LISTED: usize = 10;
@@ -109,11 +108,11 @@ impl Export<'_> {
     /// rows.
     pub fn run(
         self,
-        progress: &mut Progress,
-        signals: &Signals,
+        session: &mut Session<'_>,
         mut compute: impl FnMut(&[Image]) -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Written> {
         let Self { to, source, view, layout, identity } = self;
+        let Session { signals, progress, .. } = session;
         let (args, batch) = (to.args, to.args.batch_size as usize);
         let mut manifest = json!({
             "program": env!("CARGO_PKG_VERSION"),

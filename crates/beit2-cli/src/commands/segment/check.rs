@@ -1,35 +1,34 @@
 //! What is wrong with images and masks, said before any work.
 
-use std::path::Path;
-
-use beit2::segment::{MasksConfig, SegmentRecipe, SegmenterConfig};
+use beit2::segment::{MasksConfig, SegmentRecipe};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::Source;
 use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
 use serde_json::json;
 
-use crate::assets::AssetStore;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::flags::TrainArgs;
 use crate::output;
-use crate::progress::Progress;
 use crate::recipes;
+use crate::session::Session;
 use crate::signals::Signals;
+use crate::stage::Stage;
 
 /// `segment train --check-data`: looks at every pair and stops.
 pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending> {
-    let found = recipes::find(flags.recipe.as_deref().unwrap_or(super::DEFAULT_RECIPE))?;
+    let named = flags.recipe.as_deref().or(SegmentRecipe::DEFAULT_RECIPE).unwrap_or_default();
+    let found = recipes::find(named)?;
     let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides())?;
     let data = &settings.data;
     if data.train.is_empty() {
         return usage("no images are named; use --data DIR, or set data.train in the recipe");
     }
+    let mut session = Session::new(flags.output, signals);
     let mut reports = Vec::new();
     for spec in std::iter::once(&data.train).chain(&data.val).filter(|spec| !spec.is_empty()) {
-        let mut progress = Progress::new(flags.output, signals, Path::new("."));
-        let report = look(spec, &settings.masks, data.workers, signals, &mut progress);
-        progress.close();
+        let report = check_pairs(spec, &settings.masks, data.workers, &mut session);
+        session.progress.close();
         reports.push((spec, report?));
     }
     if flags.output.json {
@@ -53,15 +52,15 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
     }
 }
 
-fn look(
+fn check_pairs(
     spec: &str,
     masks: &MasksConfig,
     workers: usize,
-    signals: &Signals,
-    progress: &mut Progress,
+    session: &mut Session<'_>,
 ) -> anyhow::Result<DataReport> {
     let options = SegmentDataOptions { keep_unpaired: true, ..masks.options() };
-    let source = AssetStore::default().segment_source(spec, &options)?;
+    let Session { assets, signals, progress } = session;
+    let source = assets.segment_source(spec, &options)?;
     progress.note(&format!("{spec}: {}", source.rule()));
     let total = source.len() as u64;
     let tell = |done: usize| {
@@ -91,28 +90,4 @@ fn text(spec: &str, report: &DataReport) -> String {
         text += &format!("problem  {} more\n", grouped((report.problems - report.findings.len()) as u64));
     }
     text
-}
-
-/// The masks' classes must be the model's, in number and, where both have them, in names.
-pub(super) fn same_classes(
-    data: &str,
-    found: &[String],
-    weights: &str,
-    config: &SegmenterConfig,
-) -> anyhow::Result<()> {
-    if found.len() != config.class_count() {
-        return usage(format!(
-            "{data} has {} classes, the model of {weights} has {}; both must be the same classes in the same order",
-            found.len(),
-            config.class_count()
-        ));
-    }
-    match found.iter().zip(&config.class_names).position(|(a, b)| a != b) {
-        Some(at) => usage(format!(
-            "class {at} is `{}` in {data}, but the model of {weights} was trained with `{}` there; \
-             use the same list of classes",
-            found[at], config.class_names[at]
-        )),
-        None => Ok(()),
-    }
 }

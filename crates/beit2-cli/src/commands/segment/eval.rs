@@ -1,25 +1,21 @@
 //! `beit2 segment eval`: what a segmentation model is worth on labelled images.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2::train::Assets;
 use beit2_data::Source;
-use beit2_data::segment::SegmentSource;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::{check, open};
-use crate::assets::AssetStore;
-use crate::device::Job;
+use super::model::{check_classes, open};
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs};
 use crate::output;
-use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// Flags of `segment eval`.
@@ -74,13 +70,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     {
         return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
     }
-    let assets = AssetStore::default();
-    let source = assets.segment_source(&args.data, &args.masks.options())?;
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
-    let job = Evaluate { args, assets: &assets, source: source.clone(), signals, progress: &mut progress };
-    let result = args.device.device.on(job);
-    progress.close();
-    let confusion = result?;
+    let mut session = Session::new(args.output, signals);
+    let source = session.assets.segment_source(&args.data, &args.masks.options())?;
+    let confusion = session.on(&args.device.device, args)?;
     let (scores, names) = (confusion.scores(), source.classes());
     let object = json!({
         "weights": args.weights,
@@ -123,24 +115,21 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-struct Evaluate<'a> {
-    args: &'a Args,
-    assets: &'a AssetStore,
-    source: Arc<SegmentSource>,
-    signals: &'a Signals,
-    progress: &'a mut Progress,
-}
-
-impl Job for Evaluate<'_> {
+impl Job for &Args {
     type Output = Confusion;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Confusion> {
-        let Self { args, assets, source, signals, progress } = self;
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Confusion> {
+        let Session { assets, signals, progress } = session;
+        let source = assets.segment_source(&self.data, &self.masks.options())?;
         let (segmenter, infer) =
-            open::<B::InnerBackend>(&args.weights, &args.infer, args.precision, assets, device)?;
-        check::same_classes(&args.data, source.classes(), &args.weights, &segmenter.config)?;
+            open::<B::InnerBackend>(&self.weights, &self.infer, self.precision, assets, device)?;
+        check_classes(&self.data, source.classes(), &self.weights, &segmenter.config)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
-        Ok(evaluate(&predictor, &source, args.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)
+        Ok(evaluate(&predictor, &source, self.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)
     }
 }
 

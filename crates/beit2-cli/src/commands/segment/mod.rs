@@ -3,21 +3,16 @@
 mod check;
 mod draw;
 mod eval;
+mod model;
 mod predict;
 
-use beit2::segment::{InferConfig, SegmentRecipe, Segmenter, SegmenterOptions};
-use beit2::train::Assets;
-use beit2_kernels::Backend;
+use beit2::segment::SegmentRecipe;
 use clap::{Args, Subcommand};
 
 use crate::errors::Ending;
 use crate::experiment;
-use crate::flags::{InferArgs, PrecisionArgs, TrainArgs};
+use crate::flags::TrainArgs;
 use crate::signals::Signals;
-use crate::stage::Stage;
-
-/// The recipe when none is named.
-const DEFAULT_RECIPE: &str = <SegmentRecipe as Stage>::DEFAULT_RECIPE;
 
 /// `segment …`.
 #[derive(Debug, Subcommand)]
@@ -49,21 +44,6 @@ pub struct Train {
     /// Look at every image and mask, say what is wrong with them, and stop
     #[arg(long)]
     check_data: bool,
-}
-
-/// Opens a model with its way of looking at images.
-fn open<B: Backend>(
-    weights: &str,
-    infer: &InferArgs,
-    precision: PrecisionArgs,
-    assets: &dyn Assets,
-    device: &B::Device,
-) -> anyhow::Result<(Segmenter<B>, InferConfig)> {
-    let options = SegmenterOptions { precision: precision.precision, ..SegmenterOptions::default() };
-    let segmenter = Segmenter::<B>::from_file(assets.weights(weights)?, weights, &options, device)?;
-    let infer = infer.on(segmenter.infer.clone());
-    infer.validate(segmenter.config.vit.image_size)?;
-    Ok((segmenter, infer))
 }
 
 /// Runs `segment …`.

@@ -17,15 +17,13 @@ use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
-use super::open;
-use crate::assets::AssetStore;
-use crate::device::Job;
+use super::model::open;
 use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
-use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// Flags of `segment predict`.
@@ -99,9 +97,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if !(0.0..=1.0).contains(&args.opacity) {
         return usage(format!("--opacity {} must lie from 0 to 1", args.opacity));
     }
-    let assets = AssetStore::default();
+    let mut session = Session::new(args.output, signals);
     let sources =
-        args.images.sources.iter().map(|spec| assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+        args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let names = sources.iter().zip(&args.images.sources).flat_map(|(source, spec)| {
         let spec = spec.clone();
         (0..source.len()).map(move |at| below(&source.name(at), &spec)).collect::<Vec<_>>()
@@ -115,18 +113,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             there.display()
         ));
     }
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
-    let job = Predicting {
-        args,
-        assets: &assets,
-        source: Arc::new(ChainSource::new(sources)),
-        targets: &targets,
-        signals,
-        progress: &mut progress,
-    };
-    let done = args.device.device.on(job);
-    progress.close();
-    let Done { finished, images, kept, unreadable, shares } = done?;
+    let job = Predicting { args, source: Arc::new(ChainSource::new(sources)), targets: &targets };
+    let Done { finished, images, kept, unreadable, shares } = session.on(&args.device.device, job)?;
     if args.output.json {
         output::json(&json!({
             "weights": args.weights,
@@ -206,18 +194,16 @@ struct Done {
 
 struct Predicting<'a> {
     args: &'a Args,
-    assets: &'a AssetStore,
     source: Arc<ChainSource>,
     targets: &'a [Target],
-    signals: &'a Signals,
-    progress: &'a mut Progress,
 }
 
 impl Job for Predicting<'_> {
     type Output = Done;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Done> {
-        let Self { args, assets, source, targets, signals, progress } = self;
+    fn run<B: AutodiffBackend>(self, session: &mut Session<'_>, device: &B::Device) -> anyhow::Result<Done> {
+        let Self { args, source, targets } = self;
+        let Session { assets, signals, progress } = session;
         let (segmenter, infer) =
             open::<B::InnerBackend>(&args.weights, &args.infer, args.precision, assets, device)?;
         let config = &segmenter.config;

@@ -9,11 +9,10 @@ use beit2_run::report::{Cell, Headline, HeadlineRow, ReportData, Stage, render};
 use serde_json::{Map, Value, json};
 
 use super::measure::Results;
-use crate::commands::report;
 use crate::display::duration;
 use crate::errors::Ending;
 use crate::flags::OutputArgs;
-use crate::output;
+use crate::{output, report};
 
 /// Writes the report and prints the table or the object.
 pub fn show(

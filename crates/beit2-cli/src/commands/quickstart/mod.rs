@@ -7,22 +7,21 @@
 mod measure;
 mod show;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
-use beit2::train::{Env, Outcome, Rank, ScheduleConfig};
-use beit2_run::Existing;
+use beit2::train::ScheduleConfig;
 use clap::ValueHint;
 
 use crate::assets::AssetStore;
 use crate::display::duration;
 use crate::errors::{Ending, usage};
-use crate::experiment::{self, Inputs, Training};
+use crate::experiment::{Inputs, Run};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
 use crate::output;
-use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
+use crate::session::Session;
 use crate::signals::Signals;
 use crate::stage::Stage;
 
@@ -75,33 +74,28 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     // A shorter run starts its codebook earlier; a longer one needs no longer warm-up.
     codebook.kmeans_warmup_steps = scaled(codebook.kmeans_warmup_steps, scale.min(1.0)).max(1);
     scale_steps(&mut tokenizer.settings.schedule, scale, codebook.kmeans_warmup_steps + 1);
-    let Some(_) = tokenizer.train(args, signals, &assets, "1/3  tokenizer")? else {
+    if !tokenizer.train(args, signals, &assets, "1/3  tokenizer")? {
         return Ok(Ending::Stopped);
-    };
+    }
 
     let mut pretrain = Part::<PretrainRecipe>::resolve("quickstart_pretrain", args)?;
     scale_steps(&mut pretrain.settings.schedule, scale, 1);
     pretrain.settings.tokenizer.weights = tokenizer.dir.display().to_string();
-    let Some(_) = pretrain.train(args, signals, &assets, "2/3  pretraining")? else {
+    if !pretrain.train(args, signals, &assets, "2/3  pretraining")? {
         return Ok(Ending::Stopped);
-    };
+    }
 
     if !args.output.quiet {
         output::note("\n3/3  probes");
     }
-    let mut progress = Progress::new(args.output, signals, &args.out);
+    let mut session = Session { assets, ..Session::new(args.output, signals) };
     let job = measure::Measurement {
         tokenizer: &tokenizer.settings,
         tokenizer_dir: &tokenizer.dir,
         pretrain: &pretrain.settings,
         pretrain_dir: &pretrain.dir,
-        assets: &assets,
-        stop: &signals.stop,
-        observer: &mut progress,
     };
-    let measured = args.device.device.first().on(job);
-    progress.close();
-    let results = measured?;
+    let results = session.on(&args.device.device.first(), job)?;
     show::show(args.output, &args.out, &tokenizer.dir, &pretrain.dir, results)
 }
 
@@ -136,53 +130,40 @@ impl<S: Stage> Part<S> {
         Ok(Self { recipe, settings, dir: args.out.join(S::NAME) })
     }
 
-    /// Trains, continues, or finds the stage complete; `None` when it was asked to stop.
+    /// Trains, continues, or finds the stage complete; false when a signal came.
     fn train(
         &self,
         args: &Args,
         signals: &Signals,
         assets: &AssetStore,
         title: &str,
-    ) -> anyhow::Result<Option<Outcome>> {
+    ) -> anyhow::Result<bool> {
         let inputs = Inputs::check(&self.settings, assets)?;
-        let provenance = experiment::provenance(&self.recipe, &[], &inputs, &args.device)?;
         if !args.output.quiet {
             output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
         }
-        let mut progress = Progress::new(args.output, signals, &self.dir);
-        let existing = if args.restart { Existing::SetAside } else { Existing::Continue };
-        let job = Training {
-            settings: &self.settings,
-            env: Env {
-                dir: self.dir.clone(),
-                existing,
-                provenance,
-                stop: signals.stop.clone(),
-                observer: &mut progress,
-                assets,
-                rank: Rank::alone(),
-            },
+        let run = Run {
+            recipe: &self.recipe,
+            overrides: &[],
+            inputs: &inputs,
+            assets,
+            dir: &self.dir,
+            restart: args.restart,
+            device: &args.device.device,
+            output: args.output,
+            signals,
         };
-        let outcome = args.device.device.on_all(job);
-        progress.close();
-        let outcome = outcome?;
+        let outcome = run.train(&self.settings)?;
+        let (step, dir) = (outcome.step, self.dir.display());
         if !outcome.complete {
-            stopped(&self.dir, &outcome);
-            return Ok(None);
+            output::note(&format!(
+                "stopped after step {step} and saved in {dir}; the same command continues"
+            ));
+        } else if !args.output.quiet {
+            output::note(&format!("     {step} steps in {}", duration(outcome.seconds)));
         }
-        if !args.output.quiet {
-            output::note(&format!("     {} steps in {}", outcome.step, duration(outcome.seconds)));
-        }
-        Ok(Some(outcome))
+        Ok(outcome.complete)
     }
-}
-
-fn stopped(dir: &Path, outcome: &Outcome) {
-    output::note(&format!(
-        "stopped after step {} and saved in {}; the same command continues",
-        outcome.step,
-        dir.display()
-    ));
 }
 
 #[cfg(test)]

@@ -1,20 +1,15 @@
 //! `beit2 tokenizer encode`: code ids of many images in one file.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use beit2::pixels;
 use beit2::tokenizer::{Tokenizer, TokenizerOptions};
 use beit2::train::Assets;
-use beit2_data::{EvalConfig, Image, Source};
+use beit2_data::{EvalConfig, Image};
 use beit2_kernels::AutodiffBackend;
 
-use crate::assets::AssetStore;
-use crate::device::Job;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
 use crate::flags::{DeviceArgs, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
-use crate::progress::Progress;
+use crate::session::{Job, Session};
 use crate::signals::Signals;
 
 /// Codes that two bytes tell apart.
@@ -52,35 +47,31 @@ pub struct Args {
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
     let list = to.list();
-    let assets = AssetStore::default();
-    let source = assets.source(&args.images.source)?;
-    let weights = assets.weights_fingerprint(&args.tokenizer)?;
-    let mut progress = Progress::new(args.output, signals, Path::new("."));
-    let job = Encoding { args, to, assets: &assets, source, weights, signals, progress: &mut progress };
-    let written = args.device.device.on(job);
-    progress.close();
-    written?.report(&args.export.out, list, args.output.json)?;
+    let mut session = Session::new(args.output, signals);
+    // A wrong name is said before a device starts.
+    session.assets.source(&args.images.source)?;
+    let written = session.on(&args.device.device, Encoding { args, to })?;
+    written.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)
 }
 
 struct Encoding<'a> {
     args: &'a Args,
     to: Destination<'a>,
-    assets: &'a AssetStore,
-    source: Arc<dyn Source>,
-    weights: String,
-    signals: &'a Signals,
-    progress: &'a mut Progress,
 }
 
 impl Job for Encoding<'_> {
     type Output = Written;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Written> {
-        let Self { args, to, assets, source, weights, signals, progress } = self;
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Written> {
+        let Self { args, to } = self;
         let precision = args.precision.precision;
         let options = TokenizerOptions { precision };
-        let file = assets.weights(&args.tokenizer)?;
+        let file = session.assets.weights(&args.tokenizer)?;
         let tokenizer = Tokenizer::<B::InnerBackend>::from_file(file, &args.tokenizer, &options, device)?;
         let view = EvalConfig { crop_pct: args.export.crop_pct, ..tokenizer.view() };
         view.validate().map_err(beit2::Error::from)?;
@@ -88,12 +79,13 @@ impl Job for Encoding<'_> {
         let element = if tokenizer.config.codebook_size <= U16_CODES { Element::U16 } else { Element::U32 };
         let layout = RowLayout { name: "ids", element, shape: vec![grid, grid] };
         let identity = vec![
-            ("weights", weights),
+            ("weights", session.assets.weights_fingerprint(&args.tokenizer)?),
             ("precision", precision.to_string()),
             ("device", args.device.device.to_string()),
         ];
+        let source = session.assets.source(&args.images.source)?;
         let export = Export { to, source, view, layout, identity };
-        export.run(progress, signals, |views: &[Image]| {
+        export.run(session, |views: &[Image]| {
             let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();
             let bytes = |id: i64| match element {
                 Element::U16 => (id as u16).to_le_bytes().to_vec(),

@@ -17,8 +17,8 @@ use beit2_run::StopFlag;
 use beit2_run::report::{GalleryCode, MimSample};
 use burn::tensor::DType;
 
-use crate::assets::{AssetStore, VAL_NAME};
-use crate::device::Job;
+use crate::assets::VAL_NAME;
+use crate::session::{Job, Session};
 
 /// Codes shown in the gallery, and patches of each.
 const GALLERY: (usize, usize) = (32, 12);
@@ -68,27 +68,29 @@ pub struct Measurement<'a> {
     pub tokenizer_dir: &'a Path,
     pub pretrain: &'a PretrainRecipe,
     pub pretrain_dir: &'a Path,
-    pub assets: &'a AssetStore,
-    pub stop: &'a StopFlag,
-    pub observer: &'a mut dyn Observer,
 }
 
 impl Job for Measurement<'_> {
     type Output = Results;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Results> {
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Results> {
+        let assets = &session.assets;
         let started = Instant::now();
         let (origin, file) = (self.pretrain_dir.display().to_string(), weights::open(self.pretrain_dir)?);
         let (config, model) = pretrain::load::<B::InnerBackend>(file, &origin, device)?;
         let (origin, file) = (self.tokenizer_dir.display().to_string(), weights::open(self.tokenizer_dir)?);
         let (tokenizer_config, tokenizer) = tokenizer::load::<B::InnerBackend>(file, &origin, None, device)?;
-        let teacher = self.assets.weights(&self.tokenizer.teacher.weights)?;
+        let teacher = assets.weights(&self.tokenizer.teacher.weights)?;
         let teacher =
             Teacher::<B::InnerBackend>::from_file(&self.tokenizer.teacher, teacher, DType::F32, device)?
                 .freeze();
         let tokenizer = tokenizer.freeze_encoder();
-        let train = self.assets.source(&self.pretrain.data.train)?;
-        let val = self.assets.source(self.pretrain.data.val.as_deref().unwrap_or(VAL_NAME))?;
+        let train = assets.source(&self.pretrain.data.train)?;
+        let val = assets.source(self.pretrain.data.val.as_deref().unwrap_or(VAL_NAME))?;
 
         let mim = pretrain::evaluate(&model, &tokenizer, val.clone(), self.pretrain, device)?;
         let samples = visualize::mim_samples(
@@ -115,8 +117,8 @@ impl Job for Measurement<'_> {
             val: val.clone(),
             data: &self.pretrain.data,
             size: config.vit.image_size,
-            stop: self.stop,
-            observer: self.observer,
+            stop: &session.signals.stop,
+            observer: &mut session.progress,
             device,
             rows: Vec::new(),
         };

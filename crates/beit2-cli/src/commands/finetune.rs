@@ -1,0 +1,29 @@
+//! `beit2 finetune`: a classifier from pretrained weights.
+
+use beit2::classify::finetune::FinetuneRecipe;
+
+use crate::errors::Ending;
+use crate::experiment;
+use crate::flags::TrainArgs;
+use crate::signals::Signals;
+
+/// Flags of `finetune`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
+    beit2 finetune --data images/train --val images/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
+    --set schedule.epochs=30 --set schedule.batch_size=64 --set grad_accum_steps=8")]
+pub struct Args {
+    #[command(flatten)]
+    train: TrainArgs,
+
+    /// Weights to start from: a run, a weight file in official, timm or Hugging Face names, or `scratch`
+    #[arg(long, value_name = "RUN|FILE")]
+    init: Option<String>,
+}
+
+/// Trains, or continues a run.
+pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
+    let init = args.init.clone().map(|weights| ("init.weights".to_owned(), weights));
+    experiment::run::<FinetuneRecipe>(&args.train, init.into_iter().collect(), signals)
+}

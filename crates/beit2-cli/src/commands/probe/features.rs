@@ -1,0 +1,237 @@
+//! The features of both sets, and what is measured on them.
+
+use std::path::{Path, PathBuf};
+
+use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
+use beit2::train::{Assets, DataConfig};
+use beit2_data::Source;
+use beit2_kernels::{AutodiffBackend, Precision};
+use clap::ValueHint;
+use serde_json::{Map, Value};
+
+use crate::assets::AssetStore;
+use crate::errors::usage;
+use crate::flags::{DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs};
+use crate::session::{Job, Session};
+use crate::signals::Signals;
+
+/// `--weights` of the baseline without a model.
+pub(super) const PIXELS: &str = "pixels";
+
+/// Side of the images of the raw-pixel baseline when none is given.
+const PIXELS_SIDE: usize = 32;
+
+/// Whose features, of which images.
+#[derive(Debug, clap::Args)]
+pub(super) struct FeatureArgs {
+    /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
+    #[arg(long, value_name = "RUN|FILE")]
+    pub weights: String,
+
+    /// Labelled images to learn from: one sub-folder for each class, tar shards, or bundled:train
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    data: String,
+
+    /// Labelled images to be judged on, with the same classes
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    val: String,
+
+    /// What of an image's tokens becomes its feature
+    #[arg(long, value_name = "WHAT", default_value = "mean")]
+    pub features: FeatureKindArg,
+
+    #[command(flatten)]
+    frozen: FrozenArgs,
+
+    /// After every block in turn, to find the best one
+    #[arg(long, conflicts_with = "layer")]
+    pub all_layers: bool,
+
+    /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
+    /// --weights names, and nowhere for other weights
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache: Option<PathBuf>,
+
+    /// Threads that decode images
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// A way to measure features.
+pub(super) trait Protocol {
+    /// Its key in the JSON object.
+    const NAME: &'static str;
+
+    /// Top-1 accuracies in [0, 1] on `val`, learned from `train`: one, or one for each of several settings.
+    fn top1<B: AutodiffBackend>(
+        &self,
+        train: &Features,
+        val: &Features,
+        device: &B::Device,
+    ) -> anyhow::Result<Vec<f64>>;
+
+    /// The name of an accuracy, by its index.
+    fn label(&self, at: usize) -> String;
+
+    /// The accuracies in the JSON object.
+    fn json(&self, top1: &[f64]) -> Value;
+
+    /// What else belongs into the JSON object.
+    fn settings(&self) -> Map<String, Value>;
+}
+
+/// What was measured on the features after one block.
+pub(super) struct Measured {
+    /// Training images.
+    pub train: usize,
+    /// Validation images.
+    pub val: usize,
+    pub classes: usize,
+    /// Values of a feature.
+    pub dim: usize,
+    /// The block; `None` for what the model ends with.
+    pub layer: Option<usize>,
+    /// Accuracies in the order of the protocol.
+    pub top1: Vec<f64>,
+}
+
+/// Computes the features of both sets and measures them; one result, or with --all-layers one for each block.
+pub(super) fn measure<P: Protocol>(
+    args: &FeatureArgs,
+    protocol: &P,
+    signals: &Signals,
+) -> anyhow::Result<Vec<Measured>> {
+    if args.all_layers && args.weights == PIXELS {
+        return usage("--all-layers is for models; pixels have no layers");
+    }
+    let mut session = Session::new(args.output, signals);
+    let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
+    if train.classes() != val.classes() {
+        return usage(format!(
+            "{} has {} classes and {} has {}, or their names differ; both need the same sub-folders",
+            args.data,
+            train.classes().len(),
+            args.val,
+            val.classes().len()
+        ));
+    }
+    session.on(&args.device.device, Measurement { args, protocol })
+}
+
+struct Measurement<'a, P> {
+    args: &'a FeatureArgs,
+    protocol: &'a P,
+}
+
+impl<P: Protocol> Job for Measurement<'_, P> {
+    type Output = Vec<Measured>;
+
+    fn run<B: AutodiffBackend>(
+        self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Vec<Measured>> {
+        let args = self.args;
+        if args.weights == PIXELS {
+            return Ok(vec![self.after_block::<B>(None, session, device)?]);
+        }
+        let options = args.frozen.options(args.precision.precision);
+        let file = session.assets.weights(&args.weights)?;
+        let mut model = Embedder::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
+        if !args.all_layers {
+            return Ok(vec![self.after_block::<B>(Some(&model), session, device)?]);
+        }
+        let Some(blocks) = model.blocks() else {
+            return usage(format!(
+                "--all-layers is for pretrained models and classifiers; {} has features after its last layer only",
+                args.weights
+            ));
+        };
+        let mut results = Vec::with_capacity(blocks);
+        for layer in 1..=blocks {
+            model.set_layer(layer);
+            results.push(self.after_block::<B>(Some(&model), session, device)?);
+        }
+        Ok(results)
+    }
+}
+
+impl<P: Protocol> Measurement<'_, P> {
+    /// One measurement: after the block that the model is set to, or of pixels without a model.
+    fn after_block<B: AutodiffBackend>(
+        &self,
+        model: Option<&Embedder<B::InnerBackend>>,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Measured> {
+        let train = self.features::<B>(model, &self.args.data, "to learn from", session, device)?;
+        let val = self.features::<B>(model, &self.args.val, "to judge", session, device)?;
+        Ok(Measured {
+            train: train.len(),
+            val: val.len(),
+            classes: train.classes,
+            dim: train.dim,
+            layer: model.and_then(|model| model.layer),
+            top1: self.protocol.top1::<B>(&train, &val, device)?,
+        })
+    }
+
+    fn features<B: AutodiffBackend>(
+        &self,
+        model: Option<&Embedder<B::InnerBackend>>,
+        spec: &str,
+        what: &str,
+        session: &mut Session<'_>,
+        device: &B::Device,
+    ) -> anyhow::Result<Features> {
+        let args = self.args;
+        let Session { assets, signals, progress } = session;
+        let (source, stop) = (assets.source(spec)?, &signals.stop);
+        let data = DataConfig { workers: args.workers, ..DataConfig::default() };
+        let Some(model) = model else {
+            let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);
+            return Ok(pixel_features(source, &data, side, progress, stop)?);
+        };
+        let (net, px, kind) = (&model.net, model.image_px, args.features.of_library());
+        let file = cache_file(args, assets, source.as_ref(), model.layer, px)?;
+        let compute = || extract(net, source, &data, px, kind, what, progress, stop, device);
+        Ok(match file {
+            Some(file) => cached(&file, compute)?,
+            None => compute()?,
+        })
+    }
+}
+
+/// Where the features of one set are kept: the name says model, images and options.
+fn cache_file(
+    args: &FeatureArgs,
+    assets: &AssetStore,
+    source: &dyn Source,
+    layer: Option<usize>,
+    px: usize,
+) -> anyhow::Result<Option<PathBuf>> {
+    let run = Path::new(&args.weights);
+    let folder = match &args.cache {
+        Some(folder) => folder.clone(),
+        None if run.join("run.toml").is_file() => run.join("features"),
+        None => return Ok(None),
+    };
+    let model = assets.weights_fingerprint(&args.weights)?;
+    let layer = layer.map_or("all".to_owned(), |layer| layer.to_string());
+    let precision = match args.precision.precision {
+        Precision::F32 => String::new(),
+        other => format!("-{other}"),
+    };
+    let (source, features) = (source.fingerprint(), args.features.name());
+    let name = format!("{model}-{source}-{features}-{layer}-{px}{precision}.safetensors");
+    Ok(Some(folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c), "_"))))
+}

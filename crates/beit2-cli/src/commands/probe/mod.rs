@@ -1,0 +1,152 @@
+//! `beit2 probe` and `beit2 knn`: how well the features of a frozen model tell classes apart.
+
+mod features;
+mod print;
+
+use beit2::classify::{Features, KnnConfig, LinearProbeConfig, knn, linear_probe};
+use beit2_kernels::AutodiffBackend;
+use serde_json::{Map, Value, json};
+
+use self::features::{FeatureArgs, Protocol, measure};
+use crate::errors::{Ending, usage};
+use crate::signals::Signals;
+
+/// Flags of `knn`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  beit2 knn --weights runs/mim --data train --val val\n  \
+    beit2 knn --weights pixels --data train --val val --k 10,20 --json")]
+pub struct KnnArgs {
+    #[command(flatten)]
+    features: FeatureArgs,
+
+    /// Neighbours; several values give several results
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "10,20")]
+    k: Vec<usize>,
+
+    /// Votes weigh exp(similarity / T)
+    #[arg(long, value_name = "T", default_value_t = KnnConfig::default().temperature)]
+    temperature: f64,
+}
+
+/// Flags of `probe`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9\n  \
+                  beit2 probe --weights runs/mim --data train --val val --features concat --all-layers"
+)]
+pub struct ProbeArgs {
+    #[command(flatten)]
+    features: FeatureArgs,
+
+    /// Passes over the features
+    #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().epochs)]
+    epochs: u64,
+
+    /// Features per step
+    #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().batch)]
+    batch_size: usize,
+
+    /// Learning rate for a batch of 256
+    #[arg(long, value_name = "RATE", default_value_t = LinearProbeConfig::default().lr)]
+    lr: f64,
+
+    /// Weight decay
+    #[arg(long, value_name = "DECAY", default_value_t = LinearProbeConfig::default().weight_decay)]
+    weight_decay: f64,
+
+    /// Seed of the classifier
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs `knn`.
+pub fn run_knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
+    if args.k.contains(&0) || args.temperature <= 0.0 || !args.temperature.is_finite() {
+        return usage("--k must be at least 1 and --temperature above 0");
+    }
+    run(&args.features, &Knn { k: &args.k, temperature: args.temperature }, signals)
+}
+
+/// Runs `probe`.
+pub fn run_probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> {
+    let config = LinearProbeConfig {
+        epochs: args.epochs,
+        batch: args.batch_size,
+        lr: args.lr,
+        weight_decay: args.weight_decay,
+        seed: args.seed,
+    };
+    if config.epochs == 0 || config.batch == 0 || config.lr <= 0.0 || !config.lr.is_finite() {
+        return usage("--epochs and --batch-size must be at least 1 and --lr above 0");
+    }
+    run(&args.features, &LinearProbe(config), signals)
+}
+
+fn run<P: Protocol>(args: &FeatureArgs, protocol: &P, signals: &Signals) -> anyhow::Result<Ending> {
+    let results = measure(args, protocol, signals)?;
+    print::print(args, protocol, &results)?;
+    Ok(Ending::Done)
+}
+
+/// Weighted votes of the nearest neighbours, for one or several numbers of them.
+struct Knn<'a> {
+    k: &'a [usize],
+    temperature: f64,
+}
+
+impl Protocol for Knn<'_> {
+    const NAME: &'static str = "knn";
+
+    fn top1<B: AutodiffBackend>(
+        &self,
+        train: &Features,
+        val: &Features,
+        device: &B::Device,
+    ) -> anyhow::Result<Vec<f64>> {
+        let accuracy = |&k| {
+            let config = KnnConfig { k, temperature: self.temperature };
+            Ok(knn::<B::InnerBackend>(train, val, config, device)?)
+        };
+        self.k.iter().map(accuracy).collect()
+    }
+
+    fn label(&self, at: usize) -> String {
+        format!("k-NN top-1, k = {}", self.k[at])
+    }
+
+    fn json(&self, top1: &[f64]) -> Value {
+        self.k.iter().zip(top1).map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect()
+    }
+
+    fn settings(&self) -> Map<String, Value> {
+        Map::from_iter([("temperature".to_owned(), json!(self.temperature))])
+    }
+}
+
+/// One linear layer, trained on the features.
+struct LinearProbe(LinearProbeConfig);
+
+impl Protocol for LinearProbe {
+    const NAME: &'static str = "probe";
+
+    fn top1<B: AutodiffBackend>(
+        &self,
+        train: &Features,
+        val: &Features,
+        device: &B::Device,
+    ) -> anyhow::Result<Vec<f64>> {
+        Ok(vec![linear_probe::<B>(train, val, self.0, device)?])
+    }
+
+    fn label(&self, _: usize) -> String {
+        "linear probe top-1".to_owned()
+    }
+
+    fn json(&self, top1: &[f64]) -> Value {
+        json!({ "top1": top1.first(), "settings": self.0 })
+    }
+
+    fn settings(&self) -> Map<String, Value> {
+        Map::new()
+    }
+}

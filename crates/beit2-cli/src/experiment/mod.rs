@@ -1,0 +1,178 @@
+//! One experiment from flags to result: resolve, check, say what will run, run, say what came of it.
+
+mod header;
+mod inputs;
+mod provenance;
+
+use std::path::{Path, PathBuf};
+
+use beit2::train::{Env, Outcome, Rank, on_devices};
+use beit2_kernels::AutodiffBackend;
+use beit2_run::{Existing, recipe};
+use serde_json::json;
+
+use crate::assets::AssetStore;
+use crate::backend::{self, GroupJob};
+use crate::device::DeviceSpec;
+use crate::display::{duration, grouped, speed};
+use crate::errors::{Ending, usage};
+use crate::flags::{OutputArgs, TrainArgs};
+use crate::progress::Progress;
+use crate::recipes::{self, Recipe};
+use crate::signals::Signals;
+use crate::stage::Stage;
+use crate::{output, report};
+
+pub use inputs::Inputs;
+use provenance::continue_command;
+
+/// Runs a training command. `extra` are overrides by the command's own flags.
+pub fn run<S: Stage>(
+    flags: &TrainArgs,
+    extra: Vec<(String, String)>,
+    signals: &Signals,
+) -> anyhow::Result<Ending> {
+    let Some(named) = flags.recipe.as_deref().or(S::DEFAULT_RECIPE) else {
+        return usage(format!(
+            "beit2 {} needs a recipe: a name from `beit2 recipes` or a .toml file",
+            S::COMMAND
+        ));
+    };
+    let found = recipes::find(named)?;
+    let mut overrides = flags.overrides();
+    overrides.extend(extra);
+    let mut settings: S = recipes::resolve(&found, &overrides)?;
+    let assets = AssetStore::default();
+    // What is missing is said by the check below, which also names the flags.
+    let tables = settings.tables();
+    if !tables.data.train.is_empty() && !tables.weights.1.is_empty() {
+        settings.resolve(&assets)?;
+    }
+    let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
+
+    if flags.dry_run {
+        output::result(&recipe::to_toml(&settings)?)?;
+    }
+    let inputs = Inputs::check(&settings, &assets)?;
+    if flags.dry_run {
+        output::note(&format!("ready  {}; nothing was started", inputs.budget(&settings)));
+        return Ok(Ending::Done);
+    }
+    let device = &flags.device.device;
+    if !flags.output.quiet {
+        output::note(&header::header(&settings, &found, &dir, &inputs, device)?);
+    }
+    let run = Run {
+        recipe: &found,
+        overrides: &overrides,
+        inputs: &inputs,
+        assets: &assets,
+        dir: &dir,
+        restart: flags.restart,
+        device,
+        output: flags.output,
+        signals,
+    };
+    let outcome = run.train(&settings)?;
+    finish(&dir, &outcome, flags.output)
+}
+
+/// A training run and everything around its settings.
+pub struct Run<'a> {
+    /// Where the settings come from.
+    pub recipe: &'a Recipe,
+    /// What was changed in it.
+    pub overrides: &'a [(String, String)],
+    /// What it reads.
+    pub inputs: &'a Inputs,
+    /// Where that is opened.
+    pub assets: &'a AssetStore,
+    /// The run directory.
+    pub dir: &'a Path,
+    /// Begin again instead of continuing.
+    pub restart: bool,
+    /// One device or a group.
+    pub device: &'a DeviceSpec,
+    /// What is printed.
+    pub output: OutputArgs,
+    /// Ctrl-C and SIGTERM.
+    pub signals: &'a Signals,
+}
+
+impl Run<'_> {
+    /// Trains, continues, or finds the run complete.
+    pub fn train<S: Stage>(&self, settings: &S) -> anyhow::Result<Outcome> {
+        let provenance = provenance::provenance(self.recipe, self.overrides, self.inputs, self.device)?;
+        let mut progress = Progress::of_run(self.output, self.signals, self.dir);
+        let env = Env {
+            dir: self.dir.to_owned(),
+            existing: if self.restart { Existing::SetAside } else { Existing::Continue },
+            provenance,
+            stop: self.signals.stop.clone(),
+            observer: &mut progress,
+            assets: self.assets,
+            rank: Rank::alone(),
+        };
+        let outcome = backend::run(self.device, Training { settings, env });
+        progress.close();
+        outcome
+    }
+}
+
+struct Training<'a, S> {
+    settings: &'a S,
+    env: Env<'a>,
+}
+
+impl<S: Stage> GroupJob for Training<'_, S> {
+    type Output = Outcome;
+
+    fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Outcome> {
+        let Self { settings, env } = self;
+        Ok(on_devices::<B>(devices, env, |env, device| settings.train::<B>(env, device))?)
+    }
+}
+
+/// Says what came of the run.
+fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<Ending> {
+    let report = match report::write(out) {
+        Ok(path) => Some(path),
+        // The run is what counts, and it is saved.
+        Err(error) => {
+            output::note(&format!("warning: the report was not written: {error:#}"));
+            None
+        }
+    };
+    let again = continue_command();
+    if !outcome.complete {
+        output::note(&format!(
+            "stopped after step {} and saved in {}; continue with: {again}",
+            grouped(outcome.step),
+            outcome.checkpoint.display()
+        ));
+    }
+    let per_second = (outcome.seconds > 0.0).then(|| outcome.images as f64 / outcome.seconds);
+    if output.json {
+        output::json(&json!({
+            "run": out,
+            "complete": outcome.complete,
+            "steps": outcome.step,
+            "images": outcome.images,
+            "seconds": outcome.seconds,
+            "images_per_second": per_second,
+            "checkpoint": outcome.checkpoint,
+            "report": report,
+            "metrics": report::last_epoch(out),
+            "continue": (!outcome.complete).then_some(again),
+        }))?;
+    } else if outcome.complete {
+        let pace = per_second.map(|s| format!(", {}", speed(s))).unwrap_or_default();
+        let mut rows = vec![
+            ("done", format!("{} steps in {}{pace}", grouped(outcome.step), duration(outcome.seconds))),
+            ("weights", outcome.checkpoint.join("model.safetensors").display().to_string()),
+        ];
+        rows.extend(report.map(|path: PathBuf| ("report", path.display().to_string())));
+        output::result(&output::pairs(&rows))?;
+    }
+    Ok(if outcome.complete { Ending::Done } else { Ending::Stopped })
+}

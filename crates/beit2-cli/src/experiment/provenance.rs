@@ -1,0 +1,66 @@
+//! What a run records about where it comes from, and the command that continues it.
+
+use std::path::Path;
+
+use beit2_run::environment::Environment;
+use toml::{Table, Value};
+
+use super::inputs::Inputs;
+use crate::device::DeviceSpec;
+use crate::machine::SOFTWARE;
+use crate::recipes::Recipe;
+
+/// What `run.toml` says after the recipe: what identifies the inputs, then where and how the run runs (which may differ
+/// when it is continued).
+pub(super) fn provenance(
+    found: &Recipe,
+    overrides: &[(String, String)],
+    inputs: &Inputs,
+    device: &DeviceSpec,
+) -> anyhow::Result<String> {
+    let mut environment = Table::try_from(Environment::detect(SOFTWARE))?;
+    environment.insert("device".into(), device.to_string().into());
+    environment.insert("recipe".into(), found.origin.as_str().into());
+    environment.insert("command".into(), continue_command().into());
+    let list = overrides.iter().map(|(key, value)| Value::String(format!("{key}={value}")));
+    environment.insert("overrides".into(), Value::Array(list.collect()));
+    let fingerprint: Table =
+        inputs.fingerprints.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
+    let mut rest = Table::new();
+    rest.insert("fingerprint".into(), fingerprint.into());
+    rest.insert("environment".into(), environment.into());
+    Ok(toml::to_string(&rest)?)
+}
+
+/// This command again, without what would begin anew.
+pub(super) fn continue_command() -> String {
+    let mut args = std::env::args();
+    let program = args.next().unwrap_or_default();
+    let program =
+        Path::new(&program).file_name().map_or("beit2".into(), |name| name.to_string_lossy().into_owned());
+    let rest = args.filter(|arg| arg != "--restart").map(|arg| quoted(&arg));
+    std::iter::once(program).chain(rest).collect::<Vec<_>>().join(" ")
+}
+
+/// An argument as a shell reads it.
+fn quoted(argument: &str) -> String {
+    let safe = |c: char| c.is_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !argument.is_empty() && argument.chars().all(safe) {
+        argument.to_owned()
+    } else {
+        format!("'{}'", argument.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_survive_a_shell() {
+        assert_eq!(quoted("lr=1e-3"), "lr=1e-3");
+        assert_eq!(quoted("my images"), "'my images'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted("x-{000..003}.tar"), "'x-{000..003}.tar'");
+    }
+}
