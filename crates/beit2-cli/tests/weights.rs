@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/checks.rs"]
+mod checks;
 mod support;
 
 use std::collections::BTreeMap;
@@ -11,19 +13,32 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use beit2_weights::inspect::inspect;
+use beit2_weights::layout::Kind;
 use beit2_weights::{read, write_safetensors};
 use serde_json::Value;
 use support::{Ended, IMAGES, World, image, models};
 
 /// A golden file; `None` with a printed line when this selection does not have it.
 fn golden(name: &str) -> Option<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let path = std::env::var_os("BEIT2_GOLDEN").map_or(own, PathBuf::from).join(name);
+    let path = checks::root().join(name);
     if !path.exists() {
-        println!("skipped: {} is not there", path.display());
+        checks::skip(format!("{} is not there", path.display()));
         return None;
     }
     Some(path)
+}
+
+/// The checkpoints of the folder that this selection has, with the kind of model in each; without those that hold none.
+fn checkpoints() -> Vec<(PathBuf, Kind)> {
+    let Some(index) = golden("checkpoints/index.json") else { return Vec::new() };
+    let entries: Vec<Value> = serde_json::from_str(&fs::read_to_string(index).unwrap()).unwrap();
+    let files = entries.iter().map(|entry| entry["file"].as_str().unwrap());
+    let paths = files.filter_map(|file| golden(&format!("checkpoints/{file}")));
+    paths
+        .filter_map(|path| Some((inspect(&read(&path).unwrap().tensors).ok()?.layout.kind, path)))
+        .map(|(kind, path)| (path, kind))
+        .collect()
 }
 
 fn text(path: &Path) -> &str {
@@ -68,24 +83,30 @@ fn round_trip(folder: &Path, source: &Path, to: &str, home: &str) -> PathBuf {
 #[test]
 fn golden_classifiers_survive_timm_and_hugging_face() {
     let folder = tempfile::tempdir().unwrap();
-    let names = ["official_finetune", "layout_module_deepspeed_half", "layout_state_dict_bf16"];
-    for name in names.into_iter().chain(["layout_ordered_parameters", "layout_bare", "layout_ddp_prefix"]) {
-        let Some(source) = golden(&format!("checkpoints/{name}.pth")) else { continue };
-        weights(folder.path(), &["verify", text(&source)]).works();
-        for to in ["timm", "hf"] {
-            assert_same(&source, &round_trip(folder.path(), &source, to, "official"));
+    checks::golden(|| {
+        for (source, _) in checkpoints().into_iter().filter(|(_, kind)| *kind == Kind::Classifier) {
+            checks::part(text(&source), || {
+                weights(folder.path(), &["verify", text(&source)]).works();
+                for to in ["timm", "hf"] {
+                    assert_same(&source, &round_trip(folder.path(), &source, to, "official"));
+                }
+            });
         }
-    }
+    });
 }
 
 #[test]
 fn golden_hugging_face_files_survive() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["cls", "mim", "model"] {
-        let Some(source) = golden(&format!("hf/{name}")) else { continue };
-        let back = round_trip(folder.path(), &source, "official", "hf");
-        assert_same(&source.join("model.safetensors"), &back);
-    }
+    checks::golden(|| {
+        let Some(models) = golden("hf") else { return };
+        for source in fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path()) {
+            checks::part(text(&source), || {
+                let back = round_trip(folder.path(), &source, "official", "hf");
+                assert_same(&source.join("model.safetensors"), &back);
+            });
+        }
+    });
 }
 
 #[test]
@@ -108,7 +129,14 @@ fn golden_inspect_explains_every_key() {
     let Some(source) = golden("checkpoints/official_pretrain.pth") else { return };
     let folder = Path::new(".");
     let plain = weights(folder, &["inspect", text(&source)]);
-    for part in ["PyTorch (zip), entry `model`", "official pretraining", "parameters   10146", "1 derived"] {
+    let checkpoint = read(&source).unwrap();
+    // All but the index of pairs of patches, which the grid gives.
+    let (derived, learned): (Vec<&String>, Vec<&String>) =
+        checkpoint.tensors.keys().partition(|name| name.ends_with("relative_position_index"));
+    let values = |name: &&String| checkpoint.tensors[*name].shape().iter().product::<usize>();
+    let parameters = format!("parameters   {}", learned.iter().map(values).sum::<usize>());
+    let derived = format!("{} derived", derived.len());
+    for part in ["PyTorch (zip), entry `model`", "official pretraining", &parameters, &derived] {
         assert!(plain.works().out.contains(part), "{}", plain.out);
     }
     let found = json(&weights(folder, &["inspect", text(&source), "--keys", "--json"]));
@@ -144,28 +172,31 @@ fn golden_hostile_files_end_in_one_sentence() {
     let Some(index) = golden("hostile/index.json") else { return };
     let folder = tempfile::tempdir().unwrap();
     let entries: Vec<Value> = serde_json::from_str(&fs::read_to_string(index).unwrap()).unwrap();
-    for entry in &entries {
-        let name = entry["file"].as_str().unwrap();
-        let Some(path) = golden(&format!("hostile/{name}")) else { continue };
-        // Those that can be read are models with a flaw: that is for `verify` to find.
-        let readable = !entry["expect"].as_str().unwrap().starts_with("error") && !name.starts_with("evil_");
-        let commands: [&[&str]; 3] = [
-            &["verify", text(&path)],
-            &["inspect", text(&path)],
-            &["convert", text(&path), "--to", "hf", "-o", "out.safetensors", "--force"],
-        ];
-        for command in commands.iter().take(if readable { 1 } else { 3 }) {
-            // The rest of this model is whole, only with fewer blocks.
-            if name == "missing_keys.pth" {
-                continue;
+    checks::each(
+        entries.iter().map(|entry| (entry["file"].as_str().unwrap().to_owned(), entry)),
+        |name, entry| {
+            let Some(path) = golden(&format!("hostile/{name}")) else { return };
+            // Those that can be read are models with a flaw: that is for `verify` to find.
+            let readable =
+                !entry["expect"].as_str().unwrap().starts_with("error") && !name.starts_with("evil_");
+            let commands: [&[&str]; 3] = [
+                &["verify", text(&path)],
+                &["inspect", text(&path)],
+                &["convert", text(&path), "--to", "hf", "-o", "out.safetensors", "--force"],
+            ];
+            for command in commands.iter().take(if readable { 1 } else { 3 }) {
+                // The rest of this model is whole, only with fewer blocks.
+                if name == "missing_keys.pth" {
+                    continue;
+                }
+                let (ended, time) = best_of_three(|| weights(folder.path(), command));
+                assert!(time < Duration::from_secs(1), "{name}: {time:?}");
+                ended.fails(1, &[name]);
+                assert!(ended.err.len() < 1000 && ended.err.lines().count() == 1, "{name}: {}", ended.err);
             }
-            let (ended, time) = best_of_three(|| weights(folder.path(), command));
-            assert!(time < Duration::from_secs(1), "{name}: {time:?}");
-            ended.fails(1, &[name]);
-            assert!(ended.err.len() < 1000 && ended.err.lines().count() == 1, "{name}: {}", ended.err);
-        }
-        assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "{name} left something behind");
-    }
+            assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "{name} left something behind");
+        },
+    );
 }
 
 /// 86.5 million parameters, 173 MB: through all commands, and there and back with the same bytes.
