@@ -15,6 +15,50 @@ fn quickstart(dir: &Path, more: &[&str]) -> Output {
         .unwrap()
 }
 
+/// What training does not change must be the README's digits (seed 0), within four drawings of 409, since a near tie falls
+/// to another side on another instruction set. What 15 steps of the tokenizer and 37 of pretraining have learned must lie
+/// in bands around measured values. Seeds 0, 1 and 2 gave, on 2026-11-27 with AVX-512: usage 0.70, 0.53, 0.50; perplexity
+/// 56, 35, 26; MIM accuracy 0.27, 0.20, 0.20; encoder 0.176, 0.174, 0.198 by k-NN and 0.210, 0.205, 0.188 by probe;
+/// pretrained ViT 0.112, 0.132, 0.152 and 0.144, 0.144, 0.154. Rounding moves a run less than its seed does, so a band is
+/// the spread of the seeds and as much again to each side, or two standard errors of 409 drawings (0.04) where that is more.
+fn digits_are_those_of_the_readme(found: &serde_json::Value) {
+    let readme =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks/data/quickstart-f32-seed-0.json");
+    let readme: serde_json::Value = serde_json::from_slice(&std::fs::read(readme).unwrap()).unwrap();
+    let number = |value: &serde_json::Value, path: &str| {
+        let number = value.pointer(path).and_then(serde_json::Value::as_f64);
+        number.unwrap_or_else(|| panic!("no number {path} in {value}"))
+    };
+    let mut wrong = Vec::new();
+    for way in ["knn", "probe"] {
+        for features in ["pixels", "random", "random_concat", "teacher"] {
+            let path = format!("/{way}/{features}");
+            let (value, expected) = (number(found, &path), number(&readme, &path));
+            if (value - expected).abs() > 4.5 / 409.0 {
+                wrong.push(format!("{path} is {value}, README's run has {expected}"));
+            }
+        }
+    }
+    for (path, from, to) in [
+        ("/codebook_usage", 0.3, 0.9),
+        ("/codebook_perplexity", 15.0, 90.0),
+        ("/mim_accuracy", 0.12, 0.36),
+        ("/mim_accuracy_patch_aggregation", 0.12, 0.36),
+        ("/knn/encoder", 0.14, 0.23),
+        ("/probe/encoder", 0.15, 0.25),
+        ("/knn/pretrained", 0.07, 0.20),
+        ("/knn/pretrained_concat", 0.07, 0.22),
+        ("/probe/pretrained", 0.09, 0.21),
+        ("/probe/pretrained_concat", 0.09, 0.24),
+    ] {
+        let value = number(found, path);
+        if !(from..=to).contains(&value) {
+            wrong.push(format!("{path} is {value}, expected {from} to {to}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{found}", wrong.join("\n"));
+}
+
 #[test]
 fn from_images_to_a_report() {
     let dir = tempfile::tempdir().unwrap();
@@ -22,15 +66,7 @@ fn from_images_to_a_report() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    for measure in ["knn", "probe"] {
-        let both = ["random_concat", "pretrained_concat"];
-        for model in ["pixels", "random", "encoder", "pretrained", "teacher"].into_iter().chain(both) {
-            let value = found[measure][model].as_f64().unwrap();
-            assert!((0.0..=1.0).contains(&value), "{measure} of {model} is {value}");
-        }
-    }
-    assert!(found["codebook_usage"].as_f64().unwrap() > 0.3, "{found}");
-    assert!(found["mim_accuracy"].as_f64().unwrap() > 1.0 / 512.0, "{found}");
+    digits_are_those_of_the_readme(&found);
     assert!(found["seconds"]["tokenizer"].as_f64().unwrap() > 0.0);
     let report = std::fs::read_to_string(dir.path().join(found["report"].as_str().unwrap())).unwrap();
     for part in ["pretrained ViT", "data:image/png;base64", "codebook", "quickstart"] {
