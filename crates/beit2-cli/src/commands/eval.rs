@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use beit2::classify::{Classifier, ClassifierOptions, EvalTable, Evaluation, evaluate};
-use beit2::train::{Assets, DataConfig};
+use beit2::train::{Assets, DataConfig, EvaluationData};
 use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
@@ -201,11 +201,10 @@ impl Job for &Args {
         let classifier = Classifier::<B::InnerBackend>::from_file(file, &self.weights, &options, device)?;
         let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
         check_classes(self, source.classes(), classes, names)?;
-        let data = DataConfig { workers: self.workers, ..DataConfig::default() };
+        let config = &DataConfig { workers: self.workers, ..DataConfig::default() };
         let view = view(self, classifier.config.vit.image_size);
-        let (model, stop) = (&classifier.model, &session.signals.stop);
-        let progress = &mut session.progress;
-        Ok(evaluate(model, source, &data, view, self.batch_size, progress, stop, device)?)
+        let data = EvaluationData { source, config, view, batch_size: self.batch_size };
+        Ok(evaluate(&classifier.model, &data, &mut session.progress, &session.signals.stop, device)?)
     }
 }
 

@@ -1,9 +1,8 @@
 //! A classifier on labelled images: accuracies, loss, and who is taken for whom.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use beit2_data::{CropMode, EvalConfig, Interpolation, Source};
+use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
 use burn::tensor::{Int, Tensor};
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{hard_cross_entropy, top_k_hits};
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
+use crate::train::{EvaluationData, Event, Observer, scalar, to_device};
 use crate::vit::{DropPath, VisionTransformer};
 
 /// `[eval]`: how validation images are preprocessed.
@@ -114,25 +113,21 @@ impl Evaluation {
     }
 }
 
-/// Evaluates on all images of a source, each once.
+/// Evaluates on all images, each once.
 ///
 /// # Errors
 /// Images without classes or with more than the model has, images that cannot be read, an interruption.
-#[allow(clippy::too_many_arguments)] // one call, and each says what it is
 pub fn evaluate<B: Backend>(
     model: &VisionTransformer<B>,
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    view: EvalConfig,
-    batch_size: usize,
+    data: &EvaluationData<'_>,
     observer: &mut dyn Observer,
     stop: &StopFlag,
     device: &B::Device,
 ) -> Result<Evaluation, Error> {
-    let total = source.len();
+    let total = data.source.len();
     let mut found = Evaluation::default();
     let (mut loss, mut batches, mut hits) = (0.0, 0.0, [0usize; 2]);
-    for batch in evaluation_loader(source, data, batch_size, view)? {
+    for batch in data.loader()? {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }
@@ -158,8 +153,7 @@ pub fn evaluate<B: Backend>(
         }
         let numbers: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
         let numbers = Tensor::<B, 1, Int>::from_data(&numbers[..], device);
-        let mean = hard_cross_entropy(logits, numbers).into_data().convert::<f64>().into_vec::<f64>();
-        loss += mean.unwrap_or_default().first().copied().unwrap_or(f64::NAN);
+        loss += scalar(hard_cross_entropy(logits, numbers));
         batches += 1.0;
         found.images += labels.len();
         let (what, done) = ("evaluation".to_owned(), found.images as u64);

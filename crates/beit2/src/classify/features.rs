@@ -1,8 +1,6 @@
 //! Frozen features of labelled images, computed once and kept.
 
-use std::sync::Arc;
-
-use beit2_data::{EvalConfig, Source};
+use beit2_data::Batch;
 use beit2_kernels::{Backend, Precision};
 use beit2_run::StopFlag;
 use burn::tensor::{Tensor, TensorData};
@@ -13,7 +11,7 @@ use crate::pixels;
 use crate::pretrain::MimModel;
 use crate::tokenizer::VqKd;
 use crate::tokenizer::teachers::Teacher;
-use crate::train::{DataConfig, Event, Observer, evaluation_loader, to_device};
+use crate::train::{EvaluationData, Event, Item, Observer, to_device};
 use crate::vit::{DropPath, Trunk, VisionTransformer};
 
 /// What of an image's tokens becomes its feature.
@@ -189,23 +187,20 @@ impl Features {
     }
 }
 
-/// Features of all images of a labelled source through the evaluation transform.
+/// Features of all images of a labelled source.
 ///
 /// # Errors
 /// Images without classes, images that cannot be read, or an interruption.
-#[allow(clippy::too_many_arguments)] // one call, and each says what it is
 pub fn extract<B: Backend>(
     model: &Featurizer<B>,
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    size: usize,
     kind: FeatureKind,
+    data: &EvaluationData<'_>,
     what: &str,
     observer: &mut dyn Observer,
     stop: &StopFlag,
     device: &B::Device,
 ) -> Result<Features, Error> {
-    collect(source, data, size, what, observer, stop, |batch| {
+    collect(data, what, observer, stop, |batch| {
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let features = model.features(images, kind);
         let dim = features.dims()[1];
@@ -219,36 +214,33 @@ pub fn extract<B: Backend>(
 /// # Errors
 /// As [`extract`].
 pub fn pixel_features(
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    size: usize,
+    data: &EvaluationData<'_>,
     observer: &mut dyn Observer,
     stop: &StopFlag,
 ) -> Result<Features, Error> {
-    collect(source, data, size, "pixels", observer, stop, |batch| {
+    let side = data.view.size as usize;
+    collect(data, "pixels", observer, stop, |batch| {
         // Centred, so that cosine similarity compares contents and not the common brightness.
         let values = batch.items.iter().flat_map(|item| item.patch.data.iter());
-        Ok((values.map(|&byte| f32::from(byte) / 255.0 - 0.5).collect(), size * size * 3))
+        Ok((values.map(|&byte| f32::from(byte) / 255.0 - 0.5).collect(), side * side * 3))
     })
 }
 
 fn collect(
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    size: usize,
+    data: &EvaluationData<'_>,
     what: &str,
     observer: &mut dyn Observer,
     stop: &StopFlag,
-    mut features_of: impl FnMut(&beit2_data::Batch<crate::train::Item>) -> Result<(Vec<f32>, usize), Error>,
+    mut features_of: impl FnMut(&Batch<Item>) -> Result<(Vec<f32>, usize), Error>,
 ) -> Result<Features, Error> {
-    let (total, classes) = (source.len(), source.classes().len());
+    let (total, classes) = (data.source.len(), data.source.classes().len());
     if classes < 2 {
         return config_error(format!(
             "probing needs images in at least 2 classes (one sub-folder each); this source has {classes}"
         ));
     }
     let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
-    for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(size as u32))? {
+    for batch in data.loader()? {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }

@@ -1,6 +1,6 @@
 //! A linear classifier on frozen features (BEiT v1's linear evaluation, on features computed once).
 
-use beit2_kernels::{self as kernels, AutodiffBackend, Precision};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Precision};
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -18,13 +18,13 @@ use crate::train::CosineSchedule;
 pub struct LinearProbeConfig {
     /// Passes over the features.
     pub epochs: u64,
-    /// Rows per step.
+    /// Images of a step.
     pub batch: usize,
     /// Learning rate for a batch of 256; falls to 0 by a cosine.
     pub lr: f64,
     /// AdamW's weight decay.
     pub weight_decay: f64,
-    /// Seed of order and start.
+    /// Seed of the order and the initial weights.
     pub seed: u64,
 }
 
@@ -47,40 +47,46 @@ pub fn linear_probe<B: AutodiffBackend>(
     config: LinearProbeConfig,
     device: &B::Device,
 ) -> Result<f64, Error> {
+    // ---- inputs -------------------------------------------------------------------------------
     if train.dim != val.dim || train.is_empty() || val.is_empty() {
-        return config_error("a linear probe needs images on both sides and features of one width");
+        return config_error("a linear probe needs images in both sets and features of one width");
     }
-    let (rows, queries) = standardised::<B>(train, val, device);
+    let (train_x, val_x) = standardised::<B::InnerBackend>(train, val, device);
     let classes = train.classes;
+    let batch = config.batch.clamp(1, train.len());
+    let steps_per_epoch = train.len() / batch;
+    let peak = config.lr * batch as f64 / 256.0;
+    let schedule = CosineSchedule::new(peak, 0.0, config.epochs * steps_per_epoch as u64, 0, 0.0)?;
+
+    // ---- model and optimiser ------------------------------------------------------------------
     let mut rng = generator(config.seed, "linear probe");
-    let start: Vec<f32> =
+    let init: Vec<f32> =
         (0..classes * train.dim).map(|_| 0.01 * rng.sample::<f32, _>(StandardNormal)).collect();
     let mut weight: Tensor<B::InnerBackend, 2> =
-        Tensor::from_data(TensorData::new(start, [classes, train.dim]), device);
+        Tensor::from_data(TensorData::new(init, [classes, train.dim]), device);
     let mut bias = Tensor::<B::InnerBackend, 1>::zeros([classes], device);
-    let (mut weight_moments, mut bias_moments) = (None, None);
-    let batch = config.batch.clamp(1, train.len());
-    let per_epoch = train.len() / batch;
-    let peak = config.lr * batch as f64 / 256.0;
-    let schedule = CosineSchedule::new(peak, 0.0, config.epochs * per_epoch as u64, 0, 0.0)?;
+    let mut weight_moments = (weight.zeros_like(), weight.zeros_like());
+    let mut bias_moments = (bias.zeros_like(), bias.zeros_like());
+
+    // ---- steps --------------------------------------------------------------------------------
     let mut order: Vec<i32> = (0..train.len() as i32).collect();
     for step in 0..schedule.len() {
-        let at = step as usize % per_epoch;
+        let at = step as usize % steps_per_epoch;
         if at == 0 {
             order.shuffle(&mut rng);
         }
         let picked = &order[at * batch..(at + 1) * batch];
-        let ids =
-            Tensor::<B::InnerBackend, 1, Int>::from_data(TensorData::new(picked.to_vec(), [batch]), device);
-        let labels: Vec<i32> = picked.iter().map(|&row| train.labels[row as usize] as i32).collect();
+        let indices = Tensor::from_data(TensorData::new(picked.to_vec(), [batch]), device);
+        let x = Tensor::<B, 2>::from_inner(train_x.clone().select(0, indices));
+        let labels: Vec<i32> = picked.iter().map(|&image| train.labels[image as usize] as i32).collect();
         let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [batch]), device);
-        let x = Tensor::<B, 2>::from_inner(rows.clone().select(0, ids));
+
         let w = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
         let b = Tensor::<B, 1>::from_inner(bias.clone()).require_grad();
-        let loss =
-            kernels::cross_entropy(kernels::linear(x, w.clone(), Some(b.clone()), Precision::F32), labels);
-        let mut grads = loss.backward();
-        let mut options = kernels::AdamwStep {
+        let logits = kernels::linear(x, w.clone(), Some(b.clone()), Precision::F32);
+        let mut grads = kernels::cross_entropy(logits, labels).backward();
+
+        let options = kernels::AdamwStep {
             lr: schedule.at(step),
             beta1: 0.9,
             beta2: 0.999,
@@ -90,34 +96,34 @@ pub fn linear_probe<B: AutodiffBackend>(
             grad_scale: 1.0,
         };
         if let Some(grad) = w.grad_remove(&mut grads) {
-            let (m, v) = weight_moments.take().unwrap_or_else(|| (weight.zeros_like(), weight.zeros_like()));
+            let (m, v) = weight_moments;
             let (new, m, v) = kernels::adamw(weight, grad, m, v, options);
-            (weight, weight_moments) = (new, Some((m, v)));
+            (weight, weight_moments) = (new, (m, v));
         }
-        options.weight_decay = 0.0;
         if let Some(grad) = b.grad_remove(&mut grads) {
-            let (m, v) = bias_moments.take().unwrap_or_else(|| (bias.zeros_like(), bias.zeros_like()));
+            let (m, v) = bias_moments;
+            let options = kernels::AdamwStep { weight_decay: 0.0, ..options };
             let (new, m, v) = kernels::adamw(bias, grad, m, v, options);
-            (bias, bias_moments) = (new, Some((m, v)));
+            (bias, bias_moments) = (new, (m, v));
         }
     }
-    let logits = kernels::linear(queries, weight, Some(bias), Precision::F32);
-    let predicted: Vec<i64> = logits.argmax(1).into_data().convert::<i64>().into_vec().unwrap_or_default();
-    let predicted: Vec<u32> = predicted.into_iter().map(|class| class as u32).collect();
+
+    // ---- validation ---------------------------------------------------------------------------
+    let logits = kernels::linear(val_x, weight, Some(bias), Precision::F32);
+    let predicted: Vec<u32> = logits.argmax(1).into_data().iter::<i64>().map(|class| class as u32).collect();
     Ok(super::accuracy(&predicted, &val.labels))
 }
 
-#[allow(clippy::type_complexity)] // the two sides of one transformation
-fn standardised<B: AutodiffBackend>(
+/// The features of both sets `[n, D]`, each channel brought to mean 0 and deviation 1 with the statistics of `train`.
+fn standardised<I: Backend>(
     train: &Features,
     val: &Features,
-    device: &B::Device,
-) -> (Tensor<B::InnerBackend, 2>, Tensor<B::InnerBackend, 2>) {
-    let rows = train.tensor::<B::InnerBackend>(device);
-    let mean = rows.clone().mean_dim(0);
-    let deviation = (rows.clone() - mean.clone()).powi_scalar(2).mean_dim(0).sqrt().add_scalar(1e-6);
-    let apply = |x: Tensor<B::InnerBackend, 2>| (x - mean.clone()) / deviation.clone();
-    (apply(rows), apply(val.tensor(device)))
+    device: &I::Device,
+) -> (Tensor<I, 2>, Tensor<I, 2>) {
+    let (train, val) = (train.tensor::<I>(device), val.tensor::<I>(device));
+    let mean = train.clone().mean_dim(0);
+    let deviation = (train.clone() - mean.clone()).powi_scalar(2).mean_dim(0).sqrt().add_scalar(1e-6);
+    ((train - mean.clone()) / deviation.clone(), (val - mean) / deviation)
 }
 
 #[cfg(test)]

@@ -11,8 +11,25 @@ use super::{Confusion, Predictor};
 use crate::error::Error;
 use crate::train::{Event, Observer};
 
-/// Segments every image and compares with its mask, at the mask's size. `each` gets the image's number, the image, its
-/// mask and what was found.
+/// What came of an evaluation.
+pub struct SegmentEvaluation {
+    /// Pixels by class and predicted class.
+    pub confusion: Confusion,
+    /// The first images.
+    pub examples: Vec<SegmentExample>,
+}
+
+/// An image with its mask and what was predicted.
+pub struct SegmentExample {
+    /// The image.
+    pub image: Image,
+    /// Its mask.
+    pub mask: LabelMap,
+    /// The prediction, as large as the mask.
+    pub predicted: LabelMap,
+}
+
+/// Segments every image and compares with its mask, at the mask's size. Keeps the first `examples` images.
 ///
 /// # Errors
 /// An image or mask that cannot be used (the result would be one of other images), an interruption.
@@ -20,12 +37,13 @@ pub fn evaluate<B: Backend>(
     predictor: &Predictor<'_, B>,
     source: &Arc<SegmentSource>,
     workers: usize,
+    examples: usize,
     observer: &mut dyn Observer,
     stop: &StopFlag,
-    mut each: impl FnMut(usize, &Image, &LabelMap, &LabelMap) -> Result<(), Error>,
-) -> Result<Confusion, Error> {
+) -> Result<SegmentEvaluation, Error> {
     let total = source.len();
-    let mut confusion = Confusion::new(predictor.classes());
+    let confusion = Confusion::new(predictor.classes());
+    let mut found = SegmentEvaluation { confusion, examples: Vec::new() };
     // Images keep their size here, and one takes the model longer than the next takes to decode.
     let config = SequenceConfig { workers, prefetch: workers + 1, ..SequenceConfig::default() };
     let images = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
@@ -47,11 +65,13 @@ pub fn evaluate<B: Backend>(
             );
             return Err(Error::Image { path: name.into(), reason });
         }
-        let found = predictor.label(&image)?;
-        confusion.add(&found.data, &mask.data)?;
-        each(seen.index, &image, &mask, &found)?;
+        let predicted = predictor.label(&image)?;
+        found.confusion.add(&predicted.data, &mask.data)?;
+        if found.examples.len() < examples {
+            found.examples.push(SegmentExample { image, mask, predicted });
+        }
         let (done, total) = (seen.index as u64 + 1, total as u64);
         observer.event(Event::Progress { what: "evaluation".to_owned(), done, total });
     }
-    Ok(confusion)
+    Ok(found)
 }

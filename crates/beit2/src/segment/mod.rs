@@ -26,7 +26,7 @@ mod uper_head;
 pub use backbone::{Backbone, Upscale};
 pub use beit2_kernels::IGNORE;
 pub use config::SegmenterConfig;
-pub use evaluate::evaluate;
+pub use evaluate::{SegmentEvaluation, SegmentExample, evaluate};
 pub use fcn_head::FcnHead;
 pub use infer::{InferConfig, Mode, Predictor};
 pub use layers::{BatchNorm, Conv, ConvBnRelu, Deconv, Moments, Pass};

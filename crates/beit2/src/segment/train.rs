@@ -7,7 +7,7 @@ use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
-use beit2_run::report::{RgbImage, png};
+use beit2_run::report::png;
 use beit2_weights::plan::Plan as LoadPlan;
 use beit2_weights::resize::TableResize;
 use burn::module::AutodiffModule;
@@ -15,7 +15,8 @@ use burn::tensor::{DType, Tensor};
 
 use super::batches::{inputs, training_loader};
 use super::{
-    HeadDropout, Predictor, SegmentRecipe, UperNet, compared, evaluate, load_backbone, pixel_losses,
+    HeadDropout, Predictor, SegmentExample, SegmentRecipe, UperNet, compared, evaluate, load_backbone,
+    pixel_losses,
 };
 use crate::error::{Error, config_error};
 use crate::params;
@@ -23,14 +24,14 @@ use crate::train::{
     AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
     average_gradients, check_precision, per_rank_batch,
 };
-use crate::vit::{DropPath, drop_path_rates, with_position_indices};
+use crate::vit::{DropPath, drop_path_rates, is_position_index, with_position_indices};
 use crate::weights::{StateFile, checkpoint_metadata};
 
 /// Folder of a run with validation images, their masks and the newest predictions, for the report.
 pub const EXAMPLES: &str = "examples";
 
 /// Images that it holds.
-const SHOWN: usize = 6;
+const EXAMPLE_COUNT: usize = 6;
 
 /// The learning rate of the first step, as a share of what it would be without warm-up.
 const WARMUP_RATIO: f64 = 1e-6;
@@ -67,84 +68,76 @@ pub fn train<B: AutodiffBackend>(
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;
     let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
+    let micro_batch = per_rank / micro_batches;
     let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
     let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
-    let lr = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
-    let config = &recipe.model;
+    let lr_schedule = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
+    let (config, vit, classes) = (&recipe.model, &recipe.model.vit, recipe.model.class_count());
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let mut model = UperNet::<B>::zeros(config, device)?.initialise(config, recipe.seed);
-    let mut loaded = None;
+    let mut init = "from scratch".to_owned();
     if !recipe.is_from_scratch() {
         let spec = &recipe.init.weights;
         let state = StateFile::new(env.assets.weights(spec)?, spec)?;
         let plan;
         (model, plan) = load_backbone(model, config, state, TableResize::Spline)?;
-        loaded = Some(describe(&plan));
+        init = describe(&plan);
     }
     model.set_precision(recipe.precision);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
-    let rates = drop_path_rates(config.vit.drop_path, config.vit.depth);
-    let mut summary = vec![
-        (
-            "model".into(),
-            format!(
-                "{} trained parameters, {} blocks of width {}, {} classes",
-                params::count(&model),
-                config.vit.depth,
-                config.vit.width,
-                config.class_count()
-            ),
-        ),
-        ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-    ];
-    if recipe.grad_accum_steps > 1 {
-        summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
+    let parameters = params::count(&model);
+    let (depth, width) = (vit.depth, vit.width);
+    let sizes =
+        format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");
+    let mut summary = vec![("model".into(), sizes), ("init".into(), init)];
+    if micro_batches > 1 {
+        summary.push(("memory".into(), format!("each step in {micro_batches} micro-batches")));
     }
     let (mut session, resumed) =
         Session::open(env, "segment", recipe, recipe.logging.clone(), plan, summary)?;
     if let Some(resumed) = resumed {
-        model = params::load_strict(model, resumed.model, DType::F32, |name| {
-            name.ends_with("relative_position_index")
-        })?;
+        model = params::load_strict(model, resumed.model, DType::F32, is_position_index)?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
     }
     let mut metadata = checkpoint_metadata("segment", config)?;
     metadata.insert("beit2.infer".into(), serde_json::to_string(&recipe.infer).unwrap_or_default());
+    let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
     }
-    // A micro-batch of the whole batch has the same number, and the same random numbers, on however many devices.
-    let micro_batch = per_rank / micro_batches;
+    // Micro-batches are numbered through the run and the ranks. What is dropped depends on the number, so it is the same on
+    // however many devices.
     let first = (micro_batches * rank.index()) as u64;
-    let all = (micro_batches * rank.world()) as u64;
-    let loader = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
-    let (classes, at) = (config.class_count(), device.clone());
-    let prepared = Prefetch::new(loader, move |batch: Batch<SegmentTrainView>| {
-        let parts =
-            batch.items.chunks(micro_batch).map(|items| inputs::<B::InnerBackend>(items, classes, &at));
-        Ok((parts.collect::<Result<Vec<_>, _>>()?, batch))
+    let per_step = (micro_batches * rank.world()) as u64;
+    // Images and labels of a step, made one batch ahead on a thread of their own.
+    let batches = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
+    let inputs_device = device.clone();
+    let prefetch = Prefetch::new(batches, move |batch: Batch<SegmentTrainView>| {
+        let mut inputs_of_step = Vec::new();
+        for items in batch.items.chunks(micro_batch) {
+            inputs_of_step.push(inputs::<B::InnerBackend>(items, classes, &inputs_device)?);
+        }
+        Ok((batch, inputs_of_step))
     });
-    for prepared in session.timed_inputs(prepared) {
-        let (made, batch) = prepared?;
+    for prepared in session.timed_inputs(prefetch) {
+        let (batch, inputs_of_step) = prepared?;
         session.note_batch(&batch);
         let step = session.state.step;
-        let lr = lr.at(step);
+        let lr = lr_schedule.at(step);
         let mut sum = GradientSum::<B>::default();
         let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
-        for ((x, labels), at) in made.into_iter().zip(step * all + first..) {
-            let key = |stream| Key { seed: recipe.seed, epoch: batch.epoch, index: at, stream };
-            let drop = match config.vit.drop_path > 0.0 {
-                true => DropPath::sample(&rates, micro_batch, &mut key(RngStream::DropPath).rng(), device),
-                false => DropPath::none(),
-            };
+        for (number, (x, labels)) in (step * per_step + first..).zip(inputs_of_step) {
+            let (seed, epoch) = (recipe.seed, batch.epoch);
+            let key = Key { seed, epoch, index: number, stream: RngStream::DropPath };
+            let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
             // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
             // them, and a branch that no rank computes would change it on one rank only.
             let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
-            let dropout =
-                HeadDropout::sample(config, micro_batch, &mut key(RngStream::HeadDropout).rng(), device);
+            let key = Key { seed, epoch, index: number, stream: RngStream::HeadDropout };
+            let dropout = HeadDropout::sample(config, micro_batch, &mut key.rng(), device);
             model = sum.start(model);
             let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
             let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
@@ -156,14 +149,13 @@ pub fn train<B: AutodiffBackend>(
         }
         let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
-        let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
-        let mean = |values: Vec<_>| Tensor::cat(values, 0).mean();
+        let grad_norm;
+        (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![
-            ("loss", mean(totals)),
-            ("decode_loss", mean(decoded)),
-            ("pixel_acc", mean(right)),
-            ("grad_norm", norm),
+            ("loss", Tensor::cat(totals, 0).mean()),
+            ("decode_loss", Tensor::cat(decoded, 0).mean()),
+            ("pixel_acc", Tensor::cat(right, 0).mean()),
+            ("grad_norm", grad_norm),
         ];
         let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
         session.step_done(&batch, StepReport { scalars, known })?;
@@ -175,28 +167,13 @@ pub fn train<B: AutodiffBackend>(
         if due || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.leads()) {
-                let valid = model.valid();
-                let predictor = Predictor::new(&valid, config, &recipe.infer)?;
+                let trained = model.valid();
+                let predictor = Predictor::new(&trained, config, &recipe.infer)?;
                 // It ends even when the run is about to stop: the record belongs to this step.
-                let stop = StopFlag::default();
-                let workers = recipe.data.workers;
-                let examples = session.dir().join(EXAMPLES);
-                let palette = config.colours();
-                let confusion = evaluate(
-                    &predictor,
-                    val,
-                    workers,
-                    session.observer(),
-                    &stop,
-                    |at, image, mask, found| {
-                        if at < SHOWN {
-                            let image = compared(image, mask, found, &palette);
-                            save_example(&examples, at, &image)?;
-                        }
-                        Ok(())
-                    },
-                )?;
-                let scores = confusion.scores();
+                let (stop, workers) = (StopFlag::default(), recipe.data.workers);
+                let found = evaluate(&predictor, val, workers, EXAMPLE_COUNT, session.observer(), &stop)?;
+                save_examples(&session.dir().join(EXAMPLES), &found.examples, &config.colours())?;
+                let scores = found.confusion.scores();
                 let table = session.dir().join("per_class.csv");
                 write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
@@ -222,10 +199,15 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-fn save_example(dir: &Path, at: usize, image: &RgbImage) -> Result<(), Error> {
-    let Some(png) = png(image) else { return Ok(()) };
-    std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
-    Ok(write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?)
+fn save_examples(dir: &Path, examples: &[SegmentExample], palette: &[[u8; 3]]) -> Result<(), Error> {
+    for (at, example) in examples.iter().enumerate() {
+        let image = compared(&example.image, &example.mask, &example.predicted, palette);
+        if let Some(png) = png(&image) {
+            std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+            write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?;
+        }
+    }
+    Ok(())
 }
 
 fn describe(plan: &LoadPlan) -> String {

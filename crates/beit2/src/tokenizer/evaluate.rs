@@ -9,7 +9,7 @@ use super::teachers::Teacher;
 use super::{CodeUsage, TokenizerRecipe, VqKd};
 use crate::error::Error;
 use crate::pixels;
-use crate::train::{evaluation_loader, scalar, to_device};
+use crate::train::{EvaluationData, scalar, to_device};
 
 /// Metrics of a validation set.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,9 +35,10 @@ pub fn evaluate<I: Backend>(
 ) -> Result<TokenizerEvaluation, Error> {
     let (model_px, teacher_px) = (recipe.model.image_size, recipe.model.grid() * teacher.patch_size());
     let view = EvalConfig::of_size(model_px.max(teacher_px) as u32);
+    let data = EvaluationData { source, config: &recipe.data, view, batch_size: recipe.schedule.batch_size };
     let mut usage = CodeUsage::new(recipe.model.codebook_size);
     let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
-    for batch in evaluation_loader(source, &recipe.data, recipe.schedule.batch_size, view)? {
+    for batch in data.loader()? {
         let (images, _) = to_device::<I>(&batch?.items, device)?;
         let count = images.dims()[0] as f64;
         let x = model.preprocess(pixels::resize(images.clone(), model_px, model_px));

@@ -139,29 +139,46 @@ pub fn to_device<B: Backend>(
     Ok((patch, token.map(tensor).transpose()?))
 }
 
-/// Every image once, in order, through the evaluation transform.
-///
-/// # Errors
-/// Settings out of range.
-pub fn evaluation_loader(
-    source: Arc<dyn Source>,
-    data: &DataConfig,
-    batch: usize,
-    view: EvalConfig,
-) -> Result<Loader<Item>, Error> {
-    view.validate()?;
-    let work = Arc::new(move |image: &Image, _: &SampleInfo| {
-        let patch = view.apply(image)?;
-        Ok::<_, TransformError>(Item { patch, token: None, masked: Vec::new(), upscaled: false })
-    });
-    let config = LoaderConfig {
-        batch: batch.min(source.len()).max(1),
-        workers: data.workers,
-        shuffle: false,
-        drop_last: false,
-        epochs: Some(1),
-        max_bad_fraction: data.max_bad_fraction,
-        ..LoaderConfig::default()
-    };
-    Ok(Loader::new(config, source, work)?)
+/// What evaluation batches are made from: every image once, in order, through the evaluation transform.
+#[derive(Clone)]
+pub struct EvaluationData<'a> {
+    /// The images.
+    pub source: Arc<dyn Source>,
+    /// How they are read.
+    pub config: &'a DataConfig,
+    /// The view of each image.
+    pub view: EvalConfig,
+    /// Images of a batch; the last one may have fewer.
+    pub batch_size: usize,
+}
+
+impl<'a> EvaluationData<'a> {
+    /// Views of `px`×`px` pixels, with the defaults of the evaluation transform, in batches of 64.
+    pub fn of_size(source: &Arc<dyn Source>, config: &'a DataConfig, px: usize) -> Self {
+        let view = EvalConfig::of_size(px as u32);
+        Self { source: source.clone(), config, view, batch_size: 64 }
+    }
+
+    /// The batches.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn loader(&self) -> Result<Loader<Item>, Error> {
+        let view = self.view;
+        view.validate()?;
+        let work = Arc::new(move |image: &Image, _: &SampleInfo| {
+            let patch = view.apply(image)?;
+            Ok::<_, TransformError>(Item { patch, token: None, masked: Vec::new(), upscaled: false })
+        });
+        let config = LoaderConfig {
+            batch: self.batch_size.min(self.source.len()).max(1),
+            workers: self.config.workers,
+            shuffle: false,
+            drop_last: false,
+            epochs: Some(1),
+            max_bad_fraction: self.config.max_bad_fraction,
+            ..LoaderConfig::default()
+        };
+        Ok(Loader::new(config, self.source.clone(), work)?)
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use beit2_data::{EvalConfig, Image, Source};
+use beit2_data::{Image, Source};
 use beit2_kernels::{Backend, Rank};
 use beit2_run::report::{GalleryCode, MimSample, RgbImage};
 
 use crate::error::Error;
 use crate::pretrain::{MimModel, PretrainRecipe, inputs, validation_data};
 use crate::tokenizer::{CodeUsage, VqKd};
-use crate::train::{DataConfig, DataPosition, evaluation_loader, to_device};
+use crate::train::{DataConfig, DataPosition, EvaluationData, to_device};
 use crate::vit::DropPath;
 
 /// Gray of a masked patch.
@@ -85,7 +85,7 @@ pub fn gallery<B: Backend>(
 ) -> Result<(Vec<GalleryCode>, CodeUsage), Error> {
     let mut usage = CodeUsage::new(codes);
     let mut carriers: Vec<Vec<RgbImage>> = vec![Vec::new(); codes];
-    for batch in evaluation_loader(source, data, 64, EvalConfig::of_size(image_size as u32))? {
+    for batch in EvaluationData::of_size(&source, data, image_size).loader()? {
         let batch = batch?;
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let found = tokenizer.ids(tokenizer.preprocess(images));

@@ -43,10 +43,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
         Files::default().segment_source(&recipe.data.train, &MasksConfig::default().options()).unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
-        evaluate(&predictor, &source, 1, &mut Silent, &StopFlag::new(), |_, _, _, _| Ok(()))
-            .unwrap()
-            .scores()
-            .miou
+        evaluate(&predictor, &source, 1, 0, &mut Silent, &StopFlag::new()).unwrap().confusion.scores().miou
     };
     assert!((again(&found.infer) - miou).abs() < 1e-6);
     // The other ways of looking agree with it nearly.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
-use beit2::train::{Assets, DataConfig};
+use beit2::train::{Assets, DataConfig, EvaluationData};
 use beit2_data::Source;
 use beit2_kernels::{AutodiffBackend, Precision};
 use clap::ValueHint;
@@ -196,14 +196,15 @@ impl<P: Protocol> Measurement<'_, P> {
         let args = self.args;
         let Session { assets, signals, progress } = session;
         let (source, stop) = (assets.source(spec)?, &signals.stop);
-        let data = DataConfig { workers: args.workers, ..DataConfig::default() };
+        let config = DataConfig { workers: args.workers, ..DataConfig::default() };
         let Some(model) = model else {
             let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);
-            return Ok(pixel_features(source, &data, side, progress, stop)?);
+            return Ok(pixel_features(&EvaluationData::of_size(&source, &config, side), progress, stop)?);
         };
         let (net, px, kind) = (&model.net, model.image_px, args.features.of_library());
         let file = cache_file(args, assets, source.as_ref(), model.layer, px)?;
-        let compute = || extract(net, source, &data, px, kind, what, progress, stop, device);
+        let data = EvaluationData::of_size(&source, &config, px);
+        let mut compute = || extract(net, kind, &data, what, progress, stop, device);
         Ok(match file {
             Some(file) => cached(&file, compute)?,
             None => compute()?,

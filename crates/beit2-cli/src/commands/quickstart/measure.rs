@@ -10,7 +10,7 @@ use beit2::classify::{
 use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe};
 use beit2::tokenizer::teachers::Teacher;
 use beit2::tokenizer::{self, CodebookHealth, TokenizerRecipe, VqKd};
-use beit2::train::{Assets, DataConfig, Observer};
+use beit2::train::{Assets, DataConfig, EvaluationData, Observer};
 use beit2::{visualize, weights};
 use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::StopFlag;
@@ -172,8 +172,16 @@ struct Bench<'a, B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> Bench<'_, B> {
     fn pixels(&mut self) -> anyhow::Result<()> {
-        let train = pixel_features(self.train.clone(), self.data, self.size, self.observer, self.stop)?;
-        let val = pixel_features(self.val.clone(), self.data, self.size, self.observer, self.stop)?;
+        let train = pixel_features(
+            &EvaluationData::of_size(&self.train, self.data, self.size),
+            self.observer,
+            self.stop,
+        )?;
+        let val = pixel_features(
+            &EvaluationData::of_size(&self.val, self.data, self.size),
+            self.observer,
+            self.stop,
+        )?;
         self.add("pixels", "raw pixels", "all", &train, &val)
     }
 
@@ -185,17 +193,8 @@ impl<B: AutodiffBackend> Bench<'_, B> {
         kind: FeatureKind,
     ) -> anyhow::Result<()> {
         let mut features = |source: &std::sync::Arc<dyn beit2_data::Source>| {
-            extract(
-                model,
-                source.clone(),
-                self.data,
-                self.size,
-                kind,
-                label,
-                self.observer,
-                self.stop,
-                self.device,
-            )
+            let data = EvaluationData::of_size(source, self.data, self.size);
+            extract(model, kind, &data, label, self.observer, self.stop, self.device)
         };
         let (train, val) = (features(&self.train)?, features(&self.val)?);
         let name = match kind {

@@ -129,7 +129,7 @@ impl Job for &Args {
             open::<B::InnerBackend>(&self.weights, &self.infer, self.precision, assets, device)?;
         check_classes(&self.data, source.classes(), &self.weights, &segmenter.config)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
-        Ok(evaluate(&predictor, &source, self.workers, progress, &signals.stop, |_, _, _, _| Ok(()))?)
+        Ok(evaluate(&predictor, &source, self.workers, 0, progress, &signals.stop)?.confusion)
     }
 }
 

@@ -10,15 +10,17 @@ use burn::tensor::{DType, Tensor};
 
 use super::batches::{Item, inputs, labels, training_loader};
 use super::{Ema, FinetuneRecipe};
-use crate::classify::{Evaluation, evaluate, soft_cross_entropy};
+use crate::classify::{evaluate, soft_cross_entropy};
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingItem,
-    average_gradients, check_precision, per_rank_batch,
+    AdamW, Assets, Env, EvaluationData, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport,
+    TrainingItem, average_gradients, check_precision, per_rank_batch,
 };
-use crate::vit::{DropPath, VisionTransformer, drop_path_rates, plan_weights, with_position_indices};
+use crate::vit::{
+    DropPath, VisionTransformer, drop_path_rates, is_position_index, plan_weights, with_position_indices,
+};
 use crate::weights::{StateFile, checkpoint_metadata, to_tensors};
 
 impl TrainingItem for Item {
@@ -54,7 +56,6 @@ pub fn train<B: AutodiffBackend>(
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;
     let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
-    // A micro-batch of the whole batch has the same number, and the same random numbers, on however many devices.
     let micro_batch = per_rank / micro_batches;
     if recipe.mix.is_on() && !micro_batch.is_multiple_of(2) {
         return config_error(format!(
@@ -72,83 +73,73 @@ pub fn train<B: AutodiffBackend>(
     let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
     model = initialise(model, rule, recipe.seed);
     model.set_precision(recipe.precision);
-    let mut loaded = None;
+    let mut init = "from scratch".to_owned();
     if !recipe.is_from_scratch() {
         let plan = load_plan(recipe, env.assets)?;
-        loaded = Some(describe(&plan));
+        init = describe(&plan);
         (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
     }
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
-    let rates = drop_path_rates(vit.drop_path, vit.depth);
-    let mut summary = vec![
-        (
-            "model".into(),
-            format!(
-                "{} trained parameters, {} blocks of width {}, {classes} classes",
-                params::count(&model),
-                vit.depth,
-                vit.width
-            ),
-        ),
-        ("start".into(), loaded.unwrap_or_else(|| "from scratch".into())),
-    ];
-    if recipe.grad_accum_steps > 1 {
-        summary.push(("memory".into(), format!("each step in {} micro-batches", recipe.grad_accum_steps)));
+    let parameters = params::count(&model);
+    let (depth, width) = (vit.depth, vit.width);
+    let sizes =
+        format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");
+    let mut summary = vec![("model".into(), sizes), ("init".into(), init)];
+    if micro_batches > 1 {
+        summary.push(("memory".into(), format!("each step in {micro_batches} micro-batches")));
     }
     let (mut session, resumed) =
         Session::open(env, "finetune", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut ema = recipe.ema_decay.map(|decay| Ema::new(&model.valid(), decay));
     if let Some(resumed) = resumed {
-        let derived = |name: &String, _: &mut _| !name.ends_with("relative_position_index");
-        model = params::load_strict(model, resumed.model, DType::F32, |name| {
-            name.ends_with("relative_position_index")
-        })?;
+        model = params::load_strict(model, resumed.model, DType::F32, is_position_index)?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
         if let Some(ema) = &mut ema {
             let mut averages = resumed.averages.unwrap_or_default();
-            averages.retain(derived);
+            averages.retain(|name, _| !is_position_index(name));
             ema.import(averages)?;
         }
     }
     let metadata = checkpoint_metadata("finetune", &config)?;
+    let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
     }
+    // Micro-batches are numbered through the run and the ranks. Mixing and drop path depend on the number, so they are the
+    // same on however many devices.
     let first = (micro_batches * rank.index()) as u64;
-    let all = (micro_batches * rank.world()) as u64;
-    let side = vit.image_size as u32;
-    let loader = session.timed_batches(training_loader(source, recipe, session.state.data, &rank)?);
-    let (mix, seed, smoothing, at) = (recipe.mix, recipe.seed, recipe.label_smoothing, device.clone());
-    let mut count = session.state.step * all + first;
-    let prepared = Prefetch::new(loader, move |batch: Batch<Item>| {
+    let per_step = (micro_batches * rank.world()) as u64;
+    let mut next = session.state.step * per_step + first;
+    // Images and targets of a step, made one batch ahead on a thread of their own.
+    let batches = session.timed_batches(training_loader(source, recipe, session.state.data, &rank)?);
+    let (mix, seed, smoothing, side) =
+        (recipe.mix, recipe.seed, recipe.label_smoothing, vit.image_size as u32);
+    let inputs_device = device.clone();
+    let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
         let labels = labels(&batch)?;
-        let parts = batch.items.chunks(micro_batch).zip(labels.chunks(micro_batch)).zip(count..);
-        let made = parts.map(|((items, labels), count)| {
-            let mix = MixParams::draw(&mix, side, side, seed, count);
-            inputs::<B::InnerBackend>(items, labels, mix, (classes, smoothing), &at)
-        });
-        let made = made.collect::<Result<Vec<_>, _>>()?;
-        count += all;
-        Ok((made, batch))
+        let mut inputs_of_step = Vec::new();
+        let chunks = batch.items.chunks(micro_batch).zip(labels.chunks(micro_batch));
+        for (number, (items, labels)) in (next..).zip(chunks) {
+            let mix = MixParams::draw(&mix, side, side, seed, number);
+            let (x, targets) =
+                inputs::<B::InnerBackend>(items, labels, mix, (classes, smoothing), &inputs_device)?;
+            inputs_of_step.push((number, x, targets));
+        }
+        next += per_step;
+        Ok((batch, inputs_of_step))
     });
-    for prepared in session.timed_inputs(prepared) {
-        let (made, batch) = prepared?;
+    for prepared in session.timed_inputs(prefetch) {
+        let (batch, inputs_of_step) = prepared?;
         session.note_batch(&batch);
-        let step = session.state.step;
-        let lr = plan.lr.at(step);
+        let lr = plan.lr.at(session.state.step);
         let mut sum = GradientSum::<B>::default();
         let (mut losses, mut right) = (Vec::new(), Vec::new());
-        for ((x, targets), count) in made.into_iter().zip(step * all + first..) {
-            let drop = match vit.drop_path > 0.0 {
-                true => {
-                    let stream = RngStream::DropPath;
-                    let key = Key { seed: recipe.seed, epoch: batch.epoch, index: count, stream };
-                    DropPath::sample(&rates, micro_batch, &mut key.rng(), device)
-                }
-                false => DropPath::none(),
-            };
+        for (number, x, targets) in inputs_of_step {
+            let (epoch, stream) = (batch.epoch, RngStream::DropPath);
+            let key = Key { seed: recipe.seed, epoch, index: number, stream };
+            let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
             model = sum.start(model);
             let logits = model.forward(Tensor::from_inner(x), &drop);
             if !recipe.mix.is_on() {
@@ -161,12 +152,12 @@ pub fn train<B: AutodiffBackend>(
         }
         let Some(grads) = sum.finish() else { continue };
         let grads = average_gradients(&model, grads, &rank);
-        let norm;
-        (model, norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
+        let grad_norm;
+        (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         if let Some(ema) = &mut ema {
             ema.update(&model.valid());
         }
-        let mut scalars = vec![("loss", Tensor::cat(losses, 0).mean()), ("grad_norm", norm)];
+        let mut scalars = vec![("loss", Tensor::cat(losses, 0).mean()), ("grad_norm", grad_norm)];
         if !right.is_empty() {
             scalars.push(("class_acc", Tensor::cat(right, 0).mean()));
         }
@@ -178,20 +169,23 @@ pub fn train<B: AutodiffBackend>(
         if batch.last_in_epoch || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
+                let view = recipe.eval.view(vit.image_size);
+                let (source, batch_size) = (val.clone(), recipe.eval_batch(rank.world()));
+                let data = EvaluationData { source, config: &recipe.data, view, batch_size };
                 // It ends even when the run is about to stop: the epoch's record belongs to this step.
-                let mut judge = |model: &VisionTransformer<B::InnerBackend>| {
-                    let view = recipe.eval.view(vit.image_size);
-                    let (val, batch) = (val.clone(), recipe.eval_batch(rank.world()));
-                    let observer = session.observer();
-                    evaluate(model, val, &recipe.data, view, batch, observer, &StopFlag::default(), device)
-                };
-                let own = judge(&model.valid())?;
-                extra.extend(values(&own, ["val_loss", "val_acc1", "val_acc5"]));
-                let mut top1 = own.top1;
+                let stop = StopFlag::default();
+                let trained = model.valid();
+                let found = evaluate(&trained, &data, session.observer(), &stop, device)?;
+                let mut top1 = found.top1;
+                extra.extend([("val_loss", found.loss), ("val_acc1", found.top1), ("val_acc5", found.top5)]);
                 if let Some(ema) = &ema {
-                    let average = judge(&ema.model(model.valid()))?;
-                    extra.extend(values(&average, ["ema_val_loss", "ema_val_acc1", "ema_val_acc5"]));
-                    top1 = top1.max(average.top1);
+                    let found = evaluate(&ema.model(trained), &data, session.observer(), &stop, device)?;
+                    top1 = top1.max(found.top1);
+                    extra.extend([
+                        ("ema_val_loss", found.loss),
+                        ("ema_val_acc1", found.top1),
+                        ("ema_val_acc5", found.top5),
+                    ]);
                 }
                 // Sessions keep the lowest value.
                 best = session.update_best(-top1);
@@ -199,11 +193,12 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let file = |tensors| with_position_indices(tensors);
             let state = || Saved {
-                model: file(params::export(&model)),
+                model: with_position_indices(params::export(&model)),
                 optimizer: optimizer.export(),
-                averages: ema.as_ref().map(|ema| file(params::export(&ema.model(model.valid())))),
+                averages: ema
+                    .as_ref()
+                    .map(|ema| with_position_indices(params::export(&ema.model(model.valid())))),
             };
             session.save(state, &metadata, best)?;
         }
@@ -214,12 +209,7 @@ pub fn train<B: AutodiffBackend>(
     session.finish()
 }
 
-fn values(result: &Evaluation, names: [&'static str; 3]) -> [(&'static str, f64); 3] {
-    let [loss, acc1, acc5] = names;
-    [(loss, result.loss), (acc1, result.top1), (acc5, result.top5)]
-}
-
-/// What of the starting weights goes into the model.
+/// What of the initial weights goes into the model.
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit.
