@@ -135,7 +135,7 @@ fn bias(shapes: &Shapes) -> RelativeBias {
 }
 
 #[test]
-fn parameter_counts_of_spec_10_1() {
+fn parameter_counts_of_method_10_1() {
     let count = |target: &Target| {
         let tensors = target.tensors().into_iter().map(|(name, shape)| (name, support::Shape(shape)));
         inspect(&tensors.collect()).unwrap().parameters

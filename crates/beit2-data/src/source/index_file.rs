@@ -21,7 +21,7 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 ///
 /// A file's path is `root/class/file`. Classes are numbered in sorted order whatever the order of
 /// the lines, so that a training and a validation index number theirs alike; samples keep the order
-/// of the file. (Spec section 4.4, `--image_folder_class_index_file`.)
+/// of the file. (docs/method.md §4.4; the reference's `--image_folder_class_index_file`.)
 ///
 /// Whether the files exist is not looked at when opening: a missing one is an unusable sample.
 #[derive(Debug)]

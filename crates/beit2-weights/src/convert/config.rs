@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::inspect::{Facts, Pooling, RelativeBias};
 use crate::layout::{Kind, LayoutError};
 
-/// ImageNet's mean and standard deviation of RGB in `[0, 1]`; BEiT v2 uses them from pretraining on (docs/method.md §4, §8).
+/// ImageNet's mean and standard deviation of RGB in `[0, 1]`; BEiT v2 uses them from pretraining on (docs/method.md §3.4, §4.4).
 const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const STD: [f64; 3] = [0.229, 0.224, 0.225];
 

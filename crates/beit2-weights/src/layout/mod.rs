@@ -46,7 +46,7 @@ pub enum Kind {
     Classifier,
     /// A trunk alone.
     Backbone,
-    /// UPerNet on a trunk, as mmsegmentation saves it (docs/method.md §5).
+    /// UPerNet on a trunk, as mmsegmentation saves it (docs/method.md §5, §8).
     Segmentation,
 }
 

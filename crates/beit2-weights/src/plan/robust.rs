@@ -1,4 +1,4 @@
-//! Which ImageNet-1k classes ImageNet-A and ImageNet-R have (spec Appendix A).
+//! Which ImageNet-1k classes ImageNet-A and ImageNet-R have (docs/method.md §4.8).
 //!
 //! Rows of the 1000-class head, counted from 0, in the order of the sorted WordNet ids, which is also that of the folders.
 

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn index_has_the_sums_of_spec_10_2() {
+    fn index_has_the_sums_of_method_10_2() {
         let two = [11, 9, 9, 9, 9, 10, 4, 3, 1, 0, 10, 5, 4, 2, 1, 10, 7, 6, 4, 3, 10, 8, 7, 5, 4];
         assert_eq!(relative_position_index(2).unwrap(), two);
         for (grid, rows, sum, check) in [
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_reach_the_edges_of_spec_10_5() {
+    fn positions_reach_the_edges_of_method_10_5() {
         for (source, target, q, outermost) in [
             (14, 24, 1.0903074455, 22.99993),
             (14, 32, 1.1349178123, 31.00018),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_the_values_of_spec_10_5() {
+    fn tables_have_the_values_of_method_10_5() {
         let table: Vec<f32> =
             (0..732 * 2).map(|i| (0.05 * (i / 2) as f64 + (i % 2) as f64).sin() as f32).collect();
         // Target grid; (row, head 0, head 1); the sums over all patch rows.

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn toy_schedule_of_the_spec() {
+    fn toy_schedule_of_method_10_3() {
         let schedule = CosineSchedule::new(1.0, 0.1, 20, 5, 0.0).unwrap();
         let expected = [
             0.,

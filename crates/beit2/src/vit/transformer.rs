@@ -16,7 +16,7 @@ pub enum Pooling {
     Cls,
 }
 
-/// A Vision Transformer with a head (spec: shared by classifier, VQ-KD encoder and decoder).
+/// A Vision Transformer with a head (docs/method.md §2.1): classifier, VQ-KD encoder and decoder.
 #[derive(Module, Debug)]
 pub struct VisionTransformer<B: burn::tensor::backend::Backend> {
     /// Embedding and blocks.

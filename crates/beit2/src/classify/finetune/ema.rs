@@ -12,8 +12,8 @@ use crate::params::Path;
 /// The exponential moving average of every parameter: `ema ← decay · ema + (1 − decay) · parameter` after each
 /// optimiser step, from a copy of the first parameters.
 ///
-/// The reference keeps such an average but neither evaluates nor resumes it (spec trap 26); here it is a model like
-/// any other.
+/// The reference keeps such an average but neither evaluates nor resumes it (docs/method.md §9, trap 26); here it is a
+/// model like any other.
 #[derive(Debug, Clone)]
 pub struct Ema<B: Backend> {
     decay: f64,
