@@ -3,6 +3,8 @@
 //! A measured step is the step of training: the same models, inputs, losses and optimiser, on images of
 //! random bytes or on real ones through the loader. Drop path is off, so that every step is the same work.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod flops;
 mod images;
 mod infer;

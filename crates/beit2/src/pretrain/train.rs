@@ -39,10 +39,8 @@ pub fn train<B: AutodiffBackend>(
     check_tokenizer(recipe, &tokenizer_config)?;
     tokenizer.set_precision(recipe.precision);
     // Before it is frozen, which packs the weights that identify it.
-    let identity = match &recipe.tokenizer.cache {
-        Some(_) => Some(identity(&tokenizer_config, &tokenizer, recipe.precision, device)),
-        None => None,
-    };
+    let cache = recipe.tokenizer.cache.as_ref();
+    let identity = cache.map(|_| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
