@@ -1,4 +1,4 @@
-//! Masked image modeling: predict the visual tokens of masked patches (section 3.2 of the paper).
+//! Masked image modeling: predict the visual tokens of masked patches (docs/method.md §3).
 
 mod config;
 mod evaluate;

@@ -1,4 +1,4 @@
-//! The visual tokenizer: vector-quantized knowledge distillation (VQ-KD, section 3.1 of the paper).
+//! The visual tokenizer: vector-quantized knowledge distillation (VQ-KD; docs/method.md §2).
 
 mod codebook;
 mod config;

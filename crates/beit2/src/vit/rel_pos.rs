@@ -1,4 +1,4 @@
-//! Relative position bias over a patch grid with a CLS token (BEiT, section 2.1).
+//! Relative position bias over a patch grid with a CLS token (docs/method.md §2.1).
 
 use beit2_kernels::Backend;
 use beit2_weights::resize::{TableResize, resize_bias_table};
