@@ -1,4 +1,5 @@
-//! The tables of the README and of the benchmark pages say what the files in `docs/benchmarks/data` say.
+//! The tables of the README and of the benchmark pages say what the files in `docs/benchmarks/data` say, and comments in the
+//! code agree with the pages that they cite.
 
 #![allow(clippy::unwrap_used)]
 
@@ -247,4 +248,66 @@ fn segmentation_page() {
         let expected = ["from-pretrain-eval", "from-scratch-eval"].map(|part| percent(&run[part][key]));
         assert_eq!(row(&rows, label), expected, "{label}");
     }
+}
+
+/// The Rust files of all crates but this one, by their paths in the repository, with their text.
+fn sources() -> Vec<(String, String)> {
+    let (root, mut files) = (repository(), Vec::new());
+    let mut folders = vec![root.join("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs")
+                && !path.ends_with("benchmarks.rs")
+            {
+                let parts = path.strip_prefix(&root).unwrap().iter();
+                let parts: Vec<_> = parts.map(|part| part.to_string_lossy()).collect();
+                files.push((parts.join("/"), std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn differences_marked_in_the_code_are_listed() {
+    let page = page("docs/differences.md");
+    let (_, list) = page.split_once("\n## Marked in the code\n").unwrap();
+    let item = |line: &str| Some(line.strip_prefix("- `")?.strip_suffix('`')?.to_owned());
+    let listed: Vec<String> = list.lines().filter_map(item).collect();
+    let marked = sources().into_iter().filter(|(_, text)| text.contains("Differs from upstream:"));
+    let marked: Vec<String> = marked.map(|(path, _)| path).collect();
+    assert_eq!(listed, marked, "the list at the end of docs/differences.md (left) and the comments (right)");
+}
+
+#[test]
+fn sections_and_traps_that_comments_cite_exist() {
+    let page = page("docs/method.md");
+    let heading = |line: &str| {
+        let title = line.strip_prefix("### ").or(line.strip_prefix("## "))?;
+        Some(title.split(' ').next()?.trim_end_matches('.').to_owned())
+    };
+    let sections: Vec<String> = page.lines().filter_map(heading).collect();
+    let (_, traps) = page.split_once("\n## 9. Traps\n").unwrap();
+    let (traps, _) = traps.split_once("\n## 10.").unwrap();
+    let number = |text: &str| -> String {
+        let number: String = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        number.trim_end_matches('.').to_owned()
+    };
+    let mut cited = 0;
+    for (path, text) in sources() {
+        for line in text.lines().filter(|line| line.contains("docs/method.md")) {
+            for section in line.split('§').skip(1).map(number) {
+                assert!(sections.contains(&section), "{path} cites section {section}: {line}");
+                cited += 1;
+            }
+            for trap in line.split("trap ").skip(1).map(number) {
+                assert!(traps.contains(&format!("\n{trap}. ")), "{path} cites trap {trap}: {line}");
+            }
+        }
+    }
+    assert!(cited > 50, "only {cited} citations found");
 }

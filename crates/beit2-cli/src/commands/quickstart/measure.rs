@@ -48,7 +48,7 @@ pub struct Results {
     /// Held-out images.
     pub held_out: usize,
     /// Pixels, random, encoder, pretrained, teacher. The two masked image models are there twice: by CLS, into which
-    /// patch aggregation gathers the image (paper §2.3), and by CLS and mean patch, which BEiT v1's probe read.
+    /// patch aggregation gathers the image (docs/method.md §3.2), and by CLS and mean patch, which BEiT v1's probe read.
     pub rows: Vec<Row>,
     /// Over the training images.
     pub codebook: CodebookHealth,
