@@ -84,6 +84,15 @@ fn hidden(
     found
 }
 
+/// All tokens of the last block after the final norm, which mean pooling has behind the mean instead.
+fn normed(model: &VisionTransformer<Inner>, hidden: &[Tensor<Inner, 3>]) -> Tensor<Inner, 3> {
+    let last = hidden[hidden.len() - 1].clone();
+    match &model.norm {
+        Some(norm) => norm.forward(last),
+        None => last,
+    }
+}
+
 #[test]
 fn golden_i_timm() {
     each_case(|| cases_with("I", "output/pre_logits"), |case| case.in_both_types(timm));
@@ -95,9 +104,7 @@ fn timm(case: &Case, dtype: DType) {
     let x: Tensor<Inner, 4> = case.tensor("input/images", dtype);
     case.check("output/logits", &model.forward(x.clone(), &DropPath::none()).to_data());
     let tokens = hidden(case, &model.trunk, model.trunk.embed(x.clone(), None));
-    // All tokens after the final norm, which mean pooling has behind the mean instead.
-    let normed = model.norm.as_ref().map(|norm| norm.forward(tokens[tokens.len() - 1].clone()));
-    case.check("output/features", &normed.unwrap_or_else(|| tokens[tokens.len() - 1].clone()).to_data());
+    case.check("output/features", &normed(&model, &tokens).to_data());
     for (block, tokens) in tokens[1..].iter().enumerate() {
         let name = format!("output/intermediate{block}");
         if case.has(&name) {
@@ -159,7 +166,8 @@ fn hugging_face(case: &Case, dtype: DType) {
     } else {
         let model = transformer(case, file, 0, dtype);
         check_hidden(&model.trunk, model.trunk.embed(x.clone(), None));
-        case.check("output/last_hidden_state", &model.tokens(x.clone(), &DropPath::none()).to_data());
+        let hidden = hidden(case, &model.trunk, model.trunk.embed(x.clone(), None));
+        case.check("output/last_hidden_state", &normed(&model, &hidden).to_data());
         case.check("output/pooler_output", &model.forward(x, &DropPath::none()).to_data());
     }
 }
