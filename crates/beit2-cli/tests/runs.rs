@@ -77,7 +77,7 @@ fn a_group_of_devices_trains_in_step_and_only_trains() {
     assert!(three.err.contains("use a multiple of 3") && !world.path("three").exists(), "{}", three.err);
     let bench =
         world.beit2(&["bench", "train", "--size", "tiny", "--batch-size", "2", "--device", "cpu,cpu"]);
-    assert!(bench.code == Some(2) && bench.err.contains("only training uses a group"), "{}", bench.err);
+    assert!(bench.code == Some(2) && bench.err.contains("only training uses several"), "{}", bench.err);
 }
 
 #[cfg(unix)]
