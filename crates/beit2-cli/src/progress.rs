@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use beit2::train::{Bottleneck, Event, Observer};
+use beit2_run::{format_duration, thousands};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::display::{duration, grouped, metric, speed};
+use crate::display::{metric, speed};
 use crate::flags::OutputArgs;
 use crate::output;
 use crate::signals::Signals;
@@ -97,7 +98,7 @@ impl Progress {
                 Some(path) => format!("are in {}", path.display()),
                 None => "are not shown".to_owned(),
             };
-            output::note(&format!("warning: {} more warnings {place}", grouped(hidden as u64)));
+            output::note(&format!("warning: {} more warnings {place}", thousands(hidden as u64)));
         }
     }
 
@@ -148,8 +149,8 @@ impl Progress {
                 self.line(&format!(
                     "{:width$}  at step {} of {}",
                     "continues",
-                    grouped(step),
-                    grouped(total)
+                    thousands(step),
+                    thousands(total)
                 ));
             }
         }
@@ -170,7 +171,7 @@ impl Progress {
         }
         let (per_second, bottleneck, eta) = pace;
         self.bottleneck = bottleneck.or(self.bottleneck);
-        let eta = eta.map(|eta| format!("{} left", duration(eta)));
+        let eta = eta.map(|eta| format!("{} left", format_duration(eta)));
         let tail = [per_second.map(speed), self.bottleneck.map(|word| word.to_string()), eta];
         match self.style {
             Style::Quiet => {}
@@ -182,7 +183,7 @@ impl Progress {
             }
             Style::Lines if values.is_empty() => {}
             Style::Lines => {
-                let at = format!("step {}/{}  epoch {}", grouped(step), grouped(total), epoch + 1);
+                let at = format!("step {}/{}  epoch {}", thousands(step), thousands(total), epoch + 1);
                 let parts = [at, spelled(values)].into_iter().chain(tail.into_iter().flatten());
                 self.line(&parts.collect::<Vec<_>>().join("  "));
             }
@@ -216,7 +217,7 @@ impl Progress {
                 let due = self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
                 if due || done >= total {
                     self.last_line = Some(Instant::now());
-                    self.line(&format!("{what}  {}/{}", grouped(done), grouped(total)));
+                    self.line(&format!("{what}  {}/{}", thousands(done), thousands(total)));
                 }
             }
         }

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use beit2::train::SCHEDULE_ALTERNATIVES;
-use beit2_run::recipe;
+use beit2_run::{recipe, suggest};
 
-use crate::display;
 use crate::errors::usage;
 use crate::stage::Stage;
 
@@ -58,7 +57,7 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
         return Ok(found);
     }
     let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
-    let hint = match display::nearest(what, names.iter().copied()) {
+    let hint = match suggest(what, names.iter().copied()) {
         Some(name) => format!("did you mean `{name}`? (`beit2 recipes` lists them all)"),
         None => "`beit2 recipes` lists them, and a path to a .toml file works too".to_owned(),
     };

@@ -9,6 +9,7 @@ use beit2::segment::EXAMPLES;
 use beit2::train::TrainState;
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::environment::{Environment, now_utc};
+use beit2_run::format_duration;
 use beit2_run::metrics::read_jsonl;
 use beit2_run::report::{
     Cell, CodebookHealth, CodebookPoint, Headline, HeadlineRow, ReportData, Segmented, Stage, render,
@@ -17,7 +18,7 @@ use beit2_run::{Kind, Record, checkpoint};
 use serde_json::json;
 use toml::Table;
 
-use crate::display::{duration, metric, speed};
+use crate::display::{metric, speed};
 use crate::errors::usage;
 
 /// Warnings of `warnings.log` that a report shows.
@@ -113,7 +114,7 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
         }
     }
     facts.extend(stage.images_per_second.map(|pace| ("Speed".to_owned(), speed(pace))));
-    facts.extend(stage.seconds.map(|seconds| ("Training time".to_owned(), duration(seconds))));
+    facts.extend(stage.seconds.map(|seconds| ("Training time".to_owned(), format_duration(seconds))));
     facts
 }
 

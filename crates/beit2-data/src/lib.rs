@@ -47,6 +47,7 @@
 pub mod decode;
 mod error;
 pub mod finetune;
+mod fingerprint;
 pub mod image;
 mod jpeg;
 pub mod loader;
@@ -64,6 +65,7 @@ pub mod views;
 pub use decode::{Gray16, Limits, decode};
 pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError};
 pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
+pub use fingerprint::fnv1a;
 pub use image::{Image, stack_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};

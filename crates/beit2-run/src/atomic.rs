@@ -48,10 +48,81 @@ fn advice(error: &io::Error) -> String {
     words.to_owned()
 }
 
-/// Writes a file through `fill`, atomically: after an error or a kill at any moment `path` is what it was
-/// before.
+/// A file that takes its name when it is complete: after an error or a kill at any moment, what had the name before still
+/// has it.
 ///
-/// The writer is buffered; `fill` need not flush.
+/// Writing is buffered. Without [`AtomicFile::commit`] the file goes away.
+#[derive(Debug)]
+pub struct AtomicFile {
+    // Before `temp`: not every system removes files that are open.
+    writer: BufWriter<File>,
+    temp: TempPath,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// A file that will be `path`.
+    ///
+    /// # Errors
+    /// The folder cannot be written, or `path` is a folder.
+    pub fn create(path: &Path) -> Result<Self, FileError> {
+        let temp = TempPath::beside(path).map_err(|source| FileError::new("write", path, source))?;
+        Self::begin(temp, path)
+    }
+
+    /// As [`AtomicFile::create`], with a temporary name that the caller can find again after a kill. `temp` must be on the
+    /// same file system as `path`; what is there is replaced.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`].
+    pub fn create_via(temp: &Path, path: &Path) -> Result<Self, FileError> {
+        Self::begin(TempPath { path: temp.to_owned(), gone: false }, path)
+    }
+
+    fn begin(temp: TempPath, path: &Path) -> Result<Self, FileError> {
+        let fail = |source| FileError::new("write", path, source);
+        // A rename over a folder is refused only after all the work; say it before.
+        if path.is_dir() {
+            return Err(fail(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        let writer = BufWriter::with_capacity(1 << 18, File::create(&temp.path).map_err(fail)?);
+        Ok(Self { writer, temp, path: path.to_owned() })
+    }
+
+    /// Gives the file its name, on disk for good.
+    ///
+    /// # Errors
+    /// What the file system says; the file is removed.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        self.writer.flush().map_err(|source| FileError::new("write", &self.path, source))?;
+        publish(self.writer.get_ref(), &self.temp.path, &self.path)?;
+        self.temp.gone = true;
+        Ok(())
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// Gives the complete `file` at `temp` the name `path`; the contents are on disk before the name is, and then the name.
+///
+/// # Errors
+/// What the file system says, about `path`.
+pub fn publish(file: &File, temp: &Path, path: &Path) -> Result<(), FileError> {
+    let fail = |source| FileError::new("write", path, source);
+    file.sync_all().map_err(fail)?;
+    fs::rename(temp, path).map_err(fail)?;
+    sync_dir(parent(path)).map_err(fail)
+}
+
+/// An [`AtomicFile`] that `fill` writes and that is then committed; `fill` need not flush.
 ///
 /// # Errors
 /// Whatever `fill` or the file system says, with `path` and advice. The temporary file is removed.
@@ -59,17 +130,9 @@ pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    let fail = |source| FileError::new("write", path, source);
-    // A rename over a folder is refused only after all the work; say it before.
-    if path.is_dir() {
-        return Err(fail(io::Error::from(io::ErrorKind::IsADirectory)));
-    }
-    let mut temp = TempPath::beside(path).map_err(fail)?;
-    let file = File::create_new(&temp.path).map_err(fail)?;
-    fill_and_sync(file, fill).map_err(fail)?;
-    fs::rename(&temp.path, path).map_err(fail)?;
-    temp.gone = true;
-    sync_dir(parent(path)).map_err(fail)
+    let mut file = AtomicFile::create(path)?;
+    fill(&mut file.writer).map_err(|source| FileError::new("write", path, source))?;
+    file.commit()
 }
 
 /// [`write_atomic`] for content that is in memory already.
@@ -170,7 +233,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A temporary name beside a file; whatever is there is removed on drop unless it was renamed away.
+/// A temporary name; whatever is there is removed on drop unless it was renamed away.
+#[derive(Debug)]
 struct TempPath {
     path: PathBuf,
     gone: bool,

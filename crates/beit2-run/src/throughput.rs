@@ -62,21 +62,6 @@ impl Throughput {
     }
 }
 
-/// A duration with the two units that matter: `0.4 s`, `12 s`, `3 min 07 s`, `2 h 05 min`, `3 d 04 h`.
-pub fn format_duration(duration: Duration) -> String {
-    if duration < Duration::from_millis(9_950) {
-        return format!("{:.1} s", duration.as_secs_f64());
-    }
-    let seconds = duration.as_secs() + u64::from(duration.subsec_millis() >= 500);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if minutes == 0 => format!("{seconds} s"),
-        () if hours == 0 => format!("{minutes} min {:02} s", seconds % 60),
-        () if days == 0 => format!("{hours} h {:02} min", minutes % 60),
-        () => format!("{days} d {:02} h", hours % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,20 +96,5 @@ mod tests {
         t.record_at(10, t0 + s(40));
         assert_eq!(t.per_second(), Some(0.5));
         assert!(t.eta(u64::MAX).is_none_or(|eta| eta > s(1_000_000)));
-    }
-
-    #[test]
-    fn durations_read_well() {
-        let cases = [
-            (Duration::from_millis(420), "0.4 s"),
-            (Duration::from_millis(9_970), "10 s"),
-            (Duration::from_millis(59_700), "1 min 00 s"),
-            (s(187), "3 min 07 s"),
-            (s(7_500), "2 h 05 min"),
-            (s(3 * 86_400 + 4 * 3600), "3 d 04 h"),
-        ];
-        for (duration, text) in cases {
-            assert_eq!(format_duration(duration), text);
-        }
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use beit2_run::atomic::FileError;
+
 use crate::tensor::DType;
 
 /// An error of this crate. Every variant names its file.
@@ -123,6 +125,12 @@ pub enum WeightsError {
         /// How many tensors there are.
         count: usize,
     },
+}
+
+impl From<FileError> for WeightsError {
+    fn from(error: FileError) -> Self {
+        Self::Io { path: error.path, action: error.action, reason: error.source }
+    }
 }
 
 /// What is wrong with a zip container.

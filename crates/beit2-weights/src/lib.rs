@@ -44,7 +44,7 @@ pub use error::{HeaderProblem, PickleProblem, WeightsError, ZipProblem};
 pub use hash::sha256;
 pub use tensor::{DType, Tensor};
 pub use view::TensorView;
-pub use write::{TensorSource, write_safetensors, write_safetensors_to};
+pub use write::{TensorSource, safetensors_header, write_safetensors, write_safetensors_to};
 
 /// Opens a weights file with the default options: the first of `model`, `module` and `state_dict` that is there, else the
 /// whole file, with a common `module.` prefix taken off the names.

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use beit2_run::atomic::AtomicFile;
+use serde_json::{Map, Value, json};
 
 use crate::error::WeightsError;
 use crate::tensor::{DType, Tensor, byte_len};
@@ -65,25 +66,9 @@ pub fn write_safetensors<'a, T: TensorSource + 'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a T)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
-    let io = |reason| WeightsError::Io { path: path.to_path_buf(), action: "write", reason };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".weights-").suffix(".tmp");
-    // Why: temporary files are private by default, weights should follow the user's umask like any other file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = BufWriter::with_capacity(1 << 20, builder.tempfile_in(folder).map_err(io)?);
+    let mut file = AtomicFile::create(path)?;
     write_safetensors_to(&mut file, path, tensors, metadata)?;
-    let file = file.into_inner().map_err(|error| io(error.into_error()))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    // Why: on Unix the new name itself is on disk only after the folder is.
-    #[cfg(unix)]
-    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
-    Ok(())
+    Ok(file.commit()?)
 }
 
 /// As [`write_safetensors`], into any writer; `path` is only named in errors. Whether the bytes arrive completely is the
@@ -100,10 +85,10 @@ pub fn write_safetensors_to<'a, T: TensorSource + 'a>(
     let mut tensors: Vec<(&str, &T)> = tensors.into_iter().collect();
     let rank = |dtype| DType::STORE_ORDER.iter().position(|&known| known == dtype);
     tensors.sort_by(|(name_a, a), (name_b, b)| (rank(a.dtype()), name_a).cmp(&(rank(b.dtype()), name_b)));
-    let header = header(path, &tensors, metadata)?;
+    let entries = tensors.iter().map(|(name, tensor)| (*name, tensor.dtype(), tensor.shape()));
+    let header = safetensors_header(path, entries, metadata)?;
     let io = |reason| WeightsError::Io { path: path.to_path_buf(), action: "write", reason };
-    writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    writer.write_all(header.as_bytes()).map_err(io)?;
+    writer.write_all(&header).map_err(io)?;
     for (name, tensor) in &tensors {
         let data = tensor.data()?;
         // Why: a wrong length would shift every tensor behind it without anyone noticing.
@@ -115,34 +100,35 @@ pub fn write_safetensors_to<'a, T: TensorSource + 'a>(
     Ok(())
 }
 
-/// The JSON header, padded with spaces so that the data starts at a multiple of 8 bytes.
-fn header<T: TensorSource>(
+/// What a safetensors file begins with: the length of its JSON header and the header, padded with spaces so that the data
+/// starts at a multiple of 8 bytes. The data of the tensors, row-major and little-endian, follow in the order of `tensors`
+/// (name, type, shape). `path` is only named in errors.
+///
+/// # Errors
+/// A name appears twice, or the tensors are larger than any file.
+pub fn safetensors_header<'a>(
     path: &Path,
-    tensors: &[(&str, &T)],
+    tensors: impl IntoIterator<Item = (&'a str, DType, &'a [usize])>,
     metadata: &BTreeMap<String, String>,
-) -> Result<String, WeightsError> {
+) -> Result<Vec<u8>, WeightsError> {
     let mut header = Map::new();
     if !metadata.is_empty() {
         let metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
         header.insert("__metadata__".to_string(), Value::Object(metadata));
     }
     let mut start = 0usize;
-    for (name, tensor) in tensors {
-        let end = byte_len(tensor.dtype(), tensor.shape()).and_then(|bytes| start.checked_add(bytes));
+    for (name, dtype, shape) in tensors {
+        let end = byte_len(dtype, shape).and_then(|bytes| start.checked_add(bytes));
         let end = end.ok_or_else(|| refuse(path, name, "is too large to be written"))?;
-        let info = serde_json::json!({
-            "dtype": tensor.dtype().name(),
-            "shape": tensor.shape(),
-            "data_offsets": [start, end],
-        });
-        if header.insert(name.to_string(), info).is_some() || *name == "__metadata__" {
+        let info = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
+        if header.insert(name.to_string(), info).is_some() || name == "__metadata__" {
             return Err(refuse(path, name, "cannot be written: its name is used twice"));
         }
         start = end;
     }
     let mut header = Value::Object(header).to_string();
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    Ok(header)
+    Ok([(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes()].concat())
 }
 
 fn refuse(path: &Path, tensor: &str, problem: &str) -> WeightsError {

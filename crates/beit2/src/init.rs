@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use beit2_data::fnv1a;
 use beit2_kernels::Backend;
 use burn::module::Module;
 use burn::tensor::{DType, TensorData};
@@ -70,10 +71,8 @@ pub fn initialise<B: Backend, M: Module<B>>(module: M, rule: InitRule, seed: u64
 
 /// The generator of one named parameter.
 pub(crate) fn generator(seed: u64, name: &str) -> ChaCha8Rng {
-    // FNV-1a: any fixed hash will do, but it must never change, or runs would start differently.
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    // Any fixed hash will do, but it must never change, or runs would start differently.
+    let hash = fnv1a(name.as_bytes());
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&hash.to_le_bytes());

@@ -7,12 +7,12 @@ use beit2::train::{Assets, DataConfig, EvaluationData};
 use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
+use beit2_run::thousands;
 use beit2_weights::plan::{IMAGENET_A, IMAGENET_R};
 use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
-use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
 use crate::output;
@@ -166,7 +166,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         let percent = |share: f64| format!("{:.3} %", 100.0 * share);
         let mut rows = vec![
             ("weights", args.weights.clone()),
-            ("images", format!("{} of {} classes", grouped(result.images as u64), source.classes().len())),
+            ("images", format!("{} of {} classes", thousands(result.images as u64), source.classes().len())),
             ("top-1", percent(result.top1)),
             ("top-5", percent(result.top5)),
             ("loss", format!("{:.4}", result.loss)),

@@ -1,7 +1,6 @@
 //! `beit2 predict`: the classes of images.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +11,12 @@ use beit2::{Error, pixels};
 use beit2_data::source::ChainSource;
 use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::AutodiffBackend;
-use beit2_run::atomic::{FileError, write_atomic};
+use beit2_run::atomic::{AtomicFile, FileError};
 use beit2_run::csv_cell;
+use beit2_run::thousands;
 use clap::ValueHint;
 use serde_json::json;
 
-use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
@@ -106,7 +105,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         [(name, why)] => bail!("{}", named(name, why)),
         many => {
             tell_unreadable(many, "unreadable");
-            let (bad, total) = (grouped(many.len() as u64), grouped(total as u64));
+            let (bad, total) = (thousands(many.len() as u64), thousands(total as u64));
             bail!("{bad} of {total} images cannot be read; the others are done")
         }
     }
@@ -168,15 +167,11 @@ impl Job for Predicting<'_> {
         let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
         let finished = match (&args.csv, args.output.json) {
             (Some(path), _) => {
-                let mut walked = Ok(false);
-                let written = write_atomic(path, |writer| {
-                    walked = walk.csv(path, writer, top);
-                    // An unfinished table must not take the name; why it is unfinished is told below.
-                    if matches!(walked, Ok(true)) { Ok(()) } else { Err(std::io::Error::other("unfinished")) }
-                });
-                let finished = walked?;
+                let mut file = AtomicFile::create(path)?;
+                let finished = walk.csv(path, &mut file, top)?;
+                // An unfinished table must not take the name.
                 if finished {
-                    written?;
+                    file.commit()?;
                 }
                 finished
             }
@@ -273,7 +268,7 @@ impl Walk<'_> {
         Ok(finished)
     }
 
-    fn csv(&mut self, path: &Path, writer: &mut BufWriter<File>, top: usize) -> anyhow::Result<bool> {
+    fn csv(&mut self, path: &Path, writer: &mut AtomicFile, top: usize) -> anyhow::Result<bool> {
         let failed = |error| FileError::new("write", path, error);
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
         writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;

@@ -6,7 +6,7 @@ use anyhow::bail;
 use beit2::tokenizer::teachers::DistillRecipe;
 use beit2::train::{Assets, Files};
 use beit2::weights;
-use beit2_run::atomic::write_atomic;
+use beit2_run::atomic::AtomicFile;
 use burn::tensor::DType;
 use clap::ValueHint;
 
@@ -61,9 +61,9 @@ fn export(args: &ExportArgs) -> anyhow::Result<Ending> {
     }
     let half = |(name, data): (String, burn::tensor::TensorData)| (name, data.convert_dtype(DType::F16));
     let tensors: weights::Tensors = file.tensors.into_iter().map(half).collect();
-    write_atomic(&args.out, |w| {
-        weights::encode_to(w, &tensors, &file.metadata).map_err(std::io::Error::other)
-    })?;
+    let mut out = AtomicFile::create(&args.out)?;
+    weights::encode_to(&mut out, &tensors, &file.metadata)?;
+    out.commit()?;
     let values: usize = tensors.values().map(|data| data.shape.num_elements()).sum();
     output::result(&format!(
         "{}: {} tensors, {values} values in half precision",

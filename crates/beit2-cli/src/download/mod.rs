@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use beit2_run::StopFlag;
-use beit2_run::atomic::{FileError, write_bytes_atomic};
+use beit2_run::atomic::{FileError, publish, write_bytes_atomic};
 use serde::{Deserialize, Serialize};
 use ureq::Agent;
 pub use ureq::Proxy;
@@ -96,13 +96,7 @@ impl Part {
 
     /// As [`Part::finish`], under another name.
     pub fn keep_as(self, name: &Path) -> anyhow::Result<()> {
-        let fail = |e| FileError::new("write", name, e);
-        self.file.sync_all().map_err(fail)?;
-        fs::rename(&self.path, name).map_err(fail)?;
-        // Some file systems refuse to flush folders; there the rename is as durable as it gets.
-        if let Some(Ok(folder)) = name.parent().filter(|_| cfg!(unix)).map(File::open) {
-            let _ = folder.sync_all();
-        }
+        publish(&self.file, &self.path, name)?;
         let _ = fs::remove_file(origin_path(&self.target));
         Ok(())
     }

@@ -5,8 +5,9 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::inputs::Inputs;
+use beit2_run::thousands;
+
 use crate::device::DeviceSpec;
-use crate::display::grouped;
 use crate::machine;
 use crate::output;
 use crate::recipes::Recipe;
@@ -30,7 +31,7 @@ pub(super) fn header<S: Stage>(
         ("run", out.display().to_string()),
         ("recipe", found.origin.trim_start_matches("recipe ").to_owned()),
         ("device", machine::describe(device)),
-        ("data", format!("{data}: {} images{classes}", grouped(inputs.images as u64))),
+        ("data", format!("{data}: {} images{classes}", thousands(inputs.images as u64))),
         ("budget", inputs.budget(settings)),
     ];
     for (at, line) in compact(&Table::try_from(settings)?).into_iter().enumerate() {

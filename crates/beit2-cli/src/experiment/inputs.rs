@@ -2,9 +2,9 @@
 
 use anyhow::Context;
 use beit2::train::{Plan, SCRATCH};
+use beit2_run::thousands;
 
 use crate::assets::AssetStore;
-use crate::display::grouped;
 use crate::errors::usage;
 use crate::stage::{Stage, Tables};
 
@@ -47,7 +47,7 @@ impl Inputs {
     /// `250,200 steps of 512 images = 128,102,400 images`.
     pub fn budget<S: Stage>(&self, settings: &S) -> String {
         let batch = settings.tables().schedule.batch_size as u64;
-        let (steps, all) = (grouped(self.steps), grouped(self.steps.saturating_mul(batch)));
+        let (steps, all) = (thousands(self.steps), thousands(self.steps.saturating_mul(batch)));
         format!("{steps} steps of {batch} images = {all} images")
     }
 }

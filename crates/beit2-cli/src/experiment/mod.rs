@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use beit2::train::{Env, Outcome, Rank, on_devices};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::{Existing, recipe};
+use beit2_run::{format_duration, thousands};
 use serde_json::json;
 
 use crate::assets::AssetStore;
 use crate::backend::{self, GroupJob};
 use crate::device::DeviceSpec;
-use crate::display::{duration, grouped, speed};
+use crate::display::speed;
 use crate::errors::{Ending, usage};
 use crate::flags::{OutputArgs, TrainArgs};
 use crate::progress::Progress;
@@ -147,7 +148,7 @@ fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<E
     if !outcome.complete {
         output::note(&format!(
             "stopped after step {} and saved in {}; continue with: {again}",
-            grouped(outcome.step),
+            thousands(outcome.step),
             outcome.checkpoint.display()
         ));
     }
@@ -168,7 +169,10 @@ fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<E
     } else if outcome.complete {
         let pace = per_second.map(|s| format!(", {}", speed(s))).unwrap_or_default();
         let mut rows = vec![
-            ("done", format!("{} steps in {}{pace}", grouped(outcome.step), duration(outcome.seconds))),
+            (
+                "done",
+                format!("{} steps in {}{pace}", thousands(outcome.step), format_duration(outcome.seconds)),
+            ),
             ("weights", outcome.checkpoint.join("model.safetensors").display().to_string()),
         ];
         rows.extend(report.map(|path: PathBuf| ("report", path.display().to_string())));

@@ -1,12 +1,16 @@
 //! One row for each image into one file: streamed, resumable, complete or absent.
 //!
 //! Rows are collected in a folder `OUT.partial` beside the file ([`partial`]); when the last image is done they are
-//! written in the wanted form ([`format`], [`columns`]) and the folder goes away. One way for all forms: what can be
+//! written in the wanted form ([`npy`], [`parquet`], [`safetensors`], [`json_lines`]) and the folder goes away. One way for all forms: what can be
 //! continued is a list of rows, and no form needs to know how many there will be.
 
-mod columns;
-mod format;
+mod finished;
+mod json_lines;
+mod layout;
+mod npy;
+mod parquet;
 mod partial;
+mod safetensors;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +21,11 @@ use beit2::train::{Event, Observer};
 use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
 use serde_json::{Value, json};
 
-pub use format::{Element, Format, RowLayout};
+use beit2_run::thousands;
+use finished::Finished;
+pub use layout::{Element, Format, RowLayout};
 use partial::{Partial, Sample};
 
-use crate::display::grouped;
 use crate::errors::usage;
 use crate::flags::ExportArgs;
 use crate::output;
@@ -131,8 +136,8 @@ impl Export<'_> {
         if partial.samples() > 0 && partial.samples() < total {
             progress.note(&format!(
                 "continues at image {} of {}",
-                grouped(partial.samples() as u64 + 1),
-                grouped(total as u64)
+                thousands(partial.samples() as u64 + 1),
+                thousands(total as u64)
             ));
         }
         let unreadable = |name: &str, why: &str| {
@@ -181,7 +186,7 @@ impl Export<'_> {
         }
         partial.commit()?;
         if partial.rows() == 0 {
-            bail!("none of the {} images can be used; nothing was written", grouped(total as u64));
+            bail!("none of the {} images can be used; nothing was written", thousands(total as u64));
         }
         let skipped = partial.skipped()?;
         let meta: Vec<(String, String)> =
@@ -190,11 +195,16 @@ impl Export<'_> {
                 .filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?))))
                 .collect();
         let labelled = !source.classes().is_empty();
-        let finished = format::Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
+        let finished = Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
         if let Some(list) = to.list() {
             partial.publish(&list, |writer| finished.write_list(writer))?;
         }
-        partial.publish(&args.out, |writer| finished.write(to.format, writer))?;
+        partial.publish(&args.out, |writer| match to.format {
+            Format::Npy => npy::write(&finished, writer),
+            Format::Parquet => parquet::write(&finished, writer),
+            Format::Safetensors => safetensors::write(&finished, &args.out, writer),
+            Format::JsonLines => json_lines::write(&finished, writer),
+        })?;
         let written = Written {
             rows: partial.rows(),
             shape: layout.shape.clone(),
@@ -222,7 +232,7 @@ pub fn tell_unreadable(skipped: &[(String, String)], what: &str) {
         output::note(&format!("{what}: {}", named(name, why)));
     }
     if skipped.len() > LISTED {
-        output::note(&format!("{what}: {} more", grouped((skipped.len() - LISTED) as u64)));
+        output::note(&format!("{what}: {} more", thousands((skipped.len() - LISTED) as u64)));
     }
 }
 
@@ -250,9 +260,9 @@ impl Written {
         let row = format!("{} values ({})", shape.join(" × "), self.element.name());
         let mut lines = vec![("written", out.display().to_string())];
         lines.extend(list.map(|list| ("paths", list.display().to_string())));
-        lines.push(("rows", format!("{}, each of {row}", grouped(self.rows as u64))));
+        lines.push(("rows", format!("{}, each of {row}", thousands(self.rows as u64))));
         if !self.skipped.is_empty() {
-            lines.push(("left out", grouped(self.skipped.len() as u64)));
+            lines.push(("left out", thousands(self.skipped.len() as u64)));
         }
         output::result(&output::pairs(&lines))
     }

@@ -12,16 +12,16 @@
 //! together; so a continued file is the same to the byte.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use beit2_run::atomic::{FileError, write_bytes_atomic};
+use beit2_run::atomic::{AtomicFile, FileError, write_bytes_atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::RowLayout;
+use super::layout::RowLayout;
 use crate::errors::usage;
 
 /// A kill loses at most this much work. Flushing after every batch would cost more than a batch of a small model.
@@ -194,16 +194,11 @@ impl Partial {
     pub fn publish(
         &self,
         path: &Path,
-        fill: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+        fill: impl FnOnce(&mut AtomicFile) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let temp = self.dir.join(FINAL);
-        let fail = |error| FileError::new("write", path, error);
-        let mut writer = BufWriter::with_capacity(1 << 20, File::create(&temp).map_err(fail)?);
-        fill(&mut writer)?;
-        writer.flush().map_err(fail)?;
-        writer.get_ref().sync_all().map_err(fail)?;
-        drop(writer);
-        Ok(fs::rename(&temp, path).map_err(fail)?)
+        let mut file = AtomicFile::create_via(&self.dir.join(FINAL), path)?;
+        fill(&mut file)?;
+        Ok(file.commit()?)
     }
 
     /// Takes the folder away. Only files that are known here are removed; a folder with others stays.
@@ -270,7 +265,7 @@ fn complete(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Element;
+    use super::super::layout::Element;
     use super::*;
     use serde_json::json;
 

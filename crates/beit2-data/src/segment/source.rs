@@ -6,14 +6,15 @@ use std::sync::OnceLock;
 
 use crate::decode::Limits;
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 use crate::pool::guarded;
 use crate::segment::classes::{ClassList, voc_color};
 use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::{IGNORE, LabelMap};
 use crate::segment::mask_png::{RawMask, RawPixels, decode_mask};
 use crate::segment::rule::LabelRule;
+use crate::source::Source;
 use crate::source::folder::{fingerprint_file, read_image};
-use crate::source::{Fingerprint, Source};
 
 /// An image and its mask, as paths below their folders.
 #[derive(Debug)]

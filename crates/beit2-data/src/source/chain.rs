@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Fingerprint, Source};
+use super::Source;
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// The samples of several sources as one numbered collection. Without labels: two folders' classes need not mean the
 /// same.

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::Source;
 use super::folder::{fingerprint_file, read_image};
-use super::{Fingerprint, Source};
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// A list of image files, without labels, in the order given.
 #[derive(Debug)]

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::{Fingerprint, IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, is_image_name};
+use super::{IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, is_image_name};
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// Images in a folder.
 ///

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
+use super::Source;
 use super::folder::{self, file_name, io};
 use super::positioned::read_exact_at;
-use super::{Fingerprint, Source};
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// Largest side of an image, pixels.
 const MAX_SIDE: u32 = 4096;

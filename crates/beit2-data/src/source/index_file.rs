@@ -10,8 +10,9 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::folder::{self, io};
-use super::{Fingerprint, IMAGE_EXTENSIONS, Source, dotted};
+use super::{IMAGE_EXTENSIONS, Source, dotted};
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// Longest line, which is one class: 256 MiB, about ten million files.
 const MAX_LINE_BYTES: u64 = 256 << 20;

@@ -123,34 +123,6 @@ pub(crate) fn dotted(extensions: &[&str]) -> String {
     extensions.iter().map(|e| format!(".{e}")).collect::<Vec<_>>().join(" ")
 }
 
-/// 128-bit FNV-1a: short, stable for ever, and good enough against accidental change (not against
-/// malice).
-pub(crate) struct Fingerprint(u128);
-
-impl Fingerprint {
-    pub(crate) fn new() -> Self {
-        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
-    }
-
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
-        }
-    }
-
-    /// One sample; lengths are hashed too, so that no two lists run into each other.
-    pub(crate) fn sample(&mut self, name: &str, size: u64, label: Option<u32>) {
-        self.bytes(&(name.len() as u64).to_le_bytes());
-        self.bytes(name.as_bytes());
-        self.bytes(&size.to_le_bytes());
-        self.bytes(&label.map_or(u64::MAX, u64::from).to_le_bytes());
-    }
-
-    pub(crate) fn finish(self) -> String {
-        format!("{:032x}", self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,13 +139,5 @@ mod tests {
         assert!(sentence(&text).contains("not a .tar file"), "{}", sentence(&text));
         assert!(sentence(&dir.path().join("x-{0..2}.tar")).contains("x-0.tar"));
         assert!(sentence(&dir.path().join("*.tar")).contains("matches no file"));
-    }
-
-    #[test]
-    fn fingerprint_is_pinned() {
-        let mut hash = Fingerprint::new();
-        hash.bytes(b"a");
-        // FNV-1a test vector.
-        assert_eq!(hash.finish(), "d228cb696f1a8caf78912b704e4a8964");
     }
 }

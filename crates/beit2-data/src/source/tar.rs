@@ -9,8 +9,9 @@ use std::io::{Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use super::positioned::read_exact_at;
-use super::{Fingerprint, IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, has_extension, is_image_name};
+use super::{IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, has_extension, is_image_name};
 use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
 
 /// Most classes that labels in `.cls` members may imply when no `classes.txt` names them.
 const MAX_CLASSES: u32 = 1_000_000;

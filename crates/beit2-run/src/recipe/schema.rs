@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::optional::optional_keys;
 use super::{RecipeError, one_line, unwritable};
+use crate::suggest::suggest;
 use crate::tree;
 
 /// What the settings type says about its keys.
@@ -69,7 +70,7 @@ impl Schema {
         Err(RecipeError::UnknownKey {
             key: name.to_owned(),
             place: place.to_owned(),
-            suggestion: suggest(name, &self.names),
+            suggestion: self.suggest(name),
         })
     }
 
@@ -86,22 +87,13 @@ impl Schema {
             [] => Err(RecipeError::UnknownKey {
                 key: typed.to_owned(),
                 place: place.to_owned(),
-                suggestion: suggest(typed, &self.names),
+                suggestion: self.suggest(typed),
             }),
             _ => Err(RecipeError::Ambiguous { key: typed.to_owned(), place: place.to_owned(), candidates }),
         }
     }
-}
 
-/// The known name that someone most likely meant.
-fn suggest(typed: &str, names: &[String]) -> Option<String> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-    let score = |name: &String| {
-        let whole = strsim::jaro_winkler(typed, name);
-        // A right name in the wrong table is a likelier mistake than a similar spelling of the whole path.
-        let end = strsim::normalized_damerau_levenshtein(&last(typed), &last(name));
-        whole.max(0.97 * end)
-    };
-    let best = names.iter().map(|name| (score(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= 0.75).then(|| best.1.clone())
+    fn suggest(&self, typed: &str) -> Option<String> {
+        suggest(typed, self.names.iter().map(String::as_str)).map(str::to_owned)
+    }
 }

@@ -7,7 +7,8 @@
 use std::fmt::Write;
 
 use super::axis::{Scale, number, value_label};
-use super::html::{escape, thousands};
+use super::html::escape;
+use crate::format::thousands;
 
 /// Space of the drawing in user units; the page scales it to its column.
 const WIDTH: f64 = 560.0;

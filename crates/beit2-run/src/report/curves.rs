@@ -1,14 +1,14 @@
 //! From a stage's records to its charts: which metrics share a chart, in which order, on which scale.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use super::Stage;
 use super::axis::number;
 use super::chart::{COLOURS, Chart, Series};
-use super::html::{Page, escape, thousands};
+use super::html::{Page, escape};
+use crate::format::format_duration;
+use crate::format::thousands;
 use crate::metrics::{Kind, Record};
-use crate::throughput::format_duration;
 
 /// Metrics that are read together.
 struct Family {
@@ -87,8 +87,8 @@ fn summary(stage: &Stage) -> String {
             parts.push(count(last.epoch, "epoch"));
         }
     }
-    if let Some(time) = stage.seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
-        parts.push(format_duration(time));
+    if let Some(seconds) = stage.seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0) {
+        parts.push(format_duration(seconds));
     }
     if let Some(speed) = stage.images_per_second.filter(|speed| speed.is_finite()) {
         parts.push(format!("{} images/s", number(speed)));

@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 use super::CodebookHealth;
 use super::chart::{Chart, Series};
-use super::html::{Page, escape, thousands};
+use super::html::{Page, escape};
+use crate::format::thousands;
 
 /// How worried to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use super::curves::not_finite;
 use super::health::{Level, assess, banner};
-use super::html::{Page, escape, thousands};
+use super::html::{Page, escape};
 use super::image;
 use super::{GalleryCode, MimSample, ReportData, Segmented};
+use crate::format::thousands;
 
 /// Patches are small; four to eight of them should fit a card.
 const PATCH_SHOWN: u32 = 40;

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::features::{FeatureArgs, Measured, PIXELS, Protocol};
-use crate::display::grouped;
+use beit2_run::thousands;
+
 use crate::output;
 
 /// One object or lines; with --all-layers those of every block and the number of the best.
@@ -61,7 +62,7 @@ fn object<P: Protocol>(
 
 /// What was measured, and on how many images.
 fn head(args: &FeatureArgs, measured: &Measured) -> Vec<(String, String)> {
-    let [train, val] = [measured.train, measured.val].map(|n| grouped(n as u64));
+    let [train, val] = [measured.train, measured.val].map(|n| thousands(n as u64));
     let mut rows = vec![("weights", args.weights.clone())];
     if !args.all_layers {
         let layer = measured.layer.map(|n| format!(" after block {n}")).unwrap_or_default();

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::train::ScheduleConfig;
+use beit2_run::format_duration;
 use clap::ValueHint;
 
 use crate::assets::AssetStore;
-use crate::display::duration;
 use crate::errors::{Ending, usage};
 use crate::experiment::{Inputs, Run};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
@@ -160,7 +160,7 @@ impl<S: Stage> Part<S> {
                 "stopped after step {step} and saved in {dir}; the same command continues"
             ));
         } else if !args.output.quiet {
-            output::note(&format!("     {step} steps in {}", duration(outcome.seconds)));
+            output::note(&format!("     {step} steps in {}", format_duration(outcome.seconds)));
         }
         Ok(outcome.complete)
     }

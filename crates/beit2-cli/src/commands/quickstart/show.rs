@@ -9,7 +9,8 @@ use beit2_run::report::{Cell, Headline, HeadlineRow, ReportData, Stage, render};
 use serde_json::{Map, Value, json};
 
 use super::measure::Results;
-use crate::display::duration;
+use beit2_run::format_duration;
+
 use crate::errors::Ending;
 use crate::flags::OutputArgs;
 use crate::{output, report};
@@ -69,9 +70,9 @@ fn facts(results: &Results, spent: &[f64; 3]) -> Vec<(String, String)> {
         ("codebook perplexity", format!("{:.0}", codebook.perplexity)),
         ("MIM accuracy", accuracy(0)),
         ("MIM accuracy, patch aggregation", accuracy(1)),
-        ("tokenizer", duration(spent[0])),
-        ("pretraining", duration(spent[1])),
-        ("probes", duration(spent[2])),
+        ("tokenizer", format_duration(spent[0])),
+        ("pretraining", format_duration(spent[1])),
+        ("probes", format_duration(spent[2])),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

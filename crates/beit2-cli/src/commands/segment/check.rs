@@ -4,9 +4,9 @@ use beit2::segment::{MasksConfig, SegmentRecipe};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::Source;
 use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
+use beit2_run::thousands;
 use serde_json::json;
 
-use crate::display::grouped;
 use crate::errors::{Ending, usage};
 use crate::flags::TrainArgs;
 use crate::output;
@@ -47,7 +47,7 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
         (true, _) => Ok(Ending::Stopped),
         (false, 0) => Ok(Ending::Done),
         (false, count) => {
-            anyhow::bail!("{} problems in the data; nothing was started", grouped(count as u64))
+            anyhow::bail!("{} problems in the data; nothing was started", thousands(count as u64))
         }
     }
 }
@@ -75,7 +75,7 @@ fn text(spec: &str, report: &DataReport) -> String {
     let mut rows: Vec<Vec<String>> = report
         .classes
         .iter()
-        .map(|class| vec![class.name.clone(), share(class.pixels), grouped(class.images)])
+        .map(|class| vec![class.name.clone(), share(class.pixels), thousands(class.images)])
         .collect();
     rows.push(vec!["(no label)".into(), share(report.ignored_pixels), String::new()]);
     let mut text = format!("{spec}: {} pairs, {} checked\n", report.pairs, report.checked);
@@ -87,7 +87,7 @@ fn text(spec: &str, report: &DataReport) -> String {
         text += &format!("problem  {}\n", finding.sentence);
     }
     if report.problems > report.findings.len() {
-        text += &format!("problem  {} more\n", grouped((report.problems - report.findings.len()) as u64));
+        text += &format!("problem  {} more\n", thousands((report.problems - report.findings.len()) as u64));
     }
     text
 }

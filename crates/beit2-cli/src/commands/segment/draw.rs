@@ -1,21 +1,20 @@
 //! Masks, overlays and legends as files.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::BufWriter;
 
 use beit2::segment::SegmenterConfig;
 use beit2_data::Image;
+use beit2_run::atomic::AtomicFile;
 use beit2_run::csv_cell;
 use png::{BitDepth, ColorType, Encoder};
 
 /// A PNG file whose rows are still to come.
-pub type Png<'a> = png::Writer<&'a mut BufWriter<File>>;
+pub type Png<'a> = png::Writer<&'a mut AtomicFile>;
 
 /// The mask of an image: one byte a pixel, the class, with the classes' colours as the palette, so that viewers show colours
 /// and programs read numbers.
 pub fn mask_png<'a>(
-    file: &'a mut BufWriter<File>,
+    file: &'a mut AtomicFile,
     image: &Image,
     palette: &[[u8; 3]],
 ) -> Result<Png<'a>, png::EncodingError> {
@@ -27,7 +26,7 @@ pub fn mask_png<'a>(
 }
 
 /// An image of the size of `image`.
-pub fn overlay_png<'a>(file: &'a mut BufWriter<File>, image: &Image) -> Result<Png<'a>, png::EncodingError> {
+pub fn overlay_png<'a>(file: &'a mut AtomicFile, image: &Image) -> Result<Png<'a>, png::EncodingError> {
     let mut encoder = Encoder::new(file, image.width, image.height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);

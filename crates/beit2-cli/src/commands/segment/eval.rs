@@ -11,7 +11,8 @@ use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::model::{check_classes, open};
-use crate::display::grouped;
+use beit2_run::thousands;
+
 use crate::errors::{Ending, usage};
 use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs};
 use crate::output;
@@ -105,7 +106,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     output::result(&output::table(&["class", "IoU", "accuracy"], &rows.collect::<Vec<_>>()))?;
     let mut rows = vec![
         ("weights", args.weights.clone()),
-        ("images", format!("{}, {} classes", grouped(source.len() as u64), names.len())),
+        ("images", format!("{}, {} classes", thousands(source.len() as u64), names.len())),
         ("mIoU", percent(scores.miou)),
         ("mAcc", percent(scores.macc)),
         ("aAcc", percent(scores.aacc)),

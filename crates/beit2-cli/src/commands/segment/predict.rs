@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,14 +11,15 @@ use beit2::segment::{Overlay, Predictor, SegmenterConfig};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::source::ChainSource;
 use beit2_data::{Image, Sequence, SequenceConfig, Source};
-use beit2_kernels::AutodiffBackend;
-use beit2_run::atomic::{FileError, write_atomic, write_bytes_atomic};
+use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_run::atomic::{AtomicFile, FileError, write_bytes_atomic};
 use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
 use super::model::open;
-use crate::display::grouped;
+use beit2_run::thousands;
+
 use crate::errors::{Ending, usage};
 use crate::export::{tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, SourcesArg};
@@ -129,9 +130,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     } else {
         tell_unreadable(&unreadable, "left out");
         let mut rows =
-            vec![("images", grouped(images as u64)), ("masks", args.out.join(MASKS).display().to_string())];
+            vec![("images", thousands(images as u64)), ("masks", args.out.join(MASKS).display().to_string())];
         if kept > 0 {
-            rows.insert(1, ("kept", grouped(kept as u64)));
+            rows.insert(1, ("kept", thousands(kept as u64)));
         }
         if !args.no_overlay {
             rows.push(("overlays", args.out.join(OVERLAYS).display().to_string()));
@@ -142,7 +143,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     match (finished, unreadable.len()) {
         (false, _) => Ok(Ending::Stopped),
         (true, 0) => Ok(Ending::Done),
-        (true, count) => anyhow::bail!("{} of the images could not be read", grouped(count as u64)),
+        (true, count) => anyhow::bail!("{} of the images could not be read", thousands(count as u64)),
     }
 }
 
@@ -251,7 +252,7 @@ impl Job for Predicting<'_> {
 }
 
 /// Writes an image's files row by row and counts the pixels of each class.
-fn write<B: beit2_kernels::Backend>(
+fn write<B: Backend>(
     predictor: &Predictor<'_, B>,
     image: &Image,
     target: &Target,
@@ -260,69 +261,30 @@ fn write<B: beit2_kernels::Backend>(
 ) -> anyhow::Result<Vec<u64>> {
     let palette = config.colours();
     let mut counts = vec![0u64; config.class_count()];
-    // What went wrong inside the innermost closure, which can only say that it is an input/output error.
-    let mut inner: Option<anyhow::Error> = None;
-    let failed = |error: png::EncodingError| io::Error::other(error);
-    let written = write_atomic(&target.mask, |file| {
-        let mut file = mask_png(file, image, &palette).map_err(failed)?;
-        let mut mask = file.stream_writer().map_err(failed)?;
-        match &target.overlay {
-            None => each_strip(predictor, image, &mut counts, &mut inner, |ids| mask.write_all(ids))?,
-            Some(path) => {
-                let overlay = write_atomic(path, |file| {
-                    let mut file = overlay_png(file, image).map_err(failed)?;
-                    let mut coloured = file.stream_writer().map_err(failed)?;
-                    let mut overlay = Overlay::new(image, &palette, opacity);
-                    each_strip(predictor, image, &mut counts, &mut inner, |ids| {
-                        mask.write_all(ids)?;
-                        coloured.write_all(&overlay.rows(ids))
-                    })?;
-                    coloured.finish().map_err(failed)
-                });
-                if let Err(error) = overlay {
-                    inner.get_or_insert(error.into());
-                    return Err(io::Error::other("unfinished"));
-                }
+    let mut mask_file = AtomicFile::create(&target.mask)?;
+    let mut overlay_file = target.overlay.as_deref().map(AtomicFile::create).transpose()?;
+    {
+        // A png writer writes the end of its file when it is dropped.
+        let mut mask = mask_png(&mut mask_file, image, &palette)?;
+        let mut mask = mask.stream_writer()?;
+        let mut overlay = overlay_file.as_mut().map(|file| overlay_png(file, image)).transpose()?;
+        let mut overlay = overlay.as_mut().map(|png| png.stream_writer()).transpose()?;
+        let mut coloured = Overlay::new(image, &palette, opacity);
+        predictor.strips(image, |ids: &[u8]| -> anyhow::Result<()> {
+            ids.iter().for_each(|&id| counts[id as usize] += 1);
+            mask.write_all(ids).map_err(|error| FileError::new("write", &target.mask, error))?;
+            if let (Some(png), Some(path)) = (&mut overlay, &target.overlay) {
+                png.write_all(&coloured.rows(ids)).map_err(|error| FileError::new("write", path, error))?;
             }
-        }
-        mask.finish().map_err(failed)
-    });
-    match (inner, written) {
-        (Some(error), _) => Err(error),
-        (None, written) => Ok(written.map(|()| counts)?),
+            Ok(())
+        })?;
+        mask.finish()?;
+        overlay.map(|png| png.finish()).transpose()?;
     }
-}
-
-/// An error of the model on its way through code that knows errors of files only.
-enum Stop {
-    Model(Error),
-    File(io::Error),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Model(error)
-    }
-}
-
-fn each_strip<B: beit2_kernels::Backend>(
-    predictor: &Predictor<'_, B>,
-    image: &Image,
-    counts: &mut [u64],
-    inner: &mut Option<anyhow::Error>,
-    mut each: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let walked = predictor.strips(image, |ids: &[u8]| {
-        ids.iter().for_each(|&id| counts[id as usize] += 1);
-        each(ids).map_err(Stop::File)
-    });
-    walked.map_err(|stop| match stop {
-        Stop::File(error) => error,
-        Stop::Model(error) => {
-            *inner = Some(error.into());
-            io::Error::other("unfinished")
-        }
-    })
+    // The mask comes last: `--keep` takes an image with both files for done.
+    overlay_file.map(AtomicFile::commit).transpose()?;
+    mask_file.commit()?;
+    Ok(counts)
 }
 
 /// The line of one image in `--json`: its files and the share of each class that it shows.

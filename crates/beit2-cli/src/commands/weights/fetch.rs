@@ -13,8 +13,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::verify::{contradiction, wrong_hash};
+use beit2_run::suggest;
+
 use crate::assets::cache_dir;
-use crate::display::nearest;
 use crate::download::{Client, Failure, Part, Proxy};
 use crate::errors::{Ending, usage};
 use crate::flags::{NamesArg, OutputArgs};
@@ -71,7 +72,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return list(&folder, args.output.json);
     };
     let Some(published) = published::find(name) else {
-        let known = nearest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
+        let known = suggest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
         let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
         return usage(format!(
             "`{name}` is not a published file; {hint}`beit2 weights fetch --list` has all of them"

@@ -6,7 +6,8 @@ use beit2_weights::layout::{Account, LayoutError, account};
 use serde_json::{Value, json};
 
 use super::{about, describe_fate, describe_format};
-use crate::display::grouped;
+use beit2_run::thousands;
+
 use crate::errors::Ending;
 use crate::flags::{JsonArgs, WeightFileArgs};
 use crate::output;
@@ -61,7 +62,7 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     let mut rows = vec![
         ("file", checkpoint.path().display().to_string()),
         ("format", describe_format(checkpoint)),
-        ("tensors", format!("{} of {} bytes", checkpoint.tensors.len(), grouped(bytes as u64))),
+        ("tensors", format!("{} of {} bytes", checkpoint.tensors.len(), thousands(bytes as u64))),
     ];
     for (name, key) in [("stage", "beit2.stage"), ("config", "beit2.config"), ("epoch", "epoch")] {
         rows.extend(checkpoint.metadata.get(key).map(|value| (name, output::printable(value))));

@@ -11,7 +11,8 @@ use beit2_weights::verify::verify;
 use serde_json::json;
 
 use super::{about, describe_format};
-use crate::display::grouped;
+use beit2_run::thousands;
+
 use crate::errors::Ending;
 use crate::flags::{JsonArgs, WeightFileArgs};
 use crate::output;
@@ -64,7 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         let mut rows = vec![
             ("file", path.display().to_string()),
             ("format", describe_format(&checkpoint)),
-            ("model", format!("{}, {} parameters", facts.layout, grouped(facts.parameters))),
+            ("model", format!("{}, {} parameters", facts.layout, thousands(facts.parameters))),
             ("tensors", format!("{} read in {seconds:.2} s", checkpoint.tensors.len())),
             ("sha256", sha256),
         ];
@@ -123,8 +124,8 @@ pub(super) fn contradiction(published: &Published, facts: &Facts) -> Option<Stri
     if kind != published.kind {
         what(format!("it is a {kind} model"), format!("is a {} model", published.kind))
     } else if facts.parameters != published.parameters {
-        let found = format!("it has {} parameters", grouped(facts.parameters));
-        what(found, format!("has {}", grouped(published.parameters)))
+        let found = format!("it has {} parameters", thousands(facts.parameters));
+        what(found, format!("has {}", thousands(published.parameters)))
     } else if classes != published.classes {
         what(format!("it has {classes} classes"), format!("has {}", published.classes))
     } else {

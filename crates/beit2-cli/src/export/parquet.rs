@@ -1,10 +1,10 @@
 //! Finished rows as a parquet file.
 
-use std::fs::File;
-use std::io::{BufWriter, Read};
+use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::Context;
+use beit2_run::atomic::AtomicFile;
 use parquet::basic::{Compression, ConvertedType, Encoding, LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{
     ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, FloatType, Int32Type,
@@ -15,7 +15,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
-use super::format::{Element, Finished, RowLayout};
+use super::finished::Finished;
+use super::layout::{Element, RowLayout};
 use super::partial::Sample;
 
 /// Values of a row group: what is held in memory while it is written, about 64 MB.
@@ -25,7 +26,7 @@ const GROUP_VALUES: usize = 1 << 24;
 const GROUP_ROWS: usize = 1 << 16;
 
 /// Writes columns `path`, `label` (of images with classes) and the values, as one flat list a row.
-pub fn write(rows: &Finished<'_>, writer: &mut BufWriter<File>) -> anyhow::Result<()> {
+pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()> {
     let layout = rows.layout;
     let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];
     let pairs = rows.meta.iter().chain(&shape);
