@@ -102,7 +102,7 @@ fn tar_source(spec: &str, shards: &[StaticShard]) -> Result<TarSource, Error> {
 
 fn not_inside(spec: &str) -> Error {
     Error::Config(format!(
-        "{spec} is not in this build (it was made without the feature `bundled`); name a folder or file instead"
+        "{spec} is not in this build, which lacks the feature `bundled`; name a folder or file instead"
     ))
 }
 

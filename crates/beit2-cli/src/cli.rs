@@ -16,18 +16,18 @@ use crate::commands::{
 use crate::errors::{Ending, Flags};
 use crate::signals::Signals;
 
-/// BEiT v2: train a visual tokenizer, pretrain a Vision Transformer with it, and see what it has learned.
+/// BEiT v2: train a visual tokenizer, pretrain a Vision Transformer with it, fine-tune and evaluate it.
 #[derive(Debug, Parser)]
 #[command(
     name = "beit2",
     version,
     arg_required_else_help = true,
     subcommand_required = true,
-    after_help = "Start here:\n  beit2 quickstart        everything on bundled images, in minutes, on a CPU\n  \
-                  beit2 recipes           the paper's experiments\n  \
-                  beit2 doctor            what this machine and this build can do\n\n\
-                  Exit codes: 0 done, 1 failed, 2 the command or recipe must change, 130/143 stopped by\n\
-                  Ctrl-C/SIGTERM after saving (the same command continues the run)."
+    after_help = "Start here:\n  beit2 quickstart        the whole method on bundled images, in minutes on a CPU\n  \
+                  beit2 recipes           the paper's experiments, ready to run\n  \
+                  beit2 doctor            what this machine and this build support\n\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong command or recipe, 130 or 143 stopped by Ctrl-C or\n\
+                  SIGTERM after saving (the same command continues the run)."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -36,42 +36,42 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tokenizer, pretraining and probes on the bundled images, with a report at the end
+    /// Run the whole method on bundled images: tokenizer, pretraining, probes and a report
     Quickstart(quickstart::Args),
-    /// Train a visual tokenizer (VQ-KD)
+    /// Train a visual tokenizer (VQ-KD), or encode images with one
     #[command(subcommand)]
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
     Pretrain(pretrain::Args),
-    /// Fine-tune a classifier from pretrained weights
+    /// Fine-tune pretrained weights as a classifier
     Finetune(finetune::Args),
-    /// Make a small teacher from a large one
+    /// Distill a large teacher into a small one
     #[command(subcommand)]
     Teacher(Teacher),
-    /// Accuracy of a classifier, with its confusions
+    /// Evaluate a classifier on labelled images
     Eval(eval::Args),
-    /// Accuracy of a linear classifier on frozen features
+    /// Evaluate frozen features with a linear probe
     Probe(probe::ProbeArgs),
-    /// Accuracy of k-nearest neighbours on frozen features
+    /// Evaluate frozen features with k-nearest neighbours
     Knn(probe::KnnArgs),
-    /// Classes of images
+    /// Predict the classes of images
     Predict(predict::Args),
-    /// Train segmentation models, evaluate them, and mark the classes of every pixel
+    /// Train, evaluate and run segmentation models
     #[command(subcommand)]
     Segment(Segment),
-    /// Features of many images in one file
+    /// Write the features of many images to one file
     Embed(embed::Args),
-    /// Look into weight files, check, convert and download them
+    /// Inspect, verify, convert and download weight files
     #[command(subcommand)]
     Weights(Weights),
-    /// Rebuild report.html of a run from its metrics
+    /// Rebuild the report of a run
     Report(report::Args),
-    /// List the recipes in this program, or show one
+    /// List the built-in recipes, or print one
     Recipes(recipes::Args),
-    /// Measure how fast this machine trains and answers
+    /// Measure the speed of training and inference
     #[command(subcommand)]
     Bench(Bench),
-    /// What this machine and this build can do
+    /// Show what this machine and this build support
     Doctor(doctor::Args),
 }
 

@@ -87,7 +87,7 @@ impl FromStr for DeviceSpec {
             (Kind::Cpu, None) => {
                 let others: Vec<&str> = places.collect();
                 if let Some(other) = others.iter().find(|other| **other != "cpu") {
-                    return Err(format!("`{other}` cannot be in one group with cpu"));
+                    return Err(format!("`{other}` cannot be in a group with cpu"));
                 }
                 match others.len() {
                     0 => Which::Best,
@@ -100,19 +100,21 @@ impl FromStr for DeviceSpec {
             },
             (_, Some("all")) => match places.next() {
                 None => Which::All,
-                Some(more) => return Err(format!("all devices are there already without `{more}`")),
+                Some(more) => return Err(format!("{name}:all already includes `{more}`")),
             },
             (_, Some(first)) => {
                 let number = |digits: &str| match digits.trim_start_matches(&format!("{name}:")).parse() {
                     Ok(number) => Ok(number),
-                    Err(_) => Err(format!("`{digits}` is no number; use {name}:0, {name}:0,1 or {name}:all")),
+                    Err(_) => {
+                        Err(format!("`{digits}` is not a number; use {name}:0, {name}:0,1 or {name}:all"))
+                    }
                 };
                 Which::Numbers(std::iter::once(first).chain(places).map(number).collect::<Result<_, _>>()?)
             }
         };
         match &which {
             Which::Numbers(numbers) if numbers.len() > MOST => {
-                Err(format!("{} devices are more than the {MOST} that can work together", numbers.len()))
+                Err(format!("{} devices are too many; at most {MOST} can train together", numbers.len()))
             }
             _ => Ok(Self { kind, which }),
         }

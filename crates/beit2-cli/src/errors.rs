@@ -4,7 +4,7 @@
 //! |-----------|--------------------------------------------------------------------------------------|
 //! | 0         | done                                                                                 |
 //! | 1         | failed: a file, a disk, a device, the data                                           |
-//! | 2         | the command or the recipe must change: flags, keys, values, contradictions, `--out`  |
+//! | 2         | wrong command or recipe: flags, keys, values, contradictions, `--out`             |
 //! | 130 / 143 | stopped by Ctrl-C / SIGTERM after saving; the same command continues                 |
 //! | 130       | a second Ctrl-C or SIGTERM: ended at once, the last checkpoint counts                |
 
@@ -165,7 +165,7 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
             let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
             let what = noted.unwrap_or_else(|| words_of(payload.as_ref()).to_owned());
             complain(&format!(
-                "this is a bug in beit2 {}: {what}; a run on disk is intact and the same command continues it; \
+                "this is a bug in beit2 {}: {what}; runs on disk are intact, and the same command continues them; \
                  please report this line at {}/issues",
                 env!("CARGO_PKG_VERSION"),
                 env!("CARGO_PKG_REPOSITORY")

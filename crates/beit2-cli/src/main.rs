@@ -9,6 +9,7 @@
 mod assets;
 mod backend;
 mod bundled;
+mod classes;
 mod cli;
 mod commands;
 mod device;

@@ -310,7 +310,7 @@ impl WarningLog {
     }
 }
 
-/// Answers a Ctrl-C at once, although the running step may take a while.
+/// Confirms a Ctrl-C at once, although the running step may take a while.
 struct Watcher {
     done: Arc<AtomicBool>,
     bar: Arc<std::sync::Mutex<ProgressBar>>,
@@ -327,7 +327,9 @@ impl Watcher {
                 if stop.is_set() {
                     let bar = shown.lock().unwrap_or_else(|e| e.into_inner()).clone();
                     bar.suspend(|| {
-                        output::note("stopping: this step is finished and saved; once more ends at once");
+                        output::note(
+                            "stopping after this step, which is saved; interrupt again to end at once",
+                        );
                     });
                     return;
                 }

@@ -71,7 +71,7 @@ pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> any
         let right = crate::stage::command_of(&stage);
         let right = right.map(|command| format!("; use `beit2 {command}`")).unwrap_or_default();
         return usage(format!(
-            "{} is for stage `{stage}`, and `beit2 {}` needs `{}`{right}",
+            "{} is a recipe for stage `{stage}`, but `beit2 {}` needs one for `{}`{right}",
             recipe.origin,
             S::COMMAND,
             S::NAME

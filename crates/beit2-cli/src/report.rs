@@ -118,7 +118,7 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
     facts
 }
 
-/// The last epoch, training beside held-out images.
+/// The last epoch, training beside validation.
 fn headline(last: Option<&Record>) -> Headline {
     let Some(last) = last else { return Headline::default() };
     // `val_mim_acc_1` belongs beside `mim_acc_1`.
@@ -135,7 +135,7 @@ fn headline(last: Option<&Record>) -> Headline {
         HeadlineRow { label: name.replace('_', " "), cells, strong: false }
     });
     Headline {
-        columns: ["", "training", "held out"].map(str::to_owned).to_vec(),
+        columns: ["", "training", "validation"].map(str::to_owned).to_vec(),
         rows: rows.chain(alone).collect(),
         note: format!("Means of epoch {}, at step {}.", last.epoch, last.step),
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first one asks the run to save and stop, the second one ends the program at once.
+//! Ctrl-C and SIGTERM: the first one makes the run save and stop, the second one ends the program at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ impl Signals {
             }
             signals.stop.install()
         };
-        install().context("the system does not let this program listen for Ctrl-C")?;
+        install().context("this program cannot listen for Ctrl-C")?;
         Ok(signals)
     }
 

@@ -59,7 +59,7 @@ fn real_images_and_a_table_for_people() {
     let args =
         [&["bench", "train", "--data", "train", "--workers", "1", "--rounds", "1"], &SMALLEST[..]].concat();
     let ended = world.beit2(&args);
-    for word in ["images/s", "tokenizer or teacher", "backward", "a large product", "peak memory"] {
+    for word in ["images/s", "tokenizer or teacher", "backward", "a large matmul", "peak memory"] {
         assert!(ended.works().out.contains(word), "no {word} in {}", ended.out);
     }
 }

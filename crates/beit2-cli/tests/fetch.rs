@@ -83,7 +83,7 @@ fn comes_from_the_second_mirror_over_a_broken_connection() {
     // Now it is there: no server is needed.
     drop((empty, mirror));
     let again = place.fetch(&[BASE, "--json"]);
-    assert!(again.works().err.contains("is there already"), "{}", again.err);
+    assert!(again.works().err.contains("is already there"), "{}", again.err);
     let json: serde_json::Value = serde_json::from_str(&again.out).unwrap();
     assert_eq!((json["from"].is_null(), json["sha256"].as_str().unwrap().len()), (true, 64));
 
@@ -100,7 +100,7 @@ fn comes_from_the_second_mirror_over_a_broken_connection() {
 fn without_a_network() {
     let place = Place::new();
     let address = format!("https://github.com/addf400/files/releases/download/BEiT-v2/{BASE}");
-    let by_hand = format!("download it by hand from {address} and to save it as");
+    let by_hand = format!("you can also download it from {address} yourself and save it as");
     place.fetch(&[BASE]).fails(1, &["cannot download", &address, &by_hand, "cache/beit2"]);
     assert!(place.cached().is_empty(), "{:?}", place.cached());
     place.fetch(&[BASE, "--to", "here"]).fails(1, &[&format!("here/{BASE}")]);

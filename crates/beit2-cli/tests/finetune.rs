@@ -80,7 +80,7 @@ fn a_classifier_is_trained_and_judged() {
     assert!(table.contains("\n1,gray,6,6,6,1.000000,1.000000\n"), "{table}");
     let confusion = fs::read_to_string(world.path("result/confusion.csv")).unwrap();
     assert!(confusion.ends_with("\n2,2,light,light,6\n"), "{confusion}");
-    world.beit2(&eval).fails(2, &["result/result.json is there already", "--force"]);
+    world.beit2(&eval).fails(2, &["result/result.json already exists", "--force"]);
     let ended = world.beit2(&[&eval[..], &["--force", "--image-size", "48", "--crop-pct", "1"]].concat());
     assert!(ended.works().out.contains("top-1"), "{}", ended.out);
     let average = world.beit2(&["eval", "--weights", "run/last/model_ema.safetensors", "--data", "classes"]);

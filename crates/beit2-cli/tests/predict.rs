@@ -310,7 +310,7 @@ fn predictions_in_every_form() {
     let table = fs::read_to_string(world.path("out.csv")).unwrap();
     assert!(table.starts_with("path,class_1,name_1,probability_1,class_2,name_2,probability_2\n"), "{table}");
     assert!(table.lines().count() == 25 && table.contains(&format!(",{name},")), "{table}");
-    predict(&[&named[..], &["--csv", "out.csv"]].concat()).fails(2, &["out.csv exists already", "--force"]);
+    predict(&[&named[..], &["--csv", "out.csv"]].concat()).fails(2, &["out.csv already exists", "--force"]);
     predict(&[&named[..], &["--csv", "out.csv", "--force"]].concat()).works();
 
     let nameless = ["--weights", "nameless.safetensors", "--top", "9"];
@@ -374,7 +374,7 @@ fn unreadable_images_are_named() {
 fn bad_input_is_told_before_work_starts() {
     let world = world();
     embed(&world, "mim.safetensors", "a.npy", &[]).works();
-    embed(&world, "mim.safetensors", "a.npy", &[]).fails(2, &["a.npy exists already", "--force"]);
+    embed(&world, "mim.safetensors", "a.npy", &[]).fails(2, &["a.npy already exists", "--force"]);
     let before = fs::read(world.path("a.npy")).unwrap();
     embed(&world, "mim.safetensors", "a.npy", &["--force", "--layer", "1"]).works();
     assert_ne!(fs::read(world.path("a.npy")).unwrap(), before);

@@ -120,7 +120,7 @@ fn a_second_signal_ends_at_once() {
     signal(&child, "INT");
     let ended = Ended::from(child.wait_with_output().unwrap());
     assert_eq!(ended.code, Some(130), "{}", ended.err);
-    assert!(ended.err.contains("once more ends at once"), "{}", ended.err);
+    assert!(ended.err.contains("interrupt again to end at once"), "{}", ended.err);
     assert!(!ended.err.contains("stopped after"), "{}", ended.err);
 }
 
@@ -167,7 +167,7 @@ fn dry_run_prints_and_touches_nothing() {
     let table: toml::Table = ended.works().out.parse().unwrap();
     assert_eq!(table["optimizer"]["lr"].as_float(), Some(1e-3));
     assert_eq!(table["optimizer"]["beta2"].as_float(), Some(0.99), "defaults are there too");
-    assert!(ended.err.contains("ready  12 steps of 8 images"), "{}", ended.err);
+    assert!(ended.err.contains("ready: 12 steps of 8 images"), "{}", ended.err);
     assert!(!world.path("run").exists());
 }
 

@@ -111,7 +111,7 @@ fn a_model_is_trained_judged_and_used() {
         .map(|line| line.rsplit(',').next().unwrap().parse::<usize>().unwrap())
         .sum();
     assert_eq!(pixels, 5 * SIZE.0 * SIZE.1);
-    world.beit2(&eval).fails(2, &["result/result.json is there already", "--force"]);
+    world.beit2(&eval).fails(2, &["result/result.json already exists", "--force"]);
     let ways = ["--force", "--flip", "--scales", "1,1.25", "--resize", "native", "--stride", "40"];
     let ended = world.beit2(&[&eval[..], &ways].concat());
     assert!(ended.works().out.contains("mIoU"), "{}", ended.out);
@@ -142,7 +142,7 @@ fn a_model_is_trained_judged_and_used() {
     assert!(fs::read_to_string(world.path("out/legend.svg")).unwrap().contains("1 box</text>"));
 
     // What is there is not replaced unasked.
-    world.beit2(&predict).fails(2, &["out/masks/000.png exists already", "--keep", "--force"]);
+    world.beit2(&predict).fails(2, &["out/masks/000.png already exists", "--keep", "--force"]);
     fs::remove_file(world.path("out/overlays/003.png")).unwrap();
     let again = json(&world.beit2(&[&predict[..], &["--keep", "--json", "--quiet"]].concat()).works().out);
     assert_eq!((again["images"].as_u64(), again["kept"].as_u64()), (Some(1), Some(4)));

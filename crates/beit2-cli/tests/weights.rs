@@ -143,8 +143,8 @@ fn golden_inspect_explains_every_key() {
     let keys = found["keys"].as_array().unwrap();
     assert_eq!(keys.len(), found["tensors"].as_u64().unwrap() as usize);
     for key in keys {
-        let fate = key["fate"].as_str().unwrap();
-        assert!(["used", "derived: ", "ignored: "].iter().any(|word| fate.starts_with(word)), "{key}");
+        let usage = key["use"].as_str().unwrap();
+        assert!(["used", "derived: ", "ignored: "].iter().any(|word| usage.starts_with(word)), "{key}");
     }
     let optimizer = weights(folder, &["inspect", text(&source), "--entry", "optimizer"]);
     optimizer.fails(1, &["official_pretrain.pth", "not a BEiT model"]);
@@ -209,7 +209,7 @@ fn a_base_model_survives() {
     let found = json(&weights(folder.path(), &["inspect", "base.safetensors", "--json"]));
     let inspected = since.elapsed();
     assert_eq!(found["model"]["parameters"], 86_530_984);
-    assert_eq!((&found["model"]["image"], &found["model"]["heads"]), (&224.into(), &12.into()));
+    assert_eq!((&found["model"]["image_size"], &found["model"]["heads"]), (&224.into(), &12.into()));
     let since = Instant::now();
     let loaded = read(&source).unwrap().load_all().unwrap();
     println!("inspect {inspected:?}; {} tensors loaded in {:?}", loaded.len(), since.elapsed());
@@ -289,12 +289,12 @@ fn outputs_are_not_overwritten() {
     };
     convert("hf.safetensors", &[]).works();
     let before = fs::read(folder.path().join("hf.safetensors")).unwrap();
-    convert("hf.safetensors", &[]).fails(1, &["hf.safetensors exists already", "--force"]);
-    convert("model.safetensors", &[]).fails(1, &["model.safetensors exists already"]);
+    convert("hf.safetensors", &[]).fails(1, &["hf.safetensors already exists", "--force"]);
+    convert("model.safetensors", &[]).fails(1, &["model.safetensors already exists"]);
     convert("hf.safetensors", &["--force"]).works();
     assert!(fs::read(folder.path().join("hf.safetensors")).unwrap() == before, "the same file again");
     convert("a/b/hf", &[]).works();
-    convert("a/b/hf", &[]).fails(1, &["a/b/hf/model.safetensors exists already"]);
+    convert("a/b/hf", &[]).fails(1, &["a/b/hf/model.safetensors already exists"]);
     let config: Value =
         serde_json::from_slice(&fs::read(folder.path().join("a/b/hf/config.json")).unwrap()).unwrap();
     assert_eq!((&config["model_type"], &config["hidden_size"]), (&"beit".into(), &16.into()));

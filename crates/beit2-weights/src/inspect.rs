@@ -1,4 +1,4 @@
-//! The facts about a model that its state dict tells: sizes, positions, heads, parameters.
+//! What a state dict tells about its model: sizes, positions, heads, parameters.
 //!
 //! Only names, types and shapes are looked at, so inspecting a file of gigabytes reads its header.
 
@@ -34,34 +34,34 @@ pub enum Pooling {
 
 /// The patch aggregation head of pretraining (docs/method.md §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Aggregation {
+pub struct PatchAggregation {
     /// How many blocks it has (`cls_pt_layers`).
     pub head_layers: usize,
     /// Whether it uses the trunk's `norm` and `lm_head`.
-    pub shared_head: bool,
+    pub shared_lm_head: bool,
     /// After which block, counted from 1, it takes the patch tokens. Weights do not tell: this is the published choice for
     /// this depth (9 of 12, 21 of 24), `None` for other depths.
-    pub early_layer: Option<usize>,
+    pub intermediate_layer: Option<usize>,
 }
 
 /// What a tokenizer has besides its encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenizerFacts {
-    /// Entries of the codebook.
-    pub codes: usize,
-    /// Width of an entry.
+pub struct TokenizerSummary {
+    /// Codes in the codebook.
+    pub codebook_size: usize,
+    /// Width of a code.
     pub code_dim: usize,
     /// Blocks of the decoder.
     pub decoder_depth: usize,
     /// Width of the decoder.
     pub decoder_width: usize,
     /// Width of the teacher's features: 512 for CLIP ViT-B/16, 768 for DINO ViT-B/16.
-    pub teacher_width: usize,
+    pub teacher_dim: usize,
 }
 
-/// What a state dict is about. For a tokenizer the trunk is its encoder, for a segmentation model its backbone.
+/// What a model is. For a tokenizer the trunk is its encoder, for a segmentation model its backbone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct ModelSummary {
     /// Whose names, and which model.
     pub layout: Layout,
     /// Blocks of the trunk.
@@ -92,33 +92,33 @@ pub struct Facts {
     pub classes: Option<usize>,
     /// Whether there is a mask token.
     pub mask_token: bool,
-    /// Codes that `lm_head` tells apart.
-    pub vocabulary: Option<usize>,
+    /// Classes of `lm_head`: codes of the tokenizer.
+    pub vocab_size: Option<usize>,
     /// The patch aggregation head.
-    pub aggregation: Option<Aggregation>,
+    pub patch_aggregation: Option<PatchAggregation>,
     /// The tokenizer's other parts.
-    pub tokenizer: Option<TokenizerFacts>,
+    pub tokenizer: Option<TokenizerSummary>,
     /// Parameters that are learned, as docs/method.md §10.1 counts them: no codebook, no batch statistics, no index buffers, no teacher.
     pub parameters: u64,
     /// Element types of the used tensors, with how many tensors have them.
     pub dtypes: Vec<(DType, usize)>,
 }
 
-impl Facts {
+impl ModelSummary {
     /// Image side in pixels.
     pub fn image_px(&self) -> Option<usize> {
         self.grid?.checked_mul(self.patch)
     }
 }
 
-/// The facts about a state dict.
+/// Summarises a state dict.
 ///
 /// # Errors
 /// What [`account`] says about its names; a missing tensor; a shape that contradicts another one.
-pub fn inspect<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, LayoutError> {
+pub fn inspect<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<ModelSummary, LayoutError> {
     let account = account(tensors.keys().map(String::as_str))?;
     let shapes = canonical_shapes(tensors, &account)?;
-    facts(&account, &shapes)
+    summarize(&account, &shapes)
 }
 
 /// Types and shapes by canonical name.
@@ -221,8 +221,8 @@ impl Trunk<'_> {
     }
 }
 
-/// The facts that canonical names and shapes tell.
-pub(crate) fn facts(account: &Account, shapes: &Shapes) -> Result<Facts, LayoutError> {
+/// Summarises canonical names and shapes.
+pub(crate) fn summarize(account: &Account, shapes: &Shapes) -> Result<ModelSummary, LayoutError> {
     let kind = account.layout.kind;
     let trunk = Trunk {
         shapes,
@@ -250,7 +250,7 @@ pub(crate) fn facts(account: &Account, shapes: &Shapes) -> Result<Facts, LayoutE
         }
         (None, None) => None,
     };
-    Ok(Facts {
+    Ok(ModelSummary {
         layout: account.layout,
         depth,
         width,
@@ -280,20 +280,20 @@ pub(crate) fn facts(account: &Account, shapes: &Shapes) -> Result<Facts, LayoutE
             _ => trunk.optional::<2>("head.weight")?.map(|[classes, _]| classes),
         },
         mask_token: trunk.has("mask_token"),
-        vocabulary: trunk.optional::<2>("lm_head.weight")?.map(|[codes, _]| codes),
-        aggregation: aggregation(&trunk, depth)?,
+        vocab_size: trunk.optional::<2>("lm_head.weight")?.map(|[codes, _]| codes),
+        patch_aggregation: patch_aggregation(&trunk, depth)?,
         tokenizer: if kind == Kind::Tokenizer { Some(tokenizer(shapes)?) } else { None },
         parameters: parameters(account, shapes),
         dtypes: dtypes(shapes),
     })
 }
 
-fn aggregation(trunk: &Trunk<'_>, depth: usize) -> Result<Option<Aggregation>, LayoutError> {
+fn patch_aggregation(trunk: &Trunk<'_>, depth: usize) -> Result<Option<PatchAggregation>, LayoutError> {
     let head_layers = trunk.count("cls_pt_layers")?;
-    Ok((head_layers > 0).then(|| Aggregation {
+    Ok((head_layers > 0).then(|| PatchAggregation {
         head_layers,
-        shared_head: !trunk.has("cls_pt_lm_head.weight"),
-        early_layer: match depth {
+        shared_lm_head: !trunk.has("cls_pt_lm_head.weight"),
+        intermediate_layer: match depth {
             12 => Some(9),
             24 => Some(21),
             _ => None,
@@ -301,13 +301,13 @@ fn aggregation(trunk: &Trunk<'_>, depth: usize) -> Result<Option<Aggregation>, L
     }))
 }
 
-fn tokenizer(shapes: &Shapes) -> Result<TokenizerFacts, LayoutError> {
+fn tokenizer(shapes: &Shapes) -> Result<TokenizerSummary, LayoutError> {
     let whole = Trunk { shapes, prefix: "" };
-    let [codes, code_dim] = whole.dims("quantize.embedding.weight")?;
-    let [teacher_width, _] = whole.dims("decode_task_layer.2.weight")?;
+    let [codebook_size, code_dim] = whole.dims("quantize.embedding.weight")?;
+    let [teacher_dim, _] = whole.dims("decode_task_layer.2.weight")?;
     let [_, _, decoder_width] = whole.dims("decoder.cls_token")?;
     let decoder_depth = whole.count("decoder.blocks")?;
-    Ok(TokenizerFacts { codes, code_dim, decoder_depth, decoder_width, teacher_width })
+    Ok(TokenizerSummary { codebook_size, code_dim, decoder_depth, decoder_width, teacher_dim })
 }
 
 fn parameters(account: &Account, shapes: &Shapes) -> u64 {
@@ -333,7 +333,7 @@ fn dtypes(shapes: &Shapes) -> Vec<(DType, usize)> {
     counts.into_iter().collect()
 }
 
-impl fmt::Display for Facts {
+impl fmt::Display for ModelSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unknown = |value: Option<usize>| value.map_or("unknown".to_string(), |value| value.to_string());
         let mut line = |name: &str, text: String| writeln!(f, "{name:<12} {text}");
@@ -360,26 +360,29 @@ impl fmt::Display for Facts {
         if let Some(classes) = self.classes {
             line("classes", classes.to_string())?;
         }
-        if let Some(codes) = self.vocabulary {
+        if let Some(codes) = self.vocab_size {
             line("vocabulary", codes.to_string())?;
         }
-        if let Some(Aggregation { head_layers, shared_head, early_layer }) = self.aggregation {
-            let head = if shared_head { "shared" } else { "own" };
-            let early = unknown(early_layer);
-            line("aggregation", format!("{head_layers} layers on block {early}, {head} norm and head"))?;
+        if let Some(PatchAggregation { head_layers, shared_lm_head, intermediate_layer }) =
+            self.patch_aggregation
+        {
+            let head = if shared_lm_head { "shared" } else { "own" };
+            let block = unknown(intermediate_layer);
+            line("aggregation", format!("{head_layers} layers after block {block}, {head} norm and head"))?;
         }
         if let Some(tokenizer) = self.tokenizer {
-            let TokenizerFacts { codes, code_dim, decoder_depth, decoder_width, teacher_width } = tokenizer;
-            line("codebook", format!("{codes} codes of width {code_dim}"))?;
+            let TokenizerSummary { codebook_size, code_dim, decoder_depth, decoder_width, teacher_dim } =
+                tokenizer;
+            line("codebook", format!("{codebook_size} codes of width {code_dim}"))?;
             line(
                 "decoder",
                 format!(
-                    "{decoder_depth} blocks of width {decoder_width} to teacher features of {teacher_width}"
+                    "{decoder_depth} blocks of width {decoder_width} to teacher features of {teacher_dim}"
                 ),
             )?;
         }
         line("parameters", self.parameters.to_string())?;
         let types: Vec<String> = self.dtypes.iter().map(|(dtype, n)| format!("{dtype} ({n})")).collect();
-        line("types", types.join(", "))
+        line("dtypes", types.join(", "))
     }
 }

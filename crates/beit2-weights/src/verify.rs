@@ -6,7 +6,7 @@
 use indexmap::IndexMap;
 
 use crate::WeightsError;
-use crate::inspect::{Facts, RelativeBias, Shapes, canonical_shapes, facts as facts_of};
+use crate::inspect::{ModelSummary, RelativeBias, Shapes, canonical_shapes, summarize};
 use crate::layout::{Fate, Kind, LayoutError, account, wrong_shape};
 use crate::plan::Target;
 use crate::resize::relative_position_index;
@@ -24,30 +24,30 @@ pub enum VerifyError {
     Layout(#[from] LayoutError),
 }
 
-/// Checks all names, types and shapes, and the values of the index buffers; gives the facts of a model that is whole. Values of
+/// Checks all names, types and shapes, and the values of the index buffers; gives the summary of a model that is whole. Values of
 /// the other tensors are not read.
 ///
 /// # Errors
 /// What [`crate::inspect::inspect`] says; the first tensor that is missing, too much, or of a wrong shape or type; an index that is not the one of
 /// its table.
-pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, VerifyError> {
+pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<ModelSummary, VerifyError> {
     let account = account(tensors.keys().map(String::as_str))?;
     let shapes = canonical_shapes(tensors, &account)?;
-    let facts = facts_of(&account, &shapes)?;
-    match facts.layout.kind {
-        Kind::Tokenizer => tokenizer(&facts, &shapes)?,
-        Kind::Segmentation => segmentation(&facts, &shapes)?,
+    let summary = summarize(&account, &shapes)?;
+    match summary.layout.kind {
+        Kind::Tokenizer => tokenizer(&summary, &shapes)?,
+        Kind::Segmentation => segmentation(&summary, &shapes)?,
         Kind::Pretraining | Kind::Classifier | Kind::Backbone => {
-            let target = target(&facts, "", &shapes)?;
+            let target = target(&summary, "", &shapes)?;
             expect(&shapes, "", target.tensors())?;
-            expect(&shapes, "", pretraining(&facts, &target))?;
+            expect(&shapes, "", pretraining(&summary, &target))?;
         }
     }
     let mut index = None;
     for (entry, (key, tensor)) in account.entries.iter().zip(tensors) {
         let dtype = tensor.dtype();
         match entry.fate {
-            Fate::Derived(_) => check_index(key, tensor, &facts, &mut index)?,
+            Fate::Derived(_) => check_index(key, tensor, &summary, &mut index)?,
             Fate::Used { parameter: true, .. } | Fate::Joined { .. } if !dtype.is_float() => {
                 let expected = "a float type, as it is learned".to_string();
                 return Err(LayoutError::Type { key: key.clone(), found: dtype, expected }.into());
@@ -55,52 +55,52 @@ pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<Facts, V
             _ => {}
         }
     }
-    Ok(facts)
+    Ok(summary)
 }
 
-/// The trunk that these facts describe.
-fn target(facts: &Facts, prefix: &str, shapes: &Shapes) -> Result<Target, LayoutError> {
+/// The trunk that the summary describes.
+fn target(summary: &ModelSummary, prefix: &str, shapes: &Shapes) -> Result<Target, LayoutError> {
     let positions = ["rel_pos_bias.relative_position_bias_table", "pos_embed"];
     let own = "blocks.0.attn.relative_position_bias_table";
-    // Facts without a grid are those of a table or an embedding that fits no square of patches.
+    // A summary without a grid is that of a table or an embedding that fits no square of patches.
     for name in positions.into_iter().chain([own]) {
         let key = format!("{prefix}{name}");
-        if let (None, Some((_, shape))) = (facts.grid, shapes.get(&key)) {
+        if let (None, Some((_, shape))) = (summary.grid, shapes.get(&key)) {
             return Err(wrong_shape(&key, shape, "the size that belongs to a square grid of patches"));
         }
     }
     Ok(Target {
-        grid: facts.grid.unwrap_or(0),
-        patch: facts.patch,
-        channels: facts.channels,
-        width: facts.width,
-        heads: facts.heads.unwrap_or(0),
-        mlp_width: facts.mlp_width,
-        depth: facts.depth,
-        classes: if facts.layout.kind == Kind::Segmentation { 0 } else { facts.classes.unwrap_or(0) },
-        bias: facts.bias,
-        abs_pos: facts.abs_pos,
-        pooling: facts.pooling,
-        layer_scale: facts.layer_scale,
-        qkv_bias: facts.qkv_bias,
+        grid: summary.grid.unwrap_or(0),
+        patch: summary.patch,
+        channels: summary.channels,
+        width: summary.width,
+        heads: summary.heads.unwrap_or(0),
+        mlp_width: summary.mlp_width,
+        depth: summary.depth,
+        classes: if summary.layout.kind == Kind::Segmentation { 0 } else { summary.classes.unwrap_or(0) },
+        bias: summary.bias,
+        abs_pos: summary.abs_pos,
+        pooling: summary.pooling,
+        layer_scale: summary.layer_scale,
+        qkv_bias: summary.qkv_bias,
     })
 }
 
 /// What pretraining has besides the trunk (docs/method.md §3.1, §3.2).
-fn pretraining(facts: &Facts, trunk: &Target) -> Vec<(String, Vec<usize>)> {
-    let d = facts.width;
+fn pretraining(summary: &ModelSummary, trunk: &Target) -> Vec<(String, Vec<usize>)> {
+    let d = summary.width;
     let mut list = Vec::new();
     let mut add = |name: &str, shape: &[usize]| list.push((name.to_string(), shape.to_vec()));
-    if facts.mask_token {
+    if summary.mask_token {
         add("mask_token", &[1, 1, d]);
     }
-    if let Some(codes) = facts.vocabulary {
+    if let Some(codes) = summary.vocab_size {
         add("lm_head.weight", &[codes, d]);
         add("lm_head.bias", &[codes]);
     }
-    let Some(aggregation) = facts.aggregation else { return list };
-    if !aggregation.shared_head {
-        let codes = facts.vocabulary.unwrap_or(0);
+    let Some(aggregation) = summary.patch_aggregation else { return list };
+    if !aggregation.shared_lm_head {
+        let codes = summary.vocab_size.unwrap_or(0);
         add("cls_pt_norm.weight", &[d]);
         add("cls_pt_norm.bias", &[d]);
         add("cls_pt_lm_head.weight", &[codes, d]);
@@ -116,19 +116,19 @@ fn pretraining(facts: &Facts, trunk: &Target) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Both trunks, the layers between them and the codebook (docs/method.md §2.7).
-fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
-    let Some(sizes) = facts.tokenizer else { return Ok(()) };
-    expect(shapes, "encoder.", target(facts, "encoder.", shapes)?.tensors())?;
+fn tokenizer(summary: &ModelSummary, shapes: &Shapes) -> Result<(), LayoutError> {
+    let Some(sizes) = summary.tokenizer else { return Ok(()) };
+    expect(shapes, "encoder.", target(summary, "encoder.", shapes)?.tensors())?;
     let part: Shapes = shapes
         .iter()
         .filter_map(|(name, found)| Some((name.strip_prefix("decoder.")?.to_string(), found.clone())))
         .collect();
     let names = account(part.keys().map(String::as_str));
     let decoder =
-        names.and_then(|names| facts_of(&names, &part)).map_err(|error| within("decoder.", error))?;
+        names.and_then(|names| summarize(&names, &part)).map_err(|error| within("decoder.", error))?;
     expect(shapes, "decoder.", target(&decoder, "decoder.", shapes)?.tensors())?;
-    let (codes, dim) = (sizes.codes, sizes.code_dim);
-    let [inner, outer] = [facts.width, decoder.width];
+    let (codes, dim) = (sizes.codebook_size, sizes.code_dim);
+    let [inner, outer] = [summary.width, decoder.width];
     let list: [(&str, &[usize]); 9] = [
         ("encode_task_layer.0.weight", &[inner, inner]),
         ("encode_task_layer.0.bias", &[inner]),
@@ -136,18 +136,18 @@ fn tokenizer(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
         ("encode_task_layer.2.bias", &[dim]),
         ("decode_task_layer.0.weight", &[outer, outer]),
         ("decode_task_layer.0.bias", &[outer]),
-        ("decode_task_layer.2.weight", &[sizes.teacher_width, outer]),
-        ("decode_task_layer.2.bias", &[sizes.teacher_width]),
+        ("decode_task_layer.2.weight", &[sizes.teacher_dim, outer]),
+        ("decode_task_layer.2.bias", &[sizes.teacher_dim]),
         ("quantize.embedding.weight", &[codes, dim]),
     ];
     expect(shapes, "", list.map(|(name, shape)| (name.to_string(), shape.to_vec())))
 }
 
 /// The backbone with its pyramid, and the heads (docs/method.md §5). Channels, scales and convolutions are counted from the tensors.
-fn segmentation(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
-    expect(shapes, "backbone.", target(facts, "backbone.", shapes)?.tensors())?;
-    expect(shapes, "backbone.", pyramid(facts))?;
-    let (d, classes) = (facts.width, facts.classes.unwrap_or(0));
+fn segmentation(summary: &ModelSummary, shapes: &Shapes) -> Result<(), LayoutError> {
+    expect(shapes, "backbone.", target(summary, "backbone.", shapes)?.tensors())?;
+    expect(shapes, "backbone.", pyramid(summary))?;
+    let (d, classes) = (summary.width, summary.classes.unwrap_or(0));
     let auxiliary = shapes.keys().any(|name| name.starts_with("auxiliary_head."));
     // The classifiers first: their inputs are what the other layers must have.
     let channels = |head: &str| {
@@ -182,9 +182,9 @@ fn segmentation(facts: &Facts, shapes: &Shapes) -> Result<(), LayoutError> {
 const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
 /// What makes maps of four sizes from tokens of one: one doubling from patches of 8 pixels, three from patches of 16.
-fn pyramid(facts: &Facts) -> Vec<(String, Vec<usize>)> {
-    let d = facts.width;
-    let (doublings, norms): (&[&str], &[&str]) = match facts.patch {
+fn pyramid(summary: &ModelSummary) -> Vec<(String, Vec<usize>)> {
+    let d = summary.width;
+    let (doublings, norms): (&[&str], &[&str]) = match summary.patch {
         8 => (&["fpn1.0"], &[]),
         _ => (&["fpn1.0", "fpn1.3", "fpn2.0"], &["fpn1.1"]),
     };
@@ -244,10 +244,10 @@ fn within(prefix: &str, error: LayoutError) -> LayoutError {
 fn check_index<T: TensorSource>(
     key: &str,
     tensor: &T,
-    facts: &Facts,
+    summary: &ModelSummary,
     known: &mut Option<Vec<i64>>,
 ) -> Result<(), VerifyError> {
-    let Some(grid) = facts.grid.filter(|_| facts.bias != RelativeBias::None) else {
+    let Some(grid) = summary.grid.filter(|_| summary.bias != RelativeBias::None) else {
         let needed_by = format!("`{key}` belongs to it");
         return Err(LayoutError::Missing { key: "a relative position bias table".into(), needed_by }.into());
     };

@@ -220,10 +220,10 @@ fn wrong_names_and_shapes_are_one_sentence() {
     assert!(message(hf, Family::Official).contains("are both `blocks.0.attn.q_bias`"));
 
     let abs = tiny(DType::F32, &Target { bias: RelativeBias::None, abs_pos: true, ..target() }, &[]);
-    let facts = inspect(&abs).unwrap();
-    assert!(hf_config(&facts, None).unwrap_err().to_string().contains("number of attention heads"));
-    assert!(timm_config(&facts, Some(3)).unwrap_err().to_string().contains("do not divide"));
-    assert_eq!(hf_config(&facts, Some(4)).unwrap()["num_attention_heads"], 4);
+    let summary = inspect(&abs).unwrap();
+    assert!(hf_config(&summary, None).unwrap_err().to_string().contains("number of attention heads"));
+    assert!(timm_config(&summary, Some(3)).unwrap_err().to_string().contains("do not divide"));
+    assert_eq!(hf_config(&summary, Some(4)).unwrap()["num_attention_heads"], 4);
 
     let mut holes = official;
     holes.retain(|name, _| name != "blocks.1.norm2.bias");

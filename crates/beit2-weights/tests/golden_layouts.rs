@@ -1,11 +1,11 @@
-//! Layout detection, accounts and facts against the recorded key lists of the official code, timm and transformers
+//! Layout detection, accounts and summaries against the recorded key lists of the official code, timm and transformers
 //! (golden suites A, B, C, E, G, H, I) and the parameter counts of docs/method.md §10.1.
 
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use beit2_weights::inspect::{Facts, Pooling, RelativeBias, TokenizerFacts, inspect};
+use beit2_weights::inspect::{ModelSummary, Pooling, RelativeBias, TokenizerSummary, inspect};
 use beit2_weights::layout::{Family, Fate, Kind, account};
 use beit2_weights::plan::Target;
 use beit2_weights::published::PUBLISHED;
@@ -17,21 +17,21 @@ use support::{
 
 type Shapes = IndexMap<String, Shape>;
 
-fn target_of(facts: &Facts) -> Target {
+fn target_of(summary: &ModelSummary) -> Target {
     Target {
-        grid: facts.grid.unwrap(),
-        patch: facts.patch,
-        channels: facts.channels,
-        width: facts.width,
-        heads: facts.heads.unwrap(),
-        mlp_width: facts.mlp_width,
-        depth: facts.depth,
-        classes: facts.classes.unwrap_or(0),
-        bias: facts.bias,
-        abs_pos: facts.abs_pos,
-        pooling: facts.pooling,
-        layer_scale: facts.layer_scale,
-        qkv_bias: facts.qkv_bias,
+        grid: summary.grid.unwrap(),
+        patch: summary.patch,
+        channels: summary.channels,
+        width: summary.width,
+        heads: summary.heads.unwrap(),
+        mlp_width: summary.mlp_width,
+        depth: summary.depth,
+        classes: summary.classes.unwrap_or(0),
+        bias: summary.bias,
+        abs_pos: summary.abs_pos,
+        pooling: summary.pooling,
+        layer_scale: summary.layer_scale,
+        qkv_bias: summary.qkv_bias,
     }
 }
 
@@ -46,7 +46,7 @@ fn golden_factories_are_recognised_and_counted() {
     each_entry("E_factories.json", Some("layouts"), |_, factory| {
         let shapes = shapes(&factory["keys"]);
         let size = |tensor: &str, axis: usize| shapes[tensor].0[axis];
-        let facts = inspect(&shapes).unwrap();
+        let summary = inspect(&shapes).unwrap();
         let kind = if shapes.contains_key("quantize.embedding.weight") {
             Kind::Tokenizer
         } else if shapes.contains_key("mask_token") {
@@ -54,46 +54,46 @@ fn golden_factories_are_recognised_and_counted() {
         } else {
             Kind::Classifier
         };
-        equal("layout", &(facts.layout.family, facts.layout.kind), &(Family::Official, kind));
-        equal("parameters", &facts.parameters, &factory["n_trainable"].as_u64().unwrap());
+        equal("layout", &(summary.layout.family, summary.layout.kind), &(Family::Official, kind));
+        equal("parameters", &summary.parameters, &factory["n_trainable"].as_u64().unwrap());
         let trunk = if kind == Kind::Tokenizer { "encoder.blocks" } else { "blocks" };
-        equal("depth", &facts.depth, &blocks(&shapes, trunk));
+        equal("depth", &summary.depth, &blocks(&shapes, trunk));
         let head_layers = blocks(&shapes, "cls_pt_layers");
-        let aggregation = facts.aggregation.map(|head| (head.head_layers, head.shared_head));
+        let aggregation = summary.patch_aggregation.map(|head| (head.head_layers, head.shared_lm_head));
         let shared = !shapes.contains_key("cls_pt_lm_head.weight");
         equal("aggregation head", &aggregation, &(head_layers > 0).then_some((head_layers, shared)));
-        if let Some(head) = facts.aggregation {
+        if let Some(head) = summary.patch_aggregation {
             // No shape shows it: the published models of 12 and 24 blocks have it behind block 9 and 21.
-            let published = match facts.depth {
+            let published = match summary.depth {
                 12 => Some(9),
                 24 => Some(21),
                 _ => None,
             };
-            equal("block of the aggregation head", &head.early_layer, &published);
+            equal("block of the aggregation head", &head.intermediate_layer, &published);
         }
         match kind {
             Kind::Tokenizer => {
-                let expected = TokenizerFacts {
-                    codes: size("quantize.embedding.weight", 0),
+                let expected = TokenizerSummary {
+                    codebook_size: size("quantize.embedding.weight", 0),
                     code_dim: size("quantize.embedding.weight", 1),
                     decoder_depth: blocks(&shapes, "decoder.blocks"),
                     decoder_width: size("decoder.cls_token", 2),
-                    teacher_width: size("decode_task_layer.2.weight", 0),
+                    teacher_dim: size("decode_task_layer.2.weight", 0),
                 };
-                equal("tokenizer", &facts.tokenizer, &Some(expected));
+                equal("tokenizer", &summary.tokenizer, &Some(expected));
                 let grid = (size("encoder.pos_embed", 1) - 1).isqrt();
                 let image = grid * size("encoder.patch_embed.proj.weight", 2);
                 equal(
                     "grid, image, heads",
-                    &(facts.grid, facts.image_px(), facts.heads),
+                    &(summary.grid, summary.image_px(), summary.heads),
                     &(Some(grid), Some(image), None),
                 );
             }
             Kind::Pretraining => {
                 let codes = size("lm_head.weight", 0);
-                let found = (facts.vocabulary, facts.pooling, facts.bias, facts.mask_token);
+                let found = (summary.vocab_size, summary.pooling, summary.bias, summary.mask_token);
                 equal(
-                    "vocabulary, pooling, bias, mask token",
+                    "vocab_size, pooling, bias, mask token",
                     &found,
                     &(Some(codes), Some(Pooling::Cls), bias(&shapes), true),
                 );
@@ -101,7 +101,7 @@ fn golden_factories_are_recognised_and_counted() {
             _ => {
                 let pooling =
                     if shapes.contains_key("fc_norm.weight") { Pooling::Mean } else { Pooling::Cls };
-                let found = (facts.classes, facts.pooling, facts.bias);
+                let found = (summary.classes, summary.pooling, summary.bias);
                 equal(
                     "classes, pooling, bias",
                     &found,
@@ -112,14 +112,14 @@ fn golden_factories_are_recognised_and_counted() {
                 let learned: Vec<_> = learned
                     .map(|key| (support::text(&key[0]), serde_json::from_value(key[1].clone()).unwrap()))
                     .collect();
-                equal("tensors of the target", &target_of(&facts).tensors(), &learned);
+                equal("tensors of the target", &target_of(&summary).tensors(), &learned);
             }
         }
         // The index of pairs has a row for each token: the grid and one.
         let index = shapes.iter().find(|(name, _)| name.ends_with("relative_position_index"));
         if let Some((_, Shape(index))) = index {
             let grid = (index[0] - 1).isqrt();
-            equal("image", &facts.image_px(), &Some(grid * size("patch_embed.proj.weight", 2)));
+            equal("image", &summary.image_px(), &Some(grid * size("patch_embed.proj.weight", 2)));
         }
     });
 }
@@ -191,16 +191,20 @@ fn golden_counts_of_the_published_files() {
 fn golden_segmentation_models() {
     each_entry("G_segmentor_layouts.json", None, |_, layout| {
         let shapes = shapes(&layout["keys"]);
-        let facts = inspect(&shapes).unwrap();
-        equal("layout", &(facts.layout.family, facts.layout.kind), &(Family::Official, Kind::Segmentation));
-        equal("parameters", &facts.parameters, &layout["n"].as_u64().unwrap());
+        let summary = inspect(&shapes).unwrap();
+        equal(
+            "layout",
+            &(summary.layout.family, summary.layout.kind),
+            &(Family::Official, Kind::Segmentation),
+        );
+        equal("parameters", &summary.parameters, &layout["n"].as_u64().unwrap());
         let classes = shapes["decode_head.conv_seg.weight"].0[0];
         // A table of a grid g has (2g − 1)² + 3 rows.
         let rows = shapes["backbone.blocks.0.attn.relative_position_bias_table"].0[0];
         let grid = (rows - 3).isqrt().div_ceil(2);
         equal(
             "classes, grid, pooling",
-            &(facts.classes, facts.grid, facts.pooling),
+            &(summary.classes, summary.grid, summary.pooling),
             &(Some(classes), Some(grid), None),
         );
     });
@@ -209,11 +213,11 @@ fn golden_segmentation_models() {
 #[test]
 fn golden_timm_models() {
     each_entry("I_timm_layouts.json", None, |name, layout| {
-        let facts = inspect(&shapes(&layout["keys"])).unwrap();
-        equal("layout", &(facts.layout.family, facts.layout.kind), &(Family::Timm, Kind::Classifier));
-        equal("parameters", &facts.parameters, &layout["n_params"].as_u64().unwrap());
-        equal("classes", &facts.classes.map(|n| n as u64), &layout["cfg"]["num_classes"].as_u64());
-        let config = beit2_weights::convert::timm_config(&facts, None).unwrap();
+        let summary = inspect(&shapes(&layout["keys"])).unwrap();
+        equal("layout", &(summary.layout.family, summary.layout.kind), &(Family::Timm, Kind::Classifier));
+        equal("parameters", &summary.parameters, &layout["n_params"].as_u64().unwrap());
+        equal("classes", &summary.classes.map(|n| n as u64), &layout["cfg"]["num_classes"].as_u64());
+        let config = beit2_weights::convert::timm_config(&summary, None).unwrap();
         equal("architecture", &config["architecture"].as_str(), &Some(name));
         for key in ["mean", "std", "interpolation", "input_size", "num_classes"] {
             equal(key, &config["pretrained_cfg"][key], &layout["cfg"][key]);
@@ -234,19 +238,19 @@ fn golden_hugging_face_models_in_files_and_in_memory() {
             other => return skip(format!("{case}: a {other:?} is not read here")),
         };
         let size = |key: &str| number(&config[key]);
-        let facts = inspect(&tensors).unwrap();
-        equal("layout", &(facts.layout.family, facts.layout.kind), &(Family::HuggingFace, kind));
+        let summary = inspect(&tensors).unwrap();
+        equal("layout", &(summary.layout.family, summary.layout.kind), &(Family::HuggingFace, kind));
         let grid = size("image_size") / size("patch_size");
         equal(
             "depth, width, grid",
-            &(facts.depth, facts.width, facts.grid),
+            &(summary.depth, summary.width, summary.grid),
             &(size("num_hidden_layers"), size("hidden_size"), Some(grid)),
         );
         // Only a bias table shows the heads.
         let table = ["use_relative_position_bias", "use_shared_relative_position_bias"]
             .iter()
             .any(|key| config[*key] == true);
-        equal("heads", &facts.heads, &table.then(|| size("num_attention_heads")));
+        equal("heads", &summary.heads, &table.then(|| size("num_attention_heads")));
         let in_files = account(tensors.keys().map(String::as_str)).unwrap();
         let keys: Vec<&str> =
             entry["meta"]["keys"].as_array().unwrap().iter().map(|k| k.as_str().unwrap()).collect();
@@ -315,8 +319,8 @@ fn golden_checkpoints_are_recognised_behind_their_wrappers() {
         let account = account(names()).unwrap();
         equal("kind", &account.layout.kind, &kind);
         equal("prefix", &account.prefix.as_ref(), &prefix);
-        let facts = inspect(&checkpoint.tensors).unwrap();
-        equal("types of numbers", &facts.dtypes.len(), &1);
-        println!("{name}: {account}{facts}");
+        let summary = inspect(&checkpoint.tensors).unwrap();
+        equal("types of numbers", &summary.dtypes.len(), &1);
+        println!("{name}: {account}{summary}");
     });
 }

@@ -15,21 +15,21 @@ use support::{each_case, golden_tensors, number, part};
 
 /// The model that the official program made, by the shapes of its tensors; no shape but a table's shows the heads.
 fn target(fresh: &StateDict, heads: Option<usize>) -> Target {
-    let facts = inspect(fresh).unwrap();
+    let summary = inspect(fresh).unwrap();
     Target {
-        grid: facts.grid.unwrap(),
-        patch: facts.patch,
-        channels: facts.channels,
-        width: facts.width,
-        heads: facts.heads.or(heads).expect("neither a bias table nor the manifest tells the heads"),
-        mlp_width: facts.mlp_width,
-        depth: facts.depth,
-        classes: facts.classes.unwrap_or(0),
-        bias: facts.bias,
-        abs_pos: facts.abs_pos,
-        pooling: facts.pooling,
-        layer_scale: facts.layer_scale,
-        qkv_bias: facts.qkv_bias,
+        grid: summary.grid.unwrap(),
+        patch: summary.patch,
+        channels: summary.channels,
+        width: summary.width,
+        heads: summary.heads.or(heads).expect("neither a bias table nor the manifest tells the heads"),
+        mlp_width: summary.mlp_width,
+        depth: summary.depth,
+        classes: summary.classes.unwrap_or(0),
+        bias: summary.bias,
+        abs_pos: summary.abs_pos,
+        pooling: summary.pooling,
+        layer_scale: summary.layer_scale,
+        qkv_bias: summary.qkv_bias,
     }
 }
 

@@ -82,8 +82,8 @@ fn try_all(tensors: StateDict, grid: usize) {
         assert_eq!(account.entries.len(), tensors.len());
         let _ = account.to_string();
     }
-    if let Ok(facts) = inspect(&tensors) {
-        let _ = (facts.to_string(), hf_config(&facts, Some(1)), timm_config(&facts, None));
+    if let Ok(summary) = inspect(&tensors) {
+        let _ = (summary.to_string(), hf_config(&summary, Some(1)), timm_config(&summary, None));
     }
     for to in [Family::Official, Family::Timm, Family::HuggingFace] {
         let _ = convert(tensors.clone(), None, to);

@@ -1,4 +1,4 @@
-//! `beit2 bench`: how fast this machine trains and answers, and what share of its products' peak that is.
+//! `beit2 bench`: how fast this machine trains and predicts, and how much of its peak matmul speed that is.
 
 use std::io::BufRead;
 
@@ -23,12 +23,12 @@ use crate::{libraries, output};
 /// `bench`.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a stage
+    /// Measure training steps of a stage
     #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch-size 8\n  \
         beit2 bench train --stage tokenizer --size base --batch-size 64 --precision bf16 --device cuda --json\n  \
         beit2 bench train --stage pretrain --size small --data images --workers 2")]
     Train(TrainArgs),
-    /// Forward passes of a classifier
+    /// Measure forward passes of a classifier
     #[command(after_help = "Example:\n  beit2 bench infer --size base --batch-size 1 --precision bf16")]
     Infer(InferArgs),
 }
@@ -36,7 +36,7 @@ pub enum Bench {
 /// Flags of `bench train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// tokenizer (with its teacher), pretrain (with its tokenizer) or finetune
+    /// Stage: tokenizer (with its teacher), pretrain (with its tokenizer) or finetune
     #[arg(long, default_value = "pretrain", value_parser = one_of(&Stage::ALL, Stage::name))]
     stage: Stage,
 
@@ -54,31 +54,31 @@ pub struct InferArgs {
 /// Flags of both.
 #[derive(Debug, Args)]
 struct Common {
-    /// tiny, small, base or large; up to base, the frozen model has the same size
+    /// Model size; the frozen model has the same size, but is never larger than base
     #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
     size: Size,
 
-    /// Images in a step
+    /// Images per step
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
 
     #[command(flatten)]
     precision: PrecisionArgs,
 
-    /// Steps of a round
+    /// Steps per round
     #[arg(long, value_name = "N", default_value_t = 5)]
     steps: usize,
 
-    /// Rounds, each with a measurement of its own
+    /// Rounds, each measured on its own
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
 
-    /// Wait for a line on standard input before each round, and end with the input, so that another program
-    /// can be measured in turn
+    /// Wait for a line on standard input before each round and stop when the input ends, so that another program can
+    /// be measured in turn
     #[arg(long)]
     paced: bool,
 
-    /// Images through the loader and the augmentation of pretraining; left out, random bytes in memory
+    /// Images to load and augment as in pretraining [default: random bytes in memory]
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: Option<String>,
 
@@ -86,7 +86,7 @@ struct Common {
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
-    /// Print one JSON object for each round, on a line of its own
+    /// Print one JSON object per round, each on its own line
     #[arg(long)]
     json: bool,
 
@@ -94,7 +94,7 @@ struct Common {
     device: DeviceArgs,
 }
 
-/// Measures and tells.
+/// Measures and prints.
 pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
     let (kind, stage, common) = match command {
         Bench::Train(args) => ("train", Some(args.stage), &args.common),
@@ -195,7 +195,7 @@ struct Round {
 }
 
 /// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round. `step_flops` are operations of a
-/// step; `gemm` is a large product's speed where it is known, else it is measured in each round.
+/// step; `gemm` is a large matmul's speed where it is known, else it is measured in each round.
 fn rounds<B: AutodiffBackend>(
     run: &Run<'_>,
     (step_flops, gemm): (f64, Option<f64>),
@@ -221,7 +221,7 @@ fn rounds<B: AutodiffBackend>(
         }
         let (seconds, parts, loss) = steps(common.steps)?;
         if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
-            anyhow::bail!("the loss became {loss}; the measurement means nothing");
+            anyhow::bail!("the loss became {loss}, so the measurement means nothing");
         }
         let gpu_memory =
             (common.device.device.kind == Kind::Cuda).then(libraries::gpu_memory_held_bytes).flatten();
@@ -332,8 +332,8 @@ fn summary(run: &Run<'_>, rounds: &[Round], held: Option<u64>) -> String {
     let (gemm, ..) = of(&|round| round.gemm);
     let (share, ..) = of(&|round| round.achieved / round.gemm);
     let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
-    let share = format!("{}, {:.0} % of {} (a large product)", rate(achieved), 100.0 * share, rate(gemm));
-    rows.push(("products".to_owned(), share));
+    let share = format!("{}, {:.0} % of {} (a large matmul)", rate(achieved), 100.0 * share, rate(gemm));
+    rows.push(("matmul".to_owned(), share));
     if rounds[0].registers.is_some() {
         let (peak, ..) = of(&|round| round.registers.unwrap_or(f64::NAN));
         rows.push((
@@ -349,7 +349,7 @@ fn summary(run: &Run<'_>, rounds: &[Round], held: Option<u64>) -> String {
         rows.push(("GPU memory".to_owned(), format!("{} held by this process", format_bytes(bytes))));
     }
     if run.stage.is_some() {
-        let note = "parts one after the other; in training the next batch's data and frozen model overlap";
+        let note = "parts are timed one by one; in training, the next batch's images and frozen model overlap with the step";
         rows.push(("note".to_owned(), note.to_owned()));
     }
     output::pairs(&rows)

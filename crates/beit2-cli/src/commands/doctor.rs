@@ -18,7 +18,7 @@ pub struct Args {
     output: JsonArgs,
 }
 
-/// Looks and tells.
+/// Looks and prints.
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let machine = Environment::detect(SOFTWARE);
     let devices: Vec<(&str, Result<(), String>)> = Kind::ALL
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         output::json(&json!({
             "software": SOFTWARE,
             "cpu": machine.cpu,
-            "instructions": instruction_set(),
+            "instruction_set": instruction_set(),
             "threads": machine.threads,
             "memory_bytes": machine.memory_bytes,
             "system": machine.os,
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         ("software".to_owned(), SOFTWARE.to_owned()),
         ("system".to_owned(), machine.os),
         ("processor".to_owned(), machine.cpu.unwrap_or_else(|| "unknown".to_owned())),
-        ("instructions".to_owned(), instruction_set().to_owned()),
+        ("instruction set".to_owned(), instruction_set().to_owned()),
         ("threads".to_owned(), machine.threads.to_string()),
         ("memory".to_owned(), machine.memory_bytes.map_or("unknown".to_owned(), format_bytes)),
     ];

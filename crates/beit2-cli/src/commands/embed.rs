@@ -23,23 +23,24 @@ const F16_MAX: f32 = 65504.0;
 #[command(after_help = "Examples:\n  beit2 embed images --weights runs/mim -o features.npy\n  \
     beit2 embed 'shard-{000..099}.tar' --weights beitv2_base_patch16_224_pt1k_ft21k.pth -o features.parquet --device cuda\n  \
     beit2 embed images --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
-    The same command continues after an interruption; the file is the same to the byte.")]
+    If it is interrupted, run the same command again: it continues, and the file is the same to the byte.")]
 pub struct Args {
     #[command(flatten)]
     images: SourceArg,
 
-    /// Model: a run directory, checkpoint folder or weight file (pretrained model, classifier, tokenizer, teacher)
+    /// Model: a run directory, checkpoint folder or weight file (pretrained model, classifier, tokenizer or
+    /// teacher)
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// What of an image's tokens becomes its row
+    /// Which tokens become an image's row
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     features: FeatureArg,
 
     #[command(flatten)]
     frozen: FrozenArgs,
 
-    /// Precision in the file
+    /// Type of the values in the file
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Precision,
 
@@ -62,9 +63,9 @@ enum FeatureArg {
     Cls,
     /// The mean of the patch tokens
     Mean,
-    /// Both, one after the other
+    /// Both, concatenated
     Concat,
-    /// Every patch token, row by row from the top left
+    /// Every patch token, in row-major order
     Patches,
 }
 
@@ -82,9 +83,9 @@ impl FeatureArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Precision {
-    /// Single
+    /// Single precision
     F32,
-    /// Half
+    /// Half precision
     F16,
 }
 
@@ -160,7 +161,7 @@ fn bytes_of(data: TensorData, element: Element) -> anyhow::Result<Vec<u8>> {
     }
     let largest = data.iter::<f32>().fold(0f32, |largest, value| largest.max(value.abs()));
     if largest > F16_MAX {
-        bail!("a feature of {largest} is beyond half precision, which ends at {F16_MAX}; use --dtype f32");
+        bail!("a feature of {largest} does not fit into half precision (at most {F16_MAX}); use --dtype f32");
     }
     // Every system that Burn runs on is little-endian, and so is the file.
     Ok(data.convert_dtype(DType::F16).as_bytes().to_vec())

@@ -1,6 +1,4 @@
-//! `beit2 eval`: what a classifier is worth on labelled images.
-
-use std::path::{Path, PathBuf};
+//! `beit2 eval`: evaluates a classifier on labelled images.
 
 use beit2::classify::{Classifier, ClassifierOptions, EvalTable, Evaluation, evaluate};
 use beit2::train::{Assets, DataConfig, EvaluationData};
@@ -13,8 +11,9 @@ use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
+use crate::classes::{IMAGENET_CLASSES, Trained, check_classes};
 use crate::errors::{Ending, usage};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ResultArgs};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -25,50 +24,45 @@ use crate::signals::Signals;
     beit2 eval --weights beitv2_large_patch16_224_pt1k_ft1k.pth --data imagenet-r --variant imagenet-r\n  \
     beit2 eval --weights timm.safetensors --data val --crop-pct 0.9 --out result --json")]
 pub struct Args {
-    /// Classifier: a run of `beit2 finetune`, or a weight file in official, timm or Hugging Face names
+    /// Classifier: a run of `beit2 finetune`, or a weight file with official, timm or Hugging Face names
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// Labelled images: one sub-folder for each class, tar shards, or IDX files
+    /// Labelled images: one sub-folder per class, tar shards, or IDX files
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: String,
 
-    /// Keep only the classes of this set from a model of ImageNet-1k's 1000
+    /// Reduce a model of ImageNet-1k's 1000 classes to those of this set
     #[arg(long, value_name = "SET")]
     variant: Option<Variant>,
 
-    /// Side of the images; left out, as the model was trained (positions are resized)
+    /// Image size in pixels; for another size than in training, positions are resized [default: that of training]
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// How relative position bias tables are interpolated for another --image-size
+    /// Interpolation of relative position bias tables for another --image-size
     #[arg(long, value_name = "METHOD", default_value = "spline")]
     rel_pos_interpolation: RelPosInterpolation,
 
-    /// Share of the resized image that the crop shows [default: 0.875 below 384 px, 1 from there on and up to 32 px;
-    /// timm uses 0.9 for base and 0.95 for large]
-    #[arg(long, value_name = "SHARE")]
+    /// Fraction of the resized image that the model sees [default: 0.875, or 1 up to 32 px and from 384 px on; timm
+    /// uses 0.9 for base and 0.95 for large]
+    #[arg(long, value_name = "FRACTION")]
     crop_pct: Option<f64>,
 
-    /// What happens to images that are not square
+    /// How images that are not square are made square
     #[arg(long, value_name = "MODE", default_value = "center")]
     crop_mode: Mode,
 
-    /// Filter
+    /// Resize filter
     #[arg(long, value_name = "FILTER", default_value = "bicubic")]
     interpolation: Filter,
 
-    /// Images of a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
 
-    /// Folder for result.json, per_class.csv and confusion.csv
-    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    out: Option<PathBuf>,
-
-    /// Replace the files of an earlier evaluation in --out
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -97,11 +91,11 @@ enum Variant {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Mode {
-    /// Resize the shorter side, cut off what is too long
+    /// Resize the shorter side, crop the longer one
     Center,
-    /// Resize both sides, losing the aspect
+    /// Resize both sides, whatever the aspect ratio
     Squash,
-    /// Resize the longer side, pad what is too short
+    /// Resize the longer side, pad the shorter one
     Border,
 }
 
@@ -116,7 +110,7 @@ enum Filter {
 enum RelPosInterpolation {
     /// The reference's cubic spline
     Spline,
-    /// timm's straight lines
+    /// Linear, as in timm
     Linear,
 }
 
@@ -129,37 +123,27 @@ impl RelPosInterpolation {
     }
 }
 
-const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
-
-/// Classes of ImageNet-1k.
-const IMAGENET_CLASSES: usize = 1000;
-
 /// Runs `eval`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    if let (Some(out), false) = (&args.out, args.force)
-        && let Some(name) = FILES.iter().find(|name| out.join(name).exists())
-    {
-        return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
-    }
+    args.results.check()?;
     if args.batch_size == 0 {
         return usage("--batch-size must be at least 1");
     }
     if args.crop_pct.is_some_and(|share| !(share > 0.0 && share <= 2.0)) {
-        return usage("--crop-pct must be above 0 and at most 2 (0.875 is the reference's)");
+        return usage("--crop-pct must be above 0 and at most 2 (the reference uses 0.875)");
     }
     let mut session = Session::new(args.output, signals);
     let source = session.assets.source(&args.data)?;
     if source.classes().is_empty() {
-        return usage(format!(
-            "{} has no classes; an evaluation needs one sub-folder for each class",
-            args.data
-        ));
+        return usage(format!("{} has no classes; an evaluation needs one sub-folder per class", args.data));
     }
     let result = session.on(&args.device.device, args)?;
     let object = summary(args, &result, source.classes().len());
-    if let Some(out) = &args.out {
-        write(out, &object, &result, source.classes())?;
-    }
+    args.results.write(
+        &object,
+        &per_class(&result, source.classes()),
+        &confusion(&result, source.classes()),
+    )?;
     if args.output.json {
         output::json(&object)?;
     } else {
@@ -171,7 +155,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             ("top-5", percent(result.top5)),
             ("loss", format!("{:.4}", result.loss)),
         ];
-        rows.extend(args.out.as_ref().map(|out| ("files", out.display().to_string())));
+        rows.extend(args.results.row());
         output::result(&output::pairs(&rows))?;
     }
     Ok(Ending::Done)
@@ -200,7 +184,18 @@ impl Job for &Args {
         let file = session.assets.weights(&self.weights)?;
         let classifier = Classifier::<B::InnerBackend>::from_file(file, &self.weights, &options, device)?;
         let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
-        check_classes(self, source.classes(), classes, names)?;
+        if let (200, IMAGENET_CLASSES, None) = (source.classes().len(), classes, self.variant) {
+            return usage(format!(
+                "{} has 200 classes, but the model in {} has {classes}; for ImageNet-A or -R add --variant imagenet-a \
+                 or imagenet-r",
+                self.data, self.weights
+            ));
+        }
+        check_classes(
+            &self.data,
+            source.classes(),
+            Trained { weights: &self.weights, count: classes, names },
+        )?;
         let config = &DataConfig { workers: self.workers, ..DataConfig::default() };
         let view = view(self, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };
@@ -226,29 +221,6 @@ fn view(args: &Args, size: usize) -> EvalConfig {
     table.view(size)
 }
 
-/// The images' classes must be the model's, in number and, where both have them, in names.
-fn check_classes(args: &Args, found: &[String], classes: usize, names: &[String]) -> anyhow::Result<()> {
-    if found.len() != classes {
-        let hint = match (found.len(), classes, args.variant) {
-            (200, IMAGENET_CLASSES, None) => "; for ImageNet-A or -R add --variant imagenet-a or imagenet-r",
-            _ => "; both must be the same classes in the same order",
-        };
-        return usage(format!(
-            "{} has {} classes, the model of {} has {classes}{hint}",
-            args.data,
-            found.len(),
-            args.weights
-        ));
-    }
-    match found.iter().zip(names).position(|(a, b)| a != b) {
-        Some(at) => usage(format!(
-            "class {at} is `{}` in {}, but the model of {} was trained with `{}` there; give it the same sub-folders",
-            found[at], args.data, args.weights, names[at]
-        )),
-        None => Ok(()),
-    }
-}
-
 fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Value {
     json!({
         "weights": args.weights,
@@ -262,21 +234,18 @@ fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Valu
     })
 }
 
-fn write(
-    out: &Path,
-    object: &serde_json::Value,
-    result: &Evaluation,
-    classes: &[String],
-) -> anyhow::Result<()> {
-    std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-    let name = |class: u32| csv_cell(classes.get(class as usize).map_or("", String::as_str));
-    let mut table = "class,name,images,predicted,right,recall,precision\n".to_owned();
+fn name(classes: &[String], class: u32) -> String {
+    csv_cell(classes.get(class as usize).map_or("", String::as_str))
+}
+
+fn per_class(result: &Evaluation, classes: &[String]) -> String {
+    let mut table = "class,name,images,predicted,correct,recall,precision\n".to_owned();
     for row in result.per_class(classes.len()) {
         let share = |share: Option<f64>| share.map(|share| format!("{share:.6}")).unwrap_or_default();
         table += &format!(
             "{},{},{},{},{},{},{}\n",
             row.class,
-            name(row.class),
+            name(classes, row.class),
             row.images,
             row.predicted,
             row.right,
@@ -284,14 +253,15 @@ fn write(
             share(row.precision())
         );
     }
-    // One line for each pair that occurs: the matrix of 21,841 classes would have 477 million cells.
-    let mut confusion = "class,predicted,name,predicted_name,images\n".to_owned();
+    table
+}
+
+/// One line for each pair that occurs: the matrix of 21,841 classes would have 477 million cells.
+fn confusion(result: &Evaluation, classes: &[String]) -> String {
+    let mut table = "class,predicted,name,predicted_name,images\n".to_owned();
     for (&(class, predicted), count) in &result.confusion {
-        confusion += &format!("{class},{predicted},{},{},{count}\n", name(class), name(predicted));
+        let (name, predicted_name) = (name(classes, class), name(classes, predicted));
+        table += &format!("{class},{predicted},{name},{predicted_name},{count}\n");
     }
-    let texts = [format!("{object:#}\n"), table, confusion];
-    for (file, text) in FILES.iter().zip(&texts) {
-        beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
-    }
-    Ok(())
+    table
 }

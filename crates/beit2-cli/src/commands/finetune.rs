@@ -17,7 +17,7 @@ pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
 
-    /// Weights to start from: a run, a weight file in official, timm or Hugging Face names, or `scratch`
+    /// Weights to start from: a run, a weight file with official, timm or Hugging Face names, or `scratch`
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
 }

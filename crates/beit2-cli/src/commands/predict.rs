@@ -17,6 +17,7 @@ use beit2_run::thousands;
 use clap::ValueHint;
 use serde_json::json;
 
+use crate::classes::IMAGENET_CLASSES;
 use crate::errors::{Ending, usage};
 use crate::export::{named, tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
@@ -25,15 +26,12 @@ use crate::progress::Progress;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
-/// Classes of ImageNet-1k, whose names are asked for most often.
-const IMAGENET_CLASSES: usize = 1000;
-
 /// Flags of `predict`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 predict cat.jpg dog.jpg --weights runs/finetuned\n  \
     beit2 predict images --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
-    --names takes one name a line in the order of the classes. For a model trained on a folder with one\n\
-    sub-folder for each class that is `ls FOLDER > names.txt`; for ImageNet it gives the WordNet ids.")]
+    --names takes a file with one name per line, in the order of the classes. For a model trained on a folder\n\
+    with one sub-folder per class, `ls FOLDER > names.txt` writes it; for ImageNet these are the WordNet ids.")]
 pub struct Args {
     #[command(flatten)]
     images: SourcesArg,
@@ -42,32 +40,31 @@ pub struct Args {
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// How many classes to name for each image, the most probable first
+    /// Classes per image, the most probable first
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
 
-    /// Names of the classes, one a line; left out, those inside the weights, else numbers
+    /// File with one class name per line [default: the names stored with the weights, else numbers]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     names: Option<PathBuf>,
 
-    /// Write a table to this file instead of printing
+    /// Write a CSV table to this file instead of printing
     #[arg(long, value_name = "FILE", conflicts_with = "json", value_hint = ValueHint::FilePath)]
     csv: Option<PathBuf>,
 
-    /// Replace the file of --csv when it exists
+    /// Replace the file of --csv if it exists
     #[arg(long)]
     force: bool,
 
-    /// Side of the images; left out, as the model was trained
+    /// Image size in pixels [default: that of training]
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on
-    /// and up to 32 px]
-    #[arg(long, value_name = "SHARE")]
+    /// Fraction of the resized image that the model sees [default: 0.875, or 1 up to 32 px and from 384 px on]
+    #[arg(long, value_name = "FRACTION")]
     crop_pct: Option<f64>,
 
-    /// Images computed at once
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch_size: u32,
 
@@ -89,7 +86,7 @@ pub struct Args {
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if let Some(csv) = args.csv.as_deref().filter(|csv| csv.exists() && !args.force) {
         let csv = csv.display();
-        return usage(format!("{csv} exists already; choose another name, or --force to replace it"));
+        return usage(format!("{csv} already exists; choose another name, or replace it with --force"));
     }
     let mut session = Session::new(args.output, signals);
     let names = args.names.as_deref().map(read_names).transpose()?;
@@ -106,7 +103,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         many => {
             tell_unreadable(many, "unreadable");
             let (bad, total) = (thousands(many.len() as u64), thousands(total as u64));
-            bail!("{bad} of {total} images cannot be read; the others are done")
+            bail!("{bad} of {total} images could not be read; the others are done")
         }
     }
 }
@@ -144,7 +141,7 @@ impl Job for Predicting<'_> {
         if let (Some(names), Some(path)) = (names, &args.names) {
             if names.len() != classes {
                 return usage(format!(
-                    "{} has {} names, but {} tells {classes} classes apart; both numbers must be equal",
+                    "{} has {} names, but the model in {} has {classes} classes",
                     path.display(),
                     names.len(),
                     args.weights
@@ -154,8 +151,10 @@ impl Job for Predicting<'_> {
         }
         if model.config.class_names.is_empty() {
             let imagenet = if classes == IMAGENET_CLASSES { " (see --help for ImageNet's)" } else { "" };
-            progress
-                .note(&format!("{} does not name its classes; --names FILE does{imagenet}", args.weights));
+            progress.note(&format!(
+                "{} does not name its classes; name them with --names FILE{imagenet}",
+                args.weights
+            ));
         }
         let view = model.view();
         let view = EvalConfig { crop_pct: args.crop_pct.or(view.crop_pct), ..view };

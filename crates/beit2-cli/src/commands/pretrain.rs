@@ -17,7 +17,7 @@ pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
 
-    /// Tokenizer that gives the targets: its run directory, a checkpoint folder or a weight file
+    /// Tokenizer that makes the targets: a run directory, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     tokenizer: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `beit2 recipes`: what is inside the program, to read and to start from.
+//! `beit2 recipes`: the built-in recipes, to read and to start from.
 
 use clap::Subcommand;
 use serde_json::json;
@@ -17,13 +17,13 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Name, stage and purpose of every recipe (what `beit2 recipes` alone does)
+    /// List the name, command and purpose of every recipe (as `beit2 recipes` alone does)
     #[command(after_help = "Example:\n  beit2 recipes list --json")]
     List(JsonArgs),
-    /// Print a recipe, to read it or to make a file of your own from it
+    /// Print a recipe, to read it or to start your own from it
     #[command(after_help = "Example:\n  beit2 recipes show vqkd_base_clip_100e > my_tokenizer.toml")]
     Show {
-        /// A name from the list, or a .toml file
+        /// Name from the list, or a .toml file
         name: String,
     },
 }

@@ -23,7 +23,7 @@ pub enum Teacher {
         beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14.safetensors \\\n      \
         --set teacher.kind=dinov2")]
     Distill(TrainArgs),
-    /// Write a distilled teacher as one small file (half precision)
+    /// Write a distilled teacher to one small file, in half precision
     Export(ExportArgs),
 }
 
@@ -31,11 +31,11 @@ pub enum Teacher {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  beit2 teacher export runs/distill_tiny -o tiny_teacher.safetensors")]
 pub struct ExportArgs {
-    /// Run directory, checkpoint folder or weight file of `teacher distill`
+    /// Run directory, checkpoint folder or weight file of `beit2 teacher distill`
     #[arg(value_name = "RUN")]
     run: String,
 
-    /// File to write; must not exist
+    /// Output file, which must not exist yet
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: PathBuf,
 }
@@ -57,7 +57,7 @@ fn export(args: &ExportArgs) -> anyhow::Result<Ending> {
         ));
     }
     if args.out.exists() {
-        bail!("{} exists already; remove it or choose another name", args.out.display());
+        bail!("{} already exists; remove it or choose another name", args.out.display());
     }
     let half = |(name, data): (String, burn::tensor::TensorData)| (name, data.convert_dtype(DType::F16));
     let tensors: weights::Tensors = file.tensors.into_iter().map(half).collect();

@@ -184,7 +184,7 @@ impl Client {
             } else {
                 tries += 1;
                 if tries >= TRIES {
-                    return Err(Failure::Remote(format!("broke off {tries} times in a row ({why})")));
+                    return Err(Failure::Remote(format!("failed {tries} times in a row ({why})")));
                 }
                 pause(Duration::from_secs(tries.into()), stop);
             }
@@ -230,7 +230,7 @@ impl Client {
                 let whole = origin.total.is_none() || total.is_none() || total == origin.total;
                 if start != Some(part.len) || !same || !whole {
                     part.restart(None)?;
-                    return Err(Failure::Cut("another version is there now".to_owned()));
+                    return Err(Failure::Cut("the file on the server has changed".to_owned()));
                 }
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => {
@@ -239,7 +239,7 @@ impl Client {
                 }
                 // More than there is has arrived: another version.
                 part.restart(None)?;
-                return Err(Failure::Cut("another version is there now".to_owned()));
+                return Err(Failure::Cut("the file on the server has changed".to_owned()));
             }
             (status, _) => {
                 return Err(Failure::Remote(format!("answered with {status}")));
@@ -279,10 +279,12 @@ fn receive(
         }
     }
     match part.total() {
-        Some(total) if part.len < total => Err(Failure::Cut(format!("{} of {total} bytes came", part.len))),
+        Some(total) if part.len < total => {
+            Err(Failure::Cut(format!("only {} of {total} bytes arrived", part.len)))
+        }
         Some(total) if part.len > total => {
             part.restart(None)?;
-            Err(Failure::Cut("more bytes came than there should be".to_owned()))
+            Err(Failure::Cut("more bytes arrived than the server announced".to_owned()))
         }
         _ => Ok(()),
     }

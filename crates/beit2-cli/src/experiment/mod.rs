@@ -56,7 +56,10 @@ pub fn run<S: Stage>(
     }
     let inputs = Inputs::check(&settings, &assets)?;
     if flags.dry_run {
-        output::note(&format!("ready  {}; nothing was started", inputs.budget(&settings)));
+        output::note(&format!(
+            "ready: {}; nothing was started, because of --dry-run",
+            inputs.budget(&settings)
+        ));
         return Ok(Ending::Done);
     }
     let device = &flags.device.device;

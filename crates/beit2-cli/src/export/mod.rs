@@ -56,7 +56,7 @@ impl<'a> Destination<'a> {
             }
             if path.exists() && !args.force {
                 return usage(format!(
-                    "{} exists already; choose another name, or --force to replace it",
+                    "{} already exists; choose another name, or replace it with --force",
                     path.display()
                 ));
             }
@@ -142,7 +142,7 @@ impl Export<'_> {
         }
         let unreadable = |name: &str, why: &str| {
             let name = named(name, why);
-            anyhow::anyhow!("{name}; remove it, or leave such images out with --skip-unreadable")
+            anyhow::anyhow!("{name}; remove it, or skip such images with --skip-unreadable")
         };
         if let (Some((name, why)), false) = (partial.skipped()?.first(), args.skip_unreadable) {
             return Err(unreadable(name, why));
@@ -186,7 +186,7 @@ impl Export<'_> {
         }
         partial.commit()?;
         if partial.rows() == 0 {
-            bail!("none of the {} images can be used; nothing was written", thousands(total as u64));
+            bail!("none of the {} images can be read; nothing was written", thousands(total as u64));
         }
         let skipped = partial.skipped()?;
         let meta: Vec<(String, String)> =

@@ -87,8 +87,8 @@ impl Partial {
         let difference = difference(&dir.join(MANIFEST), manifest)?;
         if let (Some(Difference::Key(key)), false) = (&difference, force) {
             return usage(format!(
-                "{} holds rows that were made with another `{key}`; the command that began them continues them, \
-                 --force begins again",
+                "{} holds rows made with another `{key}`; continue them with the command that began them, or start over \
+                 with --force",
                 dir.display()
             ));
         }

@@ -7,7 +7,7 @@ use clap::{Args, ValueHint};
 /// The images of a command that writes one file.
 #[derive(Debug, Args)]
 pub struct SourceArg {
-    /// Images: a folder, tar shards, one image, or bundled:train
+    /// Images: a folder, tar shards, a single image, or bundled:train
     #[arg(value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     pub source: String,
 }
@@ -23,23 +23,23 @@ pub struct SourcesArg {
 /// Flags of every command that writes a row for each image.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// File to write; its ending says in which form
+    /// Output file; its extension chooses the format
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
 
-    /// Replace --out when it exists, and begin again what was begun with other settings
+    /// Replace --out if it exists, and start over if rows were begun with other settings
     #[arg(long)]
     pub force: bool,
 
-    /// Leave images that cannot be read out of the rows and name them at the end, instead of stopping
+    /// Skip images that cannot be read and list them at the end, instead of stopping
     #[arg(long)]
     pub skip_unreadable: bool,
 
-    /// Share of the resized image that the model sees [default: 0.875 below 384 px, 1 from there on and up to 32 px]
-    #[arg(long, value_name = "SHARE")]
+    /// Fraction of the resized image that the model sees [default: 0.875, or 1 up to 32 px and from 384 px on]
+    #[arg(long, value_name = "FRACTION")]
     pub crop_pct: Option<f64>,
 
-    /// Images computed at once
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_size: u32,
 

@@ -5,10 +5,10 @@ use beit2::tokenizer::teachers::TeacherKind;
 use beit2_kernels::Precision;
 use clap::{Args, ValueEnum};
 
-/// How a frozen model is read.
+/// How a frozen model is opened.
 #[derive(Debug, Args)]
 pub struct FrozenArgs {
-    /// Block after which features are taken, counted from 1; left out, what the model ends with
+    /// Block whose output is used, counted from 1; 0 is the patch embedding [default: the last, with the final norm]
     #[arg(long, value_name = "N")]
     pub layer: Option<usize>,
 
@@ -16,7 +16,7 @@ pub struct FrozenArgs {
     #[arg(long, value_name = "FAMILY")]
     pub teacher: Option<TeacherFamily>,
 
-    /// Side of the images; left out, as the model was trained (published teachers: 224, pixels: 32)
+    /// Image size in pixels [default: that of training; 224 for published teachers, 32 for raw pixels]
     #[arg(long, value_name = "PX")]
     pub image_size: Option<usize>,
 }
@@ -61,7 +61,7 @@ pub enum FeatureKindArg {
     Cls,
     /// The mean of the patch tokens
     Mean,
-    /// Both, one after the other
+    /// Both, concatenated
     Concat,
 }
 

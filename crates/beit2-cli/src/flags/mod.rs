@@ -3,6 +3,7 @@
 
 mod export;
 mod features;
+mod results;
 mod segment;
 mod train;
 mod weights;
@@ -15,6 +16,7 @@ use crate::device::DeviceSpec;
 
 pub use export::{ExportArgs, SourceArg, SourcesArg};
 pub use features::{FeatureKindArg, FrozenArgs};
+pub use results::ResultArgs;
 pub use segment::{InferArgs, MaskArgs};
 pub use train::TrainArgs;
 pub use weights::{NamesArg, WeightFileArgs};
@@ -22,8 +24,8 @@ pub use weights::{NamesArg, WeightFileArgs};
 /// Where to compute.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
-    /// cpu, cuda, cuda:1, vulkan, metal or wgpu (those that this build has: `beit2 doctor`); for training also a
-    /// group: cuda:all or cuda:0,1
+    /// cpu, cuda, cuda:1, vulkan, metal or wgpu; `beit2 doctor` shows what this build has. Training can use several
+    /// devices: cuda:all or cuda:0,1
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceSpec,
 }
@@ -31,7 +33,7 @@ pub struct DeviceArgs {
 /// How matmuls are computed, where no recipe says it.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct PrecisionArgs {
-    /// Operands of the matrix products: f32, or bf16 (faster on CPUs that have it; results agree to about two digits)
+    /// Precision of matmul operands: f32, or bf16 (faster where the hardware has it; results agree to about two digits)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision())]
     pub precision: Precision,
 }
@@ -55,11 +57,11 @@ where
 /// What is printed, for commands with progress.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct OutputArgs {
-    /// No progress on stderr; warnings and results stay
+    /// Show no progress; warnings and results are still printed
     #[arg(long, short)]
     pub quiet: bool,
 
-    /// Print the result as one JSON object on stdout
+    /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -67,7 +69,7 @@ pub struct OutputArgs {
 /// What is printed, for commands that have nothing but a result.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct JsonArgs {
-    /// Print the result as one JSON object on stdout
+    /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
 }

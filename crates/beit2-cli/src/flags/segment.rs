@@ -4,30 +4,31 @@ use beit2::segment::{InferConfig, MasksConfig, Mode};
 use beit2_data::segment::{ReduceZeroLabel, SegmentDataOptions};
 use clap::{Args, ValueEnum};
 
-/// How a segmentation model is run on images. What is left out is as the model was trained to be evaluated.
+/// How a segmentation model is run on images. The defaults are stored with the model.
 #[derive(Debug, Args)]
 pub struct InferArgs {
-    /// Overlapping windows, or the whole image at once
+    /// How the model covers an image [default: as in the model's recipe]
     #[arg(long, value_name = "MODE")]
     pub mode: Option<InferMode>,
 
-    /// Distance of windows in pixels
+    /// Stride of the windows in pixels [default: as in the model's recipe]
     #[arg(long, value_name = "PX")]
     pub stride: Option<usize>,
 
-    /// Resize images to fit into LONGxSHORT first, such as 2048x512, or `native` for no resizing
+    /// Resize images to fit LONGxSHORT first, such as 2048x512, or keep their size with `native` [default: as in the
+    /// model's recipe]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub resize: Option<Resize>,
 
-    /// Average over these sizes, as factors
+    /// Average the predictions at these scales, such as 0.5,1,1.5
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub scales: Option<Vec<f64>>,
 
-    /// Average over the mirrored image too
+    /// Average the predictions for the image and its mirror image
     #[arg(long)]
     pub flip: bool,
 
-    /// Windows computed at once
+    /// Windows per batch [default: as in the model's recipe]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
 }
@@ -83,11 +84,11 @@ impl InferArgs {
 /// How masks are read, for commands without a recipe.
 #[derive(Debug, Args)]
 pub struct MaskArgs {
-    /// Whether 0 in the masks means "no label" and the classes count from 1
+    /// Whether 0 in a mask means "no label", so that the classes start at 1
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub reduce_zero_label: ReduceZeroLabelArg,
 
-    /// Number in the masks of pixels without a label
+    /// Value of mask pixels without a label
     #[arg(long, value_name = "ID", default_value_t = 255)]
     pub ignore: u8,
 }
@@ -95,9 +96,11 @@ pub struct MaskArgs {
 /// `--reduce-zero-label`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ReduceZeroLabelArg {
-    /// In the folders of ADE20K only
+    /// Only in the folders of ADE20K
     Auto,
+    /// Always
     Yes,
+    /// Never
     No,
 }
 

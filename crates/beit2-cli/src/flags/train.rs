@@ -9,19 +9,19 @@ use super::{DeviceArgs, OutputArgs};
 /// A recipe, changes to it, and where and how to run it.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Recipe: a name from `beit2 recipes` or a .toml file; left out, the paper's
+    /// Recipe: a name from `beit2 recipes` or a .toml file [default: the paper's, where it has one]
     #[arg(value_name = "RECIPE")]
     pub recipe: Option<String>,
 
-    /// Run directory; left out, runs/ and the recipe's name
+    /// Run directory; a run that is already there is continued [default: runs/ and the recipe's name]
     #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub out: Option<PathBuf>,
 
-    /// Begin again; the run that is in the directory is kept beside it
+    /// Start over; a run that is already in the directory is moved aside
     #[arg(long)]
     pub restart: bool,
 
-    /// Change a setting of the recipe, by its full name or an unambiguous ending; can be given many times
+    /// Change a setting of the recipe, by its full key or an unambiguous ending of it; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
 
@@ -29,19 +29,19 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     pub data: Option<String>,
 
-    /// Held-out images
+    /// Validation images
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     pub val: Option<String>,
 
-    /// Seed of everything random
+    /// Seed of all random numbers
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
-    /// Threads that decode and augment images; does not change the result
+    /// Threads that decode and augment images; the result does not depend on it
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// Print the resolved recipe, check that images and weights are there, and stop
+    /// Print the resolved recipe, check that images and weights exist, and stop
     #[arg(long)]
     pub dry_run: bool,
 
@@ -53,7 +53,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// All changes to the recipe, in one form.
+    /// All changes to the recipe, as pairs of key and value.
     pub fn overrides(&self) -> Vec<(String, String)> {
         let named = [
             ("data.train", self.data.clone()),

@@ -4,14 +4,14 @@ use beit2_weights::layout::Family;
 use beit2_weights::{Checkpoint, ReadOptions, read_with};
 use clap::{Args, ValueEnum};
 
-/// Which file, and what of it.
+/// A weight file, and which entry of it.
 #[derive(Debug, Args)]
 pub struct WeightFileArgs {
-    /// Weight file (.safetensors, .pth), run directory, checkpoint folder, or folder with model.safetensors
+    /// Weight file (.safetensors or .pth), run directory, checkpoint folder, or folder with model.safetensors
     #[arg(value_name = "FILE|RUN")]
     pub file: String,
 
-    /// Part of a .pth file to look at, such as model_ema; left out, `model`, `module`, `state_dict` or the whole file
+    /// Entry of a .pth file to read, such as model_ema [default: `model`, `module`, `state_dict` or the whole file]
     #[arg(long, value_name = "NAME")]
     pub entry: Option<String>,
 }

@@ -107,11 +107,12 @@ impl<B: Backend> Classifier<B> {
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
         let state = StateFile::new(file, origin)?;
-        let Some(mut classes) = state.facts.classes.filter(|_| state.facts.layout.kind == Kind::Classifier)
+        let Some(mut classes) =
+            state.summary.classes.filter(|_| state.summary.layout.kind == Kind::Classifier)
         else {
             return Err(Error::WrongModel {
                 origin: origin.to_owned(),
-                found: state.facts.layout.kind.to_string(),
+                found: state.summary.layout.kind.to_string(),
                 why: "which has no classes; name a fine-tuned one (`beit2 finetune` makes it)",
             });
         };
@@ -119,7 +120,7 @@ impl<B: Backend> Classifier<B> {
             Some(config) => config,
             None => ClassifierConfig {
                 vit: VitConfig::from_shapes(&state)?,
-                pooling: match state.facts.pooling {
+                pooling: match state.summary.pooling {
                     Some(beit2_weights::inspect::Pooling::Cls) => Pooling::Cls,
                     _ => Pooling::Mean,
                 },

@@ -201,7 +201,7 @@ fn open_vit<B: Backend>(
     let state = StateFile::new(file, origin).map_err(|error| {
         Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
     })?;
-    let kind = state.facts.layout.kind;
+    let kind = state.summary.layout.kind;
     if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
         return Err(Error::WrongModel {
             origin: origin.to_owned(),
@@ -223,12 +223,12 @@ fn open_vit<B: Backend>(
     if vit.in_chans != 3 {
         return config_error(format!("{origin} takes {} channels; images have 3", vit.in_chans));
     }
-    let pooling = match state.facts.pooling {
+    let pooling = match state.summary.pooling {
         Some(FilePooling::Mean) => Pooling::Mean,
         _ => Pooling::Cls,
     };
     let mut model = VisionTransformer::<B>::new(&vit, pooling, 0, device);
-    if state.facts.pooling.is_none() {
+    if state.summary.pooling.is_none() {
         model.norm = None;
     }
     let plan = plan_weights(state, &vit, pooling, 0, &PlanOptions::default())?;

@@ -34,22 +34,22 @@ pub fn load<B: Backend>(
 /// The sizes of a published masked image model.
 fn from_shapes(state: &StateFile) -> Result<MimConfig, Error> {
     let origin = &state.origin;
-    let Some(vocab_size) = state.facts.vocabulary else {
+    let Some(vocab_size) = state.summary.vocab_size else {
         return Err(Error::WrongModel {
             origin: origin.clone(),
-            found: state.facts.layout.kind.to_string(),
+            found: state.summary.layout.kind.to_string(),
             why: WANTED,
         });
     };
     let vit = VitConfig::from_shapes(state)?;
     let plain = MimConfig { vit, vocab_size, patch_aggregation: false, ..MimConfig::default() };
-    let Some(aggregation) = state.facts.aggregation else { return Ok(plain) };
-    let Some(intermediate_layer) = aggregation.early_layer else {
+    let Some(aggregation) = state.summary.patch_aggregation else { return Ok(plain) };
+    let Some(intermediate_layer) = aggregation.intermediate_layer else {
         return config_error(format!(
             "{origin} does not tell which block its aggregation head reads, and {} blocks are no published size",
             plain.vit.depth
         ));
     };
-    let (head_layers, shared_lm_head) = (aggregation.head_layers, aggregation.shared_head);
+    let (head_layers, shared_lm_head) = (aggregation.head_layers, aggregation.shared_lm_head);
     Ok(MimConfig { patch_aggregation: true, intermediate_layer, head_layers, shared_lm_head, ..plain })
 }

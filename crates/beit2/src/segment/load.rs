@@ -57,7 +57,7 @@ pub fn load_backbone<B: Backend>(
     mut state: StateFile,
     tables: TableResize,
 ) -> Result<(UperNet<B>, Plan), Error> {
-    let heads = match state.facts.layout.kind {
+    let heads = match state.summary.layout.kind {
         Kind::Segmentation => take_heads(&mut state),
         _ => StateDict::new(),
     };
@@ -93,7 +93,7 @@ pub(super) fn config_of(state: &StateFile) -> Result<SegmenterConfig, Error> {
 fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
     let defaults = SegmenterConfig::default();
     let inputs = |name: &str| Some(*state.tensors.get(name)?.shape().get(1)?);
-    let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.facts.classes) else {
+    let Some((channels, classes)) = inputs("decode_head.conv_seg.weight").zip(state.summary.classes) else {
         return config_error("there is no decode_head.conv_seg.weight; expected a UPerNet");
     };
     let branches = (0..)

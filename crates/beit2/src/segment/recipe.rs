@@ -155,7 +155,7 @@ impl SegmentRecipe {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
-            let sizes = if state.facts.layout.kind == Kind::Segmentation {
+            let sizes = if state.summary.layout.kind == Kind::Segmentation {
                 // Its pyramid and heads are taken too, as far as the classes allow.
                 let found = config_of(&state)?;
                 let model = &mut self.model;

@@ -90,10 +90,10 @@ impl<B: Backend> Segmenter<B> {
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
         let mut state = StateFile::new(file, origin)?;
-        if state.facts.layout.kind != Kind::Segmentation {
+        if state.summary.layout.kind != Kind::Segmentation {
             return Err(Error::WrongModel {
                 origin: origin.to_owned(),
-                found: state.facts.layout.kind.to_string(),
+                found: state.summary.layout.kind.to_string(),
                 why: "which has no pixel classes; name a segmentation model",
             });
         }

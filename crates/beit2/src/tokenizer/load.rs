@@ -54,10 +54,10 @@ pub fn load<B: Backend>(
 /// The sizes of a published tokenizer.
 fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
     let origin = &state.origin;
-    let Some(facts) = state.facts.tokenizer else {
+    let Some(sizes) = state.summary.tokenizer else {
         return Err(Error::WrongModel {
             origin: origin.clone(),
-            found: state.facts.layout.kind.to_string(),
+            found: state.summary.layout.kind.to_string(),
             why: "not a tokenizer",
         });
     };
@@ -68,13 +68,13 @@ fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
         width: vit.width,
         depth: vit.depth,
         heads: vit.heads,
-        decoder_width: facts.decoder_width,
-        decoder_depth: facts.decoder_depth,
+        decoder_width: sizes.decoder_width,
+        decoder_depth: sizes.decoder_depth,
         // As wide as the encoder's: so it is in every registered variant.
-        decoder_heads: (facts.decoder_width * vit.heads / vit.width).max(1),
-        codebook_size: facts.codes,
-        code_dim: facts.code_dim,
-        teacher_dim: facts.teacher_width,
+        decoder_heads: (sizes.decoder_width * vit.heads / vit.width).max(1),
+        codebook_size: sizes.codebook_size,
+        code_dim: sizes.code_dim,
+        teacher_dim: sizes.teacher_dim,
         ..TokenizerConfig::default()
     };
     config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;

@@ -21,41 +21,41 @@ impl VitConfig {
     /// # Errors
     /// Sizes that the file does not tell and that cannot be guessed.
     pub fn from_shapes(state: &StateFile) -> Result<Self, Error> {
-        let (facts, origin) = (&state.facts, &state.origin);
-        let Some(image_size) = facts.image_px() else {
+        let (summary, origin) = (&state.summary, &state.origin);
+        let Some(image_size) = summary.image_px() else {
             return config_error(format!("{origin} has no positions that tell its image size"));
         };
-        let heads = match facts.heads {
+        let heads = match summary.heads {
             Some(heads) => heads,
-            None if facts.width.is_multiple_of(HEAD_WIDTH) => facts.width / HEAD_WIDTH,
+            None if summary.width.is_multiple_of(HEAD_WIDTH) => summary.width / HEAD_WIDTH,
             None => {
                 return config_error(format!(
                     "{origin} does not tell its number of attention heads, and its width {} is no multiple of \
                      {HEAD_WIDTH}, the usual width of a head",
-                    facts.width
+                    summary.width
                 ));
             }
         };
         let eps = state.metadata.get(HF_NORM_EPS).and_then(|text| text.parse().ok());
         let config = VitConfig {
             image_size,
-            patch_size: facts.patch,
-            in_chans: facts.channels,
-            width: facts.width,
-            depth: facts.depth,
+            patch_size: summary.patch,
+            in_chans: summary.channels,
+            width: summary.width,
+            depth: summary.depth,
             heads,
-            mlp_ratio: facts.mlp_width as f64 / facts.width as f64,
-            qkv_bias: facts.qkv_bias,
+            mlp_ratio: summary.mlp_width as f64 / summary.width as f64,
+            qkv_bias: summary.qkv_bias,
             // The number is only the start of training; what counts here is whether there are factors.
-            layer_scale_init: if facts.layer_scale { 0.1 } else { 0.0 },
-            abs_pos_emb: facts.abs_pos,
-            rel_pos_bias: match facts.bias {
+            layer_scale_init: if summary.layer_scale { 0.1 } else { 0.0 },
+            abs_pos_emb: summary.abs_pos,
+            rel_pos_bias: match summary.bias {
                 RelativeBias::None => RelPosKind::None,
                 RelativeBias::Shared => RelPosKind::Shared,
                 RelativeBias::PerBlock => RelPosKind::PerBlock,
             },
             drop_path: 0.0,
-            norm_eps: match (facts.layout.family, eps) {
+            norm_eps: match (summary.layout.family, eps) {
                 (Family::HuggingFace, Some(eps)) => eps,
                 _ => VitConfig::default().norm_eps,
             },
@@ -110,11 +110,11 @@ pub fn plan_weights(
 /// # Errors
 /// Sizes that differ in something that cannot be converted.
 pub fn plan_trunk_weights(mut state: StateFile, vit: &VitConfig, tables: TableResize) -> Result<Plan, Error> {
-    if state.facts.layout.kind == Kind::Segmentation {
+    if state.summary.layout.kind == Kind::Segmentation {
         let own = |name: String| name.strip_prefix("backbone.").map(str::to_owned).unwrap_or(name);
         state.tensors = state.tensors.into_iter().map(|(name, tensor)| (own(name), tensor)).collect();
     }
-    let tokenizer_encoder = state.facts.layout.kind == Kind::Tokenizer;
+    let tokenizer_encoder = state.summary.layout.kind == Kind::Tokenizer;
     let options = PlanOptions { tokenizer_encoder, tables, ..PlanOptions::default() };
     let origin = state.origin;
     plan(state.tensors, &target(vit, None, 0), &options)

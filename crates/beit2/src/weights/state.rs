@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use beit2_weights::convert::{StateDict, to_canonical};
-use beit2_weights::inspect::{self, Facts};
+use beit2_weights::inspect::{self, ModelSummary};
 use beit2_weights::{DType as FileType, Tensor as FileTensor};
 use burn::tensor::TensorData;
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 #[derive(Debug, Clone)]
 pub struct StateFile {
     /// What the names and shapes tell.
-    pub facts: Facts,
+    pub summary: ModelSummary,
     /// Tensors by official name, in the file's types.
     pub tensors: StateDict,
     /// Text by name; files of this software hold the model's configuration.
@@ -39,9 +39,9 @@ impl StateFile {
                 })?,
             );
         }
-        let facts = inspect::inspect(&tensors).map_err(named)?;
+        let summary = inspect::inspect(&tensors).map_err(named)?;
         let (tensors, _) = to_canonical(tensors).map_err(named)?;
-        Ok(Self { facts, tensors, metadata: file.metadata, origin: origin.to_owned() })
+        Ok(Self { summary, tensors, metadata: file.metadata, origin: origin.to_owned() })
     }
 }
 

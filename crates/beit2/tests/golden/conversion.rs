@@ -32,7 +32,7 @@ fn loaded_model(case: &Case, dtype: DType) {
     let checkpoint = WeightFile { tensors: wide(case.below("checkpoint")), metadata: BTreeMap::new() };
     let state = StateFile::new(checkpoint, &case.name).unwrap();
     let options = PlanOptions {
-        tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
+        tokenizer_encoder: state.summary.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
     let plan = plan_weights(state, &config, pooling, classes, &options).unwrap();

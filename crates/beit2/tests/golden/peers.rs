@@ -58,7 +58,7 @@ fn vit(case: &Case, state: &StateFile) -> VitConfig {
 fn transformer(case: &Case, file: WeightFile, outputs: usize, dtype: DType) -> VisionTransformer<Inner> {
     let state = StateFile::new(file, &case.name).unwrap();
     let config = vit(case, &state);
-    let pooling = match state.facts.pooling {
+    let pooling = match state.summary.pooling {
         Some(inspect::Pooling::Mean) => Pooling::Mean,
         _ => Pooling::Cls,
     };
@@ -136,7 +136,7 @@ fn hugging_face(case: &Case, dtype: DType) {
         let vit = vit(case, &state);
         let config = MimConfig {
             vit,
-            vocab_size: state.facts.vocabulary.unwrap(),
+            vocab_size: state.summary.vocab_size.unwrap(),
             patch_aggregation: false,
             ..MimConfig::default()
         };

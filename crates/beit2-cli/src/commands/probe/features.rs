@@ -24,31 +24,32 @@ const PIXELS_SIDE: usize = 32;
 /// Whose features, of which images.
 #[derive(Debug, clap::Args)]
 pub(super) struct FeatureArgs {
-    /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for the baseline
+    /// Model: a run directory, checkpoint folder or weight file, bundled:teacher, or `pixels` for
+    /// the raw-pixel baseline
     #[arg(long, value_name = "RUN|FILE")]
     pub weights: String,
 
-    /// Labelled images to learn from: one sub-folder for each class, tar shards, or bundled:train
+    /// Labelled training images: one sub-folder per class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     data: String,
 
-    /// Labelled images to be judged on, with the same classes
+    /// Labelled validation images, with the same classes
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
     val: String,
 
-    /// What of an image's tokens becomes its feature
+    /// Which tokens become an image's feature
     #[arg(long, value_name = "WHAT", default_value = "mean")]
     pub features: FeatureKindArg,
 
     #[command(flatten)]
     frozen: FrozenArgs,
 
-    /// After every block in turn, to find the best one
+    /// Measure the features after every block, to find the best one
     #[arg(long, conflicts_with = "layer")]
     pub all_layers: bool,
 
-    /// Folder where features are kept for the next evaluation; left out, `features/` in the run directory that
-    /// --weights names, and nowhere for other weights
+    /// Folder that keeps the features for the next evaluation [default: features/ in the run directory that --weights
+    /// names; none for other weights]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: Option<PathBuf>,
 
@@ -85,7 +86,7 @@ pub(super) trait Protocol {
     /// The accuracies in the JSON object.
     fn json(&self, top1: &[f64]) -> Value;
 
-    /// What else belongs into the JSON object.
+    /// What else belongs in the JSON object.
     fn settings(&self) -> Map<String, Value>;
 }
 
@@ -98,7 +99,7 @@ pub(super) struct Measured {
     pub classes: usize,
     /// Values of a feature.
     pub dim: usize,
-    /// The block; `None` for what the model ends with.
+    /// The block; `None` for the model's final output.
     pub layer: Option<usize>,
     /// Accuracies in the order of the protocol.
     pub top1: Vec<f64>,
@@ -111,7 +112,7 @@ pub(super) fn measure<P: Protocol>(
     signals: &Signals,
 ) -> anyhow::Result<Vec<Measured>> {
     if args.all_layers && args.weights == PIXELS {
-        return usage("--all-layers is for models; pixels have no layers");
+        return usage("--all-layers needs a model; pixels have no layers");
     }
     let mut session = Session::new(args.output, signals);
     let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
@@ -152,7 +153,7 @@ impl<P: Protocol> Job for Measurement<'_, P> {
         }
         let Some(blocks) = model.blocks() else {
             return usage(format!(
-                "--all-layers is for pretrained models and classifiers; {} has features after its last layer only",
+                "--all-layers is for pretrained models and classifiers; {} only has features after its last layer",
                 args.weights
             ));
         };
@@ -173,8 +174,8 @@ impl<P: Protocol> Measurement<'_, P> {
         session: &mut Session<'_>,
         device: &B::Device,
     ) -> anyhow::Result<Measured> {
-        let train = self.features::<B>(model, &self.args.data, "to learn from", session, device)?;
-        let val = self.features::<B>(model, &self.args.val, "to judge", session, device)?;
+        let train = self.features::<B>(model, &self.args.data, "training", session, device)?;
+        let val = self.features::<B>(model, &self.args.val, "validation", session, device)?;
         Ok(Measured {
             train: train.len(),
             val: val.len(),

@@ -19,11 +19,11 @@ pub struct KnnArgs {
     #[command(flatten)]
     features: FeatureArgs,
 
-    /// Neighbours; several values give several results
+    /// Number of neighbours; with several values, each gives a result
     #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "10,20")]
     k: Vec<usize>,
 
-    /// Votes weigh exp(similarity / T)
+    /// Temperature: a neighbour's vote weighs exp(similarity / T)
     #[arg(long, value_name = "T", default_value_t = KnnConfig::default().temperature)]
     temperature: f64,
 }
@@ -38,11 +38,11 @@ pub struct ProbeArgs {
     #[command(flatten)]
     features: FeatureArgs,
 
-    /// Passes over the features
+    /// Epochs over the features
     #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().epochs)]
     epochs: u64,
 
-    /// Features per step
+    /// Features per batch
     #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().batch)]
     batch_size: usize,
 
@@ -54,7 +54,7 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "DECAY", default_value_t = LinearProbeConfig::default().weight_decay)]
     weight_decay: f64,
 
-    /// Seed of the classifier
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }

@@ -70,7 +70,7 @@ fn head(args: &FeatureArgs, measured: &Measured) -> Vec<(String, String)> {
             if args.weights == PIXELS { String::new() } else { format!("{}{layer}, ", args.features.name()) };
         rows.push(("features", format!("{kind}{} values", measured.dim)));
     }
-    rows.push(("images", format!("{train} to learn from, {val} to judge, {} classes", measured.classes)));
+    rows.push(("images", format!("{train} training, {val} validation, {} classes", measured.classes)));
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

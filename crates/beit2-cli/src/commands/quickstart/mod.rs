@@ -35,19 +35,19 @@ const RECIPE_MINUTES: f64 = 8.0;
         beit2 quickstart --precision bf16        faster on CPUs with AVX-512-BF16"
 )]
 pub struct Args {
-    /// About how long it may take on two cores; scales the schedules
+    /// Approximate duration on two cores; scales the schedules
     #[arg(long, value_name = "N", default_value_t = RECIPE_MINUTES)]
     minutes: f64,
 
-    /// Folder for the two runs and the report
+    /// Folder for both runs and the report
     #[arg(long, short, value_name = "DIR", default_value = "runs/quickstart", value_hint = ValueHint::DirPath)]
     out: PathBuf,
 
-    /// Seed of everything random
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Begin again; what is in the folder is kept beside it
+    /// Start over; runs that are already in the folder are moved aside
     #[arg(long)]
     restart: bool,
 
@@ -157,7 +157,7 @@ impl<S: Stage> Part<S> {
         let (step, dir) = (outcome.step, self.dir.display());
         if !outcome.complete {
             output::note(&format!(
-                "stopped after step {step} and saved in {dir}; the same command continues"
+                "stopped after step {step} and saved in {dir}; the same command continues the run"
             ));
         } else if !args.output.quiet {
             output::note(&format!("     {step} steps in {}", format_duration(outcome.seconds)));

@@ -50,7 +50,7 @@ pub fn show(
         .iter()
         .map(|row| vec![row.label.into(), row.features.into(), percent(row.knn), percent(row.probe)])
         .collect();
-    let table = output::table(&["top-1 on held-out images", "features", "k-NN", "linear probe"], &rows);
+    let table = output::table(&["top-1 on validation images", "features", "k-NN", "linear probe"], &rows);
     let mut lines = data.facts.clone();
     lines.push(("report".into(), path.display().to_string()));
     output::result(&format!("\n{table}\n{}", output::pairs(&lines)))?;
@@ -87,8 +87,8 @@ fn headline(results: &Results) -> Headline {
         columns: ["features", "k-NN top-1", "linear probe top-1"].map(str::to_owned).to_vec(),
         rows: rows.collect(),
         note: format!(
-            "On {} held-out images of {} classes; always guessing the largest class scores {:.1} %. k-NN: cosine, \
-             20 neighbours, weights exp(cos/0.07).",
+            "On {} validation images of {} classes; always predicting the largest class scores {:.1} %. k-NN: cosine \
+             similarity, 20 neighbours, weights exp(cos/0.07).",
             results.held_out,
             results.classes,
             100.0 * results.majority

@@ -1,4 +1,4 @@
-//! What is wrong with images and masks, said before any work.
+//! Finds what is wrong with images and masks before any training.
 
 use beit2::segment::{MasksConfig, SegmentRecipe};
 use beit2::train::{Assets, Event, Observer};
@@ -47,7 +47,7 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
         (true, _) => Ok(Ending::Stopped),
         (false, 0) => Ok(Ending::Done),
         (false, count) => {
-            anyhow::bail!("{} problems in the data; nothing was started", thousands(count as u64))
+            anyhow::bail!("the data have {} problems; training was not started", thousands(count as u64))
         }
     }
 }

@@ -1,6 +1,4 @@
-//! `beit2 segment eval`: what a segmentation model is worth on labelled images.
-
-use std::path::PathBuf;
+//! `beit2 segment eval`: evaluates a segmentation model on labelled images.
 
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2::train::Assets;
@@ -10,11 +8,12 @@ use beit2_run::csv_cell;
 use clap::ValueHint;
 use serde_json::{Value, json};
 
-use super::model::{check_classes, open};
+use super::model::open;
 use beit2_run::thousands;
 
-use crate::errors::{Ending, usage};
-use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs};
+use crate::classes::{Trained, check_classes};
+use crate::errors::Ending;
+use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ResultArgs};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -26,11 +25,11 @@ use crate::signals::Signals;
     beit2 segment eval --weights beitv2_base_patch16_224_pt1k_ftade20k.pth --data ADEChallengeData2016/images/validation \\\n      \
     --flip --scales 0.5,0.75,1,1.25,1.5,1.75 --out result --json")]
 pub struct Args {
-    /// Segmentation model: a run of `beit2 segment train`, a checkpoint folder or a weight file
+    /// Segmentation model: a run of `beit2 segment train`, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
-    /// Labelled images: a folder with images/ and masks/, or a part of ADE20K
+    /// Labelled images: a folder with images/ and masks/, or a split of ADE20K
     #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
     data: String,
 
@@ -40,13 +39,8 @@ pub struct Args {
     #[command(flatten)]
     infer: InferArgs,
 
-    /// Folder for result.json, per_class.csv and confusion.csv
-    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    out: Option<PathBuf>,
-
-    /// Replace the files of an earlier evaluation in --out
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    results: ResultArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -62,15 +56,9 @@ pub struct Args {
     output: OutputArgs,
 }
 
-const FILES: [&str; 3] = ["result.json", "per_class.csv", "confusion.csv"];
-
 /// Runs `segment eval`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    if let (Some(out), false) = (&args.out, args.force)
-        && let Some(name) = FILES.iter().find(|name| out.join(name).exists())
-    {
-        return usage(format!("{} is there already; --force replaces it", out.join(name).display()));
-    }
+    args.results.check()?;
     let mut session = Session::new(args.output, signals);
     let source = session.assets.segment_source(&args.data, &args.masks.options())?;
     let confusion = session.on(&args.device.device, args)?;
@@ -86,13 +74,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         "aacc": scores.aacc,
         "per_class": per_class(&scores, names),
     });
-    if let Some(out) = &args.out {
-        std::fs::create_dir_all(out).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-        let texts = [format!("{object:#}\n"), scores.csv(names), pairs(&confusion, names)];
-        for (file, text) in FILES.iter().zip(&texts) {
-            beit2_run::atomic::write_bytes_atomic(&out.join(file), text.as_bytes())?;
-        }
-    }
+    args.results.write(&object, &scores.csv(names), &pairs(&confusion, names))?;
     if args.output.json {
         output::json(&object)?;
         return Ok(Ending::Done);
@@ -111,7 +93,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         ("mAcc", percent(scores.macc)),
         ("aAcc", percent(scores.aacc)),
     ];
-    rows.extend(args.out.as_ref().map(|out| ("files", out.display().to_string())));
+    rows.extend(args.results.row());
     output::result(&output::pairs(&rows))?;
     Ok(Ending::Done)
 }
@@ -128,7 +110,12 @@ impl Job for &Args {
         let source = assets.segment_source(&self.data, &self.masks.options())?;
         let (segmenter, infer) =
             open::<B::InnerBackend>(&self.weights, &self.infer, self.precision, assets, device)?;
-        check_classes(&self.data, source.classes(), &self.weights, &segmenter.config)?;
+        let model = Trained {
+            weights: &self.weights,
+            count: segmenter.config.class_count(),
+            names: &segmenter.config.class_names,
+        };
+        check_classes(&self.data, source.classes(), model)?;
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
         Ok(evaluate(&predictor, &source, self.workers, 0, progress, &signals.stop)?.confusion)
     }

@@ -19,9 +19,9 @@ use crate::signals::Signals;
 pub enum Segment {
     /// Train a segmentation model (UPerNet), or continue the run in --out
     Train(Train),
-    /// mIoU of a segmentation model on labelled images
+    /// Evaluate a segmentation model on labelled images
     Eval(eval::Args),
-    /// Masks and overlays of images
+    /// Predict the masks of images
     Predict(predict::Args),
 }
 
@@ -31,17 +31,17 @@ pub enum Segment {
     beit2 segment train segment_base_ade20k --data ADEChallengeData2016/images/training \\\n      \
     --val ADEChallengeData2016/images/validation --init beitv2_base_patch16_224_pt1k.pth --device cuda\n  \
     beit2 segment train my.toml --data scenes/train --val scenes/val --init runs/pretrained --check-data\n\n\
-    A folder holds images/ and masks/ and a classes.txt with a class a line (docs/formats/segmentation-data.md),\n\
-    or is a part of ADE20K.")]
+    The data are a folder with images/, masks/ and a classes.txt with one class per line\n\
+    (docs/formats/segmentation-data.md), or a split of ADE20K.")]
 pub struct Train {
     #[command(flatten)]
     train: TrainArgs,
 
-    /// Weights of the backbone: a run, a weight file in official, timm or Hugging Face names, or `scratch`
+    /// Weights of the backbone: a run, a weight file with official, timm or Hugging Face names, or `scratch`
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
 
-    /// Look at every image and mask, say what is wrong with them, and stop
+    /// Check every image and mask, list the problems, and stop
     #[arg(long)]
     check_data: bool,
 }

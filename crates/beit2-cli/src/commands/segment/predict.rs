@@ -33,14 +33,14 @@ use crate::signals::Signals;
     after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
     beit2 segment predict images --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
     --scales 0.5,0.75,1,1.25,1.5,1.75\n\n\
-    OUT/masks holds one PNG for each image whose pixel values are class numbers; OUT/overlays the same over the\n\
-    image; OUT/legend.csv and OUT/legend.svg name the classes and their colours."
+    OUT/masks holds one PNG per image with class numbers as pixel values, OUT/overlays the same in colour over the\n\
+    image; OUT/legend.csv and OUT/legend.svg list the classes and their colours."
 )]
 pub struct Args {
     #[command(flatten)]
     images: SourcesArg,
 
-    /// Segmentation model: a run of `beit2 segment train`, a checkpoint folder or a weight file
+    /// Segmentation model: a run of `beit2 segment train`, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
 
@@ -48,19 +48,19 @@ pub struct Args {
     #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: PathBuf,
 
-    /// Masks only
+    /// Write no overlays
     #[arg(long)]
     no_overlay: bool,
 
-    /// How strongly an overlay is coloured, from 0 (the image) to 1 (the colours)
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    /// Opacity of the colours in overlays, from 0 to 1
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
     opacity: f32,
 
-    /// Replace files of an earlier call in OUT
+    /// Replace the files of an earlier call in --out
     #[arg(long, conflicts_with = "keep")]
     force: bool,
 
-    /// Leave images out whose files are in OUT already
+    /// Skip images whose files are already in --out
     #[arg(long)]
     keep: bool,
 
@@ -96,7 +96,7 @@ impl Target {
 /// Runs `segment predict`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if !(0.0..=1.0).contains(&args.opacity) {
-        return usage(format!("--opacity {} must lie from 0 to 1", args.opacity));
+        return usage(format!("--opacity {} must be between 0 and 1", args.opacity));
     }
     let mut session = Session::new(args.output, signals);
     let sources =
@@ -110,7 +110,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         && let Some(there) = targets.iter().flat_map(Target::files).find(|file| file.exists())
     {
         return usage(format!(
-            "{} exists already; choose another --out, --keep to leave it, or --force to replace it",
+            "{} already exists; choose another --out, keep it with --keep, or replace it with --force",
             there.display()
         ));
     }

@@ -12,7 +12,7 @@ use crate::flags::{DeviceArgs, ExportArgs, OutputArgs, PrecisionArgs, SourceArg}
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
-/// Codes that two bytes tell apart.
+/// Code ids that fit into two bytes.
 const U16_CODES: usize = 1 << 16;
 
 /// Flags of `tokenizer encode`.
@@ -20,13 +20,13 @@ const U16_CODES: usize = 1 << 16;
 #[command(
     after_help = "Examples:\n  beit2 tokenizer encode images --tokenizer runs/tokenizer -o ids.npy\n  \
     beit2 tokenizer encode images --tokenizer vqkd_encoder_base_decoder_3x768x12_clip.pth -o ids.parquet\n\n\
-    The same command continues after an interruption; the file is the same to the byte."
+    If it is interrupted, run the same command again: it continues, and the file is the same to the byte."
 )]
 pub struct Args {
     #[command(flatten)]
     images: SourceArg,
 
-    /// Tokenizer: its run directory, a checkpoint folder or a weight file
+    /// Tokenizer: a run directory, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     tokenizer: String,
 

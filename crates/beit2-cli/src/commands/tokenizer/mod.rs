@@ -18,7 +18,7 @@ pub enum Tokenizer {
         --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(TrainArgs),
-    /// Code ids of many images in one file
+    /// Write the token ids of many images to one file
     Encode(encode::Args),
 }
 

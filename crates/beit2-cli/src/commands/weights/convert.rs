@@ -1,4 +1,4 @@
-//! `beit2 weights convert`: other names, the same bits.
+//! `beit2 weights convert`: the same bits under other names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +21,9 @@ use crate::output;
 /// Flags of `weights convert`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Types and bits of the values do not change, and what one format cannot hold is listed. OUT is a file when it \
-    ends in .safetensors; any other name is a folder that gets model.safetensors and, for timm and hf, \
-    config.json, so that from_pretrained(OUT) and timm.create_model(\"local-dir:OUT\") can take it.\n\n\
+    after_help = "Values keep their types and bits; whatever the other format cannot hold is listed. If OUT ends in .safetensors it \
+    is a file. Any other OUT is a folder, which gets model.safetensors and, for timm and hf, config.json, so that \
+    from_pretrained(OUT) and timm.create_model(\"local-dir:OUT\") can open it.\n\n\
     Examples:\n  beit2 weights convert beitv2_base_patch16_224_pt1k_ft1k.pth --to hf -o beitv2_base_hf\n  \
     beit2 weights convert beitv2_base_hf --to official -o beitv2_base.safetensors"
 )]
@@ -31,23 +31,23 @@ pub struct Args {
     #[command(flatten)]
     source: WeightFileArgs,
 
-    /// Whose names to write
+    /// Names to write
     #[arg(long, value_name = "NAMES")]
     to: NamesArg,
 
-    /// File (*.safetensors) or folder to write
+    /// Output file (*.safetensors) or folder
     #[arg(long, short, value_name = "OUT", value_hint = ValueHint::AnyPath)]
     out: PathBuf,
 
-    /// Whose names the file has; left out, they are recognised
+    /// Names that the file has [default: recognised by its keys]
     #[arg(long, value_name = "NAMES")]
     from: Option<NamesArg>,
 
-    /// Attention heads, for config.json; needed only for models without relative position bias
+    /// Number of attention heads for config.json; needed only for models without relative position bias
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
 
-    /// Replace files that exist
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let target = target(&args.out, args.to)?;
     for file in [Some(&target.model), target.config.as_ref()].into_iter().flatten() {
         if file.exists() && !args.force {
-            bail!("{} exists already; choose another name, or replace it with --force", file.display());
+            bail!("{} already exists; choose another name, or replace it with --force", file.display());
         }
     }
     let checkpoint = args.source.open()?;
@@ -131,14 +131,14 @@ fn config(
     converted: &Converted,
     checkpoint: &Checkpoint,
 ) -> anyhow::Result<String> {
-    let facts = about(inspect(&converted.tensors), checkpoint)?;
+    let summary = about(inspect(&converted.tensors), checkpoint)?;
     let value = match to {
-        NamesArg::Hf => hf_config(&facts, args.heads),
-        NamesArg::Timm | NamesArg::Official => timm_config(&facts, args.heads),
+        NamesArg::Hf => hf_config(&summary, args.heads),
+        NamesArg::Timm | NamesArg::Official => timm_config(&summary, args.heads),
     };
-    if facts.heads.is_none() && args.heads.is_none() && value.is_err() {
+    if summary.heads.is_none() && args.heads.is_none() && value.is_err() {
         return usage(format!(
-            "{}: the number of attention heads cannot be seen in weights without relative position bias; give it by --heads N",
+            "{}: weights without relative position bias do not show the number of attention heads; give it with --heads N",
             checkpoint.path().display()
         ));
     }
@@ -146,7 +146,7 @@ fn config(
 }
 
 /// What the new file says about itself. `format` is what transformers asks for; what this program wrote about its own runs
-/// stays while it is the same model, so that a way there and back gives the same file.
+/// stays while it is the same model, so that converting there and back gives the same file.
 fn metadata(checkpoint: &Checkpoint, same_model: bool) -> BTreeMap<String, String> {
     let own = checkpoint.metadata.iter().filter(|(name, _)| name.starts_with("beit2."));
     let own = own.filter(|_| same_model && checkpoint.format == Format::Safetensors);

@@ -1,4 +1,4 @@
-//! `beit2 weights fetch`: the published files, from the authors, a mirror, or timm's copies.
+//! `beit2 weights fetch`: lists and downloads the published files, from the authors, a mirror or timm's copies.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -25,28 +25,28 @@ use crate::signals::Signals;
 /// Flags of `weights fetch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The path of the file goes to stdout, everything else to stderr. A download that was interrupted is continued by \
-    the same command. What arrives must be the expected model, with the expected SHA-256 where it is known; a \
-    file that is there already is not asked for again, so this works offline. Proxies are taken from the \
-    environment (HTTPS_PROXY, NO_PROXY).\n\n\
+    after_help = "The path of the file is printed to stdout, everything else to stderr. If a download is interrupted, the same \
+    command continues it. The file must be the expected model and have the expected SHA-256, where that is known. \
+    A file that is already there is not downloaded again, so the command also works offline. Proxies are taken \
+    from the environment (HTTPS_PROXY, NO_PROXY).\n\n\
     Examples:\n  beit2 weights fetch\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
     beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm --mirror https://hf-mirror.example\n  \
     beit2 weights fetch beitv2_base_patch16_224_pt1k --mirror http://files.local/beit --to weights"
 )]
 pub struct Args {
-    /// A published file, with or without .pth; left out, all are listed
+    /// Published file, with or without .pth [default: list all]
     #[arg(value_name = "NAME")]
     name: Option<String>,
 
-    /// Folder for the file; left out, $XDG_CACHE_HOME/beit2 or ~/.cache/beit2
+    /// Folder for the file [default: $XDG_CACHE_HOME/beit2 or ~/.cache/beit2]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     to: Option<PathBuf>,
 
-    /// Address to try first: a folder that has the file, or the file itself; can be given many times
+    /// Address to try first, of a folder with the file or of the file itself; repeatable
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     mirror: Vec<String>,
 
-    /// Whose copy: official (.pth), or timm (safetensors, classifiers only)
+    /// Which copy: official (.pth), or timm (safetensors, classifiers only)
     #[arg(long, value_name = "NAMES", default_value = "official")]
     from: NamesArg,
 
@@ -66,7 +66,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let folder = match (&args.to, cache_dir()) {
         (Some(to), _) => to.clone(),
         (None, Some(cache)) => cache,
-        (None, None) => return usage("this system names no folder for caches; give one by --to DIR"),
+        (None, None) => return usage("this system has no cache folder; choose one with --to DIR"),
     };
     let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
         return list(&folder, args.output.json);
@@ -75,14 +75,14 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         let known = suggest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
         let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
         return usage(format!(
-            "`{name}` is not a published file; {hint}`beit2 weights fetch --list` has all of them"
+            "`{name}` is not a published file; {hint}`beit2 weights fetch --list` lists them all"
         ));
     };
     let copy = Copy::of(published, args.from)?;
     let target = folder.join(&copy.file);
     let from = if target.exists() {
         let path = target.display();
-        output::note(&format!("{path} is there already; check it by `beit2 weights verify {path}`"));
+        output::note(&format!("{path} is already there; check it with `beit2 weights verify {path}`"));
         None
     } else {
         match download(&copy, &copy.addresses(&args.mirror)?, &target, args.output.quiet, signals)? {
@@ -133,8 +133,8 @@ impl Copy {
                 published.file
             )),
             (NamesArg::Hf, _) => usage(
-                "there are no published BEiT v2 weights in Hugging Face's names; fetch the official ones and use \
-                 `beit2 weights convert --to hf`",
+                "no BEiT v2 weights are published with Hugging Face's names; fetch the official ones and convert them \
+                 with `beit2 weights convert --to hf`",
             ),
         }
     }
@@ -144,7 +144,7 @@ impl Copy {
         let mut urls = Vec::with_capacity(mirrors.len() + 1);
         for mirror in mirrors {
             if !["http://", "https://"].iter().any(|scheme| mirror.starts_with(scheme)) {
-                return usage(format!("--mirror {mirror}: an address starts with http:// or https://"));
+                return usage(format!("--mirror {mirror}: an address must start with http:// or https://"));
             }
             let whole = [".pth", ".safetensors"].iter().any(|ending| mirror.ends_with(ending));
             urls.push(match whole {
@@ -168,7 +168,7 @@ impl Copy {
             }
         }
         Ok(match inspect(&checkpoint.tensors) {
-            Ok(facts) => contradiction(self.published, &facts),
+            Ok(summary) => contradiction(self.published, &summary),
             Err(error) => Some(error.to_string()),
         }
         .map(prefix))
@@ -224,7 +224,7 @@ fn download(
         }
     }
     bail!(
-        "cannot download {}: {}; another way is to download it by hand from {} and to save it as {}",
+        "cannot download {}: {}; you can also download it from {} yourself and save it as {}",
         copy.published.file,
         failures.join("; "),
         copy.url,
@@ -273,7 +273,7 @@ fn list(folder: &Path, json: bool) -> anyhow::Result<Ending> {
     let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
     output::result(&output::columns(&rows))?;
     output::note(&format!(
-        "\n~ is estimated from the parameters; the authors published no sizes. `here` is {}.",
+        "\n~ marks sizes estimated from the parameters; the authors publish none. `here` means {}.",
         folder.display()
     ));
     Ok(Ending::Done)

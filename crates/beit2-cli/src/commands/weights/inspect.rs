@@ -1,11 +1,11 @@
 //! `beit2 weights inspect`: names, types and shapes only, so a file of gigabytes takes no time.
 
 use beit2_weights::Checkpoint;
-use beit2_weights::inspect::{Facts, Pooling, RelativeBias, inspect};
+use beit2_weights::inspect::{ModelSummary, Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Account, LayoutError, account};
 use serde_json::{Value, json};
 
-use super::{about, describe_fate, describe_format};
+use super::{about, describe_format, describe_use};
 use beit2_run::thousands;
 
 use crate::errors::Ending;
@@ -21,7 +21,7 @@ pub struct Args {
     #[command(flatten)]
     source: WeightFileArgs,
 
-    /// Every key with its type, its shape and what happens to it
+    /// List every key with its type, its shape and what it is used for
     #[arg(long)]
     keys: bool,
 
@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 /// What a state dict is, if it is a model of this program.
-type Found = Result<(Account, Facts), LayoutError>;
+type Found = Result<(Account, ModelSummary), LayoutError>;
 
 /// Prints it. Tensors that are no BEiT are listed all the same; then the command fails with the reason, except for
 /// teachers that this program made.
@@ -71,12 +71,12 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
         let count = checkpoint.ignored.len();
         rows.push(("objects", format!("{count} not rebuilt, such as {}", output::printable(first))));
     }
-    // As wide as the lines of `Facts`.
+    // As wide as the lines of `ModelSummary`.
     let mut text: String = rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
     match found {
-        Ok((account, facts)) => {
+        Ok((account, summary)) => {
             let [used, derived, ignored] = account.counts();
-            text += &format!("{facts}{:<12} {used} used, {derived} derived, {ignored} ignored\n", "keys");
+            text += &format!("{summary}{:<12} {used} used, {derived} derived, {ignored} ignored\n", "keys");
         }
         Err(_) if stage(checkpoint) == Some("distill") => {
             text += &format!("{:<12} a teacher made by `beit2 teacher distill`, not a BEiT\n", "layout");
@@ -85,8 +85,8 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     }
     if keys {
         let row = |(at, (name, tensor)): (usize, (&String, &beit2_weights::TensorView))| {
-            let fate = found.as_ref().map_or(String::new(), |(account, _)| describe_fate(account, at));
-            vec![output::printable(name), tensor.dtype().to_string(), format!("{:?}", tensor.shape()), fate]
+            let usage = found.as_ref().map_or(String::new(), |(account, _)| describe_use(account, at));
+            vec![output::printable(name), tensor.dtype().to_string(), format!("{:?}", tensor.shape()), usage]
         };
         let rows: Vec<_> = checkpoint.tensors.iter().enumerate().map(row).collect();
         text += &format!("\n{}", output::columns(&rows));
@@ -103,7 +103,7 @@ fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
         "bytes": checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum::<usize>(),
         "metadata": checkpoint.metadata,
         "ignored_objects": checkpoint.ignored,
-        "model": found.as_ref().ok().map(|(_, facts)| facts_json(facts)),
+        "model": found.as_ref().ok().map(|(_, summary)| summary_json(summary)),
         "problem": found.as_ref().err().map(ToString::to_string),
     });
     if keys {
@@ -112,7 +112,7 @@ fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
                 "name": name,
                 "dtype": tensor.dtype().to_string(),
                 "shape": tensor.shape(),
-                "fate": found.as_ref().ok().map(|(account, _)| describe_fate(account, at)),
+                "use": found.as_ref().ok().map(|(account, _)| describe_use(account, at)),
             })
         };
         object["keys"] = checkpoint.tensors.iter().enumerate().map(key).collect();
@@ -120,42 +120,43 @@ fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
     object
 }
 
-/// The facts about a model, for scripts.
-pub(super) fn facts_json(facts: &Facts) -> Value {
-    let types = facts.dtypes.iter().map(|(dtype, count)| (dtype.to_string(), Value::from(*count)));
+/// The summary of a model, for scripts.
+pub(super) fn summary_json(summary: &ModelSummary) -> Value {
+    let dtypes = summary.dtypes.iter().map(|(dtype, count)| (dtype.to_string(), Value::from(*count)));
     json!({
-        "names": facts.layout.family.to_string(),
-        "kind": facts.layout.kind.to_string(),
-        "depth": facts.depth,
-        "width": facts.width,
-        "heads": facts.heads,
-        "mlp_width": facts.mlp_width,
-        "channels": facts.channels,
-        "patch": facts.patch,
-        "image": facts.image_px(),
-        "relative_bias": match facts.bias {
+        "names": summary.layout.family.to_string(),
+        "kind": summary.layout.kind.to_string(),
+        "depth": summary.depth,
+        "width": summary.width,
+        "heads": summary.heads,
+        "mlp_width": summary.mlp_width,
+        "channels": summary.channels,
+        "patch_size": summary.patch,
+        "image_size": summary.image_px(),
+        "rel_pos_bias": match summary.bias {
             RelativeBias::None => "none",
             RelativeBias::Shared => "shared",
             RelativeBias::PerBlock => "per block",
         },
-        "absolute_positions": facts.abs_pos,
-        "layer_scale": facts.layer_scale,
-        "qkv_bias": facts.qkv_bias,
-        "pooling": facts.pooling.map(|pooling| if pooling == Pooling::Mean { "mean" } else { "cls" }),
-        "classes": facts.classes,
-        "vocabulary": facts.vocabulary,
-        "aggregation": facts.aggregation.map(|head| json!({
-            "layers": head.head_layers,
-            "shared_head": head.shared_head,
-            "early_layer": head.early_layer,
+        "abs_pos_embed": summary.abs_pos,
+        "layer_scale": summary.layer_scale,
+        "qkv_bias": summary.qkv_bias,
+        "pooling": summary.pooling.map(|pooling| if pooling == Pooling::Mean { "mean" } else { "cls" }),
+        "classes": summary.classes,
+        "vocab_size": summary.vocab_size,
+        "patch_aggregation": summary.patch_aggregation.map(|head| json!({
+            "head_layers": head.head_layers,
+            "shared_lm_head": head.shared_lm_head,
+            "intermediate_layer": head.intermediate_layer,
         })),
-        "codebook": facts.tokenizer.map(|sizes| json!({
-            "codes": sizes.codes,
-            "width": sizes.code_dim,
+        "tokenizer": summary.tokenizer.map(|sizes| json!({
+            "codebook_size": sizes.codebook_size,
+            "code_dim": sizes.code_dim,
             "decoder_depth": sizes.decoder_depth,
-            "teacher_width": sizes.teacher_width,
+            "decoder_width": sizes.decoder_width,
+            "teacher_dim": sizes.teacher_dim,
         })),
-        "parameters": facts.parameters,
-        "types": types.collect::<serde_json::Map<_, _>>(),
+        "parameters": summary.parameters,
+        "dtypes": dtypes.collect::<serde_json::Map<_, _>>(),
     })
 }

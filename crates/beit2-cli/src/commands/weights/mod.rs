@@ -1,4 +1,4 @@
-//! `beit2 weights`: what is in a weight file, whether it is sound, the same in other names, and the published ones.
+//! `beit2 weights`: inspect, verify, convert and download weight files.
 
 mod convert;
 mod fetch;
@@ -15,11 +15,11 @@ use crate::signals::Signals;
 /// The commands of the group.
 #[derive(Debug, clap::Subcommand)]
 pub enum Weights {
-    /// Say what a weight file holds: model, sizes, parameters, and the fate of every key
+    /// Show what a weight file holds: model, sizes, parameters, and what each key is used for
     Inspect(inspect::Args),
-    /// Read every value of a weight file and check that it is a whole, sound model
+    /// Read every value of a weight file and check that the model is complete and sound
     Verify(verify::Args),
-    /// Write weights in the names of the official code, timm or Hugging Face, as safetensors
+    /// Convert weights to the names of the official code, timm or Hugging Face, as safetensors
     Convert(convert::Args),
     /// List the published weights, or download one
     Fetch(fetch::Args),
@@ -49,12 +49,12 @@ fn describe_format(checkpoint: &Checkpoint) -> String {
         Format::TorchZip => "PyTorch (zip)",
         Format::TorchLegacy => "PyTorch (before 1.6)",
     };
-    let prefix = if checkpoint.ddp_prefix_removed { ", prefix `module.` taken off" } else { "" };
+    let prefix = if checkpoint.ddp_prefix_removed { ", prefix `module.` removed" } else { "" };
     format!("{format}, entry `{}`{prefix}", checkpoint.root)
 }
 
 /// What happens to a key, in words.
-fn describe_fate(account: &Account, at: usize) -> String {
+fn describe_use(account: &Account, at: usize) -> String {
     let Some(entry) = account.entries.get(at) else { return String::new() };
     match &entry.fate {
         Fate::Used { canonical, .. } if *canonical == entry.key => "used".to_owned(),

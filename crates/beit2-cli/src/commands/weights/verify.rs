@@ -1,11 +1,11 @@
-//! `beit2 weights verify`: every value of a file, once.
+//! `beit2 weights verify`: reads every value of a file once and checks the model.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
 use beit2_weights::Checkpoint;
-use beit2_weights::inspect::Facts;
+use beit2_weights::inspect::ModelSummary;
 use beit2_weights::published::{self, Published};
 use beit2_weights::verify::verify;
 use serde_json::json;
@@ -20,10 +20,10 @@ use crate::output;
 /// Flags of `weights verify`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is checked: the file's structure; that every key is used, derived or ignored for a reason; that \
-    every tensor of the model is there in the shape that the others ask for; that index buffers are those of \
-    their tables; that no value is NaN or infinite; for a published file (by its name) also kind, parameters, \
-    classes and SHA-256 where they are known.\n\n\
+    after_help = "Checks the structure of the file; that every key is used, derived or ignored for a known reason; that every \
+    tensor of the model is there and its shape agrees with the others; that index buffers agree with their \
+    tables; that no value is NaN or infinite; and, for a published file (known by its name), the kind of model, \
+    parameters, classes and, where it is known, the SHA-256.\n\n\
     Examples:\n  beit2 weights verify vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth\n  \
     beit2 weights verify runs/mim_base_300e --json"
 )]
@@ -42,20 +42,20 @@ const TOLD: usize = 3;
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let checkpoint = args.source.open()?;
     let path = checkpoint.path();
-    let facts = about(verify(&checkpoint.tensors), &checkpoint)?;
+    let summary = about(verify(&checkpoint.tensors), &checkpoint)?;
     let since = Instant::now();
     let mut problems = not_finite(&checkpoint)?;
     let seconds = since.elapsed().as_secs_f64();
     let sha256 = beit2_weights::sha256(path)?;
     let published = named(path);
     if let Some(published) = published {
-        problems.extend(contradiction(published, &facts));
+        problems.extend(contradiction(published, &summary));
         problems.extend(wrong_hash(published, &sha256));
     }
     if args.output.json {
         output::json(&json!({
             "file": path.display().to_string(),
-            "model": super::inspect::facts_json(&facts),
+            "model": super::inspect::summary_json(&summary),
             "tensors": checkpoint.tensors.len(),
             "sha256": sha256,
             "published": published.map(|published| published.file),
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         let mut rows = vec![
             ("file", path.display().to_string()),
             ("format", describe_format(&checkpoint)),
-            ("model", format!("{}, {} parameters", facts.layout, thousands(facts.parameters))),
+            ("model", format!("{}, {} parameters", summary.layout, thousands(summary.parameters))),
             ("tensors", format!("{} read in {seconds:.2} s", checkpoint.tensors.len())),
             ("sha256", sha256),
         ];
@@ -115,16 +115,16 @@ fn named(path: &Path) -> Option<&'static Published> {
     name.ends_with(".pth").then(|| published::find(name)).flatten()
 }
 
-/// What a model is that a published file is not.
-pub(super) fn contradiction(published: &Published, facts: &Facts) -> Option<String> {
-    let (kind, classes) = (facts.layout.kind, facts.classes.unwrap_or(0));
+/// How a model contradicts the published one.
+pub(super) fn contradiction(published: &Published, summary: &ModelSummary) -> Option<String> {
+    let (kind, classes) = (summary.layout.kind, summary.classes.unwrap_or(0));
     let what = |found: String, expected: String| {
         Some(format!("{found}, but the published {} {expected}", published.file))
     };
     if kind != published.kind {
         what(format!("it is a {kind} model"), format!("is a {} model", published.kind))
-    } else if facts.parameters != published.parameters {
-        let found = format!("it has {} parameters", thousands(facts.parameters));
+    } else if summary.parameters != published.parameters {
+        let found = format!("it has {} parameters", thousands(summary.parameters));
         what(found, format!("has {}", thousands(published.parameters)))
     } else if classes != published.classes {
         what(format!("it has {classes} classes"), format!("has {}", published.classes))

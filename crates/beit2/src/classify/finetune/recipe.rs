@@ -129,7 +129,7 @@ impl FinetuneRecipe {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given && self.init.sizes_from_weights {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
-            if state.facts.layout.kind == Kind::Segmentation {
+            if state.summary.layout.kind == Kind::Segmentation {
                 return config_error(format!(
                     "{} holds a segmentation model; fine-tuning cannot start from one",
                     self.init.weights

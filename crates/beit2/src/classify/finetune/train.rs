@@ -217,7 +217,7 @@ pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPla
     let spec = &recipe.init.weights;
     let state = StateFile::new(assets.weights(spec)?, spec)?;
     let options = PlanOptions {
-        tokenizer_encoder: state.facts.layout.kind == Kind::Tokenizer,
+        tokenizer_encoder: state.summary.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
     plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.class_count(), &options)
