@@ -35,7 +35,7 @@ fn tensors(plan: beit2_weights::plan::Plan) -> weights::Tensors {
 /// The sizes that the file alone gives, which must be those of the manifest, and how a layer norm is computed, which the
 /// configuration beside it says.
 fn vit(case: &Case, state: &StateFile) -> VitConfig {
-    let vit = if state.facts.heads.is_some() {
+    let vit = if state.summary.heads.is_some() {
         VitConfig::from_shapes(state).unwrap()
     } else {
         // Only a bias table shows the heads; other files are taken to have published models' heads of 64.
