@@ -3,11 +3,14 @@
 //! Contract: one pass over parameter, gradient and both moments; results are written over the
 //! inputs when nobody else holds them. Not for graphs: call it on the inner backend.
 
-use burn::tensor::Tensor;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
 
 /// The numbers of one [`adamw`](crate::adamw) step of one tensor.
 #[derive(Debug, Clone, Copy)]
@@ -36,12 +39,31 @@ impl AdamwStep {
     }
 }
 
+/// AdamW on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait AdamwOps: BurnBackend {
+    /// Sum of the squares of all elements, `[1]`.
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::square_sum::<Self>(x)
+    }
+
+    /// [`adamw`](crate::adamw).
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamwStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::adamw::<Self>(param, grad, m, v, step)
+    }
+}
+
 /// One decoupled-weight-decay Adam step (Loshchilov & Hutter 2019) → `(param, m, v)`, all of one
 /// shape. In place where the tensors given are the only ones of their memory.
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn adamw<B: Backend, const D: usize>(
+pub fn adamw<B: AdamwOps, const D: usize>(
     param: Tensor<B, D>,
     grad: Tensor<B, D>,
     m: Tensor<B, D>,
@@ -58,7 +80,7 @@ pub fn adamw<B: Backend, const D: usize>(
 }
 
 /// Sum of the squares of all elements, `[1]`: what a gradient's norm is made of. Not for graphs.
-pub fn square_sum<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+pub fn square_sum<B: AdamwOps, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
     wrap(B::fused_square_sum(unwrap(x)))
 }
 
@@ -77,6 +99,49 @@ pub fn reference<B: BurnBackend, const D: usize>(
     let denominator = v.clone().sqrt().div_scalar(correction2.sqrt()).add_scalar(s.eps);
     let update = m.clone().mul_scalar(s.lr / correction1) / denominator;
     (param.mul_scalar(1.0 - s.lr * s.weight_decay) - update, m, v)
+}
+
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn square_sum<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_sum(B::float_mul(x.clone(), x))
+    }
+
+    pub(crate) fn adamw<B: BurnBackend>(
+        param: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        m: FloatTensor<B>,
+        v: FloatTensor<B>,
+        step: AdamwStep,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let shape = param.shape();
+        let (param, m, v) = super::reference::<B, 2>(rows(param), rows(grad), rows(m), rows(v), step);
+        (from_rows(shape.clone(), param), from_rows(shape.clone(), m), from_rows(shape, v))
+    }
+}
+
+impl<B: AdamwOps, C: CheckpointStrategy> AdamwOps for Autodiff<B, C> {}
+
+impl AdamwOps for Flex {
+    fn fused_square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { fast::square_sum(x) } else { composed::square_sum::<Self>(x) }
+    }
+
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamwStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&param, &grad, &m, &v]) {
+            fast::step(param, grad, m, v, step)
+        } else {
+            composed::adamw::<Self>(param, grad, m, v, step)
+        }
+    }
 }
 
 pub(crate) mod fast {

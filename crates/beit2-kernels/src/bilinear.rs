@@ -1,4 +1,4 @@
-//! Bilinear resizing of channels-last maps, as products with one small constant matrix along each axis.
+//! Bilinear resizing of channels-last maps, as matmuls with one small constant matrix along each axis.
 //!
 //! Half-pixel centres, clamped at the border, two neighbours whatever the scale: PyTorch's `interpolate` with
 //! `align_corners=False`. Burn's own resizing has another rule when it shrinks.

@@ -4,19 +4,40 @@
 //! pass. Sums go over fixed groups of rows, then over the groups in order, so they do not depend on the
 //! number of threads. Both results carry gradients to the input.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops, unary};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// Moments of channels on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait ChannelMomentsOps: BurnBackend {
+    /// [`channel_moments`](crate::channel_moments): mean and variance as the rows of one tensor `[2, C]`.
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::channel_moments::<Self>(x)
+    }
+
+    /// Gradient of [`channel_moments`](crate::channel_moments) with respect to `x`, from the moments and their gradient,
+    /// `[2, C]` each.
+    fn fused_channel_moments_backward(
+        x: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::channel_moments_backward::<Self>(x, moments, grad)
+    }
+}
 
 /// Mean and variance of the channels of `x [.., C]` over all other axes, `[C]` each.
-pub fn channel_moments<B: Backend, const D: usize>(x: Tensor<B, D>) -> (Tensor<B, 1>, Tensor<B, 1>) {
+pub fn channel_moments<B: ChannelMomentsOps, const D: usize>(
+    x: Tensor<B, D>,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
     let both: Tensor<B, 2> = wrap(B::fused_channel_moments(unwrap(x)));
     let [mean, var] = [0, 1].map(|at| both.clone().narrow(0, at, 1).squeeze_dim(0));
     (mean, var)
@@ -48,7 +69,7 @@ fn rows_of<B: BurnBackend>(both: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
 #[derive(Debug)]
 struct MomentsBackward;
 
-impl<B: Backend> Backward<B, 1> for MomentsBackward {
+impl<B: ChannelMomentsOps> Backward<B, 1> for MomentsBackward {
     /// The input and its moments.
     type State = [FloatTensor<B>; 2];
 
@@ -60,14 +81,50 @@ impl<B: Backend> Backward<B, 1> for MomentsBackward {
     }
 }
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let prep = Backward::<B, 1>::prepare::<C>(MomentsBackward, [x.node]);
-    let moments = B::fused_channel_moments(x.primitive.clone());
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish([x.primitive, moments.clone()], moments),
-        OpsKind::UnTracked(prep) => prep.finish(moments),
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn channel_moments<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        let (mean, var) = super::reference::<B>(rows(x));
+        unwrap(Tensor::stack::<2>(vec![mean, var], 0))
+    }
+
+    pub(crate) fn channel_moments_backward<B: BurnBackend>(
+        x: FloatTensor<B>,
+        found: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        from_rows(x.shape(), super::reference_backward::<B>(rows(x), wrap(found), wrap(grad)))
+    }
+}
+
+impl<B: ChannelMomentsOps, C: CheckpointStrategy> ChannelMomentsOps for Autodiff<B, C> {
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(B, C, MomentsBackward, [x],
+            tracked {
+                let moments = B::fused_channel_moments(x.primitive.clone());
+                (moments.clone(), [x.primitive, moments])
+            },
+            untracked { B::fused_channel_moments(x.primitive) })
+    }
+}
+
+impl ChannelMomentsOps for Flex {
+    fn fused_channel_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { fast::forward(x) } else { composed::channel_moments::<Self>(x) }
+    }
+
+    fn fused_channel_moments_backward(
+        x: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &moments, &grad]) {
+            fast::backward(x, moments, grad)
+        } else {
+            composed::channel_moments_backward::<Self>(x, moments, grad)
+        }
     }
 }
 

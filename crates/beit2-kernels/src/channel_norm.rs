@@ -4,22 +4,52 @@
 //! ReLU was at zero, so the result need not be kept. Gradients of the three vectors are summed in fixed
 //! groups of rows, so they do not depend on the number of threads.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::{record, register};
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// Gradients of a channel norm with respect to x, and to mean, scale and shift.
+pub type ChannelGradients<B> = (FloatTensor<B>, [FloatTensor<B>; 3]);
+
+/// Normalization of channels on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait ChannelNormOps: BurnBackend {
+    /// [`channel_norm`](crate::channel_norm).
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        composed::channel_norm::<Self>(x, mean, scale, shift, relu)
+    }
+
+    /// Gradients of [`channel_norm`](crate::channel_norm).
+    fn fused_channel_norm_backward(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        relu: bool,
+    ) -> ChannelGradients<Self> {
+        composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
+    }
+}
 
 /// `(x − mean)·scale + shift` for `x [.., C]` and vectors `[C]`; negative results become 0 if `relu`.
 ///
 /// # Panics
 /// If a vector is not as long as the last axis of `x`.
-pub fn channel_norm<B: Backend, const D: usize>(
+pub fn channel_norm<B: ChannelNormOps, const D: usize>(
     x: Tensor<B, D>,
     mean: Tensor<B, 1>,
     scale: Tensor<B, 1>,
@@ -74,7 +104,7 @@ struct ChannelNormBackward {
     relu: bool,
 }
 
-impl<B: Backend> Backward<B, 4> for ChannelNormBackward {
+impl<B: ChannelNormOps> Backward<B, 4> for ChannelNormBackward {
     /// x, mean, scale, shift.
     type State = [FloatTensor<B>; 4];
 
@@ -83,30 +113,89 @@ impl<B: Backend> Backward<B, 4> for ChannelNormBackward {
         let [x, mean, scale, shift] = ops.state;
         let (dx, [dmean, dscale, dshift]) =
             B::fused_channel_norm_backward(x, mean, scale, shift, grad, self.relu);
-        for (parent, grad) in ops.parents.into_iter().zip([dx, dmean, dscale, dshift]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        register!(B, grads, ops.parents, [dx, dmean, dscale, dshift]);
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    mean: Primitive<B, C>,
-    scale: Primitive<B, C>,
-    shift: Primitive<B, C>,
-    relu: bool,
-) -> Primitive<B, C> {
-    let nodes = [x.node, mean.node, scale.node, shift.node];
-    let prep = Backward::<B, 4>::prepare::<C>(ChannelNormBackward { relu }, nodes);
-    let state = [x.primitive, mean.primitive, scale.primitive, shift.primitive];
-    let [x, mean, scale, shift] = state.clone();
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(state, B::fused_channel_norm(x, mean, scale, shift, relu)),
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_channel_norm(x, mean, scale, shift, relu)),
+    pub(crate) fn channel_norm<B: BurnBackend>(
+        x: FloatTensor<B>,
+        mean: FloatTensor<B>,
+        scale: FloatTensor<B>,
+        shift: FloatTensor<B>,
+        relu: bool,
+    ) -> FloatTensor<B> {
+        let shape = x.shape();
+        from_rows(shape, super::reference::<B, 2>(rows(x), wrap(mean), wrap(scale), wrap(shift), relu))
+    }
+
+    pub(crate) fn channel_norm_backward<B: BurnBackend>(
+        x: FloatTensor<B>,
+        mean: FloatTensor<B>,
+        scale: FloatTensor<B>,
+        shift: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        relu: bool,
+    ) -> ChannelGradients<B> {
+        let shape = x.shape();
+        let (dx, vectors) =
+            super::reference_backward::<B>(rows(x), wrap(mean), wrap(scale), wrap(shift), rows(grad), relu);
+        (from_rows(shape, dx), vectors.map(unwrap))
+    }
+}
+
+impl<B: ChannelNormOps, C: CheckpointStrategy> ChannelNormOps for Autodiff<B, C> {
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        let backward = ChannelNormBackward { relu };
+        record!(B, C, backward, [x, mean, scale, shift],
+        tracked {
+            let state = [x.primitive, mean.primitive, scale.primitive, shift.primitive];
+            let [x, mean, scale, shift] = state.clone();
+            (B::fused_channel_norm(x, mean, scale, shift, relu), state)
+        },
+        untracked {
+            B::fused_channel_norm(x.primitive, mean.primitive, scale.primitive, shift.primitive, relu)
+        })
+    }
+}
+
+impl ChannelNormOps for Flex {
+    fn fused_channel_norm(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &mean, &scale, &shift]) {
+            fast::forward(x, mean, scale, shift, relu)
+        } else {
+            composed::channel_norm::<Self>(x, mean, scale, shift, relu)
+        }
+    }
+
+    fn fused_channel_norm_backward(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        relu: bool,
+    ) -> ChannelGradients<Self> {
+        if is_f32(&[&x, &mean, &scale, &shift, &grad]) {
+            fast::backward(x, mean, scale, shift, grad, relu)
+        } else {
+            composed::channel_norm_backward::<Self>(x, mean, scale, shift, grad, relu)
+        }
     }
 }
 

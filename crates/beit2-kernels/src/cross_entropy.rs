@@ -4,22 +4,39 @@
 //! the forward pass, in the logits' own buffer when nobody else holds it; the backward pass only
 //! scales it. Losses of rows are added in order.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, unary};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::tensor::{unwrap, wrap};
+
+/// Cross entropy on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait CrossEntropyOps: BurnBackend {
+    /// [`cross_entropy`](crate::cross_entropy) without what a backward pass needs.
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        composed::cross_entropy::<Self>(logits, targets)
+    }
+
+    /// [`cross_entropy`](crate::cross_entropy) and its gradient `[n, K]` with respect to the logits.
+    fn fused_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::cross_entropy_train::<Self>(logits, targets)
+    }
+}
 
 /// Mean cross entropy of `logits [n, K]` against class ids `targets [n]` → `[1]`.
 ///
 /// # Panics
 /// If the numbers of rows differ, or (on the CPU) if an id is not below K.
-pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+pub fn cross_entropy<B: CrossEntropyOps>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     let (dims, [ids]) = (logits.dims(), targets.dims());
     assert!(ids == dims[0], "cross_entropy: {ids} targets for logits {dims:?}");
     wrap(B::fused_cross_entropy(unwrap(logits), targets.into_primitive()))
@@ -47,7 +64,7 @@ pub(crate) fn reference_train<B: BurnBackend>(
 #[derive(Debug)]
 struct CrossEntropyBackward;
 
-impl<B: Backend> Backward<B, 1> for CrossEntropyBackward {
+impl<B: CrossEntropyOps> Backward<B, 1> for CrossEntropyBackward {
     type State = FloatTensor<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -58,17 +75,52 @@ impl<B: Backend> Backward<B, 1> for CrossEntropyBackward {
     }
 }
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    logits: FloatTensor<Autodiff<B, C>>,
-    targets: IntTensor<B>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let prep = Backward::<B, 1>::prepare::<C>(CrossEntropyBackward, [logits.node.clone()]);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let (loss, gradient) = B::fused_cross_entropy_train(logits.primitive, targets);
-            prep.finish(gradient, loss)
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn cross_entropy<B: BurnBackend>(
+        logits: FloatTensor<B>,
+        targets: IntTensor<B>,
+    ) -> FloatTensor<B> {
+        unwrap(super::reference::<B>(wrap(logits), Tensor::from_primitive(targets)))
+    }
+
+    pub(crate) fn cross_entropy_train<B: BurnBackend>(
+        logits: FloatTensor<B>,
+        targets: IntTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let (loss, gradient) = super::reference_train::<B>(wrap(logits), Tensor::from_primitive(targets));
+        (unwrap(loss), unwrap(gradient))
+    }
+}
+
+impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, C> {
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        record!(B, C, CrossEntropyBackward, [logits],
+            tracked { B::fused_cross_entropy_train(logits.primitive, targets) },
+            untracked { B::fused_cross_entropy(logits.primitive, targets) })
+    }
+}
+
+impl CrossEntropyOps for Flex {
+    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&logits]) {
+            fast::forward(logits, targets)
+        } else {
+            composed::cross_entropy::<Self>(logits, targets)
         }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_cross_entropy(logits.primitive, targets)),
+    }
+
+    fn fused_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&logits]) {
+            fast::forward_train(logits, targets)
+        } else {
+            composed::cross_entropy_train::<Self>(logits, targets)
+        }
     }
 }
 

@@ -4,19 +4,38 @@
 //! buffer when nobody else holds it; both come from one exponential. Burn's own `gelu_backward` is a
 //! tanh approximation with rounded constants and is not used anywhere.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops, unary};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// Exact GELU on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait GeluOps: BurnBackend {
+    /// [`gelu`](crate::gelu) without what a backward pass needs.
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::gelu::<Self>(x)
+    }
+
+    /// [`gelu`](crate::gelu) and its derivative at `x`; the backward pass multiplies by it.
+    fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::gelu_train::<Self>(x)
+    }
+
+    /// Elementwise product of two tensors of one shape: the backward pass of [`gelu`](crate::gelu).
+    fn fused_mul(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::mul::<Self>(x, y)
+    }
+}
 
 /// Exact GELU, `x·Φ(x)` by the error function. Shape is kept.
-pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+pub fn gelu<B: GeluOps, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     wrap(B::fused_gelu(unwrap(x)))
 }
 
@@ -40,7 +59,7 @@ pub(crate) fn reference_train<B: BurnBackend>(x: Tensor<B, 2>) -> (Tensor<B, 2>,
 #[derive(Debug)]
 struct GeluBackward;
 
-impl<B: Backend> Backward<B, 1> for GeluBackward {
+impl<B: GeluOps> Backward<B, 1> for GeluBackward {
     type State = FloatTensor<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -49,16 +68,44 @@ impl<B: Backend> Backward<B, 1> for GeluBackward {
     }
 }
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let prep = Backward::<B, 1>::prepare::<C>(GeluBackward, [x.node.clone()]);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let (y, slope) = B::fused_gelu_train(x.primitive);
-            prep.finish(slope, y)
-        }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_gelu(x.primitive)),
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn gelu<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        from_rows(x.shape(), super::reference(rows::<B>(x)))
+    }
+
+    pub(crate) fn gelu_train<B: BurnBackend>(x: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
+        let shape = x.shape();
+        let (y, slope) = super::reference_train(rows::<B>(x));
+        (from_rows(shape.clone(), y), from_rows(shape, slope))
+    }
+
+    pub(crate) fn mul<B: BurnBackend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_mul(x, y)
+    }
+}
+
+impl<B: GeluOps, C: CheckpointStrategy> GeluOps for Autodiff<B, C> {
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        record!(B, C, GeluBackward, [x],
+            tracked { B::fused_gelu_train(x.primitive) },
+            untracked { B::fused_gelu(x.primitive) })
+    }
+}
+
+impl GeluOps for Flex {
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { fast::forward(x) } else { composed::gelu::<Self>(x) }
+    }
+
+    fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x]) { fast::forward_train(x) } else { composed::gelu_train::<Self>(x) }
+    }
+
+    fn fused_mul(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { fast::mul(x, y) } else { composed::mul::<Self>(x, y) }
     }
 }
 
@@ -84,7 +131,7 @@ pub(crate) mod fast {
     }
 
     /// `x·y`, over `x` when nobody else holds it.
-    pub(crate) fn product(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+    pub(crate) fn mul(x: FlexTensor, y: FlexTensor) -> FlexTensor {
         let (mut x, y) = (owned(x), owned(y));
         values(&mut x).par_chunks_mut(GRAIN).zip(view(&y).par_chunks(GRAIN)).for_each(|(x, y)| times(x, y));
         x

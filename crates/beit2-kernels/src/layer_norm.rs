@@ -5,22 +5,48 @@
 //! when nobody else holds it. Gradients of weight and bias are summed in fixed groups of rows, then
 //! over the groups in order, so they do not depend on the number of threads.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::{constant, record_with, register};
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// Layer normalization on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait LayerNormOps: BurnBackend {
+    /// [`layer_norm`](crate::layer_norm) with the mean and the inverse deviation of each row, both
+    /// constants to a graph.
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::layer_norm::<Self>(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`layer_norm`](crate::layer_norm): of `x`, `weight` and `bias`.
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::layer_norm_backward::<Self>(x, weight, mean, rstd, grad)
+    }
+}
 
 /// Layer normalization over the last axis (`weight`, `bias`: `[D]`).
 ///
 /// # Panics
 /// If `weight` or `bias` is not as long as the last axis of `x`.
-pub fn layer_norm<B: Backend, const D: usize>(
+pub fn layer_norm<B: LayerNormOps, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 1>,
     bias: Tensor<B, 1>,
@@ -81,7 +107,7 @@ pub(crate) fn reference_backward<B: BurnBackend>(
 #[derive(Debug)]
 struct LayerNormBackward;
 
-impl<B: Backend> Backward<B, 3> for LayerNormBackward {
+impl<B: LayerNormOps> Backward<B, 3> for LayerNormBackward {
     /// x, weight, mean, rstd.
     type State = [FloatTensor<B>; 4];
 
@@ -89,35 +115,100 @@ impl<B: Backend> Backward<B, 3> for LayerNormBackward {
         let grad = grads.consume::<B>(&ops.node);
         let [x, weight, mean, rstd] = ops.state;
         let (dx, dw, db) = B::fused_layer_norm_backward(x, weight, mean, rstd, grad);
-        for (parent, grad) in ops.parents.into_iter().zip([dx, dw, db]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        register!(B, grads, ops.parents, [dx, dw, db]);
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    weight: Primitive<B, C>,
-    bias: Primitive<B, C>,
-    eps: f64,
-) -> (Primitive<B, C>, Primitive<B, C>, Primitive<B, C>) {
-    let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
-    let prep = Backward::<B, 3>::prepare::<C>(LayerNormBackward, nodes);
-    let constant = Autodiff::<B, C>::from_inner;
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
+    pub(crate) fn layer_norm<B: BurnBackend>(
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        eps: f64,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let shape = x.shape();
+        let (y, mean, rstd) = super::reference_train(rows::<B>(x), wrap(weight), wrap(bias), eps);
+        (from_rows(shape, y), unwrap(mean), unwrap(rstd))
+    }
+
+    pub(crate) fn layer_norm_backward<B: BurnBackend>(
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        mean: FloatTensor<B>,
+        rstd: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let shape = x.shape();
+        let (dx, dw, db) =
+            super::reference_backward(rows::<B>(x), wrap(weight), wrap(mean), wrap(rstd), rows(grad));
+        (from_rows(shape, dx), unwrap(dw), unwrap(db))
+    }
+}
+
+impl<B: LayerNormOps, C: CheckpointStrategy> LayerNormOps for Autodiff<B, C> {
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (y, (mean, rstd)) = record_with!(B, C, LayerNormBackward, [x, weight, bias],
+        tracked {
             let (input, scale) = (x.primitive.clone(), weight.primitive.clone());
             let (y, mean, rstd) = B::fused_layer_norm(x.primitive, weight.primitive, bias.primitive, eps);
             let state = [input, scale, mean.clone(), rstd.clone()];
-            (prep.finish(state, y), constant(mean), constant(rstd))
-        }
-        OpsKind::UnTracked(prep) => {
+            (y, (mean, rstd), state)
+        },
+        untracked {
             let (y, mean, rstd) = B::fused_layer_norm(x.primitive, weight.primitive, bias.primitive, eps);
-            (prep.finish(y), constant(mean), constant(rstd))
+            (y, (mean, rstd))
+        });
+        (y, Self::from_inner(mean), Self::from_inner(rstd))
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, weight, mean, rstd, grad] =
+            [x, weight, mean, rstd, grad].map(|t| constant::<B, C>("layer_norm", t));
+        let (dx, dw, db) = B::fused_layer_norm_backward(x, weight, mean, rstd, grad);
+        let wrap = Self::from_inner;
+        (wrap(dx), wrap(dw), wrap(db))
+    }
+}
+
+impl LayerNormOps for Flex {
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x, &weight, &bias]) {
+            fast::forward(x, weight, bias, eps)
+        } else {
+            composed::layer_norm::<Self>(x, weight, bias, eps)
+        }
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&x, &weight, &mean, &rstd, &grad]) {
+            fast::backward(x, weight, mean, rstd, grad)
+        } else {
+            composed::layer_norm_backward::<Self>(x, weight, mean, rstd, grad)
         }
     }
 }

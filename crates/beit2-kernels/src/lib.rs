@@ -14,14 +14,14 @@ mod bilinear;
 mod channel_moments;
 mod channel_norm;
 mod collective;
-mod composed;
 mod conv3x3;
 mod cross_entropy;
 mod flex;
 mod gelu;
 #[cfg(feature = "gpu")]
 mod gpu;
-mod images;
+mod graph;
+mod images_from_bytes;
 mod layer_norm;
 mod linear;
 mod matrix;
@@ -37,33 +37,35 @@ mod residual_scale;
 mod rows;
 mod samples;
 pub mod simd;
+mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use adamw::{AdamwStep, adamw, square_sum};
-pub use attention::{AttentionSpec, attention, attention_qkv, attention_weights};
-pub use backend::{
-    AttentionGradients, AttentionOutput, AutodiffBackend, Backend, ChannelGradients, PixelLoss,
+pub use adamw::{AdamwOps, AdamwStep, adamw, square_sum};
+pub use attention::{
+    AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, attention, attention_qkv,
+    attention_weights,
 };
+pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;
-pub use channel_moments::channel_moments;
-pub use channel_norm::channel_norm;
-pub use collective::{Leave, PeerLeft, Rank};
-pub use conv3x3::conv3x3;
-pub use cross_entropy::cross_entropy;
-pub use gelu::gelu;
+pub use channel_moments::{ChannelMomentsOps, channel_moments};
+pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
+pub use collective::{AllReduceOps, Leave, PeerLeft, Rank};
+pub use conv3x3::{Conv3x3Ops, conv3x3};
+pub use cross_entropy::{CrossEntropyOps, cross_entropy};
+pub use gelu::{GeluOps, gelu};
 #[cfg(feature = "gpu")]
 pub use gpu::keep_tuning;
-pub use images::{images, patches, standardise};
-pub use layer_norm::layer_norm;
-pub use linear::{PackedWeight, linear, linear_packed, pack_weight};
+pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise};
+pub use layer_norm::{LayerNormOps, layer_norm};
+pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
-pub use nearest_code::nearest_code;
-pub use norm_mlp::{NormMlp, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
-pub use pixel_cross_entropy::{IGNORE, pixel_cross_entropy};
+pub use nearest_code::{NearestCodeOps, nearest_code};
+pub use norm_mlp::{NormMlp, NormMlpOps, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
+pub use pixel_cross_entropy::{IGNORE, PixelCrossEntropyOps, PixelLoss, pixel_cross_entropy};
 pub use precision::Precision;
-pub use residual_scale::{residual, residual_scale};
-pub use samples::{gather_samples, scatter_add_samples};
+pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
+pub use samples::{SampleOps, gather_samples, scatter_add_samples};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
 /// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of
@@ -91,8 +93,8 @@ pub mod reference {
     pub use crate::conv3x3::reference as conv3x3;
     pub use crate::cross_entropy::reference as cross_entropy;
     pub use crate::gelu::reference as gelu;
-    pub use crate::images::{
-        reference as images, reference_patches as patches, reference_standardise as standardise,
+    pub use crate::images_from_bytes::{
+        reference as images_from_bytes, reference_patches as patches, reference_standardise as standardise,
     };
     pub use crate::layer_norm::reference as layer_norm;
     pub use crate::linear::reference as linear;

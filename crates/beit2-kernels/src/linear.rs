@@ -1,30 +1,81 @@
 //! `x·Wᵀ + b` and its gradients.
 //!
-//! Contract: matrix products read their operands where they lie, transposed or not; the backward
+//! Contract: matmuls read their operands where they lie, transposed or not; the backward
 //! pass keeps the input only if the weight needs a gradient, and the weight only if the input does.
 
 use std::fmt;
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
 use crate::matrix::Packed;
 use crate::precision::Precision;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// `x·Wᵀ + b` on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait LinearOps: BurnBackend {
+    /// [`linear`](crate::linear) on `x [.., in]`.
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        composed::linear::<Self>(x, weight, bias, precision)
+    }
+
+    /// [`pack_weight`](crate::pack_weight).
+    fn pack_weight(_weight: FloatTensor<Self>, _precision: Precision) -> Option<PackedWeight> {
+        None
+    }
+
+    /// [`linear_packed`](crate::linear_packed), for backends that pack.
+    fn fused_linear_packed(
+        _x: FloatTensor<Self>,
+        _weight: &PackedWeight,
+        _bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        panic!("linear_packed: this backend packs no weights; the layer was frozen on another one")
+    }
+
+    /// Gradient of [`linear`](crate::linear) with respect to its input: `grad·W`, `[.., in]`.
+    fn fused_linear_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        composed::linear_backward_input::<Self>(weight, grad, precision)
+    }
+
+    /// Gradient of [`linear`](crate::linear) with respect to its weight: `gradᵀ·x`, `[out, in]`.
+    fn fused_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        composed::linear_backward_weight::<Self>(x, grad, precision)
+    }
+
+    /// Gradient of a bias that was added to each row: the sum of the rows of `grad`, `[out]`.
+    fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum_rows::<Self>(grad)
+    }
+}
 
 /// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`. `precision` is that of the
-/// three products, forward and backward; the bias and its gradient are not rounded.
+/// three matmuls, forward and backward; the bias and its gradient are not rounded.
 ///
 /// # Panics
 /// If the last axis of `x` is not `in`, or `bias` is not `[out]`.
-pub fn linear<B: Backend, const D: usize>(
+pub fn linear<B: LinearOps, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
@@ -39,7 +90,7 @@ pub fn linear<B: Backend, const D: usize>(
     wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap), precision))
 }
 
-/// A weight in the order in which products read it: for models whose weights do not change any more.
+/// A weight in the order in which matmuls read it: for models whose weights do not change any more.
 ///
 /// Clones share their memory: as much as the weight itself in f32, half of it in bf16.
 #[derive(Clone)]
@@ -48,8 +99,8 @@ pub struct PackedWeight(Arc<Packed>);
 impl PackedWeight {
     /// The operand itself.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn right(&self) -> &crate::packed::Right {
-        self.0.right()
+    pub(crate) fn rhs(&self) -> &crate::packed::PackedRhs {
+        self.0.rhs()
     }
 
     /// `[out, in]`, as the weight's.
@@ -67,7 +118,7 @@ impl fmt::Debug for PackedWeight {
 
 /// Packs a `weight [out, in]` for [`linear_packed`]; `None` where a backend or a processor has nothing better than the
 /// weight itself. Recording backends have nothing: a packed weight gets no gradient, and passes none on.
-pub fn pack_weight<B: Backend>(weight: Tensor<B, 2>, precision: Precision) -> Option<PackedWeight> {
+pub fn pack_weight<B: LinearOps>(weight: Tensor<B, 2>, precision: Precision) -> Option<PackedWeight> {
     B::pack_weight(unwrap(weight), precision)
 }
 
@@ -75,7 +126,7 @@ pub fn pack_weight<B: Backend>(weight: Tensor<B, 2>, precision: Precision) -> Op
 ///
 /// # Panics
 /// If the last axis of `x` is not `in`, `bias` is not `[out]`, or the weight was packed for another backend.
-pub fn linear_packed<B: Backend, const D: usize>(
+pub fn linear_packed<B: LinearOps, const D: usize>(
     x: Tensor<B, D>,
     weight: &PackedWeight,
     bias: Option<Tensor<B, 1>>,
@@ -114,7 +165,7 @@ struct LinearBackward(Precision);
 /// The input if the weight needs a gradient, the weight if the input does.
 type LinearState<B> = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
 
-impl<B: Backend, const N: usize> Backward<B, N> for LinearBackward {
+impl<B: LinearOps, const N: usize> Backward<B, N> for LinearBackward {
     type State = LinearState<B>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -135,36 +186,127 @@ impl<B: Backend, const N: usize> Backward<B, N> for LinearBackward {
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    weight: Primitive<B, C>,
-    bias: Option<Primitive<B, C>>,
-    precision: Precision,
-) -> Primitive<B, C> {
-    let state =
-        (weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone()));
-    // The number of parents is part of the type, hence the two arms.
-    match bias {
-        None => {
-            let nodes = [x.node, weight.node];
-            let prep = Backward::<B, 2>::prepare::<C>(LinearBackward(precision), nodes);
-            let y = B::fused_linear(x.primitive, weight.primitive, None, precision);
-            match prep.compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish(state, y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
+    pub(crate) fn linear<B: BurnBackend>(
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        bias: Option<FloatTensor<B>>,
+        precision: Precision,
+    ) -> FloatTensor<B> {
+        let mut shape = x.shape();
+        let last = shape.num_dims() - 1;
+        shape[last] = weight.shape()[0];
+        let (x, weight) = (precision.round(rows(x)), precision.round(wrap(weight)));
+        from_rows(shape, super::reference::<B, 2>(x, weight, bias.map(wrap)))
+    }
+
+    pub(crate) fn linear_backward_input<B: BurnBackend>(
+        weight: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        precision: Precision,
+    ) -> FloatTensor<B> {
+        let mut shape = grad.shape();
+        let last = shape.num_dims() - 1;
+        shape[last] = weight.shape()[1];
+        let weight = precision.round(wrap::<B, 2>(weight));
+        from_rows(shape, precision.round(rows::<B>(grad)).matmul(weight))
+    }
+
+    pub(crate) fn linear_backward_weight<B: BurnBackend>(
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        precision: Precision,
+    ) -> FloatTensor<B> {
+        let [grad, x] = [grad, x].map(|x| precision.round(rows::<B>(x)));
+        unwrap(grad.transpose().matmul(x))
+    }
+
+    pub(crate) fn sum_rows<B: BurnBackend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+        unwrap(rows::<B>(grad).sum_dim(0).squeeze_dim::<1>(0))
+    }
+}
+
+impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        let state = (
+            weight.is_tracked().then(|| x.primitive.clone()),
+            x.is_tracked().then(|| weight.primitive.clone()),
+        );
+        let backward = LinearBackward(precision);
+        // The number of parents is part of the type, hence the two arms.
+        match bias {
+            None => record!(B, C, backward, [x, weight],
+                tracked { (B::fused_linear(x.primitive, weight.primitive, None, precision), state) },
+                untracked { B::fused_linear(x.primitive, weight.primitive, None, precision) }),
+            Some(bias) => record!(B, C, backward, [x, weight, bias],
+                tracked { (B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive), precision), state) },
+                untracked { B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive), precision) }),
         }
-        Some(bias) => {
-            let nodes = [x.node, weight.node, bias.node];
-            let prep = Backward::<B, 3>::prepare::<C>(LinearBackward(precision), nodes);
-            let y = B::fused_linear(x.primitive, weight.primitive, Some(bias.primitive), precision);
-            match prep.compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish(state, y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
+    }
+}
+
+impl LinearOps for Flex {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &weight]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            fast::forward(x, weight, bias, precision)
+        } else {
+            composed::linear::<Self>(x, weight, bias, precision)
         }
+    }
+
+    fn pack_weight(weight: FloatTensor<Self>, precision: Precision) -> Option<PackedWeight> {
+        if is_f32(&[&weight]) { fast::pack(&weight, precision) } else { None }
+    }
+
+    fn fused_linear_packed(
+        x: FloatTensor<Self>,
+        weight: &PackedWeight,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        assert!(plain && is_f32(&[&x]), "linear_packed: expected f32, found {:?}", x.dtype());
+        fast::forward_packed(x, weight, bias)
+    }
+
+    fn fused_linear_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&weight, &grad]) {
+            fast::backward_input(weight, grad, precision)
+        } else {
+            composed::linear_backward_input::<Self>(weight, grad, precision)
+        }
+    }
+
+    fn fused_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &grad]) {
+            fast::backward_weight(x, grad, precision)
+        } else {
+            composed::linear_backward_weight::<Self>(x, grad, precision)
+        }
+    }
+
+    fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&grad]) { fast::sum_rows(grad) } else { composed::sum_rows::<Self>(grad) }
     }
 }
 
@@ -177,7 +319,7 @@ pub(crate) mod fast {
 
     use super::PackedWeight;
     use crate::flex::{owned, row_groups, tensor, view};
-    use crate::matrix::{Accumulate, MatmulOptions, Packed, product, with_rows};
+    use crate::matrix::{Accumulate, MatmulOptions, Packed, matmul, with_rows};
     use crate::memory::Buffer;
     use crate::precision::Precision;
 
@@ -194,7 +336,7 @@ pub(crate) mod fast {
         let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
         with_rows(&x, |x| {
             with_rows(&weight, |w| {
-                product(&mut y, out, start, 1.0, x, w.transposed(), MatmulOptions::parallel(precision));
+                matmul(&mut y, out, start, 1.0, x, w.transposed(), MatmulOptions::parallel(precision));
             });
         });
         tensor(y, shape)
@@ -214,7 +356,7 @@ pub(crate) mod fast {
         let mut y = Buffer::any(shape.num_elements());
         let bias = bias.map(owned);
         let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
-        with_rows(&x, |x| weight.0.product(&mut y, start, x));
+        with_rows(&x, |x| weight.0.matmul(&mut y, start, x));
         tensor(y, shape)
     }
 
@@ -224,7 +366,7 @@ pub(crate) mod fast {
         let mut dx = Buffer::any(shape.num_elements());
         with_rows(&grad, |grad| {
             with_rows(&weight, |w| {
-                product(&mut dx, inner, Accumulate::Zero, 1.0, grad, w, MatmulOptions::parallel(precision));
+                matmul(&mut dx, inner, Accumulate::Zero, 1.0, grad, w, MatmulOptions::parallel(precision));
             });
         });
         tensor(dx, shape)
@@ -235,7 +377,7 @@ pub(crate) mod fast {
             with_rows(&x, |x| {
                 let (out, inner) = (grad.cols(), x.cols());
                 let mut dw = Buffer::any(out * inner);
-                product(
+                matmul(
                     &mut dw,
                     inner,
                     Accumulate::Zero,

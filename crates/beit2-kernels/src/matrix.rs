@@ -1,7 +1,7 @@
-//! Matrix products on views of memory: by [`crate::packed`] where the CPU can, else in f32 by the `gemm` crate.
+//! Matmuls on views of memory: by [`crate::packed`] where the CPU can, else in f32 by the `gemm` crate.
 //!
 //! Views are checked once against the slices they read, so the operations above need no unsafe code
-//! for a product. Both ways sum the inner axis in an order that depends on the shapes alone.
+//! for a matmul. Both ways sum the inner axis in an order that depends on the shapes alone.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use crate::flex::{GRAIN, view};
 use crate::packed;
 use crate::precision::Precision;
 
-/// Work below which a product stays on its own thread (multiplications).
+/// Work below which a matmul stays on its own thread (multiplications).
 const PARALLEL: usize = 1 << 21;
 
 /// A matrix inside a slice: element `(i, j)` at `i·row + j·col`.
@@ -117,7 +117,7 @@ pub(crate) fn with_rows<R>(x: &FlexTensor, f: impl FnOnce(Matrix<'_>) -> R) -> R
     f(Matrix::new(view(&copy), rows, cols, cols))
 }
 
-/// What the sums of a product start from.
+/// What the sums of a matmul start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Accumulate<'a> {
     /// Zero: the destination is overwritten.
@@ -128,10 +128,10 @@ pub(crate) enum Accumulate<'a> {
     There,
 }
 
-/// How a product is computed.
+/// How a matmul is computed.
 #[derive(Clone, Copy)]
 pub(crate) struct MatmulOptions {
-    /// Type of the operands. Only x86-64 has bf16 products.
+    /// Type of the operands. Only x86-64 has bf16 matmuls.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) precision: Precision,
     /// Whether all threads may work on it, if it is much work.
@@ -151,7 +151,7 @@ impl MatmulOptions {
 }
 
 /// `dst = start + factor·a·b`, with rows of `dst` `row` apart.
-pub(crate) fn product(
+pub(crate) fn matmul(
     dst: &mut [f32],
     row: usize,
     start: Accumulate<'_>,
@@ -162,12 +162,12 @@ pub(crate) fn product(
 ) {
     assert!(span(a.rows, b.cols, row, 1) <= dst.len());
     // SAFETY: the slice holds every element of the destination and is borrowed mutably.
-    unsafe { product_at(dst.as_mut_ptr(), row, start, factor, a, b, how) }
+    unsafe { matmul_at(dst.as_mut_ptr(), row, start, factor, a, b, how) }
 }
 
 /// `dst = a·b` of operands of any stored type, rows of `dst` one after another.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn product_of<A: Operand, B: Operand>(
+pub(crate) fn matmul_of<A: Operand, B: Operand>(
     dst: &mut [f32],
     row: usize,
     a: Matrix<'_, A>,
@@ -176,16 +176,14 @@ pub(crate) fn product_of<A: Operand, B: Operand>(
 ) {
     assert!(a.cols == b.rows && b.cols == row && a.rows * row <= dst.len());
     if let (Some(a), Some(b)) = (A::plain(a), B::plain(b)) {
-        return product(dst, row, Accumulate::Zero, 1.0, a, b, how);
+        return matmul(dst, row, Accumulate::Zero, 1.0, a, b, how);
     }
     assert!(packed::is_available(how.precision) && a.cols > 0);
     // SAFETY: the slice holds the destination, and the instructions are there.
-    unsafe {
-        packed::product(dst.as_mut_ptr(), row, Accumulate::Zero, 1.0, a, b, how.precision, how.parallel)
-    }
+    unsafe { packed::matmul(dst.as_mut_ptr(), row, Accumulate::Zero, 1.0, a, b, how.precision, how.parallel) }
 }
 
-/// An element type that [`product_of`] takes.
+/// An element type that [`matmul_of`] takes.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Operand: packed::Element {
     /// The matrix, if it is one of f32.
@@ -206,43 +204,43 @@ impl Operand for burn::tensor::bf16 {
     }
 }
 
-/// A right operand for many products, in the form that they read fastest.
+/// A right-hand operand for many matmuls, in the form that they read fastest.
 pub(crate) struct Packed {
     #[cfg(target_arch = "x86_64")]
-    right: packed::Right,
+    rhs: packed::PackedRhs,
 }
 
 impl Packed {
-    /// `None` where products read operands as they are.
+    /// `None` where matmuls read operands as they are.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub(crate) fn new(b: Matrix<'_>, precision: Precision) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if b.rows > 0 && b.cols > 0 {
             let precision = packed::offered(precision)?;
             // SAFETY: the instructions are there.
-            return Some(Self { right: unsafe { packed::Right::new(b, precision, true) } });
+            return Some(Self { rhs: unsafe { packed::PackedRhs::new(b, precision, true) } });
         }
         None
     }
 
     /// The operand itself.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn right(&self) -> &packed::Right {
-        &self.right
+    pub(crate) fn rhs(&self) -> &packed::PackedRhs {
+        &self.rhs
     }
 
     /// Length of the inner axis, and number of columns.
     pub(crate) fn dims(&self) -> [usize; 2] {
         #[cfg(target_arch = "x86_64")]
-        return self.right.dims();
+        return self.rhs.dims();
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("made by `new` only")
     }
 
-    /// `dst = start + a·self`, with rows of `dst` side by side: what [`product`] gives, to the bit, for rows that lie in
+    /// `dst = start + a·self`, with rows of `dst` side by side: what [`matmul`] gives, to the bit, for rows that lie in
     /// order.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-    pub(crate) fn product(&self, dst: &mut [f32], start: Accumulate<'_>, a: Matrix<'_>) {
+    pub(crate) fn matmul(&self, dst: &mut [f32], start: Accumulate<'_>, a: Matrix<'_>) {
         let [depth, cols] = self.dims();
         assert!(a.cols == depth && span(a.rows, cols, cols, 1) <= dst.len());
         if let Accumulate::Row(values) = start {
@@ -255,17 +253,17 @@ impl Packed {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the slice holds every element of the destination and is borrowed mutably.
         unsafe {
-            self.right.product(dst.as_mut_ptr(), cols, start, 1.0, a, parallel);
+            self.rhs.matmul(dst.as_mut_ptr(), cols, start, 1.0, a, parallel);
         }
     }
 }
 
-/// [`product`] to a place that other threads write around.
+/// [`matmul`] to a place that other threads write around.
 ///
 /// # Safety
 /// All elements of the destination, `a.rows` rows of `b.cols` elements `row` apart, lie in one
 /// allocation, and nobody else touches them during the call.
-pub(crate) unsafe fn product_at(
+pub(crate) unsafe fn matmul_at(
     dst: *mut f32,
     row: usize,
     start: Accumulate<'_>,
@@ -284,14 +282,14 @@ pub(crate) unsafe fn product_at(
     let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
     let parallel = how.parallel && work >= PARALLEL;
     // bf16 of any size, so that what is rounded does not depend on shapes. In f32, `gemm` is as fast where rows of the
-    // left operand must be turned, slower where it copies what could be read in place.
+    // left-hand operand must be transposed, slower where it copies what could be read in place.
     #[cfg(target_arch = "x86_64")]
     if let Some(precision) = packed::offered(how.precision)
         && a.cols > 0
         && (precision == Precision::Bf16 || a.col == 1)
     {
         // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
-        unsafe { packed::product(dst, row, start, factor, a, b, precision, parallel) }
+        unsafe { packed::matmul(dst, row, start, factor, a, b, precision, parallel) }
         return;
     }
     // SAFETY: as above.
@@ -317,7 +315,7 @@ impl Place {
 }
 
 /// # Safety
-/// As [`product_at`].
+/// As [`matmul_at`].
 unsafe fn gemm_at(
     dst: *mut f32,
     row: usize,
@@ -389,7 +387,7 @@ mod tests {
             (Matrix::new(&a, m, k, k), Matrix::new(&b_t, n, k, k).transposed()),
         ] {
             let mut y = vec![1.0; m * (n + 2)];
-            product(&mut y, n + 2, Accumulate::There, 2.0, a, b, MatmulOptions::parallel(Precision::F32));
+            matmul(&mut y, n + 2, Accumulate::There, 2.0, a, b, MatmulOptions::parallel(Precision::F32));
             for i in 0..m {
                 for j in 0..n {
                     let sum: f32 = (0..k).map(|l| at(i, l) * bt(l, j)).sum();
@@ -409,8 +407,8 @@ mod tests {
         let fewer = x.narrow(1, 0, 2);
         assert!(try_rows(&fewer).is_none());
         with_rows(&fewer, |m| assert_eq!((m.rows, m.cols, m.row), (4, 8, 8)));
-        let turned = x.reshape([6, 8].into()).transpose(0, 1);
-        let seen = try_rows(&turned).map(|m| (m.rows, m.cols, m.row, m.col));
+        let transposed = x.reshape([6, 8].into()).transpose(0, 1);
+        let seen = try_rows(&transposed).map(|m| (m.rows, m.cols, m.row, m.col));
         assert_eq!(seen, Some((8, 6, 1, 8)));
     }
 }

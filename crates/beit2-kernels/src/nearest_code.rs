@@ -1,20 +1,31 @@
 //! The code nearest to each row by cosine.
 //!
-//! Contract: products of rows with the code book exist only block by block; of equally near codes
+//! Contract: similarities of rows and codes exist only block by block; of equally near codes
 //! the first wins. No gradient: ids are integers.
 
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
 
-use crate::backend::Backend;
-use crate::composed::unwrap;
+use crate::flex::is_f32;
+use crate::tensor::{unwrap, wrap};
+
+/// Nearest codes on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait NearestCodeOps: BurnBackend {
+    /// [`nearest_code`](crate::nearest_code).
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        composed::nearest_code::<Self>(z, codebook)
+    }
+}
 
 /// The code nearest to each row by cosine: unit rows `z [n, C]`, unit codes `codebook [K, C]` → ids
 /// `[n]`; of equally near codes the first.
 ///
 /// # Panics
 /// If the widths differ.
-pub fn nearest_code<B: Backend>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Tensor<B, 1, Int> {
+pub fn nearest_code<B: NearestCodeOps>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Tensor<B, 1, Int> {
     let (dims, codes) = (z.dims(), codebook.dims());
     assert!(dims[1] == codes[1], "nearest_code: rows {dims:?} and codes {codes:?} differ in width");
     Tensor::from_primitive(B::fused_nearest_code(unwrap(z), unwrap(codebook)))
@@ -25,16 +36,42 @@ pub fn reference<B: BurnBackend>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Ten
     z.matmul(codebook.transpose()).argmax(1).squeeze_dim(1)
 }
 
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn nearest_code<B: BurnBackend>(z: FloatTensor<B>, codebook: FloatTensor<B>) -> IntTensor<B> {
+        super::reference::<B>(wrap(z), wrap(codebook)).into_primitive()
+    }
+}
+
+impl<B: NearestCodeOps, C: CheckpointStrategy> NearestCodeOps for Autodiff<B, C> {
+    // Ids have no gradient, as Burn's own `argmax`.
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        B::fused_nearest_code(z.primitive, codebook.primitive)
+    }
+}
+
+impl NearestCodeOps for Flex {
+    fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
+        if is_f32(&[&z, &codebook]) {
+            fast::nearest(z, codebook)
+        } else {
+            composed::nearest_code::<Self>(z, codebook)
+        }
+    }
+}
+
 pub(crate) mod fast {
     use burn::tensor::{Bytes, DType};
     use burn_flex::{FlexTensor, Layout};
     use rayon::prelude::*;
 
-    use crate::matrix::{Accumulate, MatmulOptions, Matrix, product, with_rows};
+    use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul, with_rows};
     use crate::precision::Precision;
     use crate::simd::{dispatch, max};
 
-    /// Rows and codes of one block of products: 128 KiB.
+    /// Rows and codes of one block of similarities: 128 KiB.
     const ROWS: usize = 64;
     const CODES: usize = 512;
 
@@ -48,15 +85,15 @@ pub(crate) mod fast {
         let mut ids = vec![0; z.rows()];
         ids.par_chunks_mut(ROWS).enumerate().for_each_init(
             || vec![0.0; ROWS * CODES],
-            |products, (i, ids)| {
+            |similarities, (i, ids)| {
                 let z = z.some_rows(i * ROWS, ids.len());
                 let mut best = [f32::NEG_INFINITY; ROWS];
                 for first in (0..codes.rows()).step_by(CODES) {
                     let n = CODES.min(codes.rows() - first);
-                    let products = &mut products[..ids.len() * n];
+                    let similarities = &mut similarities[..ids.len() * n];
                     let codes = codes.some_rows(first, n).transposed();
-                    product(
-                        products,
+                    matmul(
+                        similarities,
                         n,
                         Accumulate::Zero,
                         1.0,
@@ -64,7 +101,7 @@ pub(crate) mod fast {
                         codes,
                         MatmulOptions::alone(Precision::F32),
                     );
-                    update(products, first, &mut best[..ids.len()], ids);
+                    update(similarities, first, &mut best[..ids.len()], ids);
                 }
             },
         );
@@ -72,16 +109,16 @@ pub(crate) mod fast {
     }
 
     dispatch!(
-        /// Takes a block of products with codes from number `first` into account.
-        fn update(products: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) => update_body
+        /// Takes a block of similarities with codes from number `first` on into account.
+        fn update(similarities: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) => update_body
     );
 
     #[inline(always)]
-    fn update_body<const FMA: bool>(products: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) {
-        let rows = products.chunks_exact(products.len() / ids.len());
+    fn update_body<const FMA: bool>(similarities: &[f32], first: usize, best: &mut [f32], ids: &mut [i32]) {
+        let rows = similarities.chunks_exact(similarities.len() / ids.len());
         for (row, (best, id)) in rows.zip(best.iter_mut().zip(ids)) {
             let top = max(row);
-            // Strictly: an equal product of an earlier block wins.
+            // Strictly: an equal similarity of an earlier block wins.
             if top > *best {
                 *best = top;
                 let at = row.iter().position(|&x| x == top).unwrap_or(0);

@@ -23,7 +23,7 @@ const SUMS: usize = 12;
 const ROUNDS: usize = 150_000;
 
 impl Probe {
-    /// A probe; `None` if there are no instructions for products of `precision` here, or none that this
+    /// A probe; `None` if there are no instructions for matmuls of `precision` here, or none that this
     /// crate knows (only x86-64 and AArch64 are measured).
     pub fn new(precision: Precision) -> Option<Self> {
         let known = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));

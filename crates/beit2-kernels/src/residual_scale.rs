@@ -2,23 +2,51 @@
 //!
 //! Contract: one pass over memory each way; the gradient of `x` is the incoming one, unchanged.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::Tensor;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+/// Residual branches on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait ResidualScaleOps: BurnBackend {
+    /// Sum of two tensors of one shape.
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum::<Self>(x, y)
+    }
+
+    /// [`residual_scale`](crate::residual_scale) on `x`, `branch` `[.., D]`.
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::residual_scale::<Self>(x, branch, gamma)
+    }
+
+    /// Gradients of [`residual_scale`](crate::residual_scale): of `branch` and `gamma`; that of `x` is
+    /// `grad` itself.
+    fn fused_residual_scale_backward(
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::residual_scale_backward::<Self>(branch, gamma, grad)
+    }
+}
 
 /// `x + γ⊙branch` (layer scale of CaiT, Touvron et al. 2021): `x`, `branch` `[.., D]`, `gamma [D]` →
 /// `[.., D]`.
 ///
 /// # Panics
 /// If the shapes of `x` and `branch` differ, or `gamma` is not as long as their last axis.
-pub fn residual_scale<B: Backend, const D: usize>(
+pub fn residual_scale<B: ResidualScaleOps, const D: usize>(
     x: Tensor<B, D>,
     branch: Tensor<B, D>,
     gamma: Tensor<B, 1>,
@@ -35,7 +63,7 @@ pub fn residual_scale<B: Backend, const D: usize>(
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn residual<B: Backend, const D: usize>(x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
+pub fn residual<B: ResidualScaleOps, const D: usize>(x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
     let (dims, other) = (x.dims(), branch.dims());
     assert!(dims == other, "residual: x {dims:?} and branch {other:?} do not fit");
     wrap(B::fused_sum(unwrap(x), unwrap(branch)))
@@ -53,7 +81,7 @@ pub fn reference<B: BurnBackend, const D: usize>(
 #[derive(Debug)]
 struct ResidualScaleBackward;
 
-impl<B: Backend> Backward<B, 3> for ResidualScaleBackward {
+impl<B: ResidualScaleOps> Backward<B, 3> for ResidualScaleBackward {
     /// branch, gamma.
     type State = [FloatTensor<B>; 2];
 
@@ -76,22 +104,77 @@ impl<B: Backend> Backward<B, 3> for ResidualScaleBackward {
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    branch: Primitive<B, C>,
-    gamma: Primitive<B, C>,
-) -> Primitive<B, C> {
-    let nodes = [x.node, branch.node, gamma.node];
-    let prep = Backward::<B, 3>::prepare::<C>(ResidualScaleBackward, nodes);
-    let (branch, gamma) = (branch.primitive, gamma.primitive);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let state = [branch.clone(), gamma.clone()];
-            prep.finish(state, B::fused_residual_scale(x.primitive, branch, gamma))
+    pub(crate) fn sum<B: BurnBackend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_add(x, y)
+    }
+
+    pub(crate) fn residual_scale<B: BurnBackend>(
+        x: FloatTensor<B>,
+        branch: FloatTensor<B>,
+        gamma: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        from_rows(x.shape(), super::reference::<B, 2>(rows(x), rows(branch), wrap(gamma)))
+    }
+
+    pub(crate) fn residual_scale_backward<B: BurnBackend>(
+        branch: FloatTensor<B>,
+        gamma: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let shape = branch.shape();
+        let (branch, grad) = (rows::<B>(branch), rows::<B>(grad));
+        let dgamma = (grad.clone() * branch).sum_dim(0).squeeze_dim::<1>(0);
+        let dbranch = grad * wrap::<B, 1>(gamma).unsqueeze();
+        (from_rows(shape, dbranch), unwrap(dgamma))
+    }
+}
+
+impl<B: ResidualScaleOps, C: CheckpointStrategy> ResidualScaleOps for Autodiff<B, C> {
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        record!(B, C, ResidualScaleBackward, [x, branch, gamma],
+            tracked {
+                let state = [branch.primitive.clone(), gamma.primitive.clone()];
+                (B::fused_residual_scale(x.primitive, branch.primitive, gamma.primitive), state)
+            },
+            untracked { B::fused_residual_scale(x.primitive, branch.primitive, gamma.primitive) })
+    }
+}
+
+impl ResidualScaleOps for Flex {
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &y]) { fast::sum(x, y) } else { composed::sum::<Self>(x, y) }
+    }
+
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &branch, &gamma]) {
+            fast::forward(x, branch, gamma)
+        } else {
+            composed::residual_scale::<Self>(x, branch, gamma)
         }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_residual_scale(x.primitive, branch, gamma)),
+    }
+
+    fn fused_residual_scale_backward(
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&branch, &gamma, &grad]) {
+            fast::backward(branch, gamma, grad)
+        } else {
+            composed::residual_scale_backward::<Self>(branch, gamma, grad)
+        }
     }
 }
 

@@ -6,16 +6,18 @@
 //! gradient of 0 from [`gather_samples`]; those that nothing is added to pass [`scatter_add_samples`]
 //! unchanged, to the bit.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, TensorMetadata};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::residual_scale::ResidualScaleOps;
+use crate::tensor::{unwrap, wrap};
 
 fn check(operation: &str, kept: &[usize], batch: usize) {
     let ascending = kept.windows(2).all(|pair| pair[0] < pair[1]);
@@ -23,11 +25,39 @@ fn check(operation: &str, kept: &[usize], batch: usize) {
     assert!(ascending && inside, "{operation}: samples {kept:?} of {batch} are not ascending or not there");
 }
 
+/// Gathering and adding to samples on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait SampleOps: ResidualScaleOps {
+    /// [`gather_samples`](crate::gather_samples).
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        composed::gather_samples::<Self>(x, kept)
+    }
+
+    /// Gradient of [`gather_samples`](crate::gather_samples): `grad` at the samples taken of `batch`, else 0.
+    fn fused_gather_samples_backward(
+        grad: FloatTensor<Self>,
+        kept: &[usize],
+        batch: usize,
+    ) -> FloatTensor<Self> {
+        composed::gather_samples_backward::<Self>(grad, kept, batch)
+    }
+
+    /// [`scatter_add_samples`](crate::scatter_add_samples). Its gradients are those of
+    /// [`residual_scale`](crate::residual_scale) at the samples taken.
+    fn fused_scatter_add_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        composed::scatter_add_samples::<Self>(x, branch, gamma, kept)
+    }
+}
+
 /// The samples `kept` of `x [B, T, D]` → `[K, T, D]`.
 ///
 /// # Panics
 /// If `kept` is not ascending or not inside the batch.
-pub fn gather_samples<B: Backend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
+pub fn gather_samples<B: SampleOps>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 3> {
     check("gather_samples", kept, x.dims()[0]);
     wrap(B::fused_gather_samples(unwrap(x), kept))
 }
@@ -37,7 +67,7 @@ pub fn gather_samples<B: Backend>(x: Tensor<B, 3>, kept: &[usize]) -> Tensor<B, 
 ///
 /// # Panics
 /// If `kept` is not ascending or not inside the batch, or the shapes do not fit.
-pub fn scatter_add_samples<B: Backend>(
+pub fn scatter_add_samples<B: SampleOps>(
     x: Tensor<B, 3>,
     branch: Tensor<B, 3>,
     gamma: Tensor<B, 1>,
@@ -87,9 +117,9 @@ fn numbers<B: BurnBackend>(kept: &[usize], x: &Tensor<B, 3>) -> Tensor<B, 1, Int
 }
 
 #[derive(Debug)]
-struct TakeSamplesBackward;
+struct GatherSamplesBackward;
 
-impl<B: Backend> Backward<B, 1> for TakeSamplesBackward {
+impl<B: SampleOps> Backward<B, 1> for GatherSamplesBackward {
     /// The samples and the batch they are from.
     type State = (Vec<usize>, usize);
 
@@ -103,9 +133,9 @@ impl<B: Backend> Backward<B, 1> for TakeSamplesBackward {
 }
 
 #[derive(Debug)]
-struct AddToSamplesBackward;
+struct ScatterAddSamplesBackward;
 
-impl<B: Backend> Backward<B, 3> for AddToSamplesBackward {
+impl<B: SampleOps> Backward<B, 3> for ScatterAddSamplesBackward {
     /// branch, gamma, the samples.
     type State = (FloatTensor<B>, FloatTensor<B>, Vec<usize>);
 
@@ -129,38 +159,82 @@ impl<B: Backend> Backward<B, 3> for AddToSamplesBackward {
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff_take<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    kept: &[usize],
-) -> Primitive<B, C> {
-    let batch = x.primitive.shape()[0];
-    let prep = Backward::<B, 1>::prepare::<C>(TakeSamplesBackward, [x.node]);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            prep.finish((kept.to_vec(), batch), B::fused_gather_samples(x.primitive, kept))
-        }
-        OpsKind::UnTracked(prep) => prep.finish(B::fused_gather_samples(x.primitive, kept)),
+    pub(crate) fn gather_samples<B: BurnBackend>(x: FloatTensor<B>, kept: &[usize]) -> FloatTensor<B> {
+        unwrap(super::reference_gather::<B>(wrap(x), kept))
+    }
+
+    pub(crate) fn gather_samples_backward<B: BurnBackend>(
+        grad: FloatTensor<B>,
+        kept: &[usize],
+        batch: usize,
+    ) -> FloatTensor<B> {
+        unwrap(super::reference_gather_backward::<B>(wrap(grad), kept, batch))
+    }
+
+    pub(crate) fn scatter_add_samples<B: BurnBackend>(
+        x: FloatTensor<B>,
+        branch: FloatTensor<B>,
+        gamma: FloatTensor<B>,
+        kept: &[usize],
+    ) -> FloatTensor<B> {
+        unwrap(super::reference_scatter_add::<B>(wrap(x), wrap(branch), wrap(gamma), kept))
     }
 }
 
-pub(crate) fn autodiff_add<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    branch: Primitive<B, C>,
-    gamma: Primitive<B, C>,
-    kept: &[usize],
-) -> Primitive<B, C> {
-    let nodes = [x.node, branch.node, gamma.node];
-    let prep = Backward::<B, 3>::prepare::<C>(AddToSamplesBackward, nodes);
-    let (branch, gamma) = (branch.primitive, gamma.primitive);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let state = (branch.clone(), gamma.clone(), kept.to_vec());
-            prep.finish(state, B::fused_scatter_add_samples(x.primitive, branch, gamma, kept))
+impl<B: SampleOps, C: CheckpointStrategy> SampleOps for Autodiff<B, C> {
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        let batch = x.primitive.shape()[0];
+        record!(B, C, GatherSamplesBackward, [x],
+            tracked { (B::fused_gather_samples(x.primitive, kept), (kept.to_vec(), batch)) },
+            untracked { B::fused_gather_samples(x.primitive, kept) })
+    }
+
+    fn fused_scatter_add_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        record!(B, C, ScatterAddSamplesBackward, [x, branch, gamma],
+            tracked {
+                let state = (branch.primitive.clone(), gamma.primitive.clone(), kept.to_vec());
+                (B::fused_scatter_add_samples(x.primitive, branch.primitive, gamma.primitive, kept), state)
+            },
+            untracked { B::fused_scatter_add_samples(x.primitive, branch.primitive, gamma.primitive, kept) })
+    }
+}
+
+impl SampleOps for Flex {
+    fn fused_gather_samples(x: FloatTensor<Self>, kept: &[usize]) -> FloatTensor<Self> {
+        if is_f32(&[&x]) { fast::take(x, kept) } else { composed::gather_samples::<Self>(x, kept) }
+    }
+
+    fn fused_gather_samples_backward(
+        grad: FloatTensor<Self>,
+        kept: &[usize],
+        batch: usize,
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&grad]) {
+            fast::take_backward(grad, kept, batch)
+        } else {
+            composed::gather_samples_backward::<Self>(grad, kept, batch)
         }
-        OpsKind::UnTracked(prep) => {
-            prep.finish(B::fused_scatter_add_samples(x.primitive, branch, gamma, kept))
+    }
+
+    fn fused_scatter_add_samples(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        kept: &[usize],
+    ) -> FloatTensor<Self> {
+        if is_f32(&[&x, &branch, &gamma]) {
+            fast::add(x, branch, gamma, kept)
+        } else {
+            composed::scatter_add_samples::<Self>(x, branch, gamma, kept)
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum Level {
     Avx2 = 2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512 = 3,
-    /// Products of bf16 as well (AVX-512-BF16).
+    /// Matmuls of bf16 as well (AVX-512-BF16).
     Avx512Bf16 = 4,
 }
 
@@ -38,7 +38,7 @@ impl Level {
 static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
 
 /// Keeps kernels of the whole process at or below `level`: for tests and comparisons. The matrix
-/// products of the `gemm` crate are not affected.
+/// matmuls of the `gemm` crate are not affected.
 pub fn limit(level: Level) {
     LIMIT.store(level as u8, Ordering::Relaxed);
 }

@@ -114,7 +114,7 @@ pub(crate) fn check(
 }
 
 /// Compares `f` in bf16 on f32 tensors with itself on f64 tensors, where the composed version rounds
-/// every operand and the sums are f64; `tolerance` is for f32 sums. On a CPU without bf16 products
+/// every operand and the sums are f64; `tolerance` is for f32 sums. On a CPU without bf16 matmuls
 /// operands stay as they are, so there the reference is `f` in f32 on f64 tensors.
 pub(crate) fn check_rounded(
     name: &str,

@@ -95,7 +95,7 @@ fn every_level_matches_the_reference() {
         assert!(distances.iter().all(|&d| d < 4e-6), "{wanted:?}: {distances:?}");
     }
     limit(Level::Avx512Bf16);
-    products_at_every_level(best);
+    matmuls_at_every_level(best);
     packed_weights_at_every_level(best);
 }
 
@@ -137,7 +137,7 @@ fn packed_weights_at_every_level(best: Level) {
     assert!(fast::pack_weight(recording, Precision::F32).is_none(), "a recorded weight may change");
 }
 
-/// Values as a product sees them, rounded by `half`.
+/// Values as a matmul sees them, rounded by `half`.
 fn rounded(x: Tensor<B, 2>, precision: Precision) -> Tensor<B, 2> {
     if precision == Precision::F32 {
         return x;
@@ -147,8 +147,8 @@ fn rounded(x: Tensor<B, 2>, precision: Precision) -> Tensor<B, 2> {
     Tensor::from_data(TensorData::new(values, dims), &Default::default())
 }
 
-/// A product large enough for every path, with a bias, forward and backward.
-fn products_at_every_level(best: Level) {
+/// A matmul large enough for every path, with a bias, forward and backward.
+fn matmuls_at_every_level(best: Level) {
     let device = Default::default();
     let random = |dims| Tensor::<B, 2>::random(dims, Distribution::Normal(0.0, 1.0), &device);
     let (x, w, b) = (random([203, 150]), random([77, 150]), random([1, 77]).reshape([77]));

@@ -68,7 +68,7 @@ pub fn from_bytes<B: Backend>(
     width: usize,
     device: &B::Device,
 ) -> Tensor<B, 4> {
-    kernels::images(bytes, [batch, height, width, 3], device)
+    kernels::images_from_bytes(bytes, [batch, height, width, 3], device)
 }
 
 /// [0, 1] → [−1, 1].

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::AttentionSpec;
 use super::softmax::{backward_rows, softmax_rows};
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, product, product_at};
+use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul, matmul_at};
 use crate::memory::Buffer;
 use crate::rows::Rows;
 
@@ -30,7 +30,7 @@ pub(crate) struct Shape {
     /// Width of one head.
     pub(crate) depth: usize,
     pub(crate) scale: f32,
-    /// How a head's products are computed: on its own thread.
+    /// How a head's matmuls are computed: on its own thread.
     pub(crate) how: MatmulOptions,
 }
 
@@ -167,7 +167,7 @@ pub(crate) fn forward(
                 let n = block.min(s.queries - from);
                 let logits = &mut logits[..n * s.keys];
                 let queries = q.head(&s, b, h, from, n);
-                product(logits, s.keys, Accumulate::Zero, s.scale, queries, keys, s.how);
+                matmul(logits, s.keys, Accumulate::Zero, s.scale, queries, keys, s.how);
                 let bias = bias.map(|bias| bias.rows(&s, b, h, from, n));
                 softmax_rows(logits, bias, &mut lse[from..from + n], inverse);
                 let weights = Matrix::new(logits, n, s.keys, s.keys);
@@ -175,7 +175,7 @@ pub(crate) fn forward(
                 // SAFETY: `head` checked the place; no other task writes these columns of
                 // these rows of this sample.
                 unsafe {
-                    product_at(place, out.row, Accumulate::Zero, 1.0, weights, values, s.how);
+                    matmul_at(place, out.row, Accumulate::Zero, 1.0, weights, values, s.how);
                     for (i, &inverse) in inverse[..n].iter().enumerate() {
                         let row = std::slice::from_raw_parts_mut(place.add(i * out.row), s.depth);
                         for y in row {
@@ -279,8 +279,8 @@ fn one_head(
         let queries = saved.q.head(s, b, h, from, n);
         let grad = saved.grad.head(s, b, h, from, n);
         let output = saved.output.head(s, b, h, from, n);
-        product(weights, s.keys, Accumulate::Zero, s.scale, queries, keys.transposed(), s.how);
-        product(slopes, s.keys, Accumulate::Zero, 1.0, grad, values.transposed(), s.how);
+        matmul(weights, s.keys, Accumulate::Zero, s.scale, queries, keys.transposed(), s.how);
+        matmul(slopes, s.keys, Accumulate::Zero, 1.0, grad, values.transposed(), s.how);
         let start = (b * s.heads + h) * s.queries + from;
         let lse = &saved.lse[start..start + n];
         let bias = bias.map(|bias| bias.rows(s, b, h, from, n));
@@ -308,9 +308,9 @@ fn one_head(
         // SAFETY: `head` checked the places; no other task writes these columns of these rows of
         // this sample.
         unsafe {
-            product_at(dv_place, dv.row, start, 1.0, weights.transposed(), grad, s.how);
-            product_at(dk_place, dk.row, start, s.scale, slopes.transposed(), queries, s.how);
-            product_at(dq_place, dq.row, Accumulate::Zero, s.scale, slopes, keys, s.how);
+            matmul_at(dv_place, dv.row, start, 1.0, weights.transposed(), grad, s.how);
+            matmul_at(dk_place, dk.row, start, s.scale, slopes.transposed(), queries, s.how);
+            matmul_at(dq_place, dq.row, Accumulate::Zero, s.scale, slopes, keys, s.how);
         }
     }
 }

@@ -1,15 +1,77 @@
 //! Attention between Flex tensors and the kernels: what lies where.
 
 use burn::backend::Flex;
+use burn::tensor::ops::FloatTensor;
 use burn_flex::FlexTensor;
 
-use super::AttentionSpec;
 use super::fast::{Saved, Shape, Target, Tokens, backward, forward, with_tokens};
-use crate::backend::{AttentionGradients, AttentionOutput};
-use crate::flex::{owned, tensor, view};
+use super::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, composed};
+use crate::flex::{is_f32, owned, tensor, view};
 use crate::memory::Buffer;
 
-pub(crate) fn attention_f32(
+impl AttentionOps for Flex {
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        if is_f32(&[&q, &k, &v]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            attention_f32(q, k, v, bias, spec)
+        } else {
+            composed::attention::<Self>(q, k, v, bias, spec)
+        }
+    }
+
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        if plain && is_f32(&[&q, &k, &v, &output.0, &output.1, &grad]) {
+            attention_backward_f32(q, k, v, bias, output, grad, spec, bias_grad)
+        } else {
+            composed::attention_backward::<Self>(q, k, v, bias, output, grad, spec, bias_grad)
+        }
+    }
+
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        if is_f32(&[&qkv]) && bias.as_ref().is_none_or(|b| is_f32(&[b])) {
+            attention_qkv_f32(qkv, bias, spec)
+        } else {
+            composed::attention_qkv::<Self>(qkv, bias, spec)
+        }
+    }
+
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let plain = bias.as_ref().is_none_or(|b| is_f32(&[b]));
+        if plain && is_f32(&[&qkv, &output.0, &output.1, &grad]) {
+            attention_qkv_backward_f32(qkv, bias, output, grad, spec, bias_grad)
+        } else {
+            composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
+        }
+    }
+}
+
+fn attention_f32(
     q: FlexTensor,
     k: FlexTensor,
     v: FlexTensor,
@@ -21,7 +83,7 @@ pub(crate) fn attention_f32(
 }
 
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn attention_backward_f32(
+fn attention_backward_f32(
     q: FlexTensor,
     k: FlexTensor,
     v: FlexTensor,
@@ -63,7 +125,7 @@ pub(crate) fn attention_backward_f32(
     )
 }
 
-pub(crate) fn attention_qkv_f32(
+fn attention_qkv_f32(
     qkv: FlexTensor,
     bias: Option<FlexTensor>,
     spec: AttentionSpec,
@@ -74,7 +136,7 @@ pub(crate) fn attention_qkv_f32(
     forward(q, k, v, bias, s)
 }
 
-pub(crate) fn attention_qkv_backward_f32(
+fn attention_qkv_backward_f32(
     qkv: FlexTensor,
     bias: Option<FlexTensor>,
     (output, lse): AttentionOutput<Flex>,

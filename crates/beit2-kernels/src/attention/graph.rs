@@ -3,27 +3,35 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
-use super::AttentionSpec;
-use crate::backend::{AttentionOutput, Backend};
+use super::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec};
+use crate::graph::{constant, record_with, register};
 
 /// What the backward pass needs: the `N` inputs, the bias, and what the forward pass gave.
 #[derive(Debug, Clone)]
-struct State<B: Backend, const N: usize> {
+struct State<B: AttentionOps, const N: usize> {
     inputs: [FloatTensor<B>; N],
     bias: Option<FloatTensor<B>>,
     output: AttentionOutput<B>,
     spec: AttentionSpec,
 }
 
+impl<B: AttentionOps, const N: usize> State<B, N> {
+    /// The output, the log sums, and all of it for a backward pass.
+    fn outputs(self) -> (FloatTensor<B>, FloatTensor<B>, Self) {
+        let (y, lse) = self.output.clone();
+        (y, lse, self)
+    }
+}
+
 /// Parents q, k, v and, if there is one, the bias.
 #[derive(Debug)]
 struct AttentionBackward;
 
-impl<B: Backend, const N: usize> Backward<B, N> for AttentionBackward {
+impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionBackward {
     type State = State<B, 3>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -33,12 +41,7 @@ impl<B: Backend, const N: usize> Backward<B, N> for AttentionBackward {
         let bias_grad = ops.parents.get(3).is_some_and(Option::is_some);
         let (dq, dk, dv, dbias) =
             B::fused_attention_backward(q, k, v, s.bias, s.output, grad, s.spec, bias_grad);
-        let gradients = [Some(dq), Some(dk), Some(dv), dbias];
-        for (parent, grad) in ops.parents.into_iter().zip(gradients) {
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        register!(B, grads, ops.parents, [Some(dq), Some(dk), Some(dv), dbias]);
     }
 }
 
@@ -46,7 +49,7 @@ impl<B: Backend, const N: usize> Backward<B, N> for AttentionBackward {
 #[derive(Debug)]
 struct AttentionQkvBackward;
 
-impl<B: Backend, const N: usize> Backward<B, N> for AttentionQkvBackward {
+impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionQkvBackward {
     type State = State<B, 1>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -55,68 +58,97 @@ impl<B: Backend, const N: usize> Backward<B, N> for AttentionQkvBackward {
         let [qkv] = s.inputs;
         let bias_grad = ops.parents.get(1).is_some_and(Option::is_some);
         let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, s.bias, s.output, grad, s.spec, bias_grad);
-        for (parent, grad) in ops.parents.into_iter().zip([Some(dqkv), dbias]) {
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+        register!(B, grads, ops.parents, [Some(dqkv), dbias]);
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
-type Output<B, C> = AttentionOutput<Autodiff<B, C>>;
-
-/// Records `$backward` with these parents, whose number is part of its type.
-macro_rules! record {
-    ($B:ident, $C:ident, $backward:ident, $n:literal, [$($node:expr),*], $state:expr) => {{
-        let prep = Backward::<$B, $n>::prepare::<$C>($backward, [$($node),*]);
-        let state = $state;
-        let (y, lse) = state.output.clone();
-        let lse = Autodiff::<$B, $C>::from_inner(lse);
-        match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => (prep.finish(state, y), lse),
-            OpsKind::UnTracked(prep) => (prep.finish(y), lse),
-        }
-    }};
+/// Runs attention and keeps what a backward pass needs.
+fn attend<B: AttentionOps>(
+    inputs: [FloatTensor<B>; 3],
+    bias: Option<FloatTensor<B>>,
+    spec: AttentionSpec,
+) -> State<B, 3> {
+    let [q, k, v] = inputs.clone();
+    State { output: B::fused_attention(q, k, v, bias.clone(), spec), inputs, bias, spec }
 }
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    q: Primitive<B, C>,
-    k: Primitive<B, C>,
-    v: Primitive<B, C>,
-    bias: Option<Primitive<B, C>>,
+/// As [`attend`], of a fused projection.
+fn attend_qkv<B: AttentionOps>(
+    qkv: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
     spec: AttentionSpec,
-) -> Output<B, C> {
-    let inputs = [q.primitive, k.primitive, v.primitive];
-    let run = |bias: Option<FloatTensor<B>>| {
-        let [q, k, v] = inputs.clone();
-        State::<B, 3> { output: B::fused_attention(q, k, v, bias.clone(), spec), inputs, bias, spec }
-    };
-    let (q, k, v) = (q.node, k.node, v.node);
-    match bias {
-        None => record!(B, C, AttentionBackward, 3, [q, k, v], run(None)),
-        Some(bias) => {
-            let state = run(Some(bias.primitive));
-            record!(B, C, AttentionBackward, 4, [q, k, v, bias.node], state)
-        }
+) -> State<B, 1> {
+    State { output: B::fused_attention_qkv(qkv.clone(), bias.clone(), spec), inputs: [qkv], bias, spec }
+}
+
+impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        let inputs = [q.primitive, k.primitive, v.primitive];
+        // The number of parents is part of the type, hence the two arms.
+        let (y, lse) = match bias {
+            None => record_with!(B, C, AttentionBackward, [q, k, v],
+                tracked { attend(inputs, None, spec).outputs() },
+                untracked { attend::<B>(inputs, None, spec).output }),
+            Some(bias) => record_with!(B, C, AttentionBackward, [q, k, v, bias],
+                tracked { attend(inputs, Some(bias.primitive), spec).outputs() },
+                untracked { attend::<B>(inputs, Some(bias.primitive), spec).output }),
+        };
+        (y, Self::from_inner(lse))
     }
-}
 
-pub(crate) fn autodiff_qkv<B: Backend, C: CheckpointStrategy>(
-    qkv: Primitive<B, C>,
-    bias: Option<Primitive<B, C>>,
-    spec: AttentionSpec,
-) -> Output<B, C> {
-    let inputs = [qkv.primitive];
-    let run = |bias: Option<FloatTensor<B>>| {
-        let [qkv] = inputs.clone();
-        State::<B, 1> { output: B::fused_attention_qkv(qkv, bias.clone(), spec), inputs, bias, spec }
-    };
-    match bias {
-        None => record!(B, C, AttentionQkvBackward, 1, [qkv.node], run(None)),
-        Some(bias) => {
-            let state = run(Some(bias.primitive));
-            record!(B, C, AttentionQkvBackward, 2, [qkv.node, bias.node], state)
-        }
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        let plain = |t| constant::<B, C>("attention", t);
+        let [q, k, v, grad] = [q, k, v, grad].map(plain);
+        let (bias, output) = (bias.map(plain), (output.0.primitive, output.1.primitive));
+        let (dq, dk, dv, dbias) = B::fused_attention_backward(q, k, v, bias, output, grad, spec, bias_grad);
+        let wrap = Self::from_inner;
+        (wrap(dq), wrap(dk), wrap(dv), dbias.map(wrap))
+    }
+
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        let input = qkv.primitive;
+        let (y, lse) = match bias {
+            None => record_with!(B, C, AttentionQkvBackward, [qkv],
+                tracked { attend_qkv(input, None, spec).outputs() },
+                untracked { attend_qkv::<B>(input, None, spec).output }),
+            Some(bias) => record_with!(B, C, AttentionQkvBackward, [qkv, bias],
+                tracked { attend_qkv(input, Some(bias.primitive), spec).outputs() },
+                untracked { attend_qkv::<B>(input, Some(bias.primitive), spec).output }),
+        };
+        (y, Self::from_inner(lse))
+    }
+
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let plain = |t| constant::<B, C>("attention_qkv", t);
+        let (qkv, bias, grad) = (plain(qkv), bias.map(plain), plain(grad));
+        let output = (output.0.primitive, output.1.primitive);
+        let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, bias, output, grad, spec, bias_grad);
+        (Self::from_inner(dqkv), dbias.map(Self::from_inner))
     }
 }

@@ -4,6 +4,7 @@
 //! softmax sum; the backward pass recomputes the weights from it, one head at a time. The
 //! gradient of a bias that is shared by the batch is summed over the batch inside, in a fixed order.
 
+mod composed;
 mod fast;
 mod flex;
 mod graph;
@@ -13,14 +14,13 @@ mod softmax;
 mod tests;
 
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
 use crate::precision::Precision;
-pub(crate) use flex::{attention_backward_f32, attention_f32, attention_qkv_backward_f32, attention_qkv_f32};
-pub(crate) use graph::{autodiff, autodiff_qkv};
+use crate::tensor::{unwrap, wrap};
+
 pub use reference::{attention_weights, reference};
-pub(crate) use reference::{reference_backward, reference_train, split_qkv};
 
 /// The numbers of one attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,20 +29,77 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Factor on the queries, `d^-½` in the paper.
     pub scale: f64,
-    /// Of the products, forward and backward. Logits, softmax and sums are not rounded; its weights are,
+    /// Of the matmuls, forward and backward. Logits, softmax and sums are not rounded; its weights are,
     /// where they are multiplied.
     pub precision: Precision,
+}
+
+/// What a backward pass must keep of an attention: its output and the log of each row's softmax
+/// sum `[B, H, Tq]`, a constant to a graph.
+pub type AttentionOutput<B> = (FloatTensor<B>, FloatTensor<B>);
+
+/// Gradients of an attention with respect to q, k, v and, on request, the bias.
+pub type AttentionGradients<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>);
+
+/// Attention on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait AttentionOps: BurnBackend {
+    /// [`attention`](crate::attention).
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        composed::attention::<Self>(q, k, v, bias, spec)
+    }
+
+    /// Gradients of [`attention`](crate::attention); the bias's only if `bias_grad`.
+    #[allow(clippy::too_many_arguments)]
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> AttentionGradients<Self> {
+        composed::attention_backward::<Self>(q, k, v, bias, output, grad, spec, bias_grad)
+    }
+
+    /// [`attention_qkv`](crate::attention_qkv).
+    fn fused_attention_qkv(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        composed::attention_qkv::<Self>(qkv, bias, spec)
+    }
+
+    /// Gradients of [`attention_qkv`](crate::attention_qkv): of `qkv` and, if `bias_grad`, the bias.
+    fn fused_attention_qkv_backward(
+        qkv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
+    }
 }
 
 /// Multi-head attention with an additive bias on the logits.
 ///
 /// # Shapes
 /// `q [B, Tq, H·d]`, `k`, `v [B, T, H·d]`, `bias [1 or B, H, Tq, T]` → `[B, Tq, H·d]`; `q` is
-/// multiplied by the scale before the product with `k`.
+/// multiplied by the scale before the matmul with `k`.
 ///
 /// # Panics
 /// If the shapes do not fit, or the width is not a multiple of `heads`.
-pub fn attention<B: Backend>(
+pub fn attention<B: AttentionOps>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
@@ -64,7 +121,7 @@ pub fn attention<B: Backend>(
 ///
 /// # Panics
 /// If the shapes do not fit, or the width is not a multiple of `3·heads`.
-pub fn attention_qkv<B: Backend>(
+pub fn attention_qkv<B: AttentionOps>(
     qkv: Tensor<B, 3>,
     bias: Option<Tensor<B, 4>>,
     spec: AttentionSpec,
@@ -75,7 +132,7 @@ pub fn attention_qkv<B: Backend>(
     wrap(B::fused_attention_qkv(unwrap(qkv), bias.map(unwrap), spec).0)
 }
 
-fn check<B: Backend>(q: [usize; 3], keys: usize, bias: Option<&Tensor<B, 4>>, heads: usize) {
+fn check<B: AttentionOps>(q: [usize; 3], keys: usize, bias: Option<&Tensor<B, 4>>, heads: usize) {
     let [batch, queries, width] = q;
     assert!(heads > 0 && width % heads == 0, "attention: width {width} is not a multiple of {heads} heads");
     if let Some(bias) = bias {

@@ -1,4 +1,4 @@
-//! The passes over rows of logits between the matrix products of attention.
+//! The passes over rows of logits between the matmuls of attention.
 
 use crate::simd::{LANES, dispatch, exp, madd, max, reduce};
 
@@ -6,7 +6,7 @@ dispatch!(
     /// Rows of `logits` become `exp(logits + bias − top)`; `lse` and `inverse` get the log and the
     /// inverse of each row's sum.
     ///
-    /// The caller multiplies by the inverse after the product with the values, which has fewer
+    /// The caller multiplies by the inverse after the matmul with the values, which has fewer
     /// columns.
     pub(crate) fn softmax_rows(
         logits: &mut [f32],
@@ -54,7 +54,7 @@ fn softmax_body<const FMA: bool>(
 
 dispatch!(
     /// One row of the backward pass: `weights` (logits on entry) become the softmax weights, `slopes`
-    /// (products of the gradient with the values on entry) the gradient of the logits, which is also
+    /// (matmuls of the gradient with the values on entry) the gradient of the logits, which is also
     /// added to `dbias` unless that is empty.
     pub(crate) fn backward_rows(
         weights: &mut [f32],

@@ -79,7 +79,7 @@ fn fused_inputs_match_reference_and_differences() {
             },
             |x| {
                 let (qkv, bias) = parts(x);
-                let [q, k, v] = super::split_qkv(qkv);
+                let [q, k, v] = super::reference::split_qkv(qkv);
                 super::reference(q, k, v, bias, h, scale).reshape([b * t * h * d])
             },
             1e-5,
@@ -118,7 +118,7 @@ fn narrow_views_of_one_buffer_are_read_in_place() {
     let qkv = Tensor::<burn::backend::Flex, 1>::from_floats(flat.as_slice(), &device).reshape([2, 9, 24]);
     let spec = AttentionSpec { heads: 2, scale: 0.5, precision: Precision::F32 };
     let fused = super::attention_qkv(qkv.clone(), None, spec);
-    let [q, k, v] = super::split_qkv(qkv);
+    let [q, k, v] = super::reference::split_qkv(qkv);
     let split = super::attention(q, k, v, None, spec);
     fused.into_data().assert_eq(&split.into_data(), true);
 }

@@ -1,7 +1,7 @@
 //! Data parallel: what the ranks of a group, one thread for each device, tell each other.
 //!
 //! Contract: every rank calls the same functions in the same order. Sums go over the ranks in their order, so all of them
-//! get the same bits, again in every run. A rank that ends early lets go of the others; what they then get is their
+//! get the same bits, again in every run. A rank that ends early releases the others; what they then get is their
 //! own part, and [`Rank::gather`] reports it.
 //!
 //! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL).
@@ -13,19 +13,21 @@ mod rendezvous;
 use std::ops::Add;
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::tensor::backend::{Backend as BurnBackend, DeviceId};
+use burn::backend::autodiff::ops::{Backward, Ops, unary};
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::backend::DeviceId;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Element, Tensor, TensorData, TensorMetadata};
 use rayon::prelude::*;
-
-use crate::backend::Backend;
-use crate::composed::{from_rows, rows, unwrap, wrap};
-pub use rendezvous::PeerLeft;
 use rendezvous::Rendezvous;
+
+use crate::graph::record;
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+
+pub use rendezvous::PeerLeft;
 
 /// One thread's place in a group that trains together. Clones are the same place.
 #[derive(Clone)]
@@ -33,7 +35,7 @@ pub struct Rank {
     index: usize,
     devices: Arc<[DeviceId]>,
     /// `None`: alone.
-    meeting: Option<Arc<Rendezvous>>,
+    rendezvous: Option<Arc<Rendezvous>>,
 }
 
 impl std::fmt::Debug for Rank {
@@ -42,14 +44,14 @@ impl std::fmt::Debug for Rank {
     }
 }
 
-/// Lets go of the others when this thread ends, however it ends.
+/// Releases the other ranks when this thread ends, however it ends.
 #[derive(Debug)]
 pub struct Leave(Rank);
 
 impl Drop for Leave {
     fn drop(&mut self) {
-        if let Some(meeting) = &self.0.meeting {
-            meeting.leave();
+        if let Some(rendezvous) = &self.0.rendezvous {
+            rendezvous.leave();
         }
     }
 }
@@ -57,7 +59,7 @@ impl Drop for Leave {
 impl Rank {
     /// A group of one.
     pub fn alone() -> Self {
-        Self { index: 0, devices: Arc::new([]), meeting: None }
+        Self { index: 0, devices: Arc::new([]), rendezvous: None }
     }
 
     /// The places of a group, one for each device; a device may be named twice.
@@ -65,10 +67,10 @@ impl Rank {
         if devices.len() < 2 {
             return vec![Self::alone()];
         }
-        let meeting = Arc::new(Rendezvous::new(devices.len()));
+        let rendezvous = Arc::new(Rendezvous::new(devices.len()));
         let devices: Arc<[DeviceId]> = devices.into();
         (0..devices.len())
-            .map(|index| Self { index, devices: devices.clone(), meeting: Some(meeting.clone()) })
+            .map(|index| Self { index, devices: devices.clone(), rendezvous: Some(rendezvous.clone()) })
             .collect()
     }
 
@@ -102,13 +104,13 @@ impl Rank {
     /// # Errors
     /// Another rank has ended.
     pub fn gather<T: Send + Sync + 'static>(&self, value: T) -> Result<Arc<Vec<T>>, PeerLeft> {
-        match &self.meeting {
-            Some(meeting) => meeting.gather(self.index, value),
+        match &self.rendezvous {
+            Some(rendezvous) => rendezvous.gather(self.index, value),
             None => Ok(Arc::new(vec![value])),
         }
     }
 
-    /// What the leader brings; the others bring `None`.
+    /// What the leader brings; the other ranks bring `None`.
     ///
     /// # Errors
     /// Another rank has ended.
@@ -119,19 +121,27 @@ impl Rank {
 
     /// The sum over the ranks of tensors of one shape; `x` itself when alone. Each rank's gradient is the sum of all
     /// ranks': that of the sum of the ranks' losses.
-    pub fn sum<B: Backend, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        match self.meeting {
+    pub fn sum<B: AllReduceOps, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        match self.rendezvous {
             Some(_) => wrap(B::all_reduce_sum(unwrap(x), self)),
             None => x,
         }
     }
 
     /// The mean over the ranks of tensors of one shape; `x` itself when alone.
-    pub fn mean<B: Backend, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        match self.meeting {
+    pub fn mean<B: AllReduceOps, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        match self.rendezvous {
             Some(_) => self.sum(x).div_scalar(self.world() as f64),
             None => x,
         }
+    }
+}
+
+/// All-reduce on a backend's own tensors.
+pub trait AllReduceOps: BurnBackend {
+    /// [`Rank::sum`], in a group of more than one.
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        through_host::<Self>(x, rank)
     }
 }
 
@@ -177,7 +187,7 @@ where
 #[derive(Debug)]
 struct SumBackward;
 
-impl<B: Backend> Backward<B, 1> for SumBackward {
+impl<B: AllReduceOps> Backward<B, 1> for SumBackward {
     type State = Rank;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -185,17 +195,15 @@ impl<B: Backend> Backward<B, 1> for SumBackward {
     }
 }
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    rank: &Rank,
-) -> FloatTensor<Autodiff<B, C>> {
-    let prep = Backward::<B, 1>::prepare::<C>(SumBackward, [x.node]);
-    let sum = B::all_reduce_sum(x.primitive, rank);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(rank.clone(), sum),
-        OpsKind::UnTracked(prep) => prep.finish(sum),
+impl<B: AllReduceOps, C: CheckpointStrategy> AllReduceOps for Autodiff<B, C> {
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        record!(B, C, SumBackward, [x],
+            tracked { (B::all_reduce_sum(x.primitive, rank), rank.clone()) },
+            untracked { B::all_reduce_sum(x.primitive, rank) })
     }
 }
+
+impl AllReduceOps for Flex {}
 
 #[cfg(test)]
 mod tests {
@@ -225,15 +233,15 @@ mod tests {
     }
 
     #[test]
-    fn everybody_gets_everything_in_order_again_and_again() {
+    fn all_ranks_get_all_values_in_order_round_after_round() {
         let found = on_ranks(3, |rank| {
             (0..200).map(|round| rank.gather(10 * round + rank.index()).unwrap().to_vec()).collect::<Vec<_>>()
         });
         let expected: Vec<_> =
             (0..200).map(|round| (0..3).map(|r| 10 * round + r).collect::<Vec<_>>()).collect();
         assert_eq!(found, vec![expected; 3]);
-        let told = on_ranks(2, |rank| rank.broadcast(rank.leads().then(|| "word".to_owned())).unwrap());
-        assert_eq!(told, ["word", "word"]);
+        let received = on_ranks(2, |rank| rank.broadcast(rank.leads().then(|| "value".to_owned())).unwrap());
+        assert_eq!(received, ["value", "value"]);
     }
 
     /// Of Σ_r mean_r'(x_r')²·weight_r: the gradient is averaged as the values are, and a second group member's loss
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_one_that_left() {
+    fn no_rank_waits_for_one_that_left() {
         let met = AtomicUsize::new(0);
         let found = on_ranks(3, |rank| {
             if rank.index() == 1 {

@@ -21,9 +21,9 @@ type Brought = Arc<dyn Any + Send + Sync>;
 
 #[derive(Default)]
 struct State {
-    /// What has been brought to the meeting that is being held.
+    /// What ranks have brought so far.
     slots: Vec<Option<Box<dyn Any + Send>>>,
-    /// All of it, once everybody is there; until the last one has taken it, the next meeting waits.
+    /// All of it, once all ranks are there; until the last one has taken it, the next round waits.
     complete: Option<Brought>,
     taken: usize,
     left: bool,
@@ -65,7 +65,7 @@ impl Rendezvous {
             let values = state.slots.iter_mut().filter_map(Option::take);
             let values: Vec<T> =
                 values.filter_map(|value| value.downcast().ok()).map(|value: Box<T>| *value).collect();
-            assert_eq!(values.len(), self.world, "ranks brought different things to one meeting");
+            assert_eq!(values.len(), self.world, "ranks brought different things to one rendezvous");
             state.complete = Some(Arc::new(values));
             self.changed.notify_all();
         }
@@ -83,7 +83,7 @@ impl Rendezvous {
     }
 
     /// Waits until `ready`. A thread that operations run on (`join_threads`) helps them instead of sleeping: with
-    /// one thread in all, the others would never arrive.
+    /// one thread in all, the other ranks would never arrive.
     fn wait(&self, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>, PeerLeft> {
         let mut state = self.lock();
         loop {

@@ -1,7 +1,7 @@
-//! The fast convolution: matrix products on overlapping views of padded bands of rows.
+//! The fast convolution: matmuls on overlapping views of padded bands of rows.
 //!
 //! In a padded band the three pixels below a kernel's row are neighbours in memory, so that row's taps of
-//! all pixels are one matrix with overlapping rows, read where it lies: three products of width 3·in make
+//! all pixels are one matrix with overlapping rows, read where it lies: three matmuls of width 3·in make
 //! the convolution. Between two rows of the image lies one pixel of zeros, the right border of one and the
 //! left border of the next; results at its place are computed for nothing and dropped.
 
@@ -10,10 +10,10 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, product};
+use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul};
 use crate::memory::Buffer;
 
-/// Pixels of a band: enough that a product is long against the packing of its weights, and few enough that
+/// Pixels of a band: enough that a matmul is long against the packing of its weights, and few enough that
 /// the band is small against the map.
 const SMALLEST: usize = 256;
 const LARGEST: usize = 2048;
@@ -68,7 +68,7 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         for (at, part) in [0, 1, 2].map(|at| (at, band.taps(&padded, at, dims))) {
             let grad = Matrix::new(&grad, band.pixels(dims), outputs, outputs);
             let how = MatmulOptions::parallel(Precision::F32);
-            product(&mut taps[at * 3 * inputs..], row, Accumulate::There, 1.0, grad.transposed(), part, how);
+            matmul(&mut taps[at * 3 * inputs..], row, Accumulate::There, 1.0, grad.transposed(), part, how);
         }
     }
     let mut dw = Buffer::any(outputs * row);
@@ -103,7 +103,7 @@ fn convolve(x: &FlexTensor, taps: &[f32], outputs: usize) -> FlexTensor {
             let start = if at == 0 { Accumulate::Zero } else { Accumulate::There };
             let part = Matrix::new(&taps[at * 3 * inputs..], outputs, 3 * inputs, 9 * inputs).transposed();
             let how = MatmulOptions { precision: Precision::F32, parallel: alone };
-            product(&mut spread, outputs, start, 1.0, band.taps(&padded, at, dims), part, how);
+            matmul(&mut spread, outputs, start, 1.0, band.taps(&padded, at, dims), part, how);
         }
         for (at, y) in y.chunks_exact_mut((width * outputs).max(1)).enumerate() {
             y.copy_from_slice(&spread[band.start_of_row(at, dims) * outputs..][..width * outputs]);

@@ -2,28 +2,47 @@
 //!
 //! Contract: no copy of a map is made that is nine times as large. Memory beside operands and result is
 //! bounded by a few bands of rows and one copy of the weight. The input's gradient is the same convolution
-//! with the kernel turned around; a backward pass keeps the input only if the weight needs a gradient, and
+//! with the kernel flipped; a backward pass keeps the input only if the weight needs a gradient, and
 //! the weight only if the input does. Results do not depend on the number of threads.
 
 pub(crate) mod fast;
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record;
+use crate::tensor::{unwrap, wrap};
+
+/// 3×3 convolution on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait Conv3x3Ops: BurnBackend {
+    /// [`conv3x3`](crate::conv3x3).
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3::<Self>(x, weight)
+    }
+
+    /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its input, `[B, H, W, in]`.
+    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3_backward_input::<Self>(weight, grad)
+    }
+
+    /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its weight, `[out, in, 3, 3]`.
+    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::conv3x3_backward_weight::<Self>(x, grad)
+    }
+}
 
 /// 3×3 convolution: `x [B, H, W, in]`, `weight [out, in, 3, 3]` → `[B, H, W, out]`.
 ///
 /// # Panics
 /// If the weight is not of that shape or has another number of inputs than `x`.
-pub fn conv3x3<B: Backend>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B, 4> {
+pub fn conv3x3<B: Conv3x3Ops>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B, 4> {
     let (map, kernel) = (x.dims(), weight.dims());
     assert!(
         kernel[1..] == [map[3], 3, 3],
@@ -39,7 +58,7 @@ pub fn reference<B: BurnBackend>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tenso
     conv2d(x.permute([0, 3, 1, 2]), weight, None, options).permute([0, 2, 3, 1])
 }
 
-/// The gradient of the input: a convolution by the kernel turned around, inputs and outputs exchanged.
+/// The gradient of the input: a convolution by the kernel flipped, inputs and outputs exchanged.
 pub(crate) fn reference_backward_input<B: BurnBackend>(
     weight: Tensor<B, 4>,
     grad: Tensor<B, 4>,
@@ -47,7 +66,7 @@ pub(crate) fn reference_backward_input<B: BurnBackend>(
     reference(grad, weight.flip([2, 3]).swap_dims(0, 1))
 }
 
-/// The gradient of the weight: for each of the nine taps the product of `grad` with the shifted input.
+/// The gradient of the weight: for each of the nine taps the matmul of `grad` with the shifted input.
 pub(crate) fn reference_backward_weight<B: BurnBackend>(x: Tensor<B, 4>, grad: Tensor<B, 4>) -> Tensor<B, 4> {
     let [batch, height, width, inputs] = x.dims();
     let outputs = grad.dims()[3];
@@ -69,7 +88,7 @@ pub(crate) fn reference_backward_weight<B: BurnBackend>(x: Tensor<B, 4>, grad: T
 #[derive(Debug)]
 struct ConvBackward;
 
-impl<B: Backend> Backward<B, 2> for ConvBackward {
+impl<B: Conv3x3Ops> Backward<B, 2> for ConvBackward {
     /// The input if the weight needs a gradient, the weight if the input does.
     type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
 
@@ -88,19 +107,60 @@ impl<B: Backend> Backward<B, 2> for ConvBackward {
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    x: Primitive<B, C>,
-    weight: Primitive<B, C>,
-) -> Primitive<B, C> {
-    let state =
-        (weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone()));
-    let prep = Backward::<B, 2>::prepare::<C>(ConvBackward, [x.node, weight.node]);
-    let y = B::fused_conv3x3(x.primitive, weight.primitive);
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(state, y),
-        OpsKind::UnTracked(prep) => prep.finish(y),
+    pub(crate) fn conv3x3<B: BurnBackend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+        unwrap(super::reference::<B>(wrap(x), wrap(weight)))
+    }
+
+    pub(crate) fn conv3x3_backward_input<B: BurnBackend>(
+        weight: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        unwrap(super::reference_backward_input::<B>(wrap(weight), wrap(grad)))
+    }
+
+    pub(crate) fn conv3x3_backward_weight<B: BurnBackend>(
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        unwrap(super::reference_backward_weight::<B>(wrap(x), wrap(grad)))
+    }
+}
+
+impl<B: Conv3x3Ops, C: CheckpointStrategy> Conv3x3Ops for Autodiff<B, C> {
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let state = (
+            weight.is_tracked().then(|| x.primitive.clone()),
+            x.is_tracked().then(|| weight.primitive.clone()),
+        );
+        record!(B, C, ConvBackward, [x, weight],
+            tracked { (B::fused_conv3x3(x.primitive, weight.primitive), state) },
+            untracked { B::fused_conv3x3(x.primitive, weight.primitive) })
+    }
+}
+
+impl Conv3x3Ops for Flex {
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &weight]) { fast::forward(x, weight) } else { composed::conv3x3::<Self>(x, weight) }
+    }
+
+    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&weight, &grad]) {
+            fast::backward_input(weight, grad)
+        } else {
+            composed::conv3x3_backward_input::<Self>(weight, grad)
+        }
+    }
+
+    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_f32(&[&x, &grad]) {
+            fast::backward_weight(x, grad)
+        } else {
+            composed::conv3x3_backward_weight::<Self>(x, grad)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! Attention on a GPU: products by Burn's tuned kernels, everything between them in one pass of ours.
+//! Attention on a GPU: matmuls by Burn's tuned kernels, everything between them in one pass of ours.
 //!
 //! Unlike the CPU's, it does store scores `[B, H, Tq, T]`, in f32, for as long as one operation runs: at 197 tokens
-//! products of whole heads keep tensor cores busy, and the backward pass computes the scores again rather than keep them.
+//! matmuls of whole heads keep tensor cores busy, and the backward pass computes the scores again rather than keep them.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_dtype;
@@ -11,10 +11,10 @@ use cubecl::prelude::*;
 
 use super::custom::{Recorded, custom};
 use super::kernels::{self, BiasGradient, LANES, ROWS};
-use super::product::{Side, multiply};
+use super::matmul::{Side, multiply};
 use super::{Gpu, operands};
 use crate::AttentionSpec;
-use crate::composed::{unwrap, wrap};
+use crate::tensor::{unwrap, wrap};
 
 /// Sizes of one attention.
 #[derive(Debug, Clone, Copy)]

@@ -1,14 +1,14 @@
 //! The operations on GPUs: Burn's CubeCL backends under its fusion of element-wise operations.
 //!
 //! What is here and why. Fusion joins chains of Burn's element-wise operations and sums, so everything that is
-//! composed from them (norms, GELU, residuals, losses, AdamW) stays composed. Two things it cannot do: a product of
+//! composed from them (norms, GELU, residuals, losses, AdamW) stays composed. Two things it cannot do: a matmul of
 //! bf16 operands that comes out as f32, and an attention whose softmax reads the scores once. Those are
 //! custom operations ([`custom`]).
 
 mod attention;
 mod custom;
 mod kernels;
-mod product;
+mod matmul;
 #[cfg(test)]
 mod tests;
 mod tuning;
@@ -19,10 +19,12 @@ use burn::tensor::ops::FloatTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime};
 use burn_fusion::Fusion;
 
-use crate::backend::{AttentionGradients, AttentionOutput, Backend};
-use crate::composed::{self, from_rows, rows, unwrap, wrap};
-use crate::{AttentionSpec, Precision, Rank, collective};
-use product::{Side, product};
+use crate::tensor::{from_rows, rows, unwrap, wrap};
+use crate::{
+    AllReduceOps, AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, Backend, LinearOps,
+    Precision, Rank, collective, linear,
+};
+use matmul::{Side, matmul};
 pub use tuning::keep_tuning;
 
 /// Burn's backend for one GPU runtime (CUDA, or Vulkan, Metal and WebGPU by `wgpu`), without fusion. `BT` holds a bool.
@@ -38,12 +40,37 @@ fn operands(precision: Precision) -> DType {
     }
 }
 
-/// Rows of a tensor in the element type that products see.
+/// Rows of a tensor in the element type that matmuls see.
 fn operand<B: BurnBackend>(x: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
     unwrap(rows::<B>(x).cast(operands(precision)))
 }
 
-impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
+/// Operations that fusion makes fast enough of the composed versions.
+macro_rules! composed {
+    ($($ops:ident),+) => {
+        $(impl<R: CubeRuntime, BT: BoolElement> crate::$ops for Gpu<R, BT> {})+
+    };
+}
+
+composed!(
+    AdamwOps,
+    ChannelMomentsOps,
+    ChannelNormOps,
+    Conv3x3Ops,
+    CrossEntropyOps,
+    GeluOps,
+    ImageOps,
+    LayerNormOps,
+    NearestCodeOps,
+    NormMlpOps,
+    PixelCrossEntropyOps,
+    ResidualScaleOps,
+    SampleOps
+);
+
+impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {}
+
+impl<R: CubeRuntime, BT: BoolElement> LinearOps for Gpu<R, BT> {
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -51,12 +78,12 @@ impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
         precision: Precision,
     ) -> FloatTensor<Self> {
         if precision == Precision::F32 {
-            // Burn's own product, which fusion may join with what follows.
-            return composed::linear::<Self>(x, weight, bias, precision);
+            // Burn's own matmul, which fusion may join with what follows.
+            return linear::composed::linear::<Self>(x, weight, bias, precision);
         }
         let shape = with_last(&x.shape, weight.shape[0]);
         let [x, weight] = [x, weight].map(|x| operand::<Self>(x, precision));
-        let y = wrap::<Self, 2>(product::<R, BT>(x, weight, Side::Right));
+        let y = wrap::<Self, 2>(matmul::<R, BT>(x, weight, Side::Right));
         let y = match bias {
             Some(bias) => y + wrap::<Self, 1>(bias).unsqueeze(),
             None => y,
@@ -70,11 +97,11 @@ impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
         precision: Precision,
     ) -> FloatTensor<Self> {
         if precision == Precision::F32 {
-            return composed::linear_backward_input::<Self>(weight, grad, precision);
+            return linear::composed::linear_backward_input::<Self>(weight, grad, precision);
         }
         let shape = with_last(&grad.shape, weight.shape[1]);
         let [grad, weight] = [grad, weight].map(|x| operand::<Self>(x, precision));
-        from_rows(shape, wrap::<Self, 2>(product::<R, BT>(grad, weight, Side::Neither)))
+        from_rows(shape, wrap::<Self, 2>(matmul::<R, BT>(grad, weight, Side::Neither)))
     }
 
     fn fused_linear_backward_weight(
@@ -83,12 +110,14 @@ impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
         precision: Precision,
     ) -> FloatTensor<Self> {
         if precision == Precision::F32 {
-            return composed::linear_backward_weight::<Self>(x, grad, precision);
+            return linear::composed::linear_backward_weight::<Self>(x, grad, precision);
         }
         let [x, grad] = [x, grad].map(|x| operand::<Self>(x, precision));
-        product::<R, BT>(grad, x, Side::Left)
+        matmul::<R, BT>(grad, x, Side::Left)
     }
+}
 
+impl<R: CubeRuntime, BT: BoolElement> AttentionOps for Gpu<R, BT> {
     fn fused_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -134,7 +163,9 @@ impl<R: CubeRuntime, BT: BoolElement> Backend for Gpu<R, BT> {
         let ([dqkv], dbias) = attention::backward::<R, BT, 1>(vec![qkv], bias, output, grad, spec, bias_grad);
         (dqkv, dbias)
     }
+}
 
+impl<R: CubeRuntime, BT: BoolElement> AllReduceOps for Gpu<R, BT> {
     fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
         #[cfg(feature = "cuda")]
         if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>()

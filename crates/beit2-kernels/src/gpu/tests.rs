@@ -6,9 +6,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{BoolElement, CubeRuntime};
 
 use super::Gpu;
-use super::product::{Side, product};
-use crate::backend::AutodiffBackend;
-use crate::composed::{unwrap, wrap};
+use super::matmul::{Side, matmul};
+use crate::AutodiffBackend;
+use crate::tensor::{unwrap, wrap};
 use crate::testing::{distance, random};
 use crate::{AttentionSpec, Precision};
 
@@ -114,8 +114,8 @@ fn linears<B: AutodiffBackend>(precision: Precision, tolerance: f64) {
     }
 }
 
-/// Products of a narrow type whose sums and results are f32, in all three layouts.
-fn products<R: CubeRuntime, BT: BoolElement>(dtype: DType) {
+/// Matmuls of a narrow type whose sums and results are f32, in all three layouts.
+fn matmuls<R: CubeRuntime, BT: BoolElement>(dtype: DType) {
     let (rows, inner, cols) = (70, 197, 33);
     for side in [Side::Neither, Side::Left, Side::Right] {
         let lhs_dims = if side == Side::Left { [inner, rows] } else { [rows, inner] };
@@ -129,7 +129,7 @@ fn products<R: CubeRuntime, BT: BoolElement>(dtype: DType) {
             let x = Tensor::<Flex, 2>::from_data(data, (&Default::default(), DType::F32));
             x.cast(dtype).cast(DType::F64)
         };
-        let y = product::<R, BT>(gpu(data(lhs_dims, 1)), gpu(data(rhs_dims, 2)), side);
+        let y = matmul::<R, BT>(gpu(data(lhs_dims, 1)), gpu(data(rhs_dims, 2)), side);
         let y: Tensor<Gpu<R, BT>, 2> = wrap(y);
         assert_eq!(y.dtype(), DType::F32);
         let (mut lhs, mut rhs) = (cpu(data(lhs_dims, 1)), cpu(data(rhs_dims, 2)));
@@ -139,7 +139,7 @@ fn products<R: CubeRuntime, BT: BoolElement>(dtype: DType) {
             Side::Right => rhs = rhs.transpose(),
         }
         let want = floats(lhs.matmul(rhs).into_data());
-        compare(&format!("product {dtype:?} {side:?}"), &vec![floats(y.into_data())], &vec![want], 1e-5);
+        compare(&format!("matmul {dtype:?} {side:?}"), &vec![floats(y.into_data())], &vec![want], 1e-5);
     }
 }
 
@@ -170,10 +170,10 @@ mod vulkan {
 
     /// The path of bf16 on a device without it: every GPU has the other 16-bit float.
     #[test]
-    fn narrow_products_on_vulkan() {
+    fn narrow_matmuls_on_vulkan() {
         use burn::tensor::backend::Backend as _;
         if answers::<B>("Vulkan") && Vulkan::supports_dtype(&Default::default(), DType::F16) {
-            products::<burn_cubecl::cubecl::wgpu::WgpuRuntime, u8>(DType::F16);
+            matmuls::<burn_cubecl::cubecl::wgpu::WgpuRuntime, u8>(DType::F16);
         }
     }
 }
@@ -184,7 +184,7 @@ mod cuda {
 
     type B = Autodiff<burn::backend::Cuda<f32, i32>>;
 
-    /// Products may be TF32, which reads 11 bits of an operand: each is off by 2⁻¹² of itself at most, and logits, weights and
+    /// Matmuls may be TF32, which reads 11 bits of an operand: each is off by 2⁻¹² of itself at most, and logits, weights and
     /// slopes follow one from the other.
     #[test]
     fn operations_on_cuda() {
@@ -197,7 +197,7 @@ mod cuda {
     #[test]
     fn bf16_on_cuda() {
         if answers::<B>("CUDA") {
-            products::<burn_cubecl::cubecl::cuda::CudaRuntime, u8>(DType::BF16);
+            matmuls::<burn_cubecl::cubecl::cuda::CudaRuntime, u8>(DType::BF16);
             linears::<B>(Precision::Bf16, 1e-5);
             // Eight times the above, for operands of 8 bits.
             attentions::<B>(Precision::Bf16, 2.4e-2);

@@ -8,7 +8,7 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 static ONCE: Once = Once::new();
 
-/// Keeps in `folder` which kernel was the fastest for each kind of product and sum on each device, so that the next run
+/// Keeps in `folder` which kernel was the fastest for each kind of matmul and sum on each device, so that the next run
 /// of the process need not try them again. To be called before the first use of a device; later calls, and calls
 /// where a `cubecl.toml` or `burn.toml` names another place, change nothing. Without this, CubeCL's own choice depends
 /// on the current directory.

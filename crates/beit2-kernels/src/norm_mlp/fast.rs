@@ -10,9 +10,9 @@ use crate::flex::{owned, stored, tensor, view};
 use crate::gelu::fast::{in_place, with_slope};
 use crate::layer_norm::fast::{gradients, normalize};
 use crate::linear::fast::add_rows;
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, Operand, product_of};
+use crate::matrix::{Accumulate, MatmulOptions, Matrix, Operand, matmul_of};
 use crate::memory::{Buffer, Stored, Values};
-use crate::packed::{FEW, ROWS, Right};
+use crate::packed::{FEW, PackedRhs, ROWS};
 use crate::precision::Precision;
 use crate::rows::Rows;
 
@@ -25,10 +25,10 @@ const COLUMNS: usize = 384;
 /// number of rows alone, because parameters' gradients are summed block by block.
 const BLOCKS: usize = 32;
 
-/// Rows below which the branch is better computed product by product: each block reads all weights.
+/// Rows below which the branch is better computed matmul by matmul: each block reads all weights.
 pub(crate) const FEWEST: usize = 16 * ROWS;
 
-/// The same for packed weights, whose products cut few rows by columns only: each thread reads its part of a weight once.
+/// The same for packed weights, whose matmuls cut few rows by columns only: each thread reads its part of a weight once.
 pub(crate) const FEWEST_PACKED: usize = FEW * ROWS + 1;
 
 /// Rows of a block.
@@ -64,9 +64,9 @@ impl Weights {
 }
 
 /// Packs a weight.
-fn pack(w: Matrix<'_>, precision: Precision) -> Right {
+fn pack(w: Matrix<'_>, precision: Precision) -> PackedRhs {
     // SAFETY: `fuses_norm_mlp` found the instructions.
-    unsafe { Right::new(w, precision, true) }
+    unsafe { PackedRhs::new(w, precision, true) }
 }
 
 /// What training keeps: normalised rows, mean and inverse deviation of each, activations, derivatives.
@@ -93,7 +93,7 @@ pub(crate) fn forward_packed(
     x: FlexTensor,
     vectors: [FlexTensor; 4],
     eps: f64,
-    weights: [&Right; 2],
+    weights: [&PackedRhs; 2],
 ) -> FlexTensor {
     let vectors = vectors.map(owned);
     let vectors = [0, 1, 2, 3].map(|i| view(&vectors[i]));
@@ -116,7 +116,7 @@ fn blocks<S: Stored + Operand>(
     x: FlexTensor,
     [scale, shift, b1, b2]: [&[f32]; 4],
     eps: f64,
-    [first, second]: [&Right; 2],
+    [first, second]: [&PackedRhs; 2],
     train: bool,
 ) -> (FlexTensor, Saved) {
     let (x, eps) = (owned(x), eps as f32);
@@ -281,9 +281,9 @@ fn gradients_of<S: Stored + Operand>(
     let (normed, active) =
         (rows_of(normed.storage::<S>(), width), Matrix::new(active.storage::<S>(), n, hidden, hidden));
     let (mut dw1, mut dw2) = (Buffer::any(hidden * width), Buffer::any(width * hidden));
-    product_of(&mut dw1, width, rows_of(&dhidden, hidden).transposed(), normed, how);
+    matmul_of(&mut dw1, width, rows_of(&dhidden, hidden).transposed(), normed, how);
     let grad = Matrix::new(view(&grad), n, width, width).transposed();
-    product_of(&mut dw2, hidden, grad, active, how);
+    matmul_of(&mut dw2, hidden, grad, active, how);
     let vector = |range: Range<usize>| {
         let mut values = Buffer::any(range.len());
         values.copy_from_slice(&total[range.clone()]);

@@ -2,24 +2,31 @@
 //!
 //! Contract: rows are taken in blocks that stay in the second-level cache from the norm to the result, so that hidden
 //! values cross memory once. The backward pass keeps the normalised rows, the activations and GELU's derivative, in the
-//! products' precision (what products round anyway; the derivative is rounded too), and nothing else of the size of the
+//! matmuls' precision (what matmuls round anyway; the derivative is rounded too), and nothing else of the size of the
 //! hidden layer.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fast;
-mod graph;
 #[cfg(test)]
 mod tests;
 
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
-use crate::linear::PackedWeight;
+use crate::flex::is_f32;
+use crate::gelu::GeluOps;
+use crate::graph::{record, register};
+use crate::layer_norm::LayerNormOps;
+use crate::linear::{LinearOps, PackedWeight};
+#[cfg(target_arch = "x86_64")]
+use crate::packed;
 use crate::precision::Precision;
-pub(crate) use graph::autodiff;
+use crate::tensor::{unwrap, wrap};
 
 /// Parameters of the branch.
 #[derive(Debug, Clone)]
@@ -32,7 +39,7 @@ pub struct NormMlp<B: BurnBackend> {
     pub fc1: (Tensor<B, 2>, Tensor<B, 1>),
     /// `[D, H]` and `[D]`.
     pub fc2: (Tensor<B, 2>, Tensor<B, 1>),
-    /// Of the products, forward and backward.
+    /// Of the matmuls, forward and backward.
     pub precision: Precision,
 }
 
@@ -43,18 +50,60 @@ pub struct NormMlpTensors<B: BurnBackend> {
     pub tensors: [FloatTensor<B>; 6],
     /// ε of the norm.
     pub eps: f64,
-    /// Of the products.
+    /// Of the matmuls.
     pub precision: Precision,
 }
 
 /// What a backward pass needs besides the input and the parameters; a backend knows what its own means.
 pub type NormMlpSaved<B> = Vec<FloatTensor<B>>;
 
+/// A Transformer's MLP branch on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait NormMlpOps: LayerNormOps + GeluOps + LinearOps {
+    /// Whether [`norm_mlp`](crate::norm_mlp) of these tensors is one computation here, with a backward pass of its own.
+    fn fuses_norm_mlp(_x: &FloatTensor<Self>, _p: &NormMlpTensors<Self>) -> bool {
+        false
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp).
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        composed::norm_mlp::<Self>(x, p)
+    }
+
+    /// [`norm_mlp_packed`](crate::norm_mlp_packed), for backends that pack.
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        fc1: (&PackedWeight, FloatTensor<Self>),
+        fc2: (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        composed::norm_mlp_packed::<Self>(x, norm, eps, fc1, fc2)
+    }
+
+    /// [`norm_mlp`](crate::norm_mlp) and what its backward pass needs; only where it is one computation.
+    fn fused_norm_mlp_train(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
+    }
+
+    /// Gradients of [`norm_mlp`](crate::norm_mlp) with respect to x and the parameters in their order.
+    fn fused_norm_mlp_backward(
+        _x: FloatTensor<Self>,
+        _p: NormMlpTensors<Self>,
+        _saved: NormMlpSaved<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        unreachable!("{} composes norm_mlp", std::any::type_name::<Self>())
+    }
+}
+
 /// `W₂·gelu(W₁·LN(x) + b₁) + b₂` with exact GELU: `x [.., D]` → `[.., D]`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn norm_mlp<B: Backend, const D: usize>(x: Tensor<B, D>, p: NormMlp<B>) -> Tensor<B, D> {
+pub fn norm_mlp<B: NormMlpOps, const D: usize>(x: Tensor<B, D>, p: NormMlp<B>) -> Tensor<B, D> {
     let width = x.dims()[D - 1];
     let [hidden, inner] = p.fc1.0.dims();
     let vectors = [p.norm[0].dims(), p.norm[1].dims(), p.fc2.1.dims()];
@@ -74,7 +123,7 @@ pub fn norm_mlp<B: Backend, const D: usize>(x: Tensor<B, D>, p: NormMlp<B>) -> T
 }
 
 /// [`norm_mlp`] of a frozen branch: packed weights with their biases, the same to the bit.
-pub fn norm_mlp_packed<B: Backend, const D: usize>(
+pub fn norm_mlp_packed<B: NormMlpOps, const D: usize>(
     x: Tensor<B, D>,
     norm: [Tensor<B, 1>; 2],
     eps: f64,
@@ -94,23 +143,113 @@ pub fn norm_mlp_packed<B: Backend, const D: usize>(
     wrap(B::fused_norm_mlp_packed(unwrap(x), norm.map(unwrap), eps, fc1, fc2))
 }
 
-/// [`norm_mlp_packed`] from a backend's other operations.
-pub(crate) fn composed_packed<B: Backend>(
-    x: FloatTensor<B>,
-    [scale, shift]: [FloatTensor<B>; 2],
-    eps: f64,
-    (w1, b1): (&PackedWeight, FloatTensor<B>),
-    (w2, b2): (&PackedWeight, FloatTensor<B>),
-) -> FloatTensor<B> {
-    let (x, ..) = B::fused_layer_norm(x, scale, shift, eps);
-    let hidden = B::fused_gelu(B::fused_linear_packed(x, w1, Some(b1)));
-    B::fused_linear_packed(hidden, w2, Some(b2))
+/// The branch from a backend's other operations.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn norm_mlp<B: NormMlpOps>(x: FloatTensor<B>, p: NormMlpTensors<B>) -> FloatTensor<B> {
+        let [scale, shift, w1, b1, w2, b2] = p.tensors;
+        let (x, ..) = B::fused_layer_norm(x, scale, shift, p.eps);
+        let hidden = B::fused_gelu(B::fused_linear(x, w1, Some(b1), p.precision));
+        B::fused_linear(hidden, w2, Some(b2), p.precision)
+    }
+
+    pub(crate) fn norm_mlp_packed<B: NormMlpOps>(
+        x: FloatTensor<B>,
+        [scale, shift]: [FloatTensor<B>; 2],
+        eps: f64,
+        (w1, b1): (&PackedWeight, FloatTensor<B>),
+        (w2, b2): (&PackedWeight, FloatTensor<B>),
+    ) -> FloatTensor<B> {
+        let (x, ..) = B::fused_layer_norm(x, scale, shift, eps);
+        let hidden = B::fused_gelu(B::fused_linear_packed(x, w1, Some(b1)));
+        B::fused_linear_packed(hidden, w2, Some(b2))
+    }
 }
 
-/// [`norm_mlp`] from a backend's other operations.
-pub(crate) fn composed<B: Backend>(x: FloatTensor<B>, p: NormMlpTensors<B>) -> FloatTensor<B> {
-    let [scale, shift, w1, b1, w2, b2] = p.tensors;
-    let (x, ..) = B::fused_layer_norm(x, scale, shift, p.eps);
-    let hidden = B::fused_gelu(B::fused_linear(x, w1, Some(b1), p.precision));
-    B::fused_linear(hidden, w2, Some(b2), p.precision)
+/// Parents: x, then the parameters in their order.
+#[derive(Debug)]
+struct NormMlpBackward;
+
+impl<B: NormMlpOps> Backward<B, 7> for NormMlpBackward {
+    type State = (FloatTensor<B>, NormMlpTensors<B>, NormMlpSaved<B>);
+
+    fn backward(self, ops: Ops<Self::State, 7>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, parameters, saved) = ops.state;
+        let (dx, rest) = B::fused_norm_mlp_backward(x, parameters, saved, grad);
+        register!(B, grads, ops.parents, std::iter::once(dx).chain(rest));
+    }
+}
+
+impl<B: NormMlpOps, C: CheckpointStrategy> NormMlpOps for Autodiff<B, C> {
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        let inner = p.tensors.clone().map(|tensor| tensor.primitive);
+        let inner = NormMlpTensors::<B> { tensors: inner, eps: p.eps, precision: p.precision };
+        if !B::fuses_norm_mlp(&x.primitive, &inner) {
+            return composed::norm_mlp::<Self>(x, p);
+        }
+        let [scale, shift, w1, b1, w2, b2] = p.tensors;
+        record!(B, C, NormMlpBackward, [x, scale, shift, w1, b1, w2, b2],
+            tracked {
+                let (y, saved) = B::fused_norm_mlp_train(x.primitive.clone(), inner.clone());
+                (y, (x.primitive, inner, saved))
+            },
+            untracked { B::fused_norm_mlp(x.primitive, inner) })
+    }
+}
+
+impl NormMlpOps for Flex {
+    #[cfg(target_arch = "x86_64")]
+    fn fuses_norm_mlp(x: &FloatTensor<Self>, p: &NormMlpTensors<Self>) -> bool {
+        let width = x.layout().shape().last().copied().unwrap_or(0);
+        let rows = x.layout().num_elements() / width.max(1);
+        let floats = is_f32(&[x]) && p.tensors.iter().all(|tensor| is_f32(&[tensor]));
+        floats && rows >= fast::FEWEST && packed::is_available(p.precision)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp(x: FloatTensor<Self>, p: NormMlpTensors<Self>) -> FloatTensor<Self> {
+        match Self::fuses_norm_mlp(&x, &p) {
+            true => fast::forward_only(x, p),
+            false => composed::norm_mlp::<Self>(x, p),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_packed(
+        x: FloatTensor<Self>,
+        norm: [FloatTensor<Self>; 2],
+        eps: f64,
+        (w1, b1): (&PackedWeight, FloatTensor<Self>),
+        (w2, b2): (&PackedWeight, FloatTensor<Self>),
+    ) -> FloatTensor<Self> {
+        let rows = x.layout().num_elements() / w1.dims()[1].max(1);
+        let [scale, shift] = norm;
+        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= fast::FEWEST_PACKED {
+            fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1.rhs(), w2.rhs()])
+        } else {
+            composed::norm_mlp_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_train(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+    ) -> (FloatTensor<Self>, NormMlpSaved<Self>) {
+        let (y, saved) = fast::forward_train(x, p);
+        (y, saved.into())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn fused_norm_mlp_backward(
+        x: FloatTensor<Self>,
+        p: NormMlpTensors<Self>,
+        saved: NormMlpSaved<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 6]) {
+        let Ok(saved) = saved.try_into() else { unreachable!("made by `fused_norm_mlp_train`") };
+        fast::backward(x, p, saved, grad)
+    }
 }

@@ -1,8 +1,8 @@
-//! Matrix products on CPUs with AVX-512: f32, and bf16 with f32 sums where the CPU has the instructions.
+//! Matmuls on CPUs with AVX-512: f32, and bf16 with f32 sums where the CPU has the instructions.
 //!
-//! The right operand is copied into panels that tiles read in order, once for all threads ([`Right`]), or once for
-//! all products with the same weights. Rows of the left operand are read where they lie if their words are
-//! there already; otherwise they are copied a block at a time, and rounding to bf16 and turning of transposed
+//! The right-hand operand is copied into panels that tiles read in order, once for all threads ([`PackedRhs`]), or once for
+//! all matmuls with the same weights. Rows of the left-hand operand are read where they lie if their words are
+//! there already; otherwise they are copied a block at a time, and rounding to bf16 and transposing of transposed
 //! operands happen in that copy. An element of the result is summed over the inner axis in blocks that depend on its
 //! length alone, never split between threads, so results do not depend on threads. The bf16 instructions take
 //! subnormal numbers for 0.
@@ -23,7 +23,7 @@ use crate::simd::{Level, level};
 pub(crate) use pack::Element;
 use pack::{Kind, Pair, Panels, Side, Single};
 pub(crate) use tile::ROWS;
-use tile::{Block, COLS, LANES, Left};
+use tile::{Block, COLS, LANES, PackedLhs};
 
 /// Row panels of a task: their words and results stay in the second-level cache.
 const PANELS: usize = 8;
@@ -40,7 +40,7 @@ const GROUP: usize = 4;
 /// Most words of a block: both panels of a tile stay close to the first-level cache.
 const WORDS: usize = 256;
 
-/// Whether this CPU has the instructions for products of `precision`.
+/// Whether this CPU has the instructions for matmuls of `precision`.
 pub(crate) fn is_available(precision: Precision) -> bool {
     level()
         >= match precision {
@@ -49,7 +49,7 @@ pub(crate) fn is_available(precision: Precision) -> bool {
         }
 }
 
-/// The precision of products here when a caller asks for `wanted`: bf16 becomes f32 on a CPU that has f32 products only.
+/// The precision of matmuls here when a caller asks for `wanted`: bf16 becomes f32 on a CPU that has f32 matmuls only.
 /// `None`: this CPU has neither.
 pub(crate) fn offered(wanted: Precision) -> Option<Precision> {
     [wanted, Precision::F32].into_iter().find(|&precision| is_available(precision))
@@ -73,8 +73,8 @@ impl Target {
     }
 }
 
-/// A right operand in panels.
-pub(crate) struct Right {
+/// A right-hand operand in panels.
+pub(crate) struct PackedRhs {
     precision: Precision,
     data: Buffer,
     panels: Panels,
@@ -82,7 +82,7 @@ pub(crate) struct Right {
     cols: usize,
 }
 
-impl Right {
+impl PackedRhs {
     /// Of its words.
     pub(crate) fn precision(&self) -> Precision {
         self.precision
@@ -103,7 +103,7 @@ impl Right {
     }
 
     /// # Safety
-    /// As [`Right::new`].
+    /// As [`PackedRhs::new`].
     unsafe fn of<K: Kind, B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
         let (depth, cols) = (b.rows(), b.cols());
         let words = depth.div_ceil(K::PER_WORD);
@@ -133,7 +133,7 @@ impl Right {
     /// # Safety
     /// All elements of the destination, `a.rows()` rows of `self.cols()` elements `row` apart, lie in one
     /// allocation, and nobody else touches them during the call.
-    pub(crate) unsafe fn product<A: Element>(
+    pub(crate) unsafe fn matmul<A: Element>(
         &self,
         dst: *mut f32,
         row: usize,
@@ -154,11 +154,11 @@ impl Right {
     }
 
     /// # Safety
-    /// As [`Right::product`].
+    /// As [`PackedRhs::matmul`].
     unsafe fn multiply<K: Kind, A: Element>(&self, tasks: Tasks<'_>, a: Matrix<'_, A>) {
         let Tasks { target, row, start, factor, parallel } = tasks;
         let (rows, cols) = (a.rows(), self.cols);
-        let left = rows_of(a);
+        let lhs = rows_of(a);
         let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
         let (row_tasks, col_tasks) = match parallel {
             true => grid(row_panels, col_panels, rayon::current_num_threads()),
@@ -167,7 +167,7 @@ impl Right {
         // Tasks with the same rows share a copy of them.
         let shared = match row_tasks < col_tasks {
             // SAFETY: the caller says that the CPU has the instructions.
-            true => unsafe { SharedRows::new::<K, A>(left) },
+            true => unsafe { SharedRows::new::<K, A>(lhs) },
             false => None,
         };
         let task = |task: usize| {
@@ -177,15 +177,15 @@ impl Right {
             };
             let (rows, cols) =
                 (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
-            let left = match &shared {
-                Some(shared) => LeftRows::Shared(shared, rows.clone()),
-                None => LeftRows::Own(left.some(rows.start, rows.len())),
+            let lhs = match &shared {
+                Some(shared) => LhsRows::Shared(shared, rows.clone()),
+                None => LhsRows::Own(lhs.some(rows.start, rows.len())),
             };
             // SAFETY: the block lies in the destination, and no other task has it; the caller says that the CPU
             // has the instructions.
             unsafe {
                 let dst = target.at(rows.start * row + cols.start);
-                self.block::<K, A>(dst, row, start, factor, left, cols);
+                self.block::<K, A>(dst, row, start, factor, lhs, cols);
             }
         };
         if parallel {
@@ -199,7 +199,7 @@ impl Right {
     /// the first of these columns, `start`'s row the whole one.
     ///
     /// # Safety
-    /// As [`Right::product`], for these columns.
+    /// As [`PackedRhs::matmul`], for these columns.
     pub(crate) unsafe fn columns<A: Element>(
         &self,
         dst: *mut f32,
@@ -210,33 +210,33 @@ impl Right {
     ) {
         assert!(a.cols() == self.depth && a.cols() > 0 && cols.start.is_multiple_of(COLS));
         assert!(cols.start < cols.end && cols.end <= self.cols);
-        let left = LeftRows::Own(rows_of(a));
+        let lhs = LhsRows::Own(rows_of(a));
         // SAFETY: the caller's promise.
         unsafe {
             match self.precision {
-                Precision::F32 => self.block::<Single, A>(dst, row, start, 1.0, left, cols),
-                Precision::Bf16 => self.block::<Pair, A>(dst, row, start, 1.0, left, cols),
+                Precision::F32 => self.block::<Single, A>(dst, row, start, 1.0, lhs, cols),
+                Precision::Bf16 => self.block::<Pair, A>(dst, row, start, 1.0, lhs, cols),
             }
         }
     }
 
     /// # Safety
-    /// As [`Right::columns`].
+    /// As [`PackedRhs::columns`].
     unsafe fn block<K: Kind, A: Element>(
         &self,
         dst: *mut f32,
         row: usize,
         start: Accumulate<'_>,
         factor: f32,
-        left: LeftRows<'_, A>,
+        lhs: LhsRows<'_, A>,
         cols: Range<usize>,
     ) {
         let words = self.depth.div_ceil(K::PER_WORD);
         // Blocks of the same size, so that none is a short rest.
         let size = words.div_ceil(words.div_ceil(WORDS));
-        let (mut own, shared) = match left {
-            LeftRows::Own(side) => (Some(LeftBlock::new::<K>(side, size)), None),
-            LeftRows::Shared(shared, rows) => (None, Some((shared, rows))),
+        let (mut own, shared) = match lhs {
+            LhsRows::Own(side) => (Some(LhsBlock::new::<K>(side, size)), None),
+            LhsRows::Shared(shared, rows) => (None, Some((shared, rows))),
         };
         for from in (0..words).step_by(size) {
             let words = size.min(words - from);
@@ -290,7 +290,7 @@ fn grid(row_panels: usize, col_panels: usize, threads: usize) -> (usize, usize) 
     (row_tasks, col_tasks)
 }
 
-/// All rows of a left operand, copied in the order of words.
+/// All rows of a left-hand operand, copied in the order of words.
 struct SharedRows {
     copy: Buffer,
     /// Floats between two rows.
@@ -298,7 +298,7 @@ struct SharedRows {
 }
 
 impl SharedRows {
-    /// `None` where rows can be read in place, or must be turned.
+    /// `None` where rows can be read in place, or must be transposed.
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
@@ -317,21 +317,21 @@ impl SharedRows {
     }
 
     /// Of these rows, the words from `from` on.
-    fn words(&self, rows: Range<usize>, from: usize) -> LeftPart {
+    fn words(&self, rows: Range<usize>, from: usize) -> LhsPart {
         let first = &self.copy[rows.start * self.apart + from..];
-        (0, rows.len(), Left::Rows(first.as_ptr().cast(), self.apart * size_of::<f32>()))
+        (0, rows.len(), PackedLhs::Rows(first.as_ptr().cast(), self.apart * size_of::<f32>()))
     }
 }
 
-/// The left operand of a block.
-enum LeftRows<'a, A> {
+/// The left-hand operand of a block.
+enum LhsRows<'a, A> {
     /// Rows of its own.
     Own(Side<'a, A>),
     /// Some of the rows that several blocks share.
     Shared(&'a SharedRows, Range<usize>),
 }
 
-/// Where a product goes, and how.
+/// Where a matmul goes, and how.
 struct Tasks<'a> {
     target: Target,
     row: usize,
@@ -341,7 +341,7 @@ struct Tasks<'a> {
 }
 
 /// The rows of a task, for a block of words at a time.
-struct LeftBlock<'a, A> {
+struct LhsBlock<'a, A> {
     side: Side<'a, A>,
     copy: Buffer,
     how: Copied,
@@ -373,9 +373,9 @@ impl Copied {
 }
 
 /// First row, number of rows, and where they are.
-type LeftPart = (usize, usize, Left);
+type LhsPart = (usize, usize, PackedLhs);
 
-impl<'a, A: Element> LeftBlock<'a, A> {
+impl<'a, A: Element> LhsBlock<'a, A> {
     /// Of blocks of at most `block` words.
     fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
         let how = Copied::of::<K, A>(&side);
@@ -394,7 +394,7 @@ impl<'a, A: Element> LeftBlock<'a, A> {
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
-    unsafe fn words<K: Kind>(&mut self, words: Range<usize>) -> [Option<LeftPart>; 2] {
+    unsafe fn words<K: Kind>(&mut self, words: Range<usize>) -> [Option<LhsPart>; 2] {
         let Self { side, copy, how } = self;
         let rows = side.lanes;
         // SAFETY: the caller's promise; both functions check their bounds.
@@ -402,15 +402,16 @@ impl<'a, A: Element> LeftBlock<'a, A> {
             if *how == Copied::Panels {
                 let panels = Panels::new(ROWS, words.len());
                 K::pack(*side, panels, words, copy);
-                return [Some((0, rows, Left::Panels(copy.as_ptr(), panels.stride))), None];
+                return [Some((0, rows, PackedLhs::Panels(copy.as_ptr(), panels.stride))), None];
             }
             let whole = if *how == Copied::Rest { rows / ROWS * ROWS } else { 0 };
             let rest = side.some(whole, rows - whole);
             let apart = stride(words.len());
             let place = side.data.as_ptr().wrapping_add(words.start * K::PER_WORD).cast();
             K::copy(rest, apart, words, copy);
-            let direct = (0, whole, Left::Rows(place, side.lane * size_of::<A>()));
-            let copied = (whole, rows - whole, Left::Rows(copy.as_ptr().cast(), apart * size_of::<f32>()));
+            let direct = (0, whole, PackedLhs::Rows(place, side.lane * size_of::<A>()));
+            let copied =
+                (whole, rows - whole, PackedLhs::Rows(copy.as_ptr().cast(), apart * size_of::<f32>()));
             [direct, copied].map(|part| (part.1 > 0).then_some(part))
         }
     }
@@ -428,7 +429,7 @@ fn stride(words: usize) -> usize {
 /// All elements of the destination, `a.rows()` rows of `b.cols()` elements `row` apart, lie in one
 /// allocation, and nobody else touches them during the call. [`is_available`] said yes to the precision.
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn product<A: Element, B: Element>(
+pub(crate) unsafe fn matmul<A: Element, B: Element>(
     dst: *mut f32,
     row: usize,
     start: Accumulate<'_>,
@@ -439,7 +440,7 @@ pub(crate) unsafe fn product<A: Element, B: Element>(
     parallel: bool,
 ) {
     // SAFETY: the caller's promises.
-    unsafe { Right::new(b, precision, parallel).product(dst, row, start, factor, a, parallel) }
+    unsafe { PackedRhs::new(b, precision, parallel).matmul(dst, row, start, factor, a, parallel) }
 }
 
 fn rows_of<E: Element>(a: Matrix<'_, E>) -> Side<'_, E> {

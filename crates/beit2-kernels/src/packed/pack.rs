@@ -1,4 +1,4 @@
-//! Operands in the order in which tiles read them, rounded to bf16 where products are in bf16.
+//! Operands in the order in which tiles read them, rounded to bf16 where matmuls are in bf16.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -12,11 +12,11 @@ pub(super) trait Kind: Copy + Send + Sync + 'static {
     /// Elements of a word.
     const PER_WORD: usize;
 
-    /// `sum + left·right` in every lane.
+    /// `sum + lhs·right` in every lane.
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
-    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512;
+    unsafe fn madd(sum: __m512, lhs: __m512, right: __m512) -> __m512;
 
     /// The words of one register along the inner axis: `n` ≤ 16 words' elements from `x`.
     ///
@@ -25,7 +25,7 @@ pub(super) trait Kind: Copy + Send + Sync + 'static {
     unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512;
 
     /// One word of each of `lanes` neighbouring lanes, of which `n` elements of the inner axis, `depth`
-    /// apart, are left.
+    /// apart, are lhs.
     ///
     /// # Safety
     /// As [`Kind::along`].
@@ -106,9 +106,9 @@ impl Kind for Single {
     const PER_WORD: usize = 1;
 
     #[inline(always)]
-    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512 {
+    unsafe fn madd(sum: __m512, lhs: __m512, right: __m512) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_fmadd_ps(left, right, sum) }
+        unsafe { _mm512_fmadd_ps(lhs, right, sum) }
     }
 
     #[inline(always)]
@@ -138,18 +138,18 @@ impl Kind for Pair {
     const PER_WORD: usize = 2;
 
     #[inline(always)]
-    unsafe fn madd(sum: __m512, left: __m512, right: __m512) -> __m512 {
+    unsafe fn madd(sum: __m512, lhs: __m512, right: __m512) -> __m512 {
         // SAFETY: the caller's promise; the types are 512 bits of anything.
         unsafe {
             let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
-            _mm512_dpbf16_ps(sum, pairs(left), pairs(right))
+            _mm512_dpbf16_ps(sum, pairs(lhs), pairs(right))
         }
     }
 
     #[inline(always)]
     unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
         let (low, high) = (n.min(LANES), n.saturating_sub(LANES));
-        // SAFETY: the caller's promise; with no upper half left, nothing is read there.
+        // SAFETY: the caller's promise; with no upper half lhs, nothing is read there.
         unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(LANES), high)) }
     }
 
@@ -237,7 +237,7 @@ impl Element for bf16 {
     }
 }
 
-/// Lanes of an operand: rows of the left one, columns of the right one. Element `k` of lane `i` lies at
+/// Lanes of an operand: rows of the lhs one, columns of the right one. Element `k` of lane `i` lies at
 /// `i·lane + k·depth`.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a, E> {
@@ -317,7 +317,7 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
         let from = side.data.as_ptr();
         if depth == 1 {
             for (first, live, dst) in (0..groups).map(group) {
-                turned::<K, E>(
+                transpose_block::<K, E>(
                     from.wrapping_add(first * lane),
                     lane,
                     live,
@@ -332,10 +332,10 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
             for (at, word) in words.enumerate() {
                 let k = word * K::PER_WORD;
                 let (mut from, mut dst) = (from.wrapping_add(k * depth), dst.wrapping_add(at * panels.lanes));
-                let mut left = lanes;
+                let mut lhs = lanes;
                 // No division in here: it would cost more than the copy.
-                while left > 0 {
-                    let live = left.min(panels.lanes);
+                while lhs > 0 {
+                    let live = lhs.min(panels.lanes);
                     let mut part = 0;
                     while part < live {
                         let n = (live - part).min(LANES);
@@ -347,7 +347,7 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
                         _mm512_storeu_ps(dst.add(part), _mm512_setzero_ps());
                         part += LANES;
                     }
-                    left -= live;
+                    lhs -= live;
                     from = from.wrapping_add(panels.lanes);
                     dst = dst.wrapping_add(panels.stride);
                 }
@@ -369,12 +369,12 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
     }
 }
 
-/// Lanes whose elements are neighbours: sixteen words of sixteen lanes at a time, turned in registers.
+/// Lanes whose elements are neighbours: sixteen words of sixteen lanes at a time, transposed in registers.
 ///
 /// # Safety
 /// As [`pack`], which checks the bounds.
 #[inline(always)]
-unsafe fn turned<K: Kind, E: Element>(
+unsafe fn transpose_block<K: Kind, E: Element>(
     from: *const E,
     lane: usize,
     live: usize,
@@ -389,11 +389,11 @@ unsafe fn turned<K: Kind, E: Element>(
         while word < words.end {
             let count = (words.end - word).min(LANES);
             let k = word * K::PER_WORD;
-            let left = (len - k).min(count * K::PER_WORD);
+            let lhs = (len - k).min(count * K::PER_WORD);
             let mut rows = [_mm512_setzero_ps(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
                 if i < live {
-                    *row = K::along(from.add(i * lane + k), left);
+                    *row = K::along(from.add(i * lane + k), lhs);
                 }
             }
             let columns = transposed(rows);
@@ -434,8 +434,8 @@ unsafe fn copy<K: Kind, E: Element>(side: Side<'_, E>, stride: usize, words: Ran
         unsafe {
             let (x, y) = (data.as_ptr().add(i * lane), dst.as_mut_ptr().add(i * stride));
             for (at, k) in (from..to).step_by(LANES * K::PER_WORD).enumerate() {
-                let left = (to - k).min(LANES * K::PER_WORD);
-                _mm512_storeu_ps(y.add(at * LANES), K::along(x.add(k), left));
+                let lhs = (to - k).min(LANES * K::PER_WORD);
+                _mm512_storeu_ps(y.add(at * LANES), K::along(x.add(k), lhs));
             }
         }
     }

@@ -1,6 +1,6 @@
 use burn::tensor::bf16;
 
-use super::{Element, is_available, product};
+use super::{Element, is_available, matmul};
 use crate::matrix::{Accumulate, Matrix};
 use crate::precision::Precision;
 use crate::testing::random;
@@ -22,7 +22,7 @@ impl Stored for bf16 {
     }
 }
 
-/// What a product sees of an operand.
+/// What a matmul sees of an operand.
 fn seen(x: f32, precision: Precision) -> f64 {
     match precision {
         Precision::F32 => x.into(),
@@ -59,7 +59,7 @@ fn view<E>(data: &[E], rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matr
     }
 }
 
-/// Values, gaps and threads of one product; `pools` of several sizes must give the same bits.
+/// Values, gaps and threads of one matmul; `pools` of several sizes must give the same bits.
 fn check<A: Stored, B: Stored>(
     precision: Precision,
     [m, k, n]: [usize; 3],
@@ -75,7 +75,7 @@ fn check<A: Stored, B: Stored>(
     let run = |start: Accumulate<'_>, parallel: bool| {
         let mut y = before.clone();
         // SAFETY: `y` holds the destination; the caller asked for the instructions.
-        unsafe { product(y.as_mut_ptr(), n + gap, start, 0.75, a, b, precision, parallel) };
+        unsafe { matmul(y.as_mut_ptr(), n + gap, start, 0.75, a, b, precision, parallel) };
         y
     };
     let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value(), precision);
@@ -124,7 +124,7 @@ const SHAPES: [[usize; 3]; 14] = [
 ];
 
 #[test]
-fn products_of_any_shape_and_order() {
+fn matmuls_of_any_shape_and_order() {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let pools = [1, 2, 3, 7].map(pool);
     for shape in SHAPES {
@@ -163,7 +163,7 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         let mut y = vec![9.0; column.len()];
         let (a, one) = (Matrix::new(&column, column.len(), 1, 1), Matrix::new(&[1.0f32], 1, 1, 1));
         // SAFETY: `y` holds the destination, and the instructions are there.
-        unsafe { product(y.as_mut_ptr(), 1, Accumulate::Zero, 1.0, a, one, Precision::Bf16, false) };
+        unsafe { matmul(y.as_mut_ptr(), 1, Accumulate::Zero, 1.0, a, one, Precision::Bf16, false) };
         for (i, y) in y.iter().enumerate() {
             let want = want[i / copies];
             assert!(*y == want || (y.is_nan() && want.is_nan()), "{}: {y}, not {want}", x[i / copies]);

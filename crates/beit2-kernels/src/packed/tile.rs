@@ -12,9 +12,9 @@ pub(crate) const ROWS: usize = 12;
 /// Columns of a tile.
 pub(super) const COLS: usize = 2 * LANES;
 
-/// Where the words of the left operand's rows are.
+/// Where the words of the left-hand operand's rows are.
 #[derive(Clone, Copy)]
-pub(super) enum Left {
+pub(super) enum PackedLhs {
     /// Panels of [`ROWS`] rows, so many floats apart: word by word, rows side by side.
     Panels(*const f32, usize),
     /// Rows so many bytes apart, each with its words in order; the number of rows is a multiple of [`ROWS`].
@@ -24,7 +24,7 @@ pub(super) enum Left {
 /// Rows times packed columns for some words of the inner axis. A word is one f32, or two neighbouring bf16 of one
 /// lane, kept as the f32 of the same 32 bits.
 pub(super) struct Block<'a> {
-    pub(super) a: Left,
+    pub(super) a: PackedLhs,
     /// Panels of [`COLS`] lanes, `b_stride` apart, from the block's first word on.
     pub(super) b: &'a [f32],
     pub(super) b_stride: usize,
@@ -41,7 +41,7 @@ pub(super) struct Block<'a> {
 /// Computes a block.
 ///
 /// # Safety
-/// The CPU has the instructions of `K`; the left operand holds all rows and words (panels: whole ones); every element
+/// The CPU has the instructions of `K`; the left-hand operand holds all rows and words (panels: whole ones); every element
 /// of the result lies in one allocation and nobody else touches it.
 #[inline(always)]
 pub(super) unsafe fn compute<K: Kind>(block: &Block<'_>) {
@@ -59,7 +59,7 @@ pub(super) unsafe fn compute<K: Kind>(block: &Block<'_>) {
                 let dst = block.dst.add(i * ROWS * block.row + j * COLS);
                 let place = Tile { b, dst, high, wide, first: j * COLS };
                 match block.a {
-                    Left::Panels(a, stride) => {
+                    PackedLhs::Panels(a, stride) => {
                         let a = a.add(i * stride).cast();
                         let step = size_of::<f32>();
                         if wide > LANES {
@@ -68,7 +68,7 @@ pub(super) unsafe fn compute<K: Kind>(block: &Block<'_>) {
                             tile::<K, 1, true>(block, a, step, place);
                         }
                     }
-                    Left::Rows(a, stride) => {
+                    PackedLhs::Rows(a, stride) => {
                         let a = a.add(i * ROWS * stride);
                         if wide > LANES {
                             tile::<K, 2, false>(block, a, stride, place);
@@ -141,9 +141,9 @@ unsafe fn tile<K: Kind, const V: usize, const PANEL: bool>(
                     true => a[0].add(i * size_of::<f32>()).cast(),
                     false => a[i / 3].add(i % 3 * apart).cast(),
                 };
-                let left = _mm512_set1_ps(place.read_unaligned());
+                let lhs = _mm512_set1_ps(place.read_unaligned());
                 for v in 0..V {
-                    sums[i][v] = K::madd(sums[i][v], left, right[v]);
+                    sums[i][v] = K::madd(sums[i][v], lhs, right[v]);
                 }
             }
             let step = size_of::<f32>() * if PANEL { ROWS } else { 1 };

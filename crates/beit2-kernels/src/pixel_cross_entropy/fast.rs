@@ -1,11 +1,11 @@
 //! The fast loss: bands of label rows, each row enlarged, compared and differentiated while it is in the
 //! cache.
 
+use super::PixelLoss;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::IGNORE;
-use crate::backend::PixelLoss;
 use crate::bilinear::{Between, positions};
 use crate::flex::{integers, owned, tensor, view};
 use crate::memory::Buffer;

@@ -7,20 +7,50 @@
 
 pub(crate) mod fast;
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, unary};
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 
-use crate::backend::{Backend, PixelLoss};
 use crate::bilinear::{Between, bilinear, positions};
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::graph::record_with;
+use crate::tensor::{unwrap, wrap};
 
 /// The label of a pixel without a class.
 pub const IGNORE: u8 = 255;
+
+/// What training needs of a pixel cross entropy.
+pub struct PixelLoss<B: BurnBackend> {
+    /// The mean loss, `[1]`.
+    pub loss: FloatTensor<B>,
+    /// The share of pixels that are right, `[1]`.
+    pub share: FloatTensor<B>,
+    /// The gradient of the loss with respect to the logits, `[B, h, w, C]`.
+    pub gradient: FloatTensor<B>,
+}
+
+/// Pixel cross entropy on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait PixelCrossEntropyOps: BurnBackend {
+    /// [`pixel_cross_entropy`](crate::pixel_cross_entropy) without what a backward pass needs.
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::pixel_cross_entropy::<Self>(logits, labels)
+    }
+
+    /// [`pixel_cross_entropy`](crate::pixel_cross_entropy) and its gradient.
+    fn fused_pixel_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> PixelLoss<Self> {
+        composed::pixel_cross_entropy_train::<Self>(logits, labels)
+    }
+}
 
 /// Mean cross entropy `[1]` of `logits [B, h, w, C]`, resized to the labels' size (bilinear), against
 /// `labels [B, H, W]`; and the share `[1]` of all pixels whose largest logit is their class. Pixels labelled
@@ -28,7 +58,7 @@ pub const IGNORE: u8 = 255;
 ///
 /// # Panics
 /// If the batches differ, a size is 0, or (on the CPU) if another label is not below C.
-pub fn pixel_cross_entropy<B: Backend>(
+pub fn pixel_cross_entropy<B: PixelCrossEntropyOps>(
     logits: Tensor<B, 4>,
     labels: Tensor<B, 3, Int>,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
@@ -107,7 +137,7 @@ fn shrink<B: BurnBackend>(large: Tensor<B, 4>, rows: usize, cols: usize) -> Tens
 #[derive(Debug)]
 struct PixelLossBackward;
 
-impl<B: Backend> Backward<B, 1> for PixelLossBackward {
+impl<B: PixelCrossEntropyOps> Backward<B, 1> for PixelLossBackward {
     type State = FloatTensor<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -118,23 +148,63 @@ impl<B: Backend> Backward<B, 1> for PixelLossBackward {
     }
 }
 
-type Primitive<B, C> = FloatTensor<Autodiff<B, C>>;
+/// The reference on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
 
-pub(crate) fn autodiff<B: Backend, C: CheckpointStrategy>(
-    logits: Primitive<B, C>,
-    labels: IntTensor<B>,
-) -> (Primitive<B, C>, Primitive<B, C>) {
-    let prep = Backward::<B, 1>::prepare::<C>(PixelLossBackward, [logits.node.clone()]);
-    let constant = Autodiff::<B, C>::from_inner;
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let PixelLoss { loss, share, gradient } =
-                B::fused_pixel_cross_entropy_train(logits.primitive, labels);
-            (prep.finish(gradient, loss), constant(share))
+    pub(crate) fn pixel_cross_entropy<B: BurnBackend>(
+        logits: FloatTensor<B>,
+        labels: IntTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let (loss, share) = super::reference::<B>(wrap(logits), Tensor::from_primitive(labels));
+        (unwrap(loss), unwrap(share))
+    }
+
+    pub(crate) fn pixel_cross_entropy_train<B: BurnBackend>(
+        logits: FloatTensor<B>,
+        labels: IntTensor<B>,
+    ) -> PixelLoss<B> {
+        let (loss, share, gradient) =
+            super::reference_train::<B>(wrap(logits), Tensor::from_primitive(labels));
+        PixelLoss { loss: unwrap(loss), share: unwrap(share), gradient: unwrap(gradient) }
+    }
+}
+
+impl<B: PixelCrossEntropyOps, C: CheckpointStrategy> PixelCrossEntropyOps for Autodiff<B, C> {
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (loss, share) = record_with!(B, C, PixelLossBackward, [logits],
+            tracked {
+                let found = B::fused_pixel_cross_entropy_train(logits.primitive, labels);
+                (found.loss, found.share, found.gradient)
+            },
+            untracked { B::fused_pixel_cross_entropy(logits.primitive, labels) });
+        (loss, Self::from_inner(share))
+    }
+}
+
+impl PixelCrossEntropyOps for Flex {
+    fn fused_pixel_cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if is_f32(&[&logits]) {
+            fast::forward(logits, labels)
+        } else {
+            composed::pixel_cross_entropy::<Self>(logits, labels)
         }
-        OpsKind::UnTracked(prep) => {
-            let (loss, share) = B::fused_pixel_cross_entropy(logits.primitive, labels);
-            (prep.finish(loss), constant(share))
+    }
+
+    fn fused_pixel_cross_entropy_train(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> PixelLoss<Self> {
+        if is_f32(&[&logits]) {
+            fast::forward_train(logits, labels)
+        } else {
+            composed::pixel_cross_entropy_train::<Self>(logits, labels)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The 3×3 convolution against its alternatives, forward and backward, in GFLOP/s.
 //!
-//! `cargo run --release --example conv_speed [large]`
+//! `cargo bench --bench conv_speed -- [large]`
 //!
 //! Columns: this crate's operation; nine shifted linear layers; Burn's convolution; one linear layer of the same
 //! number of multiplications, which is what a convolution can hope for. They are run in turn, so that a load on

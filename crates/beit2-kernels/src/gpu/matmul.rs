@@ -1,14 +1,14 @@
-//! Matrix products whose operands may be narrower than their result.
+//! Matmuls whose operands may be narrower than their result.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul as tuned_matmul};
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeRuntime};
 
 use super::custom::{Recorded, custom};
 
-/// Which operand of a product is read transposed.
+/// Which operand of a matmul is read transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// As they are.
@@ -19,8 +19,8 @@ pub(super) enum Side {
     Right,
 }
 
-/// The product of two matrices of one element type, in f32: nothing is rounded after the operands.
-pub(super) fn product<R: CubeRuntime, BT: BoolElement>(
+/// The matmul of two matrices of one element type, in f32: nothing is rounded after the operands.
+pub(super) fn matmul<R: CubeRuntime, BT: BoolElement>(
     lhs: Recorded<R>,
     rhs: Recorded<R>,
     transposed: Side,
@@ -28,7 +28,7 @@ pub(super) fn product<R: CubeRuntime, BT: BoolElement>(
     let rows = lhs.shape[usize::from(transposed == Side::Left)];
     let cols = rhs.shape[usize::from(transposed != Side::Right)];
     let output = (Shape::new([rows, cols]), DType::F32);
-    let mut outputs = custom::<R, BT>("product", vec![lhs, rhs], vec![output], move |mut inputs| {
+    let mut outputs = custom::<R, BT>("matmul", vec![lhs, rhs], vec![output], move |mut inputs| {
         let (rhs, lhs) = (inputs.pop(), inputs.pop());
         lhs.zip(rhs).map(|(lhs, rhs)| multiply(lhs, rhs, transposed)).into_iter().collect()
     });
@@ -46,8 +46,8 @@ pub(super) fn multiply<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let lhs = if transposed == Side::Left { flipped(lhs) } else { lhs };
     let rhs = if transposed == Side::Right { flipped(rhs) } else { rhs };
-    matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
-        .unwrap_or_else(|error| panic!("matrix product: {error:?}"))
+    tuned_matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
+        .unwrap_or_else(|error| panic!("matmul: {error:?}"))
 }
 
 /// The last two axes swapped, without moving anything.

@@ -1,15 +1,15 @@
-//! Matrix products of Vision Transformers as shares of what this machine can do in registers.
+//! Matmuls of Vision Transformers as shares of what this machine can do in registers.
 //!
-//! `cargo run --release --example product_speed`
+//! `cargo bench --bench matmul_speed`
 //!
-//! The products are those of `linear`, forward and backward, for 8 images of 197 tokens. Peak and
-//! product are measured in turn, and the best of each is shown: on a busy machine that is the one which
+//! The matmuls are those of `linear`, forward and backward, for 8 images of 197 tokens. Peak and
+//! matmul are measured in turn, and the best of each is shown: on a busy machine that is the one which
 //! was not interrupted. Set `RAYON_NUM_THREADS=1` for one core.
 
 use std::time::Instant;
 
 use beit2_kernels::probe::Probe;
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{LinearOps, Precision};
 use burn::backend::Flex;
 use burn::tensor::{Distribution, Tensor};
 

@@ -1,25 +1,49 @@
-//! From bytes to patches: what an image goes through before the first matrix product.
+//! From bytes to patches: what an image goes through before the first matmul.
 //!
 //! Contract: bytes are divided, channels standardised and patches cut as Burn's primitives would, to the bit; on the CPU
 //! each step is one pass on all threads, where Burn walks permuted tensors element by element.
 
-use burn::tensor::backend::Backend as BurnBackend;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use crate::backend::Backend;
-use crate::composed::{unwrap, wrap};
+use crate::flex::is_f32;
+use crate::tensor::{unwrap, wrap};
+
+/// The way of an image to patches on a backend's own tensors. Shapes are those of the functions of the same names.
+pub trait ImageOps: BurnBackend {
+    /// [`images_from_bytes`](crate::images_from_bytes).
+    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        composed::images_from_bytes::<Self>(bytes, dims, device)
+    }
+
+    /// [`standardise`](crate::standardise).
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        composed::standardise::<Self>(x, mean, std)
+    }
+
+    /// [`patches`](crate::patches).
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        composed::patches::<Self>(x, patch)
+    }
+}
 
 /// Bytes `[B, H, W, C]` on the host → `[B, C, H, W]` in [0, 1], f32, on the device.
 ///
 /// # Panics
 /// If there are not B·H·W·C bytes.
-pub fn images<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    assert!(bytes.len() == dims.iter().product::<usize>(), "images: {} bytes are not {dims:?}", bytes.len());
-    wrap(B::images(bytes, dims, device))
+pub fn images_from_bytes<B: ImageOps>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    assert!(
+        bytes.len() == dims.iter().product::<usize>(),
+        "images_from_bytes: {} bytes are not {dims:?}",
+        bytes.len()
+    );
+    wrap(B::images_from_bytes(bytes, dims, device))
 }
 
-/// [`images`](crate::images) composed from Burn's primitives.
+/// [`images_from_bytes`](crate::images_from_bytes) composed from Burn's primitives.
 pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
     let mut data = TensorData::new(bytes, dims);
     // Into pinned memory where the device has it, so that the copy does not hold up its queue.
@@ -31,7 +55,7 @@ pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::D
 ///
 /// # Panics
 /// If there are not C means and deviations.
-pub fn standardise<B: Backend>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> Tensor<B, 4> {
+pub fn standardise<B: ImageOps>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> Tensor<B, 4> {
     let channels = x.dims()[1];
     assert!(
         mean.len() == channels && std.len() == channels,
@@ -54,7 +78,7 @@ pub fn reference_standardise<B: BurnBackend>(x: Tensor<B, 4>, mean: &[f64], std:
 ///
 /// # Panics
 /// If a side is not a multiple of `patch`.
-pub fn patches<B: Backend>(x: Tensor<B, 4>, patch: usize) -> Tensor<B, 3> {
+pub fn patches<B: ImageOps>(x: Tensor<B, 4>, patch: usize) -> Tensor<B, 3> {
     let dims = x.dims();
     assert!(
         patch > 0 && dims[2].is_multiple_of(patch) && dims[3].is_multiple_of(patch),
@@ -72,24 +96,63 @@ pub fn reference_patches<B: BurnBackend>(x: Tensor<B, 4>, patch: usize) -> Tenso
         .reshape([batch, rows * cols, channels * patch * patch])
 }
 
-pub(crate) fn composed_images<B: BurnBackend>(
-    bytes: Vec<u8>,
-    dims: [usize; 4],
-    device: &B::Device,
-) -> FloatTensor<B> {
-    unwrap(reference::<B>(bytes, dims, device))
+/// The references on a backend's own tensors.
+pub(crate) mod composed {
+    use super::*;
+
+    pub(crate) fn images_from_bytes<B: BurnBackend>(
+        bytes: Vec<u8>,
+        dims: [usize; 4],
+        device: &B::Device,
+    ) -> FloatTensor<B> {
+        unwrap(super::reference::<B>(bytes, dims, device))
+    }
+
+    pub(crate) fn standardise<B: BurnBackend>(
+        x: FloatTensor<B>,
+        mean: &[f64],
+        std: &[f64],
+    ) -> FloatTensor<B> {
+        unwrap(super::reference_standardise::<B>(wrap(x), mean, std))
+    }
+
+    pub(crate) fn patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {
+        unwrap(super::reference_patches::<B>(wrap(x), patch))
+    }
 }
 
-pub(crate) fn composed_standardise<B: BurnBackend>(
-    x: FloatTensor<B>,
-    mean: &[f64],
-    std: &[f64],
-) -> FloatTensor<B> {
-    unwrap(reference_standardise::<B>(wrap(x), mean, std))
+impl<B: ImageOps, C: CheckpointStrategy> ImageOps for Autodiff<B, C> {
+    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::images_from_bytes(bytes, dims, device))
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match x.is_tracked() {
+            // A graph goes through Burn's operations; images are constants nearly always.
+            true => composed::patches::<Self>(x, patch),
+            false => Self::from_inner(B::fused_patches(x.primitive, patch)),
+        }
+    }
 }
 
-pub(crate) fn composed_patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {
-    unwrap(reference_patches::<B>(wrap(x), patch))
+impl ImageOps for Flex {
+    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
+        fast::images_from_bytes(&bytes, dims)
+    }
+
+    fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => fast::standardise(x, mean, std),
+            false => composed::standardise::<Self>(x, mean, std),
+        }
+    }
+
+    fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
+        match is_f32(&[&x]) {
+            true => fast::patches(x, patch),
+            false => composed::patches::<Self>(x, patch),
+        }
+    }
 }
 
 pub(crate) mod fast {
@@ -100,7 +163,10 @@ pub(crate) mod fast {
     use crate::memory::Buffer;
     use crate::simd::dispatch;
 
-    pub(crate) fn images(bytes: &[u8], [batch, height, width, channels]: [usize; 4]) -> FlexTensor {
+    pub(crate) fn images_from_bytes(
+        bytes: &[u8],
+        [batch, height, width, channels]: [usize; 4],
+    ) -> FlexTensor {
         let area = height * width;
         let mut y = Buffer::any(bytes.len());
         y.par_chunks_mut(area.max(1)).enumerate().for_each(|(plane, y)| {
@@ -177,7 +243,7 @@ mod tests {
         let device = Default::default();
         for dims in [[1, 1, 1, 3], [2, 5, 7, 3], [3, 4, 2, 1], [1, 16, 31, 4]] {
             let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
-            let fast = super::images::<Flex>(bytes.clone(), dims, &device);
+            let fast = super::images_from_bytes::<Flex>(bytes.clone(), dims, &device);
             let slow = super::reference::<Flex>(bytes, dims, &device);
             fast.clone().into_data().assert_eq(&slow.clone().into_data(), true);
             let (mean, std) =

@@ -1,6 +1,6 @@
 //! Every operation, forward and backward: fast against composed from Burn's primitives.
 //!
-//! `cargo run --release -p beit2-kernels --example op_speed`
+//! `cargo bench --bench op_speed`
 //!
 //! Both are run in turn, so that a load on the machine hits both. On a busy machine set
 //! `RAYON_NUM_THREADS=1`: a thread that waits for another that is not scheduled tells nothing.
@@ -26,7 +26,7 @@ fn main() {
     maps(8, 32, 64, 20);
 }
 
-/// Channels-last maps of segmentation heads; convolutions have an example of their own, `conv_speed`.
+/// Channels-last maps of segmentation heads; convolutions have a benchmark of their own, `conv_speed`.
 fn maps(batch: usize, side: usize, channels: usize, classes: usize) {
     println!("-- {batch} × {side} × {side} × {channels}");
     let x = random([batch, side, side, channels]);

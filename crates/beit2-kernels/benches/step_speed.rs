@@ -1,7 +1,7 @@
 //! A training step (forward + backward) of a 4-block Transformer: this crate's operations in f32 and in
 //! bf16, and the same made of Burn's primitives. Images per second.
 //!
-//! `cargo run --release --example step_speed -- [batch tokens width heads] [f32] [bf16] [composed]`
+//! `cargo bench --bench step_speed -- [batch tokens width heads] [f32] [bf16] [composed]`
 //!
 //! Without names all three are run, in turn, so that a load on the machine hits all.
 
@@ -76,7 +76,8 @@ impl Block {
 }
 
 fn main() {
-    let numbers: Vec<usize> = std::env::args().skip(1).flat_map(|a| a.parse()).collect();
+    let numbers: Vec<usize> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").flat_map(|a| a.parse()).collect();
     let &[batch, tokens, width, heads] = numbers.as_slice() else {
         run(64, 65, 192, 3);
         run(8, 197, 384, 6);
