@@ -184,8 +184,8 @@ impl<B: Backend> Classifier<B> {
     /// The `k` most probable classes from logits `[B, classes]`, best first; of equal ones the lower number first.
     pub fn rank(&self, logits: Tensor<B, 2>, k: usize) -> Vec<Vec<Prediction>> {
         let classes = logits.dims()[1];
-        let shares = burn::tensor::activation::softmax(logits, 1);
-        let shares = shares.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
+        let probabilities = burn::tensor::activation::softmax(logits, 1);
+        let probabilities = probabilities.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
         let best = |row: &[f32]| {
             let mut order: Vec<usize> = (0..classes).collect();
             order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
@@ -196,6 +196,6 @@ impl<B: Backend> Classifier<B> {
             };
             order.into_iter().take(k).map(named).collect()
         };
-        shares.chunks(classes.max(1)).map(best).collect()
+        probabilities.chunks(classes.max(1)).map(best).collect()
     }
 }

@@ -12,7 +12,7 @@ pub struct ClassifierConfig {
     pub vit: VitConfig,
     /// What becomes the image's vector.
     pub pooling: Pooling,
-    /// Number of classes; absent: the training images tell.
+    /// Number of classes; absent: as many as the training images have.
     pub classes: Option<usize>,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
@@ -30,7 +30,7 @@ impl Default for ClassifierConfig {
 }
 
 impl ClassifierConfig {
-    /// Number of classes K of a resolved configuration: the recipe's, or what the training images told.
+    /// Number of classes K of a resolved configuration: the recipe's, or as many as the training images have.
     pub fn class_count(&self) -> usize {
         self.classes.unwrap_or_default()
     }

@@ -28,7 +28,7 @@ enum Unusable {
     View(#[from] TransformError),
 }
 
-/// A loader of a rank's share of the training crops.
+/// A loader of a rank's training crops.
 ///
 /// # Errors
 /// Settings out of range.

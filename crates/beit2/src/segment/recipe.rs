@@ -213,16 +213,16 @@ impl SegmentRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, parts) = (self.schedule.batch_size, self.grad_accum_steps);
-        if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
+        let (batch, micro_batches) = (self.schedule.batch_size, self.grad_accum_steps);
+        if micro_batches == 0 || !batch.is_multiple_of(micro_batches) || batch == 0 {
             return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (grad_accum_steps)"
+                "schedule.batch_size {batch} cannot be divided into {micro_batches} equal micro-batches (grad_accum_steps)"
             ));
         }
-        if batch / parts < 2 {
+        if batch / micro_batches < 2 {
             return config_error(format!(
-                "schedule.batch_size {batch} in {parts} parts leaves one crop to a part; averaged to one pixel it has no \
-                 variance for batch norm, so a part needs at least 2"
+                "schedule.batch_size {batch} in {micro_batches} micro-batches leaves one crop to each; averaged to one pixel \
+                 it has no variance for batch norm, so a micro-batch needs at least 2"
             ));
         }
         self.augmentation().validate()?;

@@ -18,7 +18,7 @@ pub fn drop_path_rates(rate: f64, depth: usize) -> Vec<f64> {
 /// Which samples of a batch keep one branch, and the factor `1/(1−p)` on theirs.
 #[derive(Debug, Clone)]
 pub struct SampleDrop<B: Backend> {
-    draws: Vec<bool>,
+    keeps: Vec<bool>,
     /// f32, as the reference's factors are.
     factor: f32,
     /// Whether dropped samples are left out of the computation.
@@ -29,13 +29,13 @@ pub struct SampleDrop<B: Backend> {
 impl<B: Backend> SampleDrop<B> {
     /// 0 for a dropped sample, the factor for a kept one, `[B, 1, 1]`.
     fn factors(&self) -> Tensor<B, 3> {
-        let factors: Vec<f32> = self.draws.iter().map(|&kept| if kept { self.factor } else { 0.0 }).collect();
+        let factors: Vec<f32> = self.keeps.iter().map(|&kept| if kept { self.factor } else { 0.0 }).collect();
         let shape = [factors.len(), 1, 1];
         Tensor::from_data(TensorData::new(factors, shape), &self.device)
     }
 }
 
-/// The draws for one block's two branches; `None` keeps all.
+/// Which samples keep one block's two branches; `None`: all.
 #[derive(Debug, Clone, Default)]
 pub struct BranchDrop<B: Backend> {
     /// Of the attention branch.
@@ -44,7 +44,7 @@ pub struct BranchDrop<B: Backend> {
     pub mlp: Option<SampleDrop<B>>,
 }
 
-/// The draws for all blocks in one forward pass, in order of execution.
+/// Which samples keep which branches in one forward pass, by block in order of execution.
 #[derive(Debug, Clone, Default)]
 pub struct DropPath<B: Backend> {
     blocks: Vec<BranchDrop<B>>,
@@ -56,13 +56,13 @@ impl<B: Backend> DropPath<B> {
         Self { blocks: Vec::new() }
     }
 
-    /// Draws independently for blocks with these rates.
+    /// Samples independently for blocks with these rates.
     pub fn sample(rates: &[f64], batch: usize, rng: &mut impl Rng, device: &B::Device) -> Self {
         Self::from_uniform(rates, batch, || rng.random::<f64>(), device)
     }
 
-    /// From given uniform draws in `[0, 1)`: a sample is kept when `⌊1 − p + u⌋ = 1`. Blocks with rate 0
-    /// take no draws.
+    /// From uniform random numbers in `[0, 1)`: a sample is kept when `⌊1 − p + u⌋ = 1`. Blocks with rate 0
+    /// take none.
     pub fn from_uniform(
         rates: &[f64],
         batch: usize,
@@ -71,9 +71,9 @@ impl<B: Backend> DropPath<B> {
     ) -> Self {
         let mut draw = |rate: f64| {
             let keep = 1.0 - rate;
-            let draws = (0..batch).map(|_| keep + uniform() >= 1.0).collect();
+            let keeps = (0..batch).map(|_| keep + uniform() >= 1.0).collect();
             let factor = (1.0 / keep) as f32;
-            Some(SampleDrop { draws, factor, leave_out: B::SKIPS_DROPPED_SAMPLES, device: device.clone() })
+            Some(SampleDrop { keeps, factor, leave_out: B::SKIPS_DROPPED_SAMPLES, device: device.clone() })
         };
         let blocks = rates
             .iter()
@@ -85,18 +85,18 @@ impl<B: Backend> DropPath<B> {
         Self { blocks }
     }
 
-    /// The draws of `count` samples from number `from` on: a rank's part of a batch.
+    /// The part of `count` samples from number `from` on: a rank's part of a batch.
     #[must_use]
     pub fn narrow(mut self, from: usize, count: usize) -> Self {
         for block in &mut self.blocks {
             for drop in block.attn.iter_mut().chain(&mut block.mlp) {
-                drop.draws = drop.draws[from..from + count].to_vec();
+                drop.keeps = drop.keeps[from..from + count].to_vec();
             }
         }
         self
     }
 
-    /// The same draws with every branch computed for all samples and multiplied by 0 or `1/(1−p)`: the
+    /// The same, but with every branch computed for all samples and multiplied by 0 or `1/(1−p)`: the
     /// reference's form.
     #[must_use]
     pub fn multiplied(mut self) -> Self {
@@ -106,7 +106,7 @@ impl<B: Backend> DropPath<B> {
         self
     }
 
-    /// The draws for block number `index` in order of execution.
+    /// The part of block number `index` in order of execution.
     pub fn block(&self, index: usize) -> BranchDrop<B> {
         self.blocks.get(index).cloned().unwrap_or_default()
     }
@@ -147,7 +147,7 @@ pub(crate) fn add_branch<B: Backend>(
         let dtype = branch.dtype();
         return scaled(x, branch * drop.factors().cast(dtype));
     }
-    let kept: Vec<usize> = (0..drop.draws.len()).filter(|&at| drop.draws[at]).collect();
+    let kept: Vec<usize> = (0..drop.keeps.len()).filter(|&at| drop.keeps[at]).collect();
     if kept.is_empty() {
         return x; // The optimiser takes a missing gradient as zeros.
     }
@@ -156,7 +156,7 @@ pub(crate) fn add_branch<B: Backend>(
         None => Tensor::ones([x.dims()[2]], (&x.device(), x.dtype())),
     };
     let gamma = gamma.mul_scalar(drop.factor); // [D]
-    if kept.len() == drop.draws.len() {
+    if kept.len() == drop.keeps.len() {
         return kernels::residual_scale(x, branch(&KeptSamples(None)), gamma);
     }
     let branch = branch(&KeptSamples(Some(kept.clone())));

@@ -141,7 +141,7 @@ fn what_cannot_work_is_one_sentence() {
     fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");
     fails(&|r| r.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
-    fails(&|r| r.grad_accum_steps = 4, "leaves one crop to a part");
+    fails(&|r| r.grad_accum_steps = 4, "leaves one crop to each");
     fails(&|r| r.groups.layer_decay = 1.5, "groups.layer_decay 1.5");
     fails(&|r| r.optimizer.min_lr = 1e-6, "falls to 0");
     fails(&|r| r.infer.stride = Some(65), "infer.stride 65 is larger than a window of 64");

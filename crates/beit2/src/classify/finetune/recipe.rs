@@ -191,17 +191,17 @@ impl FinetuneRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, parts) = (self.schedule.batch_size, self.grad_accum_steps);
-        if parts == 0 || !batch.is_multiple_of(parts) || batch == 0 {
+        let (batch, micro_batches) = (self.schedule.batch_size, self.grad_accum_steps);
+        if micro_batches == 0 || !batch.is_multiple_of(micro_batches) || batch == 0 {
             return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {parts} equal micro-batches (grad_accum_steps)"
+                "schedule.batch_size {batch} cannot be divided into {micro_batches} equal micro-batches (grad_accum_steps)"
             ));
         }
         self.mix.validate()?;
-        if self.mix.is_on() && !(batch / parts).is_multiple_of(2) {
+        if self.mix.is_on() && !(batch / micro_batches).is_multiple_of(2) {
             return config_error(format!(
                 "mixing pairs the images of a micro-batch, and {} is odd; change schedule.batch_size or grad_accum_steps",
-                batch / parts
+                batch / micro_batches
             ));
         }
         self.augmentation().validate()?;
