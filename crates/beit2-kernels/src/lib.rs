@@ -1,9 +1,11 @@
 //! The hot operations of a Vision Transformer and of its segmentation heads as Burn backend extensions.
 //!
-//! Every operation is a plain, differentiable function on Burn tensors with a file of its own. A
-//! backend that has nothing better gets the version composed from Burn's primitives, which the fast
-//! versions are tested against ([`mod@reference`]). This crate knows nothing of models, parameters'
-//! names or files. Start reading at [`Backend`].
+//! Every operation is a plain, differentiable function on Burn tensors with a file (or folder) of its own. There stand
+//! its contract, the reference composed from Burn's primitives ([`mod@reference`]), a trait with the reference as the
+//! default, and that trait for recording backends and for the CPU. [`Backend`] is the sum of these traits; `gpu` has
+//! what GPUs do better. So a new operation is one new file and one line in `backend.rs`. Imports run one way: from
+//! operations to `tensor`, `graph`, `flex`, `matrix`, `packed`, `simd` and `memory`. This crate knows nothing of models,
+//! names of parameters or files. Start reading at `layer_norm`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
