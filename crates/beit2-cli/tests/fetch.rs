@@ -153,7 +153,7 @@ fn a_body_that_ends_early_is_kept_for_the_next_time() {
         assert!(request.start().is_none_or(|start| start == 4000));
         Answer::whole(&served).cut_after(4000)
     });
-    place.fetch(&[BASE, "--mirror", &server.url("x")]).fails(1, &["broke off 3 times in a row"]);
+    place.fetch(&[BASE, "--mirror", &server.url("x")]).fails(1, &["failed 3 times in a row"]);
     assert_eq!(place.cached(), [format!("{BASE}.part"), format!("{BASE}.part.json")]);
 }
 

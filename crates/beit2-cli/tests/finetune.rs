@@ -151,7 +151,7 @@ fn mistakes_cost_nothing() {
 
     finetune(&world, "run", &[&scratch[..], &["--quiet", "--set", "epochs=1"]].concat()).works();
     let eval = |more: &[&str]| world.beit2(&[&["eval", "--weights", "run", "--data"], more].concat());
-    eval(&["two"]).fails(2, &["two has 2 classes, the model of run has 3"]);
+    eval(&["two"]).fails(2, &["two has 2 classes, but the model in run has 3"]);
     eval(&["other"]).fails(2, &["class 2 is `white`", "was trained with `light`"]);
     eval(&["train"]).fails(2, &["train has no classes"]);
     eval(&["classes", "--variant", "imagenet-r"]).fails(2, &["run has 3 classes", "ImageNet-1k"]);

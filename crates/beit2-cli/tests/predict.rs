@@ -354,7 +354,7 @@ fn unreadable_images_are_named() {
         .fails(1, &["04.ppm", "not a JPEG"]);
     fs::write(world.path("labelled/dog/05.ppm"), "").unwrap();
     let ended = world.beit2(&[&["predict", "labelled", "--json"], &weights[..]].concat());
-    ended.fails(1, &["2 of 24 images cannot be read"]);
+    ended.fails(1, &["2 of 24 images could not be read"]);
     assert!(ended.err.contains("unreadable: labelled/cat/04.ppm: "), "{}", ended.err);
     let object: Value = serde_json::from_str(&ended.out).unwrap();
     assert_eq!(object["images"].as_array().unwrap().len(), 22);

@@ -259,7 +259,7 @@ fn bad_data_is_told_before_anything_starts() {
     fs::write(mask("007.png"), "no image").unwrap();
     fs::write(world.path("bad/images/008.ppm"), "P6 9 9 255\nx").unwrap();
     let ended = check("bad");
-    ended.fails(1, &["9 problems in the data; nothing was started"]);
+    ended.fails(1, &["the data have 9 problems; training was not started"]);
     for number in 0..9 {
         let name = format!("{number:03}.");
         let told = ended.out.lines().any(|line| line.starts_with("problem") && line.contains(&name));

@@ -125,7 +125,7 @@ fn a_server_without_ranges_begins_again() {
 fn a_connection_that_always_breaks_is_given_up() {
     let served = body(6);
     let server = Server::start(move |_| Answer::whole(&served).cut_after(60_000));
-    Place::new().fails(&server.url("file"), "broke off 3 times in a row");
+    Place::new().fails(&server.url("file"), "failed 3 times in a row");
     // The first one brought bytes.
     assert_eq!(server.asked().len(), 4);
 }

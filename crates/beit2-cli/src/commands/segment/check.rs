@@ -32,10 +32,10 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
         reports.push((spec, report?));
     }
     if flags.output.json {
-        let sides = reports.iter().map(|(spec, report)| json!({ "data": spec, "report": report }));
+        let sets = reports.iter().map(|(spec, report)| json!({ "data": spec, "report": report }));
         output::json(&json!({
             "sound": reports.iter().all(|(_, report)| report.is_sound()),
-            "sides": sides.collect::<Vec<_>>(),
+            "sets": sets.collect::<Vec<_>>(),
         }))?;
     } else {
         for (spec, report) in &reports {
