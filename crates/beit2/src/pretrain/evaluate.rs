@@ -25,7 +25,7 @@ pub struct MimEvaluation {
 /// Largest batch of an evaluation.
 const EVALUATION_BATCH: usize = 256;
 
-/// Loss and accuracy on a validation set, under the crops and masks of [`validation_data`]. Each image counts once, except
+/// Loss and accuracy on a validation set, under the crops and masks of `validation_data`. Each image counts once, except
 /// for the few left over by batches of equal size.
 ///
 /// # Errors
