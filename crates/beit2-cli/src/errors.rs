@@ -142,7 +142,7 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        let text = format!("{} ({place})", words_of(info.payload()));
+        let text = format!("{} ({place})", panic_message(info.payload()));
         *PANIC.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
     }));
     let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
@@ -163,7 +163,7 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
         },
         Err(payload) => {
             let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
-            let what = noted.unwrap_or_else(|| words_of(payload.as_ref()).to_owned());
+            let what = noted.unwrap_or_else(|| panic_message(payload.as_ref()).to_owned());
             complain(&format!(
                 "this is a bug in beit2 {}: {what}; runs on disk are intact, and the same command continues them; \
                  please report this line at {}/issues",
@@ -176,14 +176,14 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Runs `work` and gives a panic's words instead of passing it on: for drivers that panic where there is no
+/// Runs `work` and gives a panic's message instead of passing it on: for drivers that panic where there is no
 /// device.
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
 pub fn tried<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| words_of(payload.as_ref()).to_owned())
+    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| panic_message(payload.as_ref()).to_owned())
 }
 
-fn words_of(payload: &(dyn Any + Send)) -> &str {
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
     match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => text,
         (_, Some(text)) => text,

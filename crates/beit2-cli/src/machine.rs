@@ -1,11 +1,11 @@
-//! This program and the machine it runs on, in words.
+//! This program and the machine it runs on, described in a line each.
 
 use crate::device::{DeviceSpec, Kind};
 
 /// Name and version of this program, as runs record it.
 pub const SOFTWARE: &str = concat!("beit2 ", env!("CARGO_PKG_VERSION"));
 
-/// A device in words: of the processor also its threads and instruction set.
+/// A device described: of the processor also its threads and instruction set.
 pub fn describe(device: &DeviceSpec) -> String {
     match device.kind {
         Kind::Cpu => {

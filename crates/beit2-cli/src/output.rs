@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-/// Prints a result to stdout. A closed pipe is an error that the program ends on without a word.
+/// Prints a result to stdout. A closed pipe is an error that the program ends on silently.
 pub fn result(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;

@@ -172,7 +172,7 @@ impl Progress {
         let (per_second, bottleneck, eta) = pace;
         self.bottleneck = bottleneck.or(self.bottleneck);
         let eta = eta.map(|eta| format!("{} left", format_duration(eta)));
-        let tail = [per_second.map(speed), self.bottleneck.map(|word| word.to_string()), eta];
+        let tail = [per_second.map(speed), self.bottleneck.map(|bottleneck| bottleneck.to_string()), eta];
         match self.style {
             Style::Quiet => {}
             Style::Bar => {
@@ -265,8 +265,8 @@ impl Observer for Progress {
 /// `loss 5.012  lr 1.50e-4 …`.
 fn spelled(values: &[(String, f64)]) -> String {
     let shown = values.iter().filter(|(name, _)| !NOT_ON_A_LINE.contains(&name.as_str()));
-    let words: Vec<String> = shown.map(|(name, value)| format!("{name} {}", metric(name, *value))).collect();
-    words.join("  ")
+    let parts: Vec<String> = shown.map(|(name, value)| format!("{name} {}", metric(name, *value))).collect();
+    parts.join("  ")
 }
 
 /// All warnings of a run, one a line, in `warnings.log`: a run over a million images may replace thousands,

@@ -234,7 +234,7 @@ fn encode_gives_the_ids_of_the_library() {
 }
 
 /// bf16 has eight bits of a number: small differences, the same classes but for near-ties. Where the processor has no
-/// bf16 products, the results are those of f32.
+/// bf16 matmuls, the results are those of f32.
 #[test]
 fn bf16_agrees_with_f32() {
     const NEAR: f64 = 0.02;

@@ -32,7 +32,7 @@ impl FileError {
 /// The system's error as a sentence that says what would be right.
 fn advice(error: &io::Error) -> String {
     use io::ErrorKind as K;
-    let words = match error.kind() {
+    let advice = match error.kind() {
         K::StorageFull => "the disk is full; free some space or choose a folder on another disk",
         K::QuotaExceeded => "the disk quota is used up; free some space or choose a folder on another disk",
         K::ReadOnlyFilesystem => "the file system is read-only; choose a folder that can be written",
@@ -45,7 +45,7 @@ fn advice(error: &io::Error) -> String {
         K::FileTooLarge => "the file is too large for this file system; choose a folder on another disk",
         _ => return error.to_string(),
     };
-    words.to_owned()
+    advice.to_owned()
 }
 
 /// A file that takes its name when it is complete: after an error or a kill at any moment, what had the name before still

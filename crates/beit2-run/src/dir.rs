@@ -80,11 +80,11 @@ pub struct Difference {
 
 fn list(differences: &[Difference]) -> String {
     // A sentence stays a sentence with three; more do not help anyone to choose.
-    let word = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".to_owned());
+    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".to_owned());
     let mut text: Vec<String> = differences
         .iter()
         .take(3)
-        .map(|d| format!("`{}` ({} → {})", d.key, word(&d.old), word(&d.new)))
+        .map(|d| format!("`{}` ({} → {})", d.key, shown(&d.old), shown(&d.new)))
         .collect();
     if differences.len() > 3 {
         text.push(format!("{} more", differences.len() - 3));

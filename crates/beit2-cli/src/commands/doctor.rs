@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
             format!("{}, {}", gpu.name, format_bytes(gpu.memory_bytes)),
         ));
     }
-    rows.extend(survey.needs.into_iter().map(|need| (need.name.to_owned(), words(need))));
+    rows.extend(survey.needs.into_iter().map(|need| (need.name.to_owned(), description(need))));
     rows.extend(bundled.into_iter().map(|(name, what)| (name.to_owned(), what)));
     rows.push(("recipes".to_owned(), format!("{} (`beit2 recipes`)", recipes::all().count())));
     output::result(&output::pairs(&rows))?;
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
 }
 
 /// What was found, and what is wrong with it.
-fn words(need: Need) -> String {
+fn description(need: Need) -> String {
     let found = need.found.map(|found| match need.version {
         Some(version) => format!("{found}, version {version}"),
         None => found,

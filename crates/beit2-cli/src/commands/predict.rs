@@ -239,14 +239,14 @@ impl Walk<'_> {
 
     fn lines(&mut self) -> anyhow::Result<bool> {
         self.images(|name, best| {
-            let guesses: Vec<String> = best
+            let predictions: Vec<String> = best
                 .iter()
                 .map(|one| {
                     let class = one.name.clone().unwrap_or_else(|| format!("class {}", one.class));
                     format!("{:.1} % {class}", 100.0 * one.probability)
                 })
                 .collect();
-            output::result(&format!("{name}: {}", guesses.join(", ")))
+            output::result(&format!("{name}: {}", predictions.join(", ")))
         })
     }
 
@@ -272,11 +272,11 @@ impl Walk<'_> {
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
         writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
         self.images(|name, best| {
-            let guesses = best.iter().map(|one| {
+            let predictions = best.iter().map(|one| {
                 let class = csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", csv_cell(name), guesses.collect::<String>()).map_err(failed)?)
+            Ok(writeln!(writer, "{}{}", csv_cell(name), predictions.collect::<String>()).map_err(failed)?)
         })
     }
 }

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Why a file did not come.
 #[derive(Debug)]
 pub enum Failure {
-    /// This address cannot give it, in words that follow the address; another one may.
+    /// This address cannot give it, with the reason, which follows the address; another one may.
     Remote(String),
     /// The connection broke off; the same address may continue.
     Cut(String),
@@ -216,7 +216,7 @@ impl Client {
         let request = request.config().https_only(url.starts_with("https:")).build();
         // A network that went away in the middle may come back; one that was never there is worth no second try.
         let failed = if known.is_some() { Failure::Cut } else { Failure::Remote };
-        let response = request.call().map_err(|e| failed(words(&e)))?;
+        let response = request.call().map_err(|e| failed(reason(&e)))?;
         let headers = response.headers();
         match (response.status(), known) {
             (StatusCode::OK, _) => {
@@ -306,8 +306,8 @@ fn content_range(headers: &HeaderMap) -> (Option<u64>, Option<u64>) {
     (range.split_once('-').and_then(|(start, _)| start.parse().ok()), total.parse().ok())
 }
 
-/// An error as words that follow an address.
-fn words(error: &ureq::Error) -> String {
+/// The reason of an error, to follow an address in a sentence.
+fn reason(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "cannot be reached (its name is not known; no network?)".to_owned(),
         ureq::Error::Timeout(_) => format!("gave no answer within {} s", PATIENCE.as_secs()),

@@ -43,10 +43,10 @@ impl Place {
     }
 
     #[track_caller]
-    fn fails(&self, url: &str, words: &str) {
+    fn fails(&self, url: &str, expected: &str) {
         let failure = self.fetch(url).unwrap_err();
         let (Failure::Remote(text) | Failure::Cut(text)) = &failure else { panic!("{failure:?}") };
-        assert!(text.contains(words), "no `{words}` in: {text}");
+        assert!(text.contains(expected), "no `{expected}` in: {text}");
         assert!(!self.target().exists());
     }
 }

@@ -54,7 +54,7 @@ impl Element {
         }
     }
 
-    /// Its name in words.
+    /// Its name for a reader.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

@@ -102,7 +102,7 @@ pub struct Written {
     rows: usize,
     shape: Vec<usize>,
     element: Element,
-    /// Of the matrix products.
+    /// Of the matmuls.
     precision: String,
     /// Names of the images that have no row, with reasons.
     skipped: Vec<(String, String)>,

@@ -99,10 +99,10 @@ fn write_row(
 ) -> Result<(), ParquetError> {
     let (present, starts) = (Some(present), Some(starts));
     let halves = || row.chunks_exact(2).map(|b| [b[0], b[1]]);
-    let words = || row.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+    let elements = || row.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
     match element {
         Element::F32 => {
-            let values: Vec<f32> = words().map(f32::from_le_bytes).collect();
+            let values: Vec<f32> = elements().map(f32::from_le_bytes).collect();
             column.typed::<FloatType>().write_batch(&values, present, starts)?;
         }
         Element::F16 => {
@@ -114,7 +114,7 @@ fn write_row(
             column.typed::<Int32Type>().write_batch(&values, present, starts)?;
         }
         Element::U32 => {
-            let values: Vec<i32> = words().map(i32::from_le_bytes).collect();
+            let values: Vec<i32> = elements().map(i32::from_le_bytes).collect();
             column.typed::<Int32Type>().write_batch(&values, present, starts)?;
         }
     }

@@ -101,12 +101,12 @@ fn driver() -> (Need, Option<Version>, Vec<Gpu>) {
         }
         Opened::Yes { library, file } => {
             // SAFETY: the signatures are those of cuda.h, and every pointer is to memory of the right type.
-            let asked = unsafe { ask_driver(&library) };
+            let queried = unsafe { query_driver(&library) };
             let place = place(&file);
             keep(library);
-            match asked {
+            match queried {
                 Ok((version, gpus)) => {
-                    (Need::works(DRIVER, CUDA, place, Some(words(version))), Some(version), gpus)
+                    (Need::works(DRIVER, CUDA, place, Some(version_text(version))), Some(version), gpus)
                 }
                 Err(why) => {
                     let problem = Some(format!("it does not start: {why}; nvidia-smi tells more"));
@@ -119,7 +119,7 @@ fn driver() -> (Need, Option<Version>, Vec<Gpu>) {
     }
 }
 
-fn words((major, minor): Version) -> String {
+fn version_text((major, minor): Version) -> String {
     format!("{major}.{minor}")
 }
 
@@ -133,7 +133,7 @@ fn driver_release() -> Option<String> {
 ///
 /// # Safety
 /// `library` must be a CUDA driver.
-unsafe fn ask_driver(library: &Library) -> Result<(Version, Vec<Gpu>), String> {
+unsafe fn query_driver(library: &Library) -> Result<(Version, Vec<Gpu>), String> {
     type Status = c_int;
     /// Bytes for a GPU's name; the longest today have 40.
     const NAME: usize = 256;
@@ -151,16 +151,16 @@ unsafe fn ask_driver(library: &Library) -> Result<(Version, Vec<Gpu>), String> {
         let device_of = function!("cuDeviceGet", unsafe extern "C" fn(*mut c_int, c_int) -> Status);
         let name_of = function!("cuDeviceGetName", unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status);
         let memory_of = function!("cuDeviceTotalMem_v2", unsafe extern "C" fn(*mut usize, c_int) -> Status);
-        let words_of =
+        let error_string =
             function!("cuGetErrorString", unsafe extern "C" fn(Status, *mut *const c_char) -> Status);
         let ok = |status: Status| match status {
             0 => Ok(()),
             code => {
-                let mut words = std::ptr::null();
-                let known = words_of(code, &mut words) == 0 && !words.is_null();
-                let words =
-                    if known { CStr::from_ptr(words).to_string_lossy() } else { "unknown error".into() };
-                Err(format!("{words} (error {code})"))
+                let mut text = std::ptr::null();
+                let known = error_string(code, &mut text) == 0 && !text.is_null();
+                let text =
+                    if known { CStr::from_ptr(text).to_string_lossy() } else { "unknown error".into() };
+                Err(format!("{text} (error {code})"))
             }
         };
         ok(init(0))?;
@@ -221,12 +221,18 @@ fn compiler(driver: Option<Version>) -> Need {
                 return Need::missing(COMPILER, CUDA, problem);
             };
             let problem = driver.filter(|&driver| version > driver).map(|driver| {
-                let (newer, older) = (words(version), words(driver));
+                let (newer, older) = (version_text(version), version_text(driver));
                 format!(
                     "its code is for CUDA {newer}, too new for this driver ({older}): update it, or {pip}"
                 )
             });
-            Need { name: COMPILER, purpose: CUDA, found: Some(place), version: Some(words(version)), problem }
+            Need {
+                name: COMPILER,
+                purpose: CUDA,
+                found: Some(place),
+                version: Some(version_text(version)),
+                problem,
+            }
         }
     }
 }
@@ -276,8 +282,9 @@ fn nccl() -> Need {
             };
             let place = place(&file);
             keep(library);
-            let words = |number| format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100);
-            Need::works(NCCL, PURPOSE, place, version.map(words))
+            let version_text =
+                |number| format!("{}.{}.{}", number / 10_000, number % 10_000 / 100, number % 100);
+            Need::works(NCCL, PURPOSE, place, version.map(version_text))
         }
         Opened::No { file, why } => {
             Need::missing(NCCL, PURPOSE, format!("{file} cannot be opened ({why}): {get}"))

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 /// Memory of NVIDIA's GPUs that this process holds, with its context and kernels, in bytes; `None` where
 /// `nvidia-smi` is missing or does not tell processes apart (in a container with process numbers of its own).
 pub fn gpu_memory_held_bytes() -> Option<u64> {
-    let asked = ["--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"];
-    let said = Command::new("nvidia-smi").args(asked).stdin(Stdio::null()).output().ok()?;
+    let queried = ["--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"];
+    let said = Command::new("nvidia-smi").args(queried).stdin(Stdio::null()).output().ok()?;
     held(&String::from_utf8_lossy(&said.stdout), std::process::id())
 }
 

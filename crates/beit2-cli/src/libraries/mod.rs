@@ -33,7 +33,7 @@ pub struct Survey {
 pub struct Need {
     /// What it is called here.
     pub name: &'static str,
-    /// The features that need it, in words.
+    /// The features that need it, for a reader.
     #[serde(rename = "for")]
     pub purpose: &'static str,
     /// What was found: a file, a folder, several; `None` if nothing was.
@@ -98,7 +98,7 @@ fn open(names: &[String]) -> Opened {
     refused
 }
 
-/// The loader's own words for what is wrong.
+/// What the loader says is wrong.
 fn reason(error: &libloading::Error) -> String {
     let mut said = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -32,9 +32,9 @@ fn loader() -> Need {
             };
             let place = place(&file);
             keep(library);
-            let words =
+            let version_text =
                 |number: u32| format!("{}.{}.{}", number >> 22 & 0x7f, number >> 12 & 0x3ff, number & 0xfff);
-            Need::works(LOADER, PURPOSE, place, version.map(words))
+            Need::works(LOADER, PURPOSE, place, version.map(version_text))
         }
     }
 }

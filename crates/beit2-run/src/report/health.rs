@@ -26,7 +26,7 @@ pub enum Level {
 pub struct Verdict {
     /// How worried to be.
     pub level: Level,
-    /// The finding in a few words, for a headline.
+    /// The finding in short, for a headline.
     pub title: String,
     /// Why, and what helps, in one to three sentences.
     pub text: String,

@@ -94,7 +94,7 @@ impl<B: Backend> Backbone<B> {
 
     /// For a model whose weights do not change any more.
     pub(super) fn freeze(self) -> Self {
-        Self { trunk: self.trunk.freeze_products(), ..self }
+        Self { trunk: self.trunk.freeze_matmuls(), ..self }
     }
 
     /// Whether images of this size can be seen as a whole.

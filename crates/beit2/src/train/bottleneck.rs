@@ -150,7 +150,7 @@ mod tests {
         assert!(waits.data.take() >= UNIT && waits.device >= UNIT);
         assert_eq!(waits.data.take(), Duration::ZERO);
         assert_eq!(
-            [Bottleneck::Data, Bottleneck::Host].map(|word| word.to_string()),
+            [Bottleneck::Data, Bottleneck::Host].map(|kind| kind.to_string()),
             ["data-bound", "host-bound"]
         );
     }

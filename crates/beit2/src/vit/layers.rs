@@ -30,7 +30,7 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// How the products are computed; f32 unless set otherwise.
+    /// Of the matmuls; f32 unless set otherwise.
     pub fn precision(&self) -> Precision {
         self.precision
     }

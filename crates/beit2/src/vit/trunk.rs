@@ -134,7 +134,7 @@ impl<B: Backend> Trunk<B> {
     /// position biases spread over the pairs of tokens once, unless that would take much memory.
     #[must_use]
     pub fn freeze(self) -> Self {
-        let mut trunk = self.freeze_products();
+        let mut trunk = self.freeze_matmuls();
         // Where weights stay, the tables stay with them: such a model must not give old biases to new weights.
         if !trunk.blocks.iter().all(|block| block.attn.qkv.packed().is_some()) {
             return trunk;
@@ -146,7 +146,7 @@ impl<B: Backend> Trunk<B> {
 
     /// [`Trunk::freeze`] without the biases, which then serve other grids.
     #[must_use]
-    pub(crate) fn freeze_products(self) -> Self {
+    pub(crate) fn freeze_matmuls(self) -> Self {
         let blocks = self.blocks.into_iter().map(Block::freeze).collect();
         Self { patch_embed: self.patch_embed.freeze(), blocks, ..self }
     }

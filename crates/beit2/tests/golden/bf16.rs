@@ -1,9 +1,9 @@
-//! Suites A, B and C with products of rounded operands, against the same recorded f32 tensors.
+//! Suites A, B and C with matmuls of rounded operands, against the same recorded f32 tensors.
 //!
-//! Tolerances are relative, by Euclidean norm. A product whose operands are rounded to 8 bits has an error of about
+//! Tolerances are relative, by Euclidean norm. A matmul whose operands are rounded to 8 bits has an error of about
 //! 0.3 % of its size, whatever its length, because the errors of its terms are independent; residual streams and
 //! norms neither add to it nor average it away. So a forward pass of 2 to 4 blocks stays within a few such errors:
-//! 1 % (worst recorded tensor 0.7 %). A gradient has passed twice as many products, and reads rounded
+//! 1 % (worst recorded tensor 0.7 %). A gradient has passed twice as many matmuls, and reads rounded
 //! activations: 3 % (worst 2.1 %). A gradient far smaller than the others of its model is a difference of large terms,
 //! so each is measured against a hundredth of the norm of all at least. Losses average over many values: 0.1 %
 //! (worst 0.07 %).
@@ -29,7 +29,7 @@ const LOSS: f64 = 1e-3;
 /// Most ids that may move to another code: those whose two nearest codes are closer than the rounding.
 const MOVED_IDS: f64 = 0.1;
 
-/// What products do with their operands.
+/// What matmuls do with their operands.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounding {
     /// As the models are told.

@@ -1,4 +1,4 @@
-//! A model's precision reaches every layer that has a product.
+//! A model's precision reaches every layer that has a matmul.
 
 use beit2::pretrain::{MimConfig, MimModel};
 use beit2::segment::{SegmenterConfig, UperNet};
@@ -15,7 +15,7 @@ fn layers(model: &impl std::fmt::Debug) -> [usize; 2] {
 }
 
 #[test]
-fn bf16_reaches_every_product() {
+fn bf16_reaches_every_matmul() {
     let device = Default::default();
     let vit =
         VitConfig { image_size: 8, patch_size: 4, width: 4, depth: 3, heads: 2, ..VitConfig::default() };

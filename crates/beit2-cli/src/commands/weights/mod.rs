@@ -53,7 +53,7 @@ fn describe_format(checkpoint: &Checkpoint) -> String {
     format!("{format}, entry `{}`{prefix}", checkpoint.root)
 }
 
-/// What happens to a key, in words.
+/// What happens to a key, as a table says it.
 fn describe_use(account: &Account, at: usize) -> String {
     let Some(entry) = account.entries.get(at) else { return String::new() };
     match &entry.fate {
