@@ -20,7 +20,7 @@ fn main() {
     println!("rows {ROWS}, {} threads; GFLOP/s and share of the peak", rayon::current_num_threads());
     for precision in [Precision::F32, Precision::Bf16] {
         let Some(probe) = Probe::new(precision) else {
-            println!("{precision}: this CPU has no such products");
+            println!("{precision}: this CPU has no such matmuls");
             continue;
         };
         println!("-- {precision}");

@@ -133,9 +133,9 @@ pub(crate) mod fast {
     use rayon::prelude::*;
 
     use crate::flex::{GRAIN, owned, row_groups, tensor, view};
-    use crate::linear::fast::add_rows;
     use crate::memory::Buffer;
     use crate::simd::{dispatch, madd};
+    use crate::slices::add_rows;
 
     pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
         let width = x.layout().shape().last().copied().unwrap_or(1);

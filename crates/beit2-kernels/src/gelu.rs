@@ -116,6 +116,7 @@ pub(crate) mod fast {
     use crate::flex::{GRAIN, owned, tensor, values, view};
     use crate::memory::Buffer;
     use crate::simd::{dispatch, normal};
+    use crate::slices::times;
 
     pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
         let mut x = owned(x);
@@ -135,18 +136,6 @@ pub(crate) mod fast {
         let (mut x, y) = (owned(x), owned(y));
         values(&mut x).par_chunks_mut(GRAIN).zip(view(&y).par_chunks(GRAIN)).for_each(|(x, y)| times(x, y));
         x
-    }
-
-    dispatch!(
-        /// `x` becomes `x·y`.
-        pub(crate) fn times(x: &mut [f32], y: &[f32]) => times_body
-    );
-
-    #[inline(always)]
-    fn times_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x *= y;
-        }
     }
 
     dispatch!(pub(crate) fn in_place(x: &mut [f32]) => in_place_body);

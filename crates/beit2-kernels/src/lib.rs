@@ -1,10 +1,10 @@
 //! The hot operations of a Vision Transformer and of its segmentation heads as Burn backend extensions.
 //!
-//! Every operation is a plain, differentiable function on Burn tensors with a file (or folder) of its own. There stand
-//! its contract, the reference composed from Burn's primitives ([`mod@reference`]), a trait with the reference as the
+//! Every operation is a plain, differentiable function on Burn tensors with a file (or folder) of its own. That file
+//! holds the contract, the reference composed from Burn's primitives ([`mod@reference`]), a trait with the reference as the
 //! default, and that trait for recording backends and for the CPU. [`Backend`] is the sum of these traits; `gpu` has
 //! what GPUs do better. So a new operation is one new file and one line in `backend.rs`. Imports run one way: from
-//! operations to `tensor`, `graph`, `flex`, `matrix`, `packed`, `simd` and `memory`. This crate knows nothing of models,
+//! operations to `matmul` and `packed`, to `matrix`, `flex`, `tensor` and `graph`, to `slices`, `simd` and `memory`. This crate knows nothing of models,
 //! names of parameters or files. Start reading at `layer_norm`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -26,6 +26,7 @@ mod graph;
 mod images_from_bytes;
 mod layer_norm;
 mod linear;
+mod matmul;
 mod matrix;
 mod memory;
 mod nearest_code;
@@ -39,6 +40,7 @@ mod residual_scale;
 mod rows;
 mod samples;
 pub mod simd;
+mod slices;
 mod tensor;
 #[cfg(test)]
 mod testing;

@@ -67,7 +67,8 @@ pub(crate) mod fast {
     use burn_flex::{FlexTensor, Layout};
     use rayon::prelude::*;
 
-    use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul, with_rows};
+    use crate::matmul::{MatmulOptions, matmul};
+    use crate::matrix::{Accumulate, Matrix, with_rows};
     use crate::precision::Precision;
     use crate::simd::{dispatch, max};
 

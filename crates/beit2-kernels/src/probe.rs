@@ -134,7 +134,7 @@ mod tests {
     fn every_precision_of_this_machine_has_a_peak() {
         for precision in [Precision::F32, Precision::Bf16] {
             let Some(probe) = Probe::new(precision) else {
-                println!("skipped: no {precision} products here");
+                println!("skipped: no {precision} matmuls here");
                 continue;
             };
             let flops = probe.flops();

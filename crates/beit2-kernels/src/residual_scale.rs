@@ -185,6 +185,7 @@ pub(crate) mod fast {
     use crate::flex::{GRAIN, owned, row_groups, tensor, values, view};
     use crate::memory::Buffer;
     use crate::simd::{dispatch, madd};
+    use crate::slices::add_scaled;
 
     /// `x + y`, over `y` when nobody else holds it.
     pub(crate) fn sum(x: FlexTensor, y: FlexTensor) -> FlexTensor {
@@ -211,19 +212,6 @@ pub(crate) mod fast {
             .zip(view(&x).par_chunks(chunk).zip(view(&branch).par_chunks(chunk)))
             .for_each(|(y, (x, branch))| add_scaled(y, x, branch, gamma));
         tensor(y, shape)
-    }
-
-    dispatch!(pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) => add_body);
-
-    #[inline(always)]
-    fn add_body<const FMA: bool>(y: &mut [f32], x: &[f32], branch: &[f32], gamma: &[f32]) {
-        let width = gamma.len();
-        let rows = x.chunks_exact(width).zip(branch.chunks_exact(width));
-        for (y, (x, branch)) in y.chunks_exact_mut(width).zip(rows) {
-            for ((y, x), (branch, gamma)) in y.iter_mut().zip(x).zip(branch.iter().zip(gamma)) {
-                *y = madd::<FMA>(*branch, *gamma, *x);
-            }
-        }
     }
 
     /// → gradients of `branch` and `gamma`.

@@ -245,7 +245,7 @@ pub(crate) mod fast {
 
     use crate::flex::{owned, tensor, view};
     use crate::memory::Buffer;
-    use crate::residual_scale::fast::add_scaled;
+    use crate::slices::add_scaled;
 
     /// The shape of a batch of `samples` samples like those of `x`, and the length of one.
     fn like(x: &FlexTensor, samples: usize) -> ([usize; 3], usize) {

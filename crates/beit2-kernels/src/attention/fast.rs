@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::AttentionSpec;
 use super::softmax::{backward_rows, softmax_rows};
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul, matmul_at};
+use crate::matmul::{MatmulOptions, matmul, matmul_at};
+use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
 use crate::rows::Rows;
 
@@ -201,7 +202,7 @@ pub(crate) struct Saved<'a> {
     pub(crate) lse: &'a [f32],
 }
 
-/// Writes the gradients of q, k and v to `targets` and gives that of the bias, if asked for.
+/// Writes the gradients of q, k and v to `targets` and gives that of the bias, on request.
 pub(crate) fn backward(
     saved: Saved<'_>,
     bias: Option<FlexTensor>,

@@ -88,7 +88,7 @@ fn fused_inputs_match_reference_and_differences() {
 }
 
 #[test]
-fn bf16_rounds_the_operands_of_every_product() {
+fn bf16_rounds_the_operands_of_every_matmul() {
     // A softmax weight or a slope that lies within f32's rounding of a tie is rounded the other way in f64:
     // by 2⁻⁸ of itself, one of many terms. With a few keys none does.
     for ((b, tq, t, h, d, lead), tolerance) in

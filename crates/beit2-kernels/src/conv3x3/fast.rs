@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::flex::{owned, tensor, view};
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, matmul};
+use crate::matmul::{MatmulOptions, matmul};
+use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
 
 /// Pixels of a band: enough that a matmul is long against the packing of its weights, and few enough that

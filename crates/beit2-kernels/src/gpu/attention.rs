@@ -147,7 +147,7 @@ fn softmax<R: CubeRuntime>(
     (weights, lse)
 }
 
-/// Gradients of the `N` inputs and, if asked for, of the bias.
+/// Gradients of the `N` inputs and, on request, of the bias.
 pub(super) fn backward<R: CubeRuntime, BT: BoolElement, const N: usize>(
     mut inputs: Vec<Recorded<R>>,
     bias: Option<Recorded<R>>,

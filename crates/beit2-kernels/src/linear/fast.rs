@@ -8,9 +8,11 @@ use rayon::prelude::*;
 
 use super::PackedWeight;
 use crate::flex::{owned, row_groups, tensor, view};
-use crate::matrix::{Accumulate, MatmulOptions, Packed, matmul, with_rows};
+use crate::matmul::{MatmulOptions, Packed, matmul};
+use crate::matrix::{Accumulate, with_rows};
 use crate::memory::Buffer;
 use crate::precision::Precision;
+use crate::slices::add_rows;
 
 pub(crate) fn forward(
     x: FlexTensor,
@@ -87,20 +89,6 @@ pub(crate) fn sum_rows(x: FlexTensor) -> FlexTensor {
     let mut total = Buffer::zeros(width);
     add_rows(&partial, &mut total);
     tensor(total, [width])
-}
-
-crate::simd::dispatch!(
-    /// Adds rows as long as `total` to it, in order.
-    pub(crate) fn add_rows(x: &[f32], total: &mut [f32]) => add_rows_body
-);
-
-#[inline(always)]
-fn add_rows_body<const FMA: bool>(x: &[f32], total: &mut [f32]) {
-    for row in x.chunks_exact(total.len().max(1)) {
-        for (t, x) in total.iter_mut().zip(row) {
-            *t += x;
-        }
-    }
 }
 
 fn with_last(x: &FlexTensor, width: usize) -> Shape {

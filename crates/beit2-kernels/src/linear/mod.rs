@@ -18,7 +18,7 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
 use crate::graph::record;
-use crate::matrix::Packed;
+use crate::matmul::Packed;
 use crate::precision::Precision;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_rounds_the_operands_of_every_product_and_nothing_else() {
+    fn bf16_rounds_the_operands_of_every_matmul_and_nothing_else() {
         for shape in SHAPES {
             let f = |x: &[Tensor<Checked, 1>], precision| {
                 let (x, w, b) = shaped(x, shape);

@@ -9,12 +9,13 @@ use super::NormMlpTensors;
 use crate::flex::{owned, stored, tensor, view};
 use crate::gelu::fast::{in_place, with_slope};
 use crate::layer_norm::fast::{gradients, normalize};
-use crate::linear::fast::add_rows;
-use crate::matrix::{Accumulate, MatmulOptions, Matrix, Operand, matmul_of};
+use crate::matmul::{MatmulOptions, Operand, matmul_of};
+use crate::matrix::{Accumulate, Matrix};
 use crate::memory::{Buffer, Stored, Values};
 use crate::packed::{FEW, PackedRhs, ROWS};
 use crate::precision::Precision;
 use crate::rows::Rows;
+use crate::slices::add_rows;
 
 type Parameters = NormMlpTensors<burn::backend::Flex>;
 

@@ -62,9 +62,9 @@ pub(super) struct LhsBlock<'a, A> {
 enum Copied {
     /// Only the rows after the last whole panel: elements in memory are words already.
     Rest,
-    /// All, words in order.
+    /// All rows, each with its words in order.
     Rows,
-    /// All, into panels.
+    /// All rows, into panels.
     Panels,
 }
 
@@ -86,7 +86,7 @@ impl Copied {
 pub(super) type LhsPart = (usize, usize, PackedLhs);
 
 impl<'a, A: Element> LhsBlock<'a, A> {
-    /// Of blocks of at most `block` words.
+    /// For blocks of at most `block` words.
     pub(super) fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
         let how = Copied::of::<K, A>(&side);
         let rows = match how {

@@ -86,7 +86,7 @@ pub(crate) struct PackedRhs {
 }
 
 impl PackedRhs {
-    /// Of its words.
+    /// The precision of its words.
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }

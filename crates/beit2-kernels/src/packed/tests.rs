@@ -137,7 +137,7 @@ fn matmuls_of_any_shape_and_order() {
         ] {
             for precision in [Precision::F32, Precision::Bf16] {
                 if !is_available(precision) {
-                    println!("skipped: this CPU has no {precision} products with AVX-512");
+                    println!("skipped: this CPU has no {precision} matmuls with AVX-512");
                     continue;
                 }
                 check::<f32, f32>(precision, shape, orders, &pools);
@@ -151,7 +151,7 @@ fn matmuls_of_any_shape_and_order() {
 #[test]
 fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
     if !is_available(Precision::Bf16) {
-        println!("skipped: this CPU has no bf16 products");
+        println!("skipped: this CPU has no bf16 matmuls");
         return;
     }
     // Halfway between two neighbours, and between the next two.
