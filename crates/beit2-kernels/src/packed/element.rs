@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::tile::mask;
+/// 32-bit lanes of a register.
+pub(super) const LANES: usize = 16;
 
 /// An element type of operands in memory.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -69,4 +70,10 @@ impl Element for bf16 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
     }
+}
+
+/// The first `n` of sixteen lanes.
+#[inline(always)]
+pub(super) fn mask(n: usize) -> u16 {
+    if n >= LANES { u16::MAX } else { (1 << n) - 1 }
 }

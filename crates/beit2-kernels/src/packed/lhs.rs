@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::element::Element;
+use super::element::{Element, LANES};
 use super::pack::{Kind, Panels, Side};
-use super::tile::{LANES, PackedLhs, ROWS};
+use super::tile::{PackedLhs, ROWS};
 use crate::memory::Buffer;
 
 /// All rows of a left-hand operand, copied in the order of words.

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::element::Element;
-use super::tile::{Block, LANES, compute};
+use super::element::{Element, LANES};
+use super::tile::{Block, compute};
 
 /// What a word of the inner axis is, and how words are multiplied.
 pub(super) trait Kind: Copy + Send + Sync + 'static {

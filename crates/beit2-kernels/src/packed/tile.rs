@@ -2,11 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use super::element::{LANES, mask};
 use super::pack::Kind;
 use crate::matrix::Accumulate;
 
-/// 32-bit lanes of a register.
-pub(super) const LANES: usize = 16;
 /// Rows of a tile: 24 registers hold its sums, two hold a word of the right panel.
 pub(crate) const ROWS: usize = 12;
 /// Columns of a tile.
@@ -191,10 +190,4 @@ unsafe fn store(place: *mut f32, sum: __m512, base: __m512, there: bool, mask: u
             _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(sum, base));
         }
     }
-}
-
-/// The first `n` of sixteen lanes.
-#[inline(always)]
-pub(super) fn mask(n: usize) -> u16 {
-    if n >= LANES { u16::MAX } else { (1 << n) - 1 }
 }
