@@ -119,6 +119,25 @@ mod tests {
     }
 
     #[test]
+    fn intervals_of_zero_are_refused() {
+        fn check<S: Stage>(keys: &[&str]) {
+            for key in keys {
+                let zero = [((*key).to_owned(), "0".to_owned())];
+                let settings: S = recipe::resolve("", "x.toml", &zero, &[]).unwrap();
+                let text = settings.check().unwrap_err().to_string();
+                assert!(text.contains(&format!("{key} is 0")), "{}: {text}", S::NAME);
+            }
+        }
+        let shared = ["logging.checkpoint_every", "logging.eval_every_epochs"];
+        let with = |own: &[&'static str]| [&shared[..], own].concat();
+        check::<TokenizerRecipe>(&with(&["codebook.revive_after_steps"]));
+        check::<PretrainRecipe>(&shared);
+        check::<FinetuneRecipe>(&shared);
+        check::<SegmentRecipe>(&with(&["eval.every"]));
+        check::<DistillRecipe>(&with(&["view_epochs"]));
+    }
+
+    #[test]
     fn optional_keys_can_be_taken_away_and_stay_away() {
         fn check<S: Stage + PartialEq + std::fmt::Debug>(optional: &[&str]) {
             let none: Vec<_> = optional.iter().map(|key| ((*key).to_owned(), "none".to_owned())).collect();

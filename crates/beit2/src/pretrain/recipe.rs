@@ -140,6 +140,7 @@ impl PretrainRecipe {
                 self.stage
             ));
         }
+        self.logging.validate()?;
         self.model.validate()?;
         if self.mask.patches == 0 {
             return config_error(

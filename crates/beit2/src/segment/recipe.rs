@@ -9,7 +9,9 @@ use super::load::config_of;
 use super::{InferConfig, SegmenterConfig};
 use crate::classify::pretrained_sizes;
 use crate::error::{Error, config_error};
-use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
+use crate::train::{
+    Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig, check_interval,
+};
 use crate::weights::StateFile;
 
 /// `[init]`: what the backbone starts from.
@@ -195,6 +197,8 @@ impl SegmentRecipe {
                 self.stage
             ));
         }
+        self.logging.validate()?;
+        check_interval("eval.every", self.eval.every)?;
         if self.init.weights.is_empty() {
             return config_error(format!(
                 "init.weights is empty; name a pretrained run or weight file, or `{SCRATCH}` to start from random numbers"

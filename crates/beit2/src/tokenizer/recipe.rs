@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::TokenizerConfig;
 use super::teachers::TeacherConfig;
 use crate::error::{Error, config_error};
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, check_interval};
 
 /// `[augment]` of the tokenizer: one crop and a flip, no colours by default (as the reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +111,8 @@ impl TokenizerRecipe {
                 self.stage
             ));
         }
+        self.logging.validate()?;
+        check_interval("codebook.revive_after_steps", self.codebook.revive_after_steps.map(u64::from))?;
         self.model.validate()?;
         self.views(self.model.image_size).validate()?;
         if self.codebook.kmeans_warmup_steps > 0 && !self.model.kmeans_init {

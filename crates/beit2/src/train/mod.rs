@@ -27,6 +27,7 @@ pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
 pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, per_rank_batch};
 pub use prefetch::Prefetch;
+pub(crate) use recipe::check_interval;
 pub use recipe::{
     DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig,
     check_precision,

@@ -181,6 +181,25 @@ impl Default for LoggingConfig {
     }
 }
 
+impl LoggingConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One sentence naming the first interval that is 0.
+    pub fn validate(&self) -> Result<(), Error> {
+        check_interval("logging.checkpoint_every", self.checkpoint_every)?;
+        check_interval("logging.eval_every_epochs", self.eval_every_epochs)
+    }
+}
+
+/// Refuses an optional interval of 0, which could be taken for "never" as well as for "always".
+pub(crate) fn check_interval(key: &str, every: Option<u64>) -> Result<(), Error> {
+    match every {
+        Some(0) => config_error(format!("{key} is 0; it must be at least 1, and \"none\" takes it away")),
+        _ => Ok(()),
+    }
+}
+
 /// A resolved schedule: numbers of steps and the curves.
 #[derive(Debug, Clone)]
 pub struct Plan {

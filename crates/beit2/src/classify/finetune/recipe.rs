@@ -172,6 +172,7 @@ impl FinetuneRecipe {
                 self.stage
             ));
         }
+        self.logging.validate()?;
         if self.init.weights.is_empty() {
             return config_error(format!(
                 "init.weights is empty; name a pretrained run or weight file, or `{SCRATCH}` to start from random numbers"

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TeacherConfig;
 use crate::error::{Error, config_error};
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, check_interval};
 use crate::vit::{RelPosKind, VitConfig};
 
 /// A complete distillation: a small teacher that learns from a large one.
@@ -82,6 +82,8 @@ impl DistillRecipe {
                 self.stage
             ));
         }
+        self.logging.validate()?;
+        check_interval("view_epochs", self.view_epochs)?;
         self.model.validate()?;
         if self.model.rel_pos_bias != RelPosKind::None || !self.model.abs_pos_emb {
             return config_error(
