@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Source;
+use super::{Account, Source};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
@@ -53,6 +53,12 @@ impl Source for ChainSource {
 
     fn classes(&self) -> &[String] {
         &[]
+    }
+
+    fn account(&self) -> Account {
+        let mut all = Account::default();
+        self.parts.iter().for_each(|part| all.merge(part.account()));
+        all
     }
 
     fn fingerprint(&self) -> String {

@@ -5,6 +5,7 @@
 //! The order of samples is a function of their names alone, so that the same data give the same
 //! numbers on every machine.
 
+mod account;
 mod chain;
 mod files;
 pub(crate) mod folder;
@@ -17,6 +18,7 @@ mod tar;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::account::{Account, SkipReason, Skipped};
 pub use self::chain::ChainSource;
 pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
@@ -56,6 +58,11 @@ pub trait Source: Send + Sync {
     /// A stable hash (32 hexadecimal digits) of names, sizes and labels, the same wherever the data
     /// are stored; when it changes, a run cannot be continued exactly.
     fn fingerprint(&self) -> String;
+
+    /// What is used and what was left out, with reasons.
+    fn account(&self) -> Account {
+        Account::all_used(self.len())
+    }
 
     /// Whether there are no samples.
     fn is_empty(&self) -> bool {
