@@ -7,7 +7,7 @@ use beit2::Error;
 use beit2::train::{Assets, Files, OpenOnce};
 use beit2::weights::{self, WeightFile};
 use beit2_data::segment::{SegmentDataOptions, SegmentSource};
-use beit2_data::source::{StaticShard, TarSource};
+use beit2_data::source::{self, StaticShard, TarSource};
 use beit2_data::{Source, fnv1a};
 
 use crate::bundled::{TRAIN, VAL, teacher};
@@ -22,17 +22,14 @@ const TEACHER_NAME: &str = "bundled:teacher";
 #[derive(Default)]
 pub struct AssetStore {
     files: Files,
-    bundled: OpenOnce<String, dyn Source>,
+    /// By what was typed, which may be several names.
+    sources: OpenOnce<String, dyn Source>,
 }
 
 impl Assets for AssetStore {
     fn source(&self, spec: &str) -> Result<Arc<dyn Source>, Error> {
-        let shards = match spec {
-            TRAIN_NAME => TRAIN,
-            VAL_NAME => VAL,
-            _ => return self.files.source(spec).map_err(|error| unknown_name(spec).unwrap_or(error)),
-        };
-        self.bundled.get_or_open(spec.to_owned(), || Ok(Arc::new(tar_source(spec, shards)?)))
+        let open = || source::open_named(spec, |name| self.bundled_source(name));
+        self.sources.get_or_open(spec.to_owned(), open)
     }
 
     fn segment_source(&self, spec: &str, options: &SegmentDataOptions) -> Result<Arc<SegmentSource>, Error> {
@@ -55,6 +52,16 @@ impl Assets for AssetStore {
 }
 
 impl AssetStore {
+    /// A source inside the program; `None` when the name is that of a file.
+    fn bundled_source(&self, name: &str) -> Option<Result<Arc<dyn Source>, Error>> {
+        let shards = match name {
+            TRAIN_NAME => TRAIN,
+            VAL_NAME => VAL,
+            _ => return unknown_name(name).map(Err),
+        };
+        Some(tar_source(name, shards).map(|source| Arc::new(source) as Arc<dyn Source>))
+    }
+
     /// A value that changes when the weights do, for the identity of a run. Checks on the way that the file is
     /// there and is a weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {

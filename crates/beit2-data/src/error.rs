@@ -307,6 +307,14 @@ pub enum SourceError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A parquet, CSV or JSON-lines file that cannot be used.
+    #[error("{path}: {problem}")]
+    Table {
+        /// The file, with the row if it is about one.
+        path: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// An index file with a bad line.
     #[error(
         "{path}, line {line}: {problem}; a line like {{\"class\": \"cat\", \"files\": [\"1.jpg\"]}} was expected"

@@ -69,7 +69,7 @@ pub use fingerprint::fnv1a;
 pub use image::{Image, stack_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
-pub use order::EpochOrder;
+pub use order::{EpochOrder, Part, Units};
 pub use rng::{Key, RngStream};
 pub use segment::{LabelMap, SegmentDataError, SegmentDataOptions, SegmentSource, open_segment};
 pub use sequence::{Seen, Sequence, SequenceConfig};

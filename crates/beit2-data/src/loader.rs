@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::decode::Limits;
 use crate::error::LoaderError;
-use crate::order::{EpochOrder, setting};
+use crate::order::{EpochOrder, sample_of, setting};
 use crate::pool::{Outcome, Pool, guarded};
 use crate::sample::{BadCount, Prepared, Preparer};
 pub use crate::sample::{Replaced, SampleInfo, Work};
@@ -88,7 +88,7 @@ impl Default for LoaderConfig {
 }
 
 impl LoaderConfig {
-    fn order(&self, samples: u64) -> Result<EpochOrder, LoaderError> {
+    fn order(&self, source: &dyn Source) -> Result<EpochOrder, LoaderError> {
         if self.workers > MAX_WORKERS {
             return Err(setting("workers", self.workers, "0 to 1024"));
         }
@@ -102,7 +102,12 @@ impl LoaderConfig {
                 "from 0 to 1 (0.01 is 1 % of an epoch)",
             ));
         }
-        let mut order = EpochOrder::new(samples, self.batch as u64)?;
+        let (parts, batch) = (source.parts(), self.batch as u64);
+        let mut order = match parts.is_empty() {
+            true => EpochOrder::new(source.len() as u64, batch)?,
+            false => EpochOrder::of_parts(parts, batch)?,
+        };
+        order = order.in_units(source.units());
         if self.shuffle {
             order = order.shuffled(self.seed);
         }
@@ -189,7 +194,7 @@ impl<T: Send + 'static> Loader<T> {
         source: Arc<dyn Source>,
         work: Work<T, E>,
     ) -> Result<Self, LoaderError> {
-        let order = config.order(source.len() as u64)?;
+        let order = config.order(source.as_ref())?;
         let steps = order.steps_per_epoch();
         let Position { epoch, step } = config.start;
         if step > steps {
@@ -289,7 +294,8 @@ impl<T: Send + 'static> Loader<T> {
                 Some(pool) => pool.wait(job),
                 None => guarded(|| self.preparer.prepare(epoch, slot)),
             };
-            let crashed = |message| LoaderError::WorkerPanicked { name: self.preparer.name(slot), message };
+            let crashed =
+                |message| LoaderError::WorkerPanicked { name: self.preparer.name(sample_of(slot)), message };
             let sample = outcome.map_err(crashed)??;
             batch.indices.push(sample.index);
             batch.items.push(sample.item);

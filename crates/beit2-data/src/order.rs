@@ -1,7 +1,58 @@
 //! Which samples make up which batch: a pure function of seed, epoch and step.
 
 use crate::error::LoaderError;
-use crate::rng::{Key, RngStream, shuffle};
+use crate::rng::{Key, RngStream, below, shuffle};
+
+/// Bits of a slot that are the sample's number; the bits above count its copies in one epoch.
+const SAMPLE_BITS: u32 = 40;
+
+/// The sample's number in a slot: a sample that an epoch has several times has one slot for each.
+#[must_use]
+pub fn sample_of(slot: u64) -> u64 {
+    slot & ((1 << SAMPLE_BITS) - 1)
+}
+
+/// Runs of samples that can only be read together, such as the row groups of a parquet file.
+///
+/// They are shuffled as wholes; then samples are shuffled among `window` neighbouring ones. So no more than about two
+/// windows need to be in memory. Samples outside all runs are spread over the windows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// First sample and the end of each run, ascending.
+    pub runs: Vec<(u64, u64)>,
+    /// Runs whose samples are shuffled together, at least 1.
+    pub window: usize,
+}
+
+/// Samples that an epoch has more or less often than once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Number of the first one.
+    pub start: u64,
+    /// How many there are.
+    pub len: u64,
+    /// How often an epoch has each of them.
+    pub copies: u64,
+    /// How many of them it has once more. Each epoch continues where the last one stopped, in a shuffled order.
+    pub extra: u64,
+}
+
+impl Part {
+    /// `len` samples from `start` on, `weight` times in each epoch on average.
+    #[must_use]
+    pub fn weighted(start: u64, len: u64, weight: f64) -> Self {
+        let whole = weight.max(0.0).floor();
+        let extra = ((weight.max(0.0) - whole) * len as f64).round() as u64;
+        let copies = whole as u64 + extra / len.max(1);
+        Self { start, len, copies, extra: extra % len.max(1) }
+    }
+
+    /// Samples of an epoch.
+    #[must_use]
+    pub fn per_epoch(&self) -> u64 {
+        self.len.saturating_mul(self.copies).saturating_add(self.extra)
+    }
+}
 
 /// The order of every epoch, cut into batches and shared among processes.
 ///
@@ -17,6 +68,8 @@ pub struct EpochOrder {
     seed: u64,
     shuffle: bool,
     drop_last: bool,
+    parts: Vec<Part>,
+    units: Option<Units>,
 }
 
 impl EpochOrder {
@@ -32,7 +85,32 @@ impl EpochOrder {
         if batch == 0 {
             return Err(setting("batch", 0, "at least 1"));
         }
-        Ok(Self { samples, batch, world_size: 1, rank: 0, seed: 0, shuffle: false, drop_last: false })
+        Ok(Self {
+            samples,
+            batch,
+            world_size: 1,
+            rank: 0,
+            seed: 0,
+            shuffle: false,
+            drop_last: false,
+            parts: Vec::new(),
+            units: None,
+        })
+    }
+
+    /// An order over samples that an epoch has more or less often than once.
+    ///
+    /// # Errors
+    /// No samples in an epoch, or a `batch` of 0.
+    pub fn of_parts(parts: Vec<Part>, batch: u64) -> Result<Self, LoaderError> {
+        let samples = parts.iter().map(Part::per_epoch).fold(0, u64::saturating_add);
+        Ok(Self { parts, ..Self::new(samples, batch)? })
+    }
+
+    /// Shuffles so that samples of a run come near each other.
+    #[must_use]
+    pub fn in_units(self, units: Option<Units>) -> Self {
+        Self { units, ..self }
     }
 
     /// Shuffles each epoch anew, from `Key { seed, epoch, index: 0, stream: Order }`.
@@ -92,15 +170,51 @@ impl EpochOrder {
         })
     }
 
-    /// The whole epoch's order, for all ranks. Shape `[samples]`, each sample number once.
+    /// The whole epoch's order, for all ranks: slots, of which [`sample_of`] gives the samples. Shape `[samples]`;
+    /// without parts, each sample number once.
     #[must_use]
     pub fn permutation(&self, epoch: u64) -> Vec<u64> {
-        let mut order: Vec<u64> = (0..self.samples).collect();
+        let mut order: Vec<u64> = match self.parts.is_empty() {
+            true => (0..self.samples).collect(),
+            false => {
+                self.parts.iter().enumerate().flat_map(|(at, part)| self.slots(at, part, epoch)).collect()
+            }
+        };
         if self.shuffle {
             let key = Key { seed: self.seed, epoch, index: 0, stream: RngStream::Order };
-            shuffle(&mut key.rng(), &mut order);
+            match &self.units {
+                Some(units) => order = units.shuffled(order, &mut key.rng()),
+                None => shuffle(&mut key.rng(), &mut order),
+            }
         }
         order
+    }
+
+    /// Slots of one part: whole copies, then the next `extra` samples of its own endless shuffled order.
+    fn slots(&self, at: usize, part: &Part, epoch: u64) -> Vec<u64> {
+        let slot = |copy: u64, sample: u64| (copy << SAMPLE_BITS) | (part.start + sample);
+        let mut slots: Vec<u64> =
+            (0..part.copies).flat_map(|copy| (0..part.len).map(move |sample| slot(copy, sample))).collect();
+        let mut round: Option<(u64, Vec<u64>)> = None;
+        let begin = u128::from(epoch) * u128::from(part.extra);
+        for place in begin..begin + u128::from(part.extra) {
+            let number = (place / u128::from(part.len)) as u64;
+            if round.as_ref().is_none_or(|(drawn, _)| *drawn != number) {
+                let mut samples: Vec<u64> = (0..part.len).collect();
+                if self.shuffle {
+                    let index = at as u64 + 1;
+                    let key = Key { seed: self.seed, epoch: number, index, stream: RngStream::Order };
+                    shuffle(&mut key.rng(), &mut samples);
+                }
+                round = Some((number, samples));
+            }
+            // A sample can end one round and begin the next within an epoch: two copies.
+            let copy = part.copies + u64::from(number > (begin / u128::from(part.len)) as u64);
+            let sample =
+                round.as_ref().map_or(0, |(_, order)| order[(place % u128::from(part.len)) as usize]);
+            slots.push(slot(copy, sample));
+        }
+        slots
     }
 
     /// This rank's part of [`Self::permutation`] at a step, as `start..end`; empty past the end of
@@ -119,6 +233,39 @@ impl EpochOrder {
         let cut =
             |rank: u64| start + (u128::from(left) * u128::from(rank) / u128::from(self.world_size)) as u64;
         (cut(self.rank), cut(self.rank + 1))
+    }
+}
+
+impl Units {
+    /// Shuffles runs, then samples within windows of runs.
+    fn shuffled(&self, order: Vec<u64>, rng: &mut impl crate::rng::Rng) -> Vec<u64> {
+        let run_of = |slot: u64| {
+            let sample = sample_of(slot);
+            let run = self.runs.partition_point(|(start, _)| *start <= sample).checked_sub(1)?;
+            (sample < self.runs[run].1).then_some(run)
+        };
+        let mut runs: Vec<Vec<u64>> = vec![Vec::new(); self.runs.len()];
+        let mut alone = Vec::new();
+        for slot in order {
+            match run_of(slot) {
+                Some(run) => runs[run].push(slot),
+                None => alone.push(slot),
+            }
+        }
+        runs.retain(|run| !run.is_empty());
+        shuffle(rng, &mut runs);
+        let mut windows: Vec<Vec<u64>> = runs.chunks(self.window.max(1)).map(<[_]>::concat).collect();
+        if windows.is_empty() {
+            windows.push(Vec::new());
+        }
+        for slot in alone {
+            let window = below(rng, windows.len() as u64) as usize;
+            windows[window].push(slot);
+        }
+        for window in &mut windows {
+            shuffle(rng, window);
+        }
+        windows.concat()
     }
 }
 
@@ -178,6 +325,47 @@ mod tests {
         assert_ne!(order.permutation(0), order.permutation(1));
         assert_eq!(order.permutation(1), order.permutation(1));
         assert_eq!(EpochOrder::new(3, 1).unwrap().permutation(9), [0, 1, 2]);
+    }
+
+    #[test]
+    fn runs_stay_together_and_still_mix() {
+        let units = Units { runs: (0..20).map(|run| (run * 10, run * 10 + 10)).collect(), window: 4 };
+        let order = EpochOrder::new(230, 10).unwrap().shuffled(3).in_units(Some(units));
+        let whole = order.permutation(1);
+        let mut sorted = whole.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..230).collect::<Vec<_>>());
+        // Samples 200 to 229 are in no run: they lie between the others.
+        let runs: Vec<u64> = whole.iter().filter(|&&sample| sample < 200).map(|sample| sample / 10).collect();
+        for window in runs.chunks(40) {
+            assert_eq!(window.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+            assert!(window.windows(2).filter(|pair| pair[0] == pair[1]).count() < 20, "{window:?}");
+        }
+        let halves = whole.chunks(115).map(|half| half.iter().filter(|&&sample| sample >= 200).count());
+        assert!(halves.clone().all(|count| count > 4), "{:?}", halves.collect::<Vec<_>>());
+        assert_ne!(order.permutation(2), whole);
+    }
+
+    #[test]
+    fn weights_say_how_often_a_sample_comes() {
+        assert_eq!(Part::weighted(5, 10, 2.5), Part { start: 5, len: 10, copies: 2, extra: 5 });
+        assert_eq!(Part::weighted(5, 3, 0.999), Part { start: 5, len: 3, copies: 1, extra: 0 });
+        let parts =
+            vec![Part::weighted(0, 10, 2.0), Part::weighted(10, 100, 0.3), Part::weighted(110, 4, 0.0)];
+        let order = EpochOrder::of_parts(parts, 10).unwrap().shuffled(7);
+        assert_eq!(order.steps_per_epoch(), 5);
+        let mut seen = vec![0; 114];
+        for epoch in 0..10 {
+            let whole = order.permutation(epoch);
+            assert_eq!(whole.len(), 50);
+            let distinct: std::collections::BTreeSet<u64> = whole.iter().copied().collect();
+            assert_eq!(distinct.len(), 50, "each slot has its own random numbers");
+            whole.iter().for_each(|&slot| seen[sample_of(slot) as usize] += 1);
+        }
+        assert!(seen[..10].iter().all(|&count| count == 20));
+        assert!(seen[10..110].iter().all(|&count| count == 3), "each of them equally often: {seen:?}");
+        assert!(seen[110..].iter().all(|&count| count == 0));
+        assert!(EpochOrder::of_parts(vec![Part::weighted(0, 9, 0.0)], 1).is_err());
     }
 
     #[test]

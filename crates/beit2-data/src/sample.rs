@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::decode::{Limits, decode};
 use crate::error::LoaderError;
 use crate::image::Image;
+use crate::order::sample_of;
 use crate::pool::guarded;
 use crate::rng::{Key, RngStream, below};
 use crate::source::Source;
@@ -24,9 +25,9 @@ pub struct SampleInfo {
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: u64,
-    /// Sample number drawn by the epoch's order; the key of all randomness.
+    /// Sample number drawn by the epoch's order, with its copy; the key of all randomness.
     pub slot: u64,
-    /// Sample number whose image this is; differs from `slot` when that one was unusable.
+    /// Sample number whose image this is; not the slot's own when that one was unusable.
     pub index: u64,
     /// Class of the image.
     pub label: Option<u32>,
@@ -127,21 +128,22 @@ impl<T> Preparer<T> {
 
     /// The sample, or the stand-in drawn from `Key { stream: Replace }` of this sample.
     pub(crate) fn prepare(&self, epoch: u64, slot: u64) -> Prepared<T> {
-        let error = match self.attempt(epoch, slot, slot) {
+        let index = sample_of(slot);
+        let error = match self.attempt(epoch, slot, index) {
             Ok((item, label)) => {
-                return Ok(Sample { index: slot, item, label, replaced: None });
+                return Ok(Sample { index, item, label, replaced: None });
             }
             Err(error) => error,
         };
         let mut rng = Key { seed: self.seed, epoch, index: slot, stream: RngStream::Replace }.rng();
-        let name = self.name(slot);
+        let name = self.name(index);
         for _ in 0..REPLACEMENT_TRIES {
             let by = below(&mut rng, self.source.len() as u64);
-            if by == slot {
+            if by == index {
                 continue;
             }
             if let Ok((item, label)) = self.attempt(epoch, slot, by) {
-                let replaced = Some(Replaced { index: slot, name, error, by });
+                let replaced = Some(Replaced { index, name, error, by });
                 return Ok(Sample { index: by, item, label, replaced });
             }
         }

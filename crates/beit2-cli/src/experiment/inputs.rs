@@ -32,7 +32,7 @@ impl Inputs {
         }
         settings.check()?;
         let train = settings.source(assets, &data.train)?;
-        let plan = Plan::new(schedule, optimizer, train.len())?;
+        let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
         if let Some(val) = &data.val {
             fingerprints.push(("val", settings.source(assets, val)?.fingerprint()));

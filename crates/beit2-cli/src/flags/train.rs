@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use beit2_data::source::AND;
 use clap::{Args, ValueHint};
 
 use super::{DeviceArgs, OutputArgs};
@@ -25,9 +26,10 @@ pub struct TrainArgs {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
 
-    /// Training images: a folder, tar shards, or bundled:train
+    /// Training images: a folder, tar or parquet shards, a table of paths, or bundled:train; repeatable, with
+    /// :weight=N for how often an epoch has each image
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
-    pub data: Option<String>,
+    pub data: Vec<String>,
 
     /// Validation images
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -56,7 +58,7 @@ impl TrainArgs {
     /// All changes to the recipe, as pairs of key and value.
     pub fn overrides(&self) -> Vec<(String, String)> {
         let named = [
-            ("data.train", self.data.clone()),
+            ("data.train", (!self.data.is_empty()).then(|| self.data.join(AND))),
             ("data.val", self.val.clone()),
             ("seed", self.seed.map(|n| n.to_string())),
             ("data.workers", self.workers.map(|n| n.to_string())),
@@ -89,6 +91,8 @@ mod tests {
         let pairs = [("lr", "1"), ("data.train", "a=b"), ("seed", "3")];
         let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         assert_eq!(args.overrides(), pairs);
+        let args = parse(&["train", "--data", "a", "--data", "b:weight=2"]).unwrap();
+        assert_eq!(args.overrides(), [("data.train".to_owned(), "a + b:weight=2".to_owned())]);
         assert!(parse(&["train", "--set", "lr"]).unwrap_err().to_string().contains("KEY=VALUE"));
     }
 }

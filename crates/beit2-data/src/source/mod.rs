@@ -11,8 +11,12 @@ mod files;
 pub(crate) mod folder;
 mod idx;
 mod index_file;
+mod labels;
+mod parquet;
 mod pattern;
 mod positioned;
+mod spec;
+mod table;
 mod tar;
 
 use std::path::{Path, PathBuf};
@@ -24,8 +28,12 @@ pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
 pub use self::idx::{IdxSource, IdxSplit};
 pub use self::index_file::IndexFileSource;
+pub use self::parquet::ParquetSource;
+pub use self::spec::{AND, Columns, Spec};
+pub use self::table::TableSource;
 pub use self::tar::{StaticShard, TarSource};
 use crate::error::SourceError;
+use crate::order::{Part, Units};
 
 /// Largest encoded image that is read into memory: 256 MiB.
 pub const MAX_SAMPLE_BYTES: u64 = 256 << 20;
@@ -64,6 +72,24 @@ pub trait Source: Send + Sync {
         Account::all_used(self.len())
     }
 
+    /// Samples that can only be read together; `None` when each can be read alone.
+    fn units(&self) -> Option<Units> {
+        None
+    }
+
+    /// Samples that an epoch has more or less often than once; empty when it has each once.
+    fn parts(&self) -> Vec<Part> {
+        Vec::new()
+    }
+
+    /// Samples of an epoch, copies included.
+    fn epoch_len(&self) -> usize {
+        match self.parts() {
+            parts if parts.is_empty() => self.len(),
+            parts => parts.iter().map(Part::per_epoch).sum::<u64>() as usize,
+        }
+    }
+
     /// Whether there are no samples.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -74,24 +100,50 @@ pub trait Source: Send + Sync {
 /// - a folder of images; or one that holds only `.tar` shards; or only IDX files (of which it stands
 ///   for the training images when there are some);
 /// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
+/// - one `.parquet` file, a folder or a pattern of them;
 /// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
+/// - a table of paths and labels (`.csv`, `.tsv`, `.jsonl`);
 /// - an index file (`.jsonl`) that lies beside the folders of its classes;
 /// - one image, by its name's ending.
 ///
+/// What cannot be told from the path may follow it ([`Spec`]). Several of them with ` + ` between them are one
+/// collection ([`ChainSource`]).
+///
 /// # Errors
 /// A path that is missing or none of these; otherwise as the source that it names.
-pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
+pub fn open(text: &str) -> Result<Arc<dyn Source>, SourceError> {
+    open_named(text, |_| None)
+}
+
+/// As [`open`], where `named` opens what has a name but no path.
+///
+/// # Errors
+/// As [`open`], and those of `named`.
+pub fn open_named<E: From<SourceError>>(
+    text: &str,
+    named: impl Fn(&str) -> Option<Result<Arc<dyn Source>, E>>,
+) -> Result<Arc<dyn Source>, E> {
+    let mut parts = Vec::new();
+    for Spec { path, weight, columns } in Spec::list(text)? {
+        let source = match named(&path) {
+            Some(source) => source?,
+            None => open_path(&path, &columns)?,
+        };
+        parts.push((source, weight.unwrap_or(1.0)));
+    }
+    Ok(match <[_; 1]>::try_from(parts) {
+        Ok([(source, 1.0)]) => source,
+        Ok(one) => Arc::new(ChainSource::weighted(one.into())),
+        Err(several) => Arc::new(ChainSource::weighted(several)),
+    })
+}
+
+fn open_path(spec: &str, columns: &Columns) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
     match std::fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => open_folder(path),
-        Ok(_) if idx::is_images_name(path) => Ok(Arc::new(IdxSource::open_file(path)?)),
-        Ok(_) if has_extension(path, &["jsonl"]) => {
-            let root = path.parent().unwrap_or(Path::new("."));
-            Ok(Arc::new(IndexFileSource::open(path, root)?))
-        }
-        Ok(_) if is_image_name(path) => Ok(Arc::new(FilesSource::new(vec![path.to_path_buf()]))),
-        Ok(_) => Ok(Arc::new(TarSource::open(&[path.to_path_buf()])?)),
-        Err(_) if pattern::is_pattern(spec) => Ok(Arc::new(TarSource::open(&pattern::expand(spec)?)?)),
+        Ok(meta) if meta.is_dir() => open_folder(path, columns),
+        Ok(_) => open_files(&[path.to_path_buf()], columns),
+        Err(_) if pattern::is_pattern(spec) => open_files(&pattern::expand(spec)?, columns),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(SourceError::Missing { path: spec.into() })
         }
@@ -99,9 +151,47 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, SourceError> {
     }
 }
 
+/// One file of any kind, or several shards of one kind.
+fn open_files(paths: &[PathBuf], columns: &Columns) -> Result<Arc<dyn Source>, SourceError> {
+    if paths.iter().all(|path| has_extension(path, &["parquet"])) {
+        return Ok(Arc::new(ParquetSource::open(paths, columns)?));
+    }
+    if let [path] = paths {
+        if TableSource::is_table(path) && !table::is_index_file(path) {
+            return Ok(Arc::new(TableSource::open(path, columns)?));
+        }
+        no_columns(path, columns)?;
+        if idx::is_images_name(path) {
+            return Ok(Arc::new(IdxSource::open_file(path)?));
+        }
+        if has_extension(path, &["jsonl"]) {
+            let root = path.parent().unwrap_or(Path::new("."));
+            return Ok(Arc::new(IndexFileSource::open(path, root)?));
+        }
+        if is_image_name(path) {
+            return Ok(Arc::new(FilesSource::new(vec![path.clone()])));
+        }
+    }
+    Ok(Arc::new(TarSource::open(paths)?))
+}
+
+/// Refuses columns for what has none.
+fn no_columns(path: &Path, columns: &Columns) -> Result<(), SourceError> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let problem =
+        "image, label, separator and root are for tables: .parquet, .csv, .tsv and .jsonl files".into();
+    Err(SourceError::Table { path: path.display().to_string(), problem })
+}
+
 /// Shards or IDX files when a folder holds some and nothing else that could be data, else images.
-fn open_folder(dir: &Path) -> Result<Arc<dyn Source>, SourceError> {
+fn open_folder(dir: &Path, columns: &Columns) -> Result<Arc<dyn Source>, SourceError> {
     let entries = folder::list(dir)?;
+    if let Some(files) = parquet::files_in(dir, &entries)? {
+        return Ok(Arc::new(ParquetSource::open(&files, columns)?));
+    }
+    no_columns(dir, columns)?;
     if !entries.iter().any(|entry| entry.is_dir || is_image_name(&entry.path)) {
         if let Some(images) = idx::images_of(&entries) {
             return Ok(Arc::new(IdxSource::open_file(images)?));

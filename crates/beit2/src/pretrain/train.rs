@@ -42,7 +42,7 @@ pub fn train<B: AutodiffBackend>(
     let cache = recipe.tokenizer.cache.as_ref();
     let identity = cache.map(|_| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
     let data = TrainingData {

@@ -34,7 +34,7 @@ pub fn train<B: AutodiffBackend>(
     let source = env.assets.source(&recipe.data.train)?;
     let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
     let warmup = recipe.codebook.kmeans_warmup_steps;

@@ -52,7 +52,7 @@ pub fn train<B: AutodiffBackend>(
     {
         return config_error(different_classes(source.classes(), val.classes(), recipe));
     }
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;
     let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;

@@ -40,7 +40,7 @@ pub fn distill<B: AutodiffBackend>(
     let file = env.assets.weights(&recipe.teacher.weights)?;
     // No gradient flows through the teacher: it lives on the inner backend.
     let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?.freeze();
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
     let data = TrainingData {
