@@ -27,7 +27,7 @@ fn no_folder_named() {
 fn empty_folder_and_folder_without_images() {
     let world = World::new();
     fs::create_dir(world.path("void")).unwrap();
-    world.tokenizer("run", &["--data", "void"]).fails(1, &["void: no images in it", ".jpg"]);
+    world.tokenizer("run", &["--data", "void"]).fails(1, &["void: no images in it", "JPEG"]);
     fs::write(world.path("void/notes.txt"), "hello").unwrap();
     world.tokenizer("run", &["--data", "void"]).fails(1, &["void: no images in it"]);
 }

@@ -88,7 +88,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 }
 
 /// Tells one of the supported formats from the first bytes.
-fn guess_format(bytes: &[u8]) -> Option<ImageFormat> {
+pub(crate) fn guess_format(bytes: &[u8]) -> Option<ImageFormat> {
     let format = image::guess_format(bytes).ok()?;
     // The `image` crate is built without JPEG, which `jpeg.rs` reads.
     (format == ImageFormat::Jpeg || format.reading_enabled()).then_some(format)

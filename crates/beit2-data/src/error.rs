@@ -266,12 +266,29 @@ pub enum SourceError {
         problem: String,
     },
     /// A folder or a set of shards that holds no image.
-    #[error("{place}: no images in it; looked for files ending in {extensions}")]
+    #[error("{place}: no images in it{instead}")]
     NoImages {
         /// Folder or shards.
         place: String,
-        /// Extensions looked for.
-        extensions: String,
+        /// What was found instead, and what would be right.
+        instead: String,
+    },
+    /// Folders that would be trained on for something that they are not.
+    #[error("{place}: {problem}")]
+    Arrangement {
+        /// The folder or shard.
+        place: String,
+        /// What they are and what would be right.
+        problem: String,
+    },
+    /// Labels that are missing or wrong where they matter.
+    #[error("the labels cannot be used: {}{}", problems.first().map_or("", String::as_str), match problems.len() {
+        0 | 1 => String::new(),
+        more => format!(" (and {} more problems; `beit2 data check` lists them)", more - 1),
+    })]
+    Labels {
+        /// One sentence each.
+        problems: Vec<String>,
     },
     /// A pattern that matches nothing or cannot be expanded.
     #[error("pattern '{pattern}': {problem}")]

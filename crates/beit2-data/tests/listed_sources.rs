@@ -87,9 +87,7 @@ fn a_folder_is_its_training_images_and_a_file_is_itself() {
     assert_eq!(IdxSource::open(dir.path(), IdxSplit::Test).unwrap().len(), 1);
     fs::remove_file(dir.path().join("t10k-images.idx3-ubyte")).unwrap();
     let sentence = IdxSource::open(dir.path(), IdxSplit::Test).unwrap_err().to_string();
-    assert!(
-        sentence.ends_with("looked for files ending in t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz")
-    );
+    assert!(sentence.ends_with("looked for t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"));
 }
 
 #[test]

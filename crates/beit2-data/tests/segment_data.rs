@@ -221,7 +221,7 @@ fn folders_that_are_not_arranged_right() {
     let empty = Folder::new();
     std::fs::create_dir_all(empty.path("images")).unwrap();
     std::fs::create_dir_all(empty.path("masks")).unwrap();
-    assert!(empty.error("", &two).contains("images: no images in it; looked for files ending in .jpg"));
+    assert!(empty.error("", &two).contains("images: no images in it; it is empty"));
 }
 
 #[test]

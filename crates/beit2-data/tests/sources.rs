@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "sources/folders.rs"]
+mod folders;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,16 +64,24 @@ fn class_folders_as_torchvision_numbers_them() {
     );
     fs::create_dir(root.join("ant")).unwrap();
     let source = FolderSource::open(root).unwrap();
-    // "ant" has no images and still is class 0, so that a validation folder with ants numbers its
-    // classes alike.
-    assert_eq!(source.classes(), ["ant", "cat", "dog"]);
-    assert_eq!(listing(&source, root), ["cat/2.webp=1", "cat/x/1.jpg=1", "dog/a.jpg=2", "dog/b.PNG=2"]);
+    // "ant" has no images: it is no class, and whoever needs labels is told so.
+    assert_eq!(source.classes(), ["cat", "dog"]);
+    assert_eq!(listing(&source, root), ["cat/2.webp=0", "cat/x/1.jpg=0", "dog/a.jpg=1", "dog/b.PNG=1"]);
+    assert_eq!(
+        source.account().to_string(),
+        "4 used, 4 skipped: 1 .txt, 1 class without images, 2 hidden or system files"
+    );
+    let sentence = source.check_labels().unwrap_err().to_string();
+    assert!(
+        sentence.contains("ant is empty; put the images of its class into it, or remove it"),
+        "{sentence}"
+    );
     assert_eq!(source.read(2).unwrap(), b"dog/a.jpg");
     assert!(source.read(4).unwrap_err().to_string().contains("has 4"));
 }
 
 #[test]
-fn flat_and_mixed_folders_have_no_labels() {
+fn flat_folders_have_no_labels() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     touch(root, &["b.jpg", "a.jpg"]);
@@ -79,8 +89,8 @@ fn flat_and_mixed_folders_have_no_labels() {
     let source = FolderSource::open(root).unwrap();
     assert_eq!(listing(&source, root), ["a.jpg=-", "b.jpg=-"]);
     assert!(source.classes().is_empty());
-    touch(root, &["more/c.jpg"]);
-    assert_eq!(listing(&FolderSource::open(root).unwrap(), root), ["a.jpg=-", "b.jpg=-", "more/c.jpg=-"]);
+    assert_eq!(source.account().to_string(), "2 used");
+    source.check_labels().unwrap();
 }
 
 #[test]
@@ -129,7 +139,7 @@ fn folder_errors() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["notes.txt"]);
     let sentence = |path: PathBuf| FolderSource::open(path).unwrap_err().to_string();
-    assert!(sentence(dir.path().into()).contains("no images in it; looked for files ending in .jpg"));
+    assert!(sentence(dir.path().into()).contains("no images in it, only 1 .txt; JPEG, PNG,"));
     assert!(sentence(dir.path().join("notes.txt")).contains("not a folder"));
     assert!(sentence(dir.path().join("gone")).contains("no such file or folder"));
 }
@@ -230,7 +240,7 @@ fn unsound_shards_are_named() {
     assert!(tar_error(tar_bytes(classes)).contains("class 3 is not in classes.txt, which has 2 lines"));
 
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("x.tar.gz"), "zip").unwrap();
+    fs::write(dir.path().join("x.tar.gz"), b"\x1F\x8B\x08\0").unwrap();
     let sentence = open(&dir.path().join("x.tar.gz").display().to_string()).err().unwrap().to_string();
     assert!(sentence.contains("unpack it first"), "{sentence}");
 }

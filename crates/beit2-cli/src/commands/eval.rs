@@ -137,6 +137,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if source.classes().is_empty() {
         return usage(format!("{} has no classes; an evaluation needs one sub-folder per class", args.data));
     }
+    source.check_labels()?;
     let result = session.on(&args.device.device, args)?;
     let object = summary(args, &result, source.classes().len());
     args.results.write(

@@ -34,9 +34,14 @@ impl Inputs {
         let train = settings.source(assets, &data.train)?;
         let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
-        if let Some(val) = &data.val {
-            fingerprints.push(("val", settings.source(assets, val)?.fingerprint()));
+        let val = data.val.as_deref().map(|val| settings.source(assets, val)).transpose()?;
+        if S::USES_CLASSES {
+            [Some(&train), val.as_ref()]
+                .into_iter()
+                .flatten()
+                .try_for_each(|source| source.check_labels())?;
         }
+        fingerprints.extend(val.map(|val| ("val", val.fingerprint())));
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
         }

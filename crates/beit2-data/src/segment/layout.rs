@@ -14,7 +14,8 @@ use crate::segment::label_map::IGNORE;
 use crate::segment::rule::{LabelRule, MAX_CLASSES};
 use crate::segment::source::{Pair, Parts, SegmentSource, Unpaired};
 use crate::source::folder::{file_name, images_below, list};
-use crate::source::{IMAGE_EXTENSIONS, dotted};
+use crate::source::name::path_text;
+use crate::source::{Account, instead};
 
 /// The folder of the images.
 const IMAGES: &str = "images";
@@ -99,7 +100,7 @@ pub fn open_segment(
     };
     let list = class_list(&trees, options, reduce_zero_label)?;
     let rule = LabelRule { classes: list.names.len(), reduce_zero_label, ignore: options.ignore };
-    let (pairs, unpaired) = pair(&trees)?;
+    let (pairs, unpaired, account) = pair(&trees)?;
     if pairs.is_empty() {
         let problem = format!(
             "no image has a mask of the same name below {}; an image a/1.jpg needs a mask a/1.png",
@@ -114,7 +115,17 @@ pub fn open_segment(
     }
     let Trees { images, masks, ade20k, .. } = trees;
     let limits = options.limits.clone();
-    Ok(Arc::new(SegmentSource::new(Parts { images, masks, ade20k, pairs, unpaired, list, rule, limits })))
+    Ok(Arc::new(SegmentSource::new(Parts {
+        images,
+        masks,
+        ade20k,
+        pairs,
+        unpaired,
+        account,
+        list,
+        rule,
+        limits,
+    })))
 }
 
 /// Where images and masks lie.
@@ -206,26 +217,26 @@ fn mask_folder(root: &Path) -> Result<PathBuf, SegmentDataError> {
 }
 
 /// Pairs by the path below the folders, without the ending.
-fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired), SegmentDataError> {
-    let below = |tree: &Path| -> Result<Vec<PathBuf>, SegmentDataError> {
-        let files = images_below(tree)?;
-        Ok(files
-            .into_iter()
-            .map(|file| file.strip_prefix(tree).map(Path::to_path_buf).unwrap_or(file))
-            .collect())
+fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired, Account), SegmentDataError> {
+    let below = |tree: &Path| -> Result<(Vec<PathBuf>, Account), SegmentDataError> {
+        let (files, account) = images_below(tree)?;
+        let below = |file: PathBuf| file.strip_prefix(tree).map(Path::to_path_buf).unwrap_or(file);
+        Ok((files.into_iter().map(below).collect(), account))
     };
     let mut masks: HashMap<PathBuf, PathBuf> = HashMap::new();
-    for mask in below(&trees.masks)? {
+    let (mask_files, beside_masks) = below(&trees.masks)?;
+    for mask in mask_files {
         if let Some(other) = masks.insert(mask.with_extension(""), mask.clone()) {
             let problem = format!("{} and {} are masks of the same image", other.display(), mask.display());
             return Err(layout(&trees.masks, problem));
         }
     }
-    let images = below(&trees.images)?;
+    let (images, mut account) = below(&trees.images)?;
     if images.is_empty() {
-        let (place, extensions) = (trees.images.display().to_string(), dotted(&IMAGE_EXTENSIONS));
-        return Err(SourceError::NoImages { place, extensions }.into());
+        let (place, instead) = (path_text(&trees.images), instead(&account));
+        return Err(SourceError::NoImages { place, instead }.into());
     }
+    account.merge(beside_masks);
     let mut pairs: Vec<Pair> = Vec::new();
     let mut unpaired = Unpaired::default();
     let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
@@ -250,7 +261,7 @@ fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired), SegmentDataError> {
     };
     unpaired.masks = masks.into_values().map(name).collect();
     unpaired.masks.sort();
-    Ok((pairs, unpaired))
+    Ok((pairs, unpaired, account))
 }
 
 /// The classes from the list, or numbered ones.

@@ -13,8 +13,9 @@ use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::{IGNORE, LabelMap};
 use crate::segment::mask_png::{RawMask, RawPixels, decode_mask};
 use crate::segment::rule::LabelRule;
-use crate::source::Source;
 use crate::source::folder::{fingerprint_file, read_image};
+use crate::source::name::{path_bytes, path_text};
+use crate::source::{Account, Source};
 
 /// An image and its mask, as paths below their folders.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(super) struct Parts {
     pub(super) ade20k: bool,
     pub(super) pairs: Vec<Pair>,
     pub(super) unpaired: Unpaired,
+    /// What lies in the folders and is no image.
+    pub(super) account: Account,
     pub(super) list: ClassList,
     pub(super) rule: LabelRule,
     pub(super) limits: Limits,
@@ -122,7 +125,7 @@ impl SegmentSource {
     /// Path of a mask. Empty for an `index` past the end.
     #[must_use]
     pub fn mask_name(&self, index: usize) -> String {
-        self.mask_path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.mask_path(index).map(|path| path_text(&path)).unwrap_or_default()
     }
 
     /// Reads a mask: class numbers, [`IGNORE`] where there is no label. Every number is below the number
@@ -252,7 +255,11 @@ impl Source for SegmentSource {
     }
 
     fn name(&self, index: usize) -> String {
-        self.image_path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.image_path(index).map(|path| path_text(&path)).unwrap_or_default()
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        path_bytes(&self.image_path(index)?)
     }
 
     fn label(&self, _: usize) -> Option<u32> {
@@ -261,6 +268,10 @@ impl Source for SegmentSource {
 
     fn classes(&self) -> &[String] {
         self.class_names()
+    }
+
+    fn account(&self) -> Account {
+        Account { used: self.len(), ..self.parts.account.clone() }
     }
 
     /// Covers images and masks by names and sizes, the classes and their colours, and the rule for

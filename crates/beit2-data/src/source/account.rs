@@ -19,6 +19,9 @@ pub struct Account {
     pub skipped: BTreeMap<SkipReason, Skipped>,
     /// What looks wrong but may be meant, one sentence each.
     pub warnings: Vec<String>,
+    /// Why labels are wrong or incomplete, one sentence each: errors where labels matter
+    /// ([`Source::check_labels`](super::Source::check_labels)), of no importance elsewhere.
+    pub label_errors: Vec<String>,
 }
 
 /// What was left out for one reason.
@@ -35,10 +38,18 @@ pub struct Skipped {
 pub enum SkipReason {
     /// A file that is no image that can be read, by what it is: `.heic`, `.txt`, `no ending`.
     Kind(String),
-    /// A symbolic or hard link to nothing.
+    /// A symbolic or hard link to nothing; inside a tar also one that leads out of the archive or in a circle.
     DanglingLink,
-    /// A folder of a class in which there is no image.
+    /// A link to a folder that was read already.
+    SecondLink,
+    /// A folder beside class folders in which there is no image.
     EmptyClass,
+    /// A label whose sample has no image.
+    LabelWithoutImage,
+    /// A file with holes, as some tar programs store it.
+    Sparse,
+    /// A file that the system does not let us open.
+    Unreadable,
     /// A file or folder that an operating system or a program keeps for itself: `__MACOSX`, `Thumbs.db`, hidden ones.
     System,
     /// A socket, pipe or device.
@@ -52,6 +63,14 @@ impl SkipReason {
             (Self::Kind(kind), _) => kind,
             (Self::DanglingLink, 1) => "dangling link",
             (Self::DanglingLink, _) => "dangling links",
+            (Self::SecondLink, 1) => "link to a folder already read",
+            (Self::SecondLink, _) => "links to folders already read",
+            (Self::LabelWithoutImage, 1) => "label without an image",
+            (Self::LabelWithoutImage, _) => "labels without images",
+            (Self::Sparse, 1) => "sparse member",
+            (Self::Sparse, _) => "sparse members",
+            (Self::Unreadable, 1) => "file that cannot be opened",
+            (Self::Unreadable, _) => "files that cannot be opened",
             (Self::EmptyClass, 1) => "class without images",
             (Self::EmptyClass, _) => "classes without images",
             (Self::System, 1) => "hidden or system file",
@@ -94,6 +113,13 @@ impl Account {
             skipped.names.truncate(NAMED);
         }
         self.warnings.extend(other.warnings);
+        self.label_errors.extend(other.label_errors);
+    }
+
+    /// How many things are left out for a reason.
+    #[must_use]
+    pub fn count(&self, reason: &SkipReason) -> usize {
+        self.skipped.get(reason).map_or(0, |skipped| skipped.count)
     }
 
     /// How many things are left out.
@@ -103,17 +129,37 @@ impl Account {
     }
 }
 
+impl Account {
+    /// What is left out, by reason: `4 .jfif, 3 .heic, 2 dangling links`.
+    #[must_use]
+    pub fn left_out(&self) -> String {
+        let each = |(reason, skipped): (&SkipReason, &Skipped)| {
+            format!("{} {}", skipped.count, reason.words(skipped.count))
+        };
+        self.skipped.iter().map(each).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `a.jpg, b.jpg and 5 more`: the first few of `count` names.
+pub(crate) fn some_of<S: AsRef<str>>(names: impl IntoIterator<Item = S>, count: usize) -> String {
+    const SHOWN: usize = 3;
+    // Four names take no more room than "and 1 more".
+    let shown = if count == SHOWN + 1 { count } else { SHOWN };
+    let names: Vec<String> = names.into_iter().take(shown).map(|name| name.as_ref().to_owned()).collect();
+    match (count - names.len().min(count), names.split_last()) {
+        (0, Some((last, [_, ..]))) => format!("{} and {last}", names[..names.len() - 1].join(", ")),
+        (0, _) => names.concat(),
+        (more, _) => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} used", self.used)?;
-        for (at, (reason, Skipped { count, .. })) in self.skipped.iter().enumerate() {
-            match at {
-                0 => write!(f, ", {} skipped: ", self.skipped_count())?,
-                _ => f.write_str(", ")?,
-            }
-            write!(f, "{count} {}", reason.words(*count))?;
+        match self.skipped.is_empty() {
+            true => Ok(()),
+            false => write!(f, ", {} skipped: {}", self.skipped_count(), self.left_out()),
         }
-        Ok(())
     }
 }
 
@@ -134,9 +180,24 @@ mod tests {
 
         let mut other = Account::all_used(2);
         other.skip(SkipReason::DanglingLink, "dog.jpg");
+        other.label_errors.push("no classes".into());
         account.merge(other);
+        assert_eq!((account.count(&SkipReason::DanglingLink), account.label_errors.len()), (2, 1));
         assert_eq!(account.to_string(), "9 used, 14 skipped: 12 .heic, 2 dangling links");
         let json = serde_json::to_value(&account).unwrap();
         assert_eq!(json["skipped"]["dangling links"]["names"][1], "dog.jpg");
+        assert_eq!(json["label_errors"][0], "no classes");
+    }
+
+    #[test]
+    fn names_of_many() {
+        let check = |count: usize, expected: &str| {
+            let names = ["a", "b", "c", "d", "e"];
+            assert_eq!(some_of(names.iter().take(count), count), expected);
+        };
+        check(1, "a");
+        check(2, "a and b");
+        check(4, "a, b, c and d");
+        check(5, "a, b, c and 2 more");
     }
 }

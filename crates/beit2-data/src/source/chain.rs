@@ -83,6 +83,10 @@ impl Source for ChainSource {
         self.find(index).map(|(part, index)| part.name(index)).unwrap_or_default()
     }
 
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        self.find(index).and_then(|(part, index)| part.name_bytes(index))
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         let part = self.part_of(index)?;
         let label = self.parts.get(part)?.label(index - self.starts[part])?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Source;
 use super::folder::{fingerprint_file, read_image};
+use super::name::{path_bytes, path_text};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
@@ -31,7 +32,11 @@ impl Source for FilesSource {
     }
 
     fn name(&self, index: usize) -> String {
-        self.files.get(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.files.get(index).map(|path| path_text(path)).unwrap_or_default()
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        path_bytes(self.files.get(index)?)
     }
 
     fn label(&self, _: usize) -> Option<u32> {

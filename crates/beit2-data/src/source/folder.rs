@@ -1,33 +1,41 @@
 //! Images in a folder: one sub-folder per class as torchvision's ImageFolder has it, or a flat
 //! folder without labels.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::{IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, is_image_name};
+use super::account::{Account, SkipReason, some_of};
+use super::arrangement;
+use super::name::{path_bytes, path_text, text_of};
+use super::walk::{ClassFolder, Walk};
+use super::{MAX_SAMPLE_BYTES, Source, kind};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
+pub(crate) use super::name::file_name;
+pub(crate) use super::walk::{Entry, images_below, list};
+
 /// Images in a folder.
 ///
-/// - Sub-folders with images and no image beside them: each sub-folder is a class (also an empty
-///   one, so that training and validation folders number their classes alike), in sorted order; its
-///   images may lie at any depth.
-/// - Anything else: every image at any depth, without labels.
+/// - Each sub-folder with images at any depth is a class, in sorted order. Images beside class folders have no class.
+/// - A folder whose sub-folders hold no image has no classes.
 ///
-/// Hidden files and folders, and files whose names do not end like an image's, are skipped.
-/// Symbolic links are followed; each real folder is visited once per class, so links cannot loop.
+/// A file is an image if its name ends like one ([`IMAGE_EXTENSIONS`](super::IMAGE_EXTENSIONS)) or its first bytes say so.
+/// Everything else is left out and counted ([`Source::account`]): other files, what systems keep for themselves
+/// (`.DS_Store`, `__MACOSX`, `@eaDir`), dangling links, sub-folders without images. Symbolic links are followed; each real
+/// folder is visited once per class, so links cannot loop.
 ///
-/// Differs from upstream: images beside class folders are used (without any labels) where
-/// torchvision would silently ignore them; `.gif` is accepted.
+/// Differs from upstream: images beside class folders are used where torchvision would silently ignore them; a sub-folder
+/// without images is no class, but an error where labels matter unless it holds only files of other kinds; `.gif` is
+/// accepted.
 #[derive(Debug)]
 pub struct FolderSource {
     root: PathBuf,
     files: Vec<File>,
     classes: Vec<String>,
+    account: Account,
     fingerprint: OnceLock<String>,
 }
 
@@ -42,51 +50,94 @@ impl FolderSource {
     /// Lists the folder.
     ///
     /// # Errors
-    /// A path that is missing, no folder or unreadable; a folder without images.
+    /// A path that is missing, no folder or unreadable; a folder without images; sub-folders that are splits
+    /// (`train`, `val`) of several classes or images and their masks; more tar shards than images.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, SourceError> {
         let root = dir.as_ref().to_path_buf();
         match fs::metadata(&root) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(SourceError::NotAFolder { path: root }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(SourceError::Missing { path: root.display().to_string() });
+                return Err(SourceError::Missing { path: path_text(&root) });
             }
             Err(error) => return Err(io(&root, "open the folder", error)),
         }
-        let mut classes = Vec::new();
-        let mut beside = Vec::new();
-        let mut inside = Vec::new();
-        for entry in list(&root)? {
-            if entry.is_dir {
-                let label = classes.len() as u32;
-                classes.push(file_name(&entry.path));
-                inside.extend(images_below(&entry.path)?.into_iter().map(|path| (path, label)));
-            } else if is_image_name(&entry.path) {
-                beside.push(entry.path);
-            }
+        Self::from_walk(Walk::of(&root)?)
+    }
+
+    /// The images of a folder that was walked through.
+    pub(super) fn from_walk(walk: Walk) -> Result<Self, SourceError> {
+        if walk.is_empty() {
+            let (place, instead) = (path_text(&walk.root), kind::instead(&walk.account()));
+            return Err(SourceError::NoImages { place, instead });
         }
-        let labelled = beside.is_empty() && !inside.is_empty();
-        let paths = beside.into_iter().map(|path| (path, 0)).chain(inside);
-        let files: Vec<File> = paths
+        arrangement::refuse(&walk)?;
+        let mut account = walk.account();
+        arrangement::remark(&walk, &mut account);
+        let Walk { root, images, folders, .. } = walk;
+        let (full, empty): (Vec<ClassFolder>, Vec<ClassFolder>) =
+            folders.into_iter().partition(|folder| !folder.images.is_empty());
+        if !full.is_empty() {
+            note_strays(&images, &full, &mut account);
+            empty.iter().for_each(|folder| note_empty(folder, &mut account));
+        }
+        let classes = full.iter().map(|folder| file_name(&folder.path)).collect();
+        let inside = full
+            .into_iter()
+            .zip(0..)
+            .flat_map(|(folder, label)| folder.images.into_iter().map(move |path| (path, Some(label))));
+        let files: Vec<File> = images
+            .into_iter()
+            .map(|path| (path, None))
+            .chain(inside)
             .map(|(path, label)| File {
                 path: path.strip_prefix(&root).map(Path::to_path_buf).unwrap_or(path),
-                label: labelled.then_some(label),
+                label,
             })
             .collect();
-        if files.is_empty() {
-            let (place, extensions) = (root.display().to_string(), dotted(&IMAGE_EXTENSIONS));
-            return Err(SourceError::NoImages { place, extensions });
-        }
-        if !labelled {
-            classes.clear();
-        }
-        Ok(Self { root, files, classes, fingerprint: OnceLock::new() })
+        account.used = files.len();
+        Ok(Self { root, files, classes, account, fingerprint: OnceLock::new() })
     }
 
     /// Full path of a sample; `None` past the end.
     #[must_use]
     pub fn path(&self, index: usize) -> Option<PathBuf> {
         self.files.get(index).map(|file| self.root.join(&file.path))
+    }
+}
+
+/// Images that lie beside class folders have no class.
+fn note_strays(strays: &[PathBuf], classes: &[ClassFolder], account: &mut Account) {
+    if strays.is_empty() {
+        return;
+    }
+    let names = some_of(strays.iter().map(|path| file_name(path)), strays.len());
+    let folders = some_of(classes.iter().map(|folder| file_name(&folder.path)), classes.len());
+    let (images, lie, have, them) = match strays.len() {
+        1 => ("image", "lies", "has", "it"),
+        _ => ("images", "lie", "have", "them"),
+    };
+    account.label_errors.push(format!(
+        "{} {images} ({names}) {lie} beside the class folders {folders} and {have} no class; move {them} into one of the folders, or out of here",
+        strays.len()
+    ));
+}
+
+/// A folder beside class folders that holds no image: not a class, and an error for labels unless it clearly is something
+/// else.
+fn note_empty(folder: &ClassFolder, account: &mut Account) {
+    let name = path_text(&folder.path);
+    account.skip(SkipReason::EmptyClass, &name);
+    let found = &folder.account;
+    if found.skipped.keys().all(|reason| *reason == SkipReason::System) {
+        account.label_errors.push(format!(
+            "the class folder {name} is empty; put the images of its class into it, or remove it"
+        ));
+    } else if found.skipped.keys().any(kind::hides_images) {
+        account.label_errors.push(format!(
+            "the class folder {name} holds no image that can be read, only {}; convert or restore its images, or remove it",
+            found.left_out()
+        ));
     }
 }
 
@@ -101,7 +152,11 @@ impl Source for FolderSource {
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.path(index).map(|path| path_text(&path)).unwrap_or_default()
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        path_bytes(&self.path(index)?)
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -110,6 +165,10 @@ impl Source for FolderSource {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn account(&self) -> Account {
+        self.account.clone()
     }
 
     fn fingerprint(&self) -> String {
@@ -132,7 +191,7 @@ pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
     // the memory.
     let meta = fs::metadata(path).map_err(|e| io(path, "read it", e))?;
     if meta.len() > MAX_SAMPLE_BYTES {
-        let name = path.display().to_string();
+        let name = path_text(path);
         return Err(SourceError::TooLarge { name, bytes: meta.len(), limit: MAX_SAMPLE_BYTES });
     }
     fs::read(path).map_err(|e| io(path, "read it", e))
@@ -141,71 +200,14 @@ pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
 /// Adds a file by its path below the root and its size, the same on every system.
 pub(crate) fn fingerprint_file(hash: &mut Fingerprint, root: &Path, file: &Path, label: Option<u32>) {
     let size = fs::metadata(root.join(file)).map_or(u64::MAX, |meta| meta.len());
-    hash.sample(&file.to_string_lossy().replace('\\', "/"), size, label);
+    hash.sample(&path_text(file).replace('\\', "/"), size, label);
 }
 
-/// One visible entry of a folder, links already followed.
-pub(crate) struct Entry {
-    pub(crate) path: PathBuf,
-    pub(crate) is_dir: bool,
-}
-
-/// Files and folders of `dir` sorted by name; hidden ones, dangling links and special files
-/// (sockets, pipes) are left out.
-pub(crate) fn list(dir: &Path) -> Result<Vec<Entry>, SourceError> {
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|e| io(dir, "list the folder", e))? {
-        let entry = entry.map_err(|e| io(dir, "list the folder", e))?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let path = entry.path();
-        let mut kind = entry.file_type().map_err(|e| io(&path, "look at it", e))?;
-        if kind.is_symlink() {
-            let Ok(target) = fs::metadata(&path) else {
-                continue;
-            };
-            kind = target.file_type();
-        }
-        if kind.is_dir() || kind.is_file() {
-            entries.push(Entry { path, is_dir: kind.is_dir() });
-        }
-    }
-    entries.sort_by(|a, b| by_bytes(a.path.file_name(), b.path.file_name()));
-    Ok(entries)
-}
-
-/// All images at any depth below `dir`, in torchvision's order: folders by their whole path, then
-/// files by name.
-pub(crate) fn images_below(dir: &Path) -> Result<Vec<PathBuf>, SourceError> {
-    let mut folders: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
-    let mut visited = HashSet::new();
-    let mut open = vec![dir.to_path_buf()];
-    while let Some(folder) = open.pop() {
-        let real = fs::canonicalize(&folder).map_err(|e| io(&folder, "open the folder", e))?;
-        if !visited.insert(real) {
-            continue;
-        }
-        let (inner, files): (Vec<Entry>, Vec<Entry>) =
-            list(&folder)?.into_iter().partition(|entry| entry.is_dir);
-        // Why reversed: the last one pushed is visited next, and which of two links to one folder
-        // wins must not vary.
-        open.extend(inner.into_iter().rev().map(|entry| entry.path));
-        let images = files.into_iter().map(|entry| entry.path).filter(|path| is_image_name(path)).collect();
-        folders.push((folder, images));
-    }
-    folders.sort_by(|a, b| by_bytes(Some(a.0.as_os_str()), Some(b.0.as_os_str())));
-    Ok(folders.into_iter().flat_map(|(_, images)| images).collect())
-}
-
-fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {
+pub(super) fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {
     a.map(OsStr::as_encoded_bytes).cmp(&b.map(OsStr::as_encoded_bytes))
 }
 
-pub(crate) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 pub(super) fn io(path: &Path, action: &'static str, error: std::io::Error) -> SourceError {
-    SourceError::Io { path: path.display().to_string(), action, error }
+    let path = text_of(path.as_os_str().as_encoded_bytes());
+    SourceError::Io { path, action, error }
 }

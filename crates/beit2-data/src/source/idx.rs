@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::Source;
+use super::account::{Account, SkipReason};
 use super::folder::{self, file_name, io};
+use super::kind::Kind;
+use super::name::{path_bytes, path_text};
 use super::positioned::read_exact_at;
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
@@ -50,6 +53,7 @@ pub struct IdxSource {
     height: u32,
     labels: Option<Vec<u8>>,
     classes: Vec<String>,
+    account: Account,
 }
 
 #[derive(Debug)]
@@ -79,8 +83,8 @@ impl IdxSource {
         match entries.iter().find(|entry| !entry.is_dir && is_wanted(&entry.path)) {
             Some(entry) => Self::open_file(&entry.path),
             None => Err(SourceError::NoImages {
-                place: dir.display().to_string(),
-                extensions: format!("{wanted}-images-idx3-ubyte or {wanted}-images-idx3-ubyte.gz"),
+                place: path_text(dir),
+                instead: format!("; looked for {wanted}-images-idx3-ubyte or {wanted}-images-idx3-ubyte.gz"),
             }),
         }
     }
@@ -117,7 +121,31 @@ impl IdxSource {
         };
         let largest = labels.iter().flatten().max();
         let classes = largest.map_or(Vec::new(), |&n| (0..=n).map(|n| n.to_string()).collect());
-        Ok(Self { path, pixels, len: len as usize, width, height, labels, classes })
+        let mut account = Account::all_used(len as usize);
+        if labels.is_none() {
+            let name = path_text(&path);
+            account
+                .label_errors
+                .push(format!("{name}: no file of labels (…labels-idx1-ubyte) lies beside it"));
+        }
+        Ok(Self { path, pixels, len: len as usize, width, height, labels, classes, account })
+    }
+
+    /// Counts what lies in the same folder and is not used.
+    pub(super) fn beside(mut self, entries: &[folder::Entry]) -> Self {
+        let labels = labels_path(&self.path);
+        for folder::Entry { path, is_dir } in entries {
+            if *is_dir || *path == self.path || Some(path) == labels.as_ref() {
+                continue;
+            }
+            let reason = match Kind::of(path) {
+                _ if file_name(path).contains("-ubyte") => SkipReason::Kind("other IDX".into()),
+                Kind::Other(reason) => reason,
+                Kind::Image | Kind::Shard => continue,
+            };
+            self.account.skip(reason, path_text(path));
+        }
+        self
     }
 }
 
@@ -244,7 +272,7 @@ impl Source for IdxSource {
     }
 
     fn name(&self, index: usize) -> String {
-        if index < self.len { format!("{}:{index}", self.path.display()) } else { String::new() }
+        if index < self.len { format!("{}:{index}", path_text(&self.path)) } else { String::new() }
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -253,6 +281,16 @@ impl Source for IdxSource {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        let mut name = path_bytes(&self.path).filter(|_| index < self.len)?;
+        name.extend(format!(":{index}").bytes());
+        Some(name)
+    }
+
+    fn account(&self) -> Account {
+        self.account.clone()
     }
 
     fn fingerprint(&self) -> String {
@@ -293,5 +331,5 @@ fn labels_path(images: &Path) -> Option<PathBuf> {
 }
 
 fn idx_error(path: &Path, problem: String) -> SourceError {
-    SourceError::Idx { path: path.display().to_string(), problem }
+    SourceError::Idx { path: path_text(path), problem }
 }

@@ -9,8 +9,10 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
+use super::account::{Account, SkipReason};
 use super::folder::{self, io};
-use super::{IMAGE_EXTENSIONS, Source, dotted};
+use super::name::path_text;
+use super::{Source, kind};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
@@ -30,6 +32,7 @@ pub struct IndexFileSource {
     root: PathBuf,
     samples: Vec<Sample>,
     classes: Vec<String>,
+    account: Account,
     fingerprint: OnceLock<String>,
 }
 
@@ -56,18 +59,15 @@ impl IndexFileSource {
     pub fn open(index: impl AsRef<Path>, root: impl AsRef<Path>) -> Result<Self, SourceError> {
         let path = index.as_ref();
         let file = File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => SourceError::Missing { path: path.display().to_string() },
+            std::io::ErrorKind::NotFound => SourceError::Missing { path: path_text(path) },
             _ => io(path, "open it", error),
         })?;
         let mut lines = Vec::new();
         let mut reader = BufReader::new(file);
         let mut text = Vec::new();
         for number in 1.. {
-            let fail = |problem: String| SourceError::IndexFile {
-                path: path.display().to_string(),
-                line: number,
-                problem,
-            };
+            let fail =
+                |problem: String| SourceError::IndexFile { path: path_text(path), line: number, problem };
             text.clear();
             let read = (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut text);
             match read.map_err(|e| io(path, "read it", e))? as u64 {
@@ -102,17 +102,18 @@ impl IndexFileSource {
                 Ok(class) if seen.insert(class) => class as u32,
                 _ => {
                     let problem = format!("the class '{}' is on an earlier line too", line.class);
-                    let path = path.display().to_string();
+                    let path = path_text(path);
                     return Err(SourceError::IndexFile { path, line: number, problem });
                 }
             };
             samples.extend(line.files.into_iter().map(|file| Sample { class, file: file.into() }));
         }
         if samples.is_empty() {
-            let (place, extensions) = (path.display().to_string(), dotted(&IMAGE_EXTENSIONS));
-            return Err(SourceError::NoImages { place, extensions });
+            let instead = "; none of its classes lists a file".into();
+            return Err(SourceError::NoImages { place: path_text(path), instead });
         }
-        Ok(Self { root: root.to_path_buf(), samples, classes, fingerprint: OnceLock::new() })
+        let account = account_of(&samples, &classes, path);
+        Ok(Self { root: root.to_path_buf(), samples, classes, account, fingerprint: OnceLock::new() })
     }
 
     /// Path of a sample below the root; `None` past the end.
@@ -139,7 +140,7 @@ impl Source for IndexFileSource {
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.path(index).map(|path| path_text(&path)).unwrap_or_default()
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -148,6 +149,10 @@ impl Source for IndexFileSource {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn account(&self) -> Account {
+        self.account.clone()
     }
 
     fn fingerprint(&self) -> String {
@@ -165,6 +170,36 @@ impl Source for IndexFileSource {
         };
         self.fingerprint.get_or_init(compute).clone()
     }
+}
+
+/// Classes without files, and files that cannot be images. Whether files are there is not looked at.
+fn account_of(samples: &[Sample], classes: &[String], index: &Path) -> Account {
+    let mut account = Account::all_used(samples.len());
+    let mut counts = vec![0usize; classes.len()];
+    let mut foreign = Account::default();
+    for Sample { class, file } in samples {
+        if let Some(count) = counts.get_mut(*class as usize) {
+            *count += 1;
+        }
+        let reason = SkipReason::Kind(kind::ending(Path::new(&**file)));
+        if kind::hides_images(&reason) {
+            foreign.skip(reason, file);
+        }
+    }
+    for (class, _) in classes.iter().zip(counts).filter(|(_, count)| *count == 0) {
+        account.skip(SkipReason::EmptyClass, class);
+        let index = path_text(index);
+        account
+            .label_errors
+            .push(format!("{index}: the class '{class}' has no files; list its images, or remove its line"));
+    }
+    if !foreign.skipped.is_empty() {
+        let (index, kinds) = (path_text(index), foreign.left_out());
+        account
+            .warnings
+            .push(format!("{index} lists {kinds}, which cannot be decoded; convert them to PNG or JPEG"));
+    }
+    account
 }
 
 /// Whether a name consists of plain parts only. An index comes from elsewhere and must not make

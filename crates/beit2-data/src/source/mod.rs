@@ -6,18 +6,22 @@
 //! numbers on every machine.
 
 mod account;
+mod arrangement;
 mod chain;
 mod files;
 pub(crate) mod folder;
 mod idx;
 mod index_file;
+mod kind;
 mod labels;
+pub(crate) mod name;
 mod parquet;
 mod pattern;
 mod positioned;
 mod spec;
 mod table;
 mod tar;
+mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,20 +32,19 @@ pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
 pub use self::idx::{IdxSource, IdxSplit};
 pub use self::index_file::IndexFileSource;
+pub use self::kind::IMAGE_EXTENSIONS;
+pub(crate) use self::kind::instead;
+use self::kind::{has_extension, is_image_name};
 pub use self::parquet::ParquetSource;
 pub use self::spec::{AND, Columns, Spec};
 pub use self::table::TableSource;
 pub use self::tar::{StaticShard, TarSource};
+use self::walk::Walk;
 use crate::error::SourceError;
 use crate::order::{Part, Units};
 
 /// Largest encoded image that is read into memory: 256 MiB.
 pub const MAX_SAMPLE_BYTES: u64 = 256 << 20;
-
-/// File name endings that count as images, lower case. (Whether a file really is one is told from
-/// its content later.)
-pub const IMAGE_EXTENSIONS: [&str; 12] =
-    ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// A numbered collection of encoded images, readable from many threads at once.
 pub trait Source: Send + Sync {
@@ -55,7 +58,14 @@ pub trait Source: Send + Sync {
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError>;
 
     /// What a person would look for: a path, or `shard:member`. Empty for an `index` past the end.
+    ///
+    /// Of a name that is not UTF-8, each byte outside of a character is written as `%E9`, and `%` as `%25`.
     fn name(&self, index: usize) -> String;
+
+    /// The name's bytes, when it is not UTF-8; `None` when [`Self::name`] is the name.
+    fn name_bytes(&self, _index: usize) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Class number, an index into [`Self::classes`]; `None` in an unlabelled collection.
     fn label(&self, index: usize) -> Option<u32>;
@@ -70,6 +80,18 @@ pub trait Source: Send + Sync {
     /// What is used and what was left out, with reasons.
     fn account(&self) -> Account {
         Account::all_used(self.len())
+    }
+
+    /// Finds labels that are missing or wrong, for callers who need them: images beside class folders, class folders
+    /// without images, samples without a label.
+    ///
+    /// # Errors
+    /// [`SourceError::Labels`] with a sentence for each.
+    fn check_labels(&self) -> Result<(), SourceError> {
+        match self.account().label_errors {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(SourceError::Labels { problems }),
+        }
     }
 
     /// Samples that can only be read together; `None` when each can be read alone.
@@ -97,14 +119,14 @@ pub trait Source: Send + Sync {
 }
 
 /// Opens what a user typed:
-/// - a folder of images; or one that holds only `.tar` shards; or only IDX files (of which it stands
+/// - a folder of images; or one that holds no image but `.tar` shards, or IDX files (of which it stands
 ///   for the training images when there are some);
 /// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
 /// - one `.parquet` file, a folder or a pattern of them;
 /// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
 /// - a table of paths and labels (`.csv`, `.tsv`, `.jsonl`);
 /// - an index file (`.jsonl`) that lies beside the folders of its classes;
-/// - one image, by its name's ending.
+/// - one image, or a pattern that names images.
 ///
 /// What cannot be told from the path may follow it ([`Spec`]). Several of them with ` + ` between them are one
 /// collection ([`ChainSource`]).
@@ -140,6 +162,10 @@ pub fn open_named<E: From<SourceError>>(
 
 fn open_path(spec: &str, columns: &Columns) -> Result<Arc<dyn Source>, SourceError> {
     let path = Path::new(spec);
+    if spec.contains("://") && !path.exists() {
+        let problem = "it is an address, and images are read from disk; download them first".into();
+        return Err(SourceError::NotASource { path: spec.into(), problem });
+    }
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => open_folder(path, columns),
         Ok(_) => open_files(&[path.to_path_buf()], columns),
@@ -168,11 +194,16 @@ fn open_files(paths: &[PathBuf], columns: &Columns) -> Result<Arc<dyn Source>, S
             let root = path.parent().unwrap_or(Path::new("."));
             return Ok(Arc::new(IndexFileSource::open(path, root)?));
         }
-        if is_image_name(path) {
-            return Ok(Arc::new(FilesSource::new(vec![path.clone()])));
-        }
+    }
+    if paths.iter().all(|path| is_image_name(path) || is_image_inside(path)) {
+        return Ok(Arc::new(FilesSource::new(paths.to_vec())));
     }
     Ok(Arc::new(TarSource::open(paths)?))
+}
+
+/// Whether a file that is no shard by its name is an image by its content.
+fn is_image_inside(path: &Path) -> bool {
+    !has_extension(path, &["tar"]) && kind::start_of(path).is_ok_and(|start| kind::is_image(path, &start))
 }
 
 /// Refuses columns for what has none.
@@ -192,32 +223,16 @@ fn open_folder(dir: &Path, columns: &Columns) -> Result<Arc<dyn Source>, SourceE
         return Ok(Arc::new(ParquetSource::open(&files, columns)?));
     }
     no_columns(dir, columns)?;
-    if !entries.iter().any(|entry| entry.is_dir || is_image_name(&entry.path)) {
+    let walk = Walk::of(dir)?;
+    if walk.is_empty() {
         if let Some(images) = idx::images_of(&entries) {
-            return Ok(Arc::new(IdxSource::open_file(images)?));
+            return Ok(Arc::new(IdxSource::open_file(images)?.beside(&entries)));
         }
-        let paths = entries.into_iter().map(|entry| entry.path);
-        let shards: Vec<PathBuf> = paths.filter(|path| has_extension(path, &["tar"])).collect();
-        if !shards.is_empty() {
-            return Ok(Arc::new(TarSource::open(&shards)?));
+        if !walk.shards.is_empty() {
+            return Ok(Arc::new(TarSource::open(&walk.shards)?.beside(&walk)));
         }
     }
-    Ok(Arc::new(FolderSource::open(dir)?))
-}
-
-/// Whether the name ends like an image's.
-fn is_image_name(path: &Path) -> bool {
-    has_extension(path, &IMAGE_EXTENSIONS)
-}
-
-fn has_extension(path: &Path, wanted: &[&str]) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str());
-    extension.is_some_and(|e| wanted.iter().any(|w| e.eq_ignore_ascii_case(w)))
-}
-
-/// `.jpg, .png, ...`, for messages.
-pub(crate) fn dotted(extensions: &[&str]) -> String {
-    extensions.iter().map(|e| format!(".{e}")).collect::<Vec<_>>().join(" ")
+    Ok(Arc::new(FolderSource::from_walk(walk)?))
 }
 
 #[cfg(test)]
@@ -230,10 +245,14 @@ mod tests {
         let sentence = |path: &Path| open(&path.display().to_string()).err().unwrap().to_string();
         let missing = dir.path().join("nowhere");
         assert!(sentence(&missing).ends_with("nowhere: no such file or folder; give a folder of images, a .tar shard, or a pattern like 'shard-{000..003}.tar'"));
-        assert!(sentence(dir.path()).contains("no images in it; looked for files ending in .jpg .jpeg .png"));
+        assert!(sentence(dir.path()).contains("no images in it; it is empty (JPEG, PNG, "));
         let text = dir.path().join("notes.txt");
         std::fs::write(&text, "hello").unwrap();
-        assert!(sentence(&text).contains("not a .tar file"), "{}", sentence(&text));
+        assert!(
+            sentence(&text).contains("it is a text file; a list of images must end in .csv"),
+            "{}",
+            sentence(&text)
+        );
         assert!(sentence(&dir.path().join("x-{0..2}.tar")).contains("x-0.tar"));
         assert!(sentence(&dir.path().join("*.tar")).contains("matches no file"));
     }

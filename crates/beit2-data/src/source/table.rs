@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use super::folder::{fingerprint_file, read_image};
 use super::labels::{Labels, RawLabel, Value};
+use super::name::{path_bytes, path_text};
 use super::spec::Columns;
 use super::{Account, Source, has_extension};
 use crate::error::SourceError;
@@ -132,7 +133,11 @@ impl Source for TableSource {
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.path(index).map(|path| path_text(&path)).unwrap_or_default()
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        path_bytes(&self.path(index)?)
     }
 
     fn label(&self, index: usize) -> Option<u32> {

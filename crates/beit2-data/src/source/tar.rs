@@ -8,8 +8,12 @@ use std::fs::File;
 use std::io::{Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use super::account::Account;
+use super::kind::{describe, has_extension, instead, is_image_name, is_tar, start_of};
+use super::name::path_text;
 use super::positioned::read_exact_at;
-use super::{IMAGE_EXTENSIONS, MAX_SAMPLE_BYTES, Source, dotted, has_extension, is_image_name};
+use super::walk::Walk;
+use super::{MAX_SAMPLE_BYTES, Source};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
@@ -39,6 +43,7 @@ pub struct TarSource {
     shards: Vec<Shard>,
     members: Vec<Member>,
     classes: Vec<String>,
+    account: Account,
 }
 
 #[derive(Debug)]
@@ -80,8 +85,8 @@ impl TarSource {
     pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
-            let name = path.display().to_string();
-            check_name(path, &name)?;
+            let name = path_text(path);
+            check_start(path)?;
             let file = File::open(path).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => SourceError::Missing { path: name.clone() },
                 _ => SourceError::Io { path: name.clone(), action: "open the shard", error },
@@ -122,25 +127,40 @@ impl TarSource {
         if scan.members.is_empty() {
             let names: Vec<&str> = shards.iter().take(3).map(|s| s.name.as_str()).collect();
             let place = format!("{}{}", names.join(", "), if shards.len() > 3 { ", ..." } else { "" });
-            return Err(SourceError::NoImages { place, extensions: dotted(&IMAGE_EXTENSIONS) });
+            let instead = instead(&Account::default());
+            return Err(SourceError::NoImages { place, instead });
         }
         let (members, classes) = scan.label(&shards)?;
-        Ok(Self { shards, members, classes })
+        let account = Account::all_used(members.len());
+        Ok(Self { shards, members, classes, account })
+    }
+
+    /// Counts what lies in the shards' folder and is not used.
+    pub(super) fn beside(mut self, walk: &Walk) -> Self {
+        self.account.merge(walk.account_beside_shards());
+        self
     }
 }
 
-/// Refuses files that are no tar by name, with the remedy for compressed ones.
-fn check_name(path: &Path, name: &str) -> Result<(), SourceError> {
-    if has_extension(path, &["tar"]) {
+/// Refuses files that are no tar file by name or content, with what would be right.
+fn check_start(path: &Path) -> Result<(), SourceError> {
+    // A file that cannot be opened is reported by whoever opens it next.
+    let Ok(start) = start_of(path) else {
+        return Ok(());
+    };
+    let called_tar = has_extension(path, &["tar"]);
+    let packed = matches!(
+        start.as_slice(),
+        [0x1F, 0x8B, ..]
+            | [0x28, 0xB5, 0x2F, 0xFD, ..]
+            | [0xFD, b'7', ..]
+            | [b'B', b'Z', b'h', ..]
+            | [b'P', b'K', 3, 4, ..]
+    );
+    if is_tar(&start) || (called_tar && !packed) {
         return Ok(());
     }
-    let compressed = has_extension(path, &["gz", "tgz", "xz", "zst", "bz2", "zip"]);
-    let problem = if compressed {
-        "a compressed archive cannot be read at random positions; unpack it first"
-    } else {
-        "it is a single file but not a .tar file"
-    };
-    Err(SourceError::NotASource { path: name.into(), problem: problem.into() })
+    Err(SourceError::NotASource { path: path_text(path), problem: describe(path, &start) })
 }
 
 impl Scan {
@@ -289,6 +309,10 @@ impl Source for TarSource {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn account(&self) -> Account {
+        self.account.clone()
     }
 
     fn fingerprint(&self) -> String {

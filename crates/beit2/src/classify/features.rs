@@ -239,6 +239,7 @@ fn collect(
             "probing needs images in at least 2 classes (one sub-folder each); this source has {classes}"
         ));
     }
+    data.source.check_labels()?;
     let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
     for batch in data.loader()? {
         if stop.is_set() {

@@ -116,6 +116,8 @@ pub(super) fn measure<P: Protocol>(
     }
     let mut session = Session::new(args.output, signals);
     let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
+    train.check_labels()?;
+    val.check_labels()?;
     if train.classes() != val.classes() {
         return usage(format!(
             "{} has {} classes and {} has {}, or their names differ; both need the same sub-folders",

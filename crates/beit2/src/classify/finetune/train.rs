@@ -47,6 +47,8 @@ pub fn train<B: AutodiffBackend>(
     let recipe = &recipe;
     let source = env.assets.source(&recipe.data.train)?;
     let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
+    source.check_labels()?;
+    val.as_ref().map_or(Ok(()), |val| val.check_labels())?;
     if let Some(val) = &val
         && val.classes() != source.classes()
     {
