@@ -197,3 +197,26 @@ fn a_weight_changes_the_length_of_an_epoch() {
     let slots: BTreeSet<u64> = batches[0].items.iter().map(|item| item.1).collect();
     assert_eq!(slots.len(), 5, "each copy is augmented in its own way");
 }
+
+#[test]
+fn damaged_parquet_files_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(data("train-00000-of-00002.parquet")).unwrap();
+    let path = dir.path().join("x.parquet");
+    let mut outcomes = [0, 0];
+    for at in (0..whole.len()).step_by(13) {
+        for change in [0x01, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= change;
+            std::fs::write(&path, &bytes).unwrap();
+            let sound = open(path.to_str().unwrap())
+                .is_ok_and(|source| (0..source.len().min(12)).all(|index| source.read(index).is_ok()));
+            outcomes[usize::from(sound)] += 1;
+        }
+    }
+    for length in (0..whole.len()).step_by(97) {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert!(open(path.to_str().unwrap()).is_err());
+    }
+    assert!(outcomes[0] > 100, "{outcomes:?}");
+}

@@ -251,6 +251,12 @@ fn open_file(
     let length = file.metadata().map_err(|error| format!("cannot look at it: {error}"))?.len();
     let reader = SerializedFileReader::new(Positioned { file: Arc::new(file), length });
     let reader = reader.map_err(|error| unsound(error.to_string()))?;
+    // An encoded image has more than a byte; a damaged number of rows must not fill the memory.
+    let counted =
+        reader.metadata().row_groups().iter().map(|group| i128::from(group.num_rows().max(0))).sum::<i128>();
+    if counted > i128::from(length) || counted != i128::from(reader.metadata().file_metadata().num_rows()) {
+        return Err(unsound(format!("{counted} rows cannot be in it")));
+    }
     let layout = Layout::of(reader.metadata().file_metadata(), columns)?;
     Ok((reader, layout))
 }
@@ -276,7 +282,11 @@ fn read_labels(
             format!("row {number}: {found} is not a label; a class number or name was expected")
         })
     };
-    all.enumerate().map(of_row).collect()
+    let labels: Vec<RawLabel> = all.enumerate().map(of_row).collect::<Result<_, _>>()?;
+    match labels.len() == rows {
+        true => Ok(labels),
+        false => Err(unsound(format!("{} labels for {rows} rows", labels.len()))),
+    }
 }
 
 fn label_of(value: Field) -> Result<RawLabel, String> {
