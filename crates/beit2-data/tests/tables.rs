@@ -146,6 +146,26 @@ fn tables_of_paths_and_labels() {
 }
 
 #[test]
+fn several_labels_of_one_image() {
+    let text = "path,label\na.ppm,b|a\nb.ppm,a\nc.ppm,c|b\n";
+    let (_dir, spec) = table("x.csv", text);
+    let several = open(&format!("{spec}:separator=|")).unwrap();
+    assert!(several.is_multi_label() && several.label(1).is_none());
+    let sets = |source: &dyn Source| (0..source.len()).map(|at| source.labels(at)).collect::<Vec<_>>();
+    assert_eq!(sets(several.as_ref()), [Some(vec![0, 1]), Some(vec![0]), Some(vec![1, 2])]);
+
+    let (_dir, single) = table("y.csv", "path,label\na.ppm,c\nb.ppm,\n");
+    let source = open(&single).unwrap();
+    assert!(!source.is_multi_label());
+    assert_eq!(sets(source.as_ref()), [Some(vec![0]), None]);
+    let chain = open(&format!("{single} + {spec}:separator=|")).unwrap();
+    assert!(chain.is_multi_label() && chain.label(0).is_none(), "one part with several labels is enough");
+    assert_eq!(chain.classes(), ["a", "b", "c"]);
+    let all = [Some(vec![2]), None, Some(vec![0, 1]), Some(vec![0]), Some(vec![1, 2])];
+    assert_eq!(sets(chain.as_ref()), all);
+}
+
+#[test]
 fn what_a_table_may_not_be() {
     let why = |name: &str, text: &str, options: &str| {
         let (_dir, spec) = table(name, text);

@@ -88,9 +88,26 @@ impl Source for ChainSource {
     }
 
     fn label(&self, index: usize) -> Option<u32> {
+        if self.is_multi_label() {
+            return None;
+        }
         let part = self.part_of(index)?;
         let label = self.parts.get(part)?.label(index - self.starts[part])?;
         self.numbers[part].get(label as usize).copied()
+    }
+
+    fn labels(&self, index: usize) -> Option<Vec<u32>> {
+        let part = self.part_of(index)?;
+        let own = self.parts.get(part)?.labels(index - self.starts[part])?;
+        let mut labels: Vec<u32> =
+            own.iter().filter_map(|&label| self.numbers[part].get(label as usize).copied()).collect();
+        labels.sort_unstable();
+        // Without classes in common there are no labels either.
+        (labels.len() == own.len()).then_some(labels)
+    }
+
+    fn is_multi_label(&self) -> bool {
+        !self.classes.is_empty() && self.parts.iter().any(|part| part.is_multi_label())
     }
 
     fn classes(&self) -> &[String] {

@@ -67,8 +67,20 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// Class number, an index into [`Self::classes`]; `None` in an unlabelled collection.
+    /// Class number, an index into [`Self::classes`]; `None` in an unlabelled or multi-label collection.
     fn label(&self, index: usize) -> Option<u32>;
+
+    /// All classes of sample `index`, ascending: one, or in a multi-label set ([`Self::is_multi_label`]) any number of
+    /// them, also none; `None` when they are unknown.
+    fn labels(&self, index: usize) -> Option<Vec<u32>> {
+        self.label(index).map(|label| vec![label])
+    }
+
+    /// Whether a sample can have several classes at once or none of them. Then [`Self::label`] is `None` and
+    /// [`Self::labels`] has them.
+    fn is_multi_label(&self) -> bool {
+        false
+    }
 
     /// Names of the classes; empty when there are none.
     fn classes(&self) -> &[String];

@@ -188,6 +188,14 @@ impl Source for ParquetSource {
         self.labels.one(index)
     }
 
+    fn labels(&self, index: usize) -> Option<Vec<u32>> {
+        self.labels.all(index).map(<[u32]>::to_vec)
+    }
+
+    fn is_multi_label(&self) -> bool {
+        self.labels.multi
+    }
+
     fn classes(&self) -> &[String] {
         &self.labels.classes
     }
