@@ -4,6 +4,8 @@
 mod common;
 #[path = "sources/folders.rs"]
 mod folders;
+#[path = "sources/tars.rs"]
+mod tars;
 
 use std::fs;
 use std::path::{Path, PathBuf};

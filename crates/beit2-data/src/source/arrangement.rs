@@ -1,7 +1,5 @@
 //! Folders that are not what their place says: splits, masks and shards beside class folders.
 
-use std::path::Path;
-
 use super::account::{Account, some_of};
 use super::kind::is_image_name;
 use super::name::path_text;
@@ -68,41 +66,79 @@ fn is_split(name: &str) -> bool {
     TRAIN.contains(&name) || VAL.contains(&name) || REST.contains(&name)
 }
 
-/// Whether all folders with images have names of splits, and at least one of them says so for sure.
-fn are_splits(walk: &Walk) -> bool {
-    let names: Vec<String> = walk.full().map(|folder| plain(&folder.name())).collect();
+/// Whether a folder or an ending has the name of masks.
+pub(super) fn is_mask_name(name: &str) -> bool {
+    MASKS.contains(&plain(name).as_str())
+}
+
+/// A folder with images, of which classes are made.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) name: String,
+    /// Whether images lie in folders inside of it.
+    pub(super) deeper: bool,
+}
+
+/// Whether all folders have names of splits, and at least one of them says so for sure.
+fn are_splits(parts: &[Part]) -> bool {
+    let names: Vec<String> = parts.iter().map(|part| plain(&part.name)).collect();
     names.iter().all(|name| is_split(name)) && names.iter().any(|name| !REST.contains(&name.as_str()))
+}
+
+/// Why the folders must not be taken for classes: splits that hold classes, images and their masks. `path` gives the path of
+/// a folder by its name.
+pub(super) fn problem(parts: &[Part], path: impl Fn(&str) -> String) -> Option<String> {
+    if are_splits(parts) && parts.iter().any(|part| part.deeper) {
+        let how = how_to_name(parts, path);
+        return Some(match parts {
+            [one] => format!("its folder {} is a split of the data, not a class; {how}", one.name),
+            _ => format!("its folders {} are splits of the data, not classes; {how}", names(parts)),
+        });
+    }
+    let masks = |part: &&Part| is_mask_name(&part.name);
+    let images = |part: &&Part| IMAGES.contains(&plain(&part.name).as_str());
+    let (mask, image) = (parts.iter().find(masks)?, parts.iter().find(images)?);
+    parts.iter().all(|part| masks(&part) || images(&part)).then(|| {
+        format!(
+            "it holds images and their masks ({} and {}), which would both be used as images; give {} (`beit2 segment` takes the folder of both)",
+            image.name,
+            mask.name,
+            path(&image.name)
+        )
+    })
+}
+
+/// Why folders of splits without classes have no labels.
+pub(super) fn split_error(parts: &[Part]) -> Option<String> {
+    (are_splits(parts) && !parts.is_empty()).then(|| {
+        let wrong = match parts {
+            [one] => format!("the folder {} is a split of the data, not a class", one.name),
+            _ => format!("the folders {} are splits of the data, not classes", names(parts)),
+        };
+        format!("{wrong}; give a folder that has one sub-folder per class")
+    })
+}
+
+/// The warning about splits that are all used.
+pub(super) fn split_warning(parts: &[Part], path: impl Fn(&str) -> String) -> Option<String> {
+    (are_splits(parts) && parts.len() > 1).then(|| {
+        let how = how_to_name(parts, path);
+        format!("the folders {} look like splits of the data, and all are used; {how}", names(parts))
+    })
 }
 
 /// Refuses a folder that would be trained on for something that it is not.
 pub(super) fn refuse(walk: &Walk) -> Result<(), SourceError> {
     let fail = |problem: String| Err(SourceError::Arrangement { place: path_text(&walk.root), problem });
-    let full: Vec<&ClassFolder> = walk.full().collect();
-    if are_splits(walk) && full.iter().any(|folder| !folder.inner().is_empty()) {
-        return fail(format!(
-            "its folders {} are splits of the data, not classes; {}",
-            names(&full),
-            how_to_name(&walk.root, &full)
-        ));
+    let parts = parts_of(walk);
+    if let Some(problem) = problem(&parts, |name| path_text(&walk.root.join(name))) {
+        return fail(problem);
     }
-    let masks = |folder: &&&ClassFolder| MASKS.contains(&plain(&folder.name()).as_str());
-    let images = |folder: &&&ClassFolder| IMAGES.contains(&plain(&folder.name()).as_str());
-    let (some_masks, some_images) = (full.iter().find(masks), full.iter().find(images));
-    if let (Some(mask), Some(image)) = (some_masks, some_images)
-        && full.iter().all(|folder| masks(&folder) || images(&folder))
-    {
-        return fail(format!(
-            "it holds images and their masks ({} and {}), which would both be used as images; give {} (`beit2 segment` takes the folder of both)",
-            image.name(),
-            mask.name(),
-            path_text(&image.path)
-        ));
-    }
-    let count: usize = walk.images.len() + full.iter().map(|folder| folder.images.len()).sum::<usize>();
-    let only_masks = walk.images.is_empty() && full.iter().all(|folder| masks(&folder));
+    let count: usize = walk.images.len() + walk.full().map(|folder| folder.images.len()).sum::<usize>();
+    let only_masks = walk.images.is_empty() && parts.iter().all(|part| is_mask_name(&part.name));
     if !walk.shards.is_empty() && (walk.shards.len() > count || only_masks) {
         let found = match only_masks {
-            true => format!("images in {}", names(&full)),
+            true => format!("images in {}", names(&parts)),
             false => counted(count, "image"),
         };
         return fail(format!(
@@ -114,25 +150,20 @@ pub(super) fn refuse(walk: &Walk) -> Result<(), SourceError> {
     Ok(())
 }
 
+fn parts_of(walk: &Walk) -> Vec<Part> {
+    walk.full().map(|folder| Part { name: folder.name(), deeper: folder.holds_more_than_images() }).collect()
+}
+
 /// Says what looks wrong but may be meant.
 pub(super) fn remark(walk: &Walk, account: &mut Account) {
     let full: Vec<&ClassFolder> = walk.full().collect();
-    if are_splits(walk) && !full.is_empty() {
-        let how = how_to_name(&walk.root, &full);
-        let splits = names(&full);
-        let wrong = match full.len() {
-            1 => format!("the folder {splits} is a split of the data, not a class"),
-            _ => format!("the folders {splits} are splits of the data, not classes"),
-        };
-        account.label_errors.push(format!("{wrong}; give a folder that has one sub-folder per class"));
-        if full.len() > 1 {
-            account
-                .warnings
-                .push(format!("the folders {splits} look like splits of the data, and all are used; {how}"));
-        }
-    } else if let ([only], []) = (full.as_slice(), walk.images.as_slice())
-        && let inner @ [_, _, ..] = only.inner().as_slice()
+    let parts = parts_of(walk);
+    account.label_errors.extend(split_error(&parts));
+    account.warnings.extend(split_warning(&parts, |name| path_text(&walk.root.join(name))));
+    if let ([only], []) = (full.as_slice(), walk.images.as_slice())
         && !only.holds_images()
+        && !are_splits(&parts)
+        && let inner @ [_, _, ..] = only.inner().as_slice()
     {
         account.label_errors.push(format!(
             "there is one class folder, {}, which holds folders of its own ({}); give {} if those are the classes",
@@ -163,23 +194,23 @@ pub(super) fn remark(walk: &Walk, account: &mut Account) {
     }
 }
 
-fn names(folders: &[&ClassFolder]) -> String {
-    some_of(folders.iter().map(|folder| folder.name()), folders.len())
+fn names(parts: &[Part]) -> String {
+    some_of(parts.iter().map(|part| &part.name), parts.len())
 }
 
 /// `--data data/train --val data/val`.
-fn how_to_name(root: &Path, folders: &[&ClassFolder]) -> String {
+fn how_to_name(parts: &[Part], path: impl Fn(&str) -> String) -> String {
     // A test set without classes cannot validate one that has classes.
-    let classes = folders.iter().any(|folder| !folder.inner().is_empty());
-    let fits = |folder: &ClassFolder, known: &str| {
-        plain(&folder.name()) == known && (!classes || !folder.inner().is_empty())
-    };
-    let find =
-        |known: &[&str]| known.iter().find_map(|known| folders.iter().find(|folder| fits(folder, known)));
-    let path = |folder: &ClassFolder| path_text(&root.join(folder.path.file_name().unwrap_or_default()));
+    let classes = parts.iter().any(|part| part.deeper);
+    let fits = |part: &&Part, known: &str| plain(&part.name) == known && (!classes || part.deeper);
+    let find = |known: &[&str]| known.iter().find_map(|known| parts.iter().find(|part| fits(part, known)));
     match (find(&TRAIN), find(&VAL)) {
-        (Some(train), Some(val)) => format!("name them apart: --data {} --val {}", path(train), path(val)),
-        (Some(one), None) | (None, Some(one)) => format!("name the one that you want: --data {}", path(one)),
+        (Some(train), Some(val)) => {
+            format!("name them apart: --data {} --val {}", path(&train.name), path(&val.name))
+        }
+        (Some(one), None) | (None, Some(one)) => {
+            format!("name the one that you want: --data {}", path(&one.name))
+        }
         (None, None) => "name the one that you want".into(),
     }
 }

@@ -137,6 +137,13 @@ pub(crate) fn is_tar(start: &[u8]) -> bool {
     start.get(257..262) == Some(b"ustar")
 }
 
+/// Whether a file is compressed by its first bytes.
+pub(crate) fn is_packed(start: &[u8]) -> bool {
+    const MARKS: [&[u8]; 7] =
+        [b"\x1F\x8B", b"\xFD7zXZ", b"\x28\xB5\x2F\xFD", b"BZh", b"7z\xBC\xAF", b"Rar!", b"PK\x03\x04"];
+    MARKS.iter().any(|mark| start.starts_with(mark))
+}
+
 /// The first bytes of a file, at most [`START`].
 pub(crate) fn start_of(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(START);

@@ -138,6 +138,11 @@ impl ClassFolder {
         self.images.iter().any(|image| image.parent() == Some(&self.path))
     }
 
+    /// Whether an image lies in a folder inside of it.
+    pub(super) fn holds_more_than_images(&self) -> bool {
+        self.images.iter().any(|image| image.parent() != Some(&self.path))
+    }
+
     /// Sub-folders of it that lead to images.
     pub(super) fn inner(&self) -> Vec<String> {
         let first = |image: &PathBuf| {

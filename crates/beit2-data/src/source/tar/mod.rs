@@ -1,0 +1,380 @@
+//! Tar shards in WebDataset layout: `key.jpg` beside an optional `key.cls`.
+//!
+//! The index (member, position, size) is built once by stepping over the headers; a sample is then
+//! one positioned read.
+
+mod classes;
+mod links;
+mod pairing;
+mod scan;
+mod shard;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use self::classes::Folders;
+use self::scan::{Item, What};
+use self::shard::{Bytes, Shard};
+use super::account::{Account, SkipReason, some_of};
+use super::kind::{self, START, describe, has_extension, instead, is_image_name, is_tar, start_of};
+use super::name::{path_bytes, path_text};
+use super::walk::Walk;
+use super::{MAX_SAMPLE_BYTES, Source};
+use crate::error::SourceError;
+use crate::fingerprint::Fingerprint;
+
+/// Most classes that labels in `.cls` members may imply when no `classes.txt` names them.
+const MAX_CLASSES: u32 = 1_000_000;
+
+/// A shard that is part of the program: a name for messages and its bytes.
+pub type StaticShard = (&'static str, &'static [u8]);
+
+/// Images in uncompressed tar files.
+///
+/// Samples come in the order of shards and members. Hard and symbolic links are followed inside their shard. Labels, in this
+/// order of preference:
+/// 1. `key.cls` members holding a decimal class number; a sample without one has no label. A label belongs to the image
+///    with the longest common stem; what could belong together in two ways is an error.
+/// 2. The folder that a member lies in, as [`FolderSource`](super::FolderSource) would have it if the shard was unpacked and
+///    folders around everything (`train/cat/1.jpg`, `train/dog/1.jpg`) were taken away; if there are at least two different
+///    ones. A single folder around everything is packaging, not a class.
+/// 3. No labels.
+///
+/// Class names are the lines of a `classes.txt` member of any shard, else the sorted folder names,
+/// else the numbers as text. With both `classes.txt` and folder names, a folder's number is its
+/// line.
+#[derive(Debug)]
+pub struct TarSource {
+    shards: Vec<Shard>,
+    members: Vec<Member>,
+    classes: Vec<String>,
+    account: Account,
+}
+
+#[derive(Debug)]
+struct Member {
+    shard: u32,
+    /// Path inside the shard, as text.
+    path: String,
+    /// Its bytes, when they are no text.
+    bytes: Option<Box<[u8]>>,
+    offset: u64,
+    size: u64,
+    label: Option<u32>,
+}
+
+/// What one pass over the headers of all shards finds.
+#[derive(Default)]
+struct Scan {
+    members: Vec<Member>,
+    /// Whether any sample has a `.cls` member.
+    numbered: bool,
+    folders: Folders,
+    class_names: Option<Vec<String>>,
+    account: Account,
+}
+
+impl TarSource {
+    /// Opens shard files in the given order.
+    ///
+    /// # Errors
+    /// A shard that is missing, compressed, truncated or no tar file; members or labels that could belong together in two
+    /// ways; no image in any of them.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
+        let mut shards = Vec::with_capacity(paths.len());
+        for path in paths {
+            check_start(path)?;
+            shards.push(Shard::open(path)?);
+        }
+        Self::index(shards)
+    }
+
+    /// Serves shards that are compiled into the program.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_static(shards: &[StaticShard]) -> Result<Self, SourceError> {
+        let shard = |&(name, bytes): &StaticShard| Shard {
+            name: name.to_owned(),
+            path: None,
+            bytes: Bytes::Static(bytes),
+        };
+        Self::index(shards.iter().map(shard).collect())
+    }
+
+    fn index(shards: Vec<Shard>) -> Result<Self, SourceError> {
+        let mut scan = Scan::default();
+        for (number, shard) in shards.iter().enumerate() {
+            scan.shard(number as u32, shard)?;
+        }
+        if scan.members.is_empty() {
+            let place = some_of(shards.iter().map(|shard| &shard.name), shards.len());
+            let instead = match scan.account.warnings.first() {
+                Some(warning) if scan.account.skipped.is_empty() => format!(" ({warning})"),
+                _ => instead(&scan.account),
+            };
+            return Err(SourceError::NoImages { place, instead });
+        }
+        scan.account.used = scan.members.len();
+        let (members, classes, account) = scan.label(&shards)?;
+        Ok(Self { shards, members, classes, account })
+    }
+
+    /// Counts what lies in the shards' folder and is not used.
+    pub(super) fn beside(mut self, walk: &Walk) -> Self {
+        self.account.merge(walk.account_beside_shards());
+        self
+    }
+}
+
+/// Refuses files that are no tar file by name or content, with what would be right.
+fn check_start(path: &Path) -> Result<(), SourceError> {
+    // A file that cannot be opened is reported by whoever opens it next.
+    let Ok(start) = start_of(path) else {
+        return Ok(());
+    };
+    // Old tar files have no mark; their reader says whether they are sound.
+    if is_tar(&start) || (has_extension(path, &["tar"]) && !kind::is_packed(&start)) {
+        return Ok(());
+    }
+    Err(SourceError::NotASource { path: path_text(path), problem: describe(path, &start) })
+}
+
+impl Scan {
+    /// Takes in the members of one shard.
+    fn shard(&mut self, number: u32, shard: &Shard) -> Result<(), SourceError> {
+        let items = scan::items(shard, &mut self.account)?;
+        let items = links::follow(items, &shard.name, &mut self.account);
+        let mut images: Vec<Member> = Vec::new();
+        let mut labels: Vec<(String, u32)> = Vec::new();
+        let mut others: Vec<(String, SkipReason)> = Vec::new();
+        let mut folders: Vec<String> = Vec::new();
+        let mut seen: HashSet<String> = HashSet::new();
+        for Item { path, bytes, what } in items {
+            if path.split('/').any(kind::is_system) {
+                if what != What::Folder {
+                    self.account.skip(SkipReason::System, format!("{}:{path}", shard.name));
+                }
+                continue;
+            }
+            let name = Path::new(&path);
+            let (offset, size) = match what {
+                What::File { offset, size } => (offset, size),
+                What::Folder => {
+                    folders.push(path);
+                    continue;
+                }
+                What::Sparse => {
+                    others.push((path, SkipReason::Sparse));
+                    continue;
+                }
+                What::Special | What::HardLink(_) | What::SymLink(_) => {
+                    others.push((path, SkipReason::Special));
+                    continue;
+                }
+            };
+            let is_label = has_extension(name, &["cls"]);
+            let is_image = !is_label && (is_image_name(name) || is_image_at(shard, name, offset, size)?);
+            if (is_label || is_image) && !seen.insert(path.clone()) {
+                return Err(shard
+                    .fail(format!("member {path} is in it twice; make the shard again with one of them")));
+            }
+            if is_image {
+                images.push(Member { shard: number, path, bytes, offset, size, label: None });
+            } else if is_label {
+                let text = shard.text(offset, size).and_then(|text| parse_label(&text));
+                let label = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
+                labels.push((path, label));
+            } else if path.rsplit('/').next() == Some("classes.txt") {
+                let text = shard.text(offset, size);
+                let text = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
+                let lines: Vec<String> =
+                    text.lines().map(|line| line.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+                if self.class_names.as_ref().is_some_and(|known| *known != lines) {
+                    let problem = "it differs from the classes.txt of an earlier shard".into();
+                    return Err(label_error(&shard.name, &path, problem));
+                }
+                self.class_names = Some(lines);
+            } else {
+                let reason = SkipReason::Kind(kind::ending(name));
+                others.push((path, reason));
+            }
+        }
+        self.pair(shard, &mut images, &labels, &others)?;
+        self.folders.add(shard, &images, &folders, &others);
+        for (path, reason) in others {
+            self.account.skip(reason, format!("{}:{path}", shard.name));
+        }
+        self.members.extend(images);
+        Ok(())
+    }
+
+    /// Gives the images of a shard the numbers of their `.cls` members.
+    fn pair(
+        &mut self,
+        shard: &Shard,
+        images: &mut [Member],
+        labels: &[(String, u32)],
+        others: &[(String, SkipReason)],
+    ) -> Result<(), SourceError> {
+        let image_paths: Vec<&str> = images.iter().map(|image| image.path.as_str()).collect();
+        let label_paths: Vec<&str> = labels.iter().map(|(path, _)| path.as_str()).collect();
+        let other_paths: Vec<&str> = others.iter().map(|(path, _)| path.as_str()).collect();
+        let pairing =
+            pairing::pair(&image_paths, &label_paths, &other_paths).map_err(|problem| shard.fail(problem))?;
+        match pairing::shared_stems(&image_paths) {
+            Some((problem, true)) => return Err(shard.fail(problem)),
+            Some((remark, false)) => self.account.warnings.push(format!("{}: {remark}", shard.name)),
+            None => {}
+        }
+        for (image, label) in images.iter_mut().zip(pairing.labels) {
+            image.label = label.and_then(|label| labels.get(label)).map(|(_, number)| *number);
+            self.numbered |= image.label.is_some();
+        }
+        for label in pairing.unused {
+            self.account.skip(SkipReason::LabelWithoutImage, format!("{}:{}", shard.name, labels[label].0));
+        }
+        Ok(())
+    }
+
+    /// Gives every member its label by the rules of [`TarSource`].
+    fn label(mut self, shards: &[Shard]) -> Result<(Vec<Member>, Vec<String>, Account), SourceError> {
+        let names = self.class_names.take();
+        let classes = if self.numbered {
+            self.check_numbers(names, shards)?
+        } else {
+            self.folders.refuse()?;
+            std::mem::take(&mut self.folders).label(&mut self.members, names, shards, &mut self.account)?
+        };
+        if !classes.is_empty() {
+            self.note_unlabelled(shards);
+        }
+        Ok((self.members, classes, self.account))
+    }
+
+    /// The names of classes that `.cls` members number.
+    fn check_numbers(
+        &self,
+        names: Option<Vec<String>>,
+        shards: &[Shard],
+    ) -> Result<Vec<String>, SourceError> {
+        let largest = self.members.iter().filter_map(|member| member.label).max().unwrap_or(0);
+        let Some(names) = names else {
+            return Ok((0..=largest).map(|n| n.to_string()).collect());
+        };
+        let outside = |member: &&Member| member.label.is_some_and(|label| label as usize >= names.len());
+        match self.members.iter().find(outside) {
+            None => Ok(names),
+            Some(member) => {
+                let shard = shards.get(member.shard as usize).map_or("", |shard| shard.name.as_str());
+                let label = member.label.unwrap_or_default();
+                let problem = format!("class {label} is not in classes.txt, which has {} lines", names.len());
+                Err(label_error(shard, &member.path, problem))
+            }
+        }
+    }
+
+    /// Says how many samples have no label although others have one.
+    fn note_unlabelled(&mut self, shards: &[Shard]) {
+        let without: Vec<&Member> = self.members.iter().filter(|member| member.label.is_none()).collect();
+        if without.is_empty() {
+            return;
+        }
+        let name = |member: &&Member| full_name(shards, member);
+        let problem = format!(
+            "{} of {} images have no {} ({}), though others have one",
+            without.len(),
+            self.members.len(),
+            if self.numbered { "label in a .cls member" } else { "class folder" },
+            some_of(without.iter().take(5).map(name), without.len())
+        );
+        self.account.warnings.push(problem.clone());
+        self.account.label_errors.push(format!("{problem}; give each a label, or take them out"));
+    }
+}
+
+/// Whether a member without an image's ending is an image by its content.
+fn is_image_at(shard: &Shard, name: &Path, offset: u64, size: u64) -> Result<bool, SourceError> {
+    let mut start = vec![0; size.min(START as u64) as usize];
+    shard.read_at(&mut start, offset).map_err(|error| shard.io("read a member", error))?;
+    Ok(kind::is_image(name, &start))
+}
+
+/// `shard.tar:member`.
+fn full_name(shards: &[Shard], member: &Member) -> String {
+    let shard = shards.get(member.shard as usize).map_or("", |shard| shard.name.as_str());
+    format!("{shard}:{}", member.path)
+}
+
+impl Source for TarSource {
+    fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
+        let member = self.members.get(index).ok_or(SourceError::Index { index, len: self.len() })?;
+        if member.size > MAX_SAMPLE_BYTES {
+            return Err(SourceError::TooLarge {
+                name: self.name(index),
+                bytes: member.size,
+                limit: MAX_SAMPLE_BYTES,
+            });
+        }
+        let shard = self.shards.get(member.shard as usize);
+        let shard = shard.ok_or(SourceError::Index { index, len: self.len() })?;
+        let mut buffer = vec![0; member.size as usize];
+        let read = shard.read_at(&mut buffer, member.offset);
+        let io = |error| SourceError::Io { path: self.name(index), action: "read the member", error };
+        read.map_err(io)?;
+        Ok(buffer)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.members.get(index).map(|member| full_name(&self.shards, member)).unwrap_or_default()
+    }
+
+    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
+        let member = self.members.get(index)?;
+        let shard = self.shards.get(member.shard as usize)?;
+        let path = shard.path.as_deref().and_then(path_bytes);
+        if path.is_none() && member.bytes.is_none() {
+            return None;
+        }
+        let mut name = path.unwrap_or_else(|| shard.name.clone().into_bytes());
+        name.push(b':');
+        name.extend_from_slice(member.bytes.as_deref().unwrap_or(member.path.as_bytes()));
+        Some(name)
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.members.get(index).and_then(|member| member.label)
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn account(&self) -> Account {
+        self.account.clone()
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut hash = Fingerprint::new();
+        for member in &self.members {
+            hash.sample(&member.path, member.size, member.label);
+        }
+        hash.finish()
+    }
+}
+
+fn parse_label(text: &str) -> Result<u32, String> {
+    let label = text.trim().parse::<u32>().ok().filter(|&label| label < MAX_CLASSES);
+    label.ok_or_else(|| {
+        let start: String = text.trim().chars().take(20).collect();
+        format!("'{start}' is not a class number; a decimal number below {MAX_CLASSES} was expected")
+    })
+}
+
+fn label_error(shard: &str, member: &str, problem: String) -> SourceError {
+    SourceError::Label { shard: shard.into(), member: member.into(), problem }
+}

@@ -1,0 +1,79 @@
+//! One shard: a file, or bytes that are part of the program.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::SourceError;
+use crate::source::name::path_text;
+use crate::source::positioned::read_exact_at;
+
+/// Largest `.cls` or `classes.txt` member: room for a million class names.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    /// For messages.
+    pub(super) name: String,
+    /// Where the file is; `None` for bytes.
+    pub(super) path: Option<PathBuf>,
+    pub(super) bytes: Bytes,
+}
+
+#[derive(Debug)]
+pub(super) enum Bytes {
+    File(File),
+    Static(&'static [u8]),
+}
+
+impl Shard {
+    pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
+        let name = path_text(path);
+        let file = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => SourceError::Missing { path: name.clone() },
+            _ => SourceError::Io { path: name.clone(), action: "open the shard", error },
+        })?;
+        Ok(Self { name, path: Some(path.to_path_buf()), bytes: Bytes::File(file) })
+    }
+
+    /// Its size in bytes.
+    pub(super) fn len(&self) -> Result<u64, SourceError> {
+        match &self.bytes {
+            Bytes::File(file) => {
+                file.metadata().map(|meta| meta.len()).map_err(|error| self.io("look at it", error))
+            }
+            Bytes::Static(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+
+    /// Fills `buffer` from byte `offset` on.
+    pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => read_exact_at(file, buffer, offset),
+            Bytes::Static(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let part = bytes.get(start..).and_then(|rest| rest.get(..buffer.len()));
+                buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// A small member as text.
+    pub(super) fn text(&self, offset: u64, size: u64) -> Result<String, String> {
+        if size > MAX_TEXT_BYTES {
+            return Err(format!("{size} bytes of text is more than the limit of {MAX_TEXT_BYTES}"));
+        }
+        let mut bytes = vec![0; size as usize];
+        self.read_at(&mut bytes, offset).map_err(|error| format!("it cannot be read ({error})"))?;
+        String::from_utf8(bytes).map_err(|error| format!("it cannot be read as text ({error})"))
+    }
+
+    pub(super) fn fail(&self, problem: String) -> SourceError {
+        SourceError::Shard { shard: self.name.clone(), problem }
+    }
+
+    pub(super) fn io(&self, action: &'static str, error: io::Error) -> SourceError {
+        SourceError::Io { path: self.name.clone(), action, error }
+    }
+}
