@@ -370,6 +370,71 @@ fn unreadable_images_are_named() {
     assert!(list.len() == 22 && list.iter().all(|row| row["path"] != "labelled/cat/04.ppm"));
 }
 
+/// A file name of bytes that are no text comes back from every form, byte by byte, and opens the file.
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_survive() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let world = world();
+    fs::create_dir(world.path("odd")).unwrap();
+    fs::write(world.path("odd/a.ppm"), image(0, 32)).unwrap();
+    let names: [&[u8]; 3] = [b"odd/a.ppm", b"odd/caf\xE8 50%.ppm", b"odd/caf\xE9 50%.ppm"];
+    for name in &names[1..] {
+        fs::write(world.root().join(OsStr::from_bytes(name)), image(1, 32)).unwrap();
+    }
+    let shown = ["odd/a.ppm", "odd/caf%E8 50%25.ppm", "odd/caf%E9 50%25.ppm"];
+    let unhex = |digits: &str| -> Vec<u8> {
+        (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect()
+    };
+    // The name that a reader takes: the bytes if there are some, else the text.
+    let check = |rows: Vec<(String, Option<Vec<u8>>)>| {
+        for ((path, bytes), (shown, name)) in rows.into_iter().zip(shown.iter().zip(names)) {
+            assert_eq!((path.as_str(), bytes.is_some()), (*shown, shown.contains('%')));
+            let bytes = bytes.unwrap_or_else(|| path.into_bytes());
+            assert_eq!(bytes, name);
+            assert!(world.root().join(OsString::from_vec(bytes)).is_file());
+        }
+    };
+    let of_json =
+        |row: &Value| (row["path"].as_str().unwrap().to_owned(), row["path_bytes"].as_str().map(unhex));
+
+    for out in ["a.npy", "a.parquet"] {
+        world.beit2(&["embed", "odd", "--weights", "mim.safetensors", "-o", out]).works();
+    }
+    check(lines(&world.path("a.npy.paths.jsonl")).iter().map(of_json).collect());
+    let reader = SerializedFileReader::new(File::open(world.path("a.parquet")).unwrap()).unwrap();
+    let field = |field: &Field| match field {
+        Field::Bytes(bytes) => Some(bytes.data().to_vec()),
+        Field::Str(text) => Some(text.clone().into_bytes()),
+        _ => None,
+    };
+    let of_row = |row: parquet::record::Row| {
+        let columns: Vec<(String, Option<Vec<u8>>)> =
+            row.get_column_iter().map(|(name, value)| (name.clone(), field(value))).collect();
+        let column = |wanted: &str| columns.iter().find(|(name, _)| name == wanted).unwrap().1.clone();
+        (String::from_utf8(column("path").unwrap()).unwrap(), column("path_bytes"))
+    };
+    check(reader.get_row_iter(None).unwrap().map(|row| of_row(row.unwrap())).collect());
+
+    let predict = |more: &[&str]| {
+        world
+            .beit2(&[&["predict", "odd", "--weights", "named.safetensors"], more].concat())
+            .works()
+            .out
+            .clone()
+    };
+    let object: Value = serde_json::from_str(&predict(&["--json"])).unwrap();
+    check(object["images"].as_array().unwrap().iter().map(of_json).collect());
+    predict(&["--csv", "out.csv"]);
+    let table = fs::read_to_string(world.path("out.csv")).unwrap();
+    assert!(table.starts_with("path,path_bytes,class_1,"), "{table}");
+    let cells = table.lines().skip(1).map(|line| line.split(',').take(2).collect::<Vec<_>>());
+    check(
+        cells.map(|row| (row[0].to_owned(), Some(unhex(row[1])).filter(|bytes| !bytes.is_empty()))).collect(),
+    );
+}
+
 #[test]
 fn bad_input_is_told_before_work_starts() {
     let world = world();

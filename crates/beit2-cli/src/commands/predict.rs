@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::classes::IMAGENET_CLASSES;
 use crate::errors::{Ending, usage};
-use crate::export::{named, tell_unreadable, unreadable_json};
+use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
@@ -184,6 +184,12 @@ impl Job for Predicting<'_> {
 /// Views `[B]` → the best classes of each.
 type Rank<'a> = dyn Fn(&[Image]) -> Result<Vec<Vec<Prediction>>, Error> + 'a;
 
+/// An image's name, and its bytes in hexadecimal digits when it is not UTF-8.
+struct Name {
+    path: String,
+    bytes: Option<String>,
+}
+
 /// Walks through the images, a batch at a time, and writes what it finds. The methods give false when a signal came.
 struct Walk<'a> {
     source: Arc<dyn Source>,
@@ -199,7 +205,7 @@ impl Walk<'_> {
     /// Calls `each` with every readable image's name and classes.
     fn images(
         &mut self,
-        mut each: impl FnMut(&str, &[Prediction]) -> anyhow::Result<()>,
+        mut each: impl FnMut(&Name, &[Prediction]) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
         let config =
@@ -218,7 +224,7 @@ impl Walk<'_> {
                 match seen.item {
                     Ok(view) => {
                         views.push(view);
-                        names.push(name);
+                        names.push(Name { path: name, bytes: path_bytes(self.source.as_ref(), seen.index) });
                     }
                     Err(why) => self.unreadable.push((name, why)),
                 }
@@ -246,7 +252,7 @@ impl Walk<'_> {
                     format!("{:.1} % {class}", 100.0 * one.probability)
                 })
                 .collect();
-            output::result(&format!("{name}: {}", predictions.join(", ")))
+            output::result(&format!("{}: {}", name.path, predictions.join(", ")))
         })
     }
 
@@ -257,7 +263,11 @@ impl Walk<'_> {
         let mut first = true;
         let finished = self.images(|name, best| {
             let comma = if std::mem::take(&mut first) { "" } else { "," };
-            output::result(&format!("{comma}{}", json!({ "path": name, "predictions": best })))
+            let mut object = json!({ "path": name.path, "predictions": best });
+            if let Some(bytes) = &name.bytes {
+                object["path_bytes"] = json!(bytes);
+            }
+            output::result(&format!("{comma}{object}"))
         })?;
         let ended = if finished { "true" } else { "false" };
         output::result(&format!(
@@ -270,13 +280,22 @@ impl Walk<'_> {
     fn csv(&mut self, path: &Path, writer: &mut AtomicFile, top: usize) -> anyhow::Result<bool> {
         let failed = |error| FileError::new("write", path, error);
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
-        writeln!(writer, "path{}", columns.collect::<String>()).map_err(failed)?;
+        // A column of bytes only if a name needs it.
+        let source = &self.source;
+        let odd_names = (0..source.len()).any(|index| source.name_bytes(index).is_some());
+        let bytes = if odd_names { ",path_bytes" } else { "" };
+        writeln!(writer, "path{bytes}{}", columns.collect::<String>()).map_err(failed)?;
         self.images(|name, best| {
+            let bytes = match odd_names {
+                true => format!(",{}", name.bytes.as_deref().unwrap_or_default()),
+                false => String::new(),
+            };
             let predictions = best.iter().map(|one| {
                 let class = csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            Ok(writeln!(writer, "{}{}", csv_cell(name), predictions.collect::<String>()).map_err(failed)?)
+            let predictions: String = predictions.collect();
+            Ok(writeln!(writer, "{}{bytes}{predictions}", csv_cell(&name.path)).map_err(failed)?)
         })
     }
 }

@@ -15,7 +15,7 @@ pub fn write(finished: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result
     let mut rows = finished.partial.read_rows()?;
     let mut row = vec![0; finished.layout.row_bytes()];
     for sample in finished.partial.read_samples()? {
-        let Sample { path, label, .. } = sample?;
+        let Sample { path, path_bytes, label, .. } = sample?;
         rows.read_exact(&mut row).context("rows are missing")?;
         let ids: Vec<u32> = match finished.layout.element {
             Element::U16 => row.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]]).into()).collect(),
@@ -23,6 +23,7 @@ pub fn write(finished: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result
         };
         let width = finished.layout.shape.last().copied().unwrap_or(1).max(1);
         let mut object = Map::from_iter([("path".to_owned(), Value::String(path))]);
+        object.extend(path_bytes.map(|bytes| ("path_bytes".to_owned(), Value::String(bytes))));
         object.extend(label.map(|label| ("label".to_owned(), Value::String(label))));
         object.insert(finished.layout.name.to_owned(), ids.chunks(width).collect());
         serde_json::to_writer(&mut *writer, &object)?;

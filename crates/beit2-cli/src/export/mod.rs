@@ -165,6 +165,7 @@ impl Export<'_> {
                     return Err(Error::Interrupted.into());
                 }
                 let (path, label) = (source.name(seen.index), source.label(seen.index));
+                let path_bytes = path_bytes(source.as_ref(), seen.index);
                 let label = label.and_then(|label| source.classes().get(label as usize).cloned());
                 let error = match seen.item {
                     Ok(view) => {
@@ -177,7 +178,7 @@ impl Export<'_> {
                         return Err(unreadable(&path, &why));
                     }
                 };
-                samples.push(Sample { path, label, error });
+                samples.push(Sample { path, path_bytes, label, error });
             }
             let rows = if views.is_empty() { Vec::new() } else { compute(&views)? };
             partial.append(&rows, &samples)?;
@@ -215,6 +216,12 @@ impl Export<'_> {
         partial.remove();
         Ok(written)
     }
+}
+
+/// The bytes of an image's name in hexadecimal digits, when it is not UTF-8.
+pub fn path_bytes(source: &dyn Source, index: usize) -> Option<String> {
+    let bytes = source.name_bytes(index)?;
+    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn text_of(value: &Value) -> String {

@@ -25,7 +25,7 @@ const GROUP_VALUES: usize = 1 << 24;
 /// Rows of a group, for rows that are small.
 const GROUP_ROWS: usize = 1 << 16;
 
-/// Writes columns `path`, `label` (of images with classes) and the values, as one flat list a row.
+/// Writes columns `path`, `path_bytes` (if a name is not UTF-8), `label` (of images with classes) and the values, as one flat list a row.
 pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()> {
     let layout = rows.layout;
     let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];
@@ -43,7 +43,8 @@ pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()>
         let path = ColumnPath::new([layout.name, "list", "element"].map(str::to_owned).to_vec());
         properties = properties.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
     }
-    let schema = schema(layout, rows.labelled)?;
+    let odd_names = has_odd_names(rows)?;
+    let schema = schema(layout, odd_names, rows.labelled)?;
     let mut file = SerializedFileWriter::new(writer, schema, Arc::new(properties.build()))?;
     let mut values = rows.partial.read_rows()?;
     let mut samples = rows.partial.read_samples()?;
@@ -59,6 +60,15 @@ pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()>
         let mut column = next(group.next_column()?)?;
         column.typed::<ByteArrayType>().write_batch(&paths, None, None)?;
         column.close()?;
+        if odd_names {
+            let bytes = some.iter().filter_map(|sample| sample.path_bytes.as_deref());
+            let bytes: Vec<ByteArray> = bytes.map(|digits| unhex(digits).into()).collect();
+            let present: Vec<i16> =
+                some.iter().map(|sample| i16::from(sample.path_bytes.is_some())).collect();
+            let mut column = next(group.next_column()?)?;
+            column.typed::<ByteArrayType>().write_batch(&bytes, Some(&present), None)?;
+            column.close()?;
+        }
         if rows.labelled {
             let labels = some.iter().filter_map(|sample| sample.label.clone());
             let labels: Vec<ByteArray> = labels.map(|label| label.into_bytes().into()).collect();
@@ -84,6 +94,22 @@ pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()>
     }
     file.close()?;
     Ok(())
+}
+
+/// Whether a name is not UTF-8, which gives the file a column of bytes.
+fn has_odd_names(rows: &Finished<'_>) -> anyhow::Result<bool> {
+    for sample in rows.partial.read_samples()? {
+        if sample?.path_bytes.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Bytes from pairs of hexadecimal digits.
+fn unhex(digits: &str) -> Vec<u8> {
+    let pair = |at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    (0..digits.len()).step_by(2).filter_map(pair).collect()
 }
 
 fn next(column: Option<SerializedColumnWriter<'_>>) -> Result<SerializedColumnWriter<'_>, ParquetError> {
@@ -121,7 +147,7 @@ fn write_row(
     Ok(())
 }
 
-fn schema(layout: &RowLayout, labelled: bool) -> Result<TypePtr, ParquetError> {
+fn schema(layout: &RowLayout, odd_names: bool, labelled: bool) -> Result<TypePtr, ParquetError> {
     let text = |name: &str, repetition| {
         Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
             .with_repetition(repetition)
@@ -153,6 +179,10 @@ fn schema(layout: &RowLayout, labelled: bool) -> Result<TypePtr, ParquetError> {
         .with_fields(vec![Arc::new(list)])
         .build()?;
     let mut fields = vec![text("path", Repetition::REQUIRED)?];
+    if odd_names {
+        let bytes = Type::primitive_type_builder("path_bytes", Physical::BYTE_ARRAY);
+        fields.push(Arc::new(bytes.with_repetition(Repetition::OPTIONAL).build()?));
+    }
     if labelled {
         fields.push(text("label", Repetition::OPTIONAL)?);
     }

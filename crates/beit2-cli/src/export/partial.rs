@@ -39,6 +39,9 @@ const FINAL: &str = "final";
 pub struct Sample {
     /// What a person would look for.
     pub path: String,
+    /// The name's bytes in hexadecimal digits, when it is not UTF-8 and `path` shows it escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
     /// Name of the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -278,7 +281,7 @@ mod tests {
     }
 
     fn sample(path: &str, error: Option<&str>) -> Sample {
-        Sample { path: path.into(), label: None, error: error.map(Into::into) }
+        Sample { path: path.into(), path_bytes: None, label: None, error: error.map(Into::into) }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::model::open;
 use beit2_run::thousands;
 
 use crate::errors::{Ending, usage};
-use crate::export::{tell_unreadable, unreadable_json};
+use crate::export::{path_bytes, tell_unreadable, unreadable_json};
 use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, SourcesArg};
 use crate::output;
 use crate::session::{Job, Session};
@@ -240,7 +240,11 @@ impl Job for Predicting<'_> {
                     let target = &targets[seen.index];
                     let counts = write(&predictor, &image, target, args.opacity, config)?;
                     done.images += 1;
-                    done.shares.push(result(&name, target, &counts, config));
+                    let mut object = result(&name, target, &counts, config);
+                    if let Some(bytes) = path_bytes(source.as_ref(), seen.index) {
+                        object["path_bytes"] = json!(bytes);
+                    }
+                    done.shares.push(object);
                 }
             }
             let (at, total) = (seen.index as u64 + 1, total as u64);
