@@ -1,7 +1,7 @@
 //! Images and weights by the names that recipes use: files, run directories, and what is inside the program.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2::Error;
 use beit2::train::{Assets, Files, OpenOnce};
@@ -9,8 +9,10 @@ use beit2::weights::{self, WeightFile};
 use beit2_data::segment::{SegmentDataOptions, SegmentSource};
 use beit2_data::source::{self, StaticShard, TarSource};
 use beit2_data::{Source, fnv1a};
+use beit2_weights::{Normalization, ReadOptions};
 
 use crate::bundled::{TRAIN, VAL, teacher};
+use crate::output;
 
 const TRAIN_NAME: &str = "bundled:train";
 pub const VAL_NAME: &str = "bundled:val";
@@ -24,6 +26,43 @@ pub struct AssetStore {
     files: Files,
     /// By what was typed, which may be several names.
     sources: OpenOnce<String, dyn Source>,
+    reading: Reading,
+    /// Only warnings are told of how weights were read.
+    quiet: bool,
+    /// Weights whose notes were told.
+    told: Mutex<Vec<String>>,
+}
+
+/// How weights are read: what a command's flags say about them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// The entry of a file with several models.
+    pub entry: Option<String>,
+    /// Attention heads, where the file does not show them.
+    pub heads: Option<usize>,
+    /// How images are standardised, whatever the file says.
+    pub normalization: Option<Normalization>,
+}
+
+impl Reading {
+    /// A name of weights with the entry.
+    pub fn spec(&self, weights: &str) -> String {
+        match &self.entry {
+            Some(entry) => format!("{weights}#{entry}"),
+            None => weights.to_owned(),
+        }
+    }
+
+    /// Puts what the flags say in the place of what the file says or leaves open.
+    fn apply(&self, file: &mut WeightFile) {
+        if self.heads.is_some() {
+            file.beside.sizes.heads = self.heads;
+        }
+        if let Some(normalization) = &self.normalization {
+            file.beside.normalization = Some(normalization.clone());
+            file.warnings.retain(|warning| !warning.contains("how its images are standardised"));
+        }
+    }
 }
 
 impl Assets for AssetStore {
@@ -46,7 +85,14 @@ impl Assets for AssetStore {
         match (spec, teacher()) {
             (TEACHER_NAME, Some((name, bytes))) => weights::decode(bytes, name),
             (TEACHER_NAME, None) => Err(not_inside(spec)),
-            _ => self.files.weights(spec).map_err(|error| unknown_name(spec).unwrap_or(error)),
+            _ => {
+                let full = self.reading.spec(spec);
+                let file = self.files.weights(&full).map_err(|error| unknown_name(spec).unwrap_or(error));
+                let mut file = file?;
+                self.reading.apply(&mut file);
+                self.tell(spec, &file);
+                Ok(file)
+            }
         }
     }
 }
@@ -62,8 +108,30 @@ impl AssetStore {
         Some(tar_source(name, shards).map(|source| Arc::new(source) as Arc<dyn Source>))
     }
 
-    /// A value that changes when the weights do, for the identity of a run. Checks on the way that the file is
-    /// there and is a weight file.
+    /// Reads weights as these flags say, and tells only warnings about them when `quiet`.
+    pub fn reading(reading: Reading, quiet: bool) -> Self {
+        Self { reading, quiet, ..Self::default() }
+    }
+
+    /// Tells once how weights were read.
+    fn tell(&self, spec: &str, file: &WeightFile) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.iter().any(|known| known == spec) {
+            return;
+        }
+        told.push(spec.to_owned());
+        if !self.quiet {
+            for note in &file.notes {
+                output::note(&format!("{spec}: {note}"));
+            }
+        }
+        for warning in &file.warnings {
+            output::note(&format!("warning: {warning}"));
+        }
+    }
+
+    /// A value that changes when the weights do, or what is read beside them, for the identity of a run. Checks on the way
+    /// that the file is there and is a weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {
         match (spec, teacher()) {
             (TEACHER_NAME, Some((_, bytes))) => return Ok(format!("{:016x}", fnv1a(bytes))),
@@ -73,10 +141,21 @@ impl AssetStore {
         if let Some(error) = unknown_name(spec) {
             return Err(error.into());
         }
-        let path = weights::locate(spec)?;
-        beit2_weights::read(&path)?;
+        let found = weights::locate(self.reading.spec(spec))?;
+        let options = ReadOptions { root: found.entry.as_deref(), ..ReadOptions::default() };
+        let beside = beit2_weights::read_with(&found.path, &options)?.beside;
+        let mut fingerprint: String = beit2_weights::fingerprint(&found.path)?;
         // Half of the digits: this guards against mixing files up, not against an attacker.
-        Ok(beit2_weights::sha256(&path)?.chars().take(32).collect())
+        fingerprint.truncate(32);
+        let Reading { heads, normalization, .. } = &self.reading;
+        if !beside.is_empty() || found.entry.is_some() || heads.is_some() || normalization.is_some() {
+            let more = format!(
+                "{:?} {heads:?} {normalization:?} {} {}",
+                found.entry, beside.config, beside.preprocessor
+            );
+            fingerprint = format!("{fingerprint}-{:016x}", fnv1a(more.as_bytes()));
+        }
+        Ok(fingerprint)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use beit2_kernels::AutodiffBackend;
 
-use crate::assets::AssetStore;
+use crate::assets::{AssetStore, Reading};
 use crate::backend::{self, GroupJob};
 use crate::device::DeviceSpec;
 use crate::errors::usage;
@@ -36,7 +36,13 @@ pub trait Job {
 impl<'a> Session<'a> {
     /// A session of a command that has no run directory.
     pub fn new(output: OutputArgs, signals: &'a Signals) -> Self {
-        Self { assets: AssetStore::default(), signals, progress: Progress::new(output, signals) }
+        let assets = AssetStore::reading(Reading::default(), output.quiet);
+        Self { assets, signals, progress: Progress::new(output, signals) }
+    }
+
+    /// As [`Session::new`], for a command whose flags say how weights are read.
+    pub fn reading(output: OutputArgs, signals: &'a Signals, reading: Reading) -> Self {
+        Self { assets: AssetStore::reading(reading, output.quiet), ..Self::new(output, signals) }
     }
 
     /// Runs a job on the device that `--device` names, then takes the progress bar away.

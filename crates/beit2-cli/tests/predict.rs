@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod reading;
 mod support;
 #[path = "support/tiny.rs"]
 mod tiny;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use crate::error::WeightsError;
+use crate::layout::wrapper::{self, Wrapper};
+use crate::sidecar::Sidecar;
 use crate::source::FileSource;
 use crate::tensor::Tensor;
 use crate::view::TensorView;
@@ -63,7 +65,8 @@ pub struct ReadOptions<'a> {
     /// dotted names, so `optimizer` gives `state.0.exp_avg`, where 0 counts the parameters through
     /// `optimizer.param_groups.*.params` in [`Checkpoint::metadata`].
     pub root: Option<&'a str>,
-    /// Keep the prefix `module.` when all names have it (DistributedDataParallel adds it); by default it is taken off.
+    /// Keep the names as they are in the file. By default wrappers are taken off: the prefix `module.` that all names have
+    /// (DistributedDataParallel adds it), and `backbone.`, `encoder.`, `teacher.` and their like around a Vision Transformer.
     pub keep_ddp_prefix: bool,
 }
 
@@ -83,6 +86,12 @@ pub struct Checkpoint {
     pub ignored: Vec<String>,
     /// Whether the prefix `module.` was taken off all names.
     pub ddp_prefix_removed: bool,
+    /// The wrapper that was taken off the names, such as `teacher.backbone.`, with what else was in the file.
+    pub unwrapped: Option<Wrapper>,
+    /// The file's entries that hold tensors; of several one was read ([`Checkpoint::root`]).
+    pub entries: Vec<String>,
+    /// What the files beside it say ([`Sidecar::beside`]).
+    pub beside: Sidecar,
     path: PathBuf,
 }
 
@@ -92,32 +101,44 @@ impl Checkpoint {
         format: Format,
         root: Root,
         tensors: IndexMap<String, TensorView>,
-        options: &ReadOptions<'_>,
     ) -> Self {
-        const DDP: &str = "module.";
-        let strip = !options.keep_ddp_prefix
-            && !tensors.is_empty()
-            && tensors.keys().all(|name| name.len() > DDP.len() && name.starts_with(DDP));
-        let tensors = if strip {
-            tensors
-                .into_iter()
-                .map(|(name, view)| {
-                    let name = name[DDP.len()..].to_string();
-                    (name.clone(), TensorView { name, ..view })
-                })
-                .collect()
-        } else {
-            tensors
-        };
         Self {
             tensors,
             root,
             format,
+            entries: Vec::new(),
             metadata: BTreeMap::new(),
             ignored: Vec::new(),
-            ddp_prefix_removed: strip,
+            ddp_prefix_removed: false,
+            unwrapped: None,
+            beside: Sidecar::default(),
             path: source.path().to_path_buf(),
         }
+    }
+
+    /// With the names that are left when wrappers are taken off, and what lies beside `path`.
+    pub(crate) fn renamed(mut self, path: &Path, options: &ReadOptions<'_>) -> Self {
+        const DDP: &str = "module.";
+        self.path = path.to_path_buf();
+        if options.keep_ddp_prefix || self.tensors.is_empty() {
+            return self;
+        }
+        self.unwrapped = wrapper::find(self.tensors.keys().map(String::as_str));
+        let ddp = self.tensors.keys().all(|name| name.len() > DDP.len() && name.starts_with(DDP));
+        self.ddp_prefix_removed = ddp;
+        if self.unwrapped.is_none() && !ddp {
+            return self;
+        }
+        let name_of = |name: &str| match &self.unwrapped {
+            Some(wrapper) => wrapper.name(name),
+            None => name.strip_prefix(DDP).map(str::to_owned),
+        };
+        let renamed = self.tensors.iter().filter_map(|(name, view)| {
+            let name = name_of(name)?;
+            Some((name.clone(), TensorView { name, ..view.clone() }))
+        });
+        self.tensors = renamed.collect();
+        self
     }
 
     /// The file.
@@ -125,12 +146,29 @@ impl Checkpoint {
         &self.path
     }
 
-    /// Reads all tensors into memory, for [`crate::convert::convert`] or [`crate::plan::plan`].
+    /// Reads all tensors into memory, for [`crate::convert::convert`] or [`crate::plan::plan`], and looks at their values
+    /// ([`TensorView::load_finite`]).
     ///
     /// # Errors
-    /// The file cannot be read any more.
+    /// The file cannot be read any more; a value that is NaN or infinite.
     pub fn load_all(&self) -> Result<IndexMap<String, Tensor>, WeightsError> {
-        self.tensors.iter().map(|(name, view)| Ok((name.clone(), view.load()?))).collect()
+        self.tensors.iter().map(|(name, view)| Ok((name.clone(), view.load_finite()?))).collect()
+    }
+
+    /// What a user should know about how the file was read, one line each: the entry of several, names that were left
+    /// behind, what the files beside it say.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let others: Vec<&str> =
+            self.entries.iter().map(String::as_str).filter(|name| *name != self.root.to_string()).collect();
+        if !others.is_empty() && self.root != Root::Bare {
+            let others = others.join(", ");
+            notes.push(format!("entry `{}` of the file; also there: {others} (--entry NAME)", self.root));
+        }
+        notes.extend(self.unwrapped.as_ref().map(Wrapper::to_string));
+        notes.extend(self.beside.describe());
+        notes.extend(self.beside.remarks.iter().cloned());
+        notes
     }
 
     /// Reads one tensor.

@@ -11,8 +11,15 @@ const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x
 const OTHERS: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "a gzip archive"),
     (b"PK\x05\x06", "a zip archive without entries"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file (Keras, TensorFlow)"),
+    (b"GGUF", "a GGUF file (llama.cpp)"),
+    (b"ggml", "a GGML file"),
+    (b"RIFF", "a media file"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"PAR1", "a Parquet file"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
     (b"BZh", "a bzip2 archive"),
@@ -44,6 +51,9 @@ pub(crate) fn format(source: &FileSource) -> Result<Format, WeightsError> {
     if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Err(WeightsError::NotWeights { path: path(), what });
     }
+    if let Some(what) = by_ending(source.path(), &head) {
+        return Err(WeightsError::NotWeights { path: path(), what });
+    }
     let what = match head.get(257..262) {
         Some(b"ustar") => "a tar archive (torch before 0.1.10 wrote those; save it again with a newer torch)",
         _ if LEGACY_MAGIC.starts_with(&head) || b"PK\x03\x04".starts_with(&head) => {
@@ -52,6 +62,27 @@ pub(crate) fn format(source: &FileSource) -> Result<Format, WeightsError> {
         _ => "of an unknown format",
     };
     Err(WeightsError::NotWeights { path: path(), what })
+}
+
+/// Formats without a signature of their own, which the name makes likely. Only for a message: nothing is read by its name.
+fn by_ending(path: &std::path::Path, head: &[u8]) -> Option<&'static str> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    // ONNX is a protobuf whose first field is a small version number.
+    let protobuf = head.first() == Some(&0x08) || head.first() == Some(&0x0a);
+    Some(match () {
+        () if ends(&[".msgpack"]) => "a Flax file (msgpack)",
+        () if ends(&[".onnx"]) || (protobuf && head.windows(7).any(|part| part == b"pytorch")) => {
+            "an ONNX file"
+        }
+        () if ends(&[".pb"]) => "a TensorFlow graph",
+        () if head.get(4..8) == Some(b"TFL3") => "a TensorFlow Lite file",
+        () if name.contains(".ckpt") && ends(&[".index", ".meta"]) || name.contains(".data-0") => {
+            "a part of a TensorFlow checkpoint"
+        }
+        () if ends(&[".mlmodel"]) => "a Core ML file",
+        () => return None,
+    })
 }
 
 /// HTML and XML (cloud storage sends its errors as XML), after a byte-order mark and white space.

@@ -166,9 +166,9 @@ pub enum ZipProblem {
         /// Its claim.
         size: u64,
     },
-    /// An entry is compressed; torch never does that, and inflating is what zip bombs wait for.
+    /// An entry that is needed is compressed; torch never does that, and inflating is what zip bombs wait for.
     #[error(
-        "entry `{entry}` is compressed or encrypted, which torch.save never does; save the checkpoint again with torch.save"
+        "entry `{entry}` is compressed or encrypted, which torch never does with weights; save the checkpoint again with torch.save"
     )]
     NotStored {
         /// The entry.

@@ -26,9 +26,18 @@ pub fn sha256(path: &Path) -> Result<String, WeightsError> {
         hasher.update(piece);
         offset += count;
     }
-    Ok(hasher.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The SHA-256 of bytes in memory.
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
         hex
-    }))
+    })
 }

@@ -90,9 +90,9 @@ pub(crate) fn read(source: &Arc<FileSource>, options: &ReadOptions<'_>) -> Resul
             (name, view)
         })
         .collect();
-    let mut checkpoint = Checkpoint::new(source, Format::Safetensors, Root::Safetensors, tensors, options);
+    let mut checkpoint = Checkpoint::new(source, Format::Safetensors, Root::Safetensors, tensors);
     checkpoint.metadata = header.metadata;
-    Ok(checkpoint)
+    Ok(checkpoint.renamed(source.path(), options))
 }
 
 /// One tensor's entry in the header.

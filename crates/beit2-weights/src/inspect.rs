@@ -40,7 +40,7 @@ pub struct PatchAggregation {
     /// Whether it uses the trunk's `norm` and `lm_head`.
     pub shared_lm_head: bool,
     /// After which block, counted from 1, it takes the patch tokens. Weights do not tell: this is the published choice for
-    /// this depth (9 of 12, 21 of 24), `None` for other depths.
+    /// this depth (9 of 12, 21 of 24), `None` for other depths, unless [`ModelSummary::with_metadata`] has read it.
     pub intermediate_layer: Option<usize>,
 }
 
@@ -108,6 +108,22 @@ impl ModelSummary {
     /// Image side in pixels.
     pub fn image_px(&self) -> Option<usize> {
         self.grid?.checked_mul(self.patch)
+    }
+
+    /// With what a file of this software says in its metadata and tensors do not show: heads, and after which block the patch
+    /// aggregation head takes its tokens.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: &BTreeMap<String, String>) -> Self {
+        let text = metadata.get("beit2.config").map_or("", String::as_str);
+        let Ok(config) = serde_json::from_str::<serde_json::Value>(text) else { return self };
+        let count = |value: &serde_json::Value| usize::try_from(value.as_u64()?).ok();
+        if let (Some(head), Some(layer)) = (&mut self.patch_aggregation, count(&config["intermediate_layer"]))
+        {
+            head.intermediate_layer = Some(layer);
+        }
+        let heads = count(&config["vit"]["heads"]).or_else(|| count(&config["heads"]));
+        self.heads = self.heads.or(heads);
+        self
     }
 }
 

@@ -25,10 +25,12 @@ mod hash;
 mod header;
 pub mod inspect;
 pub mod layout;
+mod locate;
 mod pickle;
 pub mod plan;
 pub mod published;
 pub mod resize;
+pub mod sidecar;
 mod source;
 mod tensor;
 mod torch;
@@ -42,12 +44,16 @@ use std::path::Path;
 pub use checkpoint::{Checkpoint, Format, ReadOptions, Root};
 pub use error::{HeaderProblem, PickleProblem, WeightsError, ZipProblem};
 pub use hash::sha256;
+pub use layout::wrapper::Wrapper;
+pub use locate::{fingerprint, locate};
+pub use sidecar::{Normalization, Sidecar};
 pub use tensor::{DType, Tensor};
 pub use view::TensorView;
 pub use write::{TensorSource, safetensors_header, write_safetensors, write_safetensors_to};
 
-/// Opens a weights file with the default options: the first of `model`, `module` and `state_dict` that is there, else the
-/// whole file, with a common `module.` prefix taken off the names.
+/// Opens a weights file, a folder with one ([`locate`]) or the index of a sharded model with the default options: the first of
+/// `model`, `module` and `state_dict` that is there, else the whole file or its entry `teacher`; wrappers such as `module.` are
+/// taken off the names.
 ///
 /// # Errors
 /// As [`read_with`].
@@ -58,11 +64,26 @@ pub fn read(path: &Path) -> Result<Checkpoint, WeightsError> {
 /// Opens a weights file, for example at another entry: `model_ema`, `teacher`, `optimizer`.
 ///
 /// Everything that can be wrong with the chosen tensors (missing bytes, unknown types, shapes beyond their storage) is
-/// found here; later only the disk can fail.
+/// found here; later only the disk can fail, or [`Checkpoint::load_all`] find values that are not finite.
 ///
 /// # Errors
-/// A file that cannot be opened or is none of the formats, an entry that is not there, damaged or hostile contents.
+/// A file that cannot be opened or is none of the formats, an entry that is not there, damaged or hostile contents; a file
+/// beside it that cannot be understood.
 pub fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Checkpoint, WeightsError> {
+    let path = &locate(path)?;
+    let mut checkpoint = match locate::is_index(path) {
+        true => locate::read_sharded(path, options)?,
+        false => read_file(path, options)?,
+    };
+    // What this software writes says everything itself.
+    if !checkpoint.metadata.contains_key("beit2.config") {
+        checkpoint.beside = Sidecar::beside(path)?;
+    }
+    Ok(checkpoint)
+}
+
+/// One file, by its content.
+fn read_file(path: &Path, options: &ReadOptions<'_>) -> Result<Checkpoint, WeightsError> {
     let source = source::FileSource::open(path)?;
     match detect::format(&source)? {
         Format::Safetensors => header::read(&source, options),

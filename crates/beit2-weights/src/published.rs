@@ -149,6 +149,122 @@ pub const PUBLISHED: [Published; 19] = [
     model("beitv2_large_patch16_224_pt1k_ft21ktoade20k.pth", Segmentation, SEG_21K, 440_398_636, 150, None),
 ];
 
+/// A published teacher: a model whose patch features a tokenizer learns to rebuild.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishedTeacher {
+    /// Its file's name.
+    pub file: &'static str,
+    /// Its family, as in `teacher.kind` of a recipe and in `--teacher`.
+    pub kind: &'static str,
+    /// One line for a list.
+    pub about: &'static str,
+    /// Where its authors keep it.
+    pub url: &'static str,
+    /// Its SHA-256, where the authors tell it.
+    pub sha256: Option<&'static str>,
+    /// Bytes, rounded.
+    pub megabytes: u64,
+}
+
+const fn dino(
+    file: &'static str,
+    about: &'static str,
+    url: &'static str,
+    megabytes: u64,
+) -> PublishedTeacher {
+    PublishedTeacher { file, kind: "dino", about, url, sha256: None, megabytes }
+}
+
+const fn dinov2(
+    file: &'static str,
+    about: &'static str,
+    url: &'static str,
+    megabytes: u64,
+) -> PublishedTeacher {
+    PublishedTeacher { file, kind: "dinov2", about, url, sha256: None, megabytes }
+}
+
+/// The published teachers. The first is that of the paper's tokenizers. OpenAI's files are TorchScript archives in half
+/// precision, and their addresses hold the SHA-256.
+pub const TEACHERS: [PublishedTeacher; 11] = [
+    PublishedTeacher {
+        file: "ViT-B-16.pt",
+        kind: "clip",
+        about: "OpenAI's CLIP ViT-B/16, the paper's teacher",
+        url: "https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+        sha256: Some("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        megabytes: 351,
+    },
+    PublishedTeacher {
+        file: "ViT-L-14.pt",
+        kind: "clip",
+        about: "OpenAI's CLIP ViT-L/14",
+        url: "https://openaipublic.azureedge.net/clip/models/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+        sha256: Some("b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        megabytes: 933,
+    },
+    dino(
+        "dino_vitbase16_pretrain.pth",
+        "DINO ViT-B/16, the paper's other teacher",
+        "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+        343,
+    ),
+    dino(
+        "dino_deitsmall16_pretrain.pth",
+        "DINO ViT-S/16",
+        "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+        87,
+    ),
+    dino(
+        "dino_vitbase8_pretrain.pth",
+        "DINO ViT-B/8",
+        "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+        343,
+    ),
+    dinov2(
+        "dinov2_vits14_pretrain.pth",
+        "DINOv2 ViT-S/14",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        88,
+    ),
+    dinov2(
+        "dinov2_vitb14_pretrain.pth",
+        "DINOv2 ViT-B/14",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+        346,
+    ),
+    dinov2(
+        "dinov2_vitl14_pretrain.pth",
+        "DINOv2 ViT-L/14",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        1218,
+    ),
+    dinov2(
+        "dinov2_vits14_reg4_pretrain.pth",
+        "DINOv2 ViT-S/14 with registers",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+        88,
+    ),
+    dinov2(
+        "dinov2_vitb14_reg4_pretrain.pth",
+        "DINOv2 ViT-B/14 with registers",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+        346,
+    ),
+    dinov2(
+        "dinov2_vitl14_reg4_pretrain.pth",
+        "DINOv2 ViT-L/14 with registers",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+        1218,
+    ),
+];
+
+/// The published teacher of that file name, with or without its ending.
+pub fn teacher(name: &str) -> Option<&'static PublishedTeacher> {
+    let stem = |name: &str| name.trim_end_matches(".pth").trim_end_matches(".pt").to_lowercase();
+    TEACHERS.iter().find(|teacher| stem(teacher.file) == stem(name))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -170,5 +286,16 @@ mod tests {
             "https://huggingface.co/timm/beitv2_base_patch16_224.in1k_ft_in1k/resolve/main/model.safetensors";
         assert_eq!(base.and_then(Published::mirror_url).as_deref(), Some(mirror));
         assert_eq!(find("beit_base"), None);
+    }
+
+    #[test]
+    fn teachers_are_found_by_their_files() {
+        for one in &TEACHERS {
+            assert_eq!(teacher(one.file), Some(one));
+            assert!(one.url.ends_with(&format!("/{}", one.file)));
+            // OpenAI's addresses hold it.
+            assert!(one.sha256.is_none_or(|sha256| sha256.len() == 64 && one.url.contains(sha256)));
+        }
+        assert_eq!(teacher("vit-b-16").map(|one| one.kind), Some("clip"));
     }
 }

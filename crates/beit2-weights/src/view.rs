@@ -49,6 +49,27 @@ impl TensorView {
             .ok_or_else(|| self.error("has a shape that overflows".to_string()))
     }
 
+    /// As [`TensorView::load`], and looks at the values: weights that are NaN or infinite make every result meaningless.
+    /// Attention masks may hold −∞, as OpenAI's CLIP does.
+    ///
+    /// # Errors
+    /// The file cannot be read any more; a value that is NaN or infinite.
+    pub fn load_finite(&self) -> Result<Tensor, WeightsError> {
+        let tensor = self.load()?;
+        let is_mask = matches!(
+            self.name.rsplit('.').next(),
+            Some("attn_mask" | "attention_mask" | "causal_mask" | "mask")
+        );
+        if is_mask || tensor.is_finite() {
+            return Ok(tensor);
+        }
+        let (bad, all) = (tensor.count_non_finite(), self.shape.iter().product::<usize>());
+        Err(self.error(format!(
+            "has {bad} of {all} values that are NaN or infinite, so nothing can be computed with these weights; use a \
+             checkpoint from before the training broke"
+        )))
+    }
+
     fn read(&self, count: usize) -> Result<Vec<u8>, WeightsError> {
         self.source.read(self.offset, count as u64, &format!("tensor `{}`", self.name))
     }

@@ -1,4 +1,5 @@
-//! The directory of a zip file as torch writes it: stored entries only, every claim checked against the file.
+//! The directory of a zip file as torch writes it, every claim checked against the file. Only stored entries can be read:
+//! torch stores all that is needed. TorchScript compresses the code beside it, which nobody here looks at.
 //!
 //! Why not the `zip` crate: a checkpoint needs none of compression, encryption, recovery of damaged archives or searching
 //! for a directory in the middle of a file; what it needs is that every offset is checked before anything is read.
@@ -29,7 +30,8 @@ pub(crate) struct Range {
 /// The entries of a zip file, by name.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    entries: HashMap<String, Range>,
+    /// Where the bytes lie; `None` for an entry that is compressed or encrypted.
+    entries: HashMap<String, Option<Range>>,
     /// The names in the order of the directory.
     pub(crate) names: Vec<String>,
 }
@@ -49,7 +51,7 @@ impl Directory {
             let range = locate(source, &claim, place.start)?;
             ranges.push((claim.local_offset, range.start + range.len, claim.name.clone()));
             names.push(claim.name.clone());
-            if entries.insert(claim.name.clone(), range).is_some() {
+            if entries.insert(claim.name.clone(), claim.stored.then_some(range)).is_some() {
                 return Err(fail(ZipProblem::Duplicate { entry: claim.name }));
             }
         }
@@ -62,9 +64,13 @@ impl Directory {
         Ok(Self { entries, names })
     }
 
-    /// The place of an entry.
-    pub(crate) fn get(&self, name: &str) -> Option<Range> {
-        self.entries.get(name).copied()
+    /// The place of an entry; `None` when there is none. An entry that is compressed cannot be read.
+    pub(crate) fn stored(&self, name: &str) -> Result<Option<Range>, ZipProblem> {
+        match self.entries.get(name) {
+            Some(None) => Err(ZipProblem::NotStored { entry: name.to_string() }),
+            Some(place) => Ok(*place),
+            None => Ok(None),
+        }
     }
 }
 
@@ -129,8 +135,11 @@ fn find_directory(source: &FileSource) -> Result<Place, WeightsError> {
 /// What the directory says about one entry.
 struct Claim {
     name: String,
+    /// Bytes in the file.
     size: u64,
     local_offset: u64,
+    /// Whether these bytes are the entry itself: neither compressed nor encrypted.
+    stored: bool,
 }
 
 fn parse_directory(bytes: &[u8], count: u64) -> Result<Vec<Claim>, ZipProblem> {
@@ -152,10 +161,6 @@ fn parse_directory(bytes: &[u8], count: u64) -> Result<Vec<Claim>, ZipProblem> {
             String::from_utf8_lossy(bytes.get(at + CENTRAL_FIXED..name_end).ok_or_else(bad)?).into_owned();
         let extra = bytes.get(name_end..extra_end).ok_or_else(bad)?;
 
-        // Bit 0: encrypted.
-        if method != 0 || flags & 1 != 0 {
-            return Err(ZipProblem::NotStored { entry: name });
-        }
         let mut wide = zip64_fields(extra);
         let mut widen = |narrow: u64| {
             if narrow == 0xffff_ffff { wide.next().unwrap_or(narrow) } else { narrow }
@@ -164,10 +169,9 @@ fn parse_directory(bytes: &[u8], count: u64) -> Result<Vec<Claim>, ZipProblem> {
         let size = widen(long(24)?);
         let compressed = widen(long(20)?);
         let local_offset = widen(long(42)?);
-        if size != compressed {
-            return Err(ZipProblem::NotStored { entry: name });
-        }
-        claims.push(Claim { name, size, local_offset });
+        // Bit 0: encrypted.
+        let stored = method == 0 && flags & 1 == 0 && size == compressed;
+        claims.push(Claim { name, size: compressed, local_offset, stored });
         at = extra_end + comment_len;
     }
     Ok(claims)

@@ -142,14 +142,14 @@ fn a_whole_pickled_model_is_explained() {
 #[test]
 fn an_unknown_entry_lists_those_that_are_there() {
     let pickle =
-        whole(dict(&[("teacher", dict(&[("w", tensor("0", 2, &[2], &[1]))])), ("epoch", vec![b'K', 3])]));
+        whole(dict(&[("net", dict(&[("w", tensor("0", 2, &[2], &[1]))])), ("epoch", vec![b'K', 3])]));
     let (_folder, path) = archive(&pickle, &[("0", &TWO)]);
     let text = read(&path).unwrap_err().to_string();
-    assert!(text.contains("`teacher`, `epoch`"), "{text}");
-    let teacher = |root| read_with(&path, &ReadOptions { root: Some(root), ..Default::default() });
-    assert_eq!(teacher("teacher").unwrap().tensors.len(), 1);
-    assert!(teacher("student").unwrap_err().to_string().contains("`teacher`, `epoch`"));
-    assert!(teacher("epoch").unwrap_err().to_string().contains("a plain value"));
+    assert!(text.contains("`net`, `epoch`"), "{text}");
+    let entry = |root| read_with(&path, &ReadOptions { root: Some(root), ..Default::default() });
+    assert_eq!(entry("net").unwrap().tensors.len(), 1);
+    assert!(entry("student").unwrap_err().to_string().contains("`net`, `epoch`"));
+    assert!(entry("epoch").unwrap_err().to_string().contains("a plain value"));
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, out] = args.as_slice() else {
         return Err("expected: MODEL FOLDER".into());
     };
-    let checkpoint = read(&weights::locate(model)?)?;
+    let checkpoint = read(&weights::locate(model)?.path)?;
     let converted = convert(checkpoint.load_all()?, None, Family::HuggingFace)?;
     let mut config = hf_config(&inspect(&converted.tensors)?, None)?;
     let names = Classifier::open(model)?.config.class_names;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use beit2_data::{EvalConfig, Image, Limits, stack_hwc};
 use beit2_kernels::{self as kernels, Backend};
+use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::error::{Error, config_error};
@@ -79,6 +80,14 @@ pub fn to_signed<B: Backend>(images: Tensor<B, 4>) -> Tensor<B, 4> {
 /// (x − mean)/std per channel of `[B, 3, H, W]`.
 pub fn standardise<B: Backend>(images: Tensor<B, 4>, mean: [f64; 3], std: [f64; 3]) -> Tensor<B, 4> {
     kernels::standardise(images, &mean, &std)
+}
+
+/// Standardises by a model's own statistics; `None`: ImageNet's.
+pub fn normalise<B: Backend>(images: Tensor<B, 4>, normalization: Option<&Normalization>) -> Tensor<B, 4> {
+    match normalization {
+        Some(Normalization { mean, std }) => kernels::standardise(images, mean, std),
+        None => standardise(images, IMAGENET_MEAN, IMAGENET_STD),
+    }
 }
 
 /// [−1, 1] → a teacher's standardised input: back to bytes' range with clamping, then its statistics.

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
-use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, SourceArg};
+use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs, SourceArg};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -32,6 +32,9 @@ pub struct Args {
     /// teacher)
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Which tokens become an image's row
     #[arg(long, value_name = "WHAT", default_value = "mean")]
@@ -94,7 +97,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let known = [Format::Npy, Format::Parquet, Format::Safetensors];
     let to = Destination::new(&args.export, &known)?;
     let list = to.list();
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     // A wrong name is said before a device starts.
     session.assets.source(&args.images.source)?;
     let written = session.on(&args.device.device, Embedding { args, to })?;
@@ -119,7 +122,8 @@ impl Job for Embedding<'_> {
         let options = args.frozen.options(args.precision.precision);
         let file = session.assets.weights(&args.weights)?;
         let model = Embedder::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
-        let view = EvalConfig { crop_pct: args.export.crop_pct, ..model.view() };
+        let view = model.view();
+        let view = EvalConfig { crop_pct: args.export.crop_pct.or(view.crop_pct), ..view };
         view.validate().map_err(beit2::Error::from)?;
         let (name, kind) = args.features.resolved();
         let (width, grid) = (model.net.width(), model.image_px / model.net.patch_px());

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::classes::{IMAGENET_CLASSES, Trained, check_classes};
 use crate::errors::{Ending, usage};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ResultArgs};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -27,6 +27,9 @@ pub struct Args {
     /// Classifier: a run of `beit2 finetune`, or a weight file with official, timm or Hugging Face names
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Labelled images: one sub-folder per class, tar shards, or IDX files
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -44,18 +47,18 @@ pub struct Args {
     #[arg(long, value_name = "METHOD", default_value = "spline")]
     rel_pos_interpolation: RelPosInterpolation,
 
-    /// Fraction of the resized image that the model sees [default: 0.875, or 1 up to 32 px and from 384 px on; timm
-    /// uses 0.9 for base and 0.95 for large]
+    /// Fraction of the resized image that the model sees [default: as files beside the weights say; else 0.875, or 1 up to
+    /// 32 px and from 384 px on; timm uses 0.9 for base and 0.95 for large]
     #[arg(long, value_name = "FRACTION")]
     crop_pct: Option<f64>,
 
-    /// How images that are not square are made square
-    #[arg(long, value_name = "MODE", default_value = "center")]
-    crop_mode: Mode,
+    /// How images that are not square are made square [default: as files beside the weights say; else center]
+    #[arg(long, value_name = "MODE")]
+    crop_mode: Option<Mode>,
 
-    /// Resize filter
-    #[arg(long, value_name = "FILTER", default_value = "bicubic")]
-    interpolation: Filter,
+    /// Resize filter [default: as files beside the weights say; else bicubic]
+    #[arg(long, value_name = "FILTER")]
+    interpolation: Option<Filter>,
 
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -132,7 +135,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if args.crop_pct.is_some_and(|share| !(share > 0.0 && share <= 2.0)) {
         return usage("--crop-pct must be above 0 and at most 2 (the reference uses 0.875)");
     }
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let source = session.assets.source(&args.data)?;
     if source.classes().is_empty() {
         return usage(format!("{} has no classes; an evaluation needs one sub-folder per class", args.data));
@@ -198,25 +201,28 @@ impl Job for &Args {
             Trained { weights: &self.weights, count: classes, names },
         )?;
         let config = &DataConfig { workers: self.workers, ..DataConfig::default() };
-        let view = view(self, classifier.config.vit.image_size);
+        let view = view(self, &classifier.eval, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };
-        Ok(evaluate(&classifier.model, &data, &mut session.progress, &session.signals.stop, device)?)
+        let statistics = classifier.config.vit.normalization.as_ref();
+        let Session { progress, signals, .. } = session;
+        Ok(evaluate(&classifier.model, statistics, &data, progress, &signals.stop, device)?)
     }
 }
 
-fn view(args: &Args, size: usize) -> EvalConfig {
+/// The model's view, with the flags over it.
+fn view(args: &Args, model: &EvalTable, size: usize) -> EvalConfig {
     let table = EvalTable {
-        crop_pct: args.crop_pct,
-        crop_mode: match args.crop_mode {
+        crop_pct: args.crop_pct.or(model.crop_pct),
+        crop_mode: args.crop_mode.map_or(model.crop_mode, |mode| match mode {
             Mode::Center => CropMode::Center,
             Mode::Squash => CropMode::Squash,
             Mode::Border => CropMode::Border,
-        },
-        interpolation: match args.interpolation {
+        }),
+        interpolation: args.interpolation.map_or(model.interpolation, |filter| match filter {
             Filter::Bilinear => Interpolation::Bilinear,
             Filter::Bicubic => Interpolation::Bicubic,
             Filter::Lanczos => Interpolation::Lanczos,
-        },
+        }),
         images_per_batch: Some(args.batch_size),
     };
     table.view(size)

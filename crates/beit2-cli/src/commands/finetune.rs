@@ -4,7 +4,7 @@ use beit2::classify::finetune::FinetuneRecipe;
 
 use crate::errors::Ending;
 use crate::experiment;
-use crate::flags::TrainArgs;
+use crate::flags::{TrainArgs, UnsaidArgs};
 use crate::signals::Signals;
 
 /// Flags of `finetune`.
@@ -20,10 +20,18 @@ pub struct Args {
     /// Weights to start from: a run, a weight file with official, timm or Hugging Face names, or `scratch`
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
+
+    #[command(flatten)]
+    unsaid: UnsaidArgs,
 }
 
 /// Trains, or continues a run.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let init = args.init.clone().map(|weights| ("init.weights".to_owned(), weights));
-    experiment::run::<FinetuneRecipe>(&args.train, init.into_iter().collect(), signals)
+    experiment::run::<FinetuneRecipe>(
+        &args.train,
+        init.into_iter().collect(),
+        args.unsaid.reading()?,
+        signals,
+    )
 }

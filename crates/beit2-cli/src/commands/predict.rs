@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::classes::IMAGENET_CLASSES;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, SourcesArg};
+use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Job, Session};
@@ -39,6 +39,9 @@ pub struct Args {
     /// Classifier: a run directory, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Classes per image, the most probable first
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -60,7 +63,8 @@ pub struct Args {
     #[arg(long, value_name = "PX")]
     image_size: Option<usize>,
 
-    /// Fraction of the resized image that the model sees [default: 0.875, or 1 up to 32 px and from 384 px on]
+    /// Fraction of the resized image that the model sees [default: as files beside the weights say; else 0.875, or 1 up to
+    /// 32 px and from 384 px on]
     #[arg(long, value_name = "FRACTION")]
     crop_pct: Option<f64>,
 
@@ -88,7 +92,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         let csv = csv.display();
         return usage(format!("{csv} already exists; choose another name, or replace it with --force"));
     }
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let names = args.names.as_deref().map(read_names).transpose()?;
     let sources =
         args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;

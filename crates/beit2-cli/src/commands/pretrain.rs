@@ -2,6 +2,7 @@
 
 use beit2::pretrain::PretrainRecipe;
 
+use crate::assets::Reading;
 use crate::errors::Ending;
 use crate::experiment;
 use crate::flags::TrainArgs;
@@ -25,5 +26,10 @@ pub struct Args {
 /// Trains, or continues a run.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let tokenizer = args.tokenizer.clone().map(|weights| ("tokenizer.weights".to_owned(), weights));
-    experiment::run::<PretrainRecipe>(&args.train, tokenizer.into_iter().collect(), signals)
+    experiment::run::<PretrainRecipe>(
+        &args.train,
+        tokenizer.into_iter().collect(),
+        Reading::default(),
+        signals,
+    )
 }

@@ -10,6 +10,7 @@ use beit2_run::atomic::AtomicFile;
 use burn::tensor::DType;
 use clap::ValueHint;
 
+use crate::assets::Reading;
 use crate::errors::{Ending, usage};
 use crate::flags::TrainArgs;
 use crate::signals::Signals;
@@ -43,7 +44,9 @@ pub struct ExportArgs {
 /// Runs one of them.
 pub fn run(command: &Teacher, signals: &Signals) -> anyhow::Result<Ending> {
     match command {
-        Teacher::Distill(args) => experiment::run::<DistillRecipe>(args, Vec::new(), signals),
+        Teacher::Distill(args) => {
+            experiment::run::<DistillRecipe>(args, Vec::new(), Reading::default(), signals)
+        }
         Teacher::Export(args) => export(args),
     }
 }

@@ -12,7 +12,7 @@ use beit2_run::{Existing, recipe};
 use beit2_run::{format_duration, thousands};
 use serde_json::json;
 
-use crate::assets::AssetStore;
+use crate::assets::{AssetStore, Reading};
 use crate::backend::{self, GroupJob};
 use crate::device::DeviceSpec;
 use crate::display::speed;
@@ -27,10 +27,11 @@ use crate::{output, report};
 pub use inputs::Inputs;
 use provenance::continue_command;
 
-/// Runs a training command. `extra` are overrides by the command's own flags.
+/// Runs a training command. `extra` are overrides by the command's own flags, `reading` how its weights are read.
 pub fn run<S: Stage>(
     flags: &TrainArgs,
     extra: Vec<(String, String)>,
+    reading: Reading,
     signals: &Signals,
 ) -> anyhow::Result<Ending> {
     let Some(named) = flags.recipe.as_deref().or(S::DEFAULT_RECIPE) else {
@@ -43,7 +44,8 @@ pub fn run<S: Stage>(
     let mut overrides = flags.overrides();
     overrides.extend(extra);
     let mut settings: S = recipes::resolve(&found, &overrides)?;
-    let assets = AssetStore::default();
+    let reading = Reading { entry: flags.entry.entry.clone(), ..reading };
+    let assets = AssetStore::reading(reading, flags.output.quiet);
     // What is missing is said by the check below, which also names the flags.
     let tables = settings.tables();
     if !tables.data.train.is_empty() && !tables.weights.1.is_empty() {

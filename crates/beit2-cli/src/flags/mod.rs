@@ -19,7 +19,7 @@ pub use features::{FeatureKindArg, FrozenArgs};
 pub use results::ResultArgs;
 pub use segment::{InferArgs, MaskArgs};
 pub use train::TrainArgs;
-pub use weights::{NamesArg, WeightFileArgs};
+pub use weights::{EntryArg, NamesArg, ReadArgs, UnsaidArgs, WeightFileArgs};
 
 /// Where to compute.
 #[derive(Debug, Clone, Args)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use beit2_data::source::AND;
 use clap::{Args, ValueHint};
 
-use super::{DeviceArgs, OutputArgs};
+use super::{DeviceArgs, EntryArg, OutputArgs};
 
 /// A recipe, changes to it, and where and how to run it.
 #[derive(Debug, Args)]
@@ -46,6 +46,9 @@ pub struct TrainArgs {
     /// Print the resolved recipe, check that images and weights exist, and stop
     #[arg(long)]
     pub dry_run: bool,
+
+    #[command(flatten)]
+    pub entry: EntryArg,
 
     #[command(flatten)]
     pub device: DeviceArgs,

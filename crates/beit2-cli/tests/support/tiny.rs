@@ -73,6 +73,13 @@ pub fn backbone(path: &Path) {
     save(path, &filled(params::export(&model)), None);
 }
 
+/// A classifier in official names without bias tables, which do not show its heads.
+pub fn headless_classifier(path: &Path, classes: usize) {
+    let config = VitConfig { width: 64, heads: 4, abs_pos_emb: true, ..vit(RelPosKind::None) };
+    let model = VisionTransformer::<Flex>::new(&config, Pooling::Mean, classes, &Default::default());
+    save(path, &filled(params::export(&model)), None);
+}
+
 /// A classifier in official names that says nothing about itself.
 pub fn bare_classifier(path: &Path, classes: usize) {
     let config = VitConfig { width: 64, heads: 1, ..vit(RelPosKind::PerBlock) };

@@ -16,6 +16,7 @@ mod account;
 mod error;
 pub(crate) mod pattern;
 pub(crate) mod tables;
+pub(crate) mod wrapper;
 
 use std::fmt;
 
@@ -33,6 +34,8 @@ pub enum Family {
     Timm,
     /// Hugging Face transformers.
     HuggingFace,
+    /// mmpretrain (before: mmclassification), read only.
+    MmPretrain,
 }
 
 /// Which model.
@@ -65,6 +68,7 @@ impl fmt::Display for Family {
             Family::Official => "official",
             Family::Timm => "timm",
             Family::HuggingFace => "Hugging Face",
+            Family::MmPretrain => "mmpretrain",
         })
     }
 }
@@ -134,6 +138,13 @@ pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Layout, La
         (Family::HuggingFace, kind)
     } else if starts("quantize.") {
         (Family::Official, Kind::Tokenizer)
+    } else if starts("layers.0.ln1.") && starts("patch_embed.projection.") {
+        let kind = match () {
+            () if starts("head.cls_head.") || names.contains(&"mask_token") => Kind::Pretraining,
+            () if starts("head.") => Kind::Classifier,
+            () => Kind::Backbone,
+        };
+        (Family::MmPretrain, kind)
     } else if starts("backbone.") || starts("decode_head.") {
         (Family::Official, Kind::Segmentation)
     } else if starts("patch_embed.proj.") && starts("blocks.") {
@@ -158,8 +169,11 @@ fn looks_like(names: &[&str]) -> String {
     if starts("visual.") {
         return "they look like a CLIP model".to_string();
     }
-    if starts("backbone.layers.") || starts("target_generator.") {
-        return "they look like mmpretrain's names, which are not supported".to_string();
+    if starts("visual_projection.") || starts("vision_model.") {
+        return "they look like a CLIP or SigLIP model".to_string();
+    }
+    if starts("embeddings.register_tokens") || starts("layer.0.") {
+        return "they look like a DINO model".to_string();
     }
     match names.first() {
         Some(name) => format!("the first is `{}`", name.chars().take(100).collect::<String>()),

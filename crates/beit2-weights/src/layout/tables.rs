@@ -258,6 +258,48 @@ const HF_CLASSIFIER: Table = Table {
     absent: HF_ABSENT,
 };
 
+/// mmpretrain's trunk, after its prefix `backbone.`; `ln1` of the trunk is the final norm, `ln2` that of the pooled patches.
+const MMPRETRAIN_TRUNK: &[Rule] = &[
+    ("cls_token", Use("cls_token")),
+    ("mask_token", Use("mask_token")),
+    ("pos_embed", Use("pos_embed")),
+    ("patch_embed.projection.{p}", Use("patch_embed.proj.{p}")),
+    ("rel_pos_bias.relative_position_bias_table", Use("rel_pos_bias.relative_position_bias_table")),
+    ("rel_pos_bias.relative_position_index", INDEX),
+    ("ln1.{p}", Use("norm.{p}")),
+    ("ln2.{p}", Use("fc_norm.{p}")),
+    ("head.fc.{p}", Use("head.{p}")),
+    ("head.cls_head.{p}", Use("lm_head.{p}")),
+    ("neck.norm.{p}", Use("norm.{p}")),
+    ("neck.rescale_patch_aggregation_init_weight", Ignored("only for the start of training")),
+    ("target_generator.{*}", Ignored("the tokenizer is needed for training only and has its own file")),
+    ("data_preprocessor.{*}", Ignored("how images are standardised, which are constants")),
+];
+
+const MMPRETRAIN_BLOCK: &[Rule] = &[
+    ("gamma_1", Use("gamma_1")),
+    ("gamma_2", Use("gamma_2")),
+    ("ln1.{p}", Use("norm1.{p}")),
+    ("attn.q_bias", Use("attn.q_bias")),
+    ("attn.v_bias", Use("attn.v_bias")),
+    ("attn.relative_position_bias_table", Use("attn.relative_position_bias_table")),
+    ("attn.relative_position_index", INDEX),
+    ("attn.qkv.weight", Use("attn.qkv.weight")),
+    ("attn.proj.{p}", Use("attn.proj.{p}")),
+    ("ln2.{p}", Use("norm2.{p}")),
+    ("ffn.layers.0.0.{p}", Use("mlp.fc1.{p}")),
+    ("ffn.layers.1.{p}", Use("mlp.fc2.{p}")),
+];
+
+const MMPRETRAIN: Table = Table {
+    sections: &[
+        section("", "", MMPRETRAIN_TRUNK),
+        section("layers.{n}.", "blocks.{n}.", MMPRETRAIN_BLOCK),
+        section("neck.patch_aggregation.{n}.", "cls_pt_layers.{n}.", MMPRETRAIN_BLOCK),
+    ],
+    absent: &[],
+};
+
 impl Layout {
     /// The table of this layout; `None` for a pair that does not exist.
     pub(crate) fn table(self) -> Option<&'static Table> {
@@ -269,6 +311,7 @@ impl Layout {
             (Family::HuggingFace, Kind::Classifier) => Some(&HF_CLASSIFIER),
             (Family::HuggingFace, Kind::Pretraining) => Some(&HF_PRETRAINING),
             (Family::HuggingFace, Kind::Backbone) => Some(&HF_BACKBONE),
+            (Family::MmPretrain, Kind::Classifier | Kind::Backbone | Kind::Pretraining) => Some(&MMPRETRAIN),
             _ => None,
         }
     }

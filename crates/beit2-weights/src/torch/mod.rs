@@ -45,7 +45,7 @@ pub(crate) fn read_zip(
     let folder = name.strip_suffix("data.pkl").unwrap_or_default();
 
     // Files from before torch 2.1 have no such entry; their writers were little-endian in all but a few cases.
-    if let Some(range) = directory.get(&format!("{folder}byteorder")) {
+    if let Some(range) = directory.stored(&format!("{folder}byteorder")).map_err(fail)? {
         match source.read(range.start, range.len.min(8), "its byte order")?.trim_ascii() {
             b"little" => {}
             b"big" => {
@@ -54,15 +54,18 @@ pub(crate) fn read_zip(
             _ => return Err(fail(ZipProblem::ByteOrder)),
         }
     }
-    let range = directory.get(name).ok_or_else(|| fail(ZipProblem::NoPickle))?;
+    let range = directory.stored(name).map_err(fail)?.ok_or_else(|| fail(ZipProblem::NoPickle))?;
     let pickle = pickle::run(source, range.start, range.start + range.len)?;
 
     let data = format!("{folder}data/");
-    let storages = directory
-        .names
-        .iter()
-        .filter_map(|name| Some((name.strip_prefix(&data)?.to_string(), directory.get(name)?)))
-        .collect();
+    let mut storages = Storages::new();
+    for name in &directory.names {
+        if let Some(key) = name.strip_prefix(&data)
+            && let Some(range) = directory.stored(name).map_err(fail)?
+        {
+            storages.insert(key.to_string(), range);
+        }
+    }
     checkpoint(source, Format::TorchZip, &pickle, &storages, options)
 }
 
@@ -146,6 +149,7 @@ fn checkpoint(
 ) -> Result<Checkpoint, WeightsError> {
     let layout = |problem| WeightsError::Layout { path: source.path().to_path_buf(), problem };
     let (root, found) = select::select(pickle, options.root).map_err(layout)?;
+    let entries = select::entries(pickle);
     let mut tensors = IndexMap::with_capacity(found.len());
     let mut total = 0u64;
     let budget = source.len().saturating_mul(MAX_EXPANSION).saturating_add(SPARE_BYTES);
@@ -175,9 +179,10 @@ fn checkpoint(
             return Err(fail("is there twice".to_string()));
         }
     }
-    let mut checkpoint = Checkpoint::new(source, format, root, tensors, options);
+    let mut checkpoint = Checkpoint::new(source, format, root, tensors);
+    checkpoint.entries = entries;
     (checkpoint.metadata, checkpoint.ignored) = values::collect(pickle);
-    Ok(checkpoint)
+    Ok(checkpoint.renamed(source.path(), options))
 }
 
 /// Type, position in the file, and strides if they matter; every byte of the tensor lies in its storage.

@@ -14,6 +14,19 @@ const MAX_NAME_BYTES: usize = 64 << 20;
 /// A tensor's name, and what it is or why it cannot be read.
 type Found<'a> = (String, Result<Spec<'a>, String>);
 
+/// The entries of a file that hold tensors, by name: one of them is read, and the others could be.
+pub(crate) fn entries(pickle: &Pickle) -> Vec<String> {
+    // Why two: the centre of DINO's loss is a single tensor, and no model.
+    const FEWEST: usize = 2;
+    let tensors = |id: Id| {
+        let pairs = pickle.pairs(id).unwrap_or(&[]).iter();
+        pairs.filter(|(_, value)| rebuild::tensor(pickle, *value).is_some()).take(FEWEST).count()
+    };
+    let pairs = pickle.pairs(pickle.top).unwrap_or(&[]).iter();
+    let found = pairs.filter(|(_, value)| tensors(*value) >= FEWEST);
+    found.filter_map(|(key, _)| key_text(pickle, *key)).take(64).collect()
+}
+
 /// Chooses the root and lists its tensors. The error is a sentence without its subject, the file.
 pub(crate) fn select<'a>(
     pickle: &'a Pickle,
@@ -60,7 +73,9 @@ fn where_in(root: &Root) -> String {
 fn choose(pickle: &Pickle, requested: Option<&str>) -> Result<(Root, Id), String> {
     let top = pickle.top;
     if let Some(name) = requested {
-        return match pickle.get(top, name) {
+        // A dotted name leads into dictionaries of dictionaries; a name that is there with its dots comes first.
+        let nested = || name.split('.').try_fold(top, |dict, part| pickle.get(dict, part));
+        return match pickle.get(top, name).or_else(nested) {
             Some(id) if pickle.pairs(id).is_some() => Ok((Root::Named(name.to_string()), id)),
             Some(id) => Err(format!(
                 "has {} as its entry `{name}`; expected a dictionary of tensors",
@@ -85,9 +100,22 @@ fn choose(pickle: &Pickle, requested: Option<&str>) -> Result<(Root, Id), String
     }
     let has_tensors =
         pickle.pairs(top).unwrap_or(&[]).iter().any(|(_, value)| rebuild::tensor(pickle, *value).is_some());
-    match other {
-        Some(problem) if !has_tensors => Err(problem),
-        _ => Ok((Root::Bare, top)),
+    if has_tensors {
+        return Ok((Root::Bare, top));
+    }
+    // Training checkpoints of DINO and its relatives, whose teacher is the better model.
+    for name in ["teacher", "model_ema", "ema", "student"] {
+        if let Some(id) = pickle.get(top, name).filter(|id| pickle.pairs(*id).is_some()) {
+            return Ok((Root::Named(name.to_string()), id));
+        }
+    }
+    match (other, entries(pickle).as_slice()) {
+        (Some(problem), _) => Err(problem),
+        (None, []) => Ok((Root::Bare, top)),
+        (None, several) => Err(format!(
+            "has no entry `model`, `module` or `state_dict`; choose one of {} (--entry NAME)",
+            several.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 

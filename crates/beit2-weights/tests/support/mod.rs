@@ -121,7 +121,9 @@ pub fn golden_json(name: &str) -> Option<Value> {
 
 /// A golden safetensors file, in memory.
 pub fn golden_tensors(name: &str) -> Option<StateDict> {
-    Some(open(&golden(name)?).load_all().unwrap())
+    // Recordings of scores hold NaN where a class has no pixels.
+    let load = |(name, view): (&String, &beit2_weights::TensorView)| (name.clone(), view.load().unwrap());
+    Some(open(&golden(name)?).tensors.iter().map(load).collect())
 }
 
 /// The tensors whose names start with `prefix`, without it.

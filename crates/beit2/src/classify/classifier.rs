@@ -15,7 +15,7 @@ use super::{ClassifierConfig, EvalTable};
 use crate::error::{Error, config_error};
 use crate::train::check_precision;
 use crate::vit::{DropPath, Pooling, VisionTransformer, VitConfig, plan_weights};
-use crate::weights::{self, HF_CLASS_NAMES, StateFile, WeightFile, to_tensors, written_config};
+use crate::weights::{self, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
 
 /// What can be chosen when a [`Classifier`] is opened.
@@ -61,13 +61,14 @@ pub struct Classifier<B: Backend = Flex> {
     pub config: ClassifierConfig,
     /// The model, frozen ([`VisionTransformer::freeze`]).
     pub model: VisionTransformer<B>,
+    /// How images are made for it: as the files beside the weights say, else the reference's way.
+    pub eval: EvalTable,
 }
 
-/// The names that a Hugging Face configuration gives, when there are as many as classes.
+/// The names that files beside the weights give, when there are as many as classes.
 fn names_beside(state: &StateFile, classes: usize) -> Vec<String> {
-    let text = state.metadata.get(HF_CLASS_NAMES).map_or("", String::as_str);
-    let names: Vec<String> = serde_json::from_str(text).unwrap_or_default();
-    if names.len() == classes { names } else { Vec::new() }
+    let names = &state.beside.class_names;
+    if names.len() == classes { names.clone() } else { Vec::new() }
 }
 
 impl Classifier {
@@ -137,6 +138,7 @@ impl<B: Backend> Classifier<B> {
             let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();
             (classes, config.class_names) = (rows.len(), kept);
         }
+        let eval = EvalTable::beside(&state, options.image_size)?;
         config.classes = Some(classes);
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
@@ -149,18 +151,18 @@ impl<B: Backend> Classifier<B> {
         let plan = plan_weights(state, &config.vit, config.pooling, classes, &planned)?;
         let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
         model.set_precision(options.precision);
-        Ok(Self { config, model: model.freeze() })
+        Ok(Self { config, model: model.freeze(), eval })
     }
 
     /// Images in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.
     pub fn logits(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
-        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let x = pixels::normalise(images, self.config.vit.normalization.as_ref());
         self.model.forward(x, &DropPath::none())
     }
 
     /// How it sees an image, as evaluation does it: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
-        EvalTable::default().view(self.config.vit.image_size)
+        self.eval.view(self.config.vit.image_size)
     }
 
     /// The most probable class of an image of any size.

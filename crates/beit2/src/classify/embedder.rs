@@ -10,7 +10,7 @@ use beit2_weights::plan::PlanOptions;
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 
-use super::{FeatureKind, Featurizer, pretrained_sizes};
+use super::{EvalTable, FeatureKind, Featurizer, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::tokenizer;
 use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
@@ -57,6 +57,8 @@ pub struct Embedder<B: Backend = Flex> {
     pub image_px: usize,
     /// The block that was chosen, counted from 1 (0: the patch embedding); `None`: after the final norm.
     pub layer: Option<usize>,
+    /// How images are made for it: as the files beside the weights say, else the reference's way.
+    pub eval: EvalTable,
     device: B::Device,
 }
 
@@ -109,21 +111,21 @@ impl<B: Backend> Embedder<B> {
                 "{origin} holds a {kind}, whose features come after its last layer; leave the layer out"
             ));
         }
-        let (net, trained_px, layer) = if tokenizer {
+        let (net, trained_px, layer, eval) = if tokenizer {
             let (config, model) = tokenizer::load::<B>(file, origin, None, device)?;
-            (Featurizer::Encoder(Box::new(model)), config.image_size, None)
+            (Featurizer::Encoder(Box::new(model)), config.image_size, None, EvalTable::default())
         } else if stage == "distill" {
             let Some(config) = written_config::<VitConfig>(&file.metadata, origin)? else {
                 return config_error(format!("{origin} does not say its sizes"));
             };
             let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
             let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
-            (Featurizer::Teacher(Box::new(model)), config.image_size, None)
+            (Featurizer::Teacher(Box::new(model)), config.image_size, None, EvalTable::default())
         } else {
             open_vit(origin, file, options, device)?
         };
         let image_px = options.image_size.unwrap_or(trained_px);
-        Self::finished(net, image_px, layer, options.precision, device)
+        Ok(Self { eval, ..Self::finished(net, image_px, layer, options.precision, device)? })
     }
 
     fn finished(
@@ -135,14 +137,15 @@ impl<B: Backend> Embedder<B> {
     ) -> Result<Self, Error> {
         check_side(image_px, net.patch_px())?;
         net.set_precision(precision);
-        Ok(Self { net: net.freeze(), image_px, layer, device: device.clone() })
+        let eval = EvalTable::default();
+        Ok(Self { net: net.freeze(), image_px, layer, eval, device: device.clone() })
     }
 
     /// Number of blocks after which features can be taken; `None` where they come after the last layer only.
     pub fn blocks(&self) -> Option<usize> {
         match &self.net {
             Featurizer::Mim(model, _) => Some(model.trunk.blocks.len()),
-            Featurizer::Vit(model, _) => Some(model.trunk.blocks.len()),
+            Featurizer::Vit(model, ..) => Some(model.trunk.blocks.len()),
             Featurizer::Encoder(_) | Featurizer::Teacher(_) => None,
         }
     }
@@ -153,7 +156,7 @@ impl<B: Backend> Embedder<B> {
         let after = layer.min(self.blocks().unwrap_or(0));
         match &mut self.net {
             Featurizer::Mim(_, layer) => *layer = after,
-            Featurizer::Vit(_, layer) => *layer = Some(after),
+            Featurizer::Vit(_, layer, _) => *layer = Some(after),
             Featurizer::Encoder(_) | Featurizer::Teacher(_) => return,
         }
         self.layer = Some(after);
@@ -161,7 +164,7 @@ impl<B: Backend> Embedder<B> {
 
     /// How it sees an image: the shorter side resized, the centre cut out.
     pub fn view(&self) -> EvalConfig {
-        EvalConfig::of_size(self.image_px as u32)
+        self.eval.view(self.image_px)
     }
 
     /// Images of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
@@ -197,7 +200,7 @@ fn open_vit<B: Backend>(
     file: WeightFile,
     options: &EmbedderOptions,
     device: &B::Device,
-) -> Result<(Featurizer<B>, usize, Option<usize>), Error> {
+) -> Result<(Featurizer<B>, usize, Option<usize>, EvalTable), Error> {
     let state = StateFile::new(file, origin).map_err(|error| {
         Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
     })?;
@@ -231,9 +234,10 @@ fn open_vit<B: Backend>(
     if state.summary.pooling.is_none() {
         model.norm = None;
     }
+    let eval = EvalTable::beside(&state, options.image_size)?;
     let plan = plan_weights(state, &vit, pooling, 0, &PlanOptions::default())?;
     let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)?;
-    Ok((Featurizer::Vit(Box::new(model), layer), vit.image_size, layer))
+    Ok((Featurizer::Vit(Box::new(model), layer, vit.normalization), vit.image_size, layer, eval))
 }
 
 fn open_teacher<B: Backend>(

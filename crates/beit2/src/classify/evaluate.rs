@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
+use beit2_weights::Normalization;
+use beit2_weights::sidecar::ViewMode;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,7 @@ use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::train::{EvaluationData, Event, Observer, scalar, to_device};
 use crate::vit::{DropPath, VisionTransformer};
+use crate::weights::StateFile;
 
 /// `[eval]`: how validation images are preprocessed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,47 @@ impl Default for EvalTable {
 }
 
 impl EvalTable {
+    /// What the files beside weights say of how images are made; what they do not say stays as in the reference. `image_size`
+    /// is the size that the user wants.
+    ///
+    /// # Errors
+    /// Another size than that of the tensors, a filter that is not offered.
+    pub(crate) fn beside(state: &StateFile, image_size: Option<usize>) -> Result<Self, Error> {
+        let (view, origin) = (&state.beside.view, &state.origin);
+        let file = || state.beside.files.last().cloned().unwrap_or_default();
+        if let (Some(said), Some(trained), None) = (view.size, state.summary.image_px(), image_size)
+            && said != trained
+        {
+            return config_error(format!(
+                "{origin}: {} makes images of {said} px, but the weights are of a model of {trained} px; say which with \
+                 --image-size",
+                file()
+            ));
+        }
+        let defaults = Self::default();
+        Ok(Self {
+            crop_pct: view.crop_pct,
+            crop_mode: match view.mode {
+                None | Some(ViewMode::Center) => CropMode::Center,
+                Some(ViewMode::Squash) => CropMode::Squash,
+                Some(ViewMode::Border) => CropMode::Border,
+            },
+            interpolation: match view.interpolation.as_deref() {
+                None => defaults.interpolation,
+                Some("bicubic") => Interpolation::Bicubic,
+                Some("bilinear") => Interpolation::Bilinear,
+                Some("lanczos") => Interpolation::Lanczos,
+                Some(other) => {
+                    return config_error(format!(
+                        "{origin}: {} resizes images with the filter `{other}`; bilinear, bicubic and lanczos are offered",
+                        file()
+                    ));
+                }
+            },
+            ..defaults
+        })
+    }
+
     /// The view for a model of this input size.
     pub fn view(&self, size: usize) -> EvalConfig {
         EvalConfig {
@@ -63,7 +107,7 @@ pub struct Evaluation {
     pub top1: f64,
     /// Share of images whose class is among the five largest logits (of all when there are fewer classes).
     pub top5: f64,
-    /// Cross entropy, the mean of the batches' means as the reference reports it.
+    /// Cross entropy, the mean over images. (The reference reports the mean of the batches' means, which depends on the batch.)
     pub loss: f64,
     /// How often a class (first) was taken for another (second), or for itself.
     #[serde(skip)]
@@ -113,12 +157,13 @@ impl Evaluation {
     }
 }
 
-/// Evaluates on all images, each once.
+/// Evaluates on all images, each once. `normalization` is the model's ([`crate::vit::VitConfig::normalization`]).
 ///
 /// # Errors
 /// Images without classes or with more than the model has, images that cannot be read, an interruption.
 pub fn evaluate<B: Backend>(
     model: &VisionTransformer<B>,
+    normalization: Option<&Normalization>,
     data: &EvaluationData<'_>,
     observer: &mut dyn Observer,
     stop: &StopFlag,
@@ -126,7 +171,7 @@ pub fn evaluate<B: Backend>(
 ) -> Result<Evaluation, Error> {
     let total = data.source.len();
     let mut found = Evaluation::default();
-    let (mut loss, mut batches, mut hits) = (0.0, 0.0, [0usize; 2]);
+    let (mut loss, mut hits) = (0.0, [0usize; 2]);
     for batch in data.loader()? {
         if stop.is_set() {
             return Err(Error::Interrupted);
@@ -136,7 +181,7 @@ pub fn evaluate<B: Backend>(
             return config_error("a validation image has no class; evaluation needs classes for all");
         };
         let (images, _) = to_device::<B>(&batch.items, device)?;
-        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let x = pixels::normalise(images, normalization);
         let logits = model.forward(x, &DropPath::none());
         let classes = logits.dims()[1];
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
@@ -153,14 +198,14 @@ pub fn evaluate<B: Backend>(
         }
         let numbers: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
         let numbers = Tensor::<B, 1, Int>::from_data(&numbers[..], device);
-        loss += scalar(hard_cross_entropy(logits, numbers));
-        batches += 1.0;
+        loss += scalar(hard_cross_entropy(logits, numbers)) * labels.len() as f64;
         found.images += labels.len();
         let (what, done) = ("evaluation".to_owned(), found.images as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
     }
     let share = |hits: usize| hits as f64 / found.images.max(1) as f64;
-    (found.loss, found.top1, found.top5) = (loss / f64::max(batches, 1.0), share(hits[0]), share(hits[1]));
+    let mean = loss / found.images.max(1) as f64;
+    (found.loss, found.top1, found.top5) = (mean, share(hits[0]), share(hits[1]));
     Ok(found)
 }
 

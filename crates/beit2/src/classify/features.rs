@@ -3,6 +3,7 @@
 use beit2_data::Batch;
 use beit2_kernels::{Backend, Precision};
 use beit2_run::StopFlag;
+use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +46,8 @@ pub enum Featurizer<B: Backend> {
     /// A masked image model: tokens after a block, counted from 1 (0: the patch embedding), un-normalised.
     Mim(Box<MimModel<B>>, usize),
     /// A classifier or bare Vision Transformer: tokens after a block, counted alike, un-normalised; `None`: after its
-    /// final norm.
-    Vit(Box<VisionTransformer<B>>, Option<usize>),
+    /// final norm. Then how its images are standardised; `None`: by ImageNet's statistics.
+    Vit(Box<VisionTransformer<B>>, Option<usize>, Option<Normalization>),
     /// A tokenizer's encoder after its final norm.
     Encoder(Box<VqKd<B>>),
     /// A teacher's tokens.
@@ -58,7 +59,7 @@ impl<B: Backend> Featurizer<B> {
     pub fn set_precision(&mut self, precision: Precision) {
         match self {
             Self::Mim(model, _) => model.set_precision(precision),
-            Self::Vit(model, _) => model.set_precision(precision),
+            Self::Vit(model, ..) => model.set_precision(precision),
             Self::Encoder(model) => model.set_precision(precision),
             Self::Teacher(teacher) => teacher.set_precision(precision),
         }
@@ -69,7 +70,7 @@ impl<B: Backend> Featurizer<B> {
     pub fn freeze(self) -> Self {
         match self {
             Self::Mim(model, layer) => Self::Mim(Box::new(model.freeze_trunk()), layer),
-            Self::Vit(model, layer) => Self::Vit(Box::new(model.freeze()), layer),
+            Self::Vit(model, layer, statistics) => Self::Vit(Box::new(model.freeze()), layer, statistics),
             Self::Encoder(model) => Self::Encoder(Box::new(model.freeze_encoder())),
             Self::Teacher(teacher) => Self::Teacher(Box::new(teacher.freeze())),
         }
@@ -82,8 +83,8 @@ impl<B: Backend> Featurizer<B> {
                 let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
                 model.trunk.tokens_after(x, *layer)
             }
-            Self::Vit(model, layer) => {
-                let x = vit_tokens(model, *layer, images);
+            Self::Vit(model, layer, statistics) => {
+                let x = vit_tokens(model, *layer, pixels::normalise(images, statistics.as_ref()));
                 match (layer, &model.fc_norm) {
                     (None, Some(fc_norm)) => fc_norm.forward(x),
                     _ => x,
@@ -100,8 +101,8 @@ impl<B: Backend> Featurizer<B> {
     /// such a classifier is what its head sees.
     pub fn features(&self, images: Tensor<B, 4>, kind: FeatureKind) -> Tensor<B, 2> {
         match self {
-            Self::Vit(model, None) if model.fc_norm.is_some() => {
-                let tokens = vit_tokens(model, None, images);
+            Self::Vit(model, None, statistics) if model.fc_norm.is_some() => {
+                let tokens = vit_tokens(model, None, pixels::normalise(images, statistics.as_ref()));
                 let [batch, _, width] = tokens.dims();
                 let pooled = kind.pool(tokens);
                 let vectors = pooled.dims()[1] / width; // 2 of `Concat`, each normalised by itself
@@ -125,7 +126,7 @@ impl<B: Backend> Featurizer<B> {
     pub fn width(&self) -> usize {
         match self {
             Self::Mim(model, _) => model.trunk.cls_token.dims()[2],
-            Self::Vit(model, _) => model.trunk.cls_token.dims()[2],
+            Self::Vit(model, ..) => model.trunk.cls_token.dims()[2],
             Self::Encoder(model) => model.encoder.trunk.cls_token.dims()[2],
             Self::Teacher(teacher) => teacher.width(),
         }
@@ -136,7 +137,7 @@ impl<B: Backend> Featurizer<B> {
         let of = |trunk: &Trunk<B>| trunk.patch_embed.proj.weight.dims()[2];
         match self {
             Self::Mim(model, _) => of(&model.trunk),
-            Self::Vit(model, _) => of(&model.trunk),
+            Self::Vit(model, ..) => of(&model.trunk),
             Self::Encoder(model) => of(&model.encoder.trunk),
             Self::Teacher(teacher) => teacher.patch_size(),
         }
@@ -147,9 +148,8 @@ impl<B: Backend> Featurizer<B> {
 fn vit_tokens<B: Backend>(
     model: &VisionTransformer<B>,
     layer: Option<usize>,
-    images: Tensor<B, 4>,
+    x: Tensor<B, 4>,
 ) -> Tensor<B, 3> {
-    let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
     let x = model.trunk.tokens_after(x, layer.unwrap_or(model.trunk.blocks.len()));
     match (layer, &model.norm) {
         (None, Some(norm)) => norm.forward(x),

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pixels;
 use crate::tokenizer::VqKd;
 use crate::train::{DataConfig, DataPosition, Item, TrainingData, scalar, to_device};
-use crate::vit::DropPath;
+use crate::vit::{DropPath, VitConfig};
 
 /// Metrics of a validation set.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ pub fn evaluate<I: Backend>(
 
     let (mut loss, mut accuracy, mut count) = (Vec::new(), Vec::new(), 0.0);
     for batch in data.loader(DataPosition::default(), &Rank::alone())?.take(batches) {
-        let (x, mask, labels) = inputs(tokenizer, &batch?.items, recipe.model.vit.patches(), device)?;
+        let (x, mask, labels) = inputs(tokenizer, &batch?.items, &recipe.model.vit, device)?;
         let found = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
         loss.resize(found.branches.len(), 0.0);
         accuracy.resize(found.branches.len(), 0.0);
@@ -71,20 +71,20 @@ pub(crate) fn validation_data<'a>(
     TrainingData { source, config, batch_size, views, mask: Some(recipe.block_mask()), seed: 0 }
 }
 
-/// What a model of `patches` patches is given: standardised images `[B, 3, H, W]`, their masks, and the target token ids
+/// What a model of these sizes is given: standardised images `[B, 3, H, W]`, their masks, and the target token ids
 /// `[B·M]`.
 pub(crate) fn inputs<I: Backend>(
     tokenizer: &VqKd<I>,
     items: &[Item],
-    patches: usize,
+    vit: &VitConfig,
     device: &I::Device,
 ) -> Result<Inputs<I>, Error> {
     let (images, second) = to_device::<I>(items, device)?;
     let masked: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-    let mask = PatchMask::new(&masked, items.len(), patches, device);
+    let mask = PatchMask::new(&masked, items.len(), vit.patches(), device);
     let tokenizer_x = tokenizer.preprocess(second.unwrap_or_else(|| images.clone()));
     let labels = tokenizer.ids_at(tokenizer_x, mask.masked_tokens());
-    let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    let x = pixels::normalise(images, vit.normalization.as_ref());
     Ok((x, mask, labels))
 }
 

@@ -86,6 +86,7 @@ pub fn train<B: AutodiffBackend>(
     // The frozen half of a step, which runs one batch ahead on a thread of its own.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, patches, frozen_device) = (tokenizer.clone(), vit.patches(), device.clone());
+    let normalization = vit.normalization.clone();
     let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
         let device = &frozen_device;
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
@@ -99,7 +100,7 @@ pub fn train<B: AutodiffBackend>(
             }
             None => frozen.ids_at(tokenizer_x, mask.masked_tokens()),
         };
-        let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+        let x = pixels::normalise(images, normalization.as_ref());
         let cache_use = cache.as_mut().map(TokenCache::used).unwrap_or_default();
         Ok((batch, x, mask, labels, cache_use))
     });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
 use beit2_data::{Image, Loader, RngStream, SampleInfo, TransformError, stack_hwc};
 use beit2_kernels::{Backend, Rank};
+use beit2_weights::Normalization;
 use burn::tensor::{Int, Tensor};
 
 use super::{SegmentRecipe, label_tensor};
@@ -57,6 +58,7 @@ pub(super) fn training_loader(
 pub(super) fn inputs<B: Backend>(
     items: &[SegmentTrainView],
     classes: usize,
+    normalization: Option<&Normalization>,
     device: &B::Device,
 ) -> Result<(Tensor<B, 4>, Tensor<B, 3, Int>), Error> {
     let Some(first) = items.first() else {
@@ -65,7 +67,7 @@ pub(super) fn inputs<B: Backend>(
     let (height, width) = (first.image.height as usize, first.image.width as usize);
     let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
     let x = pixels::from_bytes(bytes, items.len(), height, width, device);
-    let mut x = pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    let mut x = pixels::normalise(x, normalization);
     for (at, item) in items.iter().enumerate() {
         let (columns, rows) = (item.content.0 as usize, item.content.1 as usize);
         for region in [[0..rows, columns..width], [rows..height, 0..width]] {

@@ -7,6 +7,7 @@
 use beit2_data::Image;
 use beit2_data::segment::{LabelMap, SegmentTestConfig};
 use beit2_kernels::Backend;
+use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -224,13 +225,15 @@ impl<'a, B: Backend> Predictor<'a, B> {
             classes: self.config.class_count(),
         };
         let (batch, device) = (self.infer.windows_per_batch, self.device.clone());
-        let sliding = self.model;
+        let (sliding, statistics) = (self.model, self.config.vit.normalization.as_ref());
         Ok(Stitcher::new(sizes, move |places: &[(usize, usize)]| {
             let model = whole.as_ref().unwrap_or(sliding);
             let mut all = Vec::with_capacity(places.len());
             for places in places.chunks(batch) {
-                let x =
-                    Tensor::cat(places.iter().map(|&at| cut::<B>(&image, at, window, &device)).collect(), 0);
+                let x = Tensor::cat(
+                    places.iter().map(|&at| cut::<B>(&image, at, window, statistics, &device)).collect(),
+                    0,
+                );
                 let logits = model.forward(x)?;
                 let [_, rows, columns, classes] = logits.dims();
                 let values = logits.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
@@ -247,6 +250,7 @@ fn cut<B: Backend>(
     image: &Image,
     (top, left): (usize, usize),
     (height, width): (usize, usize),
+    normalization: Option<&Normalization>,
     device: &B::Device,
 ) -> Tensor<B, 4> {
     let (rows, columns) = (height.min(image.height as usize - top), width.min(image.width as usize - left));
@@ -256,7 +260,7 @@ fn cut<B: Backend>(
         image.data[start..start + columns * 3].iter().copied()
     });
     let x = pixels::from_bytes::<B>(pixels.collect(), 1, rows, columns, device);
-    let x = pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    let x = pixels::normalise(x, normalization);
     if (rows, columns) == (height, width) {
         return x;
     }

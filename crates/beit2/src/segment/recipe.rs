@@ -155,7 +155,10 @@ impl SegmentRecipe {
     /// Weights that hold no such model, masks without classes or with others than the recipe says.
     pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
-        if given && self.init.sizes_from_weights {
+        if given && !self.init.sizes_from_weights {
+            let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
+            self.model.vit.normalization = self.model.vit.normalization.take().or(state.normalization());
+        } else if given {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             let sizes = if state.summary.layout.kind == Kind::Segmentation {
                 // Its pyramid and heads are taken too, as far as the classes allow.

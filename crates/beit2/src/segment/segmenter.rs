@@ -132,6 +132,6 @@ impl<B: Backend> Segmenter<B> {
     /// # Errors
     /// Images of a size that the model cannot see as a whole, see [`super::Backbone::check_size`].
     pub fn logits(&self, images: Tensor<B, 4>) -> Result<Tensor<B, 4>, Error> {
-        self.model.forward(pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD))
+        self.model.forward(pixels::normalise(images, self.config.vit.normalization.as_ref()))
     }
 }

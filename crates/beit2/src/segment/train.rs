@@ -114,11 +114,12 @@ pub fn train<B: AutodiffBackend>(
     let per_step = (micro_batches * rank.world()) as u64;
     // Images and labels of a step, made one batch ahead on a thread of their own.
     let batches = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
-    let inputs_device = device.clone();
+    let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
     let prefetch = Prefetch::new(batches, move |batch: Batch<SegmentTrainView>| {
         let mut inputs_of_step = Vec::new();
         for items in batch.items.chunks(micro_batch) {
-            inputs_of_step.push(inputs::<B::InnerBackend>(items, classes, &inputs_device)?);
+            let statistics = normalization.as_ref();
+            inputs_of_step.push(inputs::<B::InnerBackend>(items, classes, statistics, &inputs_device)?);
         }
         Ok((batch, inputs_of_step))
     });

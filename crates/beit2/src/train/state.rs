@@ -119,8 +119,7 @@ pub struct Saved {
     pub averages: Option<Tensors>,
 }
 
-/// The averaged parameters of a checkpoint, a model like `model.safetensors`.
-pub(super) const AVERAGES: &str = "model_ema.safetensors";
+pub(super) use crate::weights::AVERAGES;
 
 /// Opens the run directory and reads the newest checkpoint that is whole.
 pub(super) fn open_run<R>(env: &mut Env<'_>, recipe: &R) -> Result<(RunDir, Option<Resumed>), Error>

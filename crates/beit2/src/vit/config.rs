@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use beit2_weights::Normalization;
+
 use crate::error::{Error, config_error};
 
 /// Where the relative position bias lives.
@@ -49,6 +51,9 @@ pub struct VitConfig {
     pub drop_path: f64,
     /// ε of the layer norms.
     pub norm_eps: f64,
+    /// How pixels in [0, 1] are standardised; absent: by ImageNet's mean and standard deviation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalization: Option<Normalization>,
 }
 
 impl Default for VitConfig {
@@ -67,6 +72,7 @@ impl Default for VitConfig {
             rel_pos_bias: RelPosKind::Shared,
             drop_path: 0.0,
             norm_eps: 1e-6,
+            normalization: None,
         }
     }
 }
@@ -123,6 +129,18 @@ impl VitConfig {
         }
         if !(0.0..1.0).contains(&self.drop_path) {
             return config_error(format!("drop_path {} must lie in [0, 1)", self.drop_path));
+        }
+        if let Some(normalization) = &self.normalization {
+            let channels = normalization.mean.len();
+            if let Some(problem) = normalization.problem() {
+                return config_error(format!("normalization: {problem}"));
+            }
+            if channels != self.in_chans {
+                return config_error(format!(
+                    "normalization has {channels} means, but the model sees {} channels",
+                    self.in_chans
+                ));
+            }
         }
         if self.mlp_hidden() == 0 {
             return config_error(format!("mlp_ratio {} leaves the MLP without units", self.mlp_ratio));

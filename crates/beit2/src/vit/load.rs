@@ -8,9 +8,10 @@ use burn::tensor::TensorData;
 
 use super::{Pooling, RelPosKind, VitConfig, relative_position_index};
 use crate::error::{Error, config_error};
-use crate::weights::{HF_NORM_EPS, StateFile, Tensors};
+use crate::weights::{StateFile, Tensors};
 
-/// Width of an attention head in every published model; what a file without bias tables is taken to have.
+/// Widths of published models, whose heads are 64 wide. Files without bias tables do not tell their heads.
+const PUBLISHED_WIDTHS: [usize; 4] = [192, 384, 768, 1024];
 const HEAD_WIDTH: usize = 64;
 
 impl VitConfig {
@@ -25,18 +26,17 @@ impl VitConfig {
         let Some(image_size) = summary.image_px() else {
             return config_error(format!("{origin} has no positions that tell its image size"));
         };
-        let heads = match summary.heads {
+        let heads = match summary.heads.or(state.beside.sizes.heads) {
             Some(heads) => heads,
-            None if summary.width.is_multiple_of(HEAD_WIDTH) => summary.width / HEAD_WIDTH,
+            None if PUBLISHED_WIDTHS.contains(&summary.width) => summary.width / HEAD_WIDTH,
             None => {
                 return config_error(format!(
-                    "{origin} does not tell its number of attention heads, and its width {} is no multiple of \
-                     {HEAD_WIDTH}, the usual width of a head",
+                    "{origin} does not tell its number of attention heads, and {} is no published width; give the number \
+                     with --heads, or put the model's config.json beside it",
                     summary.width
                 ));
             }
         };
-        let eps = state.metadata.get(HF_NORM_EPS).and_then(|text| text.parse().ok());
         let config = VitConfig {
             image_size,
             patch_size: summary.patch,
@@ -55,10 +55,11 @@ impl VitConfig {
                 RelativeBias::PerBlock => RelPosKind::PerBlock,
             },
             drop_path: 0.0,
-            norm_eps: match (summary.layout.family, eps) {
+            norm_eps: match (summary.layout.family, state.beside.norm_eps) {
                 (Family::HuggingFace, Some(eps)) => eps,
                 _ => VitConfig::default().norm_eps,
             },
+            normalization: state.normalization(),
         };
         config.validate().map_err(|error| Error::Config(format!("{origin}: {error}")))?;
         Ok(config)
@@ -82,6 +83,7 @@ impl VitConfig {
             drop_path: self.drop_path,
             rel_pos_bias,
             layer_scale_init,
+            normalization: self.normalization.take().or(found.normalization),
             ..found
         };
     }

@@ -3,6 +3,7 @@
 //! Knows no model; each loads itself, in the `load.rs` beside it.
 
 mod state;
+mod statistics;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, config_error};
 
+use beit2_weights::{ReadOptions, Sidecar};
+
+use self::statistics::Statistics;
 pub use state::StateFile;
 pub(crate) use state::to_tensors;
 
@@ -29,40 +33,83 @@ pub struct WeightFile {
     pub tensors: Tensors,
     /// Text by name; ours hold the model's configuration.
     pub metadata: BTreeMap<String, String>,
+    /// What the files beside it say, and what the file itself tells of how images are standardised.
+    pub beside: Sidecar,
+    /// What a user should know about how it was read, one line each.
+    pub notes: Vec<String>,
+    /// What a user must know: what the file does not say and was taken for granted.
+    pub warnings: Vec<String>,
 }
 
-/// Metadata that [`read`] adds when a `config.json` lies beside the file: ε of the layer norms. Hugging Face files need
-/// it, as their default (1e-12) is not the reference's.
-pub(crate) const HF_NORM_EPS: &str = "config.layer_norm_eps";
+/// A weight file by the words of a user: a path, and which entry of it.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// The file, or the index of a sharded model.
+    pub path: PathBuf,
+    /// The entry of a `.pth` file; `None`: what [`beit2_weights::read`] takes.
+    pub entry: Option<String>,
+    /// What a user should know about the choice, one line each.
+    pub notes: Vec<String>,
+}
 
-/// Metadata that [`read`] adds from the same file: the classes' names, as a JSON list in their order.
-pub(crate) const HF_CLASS_NAMES: &str = "config.id2label";
-
-/// The weight file that a user means by a run directory, a checkpoint folder or a file.
+/// The weights that a user means by a run directory, a checkpoint folder, a folder with `model.safetensors` or
+/// `pytorch_model.bin`, or a file. `FILE#ENTRY` chooses an entry of a `.pth` file, or `model_ema` of a run that keeps averages.
 ///
 /// # Errors
-/// A run without a complete checkpoint.
-pub fn locate(path: impl AsRef<Path>) -> Result<PathBuf, Error> {
-    let path = path.as_ref();
-    if path.join("checkpoints").is_dir() {
-        return match beit2_run::checkpoint::latest(path)?.checkpoint {
-            Some(checkpoint) => Ok(checkpoint.file("model.safetensors")),
-            None => config_error(format!(
-                "{} is a run without a complete checkpoint yet; let it train further",
-                path.display()
-            )),
-        };
+/// A run without a complete checkpoint, a place without weights, an entry that a run does not have.
+pub fn locate(spec: impl AsRef<Path>) -> Result<Located, Error> {
+    let spec = spec.as_ref();
+    let text = spec.to_string_lossy();
+    let (path, entry) = match text.rsplit_once('#') {
+        Some((path, entry)) if !entry.is_empty() && !entry.contains('/') && !spec.exists() => {
+            (PathBuf::from(path), Some(entry.to_owned()))
+        }
+        _ => (spec.to_owned(), None),
+    };
+    let folder = if path.join("checkpoints").is_dir() {
+        match beit2_run::checkpoint::latest(&path)?.checkpoint {
+            Some(checkpoint) => checkpoint.path,
+            None => {
+                return config_error(format!(
+                    "{} is a run without a complete checkpoint yet; let it train further",
+                    path.display()
+                ));
+            }
+        }
+    } else {
+        path
+    };
+    let averages = folder.join(AVERAGES);
+    if !averages.is_file() {
+        return Ok(Located { path: beit2_weights::locate(&folder)?, entry, notes: Vec::new() });
     }
-    let inside = path.join("model.safetensors");
-    Ok(if inside.is_file() { inside } else { path.to_owned() })
+    let model = folder.join("model.safetensors");
+    let also = |taken: &str, other: &str| {
+        vec![format!("entry `{taken}` of the run; also there: {other} (--entry NAME)")]
+    };
+    match entry.as_deref() {
+        None | Some("model") => Ok(Located { path: model, entry: None, notes: also("model", "model_ema") }),
+        Some("model_ema" | "ema") => {
+            Ok(Located { path: averages, entry: None, notes: also("model_ema", "model") })
+        }
+        Some(other) => {
+            config_error(format!("{} has no entry `{other}`; it has model and model_ema", folder.display()))
+        }
+    }
 }
+
+/// The averaged parameters of a checkpoint, a model like `model.safetensors`.
+pub(crate) const AVERAGES: &str = "model_ema.safetensors";
 
 /// Reads the weight file of a run directory, a checkpoint folder, or a file ([`locate`], then [`read`]).
 ///
 /// # Errors
 /// As [`locate`] and [`read`].
 pub fn open(path: impl AsRef<Path>) -> Result<WeightFile, Error> {
-    read(&locate(path)?)
+    let Located { path, entry, notes } = locate(path)?;
+    let mut file = read_entry(&path, entry.as_deref())?;
+    file.notes.splice(0..0, notes);
+    Ok(file)
 }
 
 /// The configuration that a checkpoint of this software carries in its metadata; `None` of other files. `origin` names the
@@ -113,37 +160,54 @@ pub(crate) fn check_stage(
     }
 }
 
-/// Reads a safetensors or `.pth` file completely; the format is recognised by content.
+/// Reads a safetensors or `.pth` file completely; the format is recognised by content. Values that are NaN or infinite are an
+/// error.
 ///
 /// # Errors
 /// Anything that makes the file unusable, as one sentence that names it.
 pub fn read(path: &Path) -> Result<WeightFile, Error> {
-    let file = beit2_weights::read(path)?;
+    read_entry(path, None)
+}
+
+fn read_entry(path: &Path, entry: Option<&str>) -> Result<WeightFile, Error> {
+    let options = ReadOptions { root: entry, ..ReadOptions::default() };
+    let file = beit2_weights::read_with(path, &options)?;
     let mut tensors = Tensors::new();
     for (name, view) in &file.tensors {
-        let tensor = view.load()?;
+        let tensor = view.load_finite()?;
         let dtype = dtype_of_file(tensor.dtype());
         let shape = tensor.shape().to_vec();
         tensors.insert(name.clone(), TensorData::from_bytes_vec(tensor.into_bytes(), shape, dtype));
     }
-    let mut metadata = file.metadata;
-    if let Some(config) = config_beside(path) {
-        metadata.extend(config["layer_norm_eps"].as_f64().map(|eps| (HF_NORM_EPS.into(), eps.to_string())));
-        let names = class_names(&config["id2label"]);
-        metadata.extend(names.map(|names| (HF_CLASS_NAMES.into(), serde_json::json!(names).to_string())));
+    let mut found = WeightFile { tensors, notes: file.notes(), ..WeightFile::default() };
+    let head = ["head.weight", "classifier.weight", "head.fc.weight"]
+        .iter()
+        .find_map(|name| file.tensors.get(*name));
+    let classes = head.and_then(|head| head.shape().first().copied());
+    if let (Some(classes), Some(named)) = (classes, file.beside.classes)
+        && named < classes
+    {
+        found.warnings.push(format!(
+            "{} names {named} classes, but {} has {classes}; these names are not used",
+            file.beside.files.first().map_or("config.json", String::as_str),
+            path.display()
+        ));
     }
-    Ok(WeightFile { tensors, metadata })
-}
-
-fn config_beside(path: &Path) -> Option<serde_json::Value> {
-    serde_json::from_slice(&std::fs::read(path.with_file_name("config.json")).ok()?).ok()
-}
-
-/// The names of `{"0": "cat", "1": "dog"}`, when all are there and someone has chosen them: `LABEL_7` is only a number.
-fn class_names(id2label: &serde_json::Value) -> Option<Vec<&str>> {
-    let table = id2label.as_object()?;
-    let names: Option<Vec<&str>> = (0..table.len()).map(|id| table.get(&id.to_string())?.as_str()).collect();
-    names.filter(|names| !names.iter().any(|name| name.starts_with("LABEL_")))
+    let statistics = statistics::of(&file);
+    (found.metadata, found.beside) = (file.metadata, file.beside);
+    match statistics {
+        Statistics::Said => {}
+        Statistics::Known(normalization, why) => {
+            found.notes.extend(why.map(|why| format!("{normalization} ({why})")));
+            found.beside.normalization = Some(normalization);
+        }
+        Statistics::Unknown => found.warnings.push(format!(
+            "{} does not say how its images are standardised; ImageNet's mean and standard deviation are used, as for BEiT v2 \
+             (for BEiT v1 add --normalization half, for others --mean and --std)",
+            path.display()
+        )),
+    }
+    Ok(found)
 }
 
 fn dtype_of_file(dtype: beit2_weights::DType) -> DType {
@@ -189,7 +253,7 @@ pub fn decode(bytes: &[u8], origin: &str) -> Result<WeightFile, Error> {
         tensors.insert(name.to_owned(), data);
     }
     let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(WeightFile { tensors, metadata })
+    Ok(WeightFile { tensors, metadata, ..WeightFile::default() })
 }
 
 /// A tensor as the file writer sees it.

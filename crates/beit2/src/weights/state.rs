@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use beit2_weights::convert::{StateDict, to_canonical};
 use beit2_weights::inspect::{self, ModelSummary};
-use beit2_weights::{DType as FileType, Tensor as FileTensor};
+use beit2_weights::layout::Kind;
+use beit2_weights::{DType as FileType, Normalization, Sidecar, Tensor as FileTensor};
 use burn::tensor::TensorData;
 
 use super::{Tensors, WeightFile, dtype_of_file};
@@ -19,15 +20,24 @@ pub struct StateFile {
     pub tensors: StateDict,
     /// Text by name; files of this software hold the model's configuration.
     pub metadata: BTreeMap<String, String>,
+    /// What the files beside it say.
+    pub beside: Sidecar,
     /// As the user named the file, for messages.
     pub origin: String,
 }
 
 impl StateFile {
+    /// How the model's images are standardised, as files beside the weights or the file itself tell; `None`: by ImageNet's
+    /// statistics, or nothing tells it.
+    pub fn normalization(&self) -> Option<Normalization> {
+        self.beside.normalization.clone().filter(|found| *found != Normalization::imagenet())
+    }
+
     /// Understands the names of a file: official, timm or Hugging Face.
     ///
     /// # Errors
-    /// Names that belong to none of them, a key too many or too few, a shape that contradicts another.
+    /// Names that belong to none of them, a key too many or too few, a shape that contradicts another or a file beside the
+    /// weights.
     pub fn new(file: WeightFile, origin: &str) -> Result<Self, Error> {
         let named = |error| Error::Config(format!("{origin}: {error}"));
         let mut tensors = StateDict::with_capacity(file.tensors.len());
@@ -39,9 +49,13 @@ impl StateFile {
                 })?,
             );
         }
-        let summary = inspect::inspect(&tensors).map_err(named)?;
+        let summary = inspect::inspect(&tensors).map_err(named)?.with_metadata(&file.metadata);
+        if summary.layout.kind != Kind::Tokenizer {
+            file.beside.check(&summary).map_err(named)?;
+        }
         let (tensors, _) = to_canonical(tensors).map_err(named)?;
-        Ok(Self { summary, tensors, metadata: file.metadata, origin: origin.to_owned() })
+        let (metadata, beside) = (file.metadata, file.beside);
+        Ok(Self { summary, tensors, metadata, beside, origin: origin.to_owned() })
     }
 }
 

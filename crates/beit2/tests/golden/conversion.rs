@@ -29,7 +29,7 @@ fn loaded_model(case: &Case, dtype: DType) {
         let cast = |data: TensorData| if float(&data) { data.convert_dtype(dtype) } else { data };
         tensors.into_iter().map(|(name, data)| (name, cast(data))).collect()
     };
-    let checkpoint = WeightFile { tensors: wide(case.below("checkpoint")), metadata: BTreeMap::new() };
+    let checkpoint = WeightFile { tensors: wide(case.below("checkpoint")), ..WeightFile::default() };
     let state = StateFile::new(checkpoint, &case.name).unwrap();
     let options = PlanOptions {
         tokenizer_encoder: state.summary.layout.kind == Kind::Tokenizer,

@@ -1,7 +1,5 @@
 //! Suite I: models written by timm and by Hugging Face transformers, opened from their own files and names.
 
-use std::collections::BTreeMap;
-
 use beit2::params;
 use beit2::pretrain::{MimConfig, MimModel, PatchMask};
 use beit2::vit::{DropPath, Pooling, VisionTransformer, VitConfig, plan_weights};
@@ -17,7 +15,7 @@ use super::sizes;
 /// The case's file: in the golden tensors for timm, beside them for transformers.
 fn file(case: &Case) -> Option<WeightFile> {
     let Some(folder) = case.meta["files"].as_str() else {
-        return Some(WeightFile { tensors: case.below("weight"), metadata: BTreeMap::new() });
+        return Some(WeightFile { tensors: case.below("weight"), ..WeightFile::default() });
     };
     let path = root().join(folder).join("model.safetensors");
     if !path.is_file() {

@@ -78,6 +78,7 @@ pub fn vit(config: &Value, shapes: &Shapes) -> VitConfig {
             _ => RelPosKind::None,
         },
         drop_path: number("drop_path").unwrap_or(0.0),
+        normalization: default.normalization,
         norm_eps: number("layer_norm_eps").unwrap_or(default.norm_eps),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::assets::AssetStore;
 use crate::errors::usage;
-use crate::flags::{DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs};
+use crate::flags::{DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -28,6 +28,9 @@ pub(super) struct FeatureArgs {
     /// the raw-pixel baseline
     #[arg(long, value_name = "RUN|FILE")]
     pub weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Labelled training images: one sub-folder per class, tar shards, or bundled:train
     #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
@@ -114,7 +117,7 @@ pub(super) fn measure<P: Protocol>(
     if args.all_layers && args.weights == PIXELS {
         return usage("--all-layers needs a model; pixels have no layers");
     }
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
     train.check_labels()?;
     val.check_labels()?;
@@ -206,7 +209,7 @@ impl<P: Protocol> Measurement<'_, P> {
         };
         let (net, px, kind) = (&model.net, model.image_px, args.features.of_library());
         let file = cache_file(args, assets, source.as_ref(), model.layer, px)?;
-        let data = EvaluationData::of_size(&source, &config, px);
+        let data = EvaluationData { view: model.view(), ..EvaluationData::of_size(&source, &config, px) };
         let mut compute = || extract(net, kind, &data, what, progress, stop, device);
         Ok(match file {
             Some(file) => cached(&file, compute)?,

@@ -13,7 +13,7 @@ use beit2_run::thousands;
 
 use crate::classes::{Trained, check_classes};
 use crate::errors::Ending;
-use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ResultArgs};
+use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -28,6 +28,9 @@ pub struct Args {
     /// Segmentation model: a run of `beit2 segment train`, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Labelled images: a folder with images/ and masks/, or a split of ADE20K
     #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
@@ -59,7 +62,7 @@ pub struct Args {
 /// Runs `segment eval`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     args.results.check()?;
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let source = session.assets.segment_source(&args.data, &args.masks.options())?;
     let confusion = session.on(&args.device.device, args)?;
     let (scores, names) = (confusion.scores(), source.classes());

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 
 use crate::errors::Ending;
 use crate::experiment;
-use crate::flags::TrainArgs;
+use crate::flags::{TrainArgs, UnsaidArgs};
 use crate::signals::Signals;
 
 /// `segment …`.
@@ -41,6 +41,9 @@ pub struct Train {
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
 
+    #[command(flatten)]
+    unsaid: UnsaidArgs,
+
     /// Check every image and mask, list the problems, and stop
     #[arg(long)]
     check_data: bool,
@@ -52,7 +55,12 @@ pub fn run(command: &Segment, signals: &Signals) -> anyhow::Result<Ending> {
         Segment::Train(args) if args.check_data => check::run(&args.train, signals),
         Segment::Train(args) => {
             let init = args.init.clone().map(|weights| ("init.weights".to_owned(), weights));
-            experiment::run::<SegmentRecipe>(&args.train, init.into_iter().collect(), signals)
+            experiment::run::<SegmentRecipe>(
+                &args.train,
+                init.into_iter().collect(),
+                args.unsaid.reading()?,
+                signals,
+            )
         }
         Segment::Eval(args) => eval::run(args, signals),
         Segment::Predict(args) => predict::run(args, signals),

@@ -22,7 +22,7 @@ use beit2_run::thousands;
 
 use crate::errors::{Ending, usage};
 use crate::export::{path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, SourcesArg};
+use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -43,6 +43,9 @@ pub struct Args {
     /// Segmentation model: a run of `beit2 segment train`, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     weights: String,
+
+    #[command(flatten)]
+    read: ReadArgs,
 
     /// Folder for masks, overlays and legend
     #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -98,7 +101,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if !(0.0..=1.0).contains(&args.opacity) {
         return usage(format!("--opacity {} must be between 0 and 1", args.opacity));
     }
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let sources =
         args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let names = sources.iter().zip(&args.images.sources).flat_map(|(source, spec)| {

@@ -8,7 +8,7 @@ use beit2_kernels::AutodiffBackend;
 
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
-use crate::flags::{DeviceArgs, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
+use crate::flags::{DeviceArgs, EntryArg, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -31,6 +31,9 @@ pub struct Args {
     tokenizer: String,
 
     #[command(flatten)]
+    entry: EntryArg,
+
+    #[command(flatten)]
     export: ExportArgs,
 
     #[command(flatten)]
@@ -47,7 +50,7 @@ pub struct Args {
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
     let list = to.list();
-    let mut session = Session::new(args.output, signals);
+    let mut session = Session::reading(args.output, signals, args.entry.reading());
     // A wrong name is said before a device starts.
     session.assets.source(&args.images.source)?;
     let written = session.on(&args.device.device, Encoding { args, to })?;

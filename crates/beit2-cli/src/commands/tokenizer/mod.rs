@@ -4,6 +4,7 @@ mod encode;
 
 use beit2::tokenizer::TokenizerRecipe;
 
+use crate::assets::Reading;
 use crate::errors::Ending;
 use crate::experiment;
 use crate::flags::TrainArgs;
@@ -25,7 +26,9 @@ pub enum Tokenizer {
 /// Runs one of them.
 pub fn run(command: &Tokenizer, signals: &Signals) -> anyhow::Result<Ending> {
     match command {
-        Tokenizer::Train(args) => experiment::run::<TokenizerRecipe>(args, Vec::new(), signals),
+        Tokenizer::Train(args) => {
+            experiment::run::<TokenizerRecipe>(args, Vec::new(), Reading::default(), signals)
+        }
         Tokenizer::Encode(args) => encode::run(args, signals),
     }
 }

@@ -74,6 +74,9 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         Some(names) => Some(forced(&checkpoint, names.into())?),
         None => None,
     };
+    for note in checkpoint.notes() {
+        output::note(&format!("{}: {note}", args.source.file));
+    }
     let kind = match from {
         Some(layout) => layout,
         None => about(account(checkpoint.tensors.keys().map(String::as_str)), &checkpoint)?.layout,

@@ -1,4 +1,4 @@
-//! `beit2 weights inspect`: names, types and shapes only, so a file of gigabytes takes no time.
+//! `beit2 weights inspect`: what a file holds, and whether its values are numbers.
 
 use beit2_weights::Checkpoint;
 use beit2_weights::inspect::{ModelSummary, Pooling, RelativeBias, inspect};
@@ -37,11 +37,17 @@ type Found = Result<(Account, ModelSummary), LayoutError>;
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let checkpoint = args.source.open()?;
     let names = checkpoint.tensors.keys().map(String::as_str);
-    let found: Found = account(names).and_then(|account| Ok((account, inspect(&checkpoint.tensors)?)));
+    let found: Found = account(names).and_then(|account| {
+        let summary = inspect(&checkpoint.tensors)?.with_metadata(&checkpoint.metadata);
+        Ok((account, summary))
+    });
+    let contradiction = found.as_ref().ok().and_then(|(_, summary)| checkpoint.beside.check(summary).err());
+    let mut problems = super::verify::not_finite(&checkpoint)?;
+    problems.extend(contradiction.map(|error| error.to_string()));
     if args.output.json {
-        output::json(&as_json(&checkpoint, &found, args.keys))?;
+        output::json(&as_json(&checkpoint, &found, &problems, args.keys))?;
     } else {
-        output::result(&as_text(&checkpoint, &found, args.keys))?;
+        output::result(&as_text(&checkpoint, &found, &problems, args.keys))?;
     }
     match found {
         Err(_) if stage(&checkpoint) == Some("distill") => {}
@@ -57,7 +63,7 @@ fn stage(checkpoint: &Checkpoint) -> Option<&str> {
     checkpoint.metadata.get("beit2.stage").map(String::as_str)
 }
 
-fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
+fn as_text(checkpoint: &Checkpoint, found: &Found, problems: &[String], keys: bool) -> String {
     let bytes: usize = checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum();
     let mut rows = vec![
         ("file", checkpoint.path().display().to_string()),
@@ -67,6 +73,8 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     for (name, key) in [("stage", "beit2.stage"), ("config", "beit2.config"), ("epoch", "epoch")] {
         rows.extend(checkpoint.metadata.get(key).map(|value| (name, output::printable(value))));
     }
+    rows.extend(checkpoint.notes().into_iter().map(|note| ("read", output::printable(&note))));
+    rows.extend(problems.iter().map(|problem| ("problem", problem.clone())));
     if let Some(first) = checkpoint.ignored.first() {
         let count = checkpoint.ignored.len();
         rows.push(("objects", format!("{count} not rebuilt, such as {}", output::printable(first))));
@@ -94,11 +102,14 @@ fn as_text(checkpoint: &Checkpoint, found: &Found, keys: bool) -> String {
     text
 }
 
-fn as_json(checkpoint: &Checkpoint, found: &Found, keys: bool) -> Value {
+fn as_json(checkpoint: &Checkpoint, found: &Found, problems: &[String], keys: bool) -> Value {
     let mut object = json!({
         "file": checkpoint.path().display().to_string(),
         "format": describe_format(checkpoint),
         "entry": checkpoint.root.to_string(),
+        "entries": checkpoint.entries,
+        "notes": checkpoint.notes(),
+        "problems": problems,
         "tensors": checkpoint.tensors.len(),
         "bytes": checkpoint.tensors.values().map(|tensor| tensor.byte_len()).sum::<usize>(),
         "metadata": checkpoint.metadata,

@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let since = Instant::now();
     let mut problems = not_finite(&checkpoint)?;
     let seconds = since.elapsed().as_secs_f64();
-    let sha256 = beit2_weights::sha256(path)?;
+    let sha256 = beit2_weights::fingerprint(path)?;
     let published = named(path);
     if let Some(published) = published {
         problems.extend(contradiction(published, &summary));
@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
 }
 
 /// Reads all tensors; one line for each with values that are no numbers.
-fn not_finite(checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
+pub(super) fn not_finite(checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
     for (name, view) in &checkpoint.tensors {
         let tensor = view.load()?;

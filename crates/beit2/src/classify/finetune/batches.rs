@@ -8,6 +8,7 @@ use beit2_data::{
     TransformError, stack_hwc,
 };
 use beit2_kernels::{Backend, Rank};
+use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 
 use super::FinetuneRecipe;
@@ -70,6 +71,7 @@ pub(super) fn inputs<B: Backend>(
     labels: &[u32],
     mix: MixParams,
     (classes, smoothing): (usize, f64),
+    normalization: Option<&Normalization>,
     device: &B::Device,
 ) -> Result<(Tensor<B, 4>, Tensor<B, 2>), Error> {
     let Some(first) = items.first() else {
@@ -78,7 +80,7 @@ pub(super) fn inputs<B: Backend>(
     let (height, width) = (first.image.height as usize, first.image.width as usize);
     let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
     let x = pixels::from_bytes(bytes, items.len(), height, width, device);
-    let mut x = pixels::standardise(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+    let mut x = pixels::normalise(x, normalization);
     for (at, erase) in items.iter().enumerate().filter_map(|(at, item)| Some((at, item.erase?))) {
         let (rows, columns) = region(erase.area);
         let values = TensorData::new(erase.values(), [1, 3, rows.len(), columns.len()]);
@@ -131,7 +133,7 @@ mod tests {
         let items = [item(0), item(255)];
         let mix = MixParams { lambda: 0.75, cut: None };
         let device = Default::default();
-        let (x, targets) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), &device).unwrap();
+        let (x, targets) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), None, &device).unwrap();
         let red =
             |x: &[f32], at: usize| f64::from(x[at * 48]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0];
         let found = values(x);
@@ -141,7 +143,7 @@ mod tests {
 
         let area = CropBox { top: 1, left: 0, height: 2, width: 3 };
         let mix = MixParams { lambda: 1.0 - 6.0 / 16.0, cut: Some(area) };
-        let (x, _) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), &device).unwrap();
+        let (x, _) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), None, &device).unwrap();
         let found = values(x);
         let white =
             |at: usize| f64::from(found[at]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0] > 0.5;
@@ -154,7 +156,8 @@ mod tests {
         let area = CropBox { top: 2, left: 1, height: 1, width: 2 };
         let erase = EraseParams { area, fill: EraseFill::Pixel, noise_seed: 3 };
         let items = [item(9), Item { erase: Some(erase), ..item(9) }];
-        let (x, _) = inputs::<Flex>(&items, &[0, 1], MixParams::NONE, (2, 0.1), &Default::default()).unwrap();
+        let device = Default::default();
+        let (x, _) = inputs::<Flex>(&items, &[0, 1], MixParams::NONE, (2, 0.1), None, &device).unwrap();
         let found = values(x);
         let mut expected = found[..48].to_vec();
         erase.apply_chw(&mut expected, 4, 4).unwrap();

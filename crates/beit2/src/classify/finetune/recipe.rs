@@ -127,7 +127,7 @@ impl FinetuneRecipe {
     /// Weights that hold no such model, images without classes or with others than the recipe says.
     pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
-        if given && self.init.sizes_from_weights {
+        if given {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             if state.summary.layout.kind == Kind::Segmentation {
                 return config_error(format!(
@@ -135,11 +135,15 @@ impl FinetuneRecipe {
                     self.init.weights
                 ));
             }
-            let found = pretrained_sizes(&state)?;
-            if self.init.image_size_from_weights {
-                self.model.vit.image_size = found.image_size;
+            if self.init.sizes_from_weights {
+                let found = pretrained_sizes(&state)?;
+                if self.init.image_size_from_weights {
+                    self.model.vit.image_size = found.image_size;
+                }
+                self.model.vit.take_sizes(found);
+            } else {
+                self.model.vit.normalization = self.model.vit.normalization.take().or(state.normalization());
             }
-            self.model.vit.take_sizes(found);
         }
         if self.data.train.is_empty() {
             return Ok(());

@@ -118,15 +118,21 @@ pub fn train<B: AutodiffBackend>(
     let batches = session.timed_batches(training_loader(source, recipe, session.state.data, &rank)?);
     let (mix, seed, smoothing, side) =
         (recipe.mix, recipe.seed, recipe.label_smoothing, vit.image_size as u32);
-    let inputs_device = device.clone();
+    let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
     let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
         let labels = labels(&batch)?;
         let mut inputs_of_step = Vec::new();
         let chunks = batch.items.chunks(micro_batch).zip(labels.chunks(micro_batch));
         for (number, (items, labels)) in (next..).zip(chunks) {
             let mix = MixParams::draw(&mix, side, side, seed, number);
-            let (x, targets) =
-                inputs::<B::InnerBackend>(items, labels, mix, (classes, smoothing), &inputs_device)?;
+            let (x, targets) = inputs::<B::InnerBackend>(
+                items,
+                labels,
+                mix,
+                (classes, smoothing),
+                normalization.as_ref(),
+                &inputs_device,
+            )?;
             inputs_of_step.push((number, x, targets));
         }
         next += per_step;
@@ -177,11 +183,13 @@ pub fn train<B: AutodiffBackend>(
                 // It ends even when the run is about to stop: the epoch's record belongs to this step.
                 let stop = StopFlag::default();
                 let trained = model.valid();
-                let found = evaluate(&trained, &data, session.observer(), &stop, device)?;
+                let statistics = vit.normalization.as_ref();
+                let found = evaluate(&trained, statistics, &data, session.observer(), &stop, device)?;
                 let mut top1 = found.top1;
                 extra.extend([("val_loss", found.loss), ("val_acc1", found.top1), ("val_acc5", found.top5)]);
                 if let Some(ema) = &ema {
-                    let found = evaluate(&ema.model(trained), &data, session.observer(), &stop, device)?;
+                    let averaged = ema.model(trained);
+                    let found = evaluate(&averaged, statistics, &data, session.observer(), &stop, device)?;
                     top1 = top1.max(found.top1);
                     extra.extend([
                         ("ema_val_loss", found.loss),

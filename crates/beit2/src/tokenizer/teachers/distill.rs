@@ -3,8 +3,6 @@
 //! The student is a plain Vision Transformer whose linear head learns the large teacher's patch features by
 //! cosine similarity, on unlabelled images. Not part of the paper: it exists for the bundled quickstart.
 
-use std::collections::BTreeMap;
-
 use beit2_data::{Batch, Loader, TwoViewConfig};
 use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::tensor::{DType, Tensor};
@@ -21,6 +19,7 @@ use crate::train::{
     average_gradients, per_rank_batch, to_device,
 };
 use crate::vit::{DropPath, Pooling, VisionTransformer};
+use crate::weights::checkpoint_metadata;
 
 /// Batches from which the target's statistics are taken.
 const STATISTICS_BATCHES: usize = 16;
@@ -76,10 +75,7 @@ pub fn distill<B: AutodiffBackend>(
         student = params::load_strict(student, resumed.model, DType::F32, |_| false)?;
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
     }
-    let metadata = BTreeMap::from([
-        ("beit2.stage".to_owned(), "distill".to_owned()),
-        ("beit2.config".to_owned(), serde_json::to_string(&recipe.model).unwrap_or_default()),
-    ]);
+    let metadata = checkpoint_metadata("distill", &recipe.model)?;
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
