@@ -105,6 +105,14 @@ pub enum WeightsError {
         /// What was found and what was expected.
         problem: String,
     },
+    /// A place where there are no weights that can be read.
+    #[error("{} {problem}", path.display())]
+    Place {
+        /// The folder or link.
+        path: PathBuf,
+        /// What is wrong with it, as the rest of a sentence.
+        problem: String,
+    },
     /// One tensor is wrong.
     #[error("{}: tensor `{tensor}` {problem}", path.display())]
     Tensor {

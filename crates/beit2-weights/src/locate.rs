@@ -44,9 +44,10 @@ const MAX_INDEX: u64 = 64 << 20;
 /// Nothing at that place, with the way to get a published or Hugging Face model of that name; a folder without weights.
 pub fn locate(path: &Path) -> Result<PathBuf, WeightsError> {
     let layout = |problem: String| Err(WeightsError::Layout { path: path.to_path_buf(), problem });
+    let place = |problem: String| Err(WeightsError::Place { path: path.to_path_buf(), problem });
     if !path.exists() {
         return match fs::symlink_metadata(path) {
-            Ok(_) => layout("is a link to a file that does not exist".to_owned()),
+            Ok(_) => place("is a link to a file that does not exist".to_owned()),
             Err(reason) => match way_to(path).as_str() {
                 "" => Err(WeightsError::Io { path: path.to_path_buf(), action: "open", reason }),
                 way => layout(format!("No such file or folder{way}")),
@@ -76,13 +77,13 @@ pub fn locate(path: &Path) -> Result<PathBuf, WeightsError> {
         Some((name, software))
     });
     match (own.as_slice(), foreign) {
-        ([], Some((name, software))) => layout(format!(
+        ([], Some((name, software))) => place(format!(
             "holds weights of {software} only ({name}), which are not read; get the model's safetensors or PyTorch file"
         )),
         ([], None) => {
             layout("is a folder without weights (model.safetensors or pytorch_model.bin)".to_owned())
         }
-        (several, _) => layout(format!(
+        (several, _) => place(format!(
             "is a folder without model.safetensors or pytorch_model.bin; name the file in it: {}",
             several.iter().take(8).copied().collect::<Vec<_>>().join(", ")
         )),
