@@ -7,7 +7,7 @@ use beit2::Error;
 use beit2::train::{Assets, Files, OpenOnce};
 use beit2::weights::{self, WeightFile};
 use beit2_data::segment::{SegmentDataOptions, SegmentSource};
-use beit2_data::source::{self, StaticShard, TarSource};
+use beit2_data::source::{self, ArchiveSource, StaticShard};
 use beit2_data::{Source, fnv1a};
 use beit2_weights::{Normalization, ReadOptions};
 
@@ -179,10 +179,10 @@ fn size(bytes: usize) -> String {
     beit2_run::environment::format_bytes(bytes as u64)
 }
 
-fn tar_source(spec: &str, shards: &[StaticShard]) -> Result<TarSource, Error> {
+fn tar_source(spec: &str, shards: &[StaticShard]) -> Result<ArchiveSource, Error> {
     match shards {
         [] => Err(not_inside(spec)),
-        shards => Ok(TarSource::from_static(shards)?),
+        shards => Ok(ArchiveSource::from_static(shards)?),
     }
 }
 

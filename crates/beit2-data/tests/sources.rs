@@ -1,6 +1,8 @@
 //! Folders and tar shards on a real file system.
 #![allow(clippy::unwrap_used)]
 
+#[path = "sources/archives.rs"]
+mod archives;
 mod common;
 #[path = "sources/folders.rs"]
 mod folders;
@@ -10,7 +12,7 @@ mod tars;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use beit2_data::source::{FolderSource, Source, TarSource, open};
+use beit2_data::source::{ArchiveSource, FolderSource, Source, open};
 
 fn touch(root: &Path, files: &[&str]) {
     for file in files {
@@ -45,7 +47,7 @@ fn shard(root: &Path, name: &str, members: &[(&str, &[u8])]) -> PathBuf {
 }
 
 fn tar_error(bytes: Vec<u8>) -> String {
-    TarSource::from_static(&[("x.tar", bytes.leak())]).unwrap_err().to_string()
+    ArchiveSource::from_static(&[("x.tar", bytes.leak())]).unwrap_err().to_string()
 }
 
 #[test]
@@ -160,7 +162,7 @@ fn shards_with_class_numbers() {
         "s-001.tar",
         &[("0.jpg", b"again"), ("._0.jpg", b"mac"), ("classes.txt", b"ant\ncat\n\ndog\n")],
     );
-    let source = TarSource::open(&[a, b]).unwrap();
+    let source = ArchiveSource::open(&[a, b]).unwrap();
     assert_eq!(listing(&source, root), ["s-000.tar:0.jpg=2", "s-000.tar:1.png=0", "s-001.tar:0.jpg=-"]);
     assert_eq!(source.classes(), ["ant", "cat", "dog"]);
     assert_eq!(
@@ -180,20 +182,20 @@ fn shards_with_class_numbers() {
 fn shards_with_class_folders() {
     let members: &[(&str, &[u8])] =
         &[("./train/dog/1.jpg", b"d"), ("train/cat/1.jpg", b"c"), ("train/cat/2.jpg", b"e")];
-    let source = TarSource::from_static(&[("in memory", tar_bytes(members).leak())]).unwrap();
+    let source = ArchiveSource::from_static(&[("in memory", tar_bytes(members).leak())]).unwrap();
     assert_eq!(source.classes(), ["cat", "dog"]);
     assert_eq!([0, 1, 2].map(|i| source.label(i)), [Some(1), Some(0), Some(0)]);
     assert_eq!(source.name(0), "in memory:train/dog/1.jpg");
     assert_eq!(source.read(2).unwrap(), b"e");
 
     let packaged =
-        TarSource::from_static(&[("p", tar_bytes(&[("pics/1.jpg", b"a"), ("pics/2.jpg", b"b")]).leak())])
+        ArchiveSource::from_static(&[("p", tar_bytes(&[("pics/1.jpg", b"a"), ("pics/2.jpg", b"b")]).leak())])
             .unwrap();
     assert!(packaged.classes().is_empty() && packaged.label(0).is_none());
 
     let mut named = members.to_vec();
     named.push(("classes.txt", b"dog\ncat"));
-    let source = TarSource::from_static(&[("n", tar_bytes(&named).leak())]).unwrap();
+    let source = ArchiveSource::from_static(&[("n", tar_bytes(&named).leak())]).unwrap();
     assert_eq!([0, 1].map(|i| source.label(i)), [Some(0), Some(1)]);
 }
 
@@ -204,7 +206,7 @@ fn long_names_and_many_readers() {
         (0..200).map(|i| (format!("{i:03}-{long}"), vec![i as u8; i * 7])).collect();
     let members: Vec<(&str, &[u8])> = bytes.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
     let dir = tempfile::tempdir().unwrap();
-    let source = TarSource::open(&[shard(dir.path(), "long.tar", &members)]).unwrap();
+    let source = ArchiveSource::open(&[shard(dir.path(), "long.tar", &members)]).unwrap();
     std::thread::scope(|scope| {
         for start in 0..4 {
             let (source, bytes) = (&source, &bytes);
@@ -256,7 +258,7 @@ fn damaged_headers_never_panic() {
         for flip in [0x01, 0x80, 0xFF] {
             let mut bytes = good.clone();
             bytes[position] ^= flip;
-            let Ok(source) = TarSource::from_static(&[("x.tar", bytes.leak())]) else {
+            let Ok(source) = ArchiveSource::from_static(&[("x.tar", bytes.leak())]) else {
                 continue;
             };
             (0..source.len()).for_each(|i| drop(source.read(i).unwrap()));

@@ -226,7 +226,7 @@ pub(crate) fn instead(account: &Account) -> String {
     } else if has(&["safetensors", "pth", "pt", "ckpt", "bin"]) {
         "these are weights; give a folder of images here, and weights with --weights, --init or --tokenizer"
     } else if any(&PACKED) {
-        "unpack the archives"
+        "give a .tar.gz or .zip archive itself instead of its folder, and unpack others"
     } else if has(&["mp4", "avi", "mov", "mkv", "webm"]) {
         "extract frames from the videos"
     } else if has(&["tar"]) {

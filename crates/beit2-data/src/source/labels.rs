@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value as Json;
+
 /// One value of a label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Value {
@@ -132,6 +134,26 @@ impl Labels {
 }
 
 impl RawLabel {
+    /// A number, a name, or a list of them; `null` and negative numbers are no label.
+    pub(super) fn of_json(value: &Json) -> Result<Self, String> {
+        let of_one = |value: &Json| match value {
+            Json::Null => Ok(None),
+            Json::Number(number) if number.as_u64().is_some() => Ok(number.as_u64().map(Value::Number)),
+            Json::Number(number) if number.as_i64().is_some() => Ok(None),
+            Json::String(text) => Ok((!text.trim().is_empty()).then(|| Value::Name(text.trim().to_owned()))),
+            other => {
+                Err(format!("{other} is not a label; a class number, a name or a list of them was expected"))
+            }
+        };
+        match value {
+            Json::Array(values) => {
+                let values = values.iter().filter_map(|value| of_one(value).transpose());
+                Ok(Self::Many(values.collect::<Result<_, _>>()?))
+            }
+            value => Ok(of_one(value)?.map_or(Self::None, Self::One)),
+        }
+    }
+
     fn values(&self) -> impl Iterator<Item = &Value> {
         match self {
             Self::None => [].iter(),

@@ -6,6 +6,7 @@
 //! numbers on every machine.
 
 mod account;
+mod archive;
 mod arrangement;
 mod chain;
 mod files;
@@ -20,13 +21,13 @@ mod pattern;
 mod positioned;
 mod spec;
 mod table;
-mod tar;
 mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::account::{Account, SkipReason, Skipped};
+pub use self::archive::{ArchiveSource, StaticShard};
 pub use self::chain::ChainSource;
 pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
@@ -38,7 +39,6 @@ use self::kind::{has_extension, is_image_name};
 pub use self::parquet::ParquetSource;
 pub use self::spec::{AND, Columns, Spec};
 pub use self::table::TableSource;
-pub use self::tar::{StaticShard, TarSource};
 use self::walk::Walk;
 use crate::error::SourceError;
 use crate::order::{Part, Units};
@@ -133,7 +133,7 @@ pub trait Source: Send + Sync {
 /// Opens what a user typed:
 /// - a folder of images; or one that holds no image but `.tar` shards, or IDX files (of which it stands
 ///   for the training images when there are some);
-/// - one `.tar` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names `.tar` files;
+/// - one `.tar`, `.tar.gz` or `.zip` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names such files;
 /// - one `.parquet` file, a folder or a pattern of them;
 /// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
 /// - a table of paths and labels (`.csv`, `.tsv`, `.jsonl`);
@@ -210,7 +210,7 @@ fn open_files(paths: &[PathBuf], columns: &Columns) -> Result<Arc<dyn Source>, S
     if paths.iter().all(|path| is_image_name(path) || is_image_inside(path)) {
         return Ok(Arc::new(FilesSource::new(paths.to_vec())));
     }
-    Ok(Arc::new(TarSource::open(paths)?))
+    Ok(Arc::new(ArchiveSource::open(paths)?))
 }
 
 /// Whether a file that is no shard by its name is an image by its content.
@@ -241,7 +241,7 @@ fn open_folder(dir: &Path, columns: &Columns) -> Result<Arc<dyn Source>, SourceE
             return Ok(Arc::new(IdxSource::open_file(images)?.beside(&entries)));
         }
         if !walk.shards.is_empty() {
-            return Ok(Arc::new(TarSource::open(&walk.shards)?.beside(&walk)));
+            return Ok(Arc::new(ArchiveSource::open(&walk.shards)?.beside(&walk)));
         }
     }
     Ok(Arc::new(FolderSource::from_walk(walk)?))

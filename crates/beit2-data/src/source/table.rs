@@ -283,28 +283,14 @@ impl Choice {
 }
 
 fn raw_label(cell: &Cell, separator: Option<&str>) -> Result<RawLabel, String> {
-    let one = |value: Option<Value>| value.map_or(RawLabel::None, RawLabel::One);
     let split = |text: &str| match separator {
         Some(separator) => RawLabel::Many(text.split(separator).filter_map(Value::of_text).collect()),
-        None => one(Value::of_text(text)),
-    };
-    let of_json = |value: &Json| match value {
-        Json::Null => Ok(None),
-        Json::Number(number) if number.as_u64().is_some() => Ok(number.as_u64().map(Value::Number)),
-        Json::Number(number) if number.as_i64().is_some() => Ok(None),
-        Json::String(text) => Ok((!text.trim().is_empty()).then(|| Value::Name(text.trim().to_owned()))),
-        other => {
-            Err(format!("{other} is not a label; a class number, a name or a list of them was expected"))
-        }
+        None => Value::of_text(text).map_or(RawLabel::None, RawLabel::One),
     };
     match cell {
         Cell::Text(bytes) => Ok(split(&String::from_utf8_lossy(bytes))),
         Cell::Json(Json::String(text)) if separator.is_some() => Ok(split(text)),
-        Cell::Json(Json::Array(values)) => {
-            let values = values.iter().map(|value| of_json(value).transpose()).flatten();
-            Ok(RawLabel::Many(values.collect::<Result<_, _>>()?))
-        }
-        Cell::Json(value) => Ok(one(of_json(value)?)),
+        Cell::Json(value) => RawLabel::of_json(value),
     }
 }
 

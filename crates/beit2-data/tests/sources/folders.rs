@@ -299,7 +299,7 @@ fn what_is_no_data_says_what_would_be_right() {
     assert!(
         folder(&["model.safetensors", "config.json"]).contains("these are weights; give a folder of images")
     );
-    assert!(folder(&["a.tar.gz"]).contains("only 1 .tar.gz; unpack the archives"));
+    assert!(folder(&["a.tar.gz"]).contains("only 1 .tar.gz; give a .tar.gz or .zip archive itself"));
     assert!(folder(&["x/a.tar"]).contains("only 1 .tar; give the folder that the .tar shards lie in"));
     assert!(folder(&["__MACOSX/1.jpg"]).contains("only 1 hidden or system file"));
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use beit2_data::source::{Account, SkipReason, Source, TarSource};
+use beit2_data::source::{Account, ArchiveSource, SkipReason, Source};
 
 use super::tar_bytes;
 
@@ -43,12 +43,12 @@ fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn open(bytes: Vec<u8>) -> TarSource {
-    TarSource::from_static(&[("x.tar", bytes.leak())]).unwrap()
+fn open(bytes: Vec<u8>) -> ArchiveSource {
+    ArchiveSource::from_static(&[("x.tar", bytes.leak())]).unwrap()
 }
 
 fn error(bytes: Vec<u8>) -> String {
-    TarSource::from_static(&[("x.tar", bytes.leak())]).unwrap_err().to_string()
+    ArchiveSource::from_static(&[("x.tar", bytes.leak())]).unwrap_err().to_string()
 }
 
 /// `name=label:content` of every sample.
@@ -185,7 +185,8 @@ fn labels_that_are_missing_are_counted_and_refused_where_they_matter() {
     ]));
     assert_eq!(listing(&source), ["1.jpg=1:a", "2.jpg=-:b"]);
     assert_eq!(source.account().to_string(), "2 used, 2 skipped: 1 .heic, 1 label without an image");
-    let expected = "1 of 2 images have no label in a .cls member (x.tar:2.jpg), though others have one";
+    let expected =
+        "1 of 2 images have no label in a .cls or .json member (x.tar:2.jpg), though others have one";
     assert_eq!(source.account().warnings, [expected]);
     assert!(source.check_labels().unwrap_err().to_string().contains(expected));
 }
@@ -311,6 +312,6 @@ fn a_gzip_file_named_tar_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.tar");
     fs::write(&path, b"\x1F\x8B\x08\0\0\0\0\0").unwrap();
-    let sentence = TarSource::open(&[path]).unwrap_err().to_string();
+    let sentence = ArchiveSource::open(&[path]).unwrap_err().to_string();
     assert!(sentence.contains("x.tar: it is compressed with gzip"), "{sentence}");
 }

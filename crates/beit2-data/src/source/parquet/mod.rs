@@ -7,7 +7,7 @@ mod groups;
 mod schema;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use self::groups::{Cache, Rows};
 use self::schema::Layout;
 use super::folder::{Entry, file_name};
 use super::labels::{Labels, RawLabel, Value};
-use super::positioned::read_exact_at;
+use super::positioned::{Cursor, read_exact_at};
 use super::spec::Columns;
 use super::{Account, MAX_SAMPLE_BYTES, Source, has_extension, is_image_name};
 use crate::error::SourceError;
@@ -346,10 +346,10 @@ impl Length for Positioned {
 }
 
 impl ChunkReader for Positioned {
-    type T = BufReader<From>;
+    type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        Ok(BufReader::new(From { file: self.file.clone(), at: start, end: self.length }))
+        Ok(BufReader::new(Cursor::new(self.file.clone(), start, self.length)))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<bytes::Bytes, ParquetError> {
@@ -359,22 +359,5 @@ impl ChunkReader for Positioned {
         let mut buffer = vec![0; length];
         read_exact_at(&self.file, &mut buffer, start)?;
         Ok(buffer.into())
-    }
-}
-
-/// The rest of a file.
-struct From {
-    file: Arc<File>,
-    at: u64,
-    end: u64,
-}
-
-impl Read for From {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length =
-            buffer.len().min(usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX));
-        read_exact_at(&self.file, &mut buffer[..length], self.at)?;
-        self.at += length as u64;
-        Ok(length)
     }
 }

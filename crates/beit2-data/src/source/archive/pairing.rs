@@ -121,7 +121,7 @@ pub(super) fn shared_stems(images: &[&str]) -> Option<(String, bool)> {
 }
 
 /// A path without the ending of its last part.
-fn stem(path: &str) -> &str {
+pub(super) fn stem(path: &str) -> &str {
     let file = path.rfind('/').map_or(0, |slash| slash + 1);
     match path[file..].rfind('.') {
         Some(dot) if dot > 0 => &path[..file + dot],

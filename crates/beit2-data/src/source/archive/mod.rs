@@ -1,53 +1,57 @@
-//! Tar shards in WebDataset layout: `key.jpg` beside an optional `key.cls`.
+//! Tar and zip archives, also in WebDataset layout: `key.jpg` beside an optional `key.cls`.
 //!
 //! The index (member, position, size) is built once by stepping over the headers; a sample is then
 //! one positioned read.
 
 mod classes;
 mod links;
+mod members;
 mod pairing;
 mod scan;
 mod shard;
+mod zip;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use self::classes::Folders;
+use self::members::{class_names, json_label, numbers, parse_label};
 use self::scan::{Item, What};
 use self::shard::{Bytes, Shard};
 use super::account::{Account, SkipReason, some_of};
 use super::kind::{self, START, describe, has_extension, instead, is_image_name, is_tar, start_of};
+use super::labels::{Labels, RawLabel, Value};
 use super::name::{path_bytes, path_text};
 use super::walk::Walk;
 use super::{MAX_SAMPLE_BYTES, Source};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
-/// Most classes that labels in `.cls` members may imply when no `classes.txt` names them.
-const MAX_CLASSES: u32 = 1_000_000;
-
 /// A shard that is part of the program: a name for messages and its bytes.
 pub type StaticShard = (&'static str, &'static [u8]);
 
-/// Images in uncompressed tar files.
+/// Images in tar and zip files. A tar file that gzip has compressed is unpacked into a temporary file first.
 ///
 /// Samples come in the order of shards and members. Hard and symbolic links are followed inside their shard. Labels, in this
 /// order of preference:
-/// 1. `key.cls` members holding a decimal class number; a sample without one has no label. A label belongs to the image
-///    with the longest common stem; what could belong together in two ways is an error.
+/// 1. `key.cls` members holding a decimal class number, else `key.json` members with `label`, `labels`, `cls` or `class`: a
+///    number, a name or a list of them. A sample without one has no label. A label belongs to the image with the longest
+///    common stem; what could belong together in two ways is an error.
 /// 2. The folder that a member lies in, as [`FolderSource`](super::FolderSource) would have it if the shard was unpacked and
 ///    folders around everything (`train/cat/1.jpg`, `train/dog/1.jpg`) were taken away; if there are at least two different
 ///    ones. A single folder around everything is packaging, not a class.
 /// 3. No labels.
 ///
-/// Class names are the lines of a `classes.txt` member of any shard, else the sorted folder names,
+/// Class names are the lines of a `classes.txt` member of any shard, else the sorted names of labels or folders,
 /// else the numbers as text. With both `classes.txt` and folder names, a folder's number is its
 /// line.
 #[derive(Debug)]
-pub struct TarSource {
+pub struct ArchiveSource {
     shards: Vec<Shard>,
     members: Vec<Member>,
     classes: Vec<String>,
+    /// Labels that are names or sets.
+    labels: Labels,
     account: Account,
 }
 
@@ -67,14 +71,14 @@ struct Member {
 #[derive(Default)]
 struct Scan {
     members: Vec<Member>,
-    /// Whether any sample has a `.cls` member.
-    numbered: bool,
+    /// The label of each member that its shard gives in a member of its own.
+    raw: Vec<RawLabel>,
     folders: Folders,
     class_names: Option<Vec<String>>,
     account: Account,
 }
 
-impl TarSource {
+impl ArchiveSource {
     /// Opens shard files in the given order.
     ///
     /// # Errors
@@ -98,6 +102,7 @@ impl TarSource {
             name: name.to_owned(),
             path: None,
             bytes: Bytes::Static(bytes),
+            unpacked: false,
         };
         Self::index(shards.iter().map(shard).collect())
     }
@@ -116,8 +121,7 @@ impl TarSource {
             return Err(SourceError::NoImages { place, instead });
         }
         scan.account.used = scan.members.len();
-        let (members, classes, account) = scan.label(&shards)?;
-        Ok(Self { shards, members, classes, account })
+        scan.label(shards)
     }
 
     /// Counts what lies in the shards' folder and is not used.
@@ -134,7 +138,12 @@ fn check_start(path: &Path) -> Result<(), SourceError> {
         return Ok(());
     };
     // Old tar files have no mark; their reader says whether they are sound.
-    if is_tar(&start) || (has_extension(path, &["tar"]) && !kind::is_packed(&start)) {
+    let is_zip = matches!(start.as_slice(), [b'P', b'K', 3, 4, ..]);
+    if is_tar(&start)
+        || (has_extension(path, &["tar"]) && !kind::is_packed(&start))
+        || (has_extension(path, &["zip"]) && is_zip)
+        || shard::is_packed_tar(path)
+    {
         return Ok(());
     }
     Err(SourceError::NotASource { path: path_text(path), problem: describe(path, &start) })
@@ -146,7 +155,8 @@ impl Scan {
         let items = scan::items(shard, &mut self.account)?;
         let items = links::follow(items, &shard.name, &mut self.account);
         let mut images: Vec<Member> = Vec::new();
-        let mut labels: Vec<(String, u32)> = Vec::new();
+        let mut labels: Vec<(String, RawLabel)> = Vec::new();
+        let mut json: Vec<(String, u64, u64)> = Vec::new();
         let mut others: Vec<(String, SkipReason)> = Vec::new();
         let mut folders: Vec<String> = Vec::new();
         let mut seen: HashSet<String> = HashSet::new();
@@ -184,7 +194,9 @@ impl Scan {
             } else if is_label {
                 let text = shard.text(offset, size).and_then(|text| parse_label(&text));
                 let label = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
-                labels.push((path, label));
+                labels.push((path, RawLabel::One(Value::Number(label.into()))));
+            } else if has_extension(name, &["json"]) {
+                json.push((path, offset, size));
             } else if path.rsplit('/').next() == Some("classes.txt") {
                 let text = shard.text(offset, size);
                 let text = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
@@ -200,7 +212,23 @@ impl Scan {
                 others.push((path, reason));
             }
         }
-        self.pair(shard, &mut images, &labels, &others)?;
+        // JSON beside an image can hold its label, unless labels have members of their own.
+        let stems: HashSet<&str> = match labels.is_empty() {
+            true => images.iter().map(|image| pairing::stem(&image.path)).collect(),
+            false => HashSet::new(),
+        };
+        for (path, offset, size) in json {
+            let found = match stems.contains(pairing::stem(&path)) {
+                true => json_label(shard, offset, size)
+                    .map_err(|problem| label_error(&shard.name, &path, problem))?,
+                false => None,
+            };
+            match found {
+                Some(label) => labels.push((path, label)),
+                None => others.push((path, SkipReason::Kind(".json".into()))),
+            }
+        }
+        self.pair(shard, &images, &labels, &others)?;
         self.folders.add(shard, &images, &folders, &others);
         for (path, reason) in others {
             self.account.skip(reason, format!("{}:{path}", shard.name));
@@ -209,12 +237,12 @@ impl Scan {
         Ok(())
     }
 
-    /// Gives the images of a shard the numbers of their `.cls` members.
+    /// Gives the images of a shard the labels in members of their own.
     fn pair(
         &mut self,
         shard: &Shard,
-        images: &mut [Member],
-        labels: &[(String, u32)],
+        images: &[Member],
+        labels: &[(String, RawLabel)],
         others: &[(String, SkipReason)],
     ) -> Result<(), SourceError> {
         let image_paths: Vec<&str> = images.iter().map(|image| image.path.as_str()).collect();
@@ -227,55 +255,47 @@ impl Scan {
             Some((remark, false)) => self.account.warnings.push(format!("{}: {remark}", shard.name)),
             None => {}
         }
-        for (image, label) in images.iter_mut().zip(pairing.labels) {
-            image.label = label.and_then(|label| labels.get(label)).map(|(_, number)| *number);
-            self.numbered |= image.label.is_some();
-        }
+        let label = |at: Option<usize>| {
+            at.and_then(|at| labels.get(at)).map_or(RawLabel::None, |label| label.1.clone())
+        };
+        self.raw.extend(pairing.labels.into_iter().map(label));
         for label in pairing.unused {
             self.account.skip(SkipReason::LabelWithoutImage, format!("{}:{}", shard.name, labels[label].0));
         }
         Ok(())
     }
 
-    /// Gives every member its label by the rules of [`TarSource`].
-    fn label(mut self, shards: &[Shard]) -> Result<(Vec<Member>, Vec<String>, Account), SourceError> {
+    /// Gives every member its label by the rules of [`ArchiveSource`].
+    fn label(mut self, shards: Vec<Shard>) -> Result<ArchiveSource, SourceError> {
         let names = self.class_names.take();
-        let classes = if self.numbered {
-            self.check_numbers(names, shards)?
-        } else {
+        let mut labels = Labels::default();
+        let own = self.raw.iter().any(|label| *label != RawLabel::None);
+        let classes = if !own {
             self.folders.refuse()?;
-            std::mem::take(&mut self.folders).label(&mut self.members, names, shards, &mut self.account)?
+            std::mem::take(&mut self.folders).label(&mut self.members, names, &shards, &mut self.account)?
+        } else if let Some(numbers) = numbers(&self.raw) {
+            let classes = class_names(&numbers, names).map_err(|(member, problem)| {
+                let member = &self.members[member];
+                label_error(&full_name(&shards, member), &member.path, problem)
+            })?;
+            self.members.iter_mut().zip(numbers).for_each(|(member, number)| member.label = number);
+            classes
+        } else {
+            labels = Labels::new(&self.raw, names.as_deref()).map_err(|(member, problem)| {
+                let member = &self.members[member];
+                label_error(&full_name(&shards, member), &member.path, problem)
+            })?;
+            self.members.iter_mut().enumerate().for_each(|(at, member)| member.label = labels.one(at));
+            labels.classes.clone()
         };
-        if !classes.is_empty() {
-            self.note_unlabelled(shards);
+        if !classes.is_empty() && !labels.multi {
+            self.note_unlabelled(&shards, own);
         }
-        Ok((self.members, classes, self.account))
-    }
-
-    /// The names of classes that `.cls` members number.
-    fn check_numbers(
-        &self,
-        names: Option<Vec<String>>,
-        shards: &[Shard],
-    ) -> Result<Vec<String>, SourceError> {
-        let largest = self.members.iter().filter_map(|member| member.label).max().unwrap_or(0);
-        let Some(names) = names else {
-            return Ok((0..=largest).map(|n| n.to_string()).collect());
-        };
-        let outside = |member: &&Member| member.label.is_some_and(|label| label as usize >= names.len());
-        match self.members.iter().find(outside) {
-            None => Ok(names),
-            Some(member) => {
-                let shard = shards.get(member.shard as usize).map_or("", |shard| shard.name.as_str());
-                let label = member.label.unwrap_or_default();
-                let problem = format!("class {label} is not in classes.txt, which has {} lines", names.len());
-                Err(label_error(shard, &member.path, problem))
-            }
-        }
+        Ok(ArchiveSource { shards, members: self.members, classes, labels, account: self.account })
     }
 
     /// Says how many samples have no label although others have one.
-    fn note_unlabelled(&mut self, shards: &[Shard]) {
+    fn note_unlabelled(&mut self, shards: &[Shard], own: bool) {
         let without: Vec<&Member> = self.members.iter().filter(|member| member.label.is_none()).collect();
         if without.is_empty() {
             return;
@@ -285,7 +305,7 @@ impl Scan {
             "{} of {} images have no {} ({}), though others have one",
             without.len(),
             self.members.len(),
-            if self.numbered { "label in a .cls member" } else { "class folder" },
+            if own { "label in a .cls or .json member" } else { "class folder" },
             some_of(without.iter().take(5).map(name), without.len())
         );
         self.account.warnings.push(problem.clone());
@@ -306,7 +326,7 @@ fn full_name(shards: &[Shard], member: &Member) -> String {
     format!("{shard}:{}", member.path)
 }
 
-impl Source for TarSource {
+impl Source for ArchiveSource {
     fn len(&self) -> usize {
         self.members.len()
     }
@@ -350,6 +370,17 @@ impl Source for TarSource {
         self.members.get(index).and_then(|member| member.label)
     }
 
+    fn labels(&self, index: usize) -> Option<Vec<u32>> {
+        match self.labels.multi {
+            true => self.labels.all(index).map(<[u32]>::to_vec),
+            false => self.label(index).map(|label| vec![label]),
+        }
+    }
+
+    fn is_multi_label(&self) -> bool {
+        self.labels.multi
+    }
+
     fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -360,19 +391,15 @@ impl Source for TarSource {
 
     fn fingerprint(&self) -> String {
         let mut hash = Fingerprint::new();
-        for member in &self.members {
+        for (index, member) in self.members.iter().enumerate() {
             hash.sample(&member.path, member.size, member.label);
+            if self.labels.multi {
+                let classes = self.labels.all(index).unwrap_or_default();
+                classes.iter().for_each(|&class| hash.sample("", 0, Some(class)));
+            }
         }
         hash.finish()
     }
-}
-
-fn parse_label(text: &str) -> Result<u32, String> {
-    let label = text.trim().parse::<u32>().ok().filter(|&label| label < MAX_CLASSES);
-    label.ok_or_else(|| {
-        let start: String = text.trim().chars().take(20).collect();
-        format!("'{start}' is not a class number; a decimal number below {MAX_CLASSES} was expected")
-    })
 }
 
 fn label_error(shard: &str, member: &str, problem: String) -> SourceError {

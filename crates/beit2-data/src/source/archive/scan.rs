@@ -47,11 +47,19 @@ pub(super) fn items(shard: &Shard, account: &mut Account) -> Result<Vec<Item>, S
     if length == 0 {
         return Err(shard.fail("the file is empty; a tar file with images was expected".into()));
     }
+    if shard.unpacked {
+        account.warnings.push(format!(
+            "{} is compressed and was unpacked into a temporary file of {} MiB; unpack it once to save the time at each start",
+            shard.name,
+            length.div_ceil(1 << 20)
+        ));
+    }
     match &shard.bytes {
         Bytes::File(file) => Reader { shard, length, account, items: Vec::new() }.read::<&File>(file),
         Bytes::Static(bytes) => {
             Reader { shard, length, account, items: Vec::new() }.read(Cursor::new(*bytes))
         }
+        Bytes::Zip(zip) => zip.items().map_err(|problem| shard.fail(problem)),
     }
 }
 
