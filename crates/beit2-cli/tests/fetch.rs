@@ -47,11 +47,17 @@ impl Place {
 fn lists() {
     let place = Place::new();
     let text = place.fetch(&[]).works().out.clone();
-    assert_eq!(text.lines().count(), 20);
+    assert_eq!(text.lines().count(), 31);
+    let clip = text.lines().find(|line| line.starts_with("ViT-B-16.pt")).unwrap();
+    assert!(clip.contains("5806e77c…") && clip.contains("teacher (clip)"), "{clip}");
     assert!(text.contains(BASE) && text.contains("d5036aa7"), "{text}");
     let ended = place.fetch(&["--list", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&ended.works().out).unwrap();
     assert_eq!(json["files"].as_array().unwrap().len(), 19);
+    let teachers = json["teachers"].as_array().unwrap();
+    assert!(
+        teachers.iter().any(|one| one["kind"] == "dinov2" && one["name"] == "dinov2_vitb14_pretrain.pth")
+    );
     assert!(json["folder"].as_str().unwrap().ends_with("cache/beit2"));
 }
 

@@ -402,3 +402,61 @@ fn the_averages_of_a_run_can_be_chosen() {
         .beit2(&["predict", "labelled", "--weights", "step", "--entry", "teacher"])
         .fails(2, &["no entry `teacher`; it has model and model_ema"]);
 }
+
+#[test]
+fn flags_count_for_runs_too_and_contradictions_are_said() {
+    let world = world();
+    tiny::classifier(&world.path("own.safetensors"), &["cat", "dog"], 2);
+    let half = scores(&logits(&world, "own.safetensors", &EvalConfig::of_size(32), HALF, HALF));
+    assert_close(eval(&world, "own.safetensors", &["--normalization", "half"]), half);
+    world
+        .beit2(&["eval", "--weights", "own.safetensors", "--data", "labelled", "--heads", "4"])
+        .fails(1, &["4 attention heads were asked for, but the weights show 2"]);
+    world
+        .beit2(&["eval", "--weights", "own.safetensors", "--data", "labelled", "--mean", "0.5", "--std", "0"])
+        .fails(2, &["--mean and --std", "not above 0"]);
+}
+
+#[test]
+fn sizes_of_the_images_beside_the_weights_must_be_the_model_s() {
+    let world = world();
+    folder(&world, "hf");
+    let mut other = preprocessor();
+    other["size"] = json!({ "height": 64, "width": 64 });
+    put(&world, "hf/preprocessor_config.json", &other);
+    let args = ["eval", "--weights", "hf", "--data", "labelled"];
+    let ended = world.beit2(&args);
+    assert_ne!(ended.code, Some(0));
+    assert!(
+        ended.err.contains("makes images of 64 px, but the weights are of a model of 32 px"),
+        "{}",
+        ended.err
+    );
+    world.beit2(&[&args[..], &["--image-size", "64"]].concat()).works();
+    // A filter that is not offered is no reason to take another.
+    other["size"] = json!({ "height": 32, "width": 32 });
+    other["resample"] = json!(0);
+    put(&world, "hf/preprocessor_config.json", &other);
+    let ended = world.beit2(&args);
+    assert!(ended.code != Some(0) && ended.err.contains("the filter `nearest`"), "{}", ended.err);
+}
+
+#[test]
+fn names_of_models_lead_to_them() {
+    let world = world();
+    for (name, part) in [
+        ("microsoft/beit-base-patch16-224", "hf download microsoft/beit-base-patch16-224"),
+        ("beitv2_base_patch16_224_pt1k_ft1k", "beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k"),
+    ] {
+        for command in [
+            &["eval", "--data", "labelled", "--weights", name][..],
+            &["predict", "labelled", "--weights", name],
+            &["finetune", "--data", "labelled", "--init", name],
+            &["pretrain", "mim.toml", "--data", "train", "--tokenizer", name],
+            &["weights", "inspect", name],
+        ] {
+            let ended = world.beit2(command);
+            assert!(ended.code != Some(0) && ended.err.contains(part), "{command:?}: {}", ended.err);
+        }
+    }
+}

@@ -11,7 +11,13 @@ impl Sidecar {
     /// The first thing that contradicts them, or that no BEiT of this software has.
     pub fn check(&self, summary: &ModelSummary) -> Result<(), LayoutError> {
         if self.is_empty() {
-            return Ok(());
+            // Without files the number is what a user says.
+            return match (self.sizes.heads, summary.heads) {
+                (Some(said), Some(found)) if said != found => Err(LayoutError::Unsupported(format!(
+                    "{said} attention heads were asked for, but the weights show {found}; leave the number out"
+                ))),
+                _ => Ok(()),
+            };
         }
         let sizes = &self.sizes;
         let file = self.files.first().map_or("config.json", String::as_str);

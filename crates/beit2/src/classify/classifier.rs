@@ -138,6 +138,8 @@ impl<B: Backend> Classifier<B> {
             let kept = rows.iter().filter_map(|&row| config.class_names.get(row).cloned()).collect();
             (classes, config.class_names) = (rows.len(), kept);
         }
+        // What a user says counts, also for files that say it themselves.
+        config.vit.normalization = state.beside.normalization.clone().or(config.vit.normalization);
         let eval = EvalTable::beside(&state, options.image_size)?;
         config.classes = Some(classes);
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);

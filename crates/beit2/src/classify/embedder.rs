@@ -249,7 +249,8 @@ fn open_teacher<B: Backend>(
     if options.layer.is_some() && kind != TeacherKind::Dinov2 {
         return config_error("a layer can be chosen of pretrained models, classifiers and DINOv2 teachers");
     }
-    let config = TeacherConfig { kind, layer: options.layer, ..TeacherConfig::default() };
+    let heads = file.beside.sizes.heads;
+    let config = TeacherConfig { kind, heads, layer: options.layer, ..TeacherConfig::default() };
     let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;
     let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
     let net = Featurizer::Teacher(Box::new(model));

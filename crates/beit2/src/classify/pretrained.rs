@@ -21,7 +21,11 @@ pub(crate) fn sizes(state: &StateFile) -> Result<VitConfig, Error> {
         _ => None,
     };
     match written {
-        Some(sizes) => Ok(sizes),
+        // What a user says counts, also for files that say it themselves.
+        Some(sizes) => {
+            let normalization = state.beside.normalization.clone().or(sizes.normalization);
+            Ok(VitConfig { normalization, ..sizes })
+        }
         None => VitConfig::from_shapes(state),
     }
 }

@@ -82,8 +82,12 @@ pub fn load_backbone<B: Backend>(
 /// The sizes of a segmentation file: its own configuration, or what a published one tells.
 pub(super) fn config_of(state: &StateFile) -> Result<SegmenterConfig, Error> {
     let origin = &state.origin;
-    match written_config(&state.metadata, origin)? {
-        Some(config) => Ok(config),
+    match written_config::<SegmenterConfig>(&state.metadata, origin)? {
+        Some(mut config) => {
+            // What a user says counts, also for files that say it themselves.
+            config.vit.normalization = state.beside.normalization.clone().or(config.vit.normalization);
+            Ok(config)
+        }
         None => published(state).map_err(|error| Error::Config(format!("{origin}: {error}"))),
     }
 }

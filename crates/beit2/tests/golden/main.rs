@@ -24,3 +24,4 @@ mod segmentation;
 mod sizes;
 mod slide;
 mod tokenizer;
+mod torchscript;

@@ -134,12 +134,14 @@ fn config(
     converted: &Converted,
     checkpoint: &Checkpoint,
 ) -> anyhow::Result<String> {
-    let summary = about(inspect(&converted.tensors), checkpoint)?;
+    let summary = about(inspect(&converted.tensors), checkpoint)?.with_metadata(&checkpoint.metadata);
+    about(checkpoint.beside.check(&summary), checkpoint)?;
+    let heads = args.heads.or(checkpoint.beside.sizes.heads);
     let value = match to {
-        NamesArg::Hf => hf_config(&summary, args.heads),
-        NamesArg::Timm | NamesArg::Official => timm_config(&summary, args.heads),
+        NamesArg::Hf => hf_config(&summary, heads),
+        NamesArg::Timm | NamesArg::Official => timm_config(&summary, heads),
     };
-    if summary.heads.is_none() && args.heads.is_none() && value.is_err() {
+    if summary.heads.is_none() && heads.is_none() && value.is_err() {
         return usage(format!(
             "{}: weights without relative position bias do not show the number of attention heads; give it with --heads N",
             checkpoint.path().display()

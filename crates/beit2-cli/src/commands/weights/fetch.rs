@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use beit2_weights::inspect::inspect;
 use beit2_weights::layout::Family;
-use beit2_weights::published::{self, PUBLISHED, Published};
+use beit2_weights::published::{self, PUBLISHED, Published, PublishedTeacher, TEACHERS};
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -29,12 +29,12 @@ use crate::signals::Signals;
     command continues it. The file must be the expected model and have the expected SHA-256, where that is known. \
     A file that is already there is not downloaded again, so the command also works offline. Proxies are taken \
     from the environment (HTTPS_PROXY, NO_PROXY).\n\n\
-    Examples:\n  beit2 weights fetch\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
+    Examples:\n  beit2 weights fetch\n  beit2 weights fetch ViT-B-16.pt\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
     beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm --mirror https://hf-mirror.example\n  \
     beit2 weights fetch beitv2_base_patch16_224_pt1k --mirror http://files.local/beit --to weights"
 )]
 pub struct Args {
-    /// Published file, with or without .pth [default: list all]
+    /// Published file or teacher, with or without .pth [default: list all]
     #[arg(value_name = "NAME")]
     name: Option<String>,
 
@@ -71,14 +71,18 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
         return list(&folder, args.output.json);
     };
-    let Some(published) = published::find(name) else {
-        let known = suggest(name, PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth")));
-        let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
-        return usage(format!(
-            "`{name}` is not a published file; {hint}`beit2 weights fetch --list` lists them all"
-        ));
+    let copy = match (published::find(name), published::teacher(name)) {
+        (Some(published), _) => Copy::of(published, args.from)?,
+        (None, Some(teacher)) => Copy::of_teacher(teacher, args.from)?,
+        (None, None) => {
+            let models = PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth"));
+            let known = suggest(name, models.chain(TEACHERS.iter().map(|one| one.file)));
+            let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
+            return usage(format!(
+                "`{name}` is not a published file; {hint}`beit2 weights fetch --list` lists them all"
+            ));
+        }
     };
-    let copy = Copy::of(published, args.from)?;
     let target = folder.join(&copy.file);
     let from = if target.exists() {
         let path = target.display();
@@ -92,7 +96,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     };
     if args.output.json {
         output::json(&json!({
-            "name": published.file,
+            "name": copy.name,
             "file": target.display().to_string(),
             "from": from,
             "sha256": beit2_weights::sha256(&target)?,
@@ -103,10 +107,18 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// One published model in one family's names.
+/// What a downloaded file must be.
+enum Expected {
+    /// A model of BEiT v2, in one family's names.
+    Beit(&'static Published, Family),
+    Teacher(&'static PublishedTeacher),
+}
+
+/// One published file.
 struct Copy {
-    published: &'static Published,
-    family: Family,
+    expected: Expected,
+    /// What it is published as.
+    name: &'static str,
     /// Its name here.
     file: String,
     /// Where it comes from when no mirror has it.
@@ -117,16 +129,17 @@ struct Copy {
 
 impl Copy {
     fn of(published: &'static Published, names: NamesArg) -> anyhow::Result<Self> {
-        let (family, file) = (names.into(), published.file.to_owned());
+        let (expected, file) = (Expected::Beit(published, names.into()), published.file.to_owned());
+        let name = published.file;
         match (names, published.mirror_url()) {
             (NamesArg::Official, _) => {
-                Ok(Self { published, family, url: published.url(), path: file.clone(), file })
+                Ok(Self { expected, name, url: published.url(), path: file.clone(), file })
             }
             (NamesArg::Timm, Some(url)) => {
                 // A mirror of the Hub has the Hub's paths.
                 let path = url.splitn(4, '/').last().unwrap_or_default().to_owned();
                 let file = file.replace(".pth", ".timm.safetensors");
-                Ok(Self { published, family, file, url, path })
+                Ok(Self { expected, name, file, url, path })
             }
             (NamesArg::Timm, None) => usage(format!(
                 "timm has no copy of {}; leave --from out, or see `beit2 weights fetch --list`",
@@ -139,6 +152,15 @@ impl Copy {
         }
     }
 
+    fn of_teacher(teacher: &'static PublishedTeacher, names: NamesArg) -> anyhow::Result<Self> {
+        if names != NamesArg::Official {
+            return usage(format!("{} is offered as its authors publish it; leave --from out", teacher.file));
+        }
+        let (name, file) = (teacher.file, teacher.file.to_owned());
+        let expected = Expected::Teacher(teacher);
+        Ok(Self { expected, name, url: teacher.url.to_owned(), path: file.clone(), file })
+    }
+
     /// All addresses, mirrors first.
     fn addresses(&self, mirrors: &[String]) -> anyhow::Result<Vec<String>> {
         let mut urls = Vec::with_capacity(mirrors.len() + 1);
@@ -146,7 +168,7 @@ impl Copy {
             if !["http://", "https://"].iter().any(|scheme| mirror.starts_with(scheme)) {
                 return usage(format!("--mirror {mirror}: an address must start with http:// or https://"));
             }
-            let whole = [".pth", ".safetensors"].iter().any(|ending| mirror.ends_with(ending));
+            let whole = [".pth", ".pt", ".safetensors"].iter().any(|ending| mirror.ends_with(ending));
             urls.push(match whole {
                 true => mirror.clone(),
                 false => format!("{}/{}", mirror.trim_end_matches('/'), self.path),
@@ -161,17 +183,31 @@ impl Copy {
         let short = |text: String| text.replace(&file.display().to_string(), "what it sent");
         let checkpoint = beit2_weights::read(file).map_err(|error| short(error.to_string()))?;
         let prefix = |text: String| format!("what it sent is not the expected file: {text}");
-        if self.family == Family::Official && self.published.sha256_prefix.is_some() {
-            let sha256 = beit2_weights::sha256(file).map_err(|error| short(error.to_string()))?;
-            if let Some(wrong) = wrong_hash(self.published, &sha256) {
-                return Err(prefix(wrong));
+        let sha256 = || beit2_weights::sha256(file).map_err(|error| short(error.to_string()));
+        match self.expected {
+            Expected::Teacher(teacher) => {
+                if let Some(expected) = teacher.sha256 {
+                    let found = sha256()?;
+                    if found != expected {
+                        return Err(prefix(format!("its SHA-256 is {found}, expected {expected}")));
+                    }
+                }
+                Ok(None)
+            }
+            Expected::Beit(published, family) => {
+                if family == Family::Official
+                    && published.sha256_prefix.is_some()
+                    && let Some(wrong) = wrong_hash(published, &sha256()?)
+                {
+                    return Err(prefix(wrong));
+                }
+                Ok(match inspect(&checkpoint.tensors) {
+                    Ok(summary) => contradiction(published, &summary),
+                    Err(error) => Some(error.to_string()),
+                }
+                .map(prefix))
             }
         }
-        Ok(match inspect(&checkpoint.tensors) {
-            Ok(summary) => contradiction(self.published, &summary),
-            Err(error) => Some(error.to_string()),
-        }
-        .map(prefix))
     }
 }
 
@@ -225,7 +261,7 @@ fn download(
     }
     bail!(
         "cannot download {}: {}; you can also download it from {} yourself and save it as {}",
-        copy.published.file,
+        copy.name,
         failures.join("; "),
         copy.url,
         target.display()
@@ -250,7 +286,22 @@ fn list(folder: &Path, json: bool) -> anyhow::Result<Ending> {
                 "here": here(one.file),
             })
         });
-        output::json(&json!({ "folder": folder.display().to_string(), "files": files.collect::<Vec<_>>() }))?;
+        let teachers = TEACHERS.iter().map(|one| {
+            json!({
+                "name": one.file,
+                "kind": one.kind,
+                "about": one.about,
+                "megabytes": one.megabytes,
+                "sha256": one.sha256,
+                "url": one.url,
+                "here": here(one.file),
+            })
+        });
+        output::json(&json!({
+            "folder": folder.display().to_string(),
+            "files": files.collect::<Vec<_>>(),
+            "teachers": teachers.collect::<Vec<_>>(),
+        }))?;
         return Ok(Ending::Done);
     }
     let heading = ["name", "size", "sha256", "timm", "here", "about"].map(str::to_owned).to_vec();
@@ -270,10 +321,21 @@ fn list(folder: &Path, json: bool) -> anyhow::Result<Ending> {
             one.about.to_owned(),
         ]
     });
-    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
+    let teachers = TEACHERS.iter().map(|one| {
+        vec![
+            one.file.to_owned(),
+            format!("~{} MB", one.megabytes),
+            one.sha256.and_then(|sha256| sha256.get(..8)).map_or(String::new(), |start| format!("{start}…")),
+            String::new(),
+            if here(one.file) { "yes" } else { "" }.to_owned(),
+            format!("teacher ({}): {}", one.kind, one.about),
+        ]
+    });
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(rows).chain(teachers).collect();
     output::result(&output::columns(&rows))?;
     output::note(&format!(
-        "\n~ marks sizes estimated from the parameters; the authors publish none. `here` means {}.",
+        "\n~ marks sizes estimated from the parameters; the authors publish none. `here` means {}.\n\
+         A teacher is used with --set teacher.weights=FILE --set teacher.kind=KIND; KIND is in parentheses.",
         folder.display()
     ));
     Ok(Ending::Done)
