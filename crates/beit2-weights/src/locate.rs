@@ -81,7 +81,7 @@ pub fn locate(path: &Path) -> Result<PathBuf, WeightsError> {
             "holds weights of {software} only ({name}), which are not read; get the model's safetensors or PyTorch file"
         )),
         ([], None) => {
-            place("is a folder without weights (model.safetensors or pytorch_model.bin)".to_owned())
+            place("is a folder without model.safetensors or pytorch_model.bin; name the .pth or .safetensors file inside it".to_owned())
         }
         (several, _) => place(format!(
             "is a folder without model.safetensors or pytorch_model.bin; name the file in it: {}",

@@ -219,7 +219,7 @@ fn names_and_folders_without_weights_lead_somewhere() {
         let text = error(Path::new(name));
         assert!(text.contains(part), "{text}");
     }
-    assert!(error(folder.path()).contains("a folder without weights"));
+    assert!(error(folder.path()).contains("a folder without model.safetensors"));
     let flax = folder.path().join("flax_model.msgpack");
     fs::write(&flax, [0x82, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
     assert!(error(folder.path()).contains("Flax"));

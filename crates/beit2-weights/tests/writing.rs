@@ -80,7 +80,7 @@ fn weights_are_readable_like_any_other_file() {
 #[test]
 fn wrong_paths_are_explained() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(read(folder.path()).unwrap_err().to_string().contains("a folder without weights"));
+    assert!(read(folder.path()).unwrap_err().to_string().contains("a folder without model.safetensors"));
     let missing = folder.path().join("missing.pth");
     assert!(read(&missing).unwrap_err().to_string().contains("missing.pth"));
     let path = folder.path().join("file");

@@ -411,7 +411,7 @@ fn flags_count_for_runs_too_and_contradictions_are_said() {
     assert_close(eval(&world, "own.safetensors", &["--normalization", "half"]), half);
     world
         .beit2(&["eval", "--weights", "own.safetensors", "--data", "labelled", "--heads", "4"])
-        .fails(1, &["4 attention heads were asked for, but the weights show 2"]);
+        .fails(2, &["4 attention heads were asked for, but the weights show 2"]);
     world
         .beit2(&["eval", "--weights", "own.safetensors", "--data", "labelled", "--mean", "0.5", "--std", "0"])
         .fails(2, &["--mean and --std", "not above 0"]);
