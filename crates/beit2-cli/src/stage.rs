@@ -154,7 +154,7 @@ impl Stage for SegmentRecipe {
     }
 
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
-        Ok(assets.segment_source(spec, &self.masks.options())?)
+        Ok(assets.segment_source(spec, &self.masks.options(self.data.decode_options()))?)
     }
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {

@@ -28,8 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for number in 0..VIEWS {
             let index = number as usize % source.len();
             let key = Key { seed: 0, epoch: 0, index: number, stream: RngStream::Augment };
-            let image =
-                timed(&mut total[0], || decode(&source.read(index)?, source.limits()).map_err(Box::from))?;
+            let image = timed(&mut total[0], || {
+                decode(&source.read(index)?, source.decode_options()).map_err(Box::from)
+            })?;
             let mask = timed(&mut total[1], || source.mask(index).map_err(Box::from))?;
             let params =
                 timed(&mut total[2], || SegmentTrainParams::draw(&config, &mask, &key).map_err(Box::from))?;

@@ -6,7 +6,9 @@
 use std::time::Instant;
 
 use beit2_data::transform::crop_resize;
-use beit2_data::{FinetuneConfig, FinetuneParams, Key, Limits, RngStream, TwoViewConfig, ViewParams, decode};
+use beit2_data::{
+    DecodeOptions, FinetuneConfig, FinetuneParams, Key, RngStream, TwoViewConfig, ViewParams, decode,
+};
 
 const REPEATS: u64 = 200;
 
@@ -18,9 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for path in paths {
         let bytes = std::fs::read(&path)?;
-        let image = decode(&bytes, &Limits::default())?;
+        let image = decode(&bytes, &DecodeOptions::default())?;
         println!("{path}: {} x {}, {} bytes", image.width, image.height, bytes.len());
-        let decoding = time(|_| decode(&bytes, &Limits::default()).map(drop).map_err(Into::into))?;
+        let decoding = time(|_| decode(&bytes, &DecodeOptions::default()).map(drop).map_err(Into::into))?;
         report("decode", decoding);
         for size in [64, 224] {
             for color_jitter in [0.0, 0.4] {

@@ -13,7 +13,7 @@
 
 use mozjpeg::{ColorSpace, Decompress};
 
-use crate::decode::{Limits, check_dimensions};
+use crate::decode::{self, DecodeOptions, check_dimensions};
 use crate::error::DecodeError;
 use crate::image::Image;
 use crate::pool::guarded;
@@ -22,8 +22,8 @@ use crate::pool::guarded;
 /// over the whole image, so that a small file could keep a worker busy for hours.
 const MAX_SCANS: usize = 100;
 
-/// Decodes a JPEG. `limits` are checked before pixels are allocated.
-pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
+/// Decodes a JPEG. Limits are checked before pixels are allocated.
+pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
     // Why: the library fills missing rows with grey instead of failing, as browsers do. Pillow
     // fails, and a half-grey image must not be trained on.
     let Some(scans) = scans_before_end(bytes) else {
@@ -32,18 +32,18 @@ pub(crate) fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError
     if scans > MAX_SCANS {
         return Err(invalid(format!("it has {scans} scans, more than the limit of {MAX_SCANS}")));
     }
-    guarded(|| decode_pixels(bytes, limits)).unwrap_or_else(|message| Err(invalid(message)))
+    guarded(|| decode_pixels(bytes, options)).unwrap_or_else(|message| Err(invalid(message)))
 }
 
 fn invalid(reason: impl ToString) -> DecodeError {
     DecodeError::Invalid { reason: reason.to_string() }
 }
 
-fn decode_pixels(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
+fn decode_pixels(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
     let header = Decompress::new_mem(bytes).map_err(invalid)?;
     let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     let (width, height) = (side(header.width()), side(header.height()));
-    check_dimensions(width, height, limits)?;
+    check_dimensions(width, height, options)?;
     let data = match header.color_space() {
         ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK => {
             let mut image = header.to_colorspace(ColorSpace::JCS_CMYK).map_err(invalid)?;
@@ -63,12 +63,8 @@ fn decode_pixels(bytes: &[u8], limits: &Limits) -> Result<Image, DecodeError> {
 
 /// Pillow's conversion. All four inks are taken as stored inverted (255 is no ink), which is what
 /// Adobe writes and Pillow assumes of every four-channel JPEG.
-fn cmyk_to_rgb([c, m, y, white]: [u8; 4]) -> [u8; 3] {
-    [c, m, y].map(|paper| {
-        // a * b / 255, rounded, by shifts.
-        let product = u32::from(255 - paper) * u32::from(white) + 128;
-        white.saturating_sub((((product >> 8) + product) >> 8) as u8)
-    })
+fn cmyk_to_rgb(stored: [u8; 4]) -> [u8; 3] {
+    decode::cmyk_to_rgb(stored.map(|value| 255 - value))
 }
 
 /// Number of scans in front of the end-of-image marker; `None` when the marker chain does not lead
@@ -122,14 +118,14 @@ mod tests {
         bytes.extend([0xFF, 0xDA, 0, 2].repeat(MAX_SCANS + 1));
         assert_eq!(scans_before_end(&bytes), None);
         bytes.extend([0xFF, 0xD9]);
-        let sentence = decode(&bytes, &Limits::default()).unwrap_err().to_string();
+        let sentence = decode(&bytes, &DecodeOptions::default()).unwrap_err().to_string();
         assert_eq!(sentence, "the image cannot be decoded: it has 101 scans, more than the limit of 100");
     }
 
     #[test]
     fn the_library_s_errors_are_returned() {
         // A start and an end with nothing between; the library unwinds on it.
-        let error = decode(&[0xFF, 0xD8, 0xFF, 0xD9], &Limits::default()).unwrap_err();
+        let error = decode(&[0xFF, 0xD8, 0xFF, 0xD9], &DecodeOptions::default()).unwrap_err();
         assert!(matches!(error, DecodeError::Invalid { .. }), "{error}");
     }
 }

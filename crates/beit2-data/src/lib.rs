@@ -62,7 +62,10 @@ pub mod source;
 pub mod transform;
 pub mod views;
 
-pub use decode::{Gray16, Limits, decode};
+pub use decode::{
+    Background, DecodeOptions, ExifOrientation, ImageFacts, PixelRange, decode, decode_with_facts,
+    foreign_format,
+};
 pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError};
 pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
 pub use fingerprint::fnv1a;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use crate::decode::Limits;
+use crate::decode::DecodeOptions;
 use crate::error::LoaderError;
 use crate::order::{EpochOrder, sample_of, setting};
 use crate::pool::{Outcome, Pool, guarded};
@@ -56,8 +56,8 @@ pub struct LoaderConfig {
     pub world_size: u64,
     /// This process, from 0. Default 0.
     pub rank: u64,
-    /// Limits on decoding.
-    pub limits: Limits,
+    /// DecodeOptions on decoding.
+    pub decode: DecodeOptions,
     /// Images whose shorter side has fewer pixels count as unusable. Default 0: all are accepted
     /// and enlarged where needed, as the reference does.
     pub min_side_px: u32,
@@ -80,7 +80,7 @@ impl Default for LoaderConfig {
             epochs: None,
             world_size: 1,
             rank: 0,
-            limits: Limits::default(),
+            decode: DecodeOptions::default(),
             min_side_px: 0,
             max_bad_fraction: 0.01,
         }
@@ -207,7 +207,7 @@ impl<T: Send + 'static> Loader<T> {
             BadCount::new(config.max_bad_fraction, order.samples_per_epoch(), to_submit.epoch, bad_before);
         let preparer = Arc::new(Preparer {
             source,
-            limits: config.limits,
+            decode: config.decode,
             min_side_px: config.min_side_px,
             seed: config.seed,
             work: Box::new(move |image, info| work(image, info).map_err(|error| error.to_string())),

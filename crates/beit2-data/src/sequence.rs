@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use crate::decode::Limits;
+use crate::decode::DecodeOptions;
 use crate::error::LoaderError;
 use crate::image::Image;
 use crate::pool::{Pool, guarded};
@@ -22,13 +22,13 @@ pub struct SequenceConfig {
     pub workers: usize,
     /// Images to prefetch, which bounds the memory. Default 64.
     pub prefetch: usize,
-    /// Limits on decoding.
-    pub limits: Limits,
+    /// DecodeOptions on decoding.
+    pub decode: DecodeOptions,
 }
 
 impl Default for SequenceConfig {
     fn default() -> Self {
-        Self { start: 0, workers: 2, prefetch: 64, limits: Limits::default() }
+        Self { start: 0, workers: 2, prefetch: 64, decode: DecodeOptions::default() }
     }
 }
 
@@ -62,7 +62,7 @@ impl<T: Send + 'static> Sequence<T> {
     ) -> Result<Self, LoaderError> {
         let preparer = Arc::new(Preparer {
             source,
-            limits: config.limits,
+            decode: config.decode,
             min_side_px: 0,
             seed: 0,
             work: Box::new(move |image, _| work(image).map_err(|error| error.to_string())),

@@ -7,14 +7,16 @@ mod common;
 use beit2_data::transform::{
     CropConfig, crop_resize, eval_resize_side, eval_view, flip_horizontal, jitter, resize,
 };
-use beit2_data::{CropBox, Image, Interpolation, JitterOp, JitterParams, Key, Limits, RngStream, decode};
+use beit2_data::{
+    CropBox, DecodeOptions, Image, Interpolation, JitterOp, JitterParams, Key, RngStream, decode,
+};
 use common::checks::{self, check as holds, skip};
 use common::{Suite, each_image_suite, max_difference};
 
 fn photo(suite: &Suite, name: &str) -> Image {
     let path = suite.dir.join("photos").join(name);
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    decode(&bytes, &Limits::default()).unwrap()
+    decode(&bytes, &DecodeOptions::reference()).unwrap()
 }
 
 /// Every photograph of a suite, with its record.
@@ -145,7 +147,7 @@ fn golden_formats() {
                 skip(format!("{} is not in this folder", path.display()));
                 continue;
             };
-            let found = decode(&bytes, &Limits::default());
+            let found = decode(&bytes, &DecodeOptions::reference());
             if record.get("loader").is_some() {
                 holds(found.is_err(), || format!("{name}: the reference cannot read it, we do"));
                 println!("{name}: {:?}", found.err());

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use beit2_data::source::{IdxSource, IdxSplit, IndexFileSource, Source, open};
-use beit2_data::{Limits, decode};
+use beit2_data::{DecodeOptions, decode};
 use flate2::{Compression, write::GzEncoder};
 
 /// An IDX file of bytes in as many dimensions as there are sizes.
@@ -57,7 +57,7 @@ fn idx_packed_and_plain_are_the_same_data() {
         let source = IdxSource::open(dir.path(), IdxSplit::Train).unwrap();
         assert_eq!((source.len(), source.classes().len()), (3, 5));
         assert_eq!([0, 1, 2, 3].map(|i| source.label(i)), [Some(2), Some(0), Some(4), None]);
-        let image = decode(&source.read(1).unwrap(), &Limits::default()).unwrap();
+        let image = decode(&source.read(1).unwrap(), &DecodeOptions::default()).unwrap();
         assert_eq!((image.width, image.height), (3, 2));
         assert_eq!(image.data, (6..12).flat_map(|v| [v; 3]).collect::<Vec<u8>>());
         assert!(source.name(2).contains("train-images-idx3-ubyte") && source.name(2).ends_with(":2"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beit2_data::source::{ParquetSource, open};
-use beit2_data::{Image, Limits, Loader, LoaderConfig, Source, TransformError, decode};
+use beit2_data::{DecodeOptions, Image, Loader, LoaderConfig, Source, TransformError, decode};
 
 fn data(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parquet");
@@ -15,7 +15,7 @@ fn data(name: &str) -> String {
 
 /// Image i has the colour (i, 2 i, 3 i).
 fn number(source: &dyn Source, index: usize) -> u8 {
-    let image = decode(&source.read(index).unwrap(), &Limits::default()).unwrap();
+    let image = decode(&source.read(index).unwrap(), &DecodeOptions::default()).unwrap();
     assert_eq!(image.data[..3], [image.data[0], 2 * image.data[0], 3 * image.data[0]]);
     image.data[0]
 }

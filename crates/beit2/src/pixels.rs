@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use beit2_data::{EvalConfig, Image, Limits, stack_hwc};
+use beit2_data::{DecodeOptions, EvalConfig, Image, stack_hwc};
 use beit2_kernels::{self as kernels, Backend};
 use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
@@ -27,11 +27,11 @@ pub fn read(path: impl AsRef<Path>) -> Result<Image, Error> {
     let wrong = |reason: String| Error::Image { path: path.to_owned(), reason };
     // Why the size first: an endless or huge file is refused instead of filling the memory.
     let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
-    if size > Limits::default().max_file_bytes {
+    if size > DecodeOptions::default().max_file_bytes {
         return Err(wrong(format!("the file has {size} bytes, too many for one image")));
     }
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    beit2_data::decode(&bytes, &Limits::default()).map_err(|error| wrong(error.to_string()))
+    beit2_data::decode(&bytes, &DecodeOptions::default()).map_err(|error| wrong(error.to_string()))
 }
 
 /// Images of any size through the evaluation view, `[B, 3, size, size]` in [0, 1].

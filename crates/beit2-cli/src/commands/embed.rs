@@ -4,7 +4,7 @@ use anyhow::bail;
 use beit2::classify::{Embedder, FeatureKind};
 use beit2::pixels;
 use beit2::train::Assets;
-use beit2_data::{EvalConfig, Image};
+use beit2_data::{DecodeOptions, EvalConfig, Image};
 use beit2_kernels::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use clap::ValueEnum;
@@ -146,7 +146,8 @@ impl Job for Embedding<'_> {
         ];
         let layout = RowLayout { name: "features", element, shape };
         let source = session.assets.source(&args.images.source)?;
-        let export = Export { to, source, view, layout, identity };
+        let decode = args.export.decode.options(&args.weights, DecodeOptions::default())?;
+        let export = Export { to, source, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let images = pixels::stacked::<B::InnerBackend>(views, device)?;
             let data = match kind {

@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::classes::{IMAGENET_CLASSES, Trained, check_classes};
 use crate::errors::{Ending, usage};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs};
+use crate::flags::{
+    DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs, published_decoding,
+};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -66,6 +68,9 @@ pub struct Args {
 
     #[command(flatten)]
     results: ResultArgs,
+
+    #[command(flatten)]
+    decode: DecodeArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -200,7 +205,8 @@ impl Job for &Args {
             source.classes(),
             Trained { weights: &self.weights, count: classes, names },
         )?;
-        let config = &DataConfig { workers: self.workers, ..DataConfig::default() };
+        let decode = self.decode.options(&self.weights, published_decoding())?;
+        let config = &DataConfig { workers: self.workers, ..DataConfig::default() }.decoding_by(&decode);
         let view = view(self, &classifier.eval, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };
         let statistics = classifier.config.vit.normalization.as_ref();

@@ -9,7 +9,7 @@ use beit2::classify::{Classifier, ClassifierOptions, Prediction};
 use beit2::train::{Assets, Event, Observer};
 use beit2::{Error, pixels};
 use beit2_data::source::ChainSource;
-use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
+use beit2_data::{DecodeOptions, EvalConfig, Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::atomic::{AtomicFile, FileError};
 use beit2_run::csv_cell;
@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::classes::IMAGENET_CLASSES;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
+use crate::flags::{DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Job, Session};
@@ -71,6 +71,9 @@ pub struct Args {
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch_size: u32,
+
+    #[command(flatten)]
+    decode: DecodeArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -212,8 +215,8 @@ impl Walk<'_> {
         mut each: impl FnMut(&Name, &[Prediction]) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
-        let config =
-            SequenceConfig { workers: self.args.workers, prefetch: 2 * batch, ..SequenceConfig::default() };
+        let decode = self.args.decode.options(&self.args.weights, DecodeOptions::default())?;
+        let config = SequenceConfig { start: 0, workers: self.args.workers, prefetch: 2 * batch, decode };
         let mut images = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         let mut done = 0;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use beit2::Error;
 use beit2::train::{Event, Observer};
-use beit2_data::{EvalConfig, Image, Sequence, SequenceConfig, Source};
+use beit2_data::{DecodeOptions, EvalConfig, Image, Sequence, SequenceConfig, Source};
 use serde_json::{Value, json};
 
 use beit2_run::thousands;
@@ -27,7 +27,7 @@ pub use layout::{Element, Format, RowLayout};
 use partial::{Partial, Sample};
 
 use crate::errors::usage;
-use crate::flags::ExportArgs;
+use crate::flags::{ExportArgs, describe_decoding};
 use crate::output;
 use crate::session::Session;
 
@@ -90,6 +90,8 @@ pub struct Export<'a> {
     pub source: Arc<dyn Source>,
     /// How the model sees an image.
     pub view: EvalConfig,
+    /// How images are decoded.
+    pub decode: DecodeOptions,
     /// What a row is.
     pub layout: RowLayout,
     /// What else the values depend on: rows that were made with other values here are not continued.
@@ -116,7 +118,7 @@ impl Export<'_> {
         session: &mut Session<'_>,
         mut compute: impl FnMut(&[Image]) -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Written> {
-        let Self { to, source, view, layout, identity } = self;
+        let Self { to, source, view, decode, layout, identity } = self;
         let Session { signals, progress, .. } = session;
         let (args, batch) = (to.args, to.args.batch_size as usize);
         let mut manifest = json!({
@@ -124,6 +126,7 @@ impl Export<'_> {
             "images": source.fingerprint(),
             "image_size": view.size,
             "resized_to": view.resize_side(),
+            "decoding": describe_decoding(&decode),
             "batch_size": batch,
             "dtype": layout.element.name(),
             "row": layout.shape,
@@ -148,12 +151,8 @@ impl Export<'_> {
             return Err(unreadable(name, why));
         }
 
-        let config = SequenceConfig {
-            start: partial.samples(),
-            workers: args.workers,
-            prefetch: 2 * batch,
-            ..SequenceConfig::default()
-        };
+        let config =
+            SequenceConfig { start: partial.samples(), workers: args.workers, prefetch: 2 * batch, decode };
         let mut images = Sequence::new(config, source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         while partial.samples() < total {

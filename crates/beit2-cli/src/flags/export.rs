@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
+use super::DecodeArgs;
+
 /// The images of a command that writes one file.
 #[derive(Debug, Args)]
 pub struct SourceArg {
@@ -42,6 +44,9 @@ pub struct ExportArgs {
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_size: u32,
+
+    #[command(flatten)]
+    pub decode: DecodeArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]

@@ -1,6 +1,7 @@
 //! Flags that several commands share, each defined once with its help. What only one command takes stands beside that
 //! command in `commands/`.
 
+mod decode;
 mod export;
 mod features;
 mod results;
@@ -14,6 +15,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::DeviceSpec;
 
+pub use decode::{DecodeArgs, describe as describe_decoding, published as published_decoding};
 pub use export::{ExportArgs, SourceArg, SourcesArg};
 pub use features::{FeatureKindArg, FrozenArgs};
 pub use results::ResultArgs;

@@ -1,6 +1,7 @@
 //! How segmentation models see images, and how masks are read.
 
 use beit2::segment::{InferConfig, MasksConfig, Mode};
+use beit2_data::DecodeOptions;
 use beit2_data::segment::{ReduceZeroLabel, SegmentDataOptions};
 use clap::{Args, ValueEnum};
 
@@ -106,12 +107,12 @@ pub enum ReduceZeroLabelArg {
 
 impl MaskArgs {
     /// The same for the library.
-    pub fn options(&self) -> SegmentDataOptions {
+    pub fn options(&self, decode: DecodeOptions) -> SegmentDataOptions {
         let reduce_zero_label = match self.reduce_zero_label {
             ReduceZeroLabelArg::Auto => ReduceZeroLabel::Auto,
             ReduceZeroLabelArg::Yes => ReduceZeroLabel::Yes,
             ReduceZeroLabelArg::No => ReduceZeroLabel::No,
         };
-        MasksConfig { reduce_zero_label, ignore: self.ignore }.options()
+        MasksConfig { reduce_zero_label, ignore: self.ignore }.options(decode)
     }
 }

@@ -68,7 +68,7 @@ pub enum SegmentDataError {
 }
 
 /// A hint for sides that have changed places.
-const EXIF_HINT: &str = "; EXIF orientation is not applied: rotate the image itself";
+const EXIF_HINT: &str = "; the sides are exchanged: turn the mask or the image";
 
 /// Why a file is not a mask of this data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

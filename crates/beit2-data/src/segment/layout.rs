@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decode::Limits;
+use crate::decode::DecodeOptions;
 use crate::error::SourceError;
 use crate::segment::classes::{ClassList, read_list};
 use crate::segment::error::SegmentDataError;
@@ -57,8 +57,8 @@ pub struct SegmentDataOptions {
     pub classes: Option<usize>,
     /// The class list, when it does not lie beside the folders.
     pub class_list: Option<PathBuf>,
-    /// Limits on decoding masks and, in the data check, images.
-    pub limits: Limits,
+    /// DecodeOptions on decoding masks and, in the data check, images.
+    pub decode: DecodeOptions,
     /// Whether images without masks and masks without images are left out and only listed
     /// ([`SegmentSource::unpaired`]) instead of being an error. For the data check. Default false.
     #[serde(skip)]
@@ -73,7 +73,7 @@ impl Default for SegmentDataOptions {
             ignore: IGNORE,
             classes: None,
             class_list: None,
-            limits: Limits::default(),
+            decode: DecodeOptions::default(),
             keep_unpaired: false,
         }
     }
@@ -114,7 +114,7 @@ pub fn open_segment(
         return Err(SegmentDataError::Unpaired { images, masks, first });
     }
     let Trees { images, masks, ade20k, .. } = trees;
-    let limits = options.limits.clone();
+    let decode = options.decode.clone();
     Ok(Arc::new(SegmentSource::new(Parts {
         images,
         masks,
@@ -124,7 +124,7 @@ pub fn open_segment(
         account,
         list,
         rule,
-        limits,
+        decode,
     })))
 }
 

@@ -5,12 +5,12 @@ use std::io::{Cursor, ErrorKind};
 
 use png::{BitDepth, ColorType, DecodingError, Info, Transformations};
 
-use crate::decode::{Limits, check_dimensions};
+use crate::decode::{DecodeOptions, check_dimensions};
 use crate::error::DecodeError;
 use crate::segment::error::MaskProblem;
 
 /// The first bytes of every PNG file.
-const SIGNATURE: [u8; 8] = [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n'];
+pub(super) const SIGNATURE: [u8; 8] = [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n'];
 
 /// A mask as it is stored.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,25 +35,25 @@ pub(super) enum RawPixels {
 
 /// Decodes one mask. Nothing is allocated for pixels before the header has been held against the
 /// limits.
-pub(super) fn decode_mask(bytes: &[u8], limits: &Limits) -> Result<RawMask, MaskProblem> {
+pub(super) fn decode_mask(bytes: &[u8], options: &DecodeOptions) -> Result<RawMask, MaskProblem> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty.into());
     }
-    if bytes.len() as u64 > limits.max_file_bytes {
-        let (bytes, limit) = (bytes.len() as u64, limits.max_file_bytes);
+    if bytes.len() as u64 > options.max_file_bytes {
+        let (bytes, limit) = (bytes.len() as u64, options.max_file_bytes);
         return Err(DecodeError::FileTooLarge { bytes, limit }.into());
     }
     if !bytes.starts_with(&SIGNATURE) {
         return Err(MaskProblem::NotPng);
     }
     // Rows and tables of the decoder; the pixels are ours. A palette PNG of the largest image needs less.
-    let buffers = usize::try_from(limits.max_pixels.saturating_add(1 << 20)).unwrap_or(usize::MAX);
+    let buffers = usize::try_from(options.max_pixels.saturating_add(1 << 20)).unwrap_or(usize::MAX);
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: buffers });
     decoder.set_transformations(Transformations::IDENTITY);
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
     let header = decoder.read_header_info().map_err(describe)?;
-    check_dimensions(header.width, header.height, limits)?;
+    check_dimensions(header.width, header.height, options)?;
     check_kind(header)?;
     let mut reader = decoder.read_info().map_err(describe)?;
     let size = reader.output_buffer_size().ok_or_else(too_large)?;

@@ -1,17 +1,18 @@
 //! Images with masks, as a source of images that also knows their class numbers.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::decode::Limits;
+use crate::decode::DecodeOptions;
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 use crate::pool::guarded;
 use crate::segment::classes::{ClassList, voc_color};
 use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::{IGNORE, LabelMap};
-use crate::segment::mask_png::{RawMask, RawPixels, decode_mask};
+use crate::segment::mask_png::{RawMask, RawPixels, SIGNATURE, decode_mask};
 use crate::segment::rule::LabelRule;
 use crate::source::folder::{fingerprint_file, read_image};
 use crate::source::name::{path_bytes, path_text};
@@ -59,7 +60,7 @@ pub(super) struct Parts {
     pub(super) account: Account,
     pub(super) list: ClassList,
     pub(super) rule: LabelRule,
-    pub(super) limits: Limits,
+    pub(super) decode: DecodeOptions,
 }
 
 /// Pairs of image and mask, opened by [`open_segment`](crate::segment::open_segment).
@@ -109,10 +110,10 @@ impl SegmentSource {
         self.parts.ade20k
     }
 
-    /// Limits on decoding.
+    /// DecodeOptions on decoding.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.parts.limits
+    pub fn decode_options(&self) -> &DecodeOptions {
+        &self.parts.decode
     }
 
     /// What was left out because
@@ -147,7 +148,7 @@ impl SegmentSource {
         let path = self.mask_path(index).ok_or(SourceError::Index { index, len: self.len() })?;
         let bytes = read_image(&path)?;
         // Why guarded: as in `sample.rs`, a decoder's bug must not end a run.
-        let decoded = guarded(|| decode_mask(&bytes, &self.parts.limits));
+        let decoded = guarded(|| decode_mask(&bytes, &self.parts.decode));
         let raw = decoded.unwrap_or_else(|panic| Err(MaskProblem::Crashed(panic)));
         raw.map_err(|problem| self.problem(index, problem))
     }
@@ -264,6 +265,15 @@ impl Source for SegmentSource {
 
     fn label(&self, _: usize) -> Option<u32> {
         None
+    }
+
+    /// Of the mask, from its header.
+    fn image_size(&self, index: usize) -> Option<(u32, u32)> {
+        let mut header = [0; 24];
+        std::fs::File::open(self.mask_path(index)?).ok()?.read_exact(&mut header).ok()?;
+        let side =
+            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        header.starts_with(&SIGNATURE).then(|| (side(16), side(20)))
     }
 
     fn classes(&self) -> &[String] {

@@ -112,7 +112,7 @@ pub(crate) fn is_image(name: &Path, start: &[u8]) -> bool {
             .get(14..18)
             .is_some_and(|size| matches!(size, [12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])),
         [b'P', b'1'..=b'7', rest @ ..] => is_pnm(rest),
-        _ => crate::decode::guess_format(start).is_some(),
+        _ => crate::decode::is_readable(start),
     }
 }
 

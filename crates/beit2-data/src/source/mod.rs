@@ -82,6 +82,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Width and height in pixels that the image of sample `index` has to have, where the source knows: those of its mask.
+    fn image_size(&self, _index: usize) -> Option<(u32, u32)> {
+        None
+    }
+
     /// Names of the classes; empty when there are none.
     fn classes(&self) -> &[String];
 

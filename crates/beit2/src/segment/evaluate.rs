@@ -45,7 +45,8 @@ pub fn evaluate<B: Backend>(
     let confusion = Confusion::new(predictor.classes());
     let mut found = SegmentEvaluation { confusion, examples: Vec::new() };
     // Images keep their size here, and one takes the model longer than the next takes to decode.
-    let config = SequenceConfig { workers, prefetch: workers + 1, ..SequenceConfig::default() };
+    let decode = source.decode_options().clone();
+    let config = SequenceConfig { workers, prefetch: workers + 1, decode, ..SequenceConfig::default() };
     let images = Sequence::new(config, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))?;
     for seen in images {
         if stop.is_set() {

@@ -1,5 +1,6 @@
 //! A segmentation experiment as data.
 
+use beit2_data::DecodeOptions;
 use beit2_data::segment::{IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentTrainConfig};
 use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
@@ -49,9 +50,10 @@ impl Default for MasksConfig {
 }
 
 impl MasksConfig {
-    /// The settings of the data crate.
-    pub fn options(&self) -> SegmentDataOptions {
+    /// The settings of the data crate, for images that are decoded like this.
+    pub fn options(&self, decode: DecodeOptions) -> SegmentDataOptions {
         SegmentDataOptions {
+            decode,
             reduce_zero_label: self.reduce_zero_label,
             ignore: self.ignore,
             ..SegmentDataOptions::default()
@@ -176,7 +178,8 @@ impl SegmentRecipe {
         if self.data.train.is_empty() {
             return Ok(());
         }
-        let source = assets.segment_source(&self.data.train, &self.masks.options())?;
+        let source =
+            assets.segment_source(&self.data.train, &self.masks.options(self.data.decode_options()))?;
         let (names, palette) = (source.class_names(), source.palette());
         let (given, found) = (*self.model.classes.get_or_insert(names.len()), names.len());
         if given != found {

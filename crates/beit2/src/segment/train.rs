@@ -52,7 +52,7 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
-    let masks = recipe.masks.options();
+    let masks = recipe.masks.options(recipe.data.decode_options());
     let source = env.assets.segment_source(&recipe.data.train, &masks)?;
     let val = recipe.data.val.as_deref().map(|spec| env.assets.segment_source(spec, &masks)).transpose()?;
     if let Some(val) = &val

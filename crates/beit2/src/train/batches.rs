@@ -65,6 +65,7 @@ pub(crate) fn loader_config(
         seed,
         start: start.at,
         bad_before_start: start.bad,
+        decode: data.decode_options(),
         min_side_px: data.min_side_px,
         max_bad_fraction: data.max_bad_fraction,
         ..LoaderConfig::default()
@@ -176,6 +177,7 @@ impl<'a> EvaluationData<'a> {
             shuffle: false,
             drop_last: false,
             epochs: Some(1),
+            decode: self.config.decode_options(),
             max_bad_fraction: self.config.max_bad_fraction,
             ..LoaderConfig::default()
         };

@@ -1,5 +1,6 @@
 //! The parts that all recipes share. A recipe is a TOML file; these types are its tables.
 
+use beit2_data::{Background, DecodeOptions, ExifOrientation, PixelRange};
 use beit2_kernels::{Backend, Precision};
 use serde::{Deserialize, Serialize};
 
@@ -34,11 +35,40 @@ pub struct DataConfig {
     pub max_bad_fraction: f64,
     /// Images whose shorter side has fewer pixels count as unusable; 0 accepts all (and enlarges).
     pub min_side_px: u32,
+    /// How values of more than 8 bits become 8-bit values: `auto`, `full`, `8bit`, `[low, high]` or `percentile`.
+    pub range: PixelRange,
+    /// Whether images are turned as their EXIF orientation says: `apply` or `ignore`.
+    pub exif: ExifOrientation,
+    /// What transparent pixels become: `white`, `black`, or `drop` (alpha is ignored).
+    pub background: Background,
+}
+
+impl DataConfig {
+    /// How images are decoded.
+    pub fn decode_options(&self) -> DecodeOptions {
+        let Self { range, exif, background, .. } = *self;
+        DecodeOptions { range, exif, background, ..DecodeOptions::default() }
+    }
+
+    /// The same with these options of decoding (their limits are not kept).
+    pub fn decoding_by(self, options: &DecodeOptions) -> Self {
+        let DecodeOptions { range, exif, background, .. } = *options;
+        Self { range, exif, background, ..self }
+    }
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { train: String::new(), val: None, workers: 2, max_bad_fraction: 0.01, min_side_px: 0 }
+        Self {
+            train: String::new(),
+            val: None,
+            workers: 2,
+            max_bad_fraction: 0.01,
+            min_side_px: 0,
+            range: PixelRange::Auto,
+            exif: ExifOrientation::Apply,
+            background: Background::Drop,
+        }
     }
 }
 

@@ -39,8 +39,9 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     assert_eq!(found.config.class_names, ["ground", "box"]);
     assert_eq!(found.infer, recipe.infer);
     // What the run said of its held-out images is what the opened model says.
-    let source =
-        Files::default().segment_source(&recipe.data.train, &MasksConfig::default().options()).unwrap();
+    let source = Files::default()
+        .segment_source(&recipe.data.train, &MasksConfig::default().options(recipe.data.decode_options()))
+        .unwrap();
     let again = |infer: &InferConfig| {
         let predictor = Predictor::new(&found.model, &found.config, infer).unwrap();
         evaluate(&predictor, &source, 1, 0, &mut Silent, &StopFlag::new()).unwrap().confusion.scores().miou

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
 use beit2::train::{Assets, DataConfig, EvaluationData};
-use beit2_data::Source;
+use beit2_data::{DecodeOptions, Source};
 use beit2_kernels::{AutodiffBackend, Precision};
 use clap::ValueHint;
 use serde_json::{Map, Value};
 
 use crate::assets::AssetStore;
 use crate::errors::usage;
-use crate::flags::{DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs};
+use crate::flags::{DecodeArgs, DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -55,6 +55,9 @@ pub(super) struct FeatureArgs {
     /// names; none for other weights]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: Option<PathBuf>,
+
+    #[command(flatten)]
+    decode: DecodeArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -202,13 +205,14 @@ impl<P: Protocol> Measurement<'_, P> {
         let args = self.args;
         let Session { assets, signals, progress } = session;
         let (source, stop) = (assets.source(spec)?, &signals.stop);
-        let config = DataConfig { workers: args.workers, ..DataConfig::default() };
+        let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
+        let config = DataConfig { workers: args.workers, ..DataConfig::default() }.decoding_by(&decode);
         let Some(model) = model else {
             let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);
             return Ok(pixel_features(&EvaluationData::of_size(&source, &config, side), progress, stop)?);
         };
         let (net, px, kind) = (&model.net, model.image_px, args.features.of_library());
-        let file = cache_file(args, assets, source.as_ref(), model.layer, px)?;
+        let file = cache_file(args, assets, source.as_ref(), model.layer, px, &decode)?;
         let data = EvaluationData { view: model.view(), ..EvaluationData::of_size(&source, &config, px) };
         let mut compute = || extract(net, kind, &data, what, progress, stop, device);
         Ok(match file {
@@ -225,6 +229,7 @@ fn cache_file(
     source: &dyn Source,
     layer: Option<usize>,
     px: usize,
+    decode: &DecodeOptions,
 ) -> anyhow::Result<Option<PathBuf>> {
     let run = Path::new(&args.weights);
     let folder = match &args.cache {
@@ -239,6 +244,11 @@ fn cache_file(
         other => format!("-{other}"),
     };
     let (source, features) = (source.fingerprint(), args.features.name());
-    let name = format!("{model}-{source}-{features}-{layer}-{px}{precision}.safetensors");
+    // Nothing for the defaults, and of images without their own say all of it.
+    let decoding = match *decode == DecodeOptions::default() {
+        true => String::new(),
+        false => format!("-{}-{}-{}", decode.range, decode.exif.name(), decode.background.name()),
+    };
+    let name = format!("{model}-{source}-{features}-{layer}-{px}{precision}{decoding}.safetensors");
     Ok(Some(folder.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c), "_"))))
 }

@@ -1,7 +1,7 @@
 //! Finds what is wrong with images and masks before any training.
 
 use beit2::segment::{MasksConfig, SegmentRecipe};
-use beit2::train::{Assets, Event, Observer};
+use beit2::train::{Assets, DataConfig, Event, Observer};
 use beit2_data::Source;
 use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
 use beit2_run::thousands;
@@ -27,7 +27,7 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
     let mut session = Session::new(flags.output, signals);
     let mut reports = Vec::new();
     for spec in std::iter::once(&data.train).chain(&data.val).filter(|spec| !spec.is_empty()) {
-        let report = check_pairs(spec, &settings.masks, data.workers, &mut session);
+        let report = check_pairs(spec, &settings.masks, data, &mut session);
         session.progress.close();
         reports.push((spec, report?));
     }
@@ -55,10 +55,10 @@ pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending
 fn check_pairs(
     spec: &str,
     masks: &MasksConfig,
-    workers: usize,
+    data: &DataConfig,
     session: &mut Session<'_>,
 ) -> anyhow::Result<DataReport> {
-    let options = SegmentDataOptions { keep_unpaired: true, ..masks.options() };
+    let options = SegmentDataOptions { keep_unpaired: true, ..masks.options(data.decode_options()) };
     let Session { assets, signals, progress } = session;
     let source = assets.segment_source(spec, &options)?;
     progress.note(&format!("{spec}: {}", source.rule()));
@@ -66,7 +66,9 @@ fn check_pairs(
     let tell = |done: usize| {
         progress.event(Event::Progress { what: "pairs checked".into(), done: done as u64, total });
     };
-    Ok(check(&source, &CheckConfig { workers, ..CheckConfig::default() }, tell, || signals.stop.is_set())?)
+    Ok(check(&source, &CheckConfig { workers: data.workers, ..CheckConfig::default() }, tell, || {
+        signals.stop.is_set()
+    })?)
 }
 
 fn text(spec: &str, report: &DataReport) -> String {

@@ -3,6 +3,7 @@
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2::train::Assets;
 use beit2_data::Source;
+use beit2_data::segment::SegmentDataOptions;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
 use clap::ValueHint;
@@ -13,7 +14,10 @@ use beit2_run::thousands;
 
 use crate::classes::{Trained, check_classes};
 use crate::errors::Ending;
-use crate::flags::{DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs};
+use crate::flags::{
+    DecodeArgs, DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs,
+    published_decoding,
+};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -45,6 +49,9 @@ pub struct Args {
     #[command(flatten)]
     results: ResultArgs,
 
+    #[command(flatten)]
+    decode: DecodeArgs,
+
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: usize,
@@ -59,11 +66,17 @@ pub struct Args {
     output: OutputArgs,
 }
 
+impl Args {
+    fn data_options(&self) -> anyhow::Result<SegmentDataOptions> {
+        Ok(self.masks.options(self.decode.options(&self.weights, published_decoding())?))
+    }
+}
+
 /// Runs `segment eval`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     args.results.check()?;
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
-    let source = session.assets.segment_source(&args.data, &args.masks.options())?;
+    let source = session.assets.segment_source(&args.data, &args.data_options()?)?;
     let confusion = session.on(&args.device.device, args)?;
     let (scores, names) = (confusion.scores(), source.classes());
     let object = json!({
@@ -110,7 +123,7 @@ impl Job for &Args {
         device: &B::Device,
     ) -> anyhow::Result<Confusion> {
         let Session { assets, signals, progress } = session;
-        let source = assets.segment_source(&self.data, &self.masks.options())?;
+        let source = assets.segment_source(&self.data, &self.data_options()?)?;
         let (segmenter, infer) =
             open::<B::InnerBackend>(&self.weights, &self.infer, self.precision, assets, device)?;
         let model = Trained {

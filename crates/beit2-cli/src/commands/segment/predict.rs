@@ -10,7 +10,7 @@ use beit2::Error;
 use beit2::segment::{Overlay, Predictor, SegmenterConfig};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::source::ChainSource;
-use beit2_data::{Image, Sequence, SequenceConfig, Source};
+use beit2_data::{DecodeOptions, Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::atomic::{AtomicFile, FileError, write_bytes_atomic};
 use clap::ValueHint;
@@ -22,7 +22,7 @@ use beit2_run::thousands;
 
 use crate::errors::{Ending, usage};
 use crate::export::{path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
+use crate::flags::{DecodeArgs, DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
 use crate::output;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -69,6 +69,9 @@ pub struct Args {
 
     #[command(flatten)]
     infer: InferArgs,
+
+    #[command(flatten)]
+    decode: DecodeArgs,
 
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -225,8 +228,8 @@ impl Job for Predicting<'_> {
         let mut done =
             Done { finished: false, images: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
         // Why one ahead: decoded images can be large, and computing one takes longer than decoding the next.
-        let settings =
-            SequenceConfig { workers: args.workers, prefetch: args.workers + 1, ..SequenceConfig::default() };
+        let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
+        let settings = SequenceConfig { start: 0, workers: args.workers, prefetch: args.workers + 1, decode };
         let wanted: Vec<bool> =
             targets.iter().map(|target| !(args.keep && target.files().all(|file| file.exists()))).collect();
         let images = Sequence::new(settings, source.clone(), |image: &Image| Ok::<_, Error>(image.clone()))

@@ -3,7 +3,7 @@
 use beit2::pixels;
 use beit2::tokenizer::{Tokenizer, TokenizerOptions};
 use beit2::train::Assets;
-use beit2_data::{EvalConfig, Image};
+use beit2_data::{DecodeOptions, EvalConfig, Image};
 use beit2_kernels::AutodiffBackend;
 
 use crate::errors::Ending;
@@ -87,7 +87,8 @@ impl Job for Encoding<'_> {
             ("device", args.device.device.to_string()),
         ];
         let source = session.assets.source(&args.images.source)?;
-        let export = Export { to, source, view, layout, identity };
+        let decode = args.export.decode.options(&args.tokenizer, DecodeOptions::default())?;
+        let export = Export { to, source, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();
             let bytes = |id: i64| match element {
