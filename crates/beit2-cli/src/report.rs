@@ -106,6 +106,7 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
         ("MIM accuracy", "mim_acc_1"),
         ("MIM accuracy", "mim_acc"),
         ("Top-1", "val_acc1"),
+        ("mAP", "val_map"),
         ("Mean IoU", "val_miou"),
         ("Loss", "loss"),
     ] {

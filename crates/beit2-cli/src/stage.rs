@@ -40,6 +40,11 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
         Ok(())
     }
 
+    /// What a person should know before a run is started, one sentence each.
+    fn notes(&self, _assets: &dyn Assets) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Opens the images that `[data]` names.
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
         assets.source(spec)
@@ -127,6 +132,21 @@ impl Stage for FinetuneRecipe {
 
     fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         Self::resolve(self, assets)
+    }
+
+    fn notes(&self, assets: &dyn Assets) -> Result<Vec<String>, Error> {
+        let mut notes: Vec<String> = self
+            .validation(assets)?
+            .into_iter()
+            .flat_map(|val| val.warnings)
+            .map(|warning| format!("warning: {warning}"))
+            .collect();
+        if !self.is_from_scratch() {
+            let classes = assets.source(&self.data.train)?.classes().to_vec();
+            let head = finetune::load_plan(self, &classes, assets)?.head;
+            notes.extend(head.map(|head| format!("head: {}", head.summary)));
+        }
+        Ok(notes)
     }
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {

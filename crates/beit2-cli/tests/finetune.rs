@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "finetune/by_name.rs"]
+mod by_name;
+#[path = "finetune/multi_label.rs"]
+mod multi_label;
 mod support;
 
 use std::fs;
@@ -137,7 +141,7 @@ fn mistakes_cost_nothing() {
     let scratch = ["--init", "scratch"];
     let with = |more: &[&str]| finetune(&world, "never", &[&scratch[..], more].concat());
     finetune_on(&world, "never", ["classes", "other"], &scratch)
-        .fails(2, &["`white`", "both need the same sub-folders"]);
+        .fails(2, &["other has the class `white`, which classes does not have", "`dark`, `gray`, `light`"]);
     finetune_on(&world, "never", ["train", "classes"], &scratch)
         .fails(2, &["train has 0 classes", "at least 2"]);
     with(&["--set", "model.classes=7"]).fails(2, &["model.classes is 7", "3 classes"]);
@@ -151,8 +155,11 @@ fn mistakes_cost_nothing() {
 
     finetune(&world, "run", &[&scratch[..], &["--quiet", "--set", "epochs=1"]].concat()).works();
     let eval = |more: &[&str]| world.beit2(&[&["eval", "--weights", "run", "--data"], more].concat());
-    eval(&["two"]).fails(2, &["two has 2 classes, but the model in run has 3"]);
-    eval(&["other"]).fails(2, &["class 2 is `white`", "was trained with `light`"]);
+    eval(&["two", "--classes-by", "position"]).fails(2, &["two has 2 classes, but the model in run has 3"]);
+    eval(&["other"]).fails(
+        2,
+        &["other has the class `white`, which the model in run does not have", "--class-map", "--classes-by"],
+    );
     eval(&["train"]).fails(2, &["train has no classes"]);
     eval(&["classes", "--variant", "imagenet-r"]).fails(2, &["run has 3 classes", "ImageNet-1k"]);
     eval(&["classes", "--crop-pct", "0"]).fails(2, &["--crop-pct must be above 0"]);

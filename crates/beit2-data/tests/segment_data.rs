@@ -7,6 +7,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use beit2_data::classes::Target;
 use beit2_data::segment::{
     CheckConfig, DataReport, FindingKind, IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentSource, check,
     open_segment,
@@ -222,6 +223,28 @@ fn folders_that_are_not_arranged_right() {
     std::fs::create_dir_all(empty.path("images")).unwrap();
     std::fs::create_dir_all(empty.path("masks")).unwrap();
     assert!(empty.error("", &two).contains("images: no images in it; it is empty"));
+}
+
+#[test]
+fn another_list_numbers_the_classes_by_their_names() {
+    let folder = Folder::new();
+    folder.pair("images/1.ppm", "masks/1.png", [0, 1, 0, 1, 255, 1, 0, 0]).write("classes.txt", "sea\nsky");
+    let source = folder.open("", &SegmentDataOptions::default());
+    let by = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        source.numbered_by("data", Target { owner: "model", count: names.len(), names: &names })
+    };
+    let sky_first = by(&["sky", "sand", "sea"]).unwrap();
+    assert_eq!(sky_first.mask(0).unwrap().data, [2, 0, 2, 0, 255, 0, 2, 2]);
+    assert_eq!(sky_first.class_names(), ["sky", "sand", "sea"]);
+    assert_ne!(sky_first.fingerprint(), source.fingerprint());
+    let same = by(&["sea", "sky"]).unwrap();
+    assert_eq!((same.mask(0).unwrap(), same.fingerprint()), (source.mask(0).unwrap(), source.fingerprint()));
+    let error = by(&["sea", "land"]).err().unwrap().to_string();
+    assert_eq!(error, "data has the class `sky`, which model does not have; its classes are `sea`, `land`");
+    // Numbers are by position.
+    assert_eq!(by(&["class 0", "class 1"]).unwrap().mask(0).unwrap(), source.mask(0).unwrap());
+    assert!(by(&["class 0", "class 1", "class 2"]).is_err());
 }
 
 #[test]

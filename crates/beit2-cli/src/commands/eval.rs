@@ -1,7 +1,11 @@
 //! `beit2 eval`: evaluates a classifier on labelled images.
 
-use beit2::classify::{Classifier, ClassifierOptions, EvalTable, Evaluation, evaluate};
-use beit2::train::{Assets, DataConfig, EvaluationData};
+use beit2::classify::{
+    Classifier, ClassifierOptions, EvalTable, Evaluation, MultiLabelEvaluation, evaluate,
+    evaluate_multi_label,
+};
+use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
+use beit2_data::classes::{ClassMatch, IMAGENET_CLASSES, Matched};
 use beit2_data::{CropMode, EvalConfig, Interpolation};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
@@ -11,7 +15,7 @@ use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
-use crate::classes::{IMAGENET_CLASSES, Trained, check_classes};
+use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::flags::{
     DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs, published_decoding,
@@ -24,7 +28,11 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 eval --weights runs/finetune_base_1600e --data imagenet/val\n  \
     beit2 eval --weights beitv2_large_patch16_224_pt1k_ft1k.pth --data imagenet-r --variant imagenet-r\n  \
-    beit2 eval --weights timm.safetensors --data val --crop-pct 0.9 --out result --json")]
+    beit2 eval --weights timm.safetensors --data val --crop-pct 0.9 --out result --json\n  \
+    beit2 eval --weights runs/animals --data photos --class-map photos.csv\n\n\
+    Classes are matched by name. A class of the model without images is told, a class that the model does not have is\n\
+    an error. The classifiers published for ImageNet-1k have no names: its 1000 folders are numbered in the order of\n\
+    their names' bytes, which is theirs.")]
 pub struct Args {
     /// Classifier: a run of `beit2 finetune`, or a weight file with official, timm or Hugging Face names
     #[arg(long, value_name = "RUN|FILE")]
@@ -40,6 +48,9 @@ pub struct Args {
     /// Reduce a model of ImageNet-1k's 1000 classes to those of this set
     #[arg(long, value_name = "SET")]
     variant: Option<Variant>,
+
+    #[command(flatten)]
+    classes: ClassArgs,
 
     /// Image size in pixels; for another size than in training, positions are resized [default: that of training]
     #[arg(long, value_name = "PX")]
@@ -134,6 +145,7 @@ impl RelPosInterpolation {
 /// Runs `eval`.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     args.results.check()?;
+    args.classes.check()?;
     if args.batch_size == 0 {
         return usage("--batch-size must be at least 1");
     }
@@ -146,38 +158,69 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return usage(format!("{} has no classes; an evaluation needs one sub-folder per class", args.data));
     }
     source.check_labels()?;
-    let result = session.on(&args.device.device, args)?;
-    let object = summary(args, &result, source.classes().len());
-    args.results.write(
-        &object,
-        &per_class(&result, source.classes()),
-        &confusion(&result, source.classes()),
-    )?;
+    let (result, matched) = session.on(&args.device.device, args)?;
+    let classes = matched.source.classes();
+    let object = summary(args, &result, source.classes().len(), &matched);
+    match &result {
+        Judged::Single(result) => {
+            args.results.write(&object, &per_class(result, classes), Some(&confusion(result, classes)))?;
+        }
+        Judged::Several(result) => args.results.write(&object, &per_label(result, classes), None)?,
+    }
     if args.output.json {
         output::json(&object)?;
     } else {
         let percent = |share: f64| format!("{:.3} %", 100.0 * share);
         let mut rows = vec![
             ("weights", args.weights.clone()),
-            ("images", format!("{} of {} classes", thousands(result.images as u64), source.classes().len())),
-            ("top-1", percent(result.top1)),
-            ("top-5", percent(result.top5)),
-            ("loss", format!("{:.4}", result.loss)),
+            (
+                "images",
+                format!("{} of {} classes", thousands(result.images() as u64), source.classes().len()),
+            ),
+            ("classes", format!("{} of the model, matched {}", classes.len(), in_words(matched.by))),
         ];
+        rows.extend(match &result {
+            Judged::Single(result) => vec![
+                ("top-1", percent(result.top1)),
+                ("top-5", percent(result.top5)),
+                ("loss", format!("{:.4}", result.loss)),
+            ],
+            Judged::Several(result) => {
+                vec![("mAP", percent(result.map)), ("loss", format!("{:.4}", result.loss))]
+            }
+        });
         rows.extend(args.results.row());
         output::result(&output::pairs(&rows))?;
     }
     Ok(Ending::Done)
 }
 
+/// What came of an evaluation.
+pub enum Judged {
+    /// One class each.
+    Single(Evaluation),
+    /// Any number of classes each.
+    Several(MultiLabelEvaluation),
+}
+
+impl Judged {
+    fn images(&self) -> usize {
+        match self {
+            Self::Single(result) => result.images,
+            Self::Several(result) => result.images,
+        }
+    }
+}
+
 impl Job for &Args {
-    type Output = Evaluation;
+    /// The result, and the images with the model's classes.
+    type Output = (Judged, ClassMatch);
 
     fn run<B: AutodiffBackend>(
         self,
         session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<Self::Output> {
         let source = session.assets.source(&self.data)?;
         let head_rows: Option<&[usize]> = match self.variant {
             Some(Variant::ImagenetA) => Some(&IMAGENET_A),
@@ -192,26 +235,54 @@ impl Job for &Args {
         };
         let file = session.assets.weights(&self.weights)?;
         let classifier = Classifier::<B::InnerBackend>::from_file(file, &self.weights, &options, device)?;
-        let (classes, names) = (classifier.config.class_count(), &classifier.config.class_names);
-        if let (200, IMAGENET_CLASSES, None) = (source.classes().len(), classes, self.variant) {
+        let (count, own) = (classifier.config.class_count(), &classifier.config.class_names);
+        let found = source.classes().len();
+        let multi_label = classifier.config.multi_label;
+        if source.is_multi_label() && !multi_label {
             return usage(format!(
-                "{} has 200 classes, but the model in {} has {classes}; for ImageNet-A or -R add --variant imagenet-a \
-                 or imagenet-r",
+                "images of {} have several classes, but the model in {} was trained for one class an image; fine-tune \
+                 one on such images",
                 self.data, self.weights
             ));
         }
-        check_classes(
+        if multi_label && self.variant.is_some() {
+            return usage(format!(
+                "--variant is for ImageNet-1k; {} is a multi-label classifier",
+                self.weights
+            ));
+        }
+        let named = self.classes.model_names(own, count, head_rows, &self.weights)?;
+        let matched = match self.classes.matched(
             &self.data,
-            source.classes(),
-            Trained { weights: &self.weights, count: classes, names },
-        )?;
+            source,
+            &self.weights,
+            (&named.names, count),
+            head_rows.is_some(),
+        ) {
+            Err(_) if (found, count, self.variant) == (200, IMAGENET_CLASSES, None) => {
+                return usage(format!(
+                    "{} has 200 classes, but the model in {} has {count}; for ImageNet-A or -R add --variant \
+                     imagenet-a or imagenet-r, for others say which is which with --class-map FILE",
+                    self.data, self.weights
+                ));
+            }
+            matched => matched?,
+        };
+        for warning in named.warnings.iter().chain(&matched.warnings) {
+            session.progress.event(Event::Warning(warning.clone()));
+        }
+        let source = matched.source.clone();
         let decode = self.decode.options(&self.weights, published_decoding())?;
         let config = &DataConfig { workers: self.workers, ..DataConfig::default() }.decoding_by(&decode);
         let view = view(self, &classifier.eval, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };
         let statistics = classifier.config.vit.normalization.as_ref();
-        let Session { progress, signals, .. } = session;
-        Ok(evaluate(&classifier.model, statistics, &data, progress, &signals.stop, device)?)
+        let (progress, stop, model) = (&mut session.progress, &session.signals.stop, &classifier.model);
+        let found = match multi_label {
+            true => Judged::Several(evaluate_multi_label(model, statistics, &data, progress, stop, device)?),
+            false => Judged::Single(evaluate(model, statistics, &data, progress, stop, device)?),
+        };
+        Ok((found, matched))
     }
 }
 
@@ -234,17 +305,41 @@ fn view(args: &Args, model: &EvalTable, size: usize) -> EvalConfig {
     table.view(size)
 }
 
-fn summary(args: &Args, result: &Evaluation, classes: usize) -> serde_json::Value {
-    json!({
+fn in_words(by: Matched) -> &'static str {
+    match by {
+        Matched::Name => "by name",
+        Matched::ClassMap => "by the class map",
+        Matched::Number => "by number",
+        Matched::Position => "by position",
+    }
+}
+
+fn summary(args: &Args, result: &Judged, classes: usize, matched: &ClassMatch) -> serde_json::Value {
+    let mut object = json!({
         "weights": args.weights,
         "data": args.data,
         "precision": args.precision.precision,
         "classes": classes,
-        "images": result.images,
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-    })
+        "classes_by": matched.by,
+        "missing_classes": matched.missing,
+        "images": result.images(),
+    });
+    let scores = match result {
+        Judged::Single(result) => json!({ "top1": result.top1, "top5": result.top5, "loss": result.loss }),
+        Judged::Several(result) => {
+            let classes = matched.source.classes().iter();
+            let left_out = classes.zip(&result.ap).filter(|(_, ap)| ap.is_none()).map(|(name, _)| name);
+            json!({
+                "map": result.map,
+                "loss": result.loss,
+                "classes_without_positives": left_out.collect::<Vec<_>>(),
+            })
+        }
+    };
+    if let (Some(object), serde_json::Value::Object(scores)) = (object.as_object_mut(), scores) {
+        object.extend(scores);
+    }
+    object
 }
 
 fn name(classes: &[String], class: u32) -> String {
@@ -265,6 +360,16 @@ fn per_class(result: &Evaluation, classes: &[String]) -> String {
             share(row.recall()),
             share(row.precision())
         );
+    }
+    table
+}
+
+/// One line for each class of a multi-label classifier.
+fn per_label(result: &MultiLabelEvaluation, classes: &[String]) -> String {
+    let mut table = "class,name,positives,average_precision\n".to_owned();
+    for (class, (ap, positives)) in (0..).zip(result.ap.iter().zip(&result.positives)) {
+        let ap = ap.map(|ap| format!("{ap:.6}")).unwrap_or_default();
+        table += &format!("{class},{},{positives},{ap}\n", name(classes, class));
     }
     table
 }

@@ -2,6 +2,7 @@
 
 use beit2::classify::finetune::FinetuneRecipe;
 
+use crate::classes::ClassesByArg;
 use crate::errors::Ending;
 use crate::experiment;
 use crate::flags::{TrainArgs, UnsaidArgs};
@@ -23,14 +24,24 @@ pub struct Args {
 
     #[command(flatten)]
     unsaid: UnsaidArgs,
+
+    /// Which row of the head of a classifier given by --init belongs to which class of the images; `position` is for
+    /// one that does not name its classes [default: by name]
+    #[arg(long, value_name = "HOW")]
+    classes_by: Option<ClassesByArg>,
 }
 
 /// Trains, or continues a run.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let init = args.init.clone().map(|weights| ("init.weights".to_owned(), weights));
+    let by = args.classes_by.map(|by| match by {
+        ClassesByArg::Name => "name",
+        ClassesByArg::Position => "position",
+    });
+    let by = by.map(|by| ("init.classes_by".to_owned(), by.to_owned()));
     experiment::run::<FinetuneRecipe>(
         &args.train,
-        init.into_iter().collect(),
+        init.into_iter().chain(by).collect(),
         args.unsaid.reading()?,
         signals,
     )

@@ -17,7 +17,7 @@ use beit2_run::thousands;
 use clap::ValueHint;
 use serde_json::json;
 
-use crate::classes::IMAGENET_CLASSES;
+use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
 use crate::flags::{DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
@@ -30,8 +30,9 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 predict cat.jpg dog.jpg --weights runs/finetuned\n  \
     beit2 predict images --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
-    --names takes a file with one name per line, in the order of the classes. For a model trained on a folder\n\
-    with one sub-folder per class, `ls FOLDER > names.txt` writes it; for ImageNet these are the WordNet ids.")]
+    --names takes the names in the order of the classes, one a line or as JSON. A model trained on a folder with one\n\
+    sub-folder per class has them in its file. Other programs number such folders in the order of their names' bytes:\n\
+    upper case before lower case, `10` before `9`. --class-map shows the names of its first column.")]
 pub struct Args {
     #[command(flatten)]
     images: SourcesArg,
@@ -43,13 +44,16 @@ pub struct Args {
     #[command(flatten)]
     read: ReadArgs,
 
-    /// Classes per image, the most probable first
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    top: u32,
+    /// Classes per image, the most probable first [default: 5; all of a multi-label classifier above --threshold]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    top: Option<u32>,
 
-    /// File with one class name per line [default: the names stored with the weights, else numbers]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    names: Option<PathBuf>,
+    /// Least probability of a class that is told; for multi-label classifiers [default: 0.5]
+    #[arg(long, value_name = "P")]
+    threshold: Option<f32>,
+
+    #[command(flatten)]
+    classes: ClassArgs,
 
     /// Write a CSV table to this file instead of printing
     #[arg(long, value_name = "FILE", conflicts_with = "json", value_hint = ValueHint::FilePath)]
@@ -96,12 +100,15 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return usage(format!("{csv} already exists; choose another name, or replace it with --force"));
     }
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
-    let names = args.names.as_deref().map(read_names).transpose()?;
+    args.classes.check()?;
+    if args.threshold.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
+        return usage("--threshold must lie in [0, 1]");
+    }
     let sources =
         args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
     let total = source.len();
-    let Some(unreadable) = session.on(&args.device.device, Predicting { args, source, names })? else {
+    let Some(unreadable) = session.on(&args.device.device, Predicting { args, source })? else {
         return Ok(Ending::Stopped);
     };
     match unreadable.as_slice() {
@@ -115,15 +122,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     }
 }
 
-fn read_names(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(|error| FileError::new("read", path, error))?;
-    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
-}
-
 struct Predicting<'a> {
     args: &'a Args,
     source: Arc<dyn Source>,
-    names: Option<Vec<String>>,
 }
 
 impl Job for Predicting<'_> {
@@ -135,7 +136,7 @@ impl Job for Predicting<'_> {
         session: &mut Session<'_>,
         device: &B::Device,
     ) -> anyhow::Result<Self::Output> {
-        let Self { args, source, names } = self;
+        let Self { args, source } = self;
         let Session { assets, signals, progress } = session;
         let options = ClassifierOptions {
             image_size: args.image_size,
@@ -145,30 +146,31 @@ impl Job for Predicting<'_> {
         let file = assets.weights(&args.weights)?;
         let mut model = Classifier::<B::InnerBackend>::from_file(file, &args.weights, &options, device)?;
         let classes = model.config.class_count();
-        if let (Some(names), Some(path)) = (names, &args.names) {
-            if names.len() != classes {
-                return usage(format!(
-                    "{} has {} names, but the model in {} has {classes} classes",
-                    path.display(),
-                    names.len(),
-                    args.weights
-                ));
-            }
-            model.config.class_names = names;
-        }
+        let named = args.classes.model_names(&model.config.class_names, classes, None, &args.weights)?;
+        named.warnings.into_iter().for_each(|warning| progress.event(Event::Warning(warning)));
+        model.config.class_names = args.classes.shown(named.names, classes, &args.weights)?;
         if model.config.class_names.is_empty() {
-            let imagenet = if classes == IMAGENET_CLASSES { " (see --help for ImageNet's)" } else { "" };
-            progress.note(&format!(
-                "{} does not name its classes; name them with --names FILE{imagenet}",
+            progress
+                .note(&format!("{} does not name its classes; name them with --names FILE", args.weights));
+        }
+        if let (Some(_), false) = (args.threshold, model.config.multi_label) {
+            return usage(format!(
+                "--threshold is for multi-label classifiers; {} has one class for each image, use --top",
                 args.weights
             ));
         }
+        let least = if model.config.multi_label { args.threshold.unwrap_or(0.5) } else { 0.0 };
         let view = model.view();
         let view = EvalConfig { crop_pct: args.crop_pct.or(view.crop_pct), ..view };
         view.validate().map_err(Error::from)?;
-        let top = classes.min(args.top as usize);
+        let most = if model.config.multi_label { classes } else { 5 };
+        let top = classes.min(args.top.map_or(most, |top| top as usize));
         let rank = |views: &[Image]| -> Result<Vec<Vec<Prediction>>, Error> {
-            Ok(model.rank(model.logits(pixels::stacked(views, device)?), top))
+            let mut ranked = model.rank(model.logits(pixels::stacked(views, device)?), top);
+            for best in &mut ranked {
+                best.retain(|one| one.probability >= least);
+            }
+            Ok(ranked)
         };
         let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
         let finished = match (&args.csv, args.output.json) {
@@ -259,7 +261,9 @@ impl Walk<'_> {
                     format!("{:.1} % {class}", 100.0 * one.probability)
                 })
                 .collect();
-            output::result(&format!("{}: {}", name.path, predictions.join(", ")))
+            // Of a multi-label classifier no class may be probable enough.
+            let none = if predictions.is_empty() { "no class" } else { "" };
+            output::result(&format!("{}: {none}{}", name.path, predictions.join(", ")))
         })
     }
 
@@ -301,8 +305,8 @@ impl Walk<'_> {
                 let class = csv_cell(one.name.as_deref().unwrap_or_default());
                 format!(",{},{class},{}", one.class, one.probability)
             });
-            let predictions: String = predictions.collect();
-            Ok(writeln!(writer, "{}{bytes}{predictions}", csv_cell(&name.path)).map_err(failed)?)
+            let (cells, empty) = (predictions.collect::<String>(), ",,,".repeat(top - best.len().min(top)));
+            Ok(writeln!(writer, "{}{bytes}{cells}{empty}", csv_cell(&name.path)).map_err(failed)?)
         })
     }
 }

@@ -58,6 +58,7 @@ pub fn run<S: Stage>(
     }
     let inputs = Inputs::check(&settings, &assets)?;
     if flags.dry_run {
+        settings.notes(&assets)?.iter().for_each(|note| output::note(note));
         output::note(&format!(
             "ready: {}; nothing was started, because of --dry-run",
             inputs.budget(&settings)

@@ -33,11 +33,12 @@ impl ResultArgs {
         }
     }
 
-    /// Writes the files, if there is a folder to write them to.
-    pub fn write(&self, result: &Value, per_class: &str, confusion: &str) -> anyhow::Result<()> {
+    /// Writes the files, if there is a folder to write them to. There is no confusion where images have several classes.
+    pub fn write(&self, result: &Value, per_class: &str, confusion: Option<&str>) -> anyhow::Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
         fs::create_dir_all(out).map_err(|error| FileError::new("create the folder", out, error))?;
-        for (name, text) in FILES.iter().zip([&format!("{result:#}\n"), per_class, confusion]) {
+        let texts = [Some(&*format!("{result:#}\n")), Some(per_class), confusion];
+        for (name, text) in FILES.iter().zip(texts).filter_map(|(name, text)| Some((name, text?))) {
             write_bytes_atomic(&out.join(name), text.as_bytes())?;
         }
         Ok(())

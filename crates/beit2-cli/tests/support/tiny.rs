@@ -61,6 +61,7 @@ pub fn classifier(path: &Path, names: &[&str], classes: usize) {
         pooling: Pooling::Mean,
         classes: Some(classes),
         class_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        multi_label: false,
     };
     let model = VisionTransformer::<Flex>::new(&config.vit, Pooling::Mean, classes, &Default::default());
     save(path, &filled(params::export(&model)), Some(("finetune", &config)));

@@ -1,5 +1,6 @@
 //! Images with masks, as a source of images that also knows their class numbers.
 
+use crate::classes::{ClassError, Target, by_name, positions};
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::source::name::{path_bytes, path_text};
 use crate::source::{Account, Source};
 
 /// An image and its mask, as paths below their folders.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pair {
     pub(super) image: PathBuf,
     pub(super) mask: PathBuf,
@@ -50,6 +51,7 @@ impl Unpaired {
 }
 
 /// What a [`SegmentSource`] is made of.
+#[derive(Clone)]
 pub(super) struct Parts {
     pub(super) images: PathBuf,
     pub(super) masks: PathBuf,
@@ -73,6 +75,14 @@ pub struct SegmentSource {
     /// Class numbers of the class list's colours.
     by_color: HashMap<[u8; 3], u8>,
     fingerprint: OnceLock<String>,
+    numbering: Option<Numbering>,
+}
+
+/// Class numbers of another list of classes.
+struct Numbering {
+    names: Vec<String>,
+    /// By the number in the own list; [`IGNORE`] stays.
+    numbers: [u8; 256],
 }
 
 impl SegmentSource {
@@ -83,13 +93,40 @@ impl SegmentSource {
         let listed = parts.list.colors.iter().flatten().copied();
         let mut by_color: HashMap<[u8; 3], u8> = listed.zip(0..).collect();
         by_color.extend(parts.list.ignore_color.map(|color| (color, IGNORE)));
-        Self { parts, palette, by_color, fingerprint: OnceLock::new() }
+        Self { parts, palette, by_color, fingerprint: OnceLock::new(), numbering: None }
+    }
+
+    /// The same pairs with the class numbers of `target`, by the names of the classes; by position, for the same number of
+    /// classes, where one of the lists only has numbers. [`Self::mask`] and [`Self::class_names`] then have the target's.
+    ///
+    /// # Errors
+    /// A class that the target does not have, or another number of classes by position.
+    pub fn numbered_by(&self, data: &str, target: Target<'_>) -> Result<Self, ClassError> {
+        let own = &self.parts.list.names;
+        let unnamed = |names: &[String]| {
+            names.iter().all(|name| name.strip_prefix("class ").is_some_and(|at| at.parse::<u32>().is_ok()))
+        };
+        let by_position = unnamed(own) || unnamed(target.names);
+        let found = match by_position {
+            true => positions(data, own, target)?,
+            false => by_name(data, own, own, target)?,
+        };
+        let mut new = Self::new(self.parts.clone());
+        if !found.iter().zip(0..).all(|(&number, at)| number == at) || found.len() != target.count {
+            let number = |class: usize| found.get(class).and_then(|&number| u8::try_from(number).ok());
+            let numbers = std::array::from_fn(|class| number(class).unwrap_or(IGNORE));
+            new.numbering = Some(Numbering { names: target.names.to_vec(), numbers });
+        }
+        Ok(new)
     }
 
     /// Names of the classes, by class number.
     #[must_use]
     pub fn class_names(&self) -> &[String] {
-        &self.parts.list.names
+        match &self.numbering {
+            Some(numbering) => &numbering.names,
+            None => &self.parts.list.names,
+        }
     }
 
     /// A colour for each class: of the class list, or else the one that PASCAL VOC gives its id.
@@ -140,7 +177,11 @@ impl SegmentSource {
     /// A mask that cannot be read or decoded, or that holds a number which is no class.
     pub fn mask(&self, index: usize) -> Result<LabelMap, SegmentDataError> {
         let raw = self.raw_mask(index)?;
-        self.labels(raw).map_err(|problem| self.problem(index, problem))
+        let mut mask = self.labels(raw).map_err(|problem| self.problem(index, problem))?;
+        if let Some(Numbering { numbers, .. }) = &self.numbering {
+            mask.data.iter_mut().for_each(|class| *class = numbers[usize::from(*class)]);
+        }
+        Ok(mask)
     }
 
     /// Reads a mask as it is stored.
@@ -213,7 +254,7 @@ impl SegmentSource {
         };
         let nearest =
             (0..self.palette.len()).min_by_key(|&class| distance(&self.palette[class])).unwrap_or(0);
-        let class = self.class_names()[nearest].clone();
+        let class = self.parts.list.names[nearest].clone();
         MaskProblem::UnknownColor { x, y, color, nearest: self.palette[nearest], class }
     }
 
@@ -233,7 +274,7 @@ impl SegmentSource {
             };
             let (found, expected) = (palette.get(usize::from(id)).copied(), colors[class]);
             if found != Some(expected) {
-                let class = self.class_names()[class].clone();
+                let class = self.parts.list.names[class].clone();
                 return Err(MaskProblem::PaletteMismatch { id, found, class, expected });
             }
         }
@@ -301,6 +342,9 @@ impl Source for SegmentSource {
             }
             list.colors.iter().flatten().chain(&list.ignore_color).for_each(|color| hash.bytes(color));
             hash.bytes(&[u8::from(rule.reduce_zero_label), rule.ignore]);
+            if let Some(Numbering { numbers, .. }) = &self.numbering {
+                hash.bytes(numbers);
+            }
             hash.finish()
         };
         self.fingerprint.get_or_init(compute).clone()

@@ -167,6 +167,41 @@ pub fn soft_targets(
     Ok(out)
 }
 
+/// [`soft_targets`] for samples that may have several classes or none, for binary cross entropy.
+///
+/// A target before mixing is `1 - smoothing / 2` for each class of the sample and `smoothing / 2` for the others: each
+/// class is a decision between two, and keeps `1 - smoothing` of what it was told.
+///
+/// # Shapes
+///
+/// `sets [B]` → `[B, classes]`.
+///
+/// # Errors
+/// As [`soft_targets`].
+pub fn multi_hot_targets(
+    sets: &[Vec<u32>],
+    classes: usize,
+    smoothing: f64,
+    lambda: f64,
+) -> Result<Vec<f32>, TransformError> {
+    if sets.len() % 2 == 1 && lambda != 1.0 {
+        return Err(TransformError::OddBatch { samples: sets.len() });
+    }
+    let outside = |set: &Vec<u32>| set.iter().copied().find(|&label| label as usize >= classes);
+    if let Some((position, label)) = sets.iter().enumerate().find_map(|(at, set)| Some((at, outside(set)?))) {
+        return Err(TransformError::ClassOutside { position, label, classes });
+    }
+    let mut out = Vec::with_capacity(sets.len() * classes);
+    for (own, other) in sets.iter().zip(sets.iter().rev()) {
+        out.extend((0..classes as u32).map(|class| {
+            let own = if own.contains(&class) { lambda } else { 0.0 };
+            let other = if other.contains(&class) { 1.0 - lambda } else { 0.0 };
+            (0.5 * smoothing + (1.0 - smoothing) * (own + other)) as f32
+        }));
+    }
+    Ok(out)
+}
+
 /// A number of the distribution Beta(alpha, alpha), as X / (X + Y) of two gamma numbers.
 fn beta(rng: &mut impl Rng, alpha: f64) -> f64 {
     // Why logarithms: for a small alpha both gamma numbers underflow to 0.

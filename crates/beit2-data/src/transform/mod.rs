@@ -23,7 +23,7 @@ pub use erase::{EraseConfig, EraseFill, EraseParams};
 pub use eval::{CropMode, EvalConfig, eval_crop, eval_resize_side, eval_view};
 pub use flip::flip_horizontal;
 pub use jitter::{JitterOp, JitterParams};
-pub use mix::{MixConfig, MixParams, cut_box, soft_targets};
+pub use mix::{MixConfig, MixParams, cut_box, multi_hot_targets, soft_targets};
 pub use randaugment::{AugmentKind, AugmentOp, RandAugmentConfig};
 pub use resize::{Interpolation, crop, crop_resize, resize};
 pub use window::window;

@@ -36,7 +36,7 @@ const FAMILIES: [Family; 10] = [
     Family { title: "Loss", words: &["loss"], nature: Nature::Size },
     Family {
         title: "Accuracy",
-        words: &["accuracy", "acc", "top1", "top5", "knn", "probe", "miou", "macc", "aacc"],
+        words: &["accuracy", "acc", "top1", "top5", "map", "knn", "probe", "miou", "macc", "aacc"],
         nature: Nature::Fraction,
     },
     Family { title: "Codebook usage", words: &["usage"], nature: Nature::Fraction },

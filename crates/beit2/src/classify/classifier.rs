@@ -38,7 +38,7 @@ pub struct Prediction {
     pub class: usize,
     /// Its name, when the classifier knows it.
     pub name: Option<String>,
-    /// Softmax of the logits.
+    /// Softmax of the logits; of a multi-label classifier the sigmoid of its own.
     pub probability: f32,
 }
 
@@ -63,6 +63,22 @@ pub struct Classifier<B: Backend = Flex> {
     pub model: VisionTransformer<B>,
     /// How images are made for it: as the files beside the weights say, else the reference's way.
     pub eval: EvalTable,
+}
+
+/// The names of a classifier's classes, if its file or the configuration beside it has as many.
+///
+/// # Errors
+/// A configuration that is damaged or of another model.
+pub(crate) fn class_names(state: &StateFile, classes: usize) -> Result<Vec<String>, Error> {
+    let written = match state.metadata.get("beit2.stage").map(String::as_str) {
+        Some("finetune") => written_config::<ClassifierConfig>(&state.metadata, &state.origin)?,
+        _ => None,
+    };
+    let names = match written {
+        Some(config) => config.class_names,
+        None => names_beside(state, classes),
+    };
+    Ok(if names.len() == classes { names } else { Vec::new() })
 }
 
 /// The names that files beside the weights give, when there are as many as classes.
@@ -188,7 +204,10 @@ impl<B: Backend> Classifier<B> {
     /// The `k` most probable classes from logits `[B, classes]`, best first; of equal ones the lower number first.
     pub fn rank(&self, logits: Tensor<B, 2>, k: usize) -> Vec<Vec<Prediction>> {
         let classes = logits.dims()[1];
-        let probabilities = burn::tensor::activation::softmax(logits, 1);
+        let probabilities = match self.config.multi_label {
+            true => burn::tensor::activation::sigmoid(logits),
+            false => burn::tensor::activation::softmax(logits, 1),
+        };
         let probabilities = probabilities.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
         let best = |row: &[f32]| {
             let mut order: Vec<usize> = (0..classes).collect();

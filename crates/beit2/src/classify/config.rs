@@ -16,6 +16,10 @@ pub struct ClassifierConfig {
     pub classes: Option<usize>,
     /// Their names, when they are known.
     pub class_names: Vec<String>,
+    /// Whether an image can have several of them or none: each class has a probability of its own (sigmoid), and training
+    /// is by binary cross entropy. The training images decide it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub multi_label: bool,
 }
 
 impl Default for ClassifierConfig {
@@ -25,6 +29,7 @@ impl Default for ClassifierConfig {
             pooling: Pooling::Mean,
             classes: None,
             class_names: Vec::new(),
+            multi_label: false,
         }
     }
 }

@@ -164,8 +164,10 @@ pub struct Features {
     pub values: Vec<f32>,
     /// Values per image.
     pub dim: usize,
-    /// Classes `[n]`.
+    /// Classes `[n]`; of a multi-label set zeros.
     pub labels: Vec<u32>,
+    /// All classes of each image of a multi-label set `[n]`; `None` where each image has one.
+    pub sets: Option<Vec<Vec<u32>>>,
     /// Number of classes.
     pub classes: usize,
 }
@@ -234,13 +236,16 @@ fn collect(
     mut features_of: impl FnMut(&Batch<Item>) -> Result<(Vec<f32>, usize), Error>,
 ) -> Result<Features, Error> {
     let (total, classes) = (data.source.len(), data.source.classes().len());
-    if classes < 2 {
+    let multi_label = data.source.is_multi_label();
+    if classes < if multi_label { 1 } else { 2 } {
         return config_error(format!(
             "probing needs images in at least 2 classes (one sub-folder each); this source has {classes}"
         ));
     }
     data.source.check_labels()?;
-    let mut found = Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), classes };
+    let mut found =
+        Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), sets: None, classes };
+    let mut sets = Vec::new();
     for batch in data.loader()? {
         if stop.is_set() {
             return Err(Error::Interrupted);
@@ -249,10 +254,15 @@ fn collect(
         let (values, dim) = features_of(&batch)?;
         found.values.extend(values);
         found.dim = dim;
-        for label in &batch.labels {
-            match label {
-                Some(label) => found.labels.push(*label),
-                None => {
+        for (label, &index) in batch.labels.iter().zip(&batch.indices) {
+            let set = if multi_label { data.source.labels(index as usize) } else { None };
+            match (label, set) {
+                (_, Some(set)) => {
+                    found.labels.push(0);
+                    sets.push(set);
+                }
+                (Some(label), None) => found.labels.push(*label),
+                (None, None) => {
                     return config_error(
                         "an image of this source has no class; probing needs classes for all",
                     );
@@ -262,5 +272,6 @@ fn collect(
         let (what, done) = (format!("features: {what}"), found.len() as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
     }
+    found.sets = multi_label.then_some(sets);
     Ok(found)
 }

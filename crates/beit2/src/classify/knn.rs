@@ -46,6 +46,11 @@ pub fn predict<B: Backend>(
             val.dim
         ));
     }
+    if train.sets.is_some() || val.sets.is_some() {
+        return config_error(
+            "k-NN votes for one class, but these images can have several; use a linear probe",
+        );
+    }
     let k = config.k.clamp(1, train.len());
     let bank = unit(train.tensor::<B>(device));
     let queries = unit(val.tensor::<B>(device));
@@ -99,7 +104,7 @@ mod tests {
     use burn::backend::Flex;
 
     fn features(rows: &[[f32; 2]], labels: &[u32]) -> Features {
-        Features { values: rows.concat(), dim: 2, labels: labels.to_vec(), classes: 2 }
+        Features { values: rows.concat(), dim: 2, labels: labels.to_vec(), sets: None, classes: 2 }
     }
 
     #[test]

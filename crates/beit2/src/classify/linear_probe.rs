@@ -1,13 +1,14 @@
 //! A linear classifier on frozen features (BEiT v1's linear evaluation, on features computed once).
 
 use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Precision};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-use super::Features;
+use super::multi_label::{binary_cross_entropy, multi_hot};
+use super::{Features, MultiLabelEvaluation};
 use crate::error::{Error, config_error};
 use crate::init::generator;
 use crate::train::CosineSchedule;
@@ -34,7 +35,8 @@ impl Default for LinearProbeConfig {
     }
 }
 
-/// Top-1 accuracy on `val` of a linear classifier trained on `train`, in [0, 1].
+/// Top-1 accuracy on `val` of a linear classifier trained on `train`, in [0, 1]; of multi-label features, trained with
+/// binary cross entropy, the mean average precision ([`MultiLabelEvaluation`]).
 ///
 /// Features are first brought to mean 0 and deviation 1 with `train`'s statistics, so that one learning
 /// rate serves features of any scale.
@@ -50,6 +52,11 @@ pub fn linear_probe<B: AutodiffBackend>(
     // ---- inputs -------------------------------------------------------------------------------
     if train.dim != val.dim || train.is_empty() || val.is_empty() {
         return config_error("a linear probe needs images in both sets and features of one width");
+    }
+    if val.sets.is_some() && train.sets.is_none() {
+        return config_error(
+            "the validation images have several classes, but the training images have one each",
+        );
     }
     let (train_x, val_x) = standardised::<B::InnerBackend>(train, val, device);
     let classes = train.classes;
@@ -78,13 +85,21 @@ pub fn linear_probe<B: AutodiffBackend>(
         let picked = &order[at * batch..(at + 1) * batch];
         let indices = Tensor::from_data(TensorData::new(picked.to_vec(), [batch]), device);
         let x = Tensor::<B, 2>::from_inner(train_x.clone().select(0, indices));
-        let labels: Vec<i32> = picked.iter().map(|&image| train.labels[image as usize] as i32).collect();
-        let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [batch]), device);
-
         let w = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
         let b = Tensor::<B, 1>::from_inner(bias.clone()).require_grad();
         let logits = kernels::linear(x, w.clone(), Some(b.clone()), Precision::F32);
-        let mut grads = kernels::cross_entropy(logits, labels).backward();
+        let loss = match &train.sets {
+            Some(sets) => {
+                let sets: Vec<&[u32]> = picked.iter().map(|&image| sets[image as usize].as_slice()).collect();
+                binary_cross_entropy(logits, multi_hot(&sets, classes, device))
+            }
+            None => {
+                let labels: Vec<i32> =
+                    picked.iter().map(|&image| train.labels[image as usize] as i32).collect();
+                kernels::cross_entropy(logits, Tensor::from_data(TensorData::new(labels, [batch]), device))
+            }
+        };
+        let mut grads = loss.backward();
 
         let options = kernels::AdamwStep {
             lr: schedule.at(step),
@@ -110,6 +125,13 @@ pub fn linear_probe<B: AutodiffBackend>(
 
     // ---- validation ---------------------------------------------------------------------------
     let logits = kernels::linear(val_x, weight, Some(bias), Precision::F32);
+    if train.sets.is_some() {
+        // A validation set of single labels is one of sets with one class each.
+        let single = || val.labels.iter().map(|&label| vec![label]).collect();
+        let sets = val.sets.clone().unwrap_or_else(single);
+        let logits = logits.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default();
+        return Ok(MultiLabelEvaluation::new(&logits, &sets, classes)?.map);
+    }
     let predicted: Vec<u32> = logits.argmax(1).into_data().iter::<i64>().map(|class| class as u32).collect();
     Ok(super::accuracy(&predicted, &val.labels))
 }
@@ -141,7 +163,7 @@ mod tests {
                 .flat_map(|&l| (0..3).map(move |d| if d == l { 1.0 } else { 0.0 }))
                 .map(|center| center * 1000.0 + 100.0 * rng.sample::<f32, _>(StandardNormal))
                 .collect();
-            Features { values, dim: 3, labels, classes: 3 }
+            Features { values, dim: 3, labels, sets: None, classes: 3 }
         };
         let (train, val) = (set(300), set(90));
         let config = LinearProbeConfig { epochs: 20, lr: 0.02, ..LinearProbeConfig::default() };
@@ -149,5 +171,17 @@ mod tests {
         assert!(found > 0.97, "{found}");
         let again = linear_probe::<Autodiff<Flex>>(&train, &val, config, &Default::default()).unwrap();
         assert_eq!(found, again);
+
+        // The same as sets of classes, every fourth image with none: what is left can still be told.
+        let several = |features: &Features| {
+            let sets =
+                (0..features.len()).map(|at| if at % 4 == 0 { vec![] } else { vec![features.labels[at]] });
+            let mut features = Features { sets: Some(sets.collect()), ..features.clone() };
+            features.values.chunks_mut(12).for_each(|rows| rows[..3].fill(0.0));
+            features
+        };
+        let (train, val) = (several(&train), several(&val));
+        let found = linear_probe::<Autodiff<Flex>>(&train, &val, config, &Default::default()).unwrap();
+        assert!(found > 0.97, "{found}");
     }
 }

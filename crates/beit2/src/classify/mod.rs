@@ -13,9 +13,11 @@ pub mod finetune;
 mod knn;
 mod linear_probe;
 mod loss;
+mod multi_label;
 mod pretrained;
 
 pub use cache::cached;
+pub(crate) use classifier::class_names;
 pub use classifier::{Classifier, ClassifierOptions, Prediction};
 pub use config::ClassifierConfig;
 pub use embedder::{Embedder, EmbedderOptions};
@@ -24,6 +26,7 @@ pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
 pub use loss::{hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
+pub use multi_label::{MultiLabelEvaluation, average_precision, binary_cross_entropy, evaluate_multi_label};
 pub(crate) use pretrained::sizes as pretrained_sizes;
 
 /// Share of equal entries.

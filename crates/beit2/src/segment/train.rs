@@ -1,7 +1,9 @@
 //! Training a segmentation model: read top to bottom.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use beit2_data::classes::Target;
 use beit2_data::segment::SegmentTrainView;
 use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::AutodiffBackend;
@@ -18,7 +20,7 @@ use super::{
     HeadDropout, Predictor, SegmentExample, SegmentRecipe, UperNet, compared, evaluate, load_backbone,
     pixel_losses,
 };
-use crate::error::{Error, config_error};
+use crate::error::Error;
 use crate::params;
 use crate::train::{
     AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
@@ -55,15 +57,13 @@ pub fn train<B: AutodiffBackend>(
     let masks = recipe.masks.options(recipe.data.decode_options());
     let source = env.assets.segment_source(&recipe.data.train, &masks)?;
     let val = recipe.data.val.as_deref().map(|spec| env.assets.segment_source(spec, &masks)).transpose()?;
-    if let Some(val) = &val
-        && val.class_names() != source.class_names()
-    {
-        return config_error(format!(
-            "{} and {} have different lists of classes; both need the same in the same order",
-            recipe.data.train,
-            recipe.data.val.as_deref().unwrap_or_default()
-        ));
-    }
+    let target =
+        Target { owner: &recipe.data.train, count: source.class_names().len(), names: source.class_names() };
+    let spec = recipe.data.val.as_deref().unwrap_or_default();
+    let val = val
+        .map(|val| val.numbered_by(spec, target).map(Arc::new))
+        .transpose()
+        .map_err(|error| Error::Config(error.to_string()))?;
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;

@@ -65,6 +65,7 @@ fn golden_l_nearest_neighbours() {
 
 fn nearest_neighbours(case: &Case) {
     let side = |name: &str| Features {
+        sets: None,
         values: floats(case.raw(name)).iter().map(|&v| v as f32).collect(),
         dim: case.size("dim"),
         labels: ints(case.raw(&format!("{name}_labels"))).iter().map(|&v| v as u32).collect(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use beit2::classify::finetune::{self, FinetuneRecipe, load_plan};
+use beit2::classify::finetune::{self, FinetuneRecipe, Loading, load_plan};
 use beit2::classify::{Classifier, ClassifierOptions};
 use beit2::train::{Env, Files, Outcome, SCRATCH, Silent};
 use beit2::{Image, pixels};
@@ -91,11 +91,16 @@ fn sizes_come_from_the_weights_and_the_head_is_fresh() {
     let vit = &recipe.model.vit;
     assert_eq!((vit.width, vit.depth, vit.image_size, vit.heads, vit.drop_path), (24, 2, 48, 2, 0.3));
     assert_eq!(recipe.model.classes, Some(3));
-    let plan = load_plan(&recipe, &files).unwrap();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let Loading { plan, head } = load_plan(&recipe, &names(&["dark", "gray", "light"]), &files).unwrap();
     assert!(plan.fresh.is_empty() && plan.to_string().contains("resized"), "{plan}");
-    recipe.model.classes = Some(9);
-    let plan = load_plan(&recipe, &files).unwrap();
+    assert_eq!(head.unwrap().summary, "3 classes by name");
+    let Loading { plan, head } = load_plan(&recipe, &names(&["a", "b"]), &files).unwrap();
     assert_eq!(plan.fresh, ["head.weight", "head.bias"]);
+    assert!(head.unwrap().summary.starts_with("fresh: "));
+    let Loading { plan, head } = load_plan(&recipe, &names(&["white", "light", "dark"]), &files).unwrap();
+    assert!(plan.fresh.is_empty());
+    assert_eq!(head.unwrap().rows, [None, Some(2), Some(0)]);
 }
 
 #[test]
@@ -113,7 +118,7 @@ fn what_cannot_work_is_one_sentence() {
         assert!(!root.path().join("never").exists(), "{text}");
     };
     let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
-    fails(&|r| r.data.val = Some(at("other")), "for example `black`; both need the same sub-folders");
+    fails(&|r| r.data.val = Some(at("other")), "has the class `black`, which");
     fails(&|r| r.data.train = at("flat"), "has 0 classes");
     fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");

@@ -137,7 +137,7 @@ fn what_cannot_work_is_one_sentence() {
         assert!(!root.path().join("never").exists(), "{text}");
     };
     let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
-    fails(&|r| r.data.val = Some(at("other")), "have different lists of classes");
+    fails(&|r| r.data.val = Some(at("other")), "has the class `crate`, which");
     fails(&|r| r.data.train = at("nowhere"), "nowhere");
     fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");

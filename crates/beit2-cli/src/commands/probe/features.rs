@@ -1,9 +1,11 @@
 //! The features of both sets, and what is measured on them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
-use beit2::train::{Assets, DataConfig, EvaluationData};
+use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
+use beit2_data::classes::{ClassesBy, Target, match_classes};
 use beit2_data::{DecodeOptions, Source};
 use beit2_kernels::{AutodiffBackend, Precision};
 use clap::ValueHint;
@@ -78,7 +80,8 @@ pub(super) trait Protocol {
     /// Its key in the JSON object.
     const NAME: &'static str;
 
-    /// Top-1 accuracies in [0, 1] on `val`, learned from `train`: one, or one for each of several settings.
+    /// Top-1 accuracies in [0, 1] on `val`, learned from `train`, or mean average precisions of multi-label images: one,
+    /// or one for each of several settings.
     fn top1<B: AutodiffBackend>(
         &self,
         train: &Features,
@@ -87,10 +90,10 @@ pub(super) trait Protocol {
     ) -> anyhow::Result<Vec<f64>>;
 
     /// The name of an accuracy, by its index.
-    fn label(&self, at: usize) -> String;
+    fn label(&self, at: usize, multi_label: bool) -> String;
 
     /// The accuracies in the JSON object.
-    fn json(&self, top1: &[f64]) -> Value;
+    fn json(&self, top1: &[f64], multi_label: bool) -> Value;
 
     /// What else belongs in the JSON object.
     fn settings(&self) -> Map<String, Value>;
@@ -109,6 +112,8 @@ pub(super) struct Measured {
     pub layer: Option<usize>,
     /// Accuracies in the order of the protocol.
     pub top1: Vec<f64>,
+    /// Whether images can have several classes; then these are mean average precisions.
+    pub multi_label: bool,
 }
 
 /// Computes the features of both sets and measures them; one result, or with --all-layers one for each block.
@@ -124,21 +129,25 @@ pub(super) fn measure<P: Protocol>(
     let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
     train.check_labels()?;
     val.check_labels()?;
-    if train.classes() != val.classes() {
-        return usage(format!(
-            "{} has {} classes and {} has {}, or their names differ; both need the same sub-folders",
-            args.data,
-            train.classes().len(),
-            args.val,
-            val.classes().len()
-        ));
+    let target = Target { owner: &args.data, count: train.classes().len(), names: train.classes() };
+    let matched = match (train.classes(), val.classes()) {
+        ([], _) => return usage(format!("{} has no classes; features are measured by classes", args.data)),
+        (_, []) => return usage(format!("{} has no classes; it needs those of {}", args.val, args.data)),
+        _ => match_classes(&args.val, val, target, ClassesBy::Auto)
+            .or_else(|error| usage(error.to_string()))?,
+    };
+    for warning in matched.warnings {
+        session.progress.event(Event::Warning(warning));
     }
-    session.on(&args.device.device, Measurement { args, protocol })
+    let sources = [train, matched.source];
+    session.on(&args.device.device, Measurement { args, protocol, sources })
 }
 
 struct Measurement<'a, P> {
     args: &'a FeatureArgs,
     protocol: &'a P,
+    /// Training and validation images, with the same classes.
+    sources: [Arc<dyn Source>; 2],
 }
 
 impl<P: Protocol> Job for Measurement<'_, P> {
@@ -182,8 +191,9 @@ impl<P: Protocol> Measurement<'_, P> {
         session: &mut Session<'_>,
         device: &B::Device,
     ) -> anyhow::Result<Measured> {
-        let train = self.features::<B>(model, &self.args.data, "training", session, device)?;
-        let val = self.features::<B>(model, &self.args.val, "validation", session, device)?;
+        let [train, val] = &self.sources;
+        let train = self.features::<B>(model, train, "training", session, device)?;
+        let val = self.features::<B>(model, val, "validation", session, device)?;
         Ok(Measured {
             train: train.len(),
             val: val.len(),
@@ -191,29 +201,30 @@ impl<P: Protocol> Measurement<'_, P> {
             dim: train.dim,
             layer: model.and_then(|model| model.layer),
             top1: self.protocol.top1::<B>(&train, &val, device)?,
+            multi_label: train.sets.is_some(),
         })
     }
 
     fn features<B: AutodiffBackend>(
         &self,
         model: Option<&Embedder<B::InnerBackend>>,
-        spec: &str,
+        source: &Arc<dyn Source>,
         what: &str,
         session: &mut Session<'_>,
         device: &B::Device,
     ) -> anyhow::Result<Features> {
         let args = self.args;
         let Session { assets, signals, progress } = session;
-        let (source, stop) = (assets.source(spec)?, &signals.stop);
+        let stop = &signals.stop;
         let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
         let config = DataConfig { workers: args.workers, ..DataConfig::default() }.decoding_by(&decode);
         let Some(model) = model else {
             let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);
-            return Ok(pixel_features(&EvaluationData::of_size(&source, &config, side), progress, stop)?);
+            return Ok(pixel_features(&EvaluationData::of_size(source, &config, side), progress, stop)?);
         };
         let (net, px, kind) = (&model.net, model.image_px, args.features.of_library());
         let file = cache_file(args, assets, source.as_ref(), model.layer, px, &decode)?;
-        let data = EvaluationData { view: model.view(), ..EvaluationData::of_size(&source, &config, px) };
+        let data = EvaluationData { view: model.view(), ..EvaluationData::of_size(source, &config, px) };
         let mut compute = || extract(net, kind, &data, what, progress, stop, device);
         Ok(match file {
             Some(file) => cached(&file, compute)?,

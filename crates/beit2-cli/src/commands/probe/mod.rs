@@ -110,11 +110,11 @@ impl Protocol for Knn<'_> {
         self.k.iter().map(accuracy).collect()
     }
 
-    fn label(&self, at: usize) -> String {
+    fn label(&self, at: usize, _: bool) -> String {
         format!("k-NN top-1, k = {}", self.k[at])
     }
 
-    fn json(&self, top1: &[f64]) -> Value {
+    fn json(&self, top1: &[f64], _: bool) -> Value {
         self.k.iter().zip(top1).map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect()
     }
 
@@ -138,12 +138,13 @@ impl Protocol for LinearProbe {
         Ok(vec![linear_probe::<B>(train, val, self.0, device)?])
     }
 
-    fn label(&self, _: usize) -> String {
-        "linear probe top-1".to_owned()
+    fn label(&self, _: usize, multi_label: bool) -> String {
+        format!("linear probe {}", if multi_label { "mAP" } else { "top-1" })
     }
 
-    fn json(&self, top1: &[f64]) -> Value {
-        json!({ "top1": top1.first(), "settings": self.0 })
+    fn json(&self, top1: &[f64], multi_label: bool) -> Value {
+        let name = if multi_label { "map" } else { "top1" };
+        json!({ name: top1.first(), "settings": self.0 })
     }
 
     fn settings(&self) -> Map<String, Value> {

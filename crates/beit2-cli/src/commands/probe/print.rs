@@ -24,7 +24,8 @@ pub(super) fn print<P: Protocol>(
             _ => String::new(),
         };
         let top1 = measured.top1.iter().enumerate();
-        rows.extend(top1.map(|(at, top1)| (format!("{block}{}", protocol.label(at)), percent(*top1))));
+        let name = |at| format!("{block}{}", protocol.label(at, measured.multi_label));
+        rows.extend(top1.map(|(at, top1)| (name(at), percent(*top1))));
     }
     if let (true, Some(layer)) = (args.all_layers, best_layer(results)) {
         rows.push(("best block".to_owned(), layer.to_string()));
@@ -51,11 +52,10 @@ fn object<P: Protocol>(
     let mut object: Map<_, _> = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     object.extend(protocol.settings());
     if args.all_layers {
-        let one =
-            |measured: &Measured| json!({ "layer": measured.layer, P::NAME: protocol.json(&measured.top1) });
+        let one = |measured: &Measured| json!({ "layer": measured.layer, P::NAME: protocol.json(&measured.top1, measured.multi_label) });
         object.insert("layers".into(), results.iter().map(one).collect());
     } else {
-        object.insert(P::NAME.into(), protocol.json(&first.top1));
+        object.insert(P::NAME.into(), protocol.json(&first.top1, first.multi_label));
     }
     object
 }

@@ -1,8 +1,11 @@
 //! `beit2 segment eval`: evaluates a segmentation model on labelled images.
 
+use std::sync::Arc;
+
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2::train::Assets;
 use beit2_data::Source;
+use beit2_data::classes::Target;
 use beit2_data::segment::SegmentDataOptions;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
@@ -12,8 +15,7 @@ use serde_json::{Value, json};
 use super::model::open;
 use beit2_run::thousands;
 
-use crate::classes::{Trained, check_classes};
-use crate::errors::Ending;
+use crate::errors::{Ending, usage};
 use crate::flags::{
     DecodeArgs, DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs,
     published_decoding,
@@ -77,8 +79,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     args.results.check()?;
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let source = session.assets.segment_source(&args.data, &args.data_options()?)?;
-    let confusion = session.on(&args.device.device, args)?;
-    let (scores, names) = (confusion.scores(), source.classes());
+    let (confusion, names) = session.on(&args.device.device, args)?;
+    let (scores, names) = (confusion.scores(), &names[..]);
     let object = json!({
         "weights": args.weights,
         "data": args.data,
@@ -90,7 +92,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         "aacc": scores.aacc,
         "per_class": per_class(&scores, names),
     });
-    args.results.write(&object, &scores.csv(names), &pairs(&confusion, names))?;
+    args.results.write(&object, &scores.csv(names), Some(&pairs(&confusion, names)))?;
     if args.output.json {
         output::json(&object)?;
         return Ok(Ending::Done);
@@ -115,25 +117,28 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 }
 
 impl Job for &Args {
-    type Output = Confusion;
+    /// The result, and the names of the model's classes.
+    type Output = (Confusion, Vec<String>);
 
     fn run<B: AutodiffBackend>(
         self,
         session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Confusion> {
+    ) -> anyhow::Result<Self::Output> {
         let Session { assets, signals, progress } = session;
         let source = assets.segment_source(&self.data, &self.data_options()?)?;
         let (segmenter, infer) =
             open::<B::InnerBackend>(&self.weights, &self.infer, self.precision, assets, device)?;
-        let model = Trained {
-            weights: &self.weights,
-            count: segmenter.config.class_count(),
-            names: &segmenter.config.class_names,
-        };
-        check_classes(&self.data, source.classes(), model)?;
+        let (count, names) = (segmenter.config.class_count(), &segmenter.config.class_names);
+        let owner = &format!("the model in {}", self.weights);
+        let source = source
+            .numbered_by(&self.data, Target { owner, count, names })
+            .map(Arc::new)
+            .or_else(|error| usage(error.to_string()))?;
+        let names = source.classes().to_vec();
         let predictor = Predictor::new(&segmenter.model, &segmenter.config, &infer)?;
-        Ok(evaluate(&predictor, &source, self.workers, 0, progress, &signals.stop)?.confusion)
+        let found = evaluate(&predictor, &source, self.workers, 0, progress, &signals.stop)?;
+        Ok((found.confusion, names))
     }
 }
 

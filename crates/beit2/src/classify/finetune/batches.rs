@@ -1,8 +1,10 @@
 //! Labelled, augmented, mixed batches.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use beit2_data::finetune::Place;
+use beit2_data::transform::{multi_hot_targets, soft_targets};
 use beit2_data::{
     Batch, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleInfo, Source,
     TransformError, stack_hwc,
@@ -51,24 +53,55 @@ pub(super) fn training_loader(
     Ok(Loader::new(config, source, work)?)
 }
 
-/// The classes of a batch.
-///
-/// # Errors
-/// An image without one.
-pub(super) fn labels(batch: &Batch<Item>) -> Result<Vec<u32>, Error> {
-    match batch.labels.iter().copied().collect::<Option<Vec<u32>>>() {
-        Some(labels) => Ok(labels),
-        None => config_error("a training image has no class; fine-tuning needs classes for all"),
+/// The classes of a batch's images.
+pub(super) enum Labels {
+    /// One each.
+    One(Vec<u32>),
+    /// Any number each.
+    Many(Vec<Vec<u32>>),
+}
+
+impl Labels {
+    /// Those of a batch of `source`.
+    ///
+    /// # Errors
+    /// An image without known classes.
+    pub(super) fn of(batch: &Batch<Item>, source: &dyn Source) -> Result<Self, Error> {
+        let known = match source.is_multi_label() {
+            true => {
+                let sets = batch.indices.iter().map(|&index| source.labels(index as usize));
+                sets.collect::<Option<_>>().map(Self::Many)
+            }
+            false => batch.labels.iter().copied().collect::<Option<_>>().map(Self::One),
+        };
+        match known {
+            Some(labels) => Ok(labels),
+            None => config_error("a training image has no class; fine-tuning needs classes for all"),
+        }
+    }
+
+    /// The targets `[n, classes]` of a micro-batch, mixed as its images are.
+    fn targets(
+        &self,
+        part: Range<usize>,
+        (classes, smoothing): (usize, f64),
+        mix: MixParams,
+    ) -> Result<Vec<f32>, TransformError> {
+        match self {
+            Self::One(labels) => soft_targets(&labels[part], classes, smoothing, mix.lambda),
+            Self::Many(sets) => multi_hot_targets(&sets[part], classes, smoothing, mix.lambda),
+        }
     }
 }
 
-/// Standardised, erased and mixed images `[B, 3, S, S]` of a micro-batch, and their targets `[B, classes]`.
+/// Standardised, erased and mixed images `[B, 3, S, S]` of a micro-batch, which has `part` of the batch's labels, and their
+/// targets `[B, classes]`.
 ///
 /// # Errors
 /// A class past the end, an odd batch that is mixed.
 pub(super) fn inputs<B: Backend>(
     items: &[Item],
-    labels: &[u32],
+    (labels, part): (&Labels, Range<usize>),
     mix: MixParams,
     (classes, smoothing): (usize, f64),
     normalization: Option<&Normalization>,
@@ -86,7 +119,7 @@ pub(super) fn inputs<B: Backend>(
         let values = TensorData::new(erase.values(), [1, 3, rows.len(), columns.len()]);
         x = x.slice_assign([at..at + 1, 0..3, rows, columns], Tensor::from_data(values, device));
     }
-    let targets = beit2_data::transform::soft_targets(labels, classes, smoothing, mix.lambda)?;
+    let targets = labels.targets(part, (classes, smoothing), mix)?;
     let targets = Tensor::from_data(TensorData::new(targets, [items.len(), classes]), device);
     Ok((mixed(x, mix), targets))
 }
@@ -133,7 +166,8 @@ mod tests {
         let items = [item(0), item(255)];
         let mix = MixParams { lambda: 0.75, cut: None };
         let device = Default::default();
-        let (x, targets) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), None, &device).unwrap();
+        let labels = Labels::One(vec![0, 2]);
+        let (x, targets) = inputs::<Flex>(&items, (&labels, 0..2), mix, (3, 0.0), None, &device).unwrap();
         let red =
             |x: &[f32], at: usize| f64::from(x[at * 48]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0];
         let found = values(x);
@@ -143,7 +177,7 @@ mod tests {
 
         let area = CropBox { top: 1, left: 0, height: 2, width: 3 };
         let mix = MixParams { lambda: 1.0 - 6.0 / 16.0, cut: Some(area) };
-        let (x, _) = inputs::<Flex>(&items, &[0, 2], mix, (3, 0.0), None, &device).unwrap();
+        let (x, _) = inputs::<Flex>(&items, (&labels, 0..2), mix, (3, 0.0), None, &device).unwrap();
         let found = values(x);
         let white =
             |at: usize| f64::from(found[at]) * pixels::IMAGENET_STD[0] + pixels::IMAGENET_MEAN[0] > 0.5;
@@ -152,12 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn several_classes_are_mixed_too() {
+        let labels = Labels::Many(vec![vec![0, 2], vec![2], vec![], vec![1]]);
+        let items = [item(0), item(255)];
+        let mix = MixParams { lambda: 0.75, cut: None };
+        let targets = |part, smoothing| {
+            let (_, targets) =
+                inputs::<Flex>(&items, (&labels, part), mix, (3, smoothing), None, &Default::default())
+                    .unwrap();
+            targets.into_data().into_vec::<f32>().unwrap()
+        };
+        assert_eq!(targets(0..2, 0.0), [0.75, 0.0, 1.0, 0.25, 0.0, 1.0]);
+        assert_eq!(targets(2..4, 0.5), [0.25, 0.375, 0.25, 0.25, 0.625, 0.25]);
+    }
+
+    #[test]
     fn erased_boxes_hold_their_values_and_nothing_else_changes() {
         let area = CropBox { top: 2, left: 1, height: 1, width: 2 };
         let erase = EraseParams { area, fill: EraseFill::Pixel, noise_seed: 3 };
         let items = [item(9), Item { erase: Some(erase), ..item(9) }];
-        let device = Default::default();
-        let (x, _) = inputs::<Flex>(&items, &[0, 1], MixParams::NONE, (2, 0.1), None, &device).unwrap();
+        let (device, labels) = (Default::default(), Labels::One(vec![0, 1]));
+        let labels = (&labels, 0..2);
+        let (x, _) = inputs::<Flex>(&items, labels, MixParams::NONE, (2, 0.1), None, &device).unwrap();
         let found = values(x);
         let mut expected = found[..48].to_vec();
         erase.apply_chw(&mut expected, 4, 4).unwrap();

@@ -2,9 +2,11 @@
 
 mod batches;
 mod ema;
+mod head;
 mod recipe;
 mod train;
 
 pub use ema::Ema;
+pub use head::{HeadMatch, HeadRows};
 pub use recipe::{FinetuneRecipe, GroupsConfig, InitConfig};
-pub use train::{load_plan, train};
+pub use train::{Loading, load_plan, train};

@@ -1,10 +1,12 @@
 //! A fine-tuning experiment as data.
 
-use beit2_data::{FinetuneConfig, MixConfig};
+use beit2_data::classes::{ClassMatch, ClassesBy, Target, match_classes};
+use beit2_data::{FinetuneConfig, MixConfig, Source};
 use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
+use super::HeadRows;
 use crate::classify::{ClassifierConfig, EvalTable, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
@@ -20,6 +22,8 @@ pub struct InitConfig {
     pub sizes_from_weights: bool,
     /// Take the image size from them too, instead of `model.vit.image_size`.
     pub image_size_from_weights: bool,
+    /// Which row of the head of a classifier belongs to which class of the images.
+    pub classes_by: HeadRows,
     /// Factor on the fresh head, which starts training close to equal logits.
     pub head_scale: f64,
 }
@@ -30,6 +34,7 @@ impl Default for InitConfig {
             weights: String::new(),
             sizes_from_weights: true,
             image_size_from_weights: false,
+            classes_by: HeadRows::Name,
             head_scale: 0.001,
         }
     }
@@ -148,8 +153,11 @@ impl FinetuneRecipe {
         if self.data.train.is_empty() {
             return Ok(());
         }
-        let classes = assets.source(&self.data.train)?.classes().len();
-        if classes < 2 {
+        let source = assets.source(&self.data.train)?;
+        let classes = source.classes().len();
+        self.model.multi_label = source.is_multi_label();
+        // With several labels an image, one class is a decision too.
+        if classes < if self.model.multi_label { 1 } else { 2 } {
             return config_error(format!(
                 "{} has {classes} classes; fine-tuning needs at least 2, one sub-folder each",
                 self.data.train
@@ -214,6 +222,37 @@ impl FinetuneRecipe {
         Ok(())
     }
 
+    /// The validation images with the class numbers of the training images, matched by name; `None` without a
+    /// validation set.
+    ///
+    /// # Errors
+    /// A class of the validation set that the training images do not have; images without a class in either set.
+    pub fn validation(&self, assets: &dyn Assets) -> Result<Option<ClassMatch>, Error> {
+        let train = assets.source(&self.data.train)?;
+        train.check_labels()?;
+        all_labelled(&self.data.train, train.as_ref())?;
+        let Some(spec) = &self.data.val else { return Ok(None) };
+        let val = assets.source(spec)?;
+        val.check_labels()?;
+        if val.classes().is_empty() {
+            return config_error(format!(
+                "{spec} has no classes; a validation set needs those of {}",
+                self.data.train
+            ));
+        }
+        all_labelled(spec, val.as_ref())?;
+        if val.is_multi_label() && !train.is_multi_label() {
+            return config_error(format!(
+                "images of {spec} have several classes, but those of {} have one each; both need the same kind of labels",
+                self.data.train
+            ));
+        }
+        let target = Target { owner: &self.data.train, count: train.classes().len(), names: train.classes() };
+        match_classes(spec, val, target, ClassesBy::Auto)
+            .map(Some)
+            .map_err(|error| Error::Config(error.to_string()))
+    }
+
     /// Whether no weights are loaded.
     pub fn is_from_scratch(&self) -> bool {
         self.init.weights == SCRATCH
@@ -238,5 +277,19 @@ impl FinetuneRecipe {
     pub fn eval_batch(&self, devices: usize) -> usize {
         let beside = self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2;
         self.eval.images_per_batch.unwrap_or(beside).max(1)
+    }
+}
+
+/// Refuses a set in which an image has no class, before training has begun.
+fn all_labelled(spec: &str, source: &dyn Source) -> Result<(), Error> {
+    let mut without = (0..source.len()).filter(|&index| source.labels(index).is_none());
+    match without.next() {
+        None => Ok(()),
+        Some(first) => config_error(format!(
+            "{spec}: {} of {} images have no class, the first is {}; fine-tuning needs classes for all",
+            1 + without.count(),
+            source.len(),
+            source.name(first)
+        )),
     }
 }

@@ -8,15 +8,17 @@ use beit2_weights::plan::{Plan as LoadPlan, PlanOptions};
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
-use super::batches::{Item, inputs, labels, training_loader};
-use super::{Ema, FinetuneRecipe};
-use crate::classify::{evaluate, soft_cross_entropy};
+use super::batches::{Item, Labels, inputs, training_loader};
+use super::{Ema, FinetuneRecipe, HeadMatch};
+use crate::classify::{
+    binary_cross_entropy, class_names, evaluate, evaluate_multi_label, soft_cross_entropy,
+};
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, EvaluationData, GradientSum, Outcome, Plan, Prefetch, Saved, Session, StepReport,
-    TrainingItem, average_gradients, check_precision, per_rank_batch,
+    AdamW, Assets, Env, EvaluationData, Event, GradientSum, Outcome, Plan, Prefetch, Saved, Session,
+    StepReport, TrainingItem, average_gradients, check_precision, per_rank_batch,
 };
 use crate::vit::{
     DropPath, VisionTransformer, drop_path_rates, is_position_index, plan_weights, with_position_indices,
@@ -46,14 +48,13 @@ pub fn train<B: AutodiffBackend>(
     check_precision::<B>(recipe.precision, device)?;
     let recipe = &recipe;
     let source = env.assets.source(&recipe.data.train)?;
-    let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
-    source.check_labels()?;
-    val.as_ref().map_or(Ok(()), |val| val.check_labels())?;
-    if let Some(val) = &val
-        && val.classes() != source.classes()
-    {
-        return config_error(different_classes(source.classes(), val.classes(), recipe));
+    let val = recipe.validation(env.assets)?;
+    if env.rank.leads() {
+        for warning in val.iter().flat_map(|val| &val.warnings) {
+            env.observer.event(Event::Warning(warning.clone()));
+        }
     }
+    let val = val.map(|val| val.source);
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;
@@ -68,6 +69,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let mut config = recipe.model.clone();
     config.class_names = source.classes().to_vec();
+    let multi_label = config.multi_label;
 
     // ---- model, optimiser, run ----------------------------------------------------------------
     let (vit, classes) = (&config.vit, config.class_count());
@@ -75,18 +77,24 @@ pub fn train<B: AutodiffBackend>(
     let rule = InitRule::Finetune { head_scale: recipe.init.head_scale, gamma: vit.layer_scale_init };
     model = initialise(model, rule, recipe.seed);
     model.set_precision(recipe.precision);
-    let mut init = "from scratch".to_owned();
+    let mut init = vec![("init".to_owned(), "from scratch".to_owned())];
     if !recipe.is_from_scratch() {
-        let plan = load_plan(recipe, env.assets)?;
-        init = describe(&plan);
-        (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
+        let Loading { plan, head } = load_plan(recipe, source.classes(), env.assets)?;
+        init = vec![("init".to_owned(), describe(&plan))];
+        let mut tensors = to_tensors(plan.tensors);
+        if let Some(head) = head {
+            head.fill_fresh(&mut tensors, &model);
+            init.push(("head".to_owned(), head.summary));
+        }
+        (model, _) = params::load(model, tensors, DType::F32)?;
     }
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
     let parameters = params::count(&model);
     let (depth, width) = (vit.depth, vit.width);
     let sizes =
         format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");
-    let mut summary = vec![("model".into(), sizes), ("init".into(), init)];
+    let mut summary = vec![("model".into(), sizes)];
+    summary.extend(init);
     if micro_batches > 1 {
         summary.push(("memory".into(), format!("each step in {micro_batches} micro-batches")));
     }
@@ -115,16 +123,17 @@ pub fn train<B: AutodiffBackend>(
     let per_step = (micro_batches * rank.world()) as u64;
     let mut next = session.state.step * per_step + first;
     // Images and targets of a step, made one batch ahead on a thread of their own.
-    let batches = session.timed_batches(training_loader(source, recipe, session.state.data, &rank)?);
+    let batches = session.timed_batches(training_loader(source.clone(), recipe, session.state.data, &rank)?);
     let (mix, seed, smoothing, side) =
         (recipe.mix, recipe.seed, recipe.label_smoothing, vit.image_size as u32);
     let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
     let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
-        let labels = labels(&batch)?;
+        let labels = Labels::of(&batch, source.as_ref())?;
         let mut inputs_of_step = Vec::new();
-        let chunks = batch.items.chunks(micro_batch).zip(labels.chunks(micro_batch));
-        for (number, (items, labels)) in (next..).zip(chunks) {
+        let chunks = batch.items.chunks(micro_batch).zip((0..).step_by(micro_batch));
+        for (number, (items, start)) in (next..).zip(chunks) {
             let mix = MixParams::draw(&mix, side, side, seed, number);
+            let labels = (&labels, start..start + items.len());
             let (x, targets) = inputs::<B::InnerBackend>(
                 items,
                 labels,
@@ -150,11 +159,15 @@ pub fn train<B: AutodiffBackend>(
             let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
             model = sum.start(model);
             let logits = model.forward(Tensor::from_inner(x), &drop);
-            if !recipe.mix.is_on() {
+            if !recipe.mix.is_on() && !multi_label {
                 let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
                 right.push(hit.float().mean());
             }
-            let loss = soft_cross_entropy(logits, Tensor::from_inner(targets));
+            let targets = Tensor::from_inner(targets);
+            let loss = match multi_label {
+                true => binary_cross_entropy(logits, targets),
+                false => soft_cross_entropy(logits, targets),
+            };
             losses.push(loss.clone().inner());
             sum.add(&model, loss.div_scalar(micro_batches as f64).backward());
         }
@@ -184,22 +197,29 @@ pub fn train<B: AutodiffBackend>(
                 let stop = StopFlag::default();
                 let trained = model.valid();
                 let statistics = vit.normalization.as_ref();
-                let found = evaluate(&trained, statistics, &data, session.observer(), &stop, device)?;
-                let mut top1 = found.top1;
-                extra.extend([("val_loss", found.loss), ("val_acc1", found.top1), ("val_acc5", found.top5)]);
-                if let Some(ema) = &ema {
-                    let averaged = ema.model(trained);
-                    let found = evaluate(&averaged, statistics, &data, session.observer(), &stop, device)?;
-                    top1 = top1.max(found.top1);
-                    extra.extend([
-                        ("ema_val_loss", found.loss),
-                        ("ema_val_acc1", found.top1),
-                        ("ema_val_acc5", found.top5),
-                    ]);
+                let models =
+                    [Some(("", trained.clone())), ema.as_ref().map(|ema| ("ema_", ema.model(trained)))];
+                let mut score = f64::NEG_INFINITY;
+                for (prefix, model) in models.into_iter().flatten() {
+                    let mut add = |name: &str, value| extra.push((format!("{prefix}{name}"), value));
+                    let observer = session.observer();
+                    if multi_label {
+                        let found = evaluate_multi_label(&model, statistics, &data, observer, &stop, device)?;
+                        score = score.max(found.map);
+                        add("val_loss", found.loss);
+                        add("val_map", found.map);
+                    } else {
+                        let found = evaluate(&model, statistics, &data, observer, &stop, device)?;
+                        score = score.max(found.top1);
+                        add("val_loss", found.loss);
+                        add("val_acc1", found.top1);
+                        add("val_acc5", found.top5);
+                    }
                 }
                 // Sessions keep the lowest value.
-                best = session.update_best(-top1);
+                best = session.update_best(-score);
             }
+            let extra: Vec<(&str, f64)> = extra.iter().map(|(name, value)| (name.as_str(), *value)).collect();
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
@@ -220,17 +240,36 @@ pub fn train<B: AutodiffBackend>(
 }
 
 /// What of the initial weights goes into the model.
+#[derive(Debug, Clone)]
+pub struct Loading {
+    /// The tensors. Rows of the head that start fresh are zeros.
+    pub plan: LoadPlan,
+    /// What is taken of the head of a classifier; `None` of other weights.
+    pub head: Option<HeadMatch>,
+}
+
+/// What of the initial weights goes into a model of these classes.
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit.
-pub fn load_plan(recipe: &FinetuneRecipe, assets: &dyn Assets) -> Result<LoadPlan, Error> {
+pub fn load_plan(recipe: &FinetuneRecipe, classes: &[String], assets: &dyn Assets) -> Result<Loading, Error> {
     let spec = &recipe.init.weights;
-    let state = StateFile::new(assets.weights(spec)?, spec)?;
+    let mut state = StateFile::new(assets.weights(spec)?, spec)?;
+    let head = match state.summary.classes.filter(|_| state.summary.layout.kind == Kind::Classifier) {
+        Some(count) => {
+            let names = class_names(&state, count)?;
+            let head = HeadMatch::new(spec, (&names, count), classes, recipe.init.classes_by)?;
+            head.apply(&mut state.tensors);
+            Some(head)
+        }
+        None => None,
+    };
     let options = PlanOptions {
         tokenizer_encoder: state.summary.layout.kind == Kind::Tokenizer,
         ..PlanOptions::default()
     };
-    plan_weights(state, &recipe.model.vit, recipe.model.pooling, recipe.model.class_count(), &options)
+    let plan = plan_weights(state, &recipe.model.vit, recipe.model.pooling, classes.len(), &options)?;
+    Ok(Loading { plan, head })
 }
 
 fn describe(plan: &LoadPlan) -> String {
@@ -240,17 +279,4 @@ fn describe(plan: &LoadPlan) -> String {
         [first, rest @ ..] => format!("fresh: {first} and {} more", rest.len()),
     };
     format!("{} tensors loaded, {fresh}, {} of the file not used", plan.used.len(), plan.unused.len())
-}
-
-fn different_classes(train: &[String], val: &[String], recipe: &FinetuneRecipe) -> String {
-    let stranger =
-        val.iter().find(|name| !train.contains(name)).or(train.iter().find(|name| !val.contains(name)));
-    let example = stranger.map(|name| format!(", for example `{name}`")).unwrap_or_default();
-    format!(
-        "{} has {} classes and {} has {}, and they differ{example}; both need the same sub-folders",
-        recipe.data.train,
-        train.len(),
-        recipe.data.val.as_deref().unwrap_or_default(),
-        val.len()
-    )
 }
