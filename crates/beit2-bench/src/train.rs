@@ -266,8 +266,11 @@ fn teacher<I: Backend>(size: Size, precision: Precision, device: &I::Device) -> 
     let (vit, outputs) = (size.teacher(), size.tokenizer().teacher_dim);
     let rule = InitRule::Finetune { head_scale: 1.0, gamma: 0.0 };
     let model = initialise(VisionTransformer::<I>::new(&vit, Pooling::Mean, outputs, device), rule, 1);
-    let config =
-        TeacherConfig { kind: TeacherKind::Distilled, heads: Some(vit.heads), ..TeacherConfig::default() };
+    let config = TeacherConfig {
+        kind: Some(TeacherKind::Distilled),
+        heads: Some(vit.heads),
+        ..TeacherConfig::default()
+    };
     let mut teacher = Teacher::from_tensors(&config, params::export(&model), DType::F32, device)?;
     teacher.set_precision(precision);
     Ok(teacher.freeze())

@@ -112,7 +112,9 @@ fn weights_that_do_not_fit() {
     let world = World::new();
     let dim = ["--set", "model.teacher_dim=24"];
     world.tokenizer("run", &dim).fails(2, &["model.teacher_dim is 24", "have 16 values"]);
-    world.tokenizer("run", &["--set", "teacher.kind=clip"]).fails(2, &["visual.", "not a CLIP model"]);
+    world
+        .tokenizer("run", &["--set", "teacher.kind=clip"])
+        .fails(2, &["teacher.kind is `clip`", "a plain Vision Transformer"]);
     world.tokenizer("run", &["--set", "teacher.weights=tiny.toml"]).fails(1, &["tiny.toml"]);
     world
         .tokenizer("run", &["--set", "teacher.weights=gone.pth"])

@@ -267,18 +267,23 @@ fn pretraining_and_probes_follow_a_tokenizer() {
         ended.out
     );
     let teacher = ["knn", "--weights", "teacher.safetensors", "--image-size", "32", "--k", "1"];
-    let ended = world.beit2(&[&teacher[..], &["--teacher", "dino"], &on[..]].concat());
+    let dino_flags = ["--teacher", "dino", "--teacher-heads", "2"];
+    let ended = world.beit2(&[&teacher[..], &dino_flags, &on[..]].concat());
     assert!(ended.works().out.contains("100.0 %") && ended.out.contains("16 values"), "{}", ended.out);
     world
         .beit2(&[&teacher[..], &on[..]].concat())
         .fails(2, &["teacher.safetensors", "name its family", "--teacher"]);
+    world
+        .beit2(&[&teacher[..], &["--teacher", "dino"], &on[..]].concat())
+        .fails(2, &["attention heads", "width 16", "--teacher-heads"]);
+    world
+        .beit2(&[&teacher[..], &["--teacher", "clip"], &on[..]].concat())
+        .fails(2, &["`clip`", "a plain Vision Transformer"]);
     let dino = |more: [&'static str; 2]| {
-        world.beit2(
-            &[&["knn", "--weights", "teacher.safetensors", "--teacher", "dino"], &more[..], &on[..]].concat(),
-        )
+        world.beit2(&[&["knn", "--weights", "teacher.safetensors"], &dino_flags[..], &more, &on[..]].concat())
     };
     dino(["--image-size", "30"]).fails(2, &["30", "multiple of this model's patches of 8 px"]);
-    dino(["--layer", "1"]).fails(2, &["a layer can be chosen of pretrained models, classifiers and DINOv2"]);
+    dino(["--layer", "2"]).fails(2, &["teacher.layer 2 does not exist", "blocks 1 to 1"]);
     let wrong = world.beit2(&[&["knn", "--weights", "mim", "--layer", "3"], &on[..]].concat());
     wrong.fails(2, &["layer 3", "blocks 1 to 2"]);
     world

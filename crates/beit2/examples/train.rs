@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..TokenizerConfig::default()
         },
         teacher: TeacherConfig {
-            kind: TeacherKind::Distilled,
+            kind: Some(TeacherKind::Distilled),
             weights: format!("{DATA}/tiny_teacher.safetensors"),
             ..TeacherConfig::default()
         },

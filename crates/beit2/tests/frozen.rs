@@ -124,7 +124,8 @@ fn frozen_halves(precision: Precision) {
 
     let vit = VitConfig { abs_pos_emb: true, layer_scale_init: 0.0, ..small(RelPosKind::None) };
     let weights = initialise(VisionTransformer::<Flex>::new(&vit, Pooling::Mean, 16, &device), RULE, 1);
-    let options = TeacherConfig { kind: TeacherKind::Distilled, heads: Some(3), ..TeacherConfig::default() };
+    let options =
+        TeacherConfig { kind: Some(TeacherKind::Distilled), heads: Some(3), ..TeacherConfig::default() };
     let mut teacher =
         Teacher::<Flex>::from_tensors(&options, params::export(&weights), DType::F32, &device).unwrap();
     teacher.set_precision(precision);

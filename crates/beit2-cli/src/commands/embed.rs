@@ -126,6 +126,9 @@ impl Job for Embedding<'_> {
         let view = EvalConfig { crop_pct: args.export.crop_pct.or(view.crop_pct), ..view };
         view.validate().map_err(beit2::Error::from)?;
         let (name, kind) = args.features.resolved();
+        if let Some(kind) = kind {
+            model.net.check_kind(kind)?;
+        }
         let (width, grid) = (model.net.width(), model.image_px / model.net.patch_px());
         let element = match args.dtype {
             Precision::F32 => Element::F32,
@@ -140,7 +143,7 @@ impl Job for Embedding<'_> {
             ("weights", session.assets.weights_fingerprint(&args.weights)?),
             ("features", name.to_owned()),
             ("layer", model.layer.map_or("end".to_owned(), |layer| layer.to_string())),
-            ("teacher", args.frozen.teacher.map_or(String::new(), |family| format!("{family:?}"))),
+            ("teacher", format!("{:?}", args.frozen.teacher_options())),
             ("precision", args.precision.precision.to_string()),
             ("device", args.device.device.to_string()),
         ];

@@ -21,8 +21,7 @@ use crate::{experiment, output};
 pub enum Teacher {
     /// Distill a small teacher, or continue the run in --out
     #[command(after_help = "Example:\n  \
-        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14.safetensors \\\n      \
-        --set teacher.kind=dinov2")]
+        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14_pretrain.pth")]
     Distill(TrainArgs),
     /// Write a distilled teacher to one small file, in half precision
     Export(ExportArgs),

@@ -1,7 +1,7 @@
 //! Features of a frozen model: of which model, after which block, of which tokens.
 
-use beit2::classify::{EmbedderOptions, FeatureKind};
-use beit2::tokenizer::teachers::TeacherKind;
+use beit2::classify::{EmbedderOptions, FeatureKind, TeacherOptions};
+use beit2::tokenizer::teachers::{Activation, TeacherKind};
 use beit2_kernels::Precision;
 use clap::{Args, ValueEnum};
 
@@ -12,11 +12,19 @@ pub struct FrozenArgs {
     #[arg(long, value_name = "N")]
     pub layer: Option<usize>,
 
-    /// Read --weights as a published teacher of this family (safetensors or .pth)
+    /// Family of the published teacher that --weights names [default: as the file shows]
     #[arg(long, value_name = "FAMILY")]
     pub teacher: Option<TeacherFamily>,
 
-    /// Image size in pixels [default: that of training; 224 for published teachers, 32 for raw pixels]
+    /// Attention heads of a published teacher, if neither its file nor its size tells
+    #[arg(long, value_name = "N")]
+    pub teacher_heads: Option<usize>,
+
+    /// Activation of a published teacher's MLPs, if its file does not tell
+    #[arg(long, value_name = "NAME")]
+    pub teacher_activation: Option<TeacherActivation>,
+
+    /// Image size in pixels [default: that of training; 224 for DINO's kinds, 32 for raw pixels]
     #[arg(long, value_name = "PX")]
     pub image_size: Option<usize>,
 }
@@ -27,8 +35,17 @@ impl FrozenArgs {
         EmbedderOptions {
             layer: self.layer,
             image_size: self.image_size,
-            teacher: self.teacher.map(TeacherFamily::of_library),
+            teacher: self.teacher_options(),
             precision,
+        }
+    }
+
+    /// What is said of a published teacher.
+    pub fn teacher_options(&self) -> TeacherOptions {
+        TeacherOptions {
+            kind: self.teacher.map(TeacherFamily::of_library),
+            heads: self.teacher_heads,
+            activation: self.teacher_activation.map(TeacherActivation::of_library),
         }
     }
 }
@@ -36,20 +53,51 @@ impl FrozenArgs {
 /// Published teachers.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum TeacherFamily {
-    /// The visual tower of OpenAI's CLIP
+    /// The visual tower of a CLIP: OpenAI's, open_clip's, Hugging Face's
     Clip,
-    /// DINO
+    /// The visual tower of a SigLIP
+    Siglip,
+    /// DINO, or another plain Vision Transformer
     Dino,
-    /// DINOv2 and its relatives without registers
+    /// DINOv2, with or without registers
     Dinov2,
+    /// DINOv3
+    Dinov3,
 }
 
 impl TeacherFamily {
     fn of_library(self) -> TeacherKind {
         match self {
             Self::Clip => TeacherKind::Clip,
+            Self::Siglip => TeacherKind::Siglip,
             Self::Dino => TeacherKind::Dino,
             Self::Dinov2 => TeacherKind::Dinov2,
+            Self::Dinov3 => TeacherKind::Dinov3,
+        }
+    }
+}
+
+/// Activations of published teachers.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum TeacherActivation {
+    /// Most models
+    Gelu,
+    /// CLIP as OpenAI trained it
+    QuickGelu,
+    /// SigLIP as it was trained
+    GeluTanh,
+    /// Gated MLPs
+    Silu,
+}
+
+impl TeacherActivation {
+    fn of_library(self) -> Activation {
+        match self {
+            Self::Gelu => Activation::Gelu,
+            Self::QuickGelu => Activation::QuickGelu,
+            Self::GeluTanh => Activation::GeluTanh,
+            Self::Silu => Activation::Silu,
         }
     }
 }

@@ -131,6 +131,8 @@ pub struct Sidecar {
     pub config: Value,
     /// The whole `preprocessor_config.json`.
     pub preprocessor: Value,
+    /// The whole `open_clip_config.json`, of a CLIP in open_clip's layout.
+    pub open_clip: Value,
     /// Hugging Face's `model_type` or timm's `architecture`.
     pub model: Option<String>,
     /// Sizes and parts.
@@ -185,6 +187,18 @@ impl Sidecar {
             huggingface::read_preprocessor(&value, model.as_deref(), &mut found);
             found.files.push(name.to_owned());
             found.preprocessor = value;
+        }
+        if let Some(value) =
+            json(&folder.join("open_clip_config.json"))?.filter(|value| value["model_cfg"].is_object())
+        {
+            let preprocess = &value["preprocess_cfg"];
+            if let (None, Some(mean), Some(std)) =
+                (&found.normalization, numbers(&preprocess["mean"]), numbers(&preprocess["std"]))
+            {
+                found.normalization = Some(Normalization { mean, std });
+            }
+            found.files.push("open_clip_config.json".to_owned());
+            found.open_clip = value;
         }
         if let Some(problem) = found.normalization.as_ref().and_then(Normalization::problem) {
             let path = folder.join(found.files.last().map_or("config.json", String::as_str));

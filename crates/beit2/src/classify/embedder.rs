@@ -5,7 +5,7 @@ use std::path::Path;
 use beit2_data::{EvalConfig, Image};
 use beit2_kernels::{Backend, Precision};
 use beit2_weights::inspect::Pooling as FilePooling;
-use beit2_weights::layout::Kind;
+use beit2_weights::layout::{Kind, account};
 use beit2_weights::plan::PlanOptions;
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
@@ -13,13 +13,13 @@ use burn::tensor::{DType, Tensor};
 use super::{EvalTable, FeatureKind, Featurizer, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::tokenizer;
-use crate::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use crate::tokenizer::teachers::{Activation, Teacher, TeacherConfig, TeacherKind, is_published};
 use crate::train::check_precision;
 use crate::vit::{Pooling, VisionTransformer, VitConfig, plan_weights};
 use crate::weights::{self, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
 
-/// Side of a published teacher's images when none is given.
+/// Side of a published teacher's images when none is given; CLIP's and SigLIP's are made for one side.
 const TEACHER_SIDE: usize = 224;
 
 /// What can be chosen when an [`Embedder`] is opened.
@@ -31,10 +31,21 @@ pub struct EmbedderOptions {
     pub layer: Option<usize>,
     /// Side of the images; `None`: as it was trained. Positions are resized.
     pub image_size: Option<usize>,
-    /// Read the file as a published teacher of this family.
-    pub teacher: Option<TeacherKind>,
+    /// Read the file as a published teacher, if anything is set; with nothing set, what the file shows decides.
+    pub teacher: TeacherOptions,
     /// Operands of the matmuls.
     pub precision: Precision,
+}
+
+/// What a teacher's file may not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TeacherOptions {
+    /// Its family.
+    pub kind: Option<TeacherKind>,
+    /// Attention heads.
+    pub heads: Option<usize>,
+    /// Activation of its MLPs.
+    pub activation: Option<Activation>,
 }
 
 /// A frozen model and how to feed it.
@@ -64,8 +75,8 @@ pub struct Embedder<B: Backend = Flex> {
 
 impl Embedder {
     /// Opens a run, a checkpoint folder or a weight file, on the CPU and in f32: masked image models, classifiers, bare
-    /// Vision Transformers (official, timm or Hugging Face names), tokenizers (their encoder) and distilled teachers. The
-    /// file says which.
+    /// Vision Transformers (official, timm or Hugging Face names), tokenizers (their encoder), distilled and published
+    /// teachers. The file says which.
     ///
     /// # Errors
     /// A file that cannot be read, or that holds none of these ([`Error::WrongModel`]).
@@ -75,8 +86,7 @@ impl Embedder {
 }
 
 impl<B: Backend> Embedder<B> {
-    /// As [`Embedder::open`], on any device and with choices; published teachers too, when [`EmbedderOptions::teacher`] says
-    /// so.
+    /// As [`Embedder::open`], on any device and with choices.
     ///
     /// # Errors
     /// As [`Embedder::open`]; a layer or a size that the model cannot have, a precision that the device does not have.
@@ -100,8 +110,13 @@ impl<B: Backend> Embedder<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_precision::<B>(options.precision, device)?;
-        if let Some(kind) = options.teacher {
-            return open_teacher(kind, file, options, device);
+        let names = || file.tensors.keys().map(String::as_str);
+        if options.teacher != TeacherOptions::default()
+            || (!file.metadata.contains_key("beit2.stage")
+                && account(names()).is_err()
+                && is_published(names()))
+        {
+            return open_teacher(file, options, device);
         }
         let stage = file.metadata.get("beit2.stage").map_or("", String::as_str);
         let tokenizer = stage == "tokenizer" || file.tensors.keys().any(|name| name.starts_with("quantize."));
@@ -118,7 +133,7 @@ impl<B: Backend> Embedder<B> {
             let Some(config) = written_config::<VitConfig>(&file.metadata, origin)? else {
                 return config_error(format!("{origin} does not say its sizes"));
             };
-            let teacher = TeacherConfig { kind: TeacherKind::Distilled, ..TeacherConfig::default() };
+            let teacher = TeacherConfig { kind: Some(TeacherKind::Distilled), ..TeacherConfig::default() };
             let model = Teacher::<B>::from_file(&teacher, file, DType::F32, device)?;
             (Featurizer::Teacher(Box::new(model)), config.image_size, None, EvalTable::default())
         } else {
@@ -172,6 +187,7 @@ impl<B: Backend> Embedder<B> {
     /// # Errors
     /// No images, or one that cannot be resized.
     pub fn embed(&self, images: &[Image], kind: FeatureKind) -> Result<Tensor<B, 2>, Error> {
+        self.net.check_kind(kind)?;
         Ok(self.net.features(pixels::views(images, &self.view(), &self.device)?, kind))
     }
 
@@ -241,18 +257,18 @@ fn open_vit<B: Backend>(
 }
 
 fn open_teacher<B: Backend>(
-    kind: TeacherKind,
     file: WeightFile,
     options: &EmbedderOptions,
     device: &B::Device,
 ) -> Result<Embedder<B>, Error> {
-    if options.layer.is_some() && kind != TeacherKind::Dinov2 {
-        return config_error("a layer can be chosen of pretrained models, classifiers and DINOv2 teachers");
-    }
-    let heads = file.beside.sizes.heads;
-    let config = TeacherConfig { kind, heads, layer: options.layer, ..TeacherConfig::default() };
+    let TeacherOptions { kind, heads, activation } = options.teacher;
+    let config = TeacherConfig { kind, heads, activation, layer: options.layer, ..TeacherConfig::default() };
     let model = Teacher::<B>::from_file(&config, file, DType::F32, device)?;
-    let image_px = options.image_size.unwrap_or(TEACHER_SIDE);
+    let trained = match model.kind() {
+        TeacherKind::Clip | TeacherKind::Siglip => model.native_px(),
+        _ => None,
+    };
+    let image_px = options.image_size.or(trained).unwrap_or(TEACHER_SIDE);
     let net = Featurizer::Teacher(Box::new(model));
     Embedder::finished(net, image_px, options.layer, options.precision, device)
 }

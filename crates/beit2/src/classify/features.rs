@@ -76,7 +76,25 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
-    /// Images in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first.
+    /// Whether the tokens begin with CLS: everything but SigLIP's.
+    pub fn has_cls(&self) -> bool {
+        !matches!(self, Self::Teacher(teacher) if !teacher.has_cls())
+    }
+
+    /// Whether the model has the features that `kind` asks for.
+    ///
+    /// # Errors
+    /// The CLS token of a model without one.
+    pub fn check_kind(&self, kind: FeatureKind) -> Result<(), Error> {
+        match self.has_cls() || kind == FeatureKind::Mean {
+            true => Ok(()),
+            false => config_error(
+                "this teacher has no CLS token (SigLIP's have none); use the mean of its patches (--features mean)",
+            ),
+        }
+    }
+
+    /// Images in [0, 1] `[B, 3, H, W]` → tokens `[B, N+1, D]`, CLS first, or `[B, N, D]` without one.
     pub fn tokens(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
         match self {
             Self::Mim(model, layer) => {
@@ -97,6 +115,8 @@ impl<B: Backend> Featurizer<B> {
 
     /// Images in [0, 1] `[B, 3, H, W]` → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
     ///
+    /// Of a model without CLS the mean, whatever `kind` is ([`Featurizer::check_kind`]).
+    ///
     /// A model with mean pooling normalises the mean of its patches, not each of them; so does this, and the mean of
     /// such a classifier is what its head sees.
     pub fn features(&self, images: Tensor<B, 4>, kind: FeatureKind) -> Tensor<B, 2> {
@@ -111,15 +131,20 @@ impl<B: Backend> Featurizer<B> {
                     model.fc_norm.as_ref().map(|norm| norm.forward(pooled.clone())).unwrap_or(pooled);
                 normed.reshape([batch, vectors * width])
             }
+            _ if !self.has_cls() => {
+                let tokens = self.tokens(images);
+                let [batch, _, width] = tokens.dims();
+                tokens.mean_dim(1).reshape([batch, width])
+            }
             _ => kind.pool(self.tokens(images)),
         }
     }
 
     /// Images in [0, 1] `[B, 3, H, W]` → patch tokens `[B, N, D]`.
     pub fn patches(&self, images: Tensor<B, 4>) -> Tensor<B, 3> {
-        let tokens = self.tokens(images);
-        let patches = tokens.dims()[1] - 1;
-        tokens.narrow(1, 1, patches)
+        let (tokens, from) = (self.tokens(images), usize::from(self.has_cls()));
+        let patches = tokens.dims()[1] - from;
+        tokens.narrow(1, from, patches)
     }
 
     /// Width D of a token.
@@ -202,6 +227,7 @@ pub fn extract<B: Backend>(
     stop: &StopFlag,
     device: &B::Device,
 ) -> Result<Features, Error> {
+    model.check_kind(kind)?;
     collect(data, what, observer, stop, |batch| {
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let features = model.features(images, kind);

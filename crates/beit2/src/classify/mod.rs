@@ -20,7 +20,7 @@ pub use cache::cached;
 pub(crate) use classifier::class_names;
 pub use classifier::{Classifier, ClassifierOptions, Prediction};
 pub use config::ClassifierConfig;
-pub use embedder::{Embedder, EmbedderOptions};
+pub use embedder::{Embedder, EmbedderOptions, TeacherOptions};
 pub use evaluate::{ClassResult, EvalTable, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};

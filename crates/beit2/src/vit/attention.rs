@@ -25,18 +25,17 @@ pub struct Attention<B: burn::tensor::backend::Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// Attention of zeros; `full_bias` gives `qkv` one bias for q, k and v (DINO, CLIP).
+    /// Attention of zeros.
     pub fn new(
         width: usize,
         heads: usize,
         qkv_bias: bool,
-        full_bias: bool,
         rel_pos: Option<RelPosBias<B>>,
         device: &B::Device,
     ) -> Self {
         let bias = || qkv_bias.then(|| Param::from_tensor(Tensor::zeros([width], device)));
         Self {
-            qkv: Linear::new(width, 3 * width, full_bias, device),
+            qkv: Linear::new(width, 3 * width, false, device),
             q_bias: bias(),
             v_bias: bias(),
             proj: Linear::new(width, width, true, device),
@@ -68,7 +67,7 @@ impl<B: Backend> Attention<B> {
                 let (q, v) = (q.val(), v.val());
                 Some(Tensor::cat(vec![q.clone(), q.zeros_like().detach(), v], 0))
             }
-            _ => self.qkv.bias.as_ref().map(Param::val),
+            _ => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use beit2_kernels::{self as kernels, Backend, NormMlp, Precision};
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::drop_path::add_branch;
 use super::trunk::TokenSubset;
@@ -15,18 +15,12 @@ pub struct Mlp<B: burn::tensor::backend::Backend> {
     pub fc1: Linear<B>,
     /// `[D, hidden]`.
     pub fc2: Linear<B>,
-    quick_gelu: bool,
 }
 
 impl<B: Backend> Mlp<B> {
     /// Shape is kept.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let hidden = self.fc1.forward(x);
-        let active = match self.quick_gelu {
-            true => hidden.clone() * activation::sigmoid(hidden.mul_scalar(1.702)),
-            false => kernels::gelu(hidden),
-        };
-        self.fc2.forward(active)
+        self.fc2.forward(kernels::gelu(self.fc1.forward(x)))
     }
 }
 
@@ -41,12 +35,8 @@ pub struct BlockOptions {
     pub mlp_hidden: usize,
     /// Learned q and v biases.
     pub qkv_bias: bool,
-    /// One bias for q, k and v (teachers).
-    pub full_bias: bool,
     /// Whether γ exists.
     pub layer_scale: bool,
-    /// CLIP's GELU, `x·σ(1.702x)`.
-    pub quick_gelu: bool,
     /// ε of both norms.
     pub norm_eps: f64,
     /// Grid of this block's own bias table.
@@ -79,12 +69,11 @@ impl<B: Backend> Block<B> {
             gamma_1: gamma(),
             gamma_2: gamma(),
             norm1: LayerNorm::new(o.width, o.norm_eps, device),
-            attn: Attention::new(o.width, o.heads, o.qkv_bias, o.full_bias, table, device),
+            attn: Attention::new(o.width, o.heads, o.qkv_bias, table, device),
             norm2: LayerNorm::new(o.width, o.norm_eps, device),
             mlp: Mlp {
                 fc1: Linear::new(o.width, o.mlp_hidden, true, device),
                 fc2: Linear::new(o.mlp_hidden, o.width, true, device),
-                quick_gelu: o.quick_gelu,
             },
         }
     }
@@ -100,7 +89,7 @@ impl<B: Backend> Block<B> {
     #[must_use]
     pub fn freeze(self) -> Self {
         let Self { attn, mlp, .. } = self;
-        let mlp = Mlp { fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze(), ..mlp };
+        let mlp = Mlp { fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze() };
         Self { attn: attn.freeze(), mlp, ..self }
     }
 
@@ -140,8 +129,8 @@ impl<B: Backend> Block<B> {
 
     /// MLP(LN x).
     fn mlp_branch(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let Mlp { fc1, fc2, quick_gelu } = &self.mlp;
-        let (false, Some(b1), Some(b2)) = (quick_gelu, &fc1.bias, &fc2.bias) else {
+        let Mlp { fc1, fc2 } = &self.mlp;
+        let (Some(b1), Some(b2)) = (&fc1.bias, &fc2.bias) else {
             return self.mlp.forward(self.norm2.forward(x));
         };
         if let (Some(w1), Some(w2)) = (fc1.packed(), fc2.packed()) {

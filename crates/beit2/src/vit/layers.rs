@@ -66,7 +66,7 @@ impl<B: Backend> Linear<B> {
     }
 
     /// The packed weight of a frozen layer.
-    pub(super) fn packed(&self) -> Option<&PackedWeight> {
+    pub(crate) fn packed(&self) -> Option<&PackedWeight> {
         self.packed.as_ref()
     }
 

@@ -223,9 +223,7 @@ pub(crate) fn block_options(config: &VitConfig) -> BlockOptions {
         heads: config.heads,
         mlp_hidden: config.mlp_hidden(),
         qkv_bias: config.qkv_bias,
-        full_bias: false,
         layer_scale: config.layer_scale_init > 0.0,
-        quick_gelu: false,
         norm_eps: config.norm_eps,
         own_table: (config.rel_pos_bias == RelPosKind::PerBlock).then(|| (config.grid(), config.grid())),
     }

@@ -23,5 +23,6 @@ mod schedules;
 mod segmentation;
 mod sizes;
 mod slide;
+mod teachers;
 mod tokenizer;
 mod torchscript;

@@ -1,7 +1,7 @@
 //! Suite A: the tokenizer's forward, losses, gradients, codebook updates and five training steps.
 
 use beit2::params;
-use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
+use beit2::tokenizer::teachers::{Activation, Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{ProcessType, TokenizerConfig, VqKd, kmeans};
 use beit2::train::{AdamW, GroupRule, grad_norm};
 use beit2_kernels::AutodiffBackend;
@@ -43,15 +43,16 @@ pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> VqKd<B> {
 }
 
 pub fn teacher<B: AutodiffBackend>(case: &Case, dtype: DType) -> Teacher<B> {
-    let kind = match case.config["teacher"].as_str().unwrap() {
-        "clip" => TeacherKind::Clip,
-        "dino" => TeacherKind::Dino,
+    let (kind, activation) = match case.config["teacher"].as_str().unwrap() {
+        "clip" => (TeacherKind::Clip, Some(Activation::QuickGelu)),
+        "dino" => (TeacherKind::Dino, None),
         other => panic!("{}: teacher {other}", case.name),
     };
     let weights = case.below("weight").into_iter();
     let weights =
         weights.filter_map(|(n, t)| Some((n.strip_prefix("teacher_model.")?.to_owned(), t))).collect();
-    let config = TeacherConfig { kind, heads: Some(case.size("t_heads")), ..TeacherConfig::default() };
+    let (kind, heads) = (Some(kind), Some(case.size("t_heads")));
+    let config = TeacherConfig { kind, heads, activation, ..TeacherConfig::default() };
     Teacher::from_tensors(&config, weights, dtype, &Default::default()).unwrap()
 }
 

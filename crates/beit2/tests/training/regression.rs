@@ -97,9 +97,11 @@ fn an_epoch_of_warm_up_records_no_codebook() {
 
 #[test]
 fn teacher_weights_with_wrong_dimensions_are_an_error() {
-    let config = TeacherConfig { kind: TeacherKind::Clip, ..TeacherConfig::default() };
+    let config = TeacherConfig { kind: Some(TeacherKind::Clip), ..TeacherConfig::default() };
     for (name, shape) in [("visual.class_embedding", vec![]), ("visual.positional_embedding", vec![3])] {
-        let weights = BTreeMap::from([(name.to_owned(), TensorData::zeros::<f32, _>(shape))]);
+        let others = [("visual.conv1.weight", vec![4, 3, 2, 2]), ("visual.class_embedding", vec![4])];
+        let zeros = |(name, shape): (&str, Vec<usize>)| (name.to_owned(), TensorData::zeros::<f32, _>(shape));
+        let weights: BTreeMap<_, _> = others.into_iter().chain([(name, shape)]).map(zeros).collect();
         let built = Teacher::<Flex>::from_tensors(&config, weights, DType::F32, &Default::default());
         let text = built.unwrap_err().to_string();
         let embedding = name.rsplit('.').next().unwrap();

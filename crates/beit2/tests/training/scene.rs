@@ -134,10 +134,10 @@ pub fn tokenizer(dir: &Path) -> TokenizerRecipe {
             ..TokenizerConfig::default()
         },
         teacher: TeacherConfig {
-            kind: TeacherKind::Dino,
+            kind: Some(TeacherKind::Dino),
             weights: dir.join("teacher.safetensors").to_string_lossy().into_owned(),
             heads: Some(2),
-            layer: None,
+            ..TeacherConfig::default()
         },
         data: data(dir),
         optimizer: OptimizerConfig { min_lr: 0.0, ..TokenizerRecipe::default().optimizer },
