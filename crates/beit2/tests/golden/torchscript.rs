@@ -25,7 +25,7 @@ fn golden_a_teacher_from_torchscript() {
         for name in ["scripted.pt", "traced.pt"] {
             let file = weights::open(folder.join(name)).unwrap();
             let config =
-                TeacherConfig { kind: TeacherKind::Clip, heads: Some(2), ..TeacherConfig::default() };
+                TeacherConfig { kind: Some(TeacherKind::Clip), heads: Some(2), ..TeacherConfig::default() };
             let teacher = Teacher::<Inner>::from_file(&config, file, DType::F32, &device).unwrap();
             let x = Tensor::<Inner, 4>::from_data(load("input/images"), &device);
             let found: Vec<f32> = teacher.features(x).into_data().convert::<f32>().to_vec().unwrap();
