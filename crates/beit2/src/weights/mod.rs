@@ -98,6 +98,9 @@ pub fn locate(spec: impl AsRef<Path>) -> Result<Located, Error> {
     }
 }
 
+/// Metadata that [`read`] adds to what was in a TorchScript archive.
+pub(crate) const SCRIPT: &str = "torchscript";
+
 /// The averaged parameters of a checkpoint, a model like `model.safetensors`.
 pub(crate) const AVERAGES: &str = "model_ema.safetensors";
 
@@ -194,7 +197,11 @@ fn read_entry(path: &Path, entry: Option<&str>) -> Result<WeightFile, Error> {
         ));
     }
     let statistics = statistics::of(&file);
+    let script = file.root == beit2_weights::Root::Script;
     (found.metadata, found.beside) = (file.metadata, file.beside);
+    if script {
+        found.metadata.insert(SCRIPT.into(), "yes".into());
+    }
     match statistics {
         Statistics::Said => {}
         Statistics::Known(normalization, why) => {

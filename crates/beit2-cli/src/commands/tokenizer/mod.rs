@@ -16,7 +16,7 @@ pub enum Tokenizer {
     /// Train a tokenizer, or continue the run in --out
     #[command(after_help = "Examples:\n  \
         beit2 tokenizer train vqkd_base_clip_100e --data imagenet/train --val imagenet/val \\\n      \
-        --set teacher.weights=clip_vit_b16.pth --device cuda\n  \
+        --set teacher.weights=ViT-B-16.pt --device cuda\n  \
         beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
     Train(TrainArgs),
     /// Write the token ids of many images to one file

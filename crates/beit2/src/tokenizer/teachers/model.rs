@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::block::{BlockSizes, Rotation, TeacherBlock};
 use super::canonical::{canonical, dims};
-use super::names::Renamed;
+use super::names::{Names, Renamed};
 use super::options::{Options, kind};
 use super::said::Said;
 use super::{TeacherConfig, TeacherKind};
@@ -17,7 +17,7 @@ use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::vit::{LayerNorm, Linear, PatchEmbed, VitConfig, resize_grid};
-use crate::weights::WeightFile;
+use crate::weights::{SCRIPT, WeightFile};
 
 /// A frozen Vision Transformer.
 #[derive(Module, Debug)]
@@ -72,7 +72,8 @@ impl<B: Backend> Teacher<B> {
             }
             None => {}
         }
-        Self::build(&config, file.tensors, &file.beside, dtype, device)
+        let script = file.metadata.contains_key(SCRIPT);
+        Self::build(&config, file.tensors, &file.beside, script, dtype, device)
     }
 
     /// Builds a teacher from its file's tensors alone.
@@ -86,17 +87,20 @@ impl<B: Backend> Teacher<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        Self::build(config, tensors, &Sidecar::default(), dtype, device)
+        Self::build(config, tensors, &Sidecar::default(), false, dtype, device)
     }
 
     fn build(
         config: &TeacherConfig,
         tensors: BTreeMap<String, TensorData>,
         beside: &Sidecar,
+        script: bool,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        let renamed = Renamed::of(tensors.keys().map(String::as_str))?;
+        let mut renamed = Renamed::of(tensors.keys().map(String::as_str))?;
+        // Nobody else publishes a CLIP as a TorchScript archive.
+        renamed.openai_archive |= script && renamed.names == Names::OpenAi;
         let said = Said::of(beside, renamed.names)?;
         let kind = kind(config, &renamed, &said)?;
         if let Some(layer) = config.layer.filter(|_| kind == TeacherKind::Distilled) {
