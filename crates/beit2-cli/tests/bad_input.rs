@@ -32,6 +32,49 @@ fn empty_folder_and_folder_without_images() {
     world.tokenizer("run", &["--data", "void"]).fails(1, &["void: no images in it"]);
 }
 
+/// Every command that needs labels names what is wrong with them before it starts; pretraining does not need them.
+#[test]
+fn labels_that_cannot_be_used() {
+    let world = World::new();
+    for class in ["cat", "dog"] {
+        for at in 0..12 {
+            fs::create_dir_all(world.path(&format!("all/train/{class}"))).unwrap();
+            fs::write(world.path(&format!("all/train/{class}/{at}.ppm")), image(at, 32)).unwrap();
+        }
+    }
+    fs::create_dir(world.path("all/train/eel")).unwrap();
+    fs::write(world.path("all/train/stray.ppm"), image(0, 32)).unwrap();
+    fs::write(world.path("ft.toml"), "stage = \"finetune\"\n").unwrap();
+    let commands: [&[&str]; 4] = [
+        &["knn", "--weights", "pixels", "--val", "all/train"],
+        &["probe", "--weights", "pixels", "--val", "all/train"],
+        &["eval", "--weights", "gone"],
+        &["finetune", "ft.toml", "--init", "scratch", "--out", "never", "--dry-run"],
+    ];
+    for command in commands {
+        world.beit2(&[command, &["--data", "all/train"]].concat()).fails(
+            1,
+            &[
+                "all/train: 1 image (stray.ppm) lies beside the class folders cat and dog",
+                "1 more problem with labels",
+            ],
+        );
+    }
+    fs::remove_file(world.path("all/train/stray.ppm")).unwrap();
+    for command in commands {
+        world.beit2(&[command, &["--data", "all/train"]].concat()).fails(
+            1,
+            &["all/train: the class folder eel is empty; put the images of its class into it, or remove it"],
+        );
+    }
+    world.tokenizer("run", &["--data", "all/train", "--set", "epochs=1"]).works();
+    fs::create_dir_all(world.path("all/val/cat")).unwrap();
+    fs::write(world.path("all/val/cat/0.ppm"), image(0, 32)).unwrap();
+    world
+        .tokenizer("never", &["--data", "all"])
+        .fails(1, &["all: its folders train and val are splits", "--data all/train --val all/val"]);
+}
+
 #[test]
 fn too_few_images_for_a_batch() {
     let world = World::new();

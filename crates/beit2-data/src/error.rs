@@ -363,9 +363,10 @@ pub enum SourceError {
         problem: String,
     },
     /// Labels that are missing or wrong where they matter.
-    #[error("the labels cannot be used: {}{}", problems.first().map_or("", String::as_str), match problems.len() {
+    #[error("{}{}", problems.first().map_or("", String::as_str), match problems.len() {
         0 | 1 => String::new(),
-        more => format!(" (and {} more problems; `beit2 data check` lists them)", more - 1),
+        2 => "; and there is 1 more problem with labels (`beit2 data check` names all)".to_owned(),
+        more => format!("; and there are {} more problems with labels (`beit2 data check` names all)", more - 1),
     })]
     Labels {
         /// One sentence each.
@@ -444,7 +445,10 @@ pub enum SourceError {
         len: usize,
     },
     /// The operating system refused.
-    #[error("{path}: cannot {action}: {error}")]
+    #[error("{path}: cannot {action}: {error}{}", match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "; give yourself the right to read it, or move it elsewhere",
+        _ => "",
+    })]
     Io {
         /// Path or member.
         path: String,

@@ -82,7 +82,9 @@ fn a_folder_is_its_training_images_and_a_file_is_itself() {
     );
     let spec = |name: &str| dir.path().join(name).display().to_string();
     assert_eq!((open(&spec("")).unwrap().len(), open(&spec("")).unwrap().label(1)), (3, Some(1)));
+    assert_eq!(open(&spec("")).unwrap().account().to_string(), "3 used, 1 skipped: 1 other IDX");
     let test = open(&spec("t10k-images.idx3-ubyte")).unwrap();
+    assert!(test.check_labels().unwrap_err().to_string().contains("no file of labels"));
     assert_eq!((test.len(), test.label(0), test.classes().len()), (1, None, 0));
     assert_eq!(IdxSource::open(dir.path(), IdxSplit::Test).unwrap().len(), 1);
     fs::remove_file(dir.path().join("t10k-images.idx3-ubyte")).unwrap();
@@ -143,6 +145,14 @@ fn index_files_number_classes_by_name_and_samples_by_line() {
     fs::write(root.join("index.jsonl"), text).unwrap();
     let source = open(&root.join("index.jsonl").display().to_string()).unwrap();
     assert_eq!(source.classes(), ["ant", "cat", "dog"]);
+    assert_eq!(source.account().to_string(), "3 used, 1 skipped: 1 class without images");
+    assert!(
+        source
+            .check_labels()
+            .unwrap_err()
+            .to_string()
+            .contains("the class 'ant' has no files; list its images")
+    );
     assert_eq!([0, 1, 2, 3].map(|i| source.label(i)), [Some(2), Some(2), Some(1), None]);
     assert_eq!((source.read(0).unwrap(), source.read(2).unwrap()), (b"one".to_vec(), b"two".to_vec()));
     assert!(source.read(1).unwrap_err().to_string().contains("gone.jpg"));

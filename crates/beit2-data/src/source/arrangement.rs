@@ -1,8 +1,10 @@
 //! Folders that are not what their place says: splits, masks and shards beside class folders.
 
-use super::account::{Account, some_of};
+use std::collections::HashMap;
+
+use super::account::{Account, SkipReason, some_of};
 use super::kind::is_image_name;
-use super::name::path_text;
+use super::name::{file_name, path_text};
 use super::walk::{ClassFolder, Walk};
 use crate::error::SourceError;
 
@@ -26,6 +28,9 @@ const VAL: [&str; 13] = [
 ];
 /// Names of further parts of data that have splits.
 const REST: [&str; 3] = ["unlabeled", "unlabelled", "extra"];
+
+/// Compressed archives.
+const ARCHIVES: [&str; 7] = [".zip", ".tgz", ".txz", ".tbz", ".tbz2", ".7z", ".rar"];
 
 /// Names of folders of images, where masks lie beside them.
 const IMAGES: [&str; 6] = ["image", "images", "img", "imgs", "jpegimages", "rgb"];
@@ -156,42 +161,90 @@ fn parts_of(walk: &Walk) -> Vec<Part> {
 
 /// Says what looks wrong but may be meant.
 pub(super) fn remark(walk: &Walk, account: &mut Account) {
+    let place = path_text(&walk.root);
     let full: Vec<&ClassFolder> = walk.full().collect();
     let parts = parts_of(walk);
-    account.label_errors.extend(split_error(&parts));
-    account.warnings.extend(split_warning(&parts, |name| path_text(&walk.root.join(name))));
+    account.label_errors.extend(split_error(&parts).map(|problem| format!("{place}: {problem}")));
+    let warning = split_warning(&parts, |name| path_text(&walk.root.join(name)));
+    let mut warnings: Vec<String> = warning.into_iter().collect();
     if let ([only], []) = (full.as_slice(), walk.images.as_slice())
         && !only.holds_images()
         && !are_splits(&parts)
         && let inner @ [_, _, ..] = only.inner().as_slice()
     {
         account.label_errors.push(format!(
-            "there is one class folder, {}, which holds folders of its own ({}); give {} if those are the classes",
+            "{place}: there is one class folder, {}, which holds folders of its own ({}); give {} if those are the classes",
             only.name(),
             some_of(inner, inner.len()),
             path_text(&only.path)
         ));
     }
-    let inside: usize = walk.folders.iter().map(|folder| folder.shards.len()).sum();
     if !walk.shards.is_empty() {
-        account.warnings.push(format!(
+        warnings.push(format!(
             "{} beside the images left out; to use the shards instead, give '{}'",
             are(walk.shards.len(), ".tar shard"),
             path_text(&walk.root.join("*.tar"))
         ));
     }
+    let inside: usize = walk.folders.iter().map(|folder| folder.shards.len()).sum();
     if inside > 0 {
-        account.warnings.push(format!(
+        warnings.push(format!(
             "{} inside the folders left out; unpack them there, or put all images into shards",
             are(inside, ".tar shard")
         ));
     }
-    for link in walk.dangling.iter().filter(|link| !is_image_name(link)) {
-        account.warnings.push(format!(
-            "{} is a link to nothing; if it is the folder of a class, its images are missing",
-            path_text(link)
-        ));
+    warnings.extend(case_warning(&parts));
+    warnings.extend(dangling_warning(walk));
+    warnings.extend(archive_warning(account));
+    account.warnings.extend(warnings.into_iter().map(|warning| format!("{place}: {warning}")));
+}
+
+/// What looks wrong beside shards.
+pub(super) fn remark_beside_shards(walk: &Walk, account: &mut Account) {
+    let place = path_text(&walk.root);
+    let warnings = dangling_warning(walk).into_iter().chain(archive_warning(account));
+    let warnings: Vec<String> = warnings.map(|warning| format!("{place}: {warning}")).collect();
+    account.warnings.extend(warnings);
+}
+
+/// Two names that are the same to a person, and on some systems to the computer.
+fn case_warning(parts: &[Part]) -> Option<String> {
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    parts.iter().find_map(|part| {
+        let other = seen.insert(part.name.to_lowercase(), &part.name)?;
+        Some(format!("the class folders {other} and {} differ only in upper and lower case", part.name))
+    })
+}
+
+/// Links to nothing that may have been folders of classes.
+fn dangling_warning(walk: &Walk) -> Option<String> {
+    let links: Vec<String> =
+        walk.dangling.iter().filter(|link| !is_image_name(link)).map(|link| file_name(link)).collect();
+    let names = some_of(&links, links.len());
+    match links.len() {
+        0 => None,
+        1 => Some(format!(
+            "{names} is a link to nothing; if it is the folder of a class, its images are missing"
+        )),
+        _ => Some(format!(
+            "{names} are links to nothing; if they are folders of classes, their images are missing"
+        )),
     }
+}
+
+/// Archives that may hold images and are not read.
+fn archive_warning(account: &Account) -> Option<String> {
+    let is_archive = |reason: &SkipReason| match reason {
+        SkipReason::Kind(kind) => kind.starts_with(".tar.") || ARCHIVES.contains(&kind.as_str()),
+        _ => false,
+    };
+    let archives = account.skipped.iter().filter(|(reason, _)| is_archive(reason));
+    let counts: Vec<(usize, &SkipReason)> = archives.map(|(reason, found)| (found.count, reason)).collect();
+    let all: usize = counts.iter().map(|(count, _)| count).sum();
+    let (is, it) = if all == 1 { ("is", "it") } else { ("are", "them") };
+    let kinds: Vec<String> = counts.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
+    (all > 0)
+        .then(|| format!("{} {is} not read; unpack {it} if images in {it} are missing", kinds.join(", ")))
 }
 
 fn names(parts: &[Part]) -> String {

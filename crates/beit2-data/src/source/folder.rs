@@ -78,8 +78,8 @@ impl FolderSource {
         let (full, empty): (Vec<ClassFolder>, Vec<ClassFolder>) =
             folders.into_iter().partition(|folder| !folder.images.is_empty());
         if !full.is_empty() {
-            note_strays(&images, &full, &mut account);
-            empty.iter().for_each(|folder| note_empty(folder, &mut account));
+            note_strays(&root, &images, &full, &mut account);
+            note_empty(&root, &empty, &mut account);
         }
         let classes = full.iter().map(|folder| file_name(&folder.path)).collect();
         let inside = full
@@ -107,36 +107,44 @@ impl FolderSource {
 }
 
 /// Images that lie beside class folders have no class.
-fn note_strays(strays: &[PathBuf], classes: &[ClassFolder], account: &mut Account) {
+fn note_strays(root: &Path, strays: &[PathBuf], classes: &[ClassFolder], account: &mut Account) {
     if strays.is_empty() {
         return;
     }
     let names = some_of(strays.iter().map(|path| file_name(path)), strays.len());
-    let folders = some_of(classes.iter().map(|folder| file_name(&folder.path)), classes.len());
+    let folders = some_of(classes.iter().map(ClassFolder::name), classes.len());
     let (images, lie, have, them) = match strays.len() {
         1 => ("image", "lies", "has", "it"),
         _ => ("images", "lie", "have", "them"),
     };
     account.label_errors.push(format!(
-        "{} {images} ({names}) {lie} beside the class folders {folders} and {have} no class; move {them} into one of the folders, or out of here",
+        "{}: {} {images} ({names}) {lie} beside the class folders {folders} and {have} no class; move {them} into one of the folders, or out of here",
+        path_text(root),
         strays.len()
     ));
 }
 
-/// A folder beside class folders that holds no image: not a class, and an error for labels unless it clearly is something
+/// Folders beside class folders that hold no image: not classes, and errors for labels unless they clearly are something
 /// else.
-fn note_empty(folder: &ClassFolder, account: &mut Account) {
-    let name = path_text(&folder.path);
-    account.skip(SkipReason::EmptyClass, &name);
-    let found = &folder.account;
-    if found.skipped.keys().all(|reason| *reason == SkipReason::System) {
+fn note_empty(root: &Path, folders: &[ClassFolder], account: &mut Account) {
+    folders.iter().for_each(|folder| account.skip(SkipReason::EmptyClass, path_text(&folder.path)));
+    let place = path_text(root);
+    let only =
+        |is: fn(&SkipReason) -> bool| move |folder: &&ClassFolder| folder.account.skipped.keys().all(is);
+    let empty: Vec<&ClassFolder> =
+        folders.iter().filter(only(|reason| *reason == SkipReason::System)).collect();
+    if !empty.is_empty() {
+        let names = some_of(empty.iter().map(|folder| folder.name()), empty.len());
+        account.label_errors.push(match empty.len() {
+            1 => format!("{place}: the class folder {names} is empty; put the images of its class into it, or remove it"),
+            _ => format!("{place}: the class folders {names} are empty; put the images of their classes into them, or remove them"),
+        });
+    }
+    for folder in folders.iter().filter(|folder| folder.account.skipped.keys().any(kind::hides_images)) {
         account.label_errors.push(format!(
-            "the class folder {name} is empty; put the images of its class into it, or remove it"
-        ));
-    } else if found.skipped.keys().any(kind::hides_images) {
-        account.label_errors.push(format!(
-            "the class folder {name} holds no image that can be read, only {}; convert or restore its images, or remove it",
-            found.left_out()
+            "{place}: the class folder {} holds no image that can be read, only {}; convert or restore its images, or remove it",
+            folder.name(),
+            folder.account.left_out()
         ));
     }
 }

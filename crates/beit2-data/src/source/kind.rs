@@ -88,6 +88,7 @@ pub(crate) fn is_system(name: &str) -> bool {
     name.starts_with('.')
         || name.ends_with('~')
         || lower.starts_with("paxheaders.")
+        || lower.ends_with(":zone.identifier") // where Windows keeps where a file came from, on Linux inside of it
         || SYSTEM.contains(&lower.as_str())
 }
 

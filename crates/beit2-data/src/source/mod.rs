@@ -240,6 +240,10 @@ fn open_folder(dir: &Path, columns: &Columns) -> Result<Arc<dyn Source>, SourceE
         return Ok(Arc::new(ParquetSource::open(&files, columns)?));
     }
     no_columns(dir, columns)?;
+    if dir.join("run.toml").is_file() {
+        let problem = "it is a run directory, and images were expected here".into();
+        return Err(SourceError::NotASource { path: name::path_text(dir), problem });
+    }
     let walk = Walk::of(dir)?;
     if walk.is_empty() {
         if let Some(images) = idx::images_of(&entries) {

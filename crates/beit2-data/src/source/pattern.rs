@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::folder;
+use super::name::path_text;
 use crate::error::SourceError;
 
 /// Most shards one pattern may name; ImageNet-22k in 1 GB shards has about 1 200.
@@ -34,7 +35,11 @@ pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>, SourceError> {
         }
         out.extend(found);
     }
-    Ok(out)
+    let mut seen = std::collections::HashSet::new();
+    match out.iter().find(|path| !seen.insert(path.as_path())) {
+        Some(twice) => Err(fail(format!("it names {} twice; name each file once", path_text(twice)))),
+        None => Ok(out),
+    }
 }
 
 fn matches_of(path: &Path) -> Result<Vec<PathBuf>, SourceError> {

@@ -123,13 +123,34 @@ fn a_class_folder_without_images_is_an_error_for_labels() {
     );
     fs::create_dir_all(root.join("eel/empty/too")).unwrap();
     let errors = label_errors(root);
-    assert!(errors.contains("eel is empty; put the images of its class into it, or remove it"), "{errors}");
+    assert!(
+        errors.contains("the class folder eel is empty; put the images of its class into it, or remove it"),
+        "{errors}"
+    );
     assert!(
         errors.contains("fox holds no image that can be read, only 1 .heic, 1 .txt; convert"),
         "{errors}"
     );
     assert_eq!(account(root).count(&SkipReason::EmptyClass), 2);
     assert_eq!(open(&root.display().to_string()).unwrap().classes(), ["cat", "dog"]);
+    for name in ["ant", "bee", "Cat"] {
+        fs::create_dir(root.join(name)).unwrap();
+    }
+    let errors = label_errors(root);
+    assert!(
+        errors.contains("the class folders Cat, ant, bee and eel are empty; put the images of their"),
+        "{errors}"
+    );
+    let sentence = open(&root.display().to_string()).unwrap().check_labels().unwrap_err().to_string();
+    assert!(
+        sentence.ends_with("and there is 1 more problem with labels (`beit2 data check` names all)"),
+        "{sentence}"
+    );
+    put(root, &[("Cat/1.jpg", JPEG)]);
+    assert!(
+        account(root).warnings[0]
+            .ends_with("the class folders Cat and cat differ only in upper and lower case")
+    );
 }
 
 #[cfg(unix)]
@@ -148,12 +169,9 @@ fn links_to_nothing_are_named() {
     assert_eq!(account.to_string(), "2 used, 3 skipped: 3 dangling links");
     let names = account.skipped[&SkipReason::DanglingLink].names.join(" ");
     assert!(names.contains("dog/3.jpg") && names.contains("fox"), "{names}");
-    assert!(
-        account.warnings[0]
-            .ends_with("fox is a link to nothing; if it is the folder of a class, its images are missing"),
-        "{:?}",
-        account.warnings
-    );
+    let expected =
+        "fox and loop are links to nothing; if they are folders of classes, their images are missing";
+    assert_eq!(account.warnings, [format!("{}: {expected}", root.display())]);
 }
 
 #[test]
@@ -164,11 +182,11 @@ fn images_beside_class_folders_keep_the_labels_of_the_others() {
     let source = open(&root.display().to_string()).unwrap();
     assert_eq!(listing(source.as_ref(), root), ["stray.jpg=-", "cat/1.jpg=0", "dog/2.jpg=1"]);
     assert_eq!(
-        label_errors(root),
-        "1 image (stray.jpg) lies beside the class folders cat and dog and has no class; move it into one of the folders, or out of here"
+        label_errors(root).replace(&root.display().to_string(), "data"),
+        "data: 1 image (stray.jpg) lies beside the class folders cat and dog and has no class; move it into one of the folders, or out of here"
     );
     let sentence = source.check_labels().unwrap_err().to_string();
-    assert!(sentence.starts_with("the labels cannot be used: 1 image (stray.jpg) lies"), "{sentence}");
+    assert!(sentence.contains(": 1 image (stray.jpg) lies"), "{sentence}");
 }
 
 #[test]
@@ -237,7 +255,8 @@ fn shards_beside_images_are_counted_or_refused() {
     let found = account(root);
     assert_eq!(found.to_string(), "1 used, 1 skipped: 1 .tar");
     let expected = format!(
-        "1 .tar shard is beside the images left out; to use the shards instead, give '{}'",
+        "{}: 1 .tar shard is beside the images left out; to use the shards instead, give '{}'",
+        root.display(),
         root.join("*.tar").display()
     );
     assert_eq!(found.warnings, [expected]);
@@ -259,7 +278,12 @@ fn shards_beside_images_are_counted_or_refused() {
     let shards = tempfile::tempdir().unwrap();
     shard(shards.path(), "a.tar", &[("1.jpg", JPEG)]);
     touch(shards.path(), &["b.tar.gz", "sizes.json", "lists/x.txt"]);
-    assert_eq!(account(shards.path()).to_string(), "1 used, 3 skipped: 1 .json, 1 .tar.gz, 1 .txt");
+    let found = account(shards.path());
+    assert_eq!(found.to_string(), "1 used, 3 skipped: 1 .json, 1 .tar.gz, 1 .txt");
+    assert!(
+        found.warnings[0].contains(": 1 .tar.gz is not read; unpack it if images in it are missing"),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -301,6 +325,7 @@ fn what_is_no_data_says_what_would_be_right() {
     );
     assert!(folder(&["a.tar.gz"]).contains("only 1 .tar.gz; give a .tar.gz or .zip archive itself"));
     assert!(folder(&["x/a.tar"]).contains("only 1 .tar; give the folder that the .tar shards lie in"));
+    assert!(folder(&["run.toml", "masks/1.png"]).contains("it is a run directory, and images were expected"));
     assert!(folder(&["__MACOSX/1.jpg"]).contains("only 1 hidden or system file"));
 }
 
@@ -311,4 +336,6 @@ fn one_image_and_a_pattern_of_images() {
     let source = open(&dir.path().join("a").display().to_string()).unwrap();
     assert_eq!((source.len(), source.account().used), (1, 1));
     assert_eq!(open(&dir.path().join("*").display().to_string()).unwrap().len(), 3);
+    let sentence = open(&dir.path().join("{c,c}.jpg").display().to_string()).err().unwrap().to_string();
+    assert!(sentence.contains("c.jpg twice; name each file once"), "{sentence}");
 }

@@ -121,6 +121,8 @@ fn links_to_folders_are_their_files() {
         ]
     );
     assert_eq!(source.account().count(&SkipReason::DanglingLink), 2);
+    let expected = "x.tar:data/gone leads to nothing inside the archive; if it is the folder of a class, its images are missing";
+    assert!(source.account().warnings.contains(&expected.to_owned()), "{:?}", source.account());
 }
 
 #[test]
@@ -171,6 +173,11 @@ fn ambiguous_archives_are_errors() {
     check(&["1.jpg", "1.cls", "1.cls"], &["member 1.cls is in it twice"]);
     check(&["./1.jpg", "1.jpg"], &["member 1.jpg is in it twice"]);
     check(&["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"], &["splits of the data, not classes"]);
+    let twice: &[(&str, &[u8])] = &[("1.jpg", b"x"), ("1.cls", b"1"), ("classes.txt", b"cat\ncat\n")];
+    assert!(
+        error(tar_bytes(twice))
+            .contains("the class 'cat' is on two lines; each class needs a name of its own")
+    );
     check(&["images/1.jpg", "masks/1.png"], &["it holds images and their masks"]);
 }
 

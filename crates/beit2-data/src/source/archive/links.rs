@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use std::path::Path;
+
 use super::scan::{Item, What};
 use crate::source::account::{Account, SkipReason};
+use crate::source::kind::is_image_name;
 
 /// Most links from a name to its file, as in Linux.
 const MAX_HOPS: usize = 40;
@@ -50,7 +53,15 @@ pub(super) fn follow(items: Vec<Item>, shard: &str, account: &mut Account) -> Ve
             Some(Real::Folder(folder)) if !is_inside(&item.path, &folder) => {
                 tree.add_folder(&item.path, &folder, &mut vec![folder.clone()], shard, &mut out, account);
             }
-            _ => account.skip(SkipReason::DanglingLink, format!("{shard}:{}", item.path)),
+            _ => {
+                let name = format!("{shard}:{}", item.path);
+                if !is_image_name(Path::new(&item.path)) {
+                    account.warnings.push(format!(
+                        "{name} leads to nothing inside the archive; if it is the folder of a class, its images are missing"
+                    ));
+                }
+                account.skip(SkipReason::DanglingLink, name);
+            }
         }
     }
     out

@@ -19,6 +19,7 @@ use self::members::{class_names, json_label, numbers, parse_label};
 use self::scan::{Item, What};
 use self::shard::{Bytes, Shard};
 use super::account::{Account, SkipReason, some_of};
+use super::arrangement;
 use super::kind::{self, START, describe, has_extension, instead, is_image_name, is_tar, start_of};
 use super::labels::{Labels, RawLabel, Value};
 use super::name::{path_bytes, path_text};
@@ -126,7 +127,9 @@ impl ArchiveSource {
 
     /// Counts what lies in the shards' folder and is not used.
     pub(super) fn beside(mut self, walk: &Walk) -> Self {
-        self.account.merge(walk.account_beside_shards());
+        let mut beside = walk.account_beside_shards();
+        arrangement::remark_beside_shards(walk, &mut beside);
+        self.account.merge(beside);
         self
     }
 }
@@ -202,6 +205,12 @@ impl Scan {
                 let text = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
                 let lines: Vec<String> =
                     text.lines().map(|line| line.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+                let mut unique = HashSet::new();
+                if let Some(twice) = lines.iter().find(|line| !unique.insert(line.as_str())) {
+                    let problem =
+                        format!("the class '{twice}' is on two lines; each class needs a name of its own");
+                    return Err(label_error(&shard.name, &path, problem));
+                }
                 if self.class_names.as_ref().is_some_and(|known| *known != lines) {
                     let problem = "it differs from the classes.txt of an earlier shard".into();
                     return Err(label_error(&shard.name, &path, problem));
