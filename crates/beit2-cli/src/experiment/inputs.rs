@@ -32,8 +32,6 @@ impl Inputs {
         }
         settings.check()?;
         let train = settings.source(assets, &data.train)?;
-        let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
-        let mut fingerprints = vec![("train", train.fingerprint())];
         let val = data.val.as_deref().map(|val| settings.source(assets, val)).transpose()?;
         if S::USES_CLASSES {
             [Some(&train), val.as_ref()]
@@ -41,6 +39,8 @@ impl Inputs {
                 .flatten()
                 .try_for_each(|source| source.check_labels())?;
         }
+        let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
+        let mut fingerprints = vec![("train", train.fingerprint())];
         fingerprints.extend(val.map(|val| ("val", val.fingerprint())));
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));

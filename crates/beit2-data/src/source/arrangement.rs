@@ -241,10 +241,12 @@ fn archive_warning(account: &Account) -> Option<String> {
     let archives = account.skipped.iter().filter(|(reason, _)| is_archive(reason));
     let counts: Vec<(usize, &SkipReason)> = archives.map(|(reason, found)| (found.count, reason)).collect();
     let all: usize = counts.iter().map(|(count, _)| count).sum();
-    let (is, it) = if all == 1 { ("is", "it") } else { ("are", "them") };
+    let (are, it) = if all == 1 { ("is", "it") } else { ("are", "them") };
     let kinds: Vec<String> = counts.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
-    (all > 0)
-        .then(|| format!("{} {is} not read; unpack {it} if images in {it} are missing", kinds.join(", ")))
+    let kinds = kinds.join(", ");
+    (all > 0).then(|| {
+        format!("{kinds} {are} left out; to use {it}, name {it} instead of the folder, or unpack {it}")
+    })
 }
 
 fn names(parts: &[Part]) -> String {

@@ -281,7 +281,8 @@ fn shards_beside_images_are_counted_or_refused() {
     let found = account(shards.path());
     assert_eq!(found.to_string(), "1 used, 3 skipped: 1 .json, 1 .tar.gz, 1 .txt");
     assert!(
-        found.warnings[0].contains(": 1 .tar.gz is not read; unpack it if images in it are missing"),
+        found.warnings[0]
+            .contains(": 1 .tar.gz is left out; to use it, name it instead of the folder, or unpack it"),
         "{found:?}"
     );
 }

@@ -124,8 +124,9 @@ impl Folders {
                 ));
             }
         }
-        account.label_errors.extend(arrangement::split_error(&self.parts));
-        account.warnings.extend(arrangement::split_warning(&self.parts, unpacked));
+        let with_place = |problem: String| format!("{}: {problem}", self.shard);
+        account.label_errors.extend(arrangement::split_error(&self.parts).map(with_place));
+        account.warnings.extend(arrangement::split_warning(&self.parts, unpacked).map(with_place));
         Ok(classes)
     }
 }
