@@ -25,7 +25,7 @@ const OTHERS: &[(&[u8], &str)] = &[
     (b"BZh", "a bzip2 archive"),
     (b"\xfd7zXZ", "an xz archive"),
     (b"\x80", "a plain Python pickle, which torch.save does not write"),
-    (b"{", "JSON text"),
+    (b"{", "JSON text (name the folder, or the weights beside it)"),
 ];
 
 /// Looks at the first bytes of `source`.

@@ -442,6 +442,27 @@ fn sizes_of_the_images_beside_the_weights_must_be_the_model_s() {
 }
 
 #[test]
+fn inspect_knows_what_a_run_says_of_itself() {
+    let world = world();
+    let told = world.beit2(&["weights", "inspect", "mim.safetensors"]);
+    assert!(told.works().out.contains("1 layers after block 1, "), "{}", told.out);
+    let told = world.beit2(&["weights", "inspect", "mim.safetensors", "--json"]);
+    assert_eq!(parsed(&told.works().out)["model"]["patch_aggregation"]["intermediate_layer"], 1);
+    world
+        .beit2(&[
+            "embed",
+            "labelled",
+            "--weights",
+            "words.safetensors",
+            "--normalization",
+            "half",
+            "-o",
+            "x.npy",
+        ])
+        .fails(2, &["always standardises images as in its training"]);
+}
+
+#[test]
 fn names_of_models_lead_to_them() {
     let world = world();
     for (name, part) in [

@@ -60,10 +60,10 @@ impl Wrapper {
     /// The plain name of a tensor; `None` for what is left behind.
     pub(crate) fn name(&self, name: &str) -> Option<String> {
         let plain = match name.strip_prefix(&self.prefix) {
-            Some(plain) => plain,
-            None if self.others.iter().any(|other| name.starts_with(other)) => return None,
+            Some(plain) if !self.prefix.is_empty() => plain,
+            _ if self.others.iter().any(|other| name.starts_with(other)) => return None,
             // Beside the backbone: a head.
-            None => name.strip_prefix(&self.outer)?,
+            _ => name.strip_prefix(&self.outer)?,
         };
         match PROJECTION_HEADS.iter().any(|head| plain.starts_with(head)) {
             true => None,
@@ -178,6 +178,9 @@ mod tests {
             plain(&classifier).unwrap(),
             ["patch_embed.projection.weight", "head.fc.weight", "layers.0.ln1.weight"]
         );
+        let beside =
+            ["patch_embed.proj.weight", "teacher.patch_embed.proj.weight", "teacher.norm.bias", "norm.bias"];
+        assert_eq!(plain(&beside).unwrap(), ["patch_embed.proj.weight", "norm.bias"]);
         let encoder = ["encoder.patch_embed.proj.weight", "encoder.blocks.0.norm1.weight"];
         assert_eq!(plain(&encoder).unwrap(), ["patch_embed.proj.weight", "blocks.0.norm1.weight"]);
     }

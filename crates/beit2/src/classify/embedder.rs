@@ -126,6 +126,12 @@ impl<B: Backend> Embedder<B> {
                 "{origin} holds a {kind}, whose features come after its last layer; leave the layer out"
             ));
         }
+        if file.beside.is_empty() && file.beside.normalization.is_some() && (tokenizer || stage == "distill")
+        {
+            return config_error(format!(
+                "{origin} always standardises images as in its training; leave --normalization, --mean and --std out"
+            ));
+        }
         let (net, trained_px, layer, eval) = if tokenizer {
             let (config, model) = tokenizer::load::<B>(file, origin, None, device)?;
             (Featurizer::Encoder(Box::new(model)), config.image_size, None, EvalTable::default())

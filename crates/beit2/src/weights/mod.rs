@@ -80,6 +80,18 @@ pub fn locate(spec: impl AsRef<Path>) -> Result<Located, Error> {
         path
     };
     let averages = folder.join(AVERAGES);
+    let is_checkpoint = folder.join("state.json").is_file() || folder.join("optimizer.safetensors").is_file();
+    if !averages.is_file() && is_checkpoint {
+        return match entry.as_deref() {
+            None | Some("model") => {
+                Ok(Located { path: beit2_weights::locate(&folder)?, entry: None, notes: Vec::new() })
+            }
+            Some(other) => config_error(format!(
+                "{} has no entry `{other}`; this run keeps no averages, only `model`",
+                folder.display()
+            )),
+        };
+    }
     if !averages.is_file() {
         return Ok(Located { path: beit2_weights::locate(&folder)?, entry, notes: Vec::new() });
     }
