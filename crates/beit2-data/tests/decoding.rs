@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[cfg(feature = "dicom")]
+#[path = "decoding/dicom.rs"]
+mod dicom;
 #[path = "decoding/files.rs"]
 mod files;
 #[path = "decoding/orientation.rs"]

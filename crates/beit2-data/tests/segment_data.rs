@@ -3,6 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[allow(dead_code)]
+#[path = "decoding/files.rs"]
+mod files;
+#[path = "segment_data/orientation.rs"]
+mod orientation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

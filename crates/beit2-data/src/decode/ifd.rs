@@ -1,6 +1,8 @@
 //! The directories of a TIFF file (TIFF 6.0, section 2, and BigTIFF), which are also those of EXIF data: only what is
 //! needed to look at single tags.
 
+use std::collections::HashSet;
+
 /// One entry of a directory.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
@@ -81,7 +83,9 @@ impl<'a> Tiff<'a> {
     pub(super) fn chain(&self, limit: usize) -> Vec<Vec<Entry>> {
         let mut found = Vec::new();
         let mut offset = self.first;
-        while offset != 0 && found.len() < limit {
+        // A damaged chain may lead back to where it was.
+        let mut seen = HashSet::new();
+        while offset != 0 && found.len() < limit && seen.insert(offset) {
             let Some((entries, next)) = self.directory(offset) else {
                 break;
             };
@@ -116,9 +120,26 @@ impl<'a> Tiff<'a> {
         (0..entry.count.min(limit) as usize).map(|at| Some(part(2 * at)? / part(2 * at + 1)?)).collect()
     }
 
-    /// The bytes of a short, in the file's order.
-    pub(super) fn short(&self, value: u16) -> [u8; 2] {
-        if self.big_endian { value.to_be_bytes() } else { value.to_le_bytes() }
+    /// Replaces the single value of a tag in a copy of the file; false when there is none, or the value does not fit.
+    pub(super) fn replace(&self, bytes: &mut [u8], entries: &[Entry], tag: u16, value: u64) -> bool {
+        let Some(entry) = entries.iter().find(|entry| entry.tag == tag && entry.count == 1) else {
+            return false;
+        };
+        let size = match entry.kind {
+            3 => 2,
+            4 => 4,
+            16 => 8,
+            _ => return false,
+        };
+        let place = entry.at.checked_add(size).and_then(|end| bytes.get_mut(entry.at..end));
+        let (Some(place), 0) = (place, value.checked_shr(8 * size as u32).unwrap_or(0)) else {
+            return false;
+        };
+        match self.big_endian {
+            true => place.copy_from_slice(&value.to_be_bytes()[8 - size..]),
+            false => place.copy_from_slice(&value.to_le_bytes()[..size]),
+        }
+        true
     }
 }
 

@@ -190,7 +190,7 @@ fn unscale(bytes: &[u8], samples: &mut Samples) -> Result<(), ImageError> {
             // Exact, because neighbours lie at least 1 apart after the stretching.
             let stored = |value: u16| (f64::from(value) * f64::from(white) / 65535.0).round() as u16;
             values.iter_mut().for_each(|value| *value = stored(*value));
-            samples.white = Some(f64::from(white));
+            samples.full = Some((0.0, f64::from(white)));
         }
     }
     Ok(())

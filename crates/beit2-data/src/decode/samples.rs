@@ -13,6 +13,9 @@ pub(super) enum Number {
     Signed(u32),
     /// Floating point of this many bits.
     Float(u32),
+    /// Integers of this many bits, rescaled by the file (to Hounsfield units, for example).
+    #[cfg_attr(not(feature = "dicom"), allow(dead_code))]
+    Rescaled(u32),
 }
 
 impl Number {
@@ -22,21 +25,22 @@ impl Number {
             Self::Unsigned(bits) => format!("{bits}-bit"),
             Self::Signed(bits) => format!("signed {bits}-bit"),
             Self::Float(bits) => format!("{bits}-bit float"),
+            Self::Rescaled(bits) => format!("rescaled {bits}-bit"),
         }
     }
 
     pub(super) fn bits(self) -> u32 {
         match self {
-            Self::Unsigned(bits) | Self::Signed(bits) | Self::Float(bits) => bits,
+            Self::Unsigned(bits) | Self::Signed(bits) | Self::Float(bits) | Self::Rescaled(bits) => bits,
         }
     }
 
     /// What `full` maps to 0 and 255.
-    fn full(self) -> (f64, f64) {
+    pub(super) fn full(self) -> (f64, f64) {
         match self {
             Self::Unsigned(bits) => (0.0, 2f64.powi(bits as i32) - 1.0),
             Self::Signed(bits) => (-(2f64.powi(bits as i32 - 1)), 2f64.powi(bits as i32 - 1) - 1.0),
-            Self::Float(_) => (0.0, 1.0),
+            Self::Float(_) | Self::Rescaled(_) => (0.0, 1.0),
         }
     }
 }
@@ -88,8 +92,8 @@ pub(super) struct Samples {
     /// Colours, then alpha, then whatever else a pixel has.
     pub(super) channels: usize,
     pub(super) values: Values,
-    /// The value that the file itself declares as white, where that is not the largest of the type.
-    pub(super) white: Option<f64>,
+    /// What `full` maps to 0 and 255, where it is not the range of the type: the file says it.
+    pub(super) full: Option<(f64, f64)>,
     /// The range that the file itself asks to be shown, where it does.
     pub(super) window: Option<(f64, f64)>,
     /// White is the lowest value; colours are inverted in the end.
@@ -101,7 +105,7 @@ impl Samples {
     pub(super) fn new(size: (u32, u32), color: Color, alpha: Alpha, values: Values) -> Self {
         let channels = color.channels() + usize::from(alpha != Alpha::None);
         let (width, height) = size;
-        Self { width, height, color, alpha, channels, values, white: None, window: None, inverted: false }
+        Self { width, height, color, alpha, channels, values, full: None, window: None, inverted: false }
     }
 
     pub(super) fn number(&self) -> Number {
@@ -177,8 +181,8 @@ impl Samples {
                 if colors == channels {
                     return Ok(data.into_iter().map(|value| table[usize::from(value)]).collect());
                 }
-                let white = self.white.unwrap_or(65535.0);
-                let other = Mapping::linear(0.0, white);
+                let (low, high) = self.full.unwrap_or((0.0, 65535.0));
+                let other = Mapping::linear(low, high);
                 let each = |pixel: &[u16]| -> Vec<u8> {
                     let color = pixel[..colors].iter().map(|&value| table[usize::from(value)]);
                     color.chain(pixel[colors..].iter().map(|&value| other.apply(value.into()))).collect()
@@ -200,10 +204,7 @@ impl Samples {
     fn mapping(&self, range: PixelRange) -> Result<Mapping, DecodeError> {
         self.check_finite()?;
         let number = self.number();
-        let full = || {
-            let (low, high) = number.full();
-            (low, self.white.unwrap_or(high))
-        };
+        let full = || self.full.unwrap_or_else(|| number.full());
         match range {
             PixelRange::Auto => {
                 if let Some((low, high)) = self.window {
@@ -213,7 +214,7 @@ impl Samples {
                     return Ok(Mapping::Same);
                 }
                 let (low, high) = self.extremes();
-                if !matches!(number, Number::Float(_)) && low >= 0.0 && high <= 255.0 {
+                if !matches!(number, Number::Float(_) | Number::Rescaled(_)) && low >= 0.0 && high <= 255.0 {
                     return Ok(Mapping::Same);
                 }
                 let (from, to) = full();
@@ -224,7 +225,7 @@ impl Samples {
                     bounds: format!("[{}, {}]", short(low), short(if high > low { high } else { low + 1.0 })),
                 })
             }
-            PixelRange::Full if number == Number::Unsigned(8) && self.white.is_none() => Ok(Mapping::Same),
+            PixelRange::Full if number == Number::Unsigned(8) && self.full.is_none() => Ok(Mapping::Same),
             PixelRange::Full => {
                 let (from, to) = full();
                 let mapping = Mapping::linear(from, to);
@@ -238,10 +239,12 @@ impl Samples {
                 }
                 Ok(mapping)
             }
-            PixelRange::EightBit => Ok(match (number, self.color, self.alpha, self.white) {
+            PixelRange::EightBit => Ok(match (number, self.color, self.alpha, self.full) {
                 (Number::Unsigned(8), ..) => Mapping::Same,
-                (Number::Unsigned(16), Color::Gray, Alpha::None, white) => Mapping::Scaled(white),
-                (Number::Unsigned(16), _, _, Some(white)) => Mapping::linear(0.0, white),
+                (Number::Unsigned(16), Color::Gray, Alpha::None, full) => {
+                    Mapping::Scaled(full.map(|(_, white)| white))
+                }
+                (Number::Unsigned(16), _, _, Some((low, high))) => Mapping::linear(low, high),
                 (Number::Unsigned(16), ..) => Mapping::HighByte,
                 _ => Mapping::Same,
             }),

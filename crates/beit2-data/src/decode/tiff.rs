@@ -13,18 +13,23 @@ use super::ifd::{Entry, Tiff};
 use super::samples::{Alpha, Color, Number, Samples, Values};
 use super::{DecodeOptions, allocation_limit, check_dimensions};
 use crate::error::DecodeError;
+use crate::pool::guarded;
 
 /// Most directories that are looked at.
 const MAX_PAGES: usize = 100_000;
 
 mod tag {
     pub(super) const SUBFILE: u16 = 254;
+    pub(super) const WIDTH: u16 = 256;
+    pub(super) const HEIGHT: u16 = 257;
     pub(super) const BITS: u16 = 258;
     pub(super) const COMPRESSION: u16 = 259;
     pub(super) const PHOTOMETRIC: u16 = 262;
     pub(super) const SAMPLES: u16 = 277;
     pub(super) const PLANAR: u16 = 284;
     pub(super) const COLOR_MAP: u16 = 320;
+    pub(super) const TILE_WIDTH: u16 = 322;
+    pub(super) const TILE_HEIGHT: u16 = 323;
     pub(super) const EXTRA: u16 = 338;
     pub(super) const SUBSAMPLING: u16 = 530;
     pub(super) const REFERENCE: u16 = 532;
@@ -46,6 +51,7 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<(Samples, 
         return Err(unsupported("camera raw (its first TIFF page is only a preview)"));
     }
     let samples = usize::try_from(value(tag::SAMPLES, 1)).unwrap_or(usize::MAX);
+    let mut channels = samples;
     let bits = value(tag::BITS, 1);
     let photometric = value(tag::PHOTOMETRIC, u64::MAX);
     let (color, alpha) = meaning(&tiff, &entries, photometric, samples)?;
@@ -56,43 +62,45 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<(Samples, 
         }
     }
 
-    let banded = as_bands(bytes, &tiff, &entries, photometric);
-    let mut decoder = Decoder::new(Cursor::new(banded.as_slice())).map_err(describe)?;
-    let (width, height) = decoder.dimensions().map_err(describe)?;
-    check_dimensions(width, height, options)?;
-    let limit = usize::try_from(allocation_limit(options)).unwrap_or(usize::MAX);
-    let mut limits = Limits::unlimited();
-    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (limit, limit);
-    limits.ifd_value_size = limit;
-    decoder = decoder.with_limits(limits);
-    let mut buffer = DecodingResult::U8(Vec::new());
-    let layout = decoder.read_image_to_buffer(&mut buffer).map_err(describe)?;
-    if buffer.as_buffer(0).as_bytes().len() < layout.complete_len {
-        return Err(describe(TiffError::LimitsExceeded));
-    }
+    let (width, height) = (value(tag::WIDTH, 0), value(tag::HEIGHT, 0));
+    let side = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
+    check_dimensions(side(width), side(height), options)?;
+    let (width, height) = (width as usize, height as usize);
+    let planes = if value(tag::PLANAR, 1) == 2 { samples } else { 1 };
 
-    let mut values = numbers(buffer)?;
+    let mut banded = bytes.to_vec();
+    if !tiff.replace(&mut banded, &entries, tag::PHOTOMETRIC, BLACK_IS_ZERO) {
+        return Err(broken("is damaged"));
+    }
+    let padded = padded(&mut banded, &tiff, &entries, (width, height))
+        .ok_or_else(|| broken("has tiles of a size that cannot be read"))?;
+    // Why guarded: the decoder has assertions that damaged files can reach.
+    let buffer = guarded(|| unpack(&banded, planes, options));
+    let buffer = buffer.unwrap_or_else(|panic| Err(DecodeError::Invalid { reason: panic }))?;
+    let mut values = numbers(buffer);
     if let (Values::U8(packed), 1..8) = (&values, bits) {
-        if samples > 1 {
-            return Err(unsupported(&format!("{samples} samples of {bits} bits")));
-        }
         // An index stays a number, a grey value is stretched.
         let most = (1u16 << bits) - 1;
         let scale = if photometric == 3 { 1 } else { 255 / most as u8 };
-        let levels = unpacked(packed, (width as usize, height as usize), bits as usize);
+        let row = padded.0 * (samples / planes);
+        let levels = unpacked(packed, row, padded.1 * planes, bits as usize);
         values = Values::U8(levels.into_iter().map(|level| level * scale).collect());
     }
-    if value(tag::PLANAR, 1) == 2 && samples > 1 {
-        values = interleaved(values, samples);
+    values = cropped(values, padded, (width, height), samples / planes, planes);
+    if planes > 1 {
+        values = interleaved(values, planes);
     }
     match photometric {
         0 => inverted(&mut values)?,
-        3 => values = looked_up(&values, &tiff, &entries, bits)?,
+        3 => values = looked_up(&values, samples, &tiff, &entries, bits)?,
         _ => {}
     }
+    if photometric == 3 {
+        channels = 2 + samples;
+    }
     let pages = tiff.chain(MAX_PAGES).iter().filter(|page| is_page(&tiff, page)).count();
-    let channels = if photometric == 3 { 3 } else { samples };
-    Ok((Samples { channels, ..Samples::new((width, height), color, alpha, values) }, pages))
+    let size = (width as u32, height as u32);
+    Ok((Samples { channels, ..Samples::new(size, color, alpha, values) }, pages))
 }
 
 /// Whether a directory is an image of its own: neither a smaller copy nor a mask.
@@ -114,7 +122,7 @@ fn meaning(
     let color = match photometric {
         0 | 1 => Color::Gray,
         2 => Color::Rgb,
-        3 => return Ok((Color::Rgb, Alpha::None)),
+        3 => Color::Rgb,
         5 => Color::Cmyk,
         6 => {
             let reference = tiff.fractions(entries, tag::REFERENCE, 6);
@@ -130,13 +138,13 @@ fn meaning(
         u64::MAX => return Err(unsupported("undeclared (no PhotometricInterpretation)")),
         other => return Err(unsupported(&format!("unknown (PhotometricInterpretation {other})"))),
     };
-    let colors = color.channels();
+    let colors = if photometric == 3 { 1 } else { color.channels() };
     let extra = tiff.values(entries, tag::EXTRA, 64).unwrap_or_default();
     let alpha = match extra.first() {
         Some(1) => Alpha::Premultiplied,
         Some(2) => Alpha::Straight,
         // Old files have four samples and say nothing about the last; readers take it for alpha.
-        None if color == Color::Rgb && samples == 4 => Alpha::Straight,
+        None if photometric == 2 && samples == 4 => Alpha::Straight,
         _ => Alpha::None,
     };
     if samples < colors + usize::from(alpha != Alpha::None) {
@@ -149,23 +157,97 @@ fn meaning(
     Ok((color, alpha))
 }
 
-/// The file with PhotometricInterpretation "black is zero", which the decoder takes for plain bands.
-fn as_bands(bytes: &[u8], tiff: &Tiff<'_>, entries: &[Entry], photometric: u64) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    if photometric != BLACK_IS_ZERO
-        && let Some(entry) = entries.iter().find(|entry| entry.tag == tag::PHOTOMETRIC)
-        && let Some(place) = bytes.get_mut(entry.at..entry.at + 2)
-    {
-        place.copy_from_slice(&tiff.short(BLACK_IS_ZERO as u16));
-    }
-    bytes
+/// Makes the image as large as its tiles, in a copy of the file: the decoder reads whole tiles rightly, and loses data of some
+/// that stand over the edge. Width and height after it.
+fn padded(
+    bytes: &mut [u8],
+    tiff: &Tiff<'_>,
+    entries: &[Entry],
+    (width, height): (usize, usize),
+) -> Option<(usize, usize)> {
+    let tile = (tiff.value(entries, tag::TILE_WIDTH), tiff.value(entries, tag::TILE_HEIGHT));
+    let (Some(tile_width @ 1..=0xFFFF), Some(tile_height @ 1..=0xFFFF)) = tile else {
+        return (tile == (None, None)).then_some((width, height));
+    };
+    let padded = (width.next_multiple_of(tile_width as usize), height.next_multiple_of(tile_height as usize));
+    let sides = [(tag::WIDTH, width, padded.0), (tag::HEIGHT, height, padded.1)];
+    let fits =
+        sides.into_iter().all(|(tag, old, new)| old == new || tiff.replace(bytes, entries, tag, new as u64));
+    fits.then_some(padded)
 }
 
-fn numbers(buffer: DecodingResult) -> Result<Values, DecodeError> {
+/// All samples, plane by plane, each row in bytes of its own.
+fn unpack(bytes: &[u8], planes: usize, options: &DecodeOptions) -> Result<DecodingResult, DecodeError> {
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(describe)?;
+    let limit = usize::try_from(allocation_limit(options)).unwrap_or(usize::MAX);
+    let mut limits = Limits::unlimited();
+    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (limit, limit);
+    limits.ifd_value_size = limit;
+    decoder = decoder.with_limits(limits.clone());
+    let layout = decoder.image_buffer_layout().map_err(describe)?;
+    let mut buffer = DecodingResult::U8(Vec::new());
+    buffer.resize_to(&layout, &limits).map_err(describe)?;
+    let (width, height) = decoder.dimensions().map_err(describe)?;
+    let (chunk_width, chunk_height) = decoder.chunk_dimensions();
+    let across = width.div_ceil(chunk_width.max(1));
+    let per_plane = across * height.div_ceil(chunk_height.max(1));
+    let row = layout.row_stride.map_or(0, |stride| stride.get());
+    let mut all = buffer.as_buffer(0);
+    let all = all.as_bytes_mut();
+    let mut chunk = Vec::new();
+    for index in 0..per_plane * planes as u32 {
+        let part = decoder.image_chunk_buffer_layout(index).map_err(describe)?;
+        let part_row = part.row_stride.map_or(0, |stride| stride.get());
+        chunk.resize(part.len, 0);
+        decoder.read_chunk_bytes(index, &mut chunk).map_err(describe)?;
+        let (plane, place) = ((index / per_plane) as usize, index % per_plane);
+        let start = plane * (layout.complete_len / planes)
+            + (place / across * chunk_height) as usize * row
+            + (place % across) as usize * part_row;
+        for (at, line) in chunk.chunks_exact(part_row.max(1)).enumerate() {
+            let to = start + at * row;
+            let whole = all.get_mut(to..to + part_row);
+            whole.ok_or_else(|| describe(TiffError::LimitsExceeded))?.copy_from_slice(line);
+        }
+    }
+    Ok(buffer)
+}
+
+/// The part of each plane that is image, without the padding of its tiles.
+fn cropped(
+    values: Values,
+    (padded_width, padded_height): (usize, usize),
+    (width, height): (usize, usize),
+    samples: usize,
+    planes: usize,
+) -> Values {
+    if (padded_width, padded_height) == (width, height) {
+        return values;
+    }
+    let of = |length: usize| -> Vec<std::ops::Range<usize>> {
+        let row = padded_width * samples;
+        let starts =
+            (0..planes).flat_map(|plane| (0..height).map(move |y| (plane * padded_height + y) * row));
+        starts.map(|start| start..start + width * samples).filter(|range| range.end <= length).collect()
+    };
+    match values {
+        Values::U8(data) => {
+            Values::U8(of(data.len()).into_iter().flat_map(|range| data[range].to_vec()).collect())
+        }
+        Values::U16(data) => {
+            Values::U16(of(data.len()).into_iter().flat_map(|range| data[range].to_vec()).collect())
+        }
+        Values::Wide(data, number) => {
+            Values::Wide(of(data.len()).into_iter().flat_map(|range| data[range].to_vec()).collect(), number)
+        }
+    }
+}
+
+fn numbers(buffer: DecodingResult) -> Values {
     fn wide<T: Copy>(data: &[T], number: Number, to: impl Fn(T) -> f64) -> Values {
         Values::Wide(data.iter().map(|&value| to(value)).collect(), number)
     }
-    Ok(match buffer {
+    match buffer {
         DecodingResult::U8(data) => Values::U8(data),
         DecodingResult::U16(data) => Values::U16(data),
         DecodingResult::U32(data) => wide(&data, Number::Unsigned(32), f64::from),
@@ -177,19 +259,19 @@ fn numbers(buffer: DecodingResult) -> Result<Values, DecodeError> {
         DecodingResult::F16(data) => wide(&data, Number::Float(16), |value| value.to_f64()),
         DecodingResult::F32(data) => wide(&data, Number::Float(32), f64::from),
         DecodingResult::F64(data) => Values::Wide(data, Number::Float(64)),
-    })
+    }
 }
 
-/// Values of fewer than 8 bits, each row in bytes of its own, the first pixel in the highest bits.
-fn unpacked(packed: &[u8], (width, height): (usize, usize), bits: usize) -> Vec<u8> {
-    let row_bytes = (width * bits).div_ceil(8);
+/// Values of fewer than 8 bits, each row in bytes of its own, the first value in the highest bits.
+fn unpacked(packed: &[u8], row: usize, rows: usize, bits: usize) -> Vec<u8> {
+    let row_bytes = (row * bits).div_ceil(8).max(1);
     let mask = (1u16 << bits) - 1;
-    let mut levels = Vec::with_capacity(width * height);
-    for row in packed.chunks_exact(row_bytes).take(height) {
-        levels.extend((0..width).map(|x| {
+    let mut levels = Vec::with_capacity(row * rows);
+    for line in packed.chunks_exact(row_bytes).take(rows) {
+        levels.extend((0..row).map(|x| {
             let at = x * bits;
-            let next = row.get(at / 8 + 1).copied().unwrap_or(0);
-            let pair = u16::from_be_bytes([row[at / 8], next]);
+            let next = line.get(at / 8 + 1).copied().unwrap_or(0);
+            let pair = u16::from_be_bytes([line[at / 8], next]);
             ((pair >> (16 - bits - at % 8)) & mask) as u8
         }));
     }
@@ -220,14 +302,22 @@ fn inverted(values: &mut Values) -> Result<(), DecodeError> {
             let white = 2f64.powi(*bits as i32) - 1.0;
             data.iter_mut().for_each(|value| *value = white - *value);
         }
-        Values::Wide(_, Number::Signed(_)) => return Err(unsupported("signed white-is-zero")),
+        Values::Wide(_, Number::Signed(_) | Number::Rescaled(_)) => {
+            return Err(unsupported("signed white-is-zero"));
+        }
     }
     Ok(())
 }
 
 /// Colours of palette entries. The colour map has all reds, then all greens, then all blues, in 16 bits, of which the high
 /// bytes are used, as in Pillow.
-fn looked_up(values: &Values, tiff: &Tiff<'_>, entries: &[Entry], bits: u64) -> Result<Values, DecodeError> {
+fn looked_up(
+    values: &Values,
+    samples: usize,
+    tiff: &Tiff<'_>,
+    entries: &[Entry],
+    bits: u64,
+) -> Result<Values, DecodeError> {
     let Values::U8(indices) = values else {
         return Err(unsupported(&format!("{bits}-bit palette")));
     };
@@ -238,8 +328,10 @@ fn looked_up(values: &Values, tiff: &Tiff<'_>, entries: &[Entry], bits: u64) -> 
             reason: format!("its palette has {} values instead of {}", map.len(), 3 * size),
         });
     }
-    let color = |&index: &u8| [0, 1, 2].map(|channel| (map[channel * size + usize::from(index)] >> 8) as u8);
-    Ok(Values::U8(indices.iter().flat_map(color).collect()))
+    let color = |index: u8| [0, 1, 2].map(|channel| (map[channel * size + usize::from(index)] >> 8) as u8);
+    let pixels = indices.chunks_exact(samples);
+    let whole = pixels.flat_map(|pixel| color(pixel[0]).into_iter().chain(pixel[1..].iter().copied()));
+    Ok(Values::U8(whole.collect()))
 }
 
 fn describe(error: TiffError) -> DecodeError {

@@ -62,6 +62,9 @@ fn palettes_and_few_bits() {
     assert_eq!(colors(&file(8, vec![1, 3, 2]), "auto"), expected);
     assert_eq!(colors(&file(4, vec![0x13, 0x20]), "auto"), expected);
     assert_eq!(colors(&file(2, vec![0b01_11_10_00]), "auto"), expected);
+    // Alpha behind the index, as Pillow writes it.
+    let tags = tags_with(tags(3, 1, 8, 3, 2, 1), vec![(320, map(&entries, 256)), (338, short(2))]);
+    assert_eq!(colors(&TiffFile::one(tags, vec![vec![1, 0, 3, 255, 2, 9]]).bytes(), "auto"), expected);
     // Grey of 1, 2 and 4 bits; 0 is black, or white.
     assert_eq!(grays(&plain((9, 1), 1, 1, 1, 1, vec![0b1010_0000, 0x80]), "auto")[..4], [255, 0, 255, 0]);
     assert_eq!(grays(&plain((9, 1), 1, 1, 1, 1, vec![0b1010_0000, 0x80]), "auto")[8], 255);
@@ -85,6 +88,14 @@ fn tiles_and_planes() {
     all.retain(|(tag, _)| *tag != 278);
     let bytes = TiffFile::one(all, vec![tile]).bytes();
     assert_eq!(grays(&bytes, "auto"), [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]);
+    // Tiles over the edge in planes, and compressed ones whose padding is data too.
+    let one = |value: u8| vec![value; 256];
+    let mut all =
+        tags_with(tags(20, 1, 8, 2, 3, 1), vec![(322, short(16)), (323, short(16)), (284, short(2))]);
+    all.retain(|(tag, _)| *tag != 278);
+    let bytes = TiffFile::one(all, (1..=6).map(one).collect()).bytes();
+    let expected: Vec<u8> = [[1, 3, 5]; 16].into_iter().chain([[2, 4, 6]; 4]).flatten().collect();
+    assert_eq!(colors(&bytes, "auto"), expected);
     let planar = tags_with(tags(2, 1, 8, 2, 3, 1), vec![(284, short(2))]);
     let bytes = TiffFile::one(planar, vec![vec![1, 2], vec![3, 4], vec![5, 6]]).bytes();
     assert_eq!(colors(&bytes, "auto"), [1, 3, 5, 2, 4, 6]);
