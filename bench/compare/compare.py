@@ -1,6 +1,6 @@
 """Compares `beit2 bench` with PyTorch, eager and compiled, on the same machine at the same time of day.
 
-    compare.py run --beit2 target/release/beit2 --python target/compare-venv/bin/python --out cpu.jsonl
+    compare.py run --beit2 target/release/beit2 --python target/python-env/bin/python --out cpu.jsonl
     compare.py run … --only train:pretrain:small:8:f32 --only infer:base:1:f32
     compare.py run … --device cuda --budget 400 --only train:pretrain:base:128:bf16
     compare.py table cpu.jsonl

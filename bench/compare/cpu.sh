@@ -4,8 +4,8 @@
 # usage: bench/compare/cpu.sh [OUT] [flags of compare.py run…]
 #        bench/compare/cpu.sh target/compare/cpu.jsonl --only train:pretrain:small:8:f32
 #
-# Builds the release binary, installs PyTorch and timm of requirements.txt into target/compare-venv (5.5 GB and two
-# minutes, once; COMPARE_VENV names another folder), then lets the three programs take turns on each cell. OUT
+# Builds the release binary, lets scripts/python_env.sh install PyTorch and timm (5.5 GB and two minutes, once;
+# BEIT2_PYTHON_ENV names another folder), then lets the three programs take turns on each cell. OUT
 # (target/compare/cpu.jsonl) gets one JSON line for each cell, behind what it holds; `compare.py table OUT` prints it.
 # All 26 cells should take about two hours on two cores, a single one 1 to 5 minutes, of which torch.compile takes up
 # to 2. The machine must be otherwise idle; the script says so when it sees that it is not.
@@ -23,18 +23,7 @@ out=$(realpath -m "$out")
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 
-venv=${COMPARE_VENV:-target/compare-venv}
-if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
-    python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "cpu.sh: $python is missing or older than 3.11; name another with PYTHON=…" >&2
-        exit 1
-    }
-    echo "cpu.sh: installing PyTorch into $venv (once)" >&2
-    "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/installed.txt" # last: an interrupted installation is begun again
-fi
+venv=$(scripts/python_env.sh)
 if ! command -v "${CXX:-g++}" > /dev/null; then
     echo "cpu.sh: there is no g++ (or \$CXX), so torch.compile cannot run: its columns stay empty" >&2
 fi

@@ -72,7 +72,7 @@ ARGS = arguments()
 os.environ["OMP_NUM_THREADS"] = str(ARGS.threads)
 for package in ("torch", "timm"):
     if importlib.util.find_spec(package) is None:
-        fail(f"{package} is not installed here: pip install -r {Path(__file__).with_name('requirements.txt')}")
+        fail(f"{package} is not installed here: use the environment of scripts/python_env.sh")
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402

@@ -5,6 +5,7 @@
 
 #[path = "../../../tests/checks.rs"]
 mod checks;
+mod peers;
 mod support;
 
 use std::collections::BTreeMap;

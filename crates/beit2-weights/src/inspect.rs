@@ -1,12 +1,14 @@
 //! What a state dict tells about its model: sizes, positions, heads, parameters.
 //!
-//! Only names, types and shapes are looked at, so inspecting a file of gigabytes reads its header.
+//! Only names, types and shapes are looked at, so inspecting a file of gigabytes reads its header (and one block of a
+//! segmentation model written for Hugging Face).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use indexmap::IndexMap;
 
+use crate::convert::{HF_SEGMENTATION, spare};
 use crate::layout::{Account, Fate, Kind, Layout, LayoutError, account, wrong_shape};
 use crate::resize::table_grid;
 use crate::tensor::DType;
@@ -137,6 +139,25 @@ pub fn inspect<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<ModelSu
     summarize(&account, &shapes)
 }
 
+/// The block of zeros that a segmentation model written for Hugging Face has at its end is not part of the model.
+fn leave_spare_block_out<T: TensorSource>(
+    tensors: &IndexMap<String, T>,
+    account: &Account,
+    shapes: &mut Shapes,
+) -> Result<(), LayoutError> {
+    let spare = spare::last_block(shapes.keys().map(String::as_str));
+    for (entry, tensor) in account.entries.iter().zip(tensors.values()) {
+        if let Fate::Used { canonical, .. } | Fate::Joined { canonical, .. } = &entry.fate
+            && canonical.starts_with(&spare)
+            && !spare::is_zero(tensor)
+        {
+            return Err(spare::foreign());
+        }
+    }
+    shapes.retain(|name, _| !name.starts_with(&spare));
+    Ok(())
+}
+
 /// Types and shapes by canonical name.
 pub(crate) type Shapes = IndexMap<String, (DType, Vec<usize>)>;
 
@@ -171,7 +192,12 @@ pub(crate) fn canonical_shapes<T: TensorSource>(
             key: "a query, key or value weight".to_string(),
             needed_by: format!("`{canonical}` is made of the three"),
         }),
-        None => Ok(shapes),
+        None => {
+            if account.layout == HF_SEGMENTATION {
+                leave_spare_block_out(tensors, account, &mut shapes)?;
+            }
+            Ok(shapes)
+        }
     }
 }
 

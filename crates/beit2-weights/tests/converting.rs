@@ -4,7 +4,7 @@
 
 mod support;
 
-use beit2_weights::convert::{StateDict, convert, hf_config, timm_config, to_canonical};
+use beit2_weights::convert::{Facts, StateDict, convert, hf_config, timm_config, to_canonical};
 use beit2_weights::inspect::{Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Family, Kind, account};
 use beit2_weights::plan::Target;
@@ -149,7 +149,7 @@ fn golden_hugging_face_files_survive_and_have_their_config() {
             ["query", "key", "value"].map(|part| tensors[&format!("{attention}.{part}.weight")].bytes());
         assert_eq!(official.tensors["blocks.1.attn.qkv.weight"].bytes(), parts.concat());
 
-        let config = hf_config(&inspect(&official.tensors).unwrap(), None).unwrap();
+        let config = hf_config(&inspect(&official.tensors).unwrap(), &Facts::default()).unwrap();
         let expected = golden_json(&format!("hf/{name}/config.json")).unwrap();
         for (key, value) in config.as_object().unwrap() {
             if key == "layer_norm_eps" {
@@ -159,7 +159,7 @@ fn golden_hugging_face_files_survive_and_have_their_config() {
             }
         }
         // It may be read from either side.
-        assert_eq!(hf_config(&inspect(&tensors).unwrap(), None).unwrap(), config, "{name}");
+        assert_eq!(hf_config(&inspect(&tensors).unwrap(), &Facts::default()).unwrap(), config, "{name}");
     }
 }
 
@@ -171,7 +171,7 @@ fn golden_timm_weights_survive() {
     let index = &official.tensors["blocks.1.attn.relative_position_index"];
     assert_eq!((index.dtype(), index.shape()), (DType::I64, &[17, 17][..]));
     assert_eq!(convert(official.tensors, None, Family::Timm).unwrap().tensors, timm);
-    let config = timm_config(&inspect(&timm).unwrap(), None).unwrap();
+    let config = timm_config(&inspect(&timm).unwrap(), &Facts::default()).unwrap();
     assert_eq!(config["model_args"]["mlp_ratio"], 4.0);
     assert_eq!(config["global_pool"], "avg");
 }
@@ -221,9 +221,12 @@ fn wrong_names_and_shapes_are_one_sentence() {
 
     let abs = tiny(DType::F32, &Target { bias: RelativeBias::None, abs_pos: true, ..target() }, &[]);
     let summary = inspect(&abs).unwrap();
-    assert!(hf_config(&summary, None).unwrap_err().to_string().contains("number of attention heads"));
-    assert!(timm_config(&summary, Some(3)).unwrap_err().to_string().contains("do not divide"));
-    assert_eq!(hf_config(&summary, Some(4)).unwrap()["num_attention_heads"], 4);
+    let heads = |count| Facts { heads: Some(count), ..Facts::default() };
+    assert!(
+        hf_config(&summary, &Facts::default()).unwrap_err().to_string().contains("number of attention heads")
+    );
+    assert!(timm_config(&summary, &heads(3)).unwrap_err().to_string().contains("do not divide"));
+    assert_eq!(hf_config(&summary, &heads(4)).unwrap()["num_attention_heads"], 4);
 
     let mut holes = official;
     holes.retain(|name, _| name != "blocks.1.norm2.bias");

@@ -5,6 +5,7 @@
 
 mod support;
 
+use beit2_weights::convert::{Facts, timm_config};
 use beit2_weights::inspect::{ModelSummary, Pooling, RelativeBias, TokenizerSummary, inspect};
 use beit2_weights::layout::{Family, Fate, Kind, account};
 use beit2_weights::plan::Target;
@@ -217,7 +218,7 @@ fn golden_timm_models() {
         equal("layout", &(summary.layout.family, summary.layout.kind), &(Family::Timm, Kind::Classifier));
         equal("parameters", &summary.parameters, &layout["n_params"].as_u64().unwrap());
         equal("classes", &summary.classes.map(|n| n as u64), &layout["cfg"]["num_classes"].as_u64());
-        let config = beit2_weights::convert::timm_config(&summary, None).unwrap();
+        let config = timm_config(&summary, &Facts::default()).unwrap();
         equal("architecture", &config["architecture"].as_str(), &Some(name));
         for key in ["mean", "std", "interpolation", "input_size", "num_classes"] {
             equal(key, &config["pretrained_cfg"][key], &layout["cfg"][key]);

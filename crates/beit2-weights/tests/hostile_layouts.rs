@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use beit2_weights::convert::{StateDict, convert, hf_config, timm_config, to_canonical};
+use beit2_weights::convert::{Facts, StateDict, convert, hf_config, timm_config, to_canonical};
 use beit2_weights::inspect::{RelativeBias, inspect};
 use beit2_weights::layout::{Family, account};
 use beit2_weights::plan::{IMAGENET_A, PlanOptions, Target, plan};
@@ -83,7 +83,8 @@ fn try_all(tensors: StateDict, grid: usize) {
         let _ = account.to_string();
     }
     if let Ok(summary) = inspect(&tensors) {
-        let _ = (summary.to_string(), hf_config(&summary, Some(1)), timm_config(&summary, None));
+        let facts = Facts { heads: Some(1), ..Facts::default() };
+        let _ = (summary.to_string(), hf_config(&summary, &facts), timm_config(&summary, &Facts::default()));
     }
     for to in [Family::Official, Family::Timm, Family::HuggingFace] {
         let _ = convert(tensors.clone(), None, to);

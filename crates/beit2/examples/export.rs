@@ -1,4 +1,5 @@
-//! Writes a classifier for Hugging Face transformers: their names, the same bits, and the configuration that they need beside it.
+//! Writes a classifier for Hugging Face transformers: their names, the same bits, and the configurations that they need beside it.
+//! `beit2 weights convert --to hf` does the same and writes a model card too.
 //!
 //! ```sh
 //! cargo run --release --example train -- runs/example       # or name any classifier in place of runs/example/classifier
@@ -11,7 +12,7 @@
 //! 16 classes, from animals to transportation, in images of 64 px
 //! ```
 //!
-//! Then, in Python: `BeitForImageClassification.from_pretrained("classifier_hf")`. For timm, take `Family::Timm` and
+//! Then, in Python: `pipeline("image-classification", "classifier_hf")`. For timm, take `Family::Timm` and
 //! `timm_config`.
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use std::path::Path;
 
 use beit2::classify::Classifier;
 use beit2::weights;
-use beit2_weights::convert::{convert, hf_config};
+use beit2_weights::convert::{Facts, convert, hf_config, hf_preprocessor};
 use beit2_weights::inspect::inspect;
 use beit2_weights::layout::Family;
 use beit2_weights::{read, write_safetensors};
@@ -32,16 +33,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let checkpoint = read(&weights::locate(model)?.path)?;
     let converted = convert(checkpoint.load_all()?, None, Family::HuggingFace)?;
-    let mut config = hf_config(&inspect(&converted.tensors)?, None)?;
-    let names = Classifier::open(model)?.config.class_names;
-    if !names.is_empty() {
-        config["id2label"] =
-            names.iter().enumerate().map(|(id, name)| (id.to_string(), name.clone())).collect();
-        config["label2id"] = names.iter().enumerate().map(|(id, name)| (name.clone(), id)).collect();
-    }
+    let summary = inspect(&converted.tensors)?;
+    let class_names = Classifier::open(model)?.config.class_names;
+    let facts = Facts { class_names, ..Facts::default() };
+    let (config, preprocessor) = (hf_config(&summary, &facts)?, hf_preprocessor(&summary, &facts)?);
     let (folder, file) = (Path::new(out), Path::new(out).join("model.safetensors"));
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+    std::fs::write(folder.join("preprocessor_config.json"), serde_json::to_string_pretty(&preprocessor)?)?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     write_safetensors(
         &file,

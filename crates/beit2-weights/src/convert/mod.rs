@@ -3,7 +3,10 @@
 //!
 //! Everything goes through the canonical (official) names: [`to_canonical`] in, [`convert`] out.
 
-mod config;
+mod facts;
+mod huggingface;
+pub(crate) mod spare;
+mod timm;
 
 use indexmap::IndexMap;
 
@@ -12,7 +15,9 @@ use crate::layout::{Account, Family, Fate, Kind, Layout, LayoutError, account, a
 use crate::resize::{relative_position_index, table_grid};
 use crate::tensor::{DType, Tensor};
 
-pub use config::{hf_config, timm_config};
+pub use facts::{Facts, Filter, Preprocessing, SegmentationFacts};
+pub use huggingface::{hf_config, hf_preprocessor};
+pub use timm::timm_config;
 
 /// Tensors by name, in memory.
 pub type StateDict = IndexMap<String, Tensor>;
@@ -20,6 +25,8 @@ pub type StateDict = IndexMap<String, Tensor>;
 /// All index buffers of an official file together may take this many bytes (the largest published model needs 0.2 GB). Why:
 /// an index is the fourth power of the grid, so a small hostile table would need a huge one.
 const MAX_INDEX_BYTES: usize = 1 << 30;
+
+pub(crate) const HF_SEGMENTATION: Layout = Layout { family: Family::HuggingFace, kind: Kind::Segmentation };
 
 const TABLE: &str = "relative_position_bias_table";
 const INDEX: &str = "relative_position_index";
@@ -39,17 +46,19 @@ pub struct Converted {
 /// Renames a state dict. `from` is detected when it is `None`.
 ///
 /// Official files get their `relative_position_index` buffers, which strict loading requires; the others have none.
-/// A pretraining state dict becomes a timm backbone without its head, as timm has no such model.
+/// A pretraining state dict becomes a timm backbone without its head, as timm has no such model. A segmentation model gets one
+/// block of zeros for Hugging Face, whose class cannot take a map after its last block; on the way back it goes again.
 ///
 /// # Errors
 /// [`LayoutError::Unsupported`] when the other side has no such model; else what [`account`] says about the names, or a
 /// shape that cannot be joined or split.
 pub fn convert(tensors: StateDict, from: Option<Layout>, to: Family) -> Result<Converted, LayoutError> {
-    let (canonical, account) = to_canonical_as(tensors, from)?;
+    let (mut canonical, account) = to_canonical_as(tensors, from)?;
     let kind = kind_in(to, account.layout.kind, &canonical)?;
     let layout = Layout { family: to, kind };
     let table = layout.table().ok_or_else(|| no_model(to, kind))?;
-    if to == Family::HuggingFace && !canonical.contains_key("blocks.0.attn.q_bias") {
+    let trunk = if kind == Kind::Segmentation { "backbone." } else { "" };
+    if to == Family::HuggingFace && !canonical.contains_key(&format!("{trunk}blocks.0.attn.q_bias")) {
         return Err(LayoutError::Unsupported(
             "Hugging Face's BEiT always has query and value biases; this model has none, so it cannot be written for it"
                 .to_string(),
@@ -63,6 +72,14 @@ pub fn convert(tensors: StateDict, from: Option<Layout>, to: Family) -> Result<C
             Fate::Used { .. } | Fate::Joined { .. } => None,
         })
         .collect();
+    if layout == HF_SEGMENTATION {
+        spare::add(&mut canonical);
+        for (name, tensor) in &mut canonical {
+            if name.ends_with(".num_batches_tracked") {
+                *tensor = counter(name, tensor)?;
+            }
+        }
+    }
     let mut out = StateDict::with_capacity(canonical.len());
     let mut index_bytes = 0;
     for (name, tensor) in canonical {
@@ -90,7 +107,8 @@ pub fn convert(tensors: StateDict, from: Option<Layout>, to: Family) -> Result<C
 /// dropped.
 ///
 /// # Errors
-/// What [`account`] says about the names; parts of a `qkv` weight that do not fit together.
+/// What [`account`] says about the names; parts of a `qkv` weight that do not fit together; a segmentation model of Hugging
+/// Face's that was not written here.
 pub fn to_canonical(tensors: StateDict) -> Result<(StateDict, Account), LayoutError> {
     to_canonical_as(tensors, None)
 }
@@ -125,6 +143,10 @@ fn to_canonical_as(tensors: StateDict, from: Option<Layout>) -> Result<(StateDic
             key: "a query, key or value weight".to_string(),
             needed_by: format!("`{canonical}` is made of the three"),
         }),
+        None if account.layout == HF_SEGMENTATION => {
+            spare::remove(&mut out)?;
+            Ok((out, account))
+        }
         None => Ok((out, account)),
     }
 }
@@ -133,7 +155,7 @@ fn to_canonical_as(tensors: StateDict, from: Option<Layout>) -> Result<(StateDic
 fn kind_in(to: Family, kind: Kind, canonical: &StateDict) -> Result<Kind, LayoutError> {
     match (to, kind) {
         (Family::Official, kind) => Ok(kind),
-        (_, Kind::Tokenizer | Kind::Segmentation) => Err(no_model(to, kind)),
+        (_, Kind::Tokenizer) | (Family::Timm, Kind::Segmentation) => Err(no_model(to, kind)),
         (Family::Timm, Kind::Pretraining) => Ok(Kind::Backbone),
         (Family::HuggingFace, Kind::Pretraining) if !canonical.contains_key("lm_head.weight") => {
             Ok(Kind::Backbone)
@@ -143,13 +165,7 @@ fn kind_in(to: Family, kind: Kind, canonical: &StateDict) -> Result<Kind, Layout
 }
 
 fn no_model(to: Family, kind: Kind) -> LayoutError {
-    LayoutError::Unsupported(match (to, kind) {
-        (Family::HuggingFace, Kind::Segmentation) => {
-            "a segmentation model cannot be written for Hugging Face: its names there are not verified"
-                .to_string()
-        }
-        _ => format!("{to} has no {kind} model; keep it in the official layout"),
-    })
+    LayoutError::Unsupported(format!("{to} has no {kind} model; keep it in the official layout"))
 }
 
 /// Puts one tensor under its name or, for Hugging Face's query, key and value, its three names.
@@ -173,6 +189,15 @@ fn write(
         },
     }
     Ok(())
+}
+
+/// How many batches a batch norm has seen, as PyTorch has it: one number without dimensions.
+fn counter(name: &str, tensor: &Tensor) -> Result<Tensor, LayoutError> {
+    let wrong = || wrong_shape(name, tensor.shape(), "one number");
+    match tensor.to_i64().as_deref() {
+        Some([count]) => Tensor::from_i64(Vec::new(), &[*count]).ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
 }
 
 /// `[rows, columns]` three times to `[3·rows, columns]`.

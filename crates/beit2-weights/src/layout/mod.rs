@@ -118,19 +118,14 @@ pub fn wrapper_prefix<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 /// Finds out what a state dict is. `names` are plain, as [`account`] leaves them after taking wrappers off.
 ///
 /// # Errors
-/// [`LayoutError::Unknown`], or [`LayoutError::Unsupported`] for a Hugging Face segmentation model.
+/// [`LayoutError::Unknown`].
 pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Layout, LayoutError> {
     let names: Vec<&str> = names.into_iter().collect();
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|name| test(name));
     let starts = |prefix: &str| any(&|name| name.starts_with(prefix));
     let (family, kind) = if starts("beit.") || starts("embeddings.") {
-        if starts("decode_head.") {
-            return Err(LayoutError::Unsupported(
-                "a Hugging Face segmentation model cannot be read; use the official file (beitv2_…_ftade20k.pth)"
-                    .to_string(),
-            ));
-        }
         let kind = match () {
+            () if starts("decode_head.") => Kind::Segmentation,
             () if starts("lm_head.") => Kind::Pretraining,
             () if starts("classifier.") => Kind::Classifier,
             () => Kind::Backbone,

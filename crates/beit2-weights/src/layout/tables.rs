@@ -300,6 +300,26 @@ const MMPRETRAIN: Table = Table {
     absent: &[],
 };
 
+const HF_SEGMENTATION_HEAD: &[Rule] = &[("classifier.{p}", Use("conv_seg.{p}"))];
+
+/// Trunk, pyramid and heads as Hugging Face's files have them: the heads by their official names, but for the last layer.
+const HF_SEGMENTATION: Table = Table {
+    sections: &[
+        section("beit.", "backbone.", HF_TRUNK),
+        section("beit.encoder.layer.{n}.", "backbone.blocks.{n}.", HF_BLOCK),
+        section("", "backbone.", PYRAMID),
+        section("decode_head.", "decode_head.", HF_SEGMENTATION_HEAD),
+        section("decode_head.psp_modules.{n}.1.", "decode_head.psp_modules.{n}.1.", CONV_BN),
+        section("decode_head.bottleneck.", "decode_head.bottleneck.", CONV_BN),
+        section("decode_head.lateral_convs.{n}.", "decode_head.lateral_convs.{n}.", CONV_BN),
+        section("decode_head.fpn_convs.{n}.", "decode_head.fpn_convs.{n}.", CONV_BN),
+        section("decode_head.fpn_bottleneck.", "decode_head.fpn_bottleneck.", CONV_BN),
+        section("auxiliary_head.", "auxiliary_head.", HF_SEGMENTATION_HEAD),
+        section("auxiliary_head.convs.{n}.", "auxiliary_head.convs.{n}.", CONV_BN),
+    ],
+    absent: &[],
+};
+
 impl Layout {
     /// The table of this layout; `None` for a pair that does not exist.
     pub(crate) fn table(self) -> Option<&'static Table> {
@@ -312,6 +332,7 @@ impl Layout {
             (Family::HuggingFace, Kind::Pretraining) => Some(&HF_PRETRAINING),
             (Family::HuggingFace, Kind::Backbone) => Some(&HF_BACKBONE),
             (Family::MmPretrain, Kind::Classifier | Kind::Backbone | Kind::Pretraining) => Some(&MMPRETRAIN),
+            (Family::HuggingFace, Kind::Segmentation) => Some(&HF_SEGMENTATION),
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Files beside the weights against the weights themselves.
 
 use super::{Sidecar, Sizes};
+use crate::convert::HF_SEGMENTATION;
 use crate::inspect::{ModelSummary, Pooling, RelativeBias};
 use crate::layout::{Family, Kind, LayoutError};
 
@@ -28,6 +29,9 @@ impl Sidecar {
             )))
         };
         let Sizes { width, depth, heads, mlp_width, patch, channels, image_px, .. } = *sizes;
+        // There it has one block more, which is not part of the model ([`crate::convert::convert`]).
+        let spare = summary.layout == HF_SEGMENTATION;
+        let depth = depth.map(|depth| depth.saturating_sub(usize::from(spare)));
         for (what, said, found) in [
             ("a width of", width, Some(summary.width)),
             ("a number of blocks of", depth, Some(summary.depth)),

@@ -50,7 +50,7 @@ impl EvalTable {
     ///
     /// # Errors
     /// Another size than that of the tensors, a filter that is not offered.
-    pub(crate) fn beside(state: &StateFile, image_size: Option<usize>) -> Result<Self, Error> {
+    pub fn beside(state: &StateFile, image_size: Option<usize>) -> Result<Self, Error> {
         let (view, origin) = (&state.beside.view, &state.origin);
         let file = || state.beside.files.last().cloned().unwrap_or_default();
         if let (Some(said), Some(trained), None) = (view.size, state.summary.image_px(), image_size)

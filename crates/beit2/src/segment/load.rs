@@ -79,16 +79,21 @@ pub fn load_backbone<B: Backend>(
     Ok((model, plan))
 }
 
-/// The sizes of a segmentation file: its own configuration, or what a published one tells.
-pub(super) fn config_of(state: &StateFile) -> Result<SegmenterConfig, Error> {
-    let origin = &state.origin;
-    match written_config::<SegmenterConfig>(&state.metadata, origin)? {
-        Some(mut config) => {
-            // What a user says counts, also for files that say it themselves.
-            config.vit.normalization = state.beside.normalization.clone().or(config.vit.normalization);
-            Ok(config)
+impl SegmenterConfig {
+    /// The sizes of a segmentation file: its own configuration, or what a published one tells.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read, tensors of another model.
+    pub fn of_file(state: &StateFile) -> Result<Self, Error> {
+        let origin = &state.origin;
+        match written_config::<Self>(&state.metadata, origin)? {
+            Some(mut config) => {
+                // What a user says counts, also for files that say it themselves.
+                config.vit.normalization = state.beside.normalization.clone().or(config.vit.normalization);
+                Ok(config)
+            }
+            None => published(state).map_err(|error| Error::Config(format!("{origin}: {error}"))),
         }
-        None => published(state).map_err(|error| Error::Config(format!("{origin}: {error}"))),
     }
 }
 
@@ -111,7 +116,7 @@ fn published(state: &StateFile) -> Result<SegmenterConfig, Error> {
     let aux_channels = inputs("auxiliary_head.conv_seg.weight");
     let vit = VitConfig::from_shapes(state)?;
     let written = |key: &str| state.metadata.get(key).map(String::as_str).unwrap_or_default();
-    let names = meta::texts(written("meta.CLASSES")).unwrap_or_default();
+    let names = meta::texts(written("meta.CLASSES")).unwrap_or_else(|| state.beside.class_names.clone());
     let palette = meta::colours(written("meta.PALETTE")).unwrap_or_default();
     Ok(SegmenterConfig {
         out_indices: SegmenterConfig::taps(vit.depth),

@@ -6,7 +6,6 @@ use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
 
-use super::load::config_of;
 use super::{InferConfig, SegmenterConfig};
 use crate::classify::pretrained_sizes;
 use crate::error::{Error, config_error};
@@ -164,7 +163,7 @@ impl SegmentRecipe {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
             let sizes = if state.summary.layout.kind == Kind::Segmentation {
                 // Its pyramid and heads are taken too, as far as the classes allow.
-                let found = config_of(&state)?;
+                let found = SegmenterConfig::of_file(&state)?;
                 let model = &mut self.model;
                 (model.out_indices, model.pool_scales) = (found.out_indices, found.pool_scales);
                 (model.channels, model.aux_channels) = (found.channels, found.aux_channels);

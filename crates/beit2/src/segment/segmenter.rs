@@ -11,7 +11,7 @@ use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 
 use super::config::SegmenterConfig;
-use super::load::{config_of, plan_backbone, take_heads};
+use super::load::{plan_backbone, take_heads};
 use super::model::UperNet;
 use super::{InferConfig, Predictor};
 use crate::error::{Error, config_error};
@@ -97,7 +97,7 @@ impl<B: Backend> Segmenter<B> {
                 why: "which has no pixel classes; name a segmentation model",
             });
         }
-        let mut config = config_of(&state)?;
+        let mut config = SegmenterConfig::of_file(&state)?;
         let infer = match state.metadata.get("beit2.infer").map(|text| serde_json::from_str(text)) {
             Some(Ok(infer)) => infer,
             Some(Err(error)) => {

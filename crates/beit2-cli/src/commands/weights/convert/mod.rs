@@ -1,18 +1,23 @@
-//! `beit2 weights convert`: the same bits under other names.
+//! `beit2 weights convert`: the same bits under other names, with the files that other libraries want beside them.
+
+mod card;
+mod facts;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use beit2::weights::{self, StateFile};
 use beit2_run::atomic::{FileError, write_bytes_atomic};
-use beit2_weights::convert::{Converted, convert, hf_config, timm_config};
-use beit2_weights::inspect::inspect;
-use beit2_weights::layout::{Family, Kind, Layout, account};
+use beit2_weights::convert::{Converted, Facts, convert, hf_config, hf_preprocessor, timm_config};
+use beit2_weights::inspect::{ModelSummary, inspect};
+use beit2_weights::layout::{Family, Kind, Layout, LayoutError, account};
 use beit2_weights::{Checkpoint, Format, write_safetensors};
 use clap::ValueHint;
 use serde_json::json;
 
+use self::card::Card;
 use super::about;
 use crate::errors::{Ending, usage};
 use crate::flags::{JsonArgs, NamesArg, WeightFileArgs};
@@ -22,8 +27,9 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Values keep their types and bits; whatever the other format cannot hold is listed. If OUT ends in .safetensors it \
-    is a file. Any other OUT is a folder, which gets model.safetensors and, for timm and hf, config.json, so that \
-    from_pretrained(OUT) and timm.create_model(\"local-dir:OUT\") can open it.\n\n\
+    is a file. Any other OUT is a folder, which gets model.safetensors and, for timm and hf, config.json and a model card \
+    (README.md); for hf also preprocessor_config.json. Then pipeline(\"image-classification\", OUT), from_pretrained(OUT) and \
+    timm.create_model(\"local-dir:OUT\", pretrained=True) can open it.\n\n\
     Examples:\n  beit2 weights convert beitv2_base_patch16_224_pt1k_ft1k.pth --to hf -o beitv2_base_hf\n  \
     beit2 weights convert beitv2_base_hf --to official -o beitv2_base.safetensors"
 )]
@@ -43,7 +49,7 @@ pub struct Args {
     #[arg(long, value_name = "NAMES")]
     from: Option<NamesArg>,
 
-    /// Number of attention heads for config.json; needed only for models without relative position bias
+    /// Number of attention heads for config.json, where neither the weights nor their metadata show it
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
 
@@ -58,13 +64,32 @@ pub struct Args {
 /// The files that will be written.
 struct Target {
     model: PathBuf,
-    config: Option<PathBuf>,
+    /// The folder that gets the files beside the model.
+    folder: Option<PathBuf>,
 }
+
+impl Target {
+    /// Every file, the model last: a folder that has it is complete.
+    fn files(&self, to: NamesArg) -> Vec<PathBuf> {
+        let beside: &[&str] = match to {
+            NamesArg::Official => &[],
+            NamesArg::Timm => &[CONFIG, CARD],
+            NamesArg::Hf => &[CONFIG, PREPROCESSOR, CARD],
+        };
+        let beside = self.folder.iter().flat_map(|folder| beside.iter().map(|name| folder.join(name)));
+        beside.chain([self.model.clone()]).collect()
+    }
+}
+
+const CONFIG: &str = "config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+const CARD: &str = "README.md";
 
 /// Converts it.
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
-    let target = target(&args.out, args.to)?;
-    for file in [Some(&target.model), target.config.as_ref()].into_iter().flatten() {
+    let target = target(&args.out)?;
+    let files = target.files(args.to);
+    for file in files.iter().rev() {
         if file.exists() && !args.force {
             bail!("{} already exists; choose another name, or replace it with --force", file.display());
         }
@@ -82,30 +107,41 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         None => about(account(checkpoint.tensors.keys().map(String::as_str)), &checkpoint)?.layout,
     };
     let converted = about(convert(checkpoint.load_all()?, from, args.to.into()), &checkpoint)?;
-    let config = match (&target.config, args.to) {
-        (None, _) | (_, NamesArg::Official) => None,
-        (Some(path), to) => Some((path, config(args, to, &converted, &checkpoint)?)),
+    let (beside, notes) = match args.to {
+        NamesArg::Official => (Vec::new(), lost(&checkpoint)),
+        to => beside(args, to, &target, &converted, &checkpoint)?,
     };
     let metadata = metadata(&checkpoint, kind.kind == converted.layout.kind);
-    let folder = target.model.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| *folder == args.out) {
+    if let Some(folder) = &target.folder {
         fs::create_dir_all(folder).map_err(|e| FileError::new("create the folder", folder, e))?;
-    }
-    // The model comes last: a folder that has it is complete.
-    if let Some((path, text)) = &config {
-        write_bytes_atomic(path, text.as_bytes())?;
+        for (name, text) in &beside {
+            write_bytes_atomic(&folder.join(name), text.as_bytes())?;
+        }
     }
     let tensors = converted.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     write_safetensors(&target.model, tensors, &metadata)?;
-    report(args, kind, &target, &converted)?;
+    report(args, kind, &files, &converted, &notes)?;
     Ok(Ending::Done)
 }
 
+/// The official layout is tensors alone.
+fn lost(checkpoint: &Checkpoint) -> Vec<String> {
+    let beside = &checkpoint.beside;
+    match beside.is_empty() {
+        true => Vec::new(),
+        false => vec![format!(
+            "the official layout has no place for what {} says; name it when you use the file (--normalization, --heads, \
+             --names)",
+            beside.files.join(" and ")
+        )],
+    }
+}
+
 /// Where to write, by the name of OUT.
-fn target(out: &Path, to: NamesArg) -> anyhow::Result<Target> {
+fn target(out: &Path) -> anyhow::Result<Target> {
     let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
-        "safetensors" => return Ok(Target { model: out.to_owned(), config: None }),
+        "safetensors" => return Ok(Target { model: out.to_owned(), folder: None }),
         "pth" | "pt" | "bin" | "ckpt" | "pkl" | "onnx" | "npz" | "json" => {
             return usage(format!(
                 "{}: weights are written as safetensors; name a file *.safetensors or a folder",
@@ -117,8 +153,7 @@ fn target(out: &Path, to: NamesArg) -> anyhow::Result<Target> {
     if out.is_file() {
         return usage(format!("{} is a file; name a file *.safetensors or a folder", out.display()));
     }
-    let config = (to != NamesArg::Official).then(|| out.join("config.json"));
-    Ok(Target { model: out.join("model.safetensors"), config })
+    Ok(Target { model: out.join("model.safetensors"), folder: Some(out.to_owned()) })
 }
 
 /// The layout that `--from` asks for: the family is given, the model in it is found.
@@ -128,26 +163,59 @@ fn forced(checkpoint: &Checkpoint, family: Family) -> anyhow::Result<Layout> {
     Ok(Layout { family, kind })
 }
 
-fn config(
+/// Names and contents of the files beside the model, and what the user should know. Made for a single file too: what cannot
+/// be configured there is refused here.
+#[allow(clippy::type_complexity)] // two lists
+fn beside(
     args: &Args,
     to: NamesArg,
+    target: &Target,
     converted: &Converted,
     checkpoint: &Checkpoint,
-) -> anyhow::Result<String> {
-    let summary = about(inspect(&converted.tensors), checkpoint)?.with_metadata(&checkpoint.metadata);
-    about(checkpoint.beside.check(&summary), checkpoint)?;
-    let heads = args.heads.or(checkpoint.beside.sizes.heads);
-    let value = match to {
-        NamesArg::Hf => hf_config(&summary, heads),
-        NamesArg::Timm | NamesArg::Official => timm_config(&summary, heads),
-    };
-    if summary.heads.is_none() && heads.is_none() && value.is_err() {
+) -> anyhow::Result<(Vec<(&'static str, String)>, Vec<String>)> {
+    let summary = about(inspect(&converted.tensors), checkpoint)?;
+    let mut file = weights::open(args.source.entry.reading().spec(&args.source.file))?;
+    let warnings = std::mem::take(&mut file.warnings);
+    let facts = facts::of(&StateFile::new(file, &args.source.file)?, args.heads)?;
+    if summary.heads.is_none() && facts.heads.is_none() {
         return usage(format!(
             "{}: weights without relative position bias do not show the number of attention heads; give it with --heads N",
             checkpoint.path().display()
         ));
     }
-    Ok(serde_json::to_string_pretty(&about(value, checkpoint)?)? + "\n")
+    let configs = about(configs(to, &summary, &facts), checkpoint)?;
+    let kind = summary.layout.kind;
+    let mut notes = warnings;
+    notes.extend(facts::notes(&facts, kind, summary.classes, to == NamesArg::Hf));
+    let mut files = Vec::new();
+    for (name, config) in configs {
+        files.push((name, serde_json::to_string_pretty(&config)? + "\n"));
+    }
+    let folder = target.folder.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let card = Card {
+        name: if folder.is_empty() { "BEiT v2" } else { &folder },
+        to: to.into(),
+        summary: &summary,
+        facts: &facts,
+        source: checkpoint.path(),
+        stage: checkpoint.metadata.get("beit2.stage").map(String::as_str),
+        notes: &notes,
+    };
+    files.push((CARD, card.text()));
+    Ok((files, notes))
+}
+
+fn configs(
+    to: NamesArg,
+    summary: &ModelSummary,
+    facts: &Facts,
+) -> Result<Vec<(&'static str, serde_json::Value)>, LayoutError> {
+    Ok(match to {
+        NamesArg::Hf => {
+            vec![(CONFIG, hf_config(summary, facts)?), (PREPROCESSOR, hf_preprocessor(summary, facts)?)]
+        }
+        NamesArg::Timm | NamesArg::Official => vec![(CONFIG, timm_config(summary, facts)?)],
+    })
 }
 
 /// What the new file says about itself. `format` is what transformers asks for; what this program wrote about its own runs
@@ -160,12 +228,14 @@ fn metadata(checkpoint: &Checkpoint, same_model: bool) -> BTreeMap<String, Strin
     metadata
 }
 
-fn report(args: &Args, from: Layout, target: &Target, converted: &Converted) -> anyhow::Result<()> {
-    let files: Vec<String> = [Some(&target.model), target.config.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(|path| path.display().to_string())
-        .collect();
+fn report(
+    args: &Args,
+    from: Layout,
+    files: &[PathBuf],
+    converted: &Converted,
+    notes: &[String],
+) -> anyhow::Result<()> {
+    let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     if args.output.json {
         let left_out = converted.left_out.iter().map(|(name, why)| json!({ "name": name, "why": why }));
         return output::json(&json!({
@@ -174,11 +244,12 @@ fn report(args: &Args, from: Layout, target: &Target, converted: &Converted) -> 
             "to": converted.layout.to_string(),
             "tensors": converted.tensors.len(),
             "left_out": left_out.collect::<Vec<_>>(),
+            "notes": notes,
         }));
     }
     output::result(&format!(
         "{}: {from} to {}, {} tensors",
-        files.join(" and "),
+        files.join(", "),
         converted.layout,
         converted.tensors.len()
     ))?;
@@ -193,6 +264,9 @@ fn report(args: &Args, from: Layout, target: &Target, converted: &Converted) -> 
     for (why, names) in reasons {
         let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
         output::result(&format!("left out: {}{more} ({why})", names[0]))?;
+    }
+    for note in notes {
+        output::result(&format!("note: {note}"))?;
     }
     Ok(())
 }
