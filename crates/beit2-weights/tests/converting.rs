@@ -4,7 +4,10 @@
 
 mod support;
 
-use beit2_weights::convert::{Facts, StateDict, convert, hf_config, timm_config, to_canonical};
+use beit2_weights::convert::{
+    Facts, Preprocessing, SegmentationFacts, StateDict, convert, hf_config, hf_preprocessor, timm_config,
+    to_canonical,
+};
 use beit2_weights::inspect::{Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Family, Kind, account};
 use beit2_weights::plan::Target;
@@ -242,4 +245,120 @@ fn a_small_hostile_table_does_not_make_a_huge_index() {
     official.insert("blocks.0.attn.relative_position_bias_table".to_string(), table);
     let error = convert(official, None, Family::Official).unwrap_err().to_string();
     assert!(error.contains("a grid of 512"), "{error}");
+}
+
+/// A recorded segmentation model with patches of 16 px, and what its tensors do not show.
+fn segmentation() -> Option<(StateDict, Facts)> {
+    let tensors = part(&golden_tensors("G_patch16_grid4.safetensors")?, "weight/");
+    let width = |name: &str| tensors[name].shape()[1];
+    let own = SegmentationFacts {
+        out_indices: [0, 1, 2, 3],
+        channels: width("decode_head.conv_seg.weight"),
+        pool_scales: vec![1, 2, 3, 6],
+        aux_channels: Some(width("auxiliary_head.conv_seg.weight")),
+        aux_index: 2,
+        aux_weight: 0.4,
+    };
+    Some((tensors, Facts { segmentation: Some(own), ..Facts::default() }))
+}
+
+#[test]
+fn golden_segmentation_models_survive_hugging_face() {
+    let Some((official, facts)) = segmentation() else { return };
+    let there = convert(official.clone(), None, Family::HuggingFace).unwrap();
+    let depth = inspect(&official).unwrap().depth;
+    // One block of zeros more, which the model does not have.
+    let spare = format!("beit.encoder.layer.{depth}.");
+    let added: Vec<&Tensor> =
+        there.tensors.iter().filter(|(name, _)| name.starts_with(&spare)).map(|(_, tensor)| tensor).collect();
+    assert!(added.len() > 10 && added.iter().all(|tensor| tensor.bytes().iter().all(|byte| *byte == 0)));
+    let summary = inspect(&there.tensors).unwrap();
+    assert_eq!((summary.layout, summary.depth), (there.layout, depth));
+    assert_eq!(summary.parameters, inspect(&official).unwrap().parameters);
+    let config = hf_config(&summary, &facts).unwrap();
+    assert_eq!(config["num_hidden_layers"], depth + 1);
+    assert_eq!(config["out_indices"], serde_json::json!([2, 3, 4, 5]));
+    assert_eq!(config["architectures"][0], "BeitForSemanticSegmentation");
+    let counter = &there.tensors["decode_head.bottleneck.bn.num_batches_tracked"];
+    assert_eq!((counter.dtype(), counter.shape()), (DType::I64, &[][..]));
+
+    let back = convert(there.tensors.clone(), None, Family::Official).unwrap().tensors;
+    let normal = convert(official, None, Family::Official).unwrap().tensors;
+    assert!(normal.iter().all(|(name, tensor)| back[name] == *tensor) && back.len() == normal.len());
+
+    // Without the block somebody else has written it.
+    let mut foreign = there.tensors;
+    foreign.retain(|name, _| !name.starts_with(&spare));
+    for error in
+        [inspect(&foreign).unwrap_err(), convert(foreign.clone(), None, Family::Official).unwrap_err()]
+    {
+        assert!(error.to_string().contains("that beit2 has not written cannot be read"), "{error}");
+    }
+}
+
+#[test]
+fn golden_segmentation_models_that_would_compute_otherwise_are_refused() {
+    let Some((official, facts)) = segmentation() else { return };
+    let summary = inspect(&official).unwrap();
+    let refused = |change: &dyn Fn(&mut SegmentationFacts)| {
+        let mut facts = facts.clone();
+        change(facts.segmentation.as_mut().unwrap());
+        hf_config(&summary, &facts).unwrap_err().to_string()
+    };
+    for (error, part) in [
+        (refused(&|own| own.channels = 7), "7 channels"),
+        (refused(&|own| own.aux_index = 1), "takes map 1"),
+        (refused(&|own| own.out_indices[3] = 9), "[0, 1, 2, 9]"),
+    ] {
+        assert!(error.contains(part) && error.contains("would give other numbers"), "{error}");
+    }
+    let Some(small) = golden_tensors("G_patch8.safetensors").map(|tensors| part(&tensors, "weight/")) else {
+        return;
+    };
+    let error = hf_config(&inspect(&small).unwrap(), &facts).unwrap_err().to_string();
+    assert!(error.contains("patches have 8 px"), "{error}");
+    let error = hf_config(&summary, &Facts::default()).unwrap_err().to_string();
+    assert!(error.contains("after which blocks"), "{error}");
+    assert!(timm_config(&summary, &facts).unwrap_err().to_string().contains("no segmentation model"));
+}
+
+#[test]
+fn configurations_say_what_the_tensors_do_not_show() {
+    let official = tiny(DType::F16, &target(), &[]);
+    let summary = inspect(&official).unwrap();
+    let names: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).into();
+    let view = Preprocessing { crop_pct: 0.9, resized: 35, ..Preprocessing::of_size(32) };
+    let facts = Facts {
+        class_names: names.clone(),
+        norm_eps: 1e-5,
+        mean: vec![0.5; 3],
+        std: vec![0.25; 3],
+        preprocessing: Some(view),
+        ..Facts::default()
+    };
+    let config = hf_config(&summary, &facts).unwrap();
+    assert_eq!((&config["layer_norm_eps"], &config["dtype"]), (&1e-5.into(), &"float16".into()));
+    assert_eq!((&config["id2label"]["4"], &config["label2id"]["b"]), (&"e".into(), &1.into()));
+    let processor = hf_preprocessor(&summary, &facts).unwrap();
+    assert_eq!(processor["size"]["shortest_edge"], 35);
+    assert_eq!((&processor["crop_size"]["height"], &processor["image_std"][2]), (&32.into(), &0.25.into()));
+
+    // timm has one epsilon.
+    let error = timm_config(&summary, &facts).unwrap_err().to_string();
+    assert!(error.contains("epsilon of 1e-5"), "{error}");
+    let config = timm_config(&summary, &Facts { norm_eps: 1e-6, ..facts.clone() }).unwrap();
+    assert_eq!(config["label_names"], serde_json::json!(names));
+    assert_eq!(config["pretrained_cfg"]["crop_pct"], 0.9);
+    assert_eq!(config["pretrained_cfg"]["mean"], serde_json::json!([0.5, 0.5, 0.5]));
+    assert_eq!(config["model_args"]["global_pool"], "avg");
+
+    // A trunk without its final norm would get one that nobody has trained.
+    let mut bare = tiny(DType::F32, &Target { classes: 0, ..target() }, &[]);
+    bare.retain(|name, _| !name.starts_with("fc_norm."));
+    let summary = inspect(&bare).unwrap();
+    for error in [hf_config(&summary, &Facts::default()), timm_config(&summary, &Facts::default())] {
+        assert!(error.unwrap_err().to_string().contains("no final norm"));
+    }
+    let bands = Facts { mean: vec![0.5; 5], std: vec![0.5; 5], ..facts };
+    assert!(hf_preprocessor(&summary, &bands).unwrap_err().to_string().contains("5 means"));
 }
