@@ -260,6 +260,25 @@ fn runs_of_this_program() {
     weights(world.root(), &["convert", "mim", "--to", "official", "-o", "official.safetensors"]).works();
     let found = json(&weights(world.root(), &["verify", "official.safetensors", "--json"]));
     assert_eq!(found["model"]["kind"], "pretraining");
+    // The model card has the facts of the run.
+    let told = json(&weights(world.root(), &["convert", "mim", "--to", "hf", "-o", "mim_hf", "--json"]));
+    let files = ["config.json", "preprocessor_config.json", "README.md", "model.safetensors"];
+    assert_eq!(told["files"], serde_json::json!(files.map(|name| format!("mim_hf/{name}"))));
+    let card = fs::read_to_string(world.path("mim_hf/README.md")).unwrap();
+    for part in [
+        "---\nlicense: unknown\nlibrary_name: transformers\npipeline_tag: image-feature-extraction\n",
+        "# mim_hf\n",
+        "| stage | pretrain |",
+        "| recipe | mim.toml |",
+        "| data | train |",
+        "| tokenizer | run |",
+        "| epochs | 1 |",
+        "beit2 pretrain mim.toml --tokenizer run",
+        "loss | ",
+        "BeitForMaskedImageModeling",
+    ] {
+        assert!(card.contains(part), "no {part} in:\n{card}");
+    }
     for class in ["labelled/a", "labelled/b"] {
         fs::create_dir_all(world.path(class)).unwrap();
     }

@@ -339,6 +339,9 @@ fn configurations_say_what_the_tensors_do_not_show() {
     let config = hf_config(&summary, &facts).unwrap();
     assert_eq!((&config["layer_norm_eps"], &config["dtype"]), (&1e-5.into(), &"float16".into()));
     assert_eq!((&config["id2label"]["4"], &config["label2id"]["b"]), (&"e".into(), &1.into()));
+    assert!(config.get("problem_type").is_none());
+    let several = hf_config(&summary, &Facts { multi_label: true, ..facts.clone() }).unwrap();
+    assert_eq!(several["problem_type"], "multi_label_classification");
     let processor = hf_preprocessor(&summary, &facts).unwrap();
     assert_eq!(processor["size"]["shortest_edge"], 35);
     assert_eq!((&processor["crop_size"]["height"], &processor["image_std"][2]), (&32.into(), &0.25.into()));

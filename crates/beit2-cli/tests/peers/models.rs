@@ -38,7 +38,8 @@ pub fn vit() -> VitConfig {
 pub fn classifier(vit: VitConfig, pooling: Pooling, classes: usize, names: &[&str]) -> Model {
     let model = VisionTransformer::new(&vit, pooling, classes, &Default::default());
     let class_names = names.iter().map(|name| (*name).to_owned()).collect();
-    let config = ClassifierConfig { vit, pooling, classes: Some(classes), class_names };
+    let mut config = ClassifierConfig { vit, pooling, classes: Some(classes), ..ClassifierConfig::default() };
+    config.class_names = class_names;
     Model::Vit(filled(model), config)
 }
 

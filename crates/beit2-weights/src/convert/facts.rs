@@ -18,6 +18,8 @@ pub struct Facts {
     pub norm_eps: f64,
     /// Names of the classes in their order; empty: nobody has named them.
     pub class_names: Vec<String>,
+    /// Whether an image may have several classes: every logit goes through a sigmoid of its own.
+    pub multi_label: bool,
     /// How an image becomes what the model sees; `None`: the paper's protocol for the image size.
     pub preprocessing: Option<Preprocessing>,
     /// Mean of each channel, for values in `[0, 1]`; default ImageNet's.
@@ -35,6 +37,7 @@ impl Default for Facts {
             image_px: None,
             norm_eps: 1e-6,
             class_names: Vec::new(),
+            multi_label: false,
             preprocessing: None,
             mean: MEAN.into(),
             std: STD.into(),

@@ -70,6 +70,9 @@ pub fn hf_config(summary: &ModelSummary, facts: &Facts) -> Result<Value, LayoutE
         fields.insert("id2label".to_string(), id2label.into());
         fields.insert("label2id".to_string(), label2id.into());
     }
+    if kind == Kind::Classifier && facts.multi_label {
+        fields.insert("problem_type".to_string(), "multi_label_classification".into());
+    }
     if kind == Kind::Segmentation {
         fields.extend(segmentation(summary, facts)?);
     }

@@ -34,6 +34,7 @@ pub(super) fn of(state: &StateFile, heads: Option<usize>) -> Result<Facts, beit2
             _ => usual.norm_eps,
         },
         class_names: names,
+        multi_label: own["multi_label"].as_bool().unwrap_or_default(),
         ..usual
     };
     if let Some(Normalization { mean, std }) = normalization {
@@ -107,6 +108,12 @@ pub(super) fn notes(facts: &Facts, kind: Kind, classes: Option<usize>, hugging_f
         } else if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             notes.push(format!("several classes are called `{}`; label2id has the last of them", pair[0]));
         }
+    }
+    if facts.multi_label && kind == Kind::Classifier && !hugging_face {
+        notes.push(
+            "images may have several classes: put each logit through a sigmoid, not all through a softmax"
+                .to_owned(),
+        );
     }
     if let (Some(view), true) = (facts.preprocessing, hugging_face && kind != Kind::Segmentation)
         && view.resized.saturating_sub(view.size) % 4 == 3
