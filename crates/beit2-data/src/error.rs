@@ -499,7 +499,7 @@ pub enum LoaderError {
     },
     /// More unreadable samples than `max_bad_fraction` of the epoch.
     #[error(
-        "{bad} of {samples} samples of epoch {epoch} could not be used, more than the {limit} allowed ({percent} %): {}{}",
+        "{bad} of {samples} images could not be used in epoch {epoch}, more than the {limit} that data.max_bad_fraction allows ({percent} %): {}{}",
         first.join("; "),
         if (*bad as usize) > first.len() { "; ..." } else { "" }
     )]

@@ -44,6 +44,7 @@
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod check;
 pub mod classes;
 pub mod decode;
 mod error;

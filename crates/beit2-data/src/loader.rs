@@ -61,9 +61,12 @@ pub struct LoaderConfig {
     /// Images whose shorter side has fewer pixels count as unusable. Default 0: all are accepted
     /// and enlarged where needed, as the reference does.
     pub min_side_px: u32,
-    /// Unusable samples allowed per epoch, as a share of the samples this rank sees in it. Default
-    /// 0.01.
+    /// Unusable samples allowed per epoch, as a share of the samples this rank sees in it; unless it is 0, at
+    /// least one is allowed. Default 0.01.
     pub max_bad_fraction: f64,
+    /// Whether another sample stands in for an unusable one, so that batches keep their size. Otherwise it is left
+    /// out and its batch is smaller, or empty: for measurements, which must not count an image twice. Default true.
+    pub replace: bool,
 }
 
 impl Default for LoaderConfig {
@@ -83,6 +86,7 @@ impl Default for LoaderConfig {
             decode: DecodeOptions::default(),
             min_side_px: 0,
             max_bad_fraction: 0.01,
+            replace: true,
         }
     }
 }
@@ -210,6 +214,7 @@ impl<T: Send + 'static> Loader<T> {
             decode: config.decode,
             min_side_px: config.min_side_px,
             seed: config.seed,
+            replace: config.replace,
             work: Box::new(move |image, info| work(image, info).map_err(|error| error.to_string())),
         });
         let pool = match config.workers {
@@ -297,9 +302,11 @@ impl<T: Send + 'static> Loader<T> {
             let crashed =
                 |message| LoaderError::WorkerPanicked { name: self.preparer.name(sample_of(slot)), message };
             let sample = outcome.map_err(crashed)??;
-            batch.indices.push(sample.index);
-            batch.items.push(sample.item);
-            batch.labels.push(sample.label);
+            if let Some((index, item, label)) = sample.item {
+                batch.indices.push(index);
+                batch.items.push(item);
+                batch.labels.push(label);
+            }
             batch.replaced.extend(sample.replaced);
         }
         batch.bad_in_epoch = self.bad.add(epoch, &batch.replaced)?;

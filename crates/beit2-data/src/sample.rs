@@ -45,7 +45,7 @@ impl SampleInfo {
     }
 }
 
-/// A sample that could not be used, and what was taken instead.
+/// A sample that could not be used, and what was taken instead, if anything was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
     /// The unusable sample's number.
@@ -54,8 +54,8 @@ pub struct Replaced {
     pub name: String,
     /// Why it could not be used.
     pub error: String,
-    /// The number of the sample that stands in for it.
-    pub by: u64,
+    /// The number of the sample that stands in for it; `None` when it was left out.
+    pub by: Option<u64>,
 }
 
 /// The caller's function from a decoded image to an item of the batch; an error makes the sample
@@ -66,9 +66,8 @@ pub(crate) type Prepared<T> = Result<Sample<T>, LoaderError>;
 
 /// One sample's part of a batch.
 pub(crate) struct Sample<T> {
-    pub(crate) index: u64,
-    pub(crate) item: T,
-    pub(crate) label: Option<u32>,
+    /// The item with its sample's number and class; `None` when the sample was left out.
+    pub(crate) item: Option<(u64, T, Option<u32>)>,
     pub(crate) replaced: Option<Replaced>,
 }
 
@@ -88,7 +87,9 @@ impl BadCount {
     /// `bad`.
     pub(crate) fn new(fraction: f64, samples: u64, epoch: u64, bad: u64) -> Self {
         // Why the small addend: 0.29 * 100 is 28.999999999999996 in binary and must allow 29.
-        let limit = (fraction * samples as f64 + 1e-6) as u64;
+        // Why at least one: a share of fewer than 100 images would otherwise allow none.
+        let least = u64::from(fraction > 0.0);
+        let limit = least.max((fraction * samples as f64 + 1e-6) as u64);
         Self { fraction, limit, samples, epoch, bad, first: Vec::new() }
     }
 
@@ -144,6 +145,8 @@ pub(crate) struct Preparer<T> {
     pub(crate) decode: DecodeOptions,
     pub(crate) min_side_px: u32,
     pub(crate) seed: u64,
+    /// Whether another sample stands in for an unusable one; otherwise it is left out.
+    pub(crate) replace: bool,
     pub(crate) work: BoxedWork<T>,
 }
 
@@ -157,10 +160,14 @@ impl<T> Preparer<T> {
         let index = sample_of(slot);
         let error = match self.attempt(epoch, slot, index) {
             Ok((item, label)) => {
-                return Ok(Sample { index, item, label, replaced: None });
+                return Ok(Sample { item: Some((index, item, label)), replaced: None });
             }
             Err(error) => error,
         };
+        if !self.replace {
+            let name = self.name(index);
+            return Ok(Sample { item: None, replaced: Some(Replaced { index, name, error, by: None }) });
+        }
         let mut rng = Key { seed: self.seed, epoch, index: slot, stream: RngStream::Replace }.rng();
         let name = self.name(index);
         for _ in 0..REPLACEMENT_TRIES {
@@ -169,8 +176,8 @@ impl<T> Preparer<T> {
                 continue;
             }
             if let Ok((item, label)) = self.attempt(epoch, slot, by) {
-                let replaced = Some(Replaced { index, name, error, by });
-                return Ok(Sample { index: by, item, label, replaced });
+                let replaced = Some(Replaced { index, name, error, by: Some(by) });
+                return Ok(Sample { item: Some((by, item, label)), replaced });
             }
         }
         Err(LoaderError::NoReplacement { name, error, tries: REPLACEMENT_TRIES })

@@ -65,6 +65,7 @@ impl<T: Send + 'static> Sequence<T> {
             decode: config.decode,
             min_side_px: 0,
             seed: 0,
+            replace: false,
             work: Box::new(move |image, _| work(image).map_err(|error| error.to_string())),
         });
         let pool = match config.workers {

@@ -152,9 +152,42 @@ fn unreadable_samples_are_replaced_and_counted() {
         let used: Vec<u64> = epoch.iter().flat_map(|b| b.indices.clone()).collect();
         assert!(!used.contains(&7) && !used.contains(&20));
         for (batch, r) in epoch.iter().flat_map(|b| b.replaced.iter().map(move |r| (b, r))) {
-            assert!(batch.indices.contains(&r.by));
+            assert!(batch.indices.contains(&r.by.unwrap()));
         }
     }
+}
+
+#[test]
+fn unreadable_samples_can_be_left_out_instead() {
+    let once = LoaderConfig { replace: false, shuffle: false, epochs: Some(1), ..config() };
+    let config = LoaderConfig { max_bad_fraction: 0.2, ..once };
+    let bad = [4, 5, 6, 7, 20];
+    for workers in [0, 3] {
+        let found = batches(LoaderConfig { workers, ..config.clone() }, Memory::new(40, &bad));
+        let used: Vec<u64> = found.iter().flat_map(|b| b.indices.clone()).collect();
+        let whole: Vec<u64> = (0..40).filter(|&at| !bad.contains(&(at as usize))).collect();
+        assert_eq!(used, whole, "every readable image once and in order");
+        assert!(found.iter().all(|b| b.items.len() == b.indices.len() && b.labels.len() == b.indices.len()));
+        assert!(found[1].items.is_empty() && found[1].replaced.len() == 4);
+        assert!(found.iter().flat_map(|b| &b.replaced).all(|r| r.by.is_none()));
+        assert_eq!(found[9].bad_in_epoch, 5);
+    }
+}
+
+#[test]
+fn one_bad_file_among_few_is_not_the_end() {
+    // 1 % of 12 images is none, and one is allowed all the same; 0 means none.
+    let small = LoaderConfig { max_bad_fraction: 0.01, ..config() };
+    assert_eq!(batches(small.clone(), Memory::new(12, &[7])).len(), 9);
+    let (_, error) = verdict(small, Memory::new(12, &[7, 9]));
+    let sentence = error.to_string();
+    assert!(
+        sentence.starts_with("2 of 12 images could not be used in epoch 0, more than the 1 that"),
+        "{sentence}"
+    );
+    assert!(sentence.contains("data.max_bad_fraction allows (1 %): pic"), "{sentence}");
+    let (_, error) = verdict(LoaderConfig { max_bad_fraction: 0.0, ..config() }, Memory::new(12, &[7]));
+    assert!(matches!(error, LoaderError::TooManyBad { bad: 1, limit: 0, .. }));
 }
 
 /// What the loader says before it stops, and how many batches it gave.
@@ -181,7 +214,7 @@ fn too_many_unreadable_samples_stop_the_run() {
     let sentence = error.to_string();
     assert!(
         sentence
-            .starts_with("3 of 40 samples of epoch 0 could not be used, more than the 2 allowed (5 %): pic"),
+            .starts_with("3 of 40 images could not be used in epoch 0, more than the 2 that data.max_bad_fraction allows (5 %): pic"),
         "{sentence}"
     );
     assert!(sentence.ends_with("copy the file again"), "{sentence}");

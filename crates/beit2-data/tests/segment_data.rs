@@ -164,7 +164,7 @@ fn layout_of_ade20k() {
     let report = checked(&source);
     assert_eq!((report.problems, report.by_kind[&FindingKind::IdOutside]), (1, 1));
     assert!(report.findings[0].sentence.ends_with(
-        "b.png: pixel (3, 0) has the id 150; 3 classes have the ids 1 to 3, and 0 and 255 are ignored"
+        "b.png: pixel (3, 0) has the id 150; 3 classes have the ids 1 to 3, and 0 and 255 are ignored; masks.map = \"150=ID\" (--map) makes it another id"
     ));
     let kept = SegmentDataOptions { reduce_zero_label: ReduceZeroLabel::No, classes: None, ..plain };
     assert_eq!(folder.open("ade/images/validation", &kept).mask(0).unwrap().data, [1; 8]);
@@ -422,7 +422,7 @@ fn masks_that_cannot_be_used() {
     is(
         gray(4, 2, &[0, 1, 0, 0, 0, 0, 7, 0]),
         FindingKind::IdOutside,
-        "pixel (2, 1) has the id 7; 2 classes have the ids 0 to 1, and 255 is ignored",
+        "pixel (2, 1) has the id 7; 2 classes have the ids 0 to 1, and 255 is ignored; masks.map = \"7=ID\" (--map) makes it another id",
     );
     is(
         gray(2, 4, &[0; 8]),

@@ -2,7 +2,7 @@
 
 use beit2::segment::{InferConfig, MasksConfig, Mode};
 use beit2_data::DecodeOptions;
-use beit2_data::segment::{ReduceZeroLabel, SegmentDataOptions};
+use beit2_data::segment::{IdMap, ReduceZeroLabel, SegmentDataOptions};
 use clap::{Args, ValueEnum};
 
 /// How a segmentation model is run on images. The defaults are stored with the model.
@@ -92,6 +92,10 @@ pub struct MaskArgs {
     /// Value of mask pixels without a label
     #[arg(long, value_name = "ID", default_value_t = 255)]
     pub ignore: u8,
+
+    /// Mask values that stand for other ids, applied first: 255=1 for masks of 0 and 255
+    #[arg(long, value_name = "VALUE=ID,…", default_value = "")]
+    pub map: IdMap,
 }
 
 /// `--reduce-zero-label`.
@@ -113,6 +117,6 @@ impl MaskArgs {
             ReduceZeroLabelArg::Yes => ReduceZeroLabel::Yes,
             ReduceZeroLabelArg::No => ReduceZeroLabel::No,
         };
-        MasksConfig { reduce_zero_label, ignore: self.ignore }.options(decode)
+        MasksConfig { reduce_zero_label, ignore: self.ignore, map: self.map.clone() }.options(decode)
     }
 }

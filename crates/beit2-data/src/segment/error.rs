@@ -118,7 +118,7 @@ pub enum MaskProblem {
         class: String,
     },
     /// An id that is neither a class nor ignored.
-    #[error("pixel ({x}, {y}) has the id {id}; {rule}")]
+    #[error("pixel ({x}, {y}) has the id {id}; {rule}; masks.map = \"{id}=ID\" (--map) makes it another id")]
     IdOutside {
         /// Column.
         x: u32,

@@ -11,7 +11,7 @@ use crate::error::SourceError;
 use crate::segment::classes::{ClassList, read_list};
 use crate::segment::error::SegmentDataError;
 use crate::segment::label_map::IGNORE;
-use crate::segment::rule::{LabelRule, MAX_CLASSES};
+use crate::segment::rule::{IdMap, LabelRule, MAX_CLASSES};
 use crate::segment::source::{Pair, Parts, SegmentSource, Unpaired};
 use crate::source::folder::{file_name, images_below, list};
 use crate::source::name::path_text;
@@ -53,6 +53,8 @@ pub struct SegmentDataOptions {
     pub reduce_zero_label: ReduceZeroLabel,
     /// Id in the masks that means "no label". Default 255.
     pub ignore: u8,
+    /// Mask values that stand for other ids, applied first. Default: none.
+    pub map: IdMap,
     /// Number of classes. Default: as the class list has, or 150 in ADE20K's layout.
     pub classes: Option<usize>,
     /// The class list, when it does not lie beside the folders.
@@ -71,6 +73,7 @@ impl Default for SegmentDataOptions {
             split: None,
             reduce_zero_label: ReduceZeroLabel::Auto,
             ignore: IGNORE,
+            map: IdMap::default(),
             classes: None,
             class_list: None,
             decode: DecodeOptions::default(),
@@ -114,7 +117,7 @@ pub fn open_segment(
         return Err(SegmentDataError::Unpaired { images, masks, first });
     }
     let Trees { images, masks, ade20k, .. } = trees;
-    let decode = options.decode.clone();
+    let (map, decode) = (options.map.clone(), options.decode.clone());
     Ok(Arc::new(SegmentSource::new(Parts {
         images,
         masks,
@@ -123,6 +126,7 @@ pub fn open_segment(
         unpaired,
         account,
         list,
+        map,
         rule,
         decode,
     })))

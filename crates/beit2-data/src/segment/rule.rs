@@ -1,6 +1,9 @@
 //! From the ids in mask files to class numbers.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::segment::label_map::IGNORE;
 
@@ -58,6 +61,81 @@ impl fmt::Display for LabelRule {
     }
 }
 
+/// Mask values that stand for other ids: `255=1` for masks of 0 and 255, `128=1, 255=2` for several. It is applied before
+/// [`LabelRule`], so a value may also become the ignored id. Colours of RGB masks have no values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap(Vec<(u8, u8)>);
+
+impl IdMap {
+    /// Whether every value stands for itself.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The id that a value stands for.
+    #[must_use]
+    pub fn id(&self, value: u8) -> u8 {
+        self.0.iter().find(|(from, _)| *from == value).map_or(value, |&(_, id)| id)
+    }
+
+    /// Turns the values of a mask into ids.
+    pub(super) fn apply(&self, values: &mut [u8]) {
+        if !self.0.is_empty() {
+            let ids: [u8; 256] = std::array::from_fn(|value| self.id(value as u8));
+            values.iter_mut().for_each(|value| *value = ids[usize::from(*value)]);
+        }
+    }
+
+    /// Pairs of value and id, in order.
+    pub(super) fn pairs(&self) -> &[(u8, u8)] {
+        &self.0
+    }
+}
+
+impl fmt::Display for IdMap {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (value, id)) in self.0.iter().enumerate() {
+            write!(out, "{}{value}={id}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for IdMap {
+    type Err = String;
+
+    /// Pairs `VALUE=ID` with commas between them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+            let parsed = pair
+                .split_once('=')
+                .and_then(|(value, id)| Some((value.trim().parse().ok()?, id.trim().parse().ok()?)));
+            let Some((value, id)) = parsed else {
+                return Err(format!("'{pair}' is no pair of mask value and id; write for example 255=1"));
+            };
+            if pairs.iter().any(|&(other, _)| other == value) {
+                return Err(format!("the mask value {value} has two ids; give it one"));
+            }
+            pairs.push((value, id));
+        }
+        Ok(Self(pairs))
+    }
+}
+
+impl Serialize for IdMap {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for IdMap {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +147,18 @@ mod tests {
         assert_eq!(classes, [Some(255), Some(0), Some(149), None, None, Some(255)]);
         assert_eq!((rule.id(0), rule.id(149)), (1, 150));
         assert_eq!(rule.to_string(), "150 classes have the ids 1 to 150, and 0 and 255 are ignored");
+    }
+
+    #[test]
+    fn values_stand_for_ids() {
+        let map: IdMap = "255=1, 7 = 0".parse().unwrap();
+        assert_eq!([255, 7, 3].map(|value| map.id(value)), [1, 0, 3]);
+        assert_eq!((map.to_string().as_str(), map.is_empty()), ("255=1, 7=0", false));
+        assert!("".parse::<IdMap>().unwrap().is_empty());
+        let why = |text: &str| text.parse::<IdMap>().unwrap_err();
+        assert!(
+            why("256=1").contains("255=1") && why("1").contains("'1'") && why("1=2,1=3").contains("two ids")
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::segment::classes::{ClassList, voc_color};
 use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::{IGNORE, LabelMap};
 use crate::segment::mask_png::{RawMask, RawPixels, SIGNATURE, decode_mask};
-use crate::segment::rule::LabelRule;
+use crate::segment::rule::{IdMap, LabelRule};
 use crate::source::folder::{fingerprint_file, read_image};
 use crate::source::name::{path_bytes, path_text};
 use crate::source::{Account, Source};
@@ -50,6 +50,16 @@ impl Unpaired {
     }
 }
 
+/// What a mask holds.
+pub(crate) struct MaskLook {
+    /// Width and height.
+    pub(crate) size: (u32, u32),
+    /// Values in the file; none of RGB masks.
+    pub(crate) values: Box<[bool; 256]>,
+    /// Pixels by class number, and at [`IGNORE`] those without a label.
+    pub(crate) counts: Box<[u64; 256]>,
+}
+
 /// What a [`SegmentSource`] is made of.
 #[derive(Clone)]
 pub(super) struct Parts {
@@ -61,6 +71,7 @@ pub(super) struct Parts {
     /// What lies in the folders and is no image.
     pub(super) account: Account,
     pub(super) list: ClassList,
+    pub(super) map: IdMap,
     pub(super) rule: LabelRule,
     pub(super) decode: DecodeOptions,
 }
@@ -141,6 +152,12 @@ impl SegmentSource {
         self.parts.rule
     }
 
+    /// Mask values that stand for other ids.
+    #[must_use]
+    pub fn id_map(&self) -> &IdMap {
+        &self.parts.map
+    }
+
     /// Whether the folders are arranged as ADE20K's.
     #[must_use]
     pub fn is_ade20k(&self) -> bool {
@@ -184,6 +201,17 @@ impl SegmentSource {
         Ok(mask)
     }
 
+    /// Reads a mask and counts what is in it.
+    pub(crate) fn look(&self, index: usize) -> Result<MaskLook, SegmentDataError> {
+        let raw = self.raw_mask(index)?;
+        let (size, mut values) = ((raw.width, raw.height), Box::new([false; 256]));
+        if let RawPixels::Ids { ids, .. } = &raw.pixels {
+            ids.iter().for_each(|&value| values[usize::from(value)] = true);
+        }
+        let labels = self.labels(raw).map_err(|problem| self.problem(index, problem))?;
+        Ok(MaskLook { size, values, counts: Box::new(labels.histogram()) })
+    }
+
     /// Reads a mask as it is stored.
     pub(super) fn raw_mask(&self, index: usize) -> Result<RawMask, SegmentDataError> {
         let path = self.mask_path(index).ok_or(SourceError::Index { index, len: self.len() })?;
@@ -199,6 +227,7 @@ impl SegmentSource {
         let RawMask { width, height, pixels } = raw;
         let data = match pixels {
             RawPixels::Ids { mut ids, palette } => {
+                self.parts.map.apply(&mut ids);
                 if let (Some(palette), Some(colors)) = (&palette, &self.parts.list.colors) {
                     self.compare_palette(&ids, palette, colors)?;
                 }
@@ -345,6 +374,7 @@ impl Source for SegmentSource {
             if let Some(Numbering { numbers, .. }) = &self.numbering {
                 hash.bytes(numbers);
             }
+            self.parts.map.pairs().iter().for_each(|&(value, id)| hash.bytes(&[value, id]));
             hash.finish()
         };
         self.fingerprint.get_or_init(compute).clone()

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{hard_cross_entropy, top_k_hits};
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{EvaluationData, Event, Observer, scalar, to_device};
+use crate::train::{EvaluationData, Event, Observer, scalar, to_device, unusable};
 use crate::vit::{DropPath, VisionTransformer};
 use crate::weights::StateFile;
 
@@ -101,8 +101,10 @@ impl EvalTable {
 /// What came of an evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Images.
+    /// Images that were evaluated.
     pub images: usize,
+    /// Images that could not be used. They do not count.
+    pub left_out: usize,
     /// Share of images whose class has the largest logit.
     pub top1: f64,
     /// Share of images whose class is among the five largest logits (of all when there are fewer classes).
@@ -157,10 +159,12 @@ impl Evaluation {
     }
 }
 
-/// Evaluates on all images, each once. `normalization` is the model's ([`crate::vit::VitConfig::normalization`]).
+/// Evaluates on all images that can be used, each once; [`Evaluation::left_out`] counts the others. `normalization` is the
+/// model's ([`crate::vit::VitConfig::normalization`]).
 ///
 /// # Errors
-/// Images without classes or with more than the model has, images that cannot be read, an interruption.
+/// Images without classes or with more than the model has, more unreadable images than `max_bad_fraction` allows, an
+/// interruption.
 pub fn evaluate<B: Backend>(
     model: &VisionTransformer<B>,
     normalization: Option<&Normalization>,
@@ -177,6 +181,11 @@ pub fn evaluate<B: Backend>(
             return Err(Error::Interrupted);
         }
         let batch = batch?;
+        unusable(&batch).for_each(|sentence| observer.event(Event::Warning(sentence)));
+        found.left_out += batch.replaced.len();
+        if batch.items.is_empty() {
+            continue;
+        }
         let Some(labels) = batch.labels.iter().copied().collect::<Option<Vec<u32>>>() else {
             return config_error("a validation image has no class; evaluation needs classes for all");
         };
@@ -200,8 +209,11 @@ pub fn evaluate<B: Backend>(
         let numbers = Tensor::<B, 1, Int>::from_data(&numbers[..], device);
         loss += scalar(hard_cross_entropy(logits, numbers)) * labels.len() as f64;
         found.images += labels.len();
-        let (what, done) = ("evaluation".to_owned(), found.images as u64);
+        let (what, done) = ("evaluation".to_owned(), (found.images + found.left_out) as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
+    }
+    if found.images == 0 {
+        return config_error(format!("none of the {total} images can be used"));
     }
     let share = |hits: usize| hits as f64 / found.images.max(1) as f64;
     let mean = loss / found.images.max(1) as f64;

@@ -12,7 +12,7 @@ use crate::pixels;
 use crate::pretrain::MimModel;
 use crate::tokenizer::VqKd;
 use crate::tokenizer::teachers::Teacher;
-use crate::train::{EvaluationData, Event, Item, Observer, to_device};
+use crate::train::{EvaluationData, Event, Item, Observer, to_device, unusable};
 use crate::vit::{DropPath, Trunk, VisionTransformer};
 
 /// What of an image's tokens becomes its feature.
@@ -217,7 +217,8 @@ impl Features {
 /// Features of all images of a labelled source.
 ///
 /// # Errors
-/// Images without classes, images that cannot be read, or an interruption.
+/// Images without classes, more unreadable images than `max_bad_fraction` allows, or an interruption. Fewer are left out,
+/// each with a warning: there are as many rows as usable images.
 pub fn extract<B: Backend>(
     model: &Featurizer<B>,
     kind: FeatureKind,
@@ -272,11 +273,17 @@ fn collect(
     let mut found =
         Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), sets: None, classes };
     let mut sets = Vec::new();
+    let mut left_out = 0;
     for batch in data.loader()? {
         if stop.is_set() {
             return Err(Error::Interrupted);
         }
         let batch = batch?;
+        unusable(&batch).for_each(|sentence| observer.event(Event::Warning(sentence)));
+        left_out += batch.replaced.len();
+        if batch.items.is_empty() {
+            continue;
+        }
         let (values, dim) = features_of(&batch)?;
         found.values.extend(values);
         found.dim = dim;
@@ -295,9 +302,12 @@ fn collect(
                 }
             }
         }
-        let (what, done) = (format!("features: {what}"), found.len() as u64);
+        let (what, done) = (format!("features: {what}"), (found.len() + left_out) as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
     }
     found.sets = multi_label.then_some(sets);
+    if found.is_empty() {
+        return config_error(format!("none of the {total} images can be used"));
+    }
     Ok(found)
 }

@@ -30,7 +30,7 @@ const CHUNK: usize = 256;
 /// Predicted class of every row of `val` by the rows of `train`.
 ///
 /// # Errors
-/// Features of different width, no neighbours to count.
+/// Features of different width, no neighbours to count, fewer training images than neighbours.
 pub fn predict<B: Backend>(
     train: &Features,
     val: &Features,
@@ -51,7 +51,14 @@ pub fn predict<B: Backend>(
             "k-NN votes for one class, but these images can have several; use a linear probe",
         );
     }
-    let k = config.k.clamp(1, train.len());
+    let k = config.k;
+    if k == 0 || k > train.len() {
+        return config_error(format!(
+            "k = {k} neighbours need as many training images, but there are {}; use a k from 1 to {}",
+            train.len(),
+            train.len()
+        ));
+    }
     let bank = unit(train.tensor::<B>(device));
     let queries = unit(val.tensor::<B>(device));
     let mut predicted = Vec::with_capacity(val.len());
@@ -116,5 +123,11 @@ mod tests {
         assert_eq!(knn::<Flex>(&train, &val, config, &Default::default()).unwrap(), 1.0);
         let wide = Features { dim: 1, ..train.clone() };
         assert!(predict::<Flex>(&wide, &val, config, &Default::default()).is_err());
+        let many = KnnConfig { k: 4, ..config };
+        let error = predict::<Flex>(&train, &val, many, &Default::default()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("k = 4 neighbours need as many training images, but there are 3;"),
+            "{error}"
+        );
     }
 }

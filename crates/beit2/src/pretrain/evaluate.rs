@@ -10,7 +10,7 @@ use super::{MimModel, PatchMask, PretrainRecipe};
 use crate::error::Error;
 use crate::pixels;
 use crate::tokenizer::VqKd;
-use crate::train::{DataConfig, DataPosition, Item, TrainingData, scalar, to_device};
+use crate::train::{DataConfig, DataPosition, Item, TrainingData, scalar, to_device, unusable};
 use crate::vit::{DropPath, VitConfig};
 
 /// Metrics of a validation set.
@@ -20,6 +20,8 @@ pub struct MimEvaluation {
     pub loss: Vec<f64>,
     /// Fraction of the masked patches whose token is predicted, of each branch.
     pub accuracy: Vec<f64>,
+    /// A sentence for each image that could not be used; another one counts in its place.
+    pub replaced: Vec<String>,
 }
 
 /// Largest batch of an evaluation.
@@ -29,7 +31,7 @@ const EVALUATION_BATCH: usize = 256;
 /// for the few left over by batches of equal size.
 ///
 /// # Errors
-/// Images that cannot be read.
+/// More images than `max_bad_fraction` allows that cannot be read.
 pub fn evaluate<I: Backend>(
     model: &MimModel<I>,
     tokenizer: &VqKd<I>,
@@ -43,9 +45,12 @@ pub fn evaluate<I: Backend>(
     let config = DataConfig { min_side_px: 0, ..recipe.data.clone() };
     let data = validation_data(source, &config, recipe, token_px, images / batches);
 
+    let mut replaced = Vec::new();
     let (mut loss, mut accuracy, mut count) = (Vec::new(), Vec::new(), 0.0);
     for batch in data.loader(DataPosition::default(), &Rank::alone())?.take(batches) {
-        let (x, mask, labels) = inputs(tokenizer, &batch?.items, &recipe.model.vit, device)?;
+        let batch = batch?;
+        replaced.extend(unusable(&batch));
+        let (x, mask, labels) = inputs(tokenizer, &batch.items, &recipe.model.vit, device)?;
         let found = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
         loss.resize(found.branches.len(), 0.0);
         accuracy.resize(found.branches.len(), 0.0);
@@ -54,7 +59,7 @@ pub fn evaluate<I: Backend>(
         count += 1.0;
     }
     loss.iter_mut().chain(&mut accuracy).for_each(|sum| *sum /= count);
-    Ok(MimEvaluation { loss, accuracy })
+    Ok(MimEvaluation { loss, accuracy, replaced })
 }
 
 /// Crops and masks that do not depend on the run, so that runs and epochs can be compared: the training transform with a

@@ -142,6 +142,7 @@ pub fn train<B: AutodiffBackend>(
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
                 let found = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
+                found.replaced.iter().for_each(|sentence| session.warn(sentence));
                 let total = found.loss.iter().sum();
                 best = session.update_best(total);
                 extra.push(("val_loss", total));

@@ -1,7 +1,7 @@
 //! A segmentation experiment as data.
 
 use beit2_data::DecodeOptions;
-use beit2_data::segment::{IGNORE, ReduceZeroLabel, SegmentDataOptions, SegmentTrainConfig};
+use beit2_data::segment::{IGNORE, IdMap, ReduceZeroLabel, SegmentDataOptions, SegmentTrainConfig};
 use beit2_kernels::Precision;
 use beit2_weights::layout::Kind;
 use serde::{Deserialize, Serialize};
@@ -40,11 +40,13 @@ pub struct MasksConfig {
     pub reduce_zero_label: ReduceZeroLabel,
     /// Number in the masks of pixels that do not count.
     pub ignore: u8,
+    /// Mask values that stand for other numbers, applied first: `"255=1"` for masks of 0 and 255.
+    pub map: IdMap,
 }
 
 impl Default for MasksConfig {
     fn default() -> Self {
-        Self { reduce_zero_label: ReduceZeroLabel::Auto, ignore: IGNORE }
+        Self { reduce_zero_label: ReduceZeroLabel::Auto, ignore: IGNORE, map: IdMap::default() }
     }
 }
 
@@ -55,6 +57,7 @@ impl MasksConfig {
             decode,
             reduce_zero_label: self.reduce_zero_label,
             ignore: self.ignore,
+            map: self.map.clone(),
             ..SegmentDataOptions::default()
         }
     }

@@ -7,9 +7,9 @@ use beit2_kernels::Backend;
 
 use super::teachers::Teacher;
 use super::{CodeUsage, TokenizerRecipe, VqKd};
-use crate::error::Error;
+use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{EvaluationData, scalar, to_device};
+use crate::train::{EvaluationData, scalar, to_device, unusable};
 
 /// Metrics of a validation set.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,12 +20,14 @@ pub struct TokenizerEvaluation {
     pub commitment_loss: f64,
     /// How often each code is used.
     pub usage: CodeUsage,
+    /// A sentence for each image that could not be used and does not count.
+    pub left_out: Vec<String>,
 }
 
 /// Losses and code usage on a validation set (resize and centre crop, each image once).
 ///
 /// # Errors
-/// Images that cannot be read.
+/// More images than `max_bad_fraction` allows that cannot be read.
 pub fn evaluate<I: Backend>(
     model: &VqKd<I>,
     teacher: &Teacher<I>,
@@ -37,9 +39,15 @@ pub fn evaluate<I: Backend>(
     let view = EvalConfig::of_size(model_px.max(teacher_px) as u32);
     let data = EvaluationData { source, config: &recipe.data, view, batch_size: recipe.schedule.batch_size };
     let mut usage = CodeUsage::new(recipe.model.codebook_size);
+    let mut left_out = Vec::new();
     let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
     for batch in data.loader()? {
-        let (images, _) = to_device::<I>(&batch?.items, device)?;
+        let batch = batch?;
+        left_out.extend(unusable(&batch));
+        if batch.items.is_empty() {
+            continue;
+        }
+        let (images, _) = to_device::<I>(&batch.items, device)?;
         let count = images.dims()[0] as f64;
         let x = model.preprocess(pixels::resize(images.clone(), model_px, model_px));
         let target = if teacher_px == model_px {
@@ -53,5 +61,8 @@ pub fn evaluate<I: Backend>(
         seen += count;
         usage.add(loss.quantized.ids.into_data().iter::<i64>().map(|id| id as usize));
     }
-    Ok(TokenizerEvaluation { rec_loss: rec / seen, commitment_loss: commitment / seen, usage })
+    if seen == 0.0 {
+        return config_error("none of the validation images can be used");
+    }
+    Ok(TokenizerEvaluation { rec_loss: rec / seen, commitment_loss: commitment / seen, usage, left_out })
 }

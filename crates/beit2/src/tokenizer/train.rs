@@ -157,6 +157,7 @@ pub fn train<B: AutodiffBackend>(
             }
             if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
                 let found = evaluate(&model.valid(), &teacher, val.clone(), recipe, device)?;
+                found.left_out.iter().for_each(|sentence| session.warn(sentence));
                 let health = found.usage.health();
                 let total = found.rec_loss + found.commitment_loss;
                 best = session.update_best(total);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::{
-    BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
+    Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
 };
 use beit2_kernels::{Backend, Rank};
@@ -160,7 +160,10 @@ impl<'a> EvaluationData<'a> {
         Self { source: source.clone(), config, view, batch_size: 64 }
     }
 
-    /// The batches.
+    /// The batches. An image that cannot be used is left out ([`Batch::replaced`] names it), so that none counts twice; a
+    /// batch without any usable image is empty.
+    ///
+    /// [`Batch::replaced`]: beit2_data::Batch::replaced
     ///
     /// # Errors
     /// Settings out of range.
@@ -179,8 +182,23 @@ impl<'a> EvaluationData<'a> {
             epochs: Some(1),
             decode: self.config.decode_options(),
             max_bad_fraction: self.config.max_bad_fraction,
+            replace: false,
             ..LoaderConfig::default()
         };
         Ok(Loader::new(config, self.source.clone(), work)?)
     }
+}
+
+/// A sentence for each image of a batch that could not be used.
+pub(crate) fn unusable<T>(batch: &Batch<T>) -> impl Iterator<Item = String> {
+    batch.replaced.iter().map(|bad| {
+        let instead = if bad.by.is_some() { "another image took its place" } else { "it was left out" };
+        // A source's own errors begin with the name.
+        match bad.error.strip_prefix(&bad.name) {
+            Some(why) => {
+                format!("{} could not be used ({}); {instead}", bad.name, why.trim_start_matches(": "))
+            }
+            None => format!("{} could not be used ({}); {instead}", bad.name, bad.error),
+        }
+    })
 }

@@ -17,8 +17,8 @@ mod state;
 
 pub use accumulate::GradientSum;
 pub use assets::{Assets, Files, OpenOnce};
-pub(crate) use batches::loader_config;
 pub use batches::{DataPosition, EvaluationData, Item, TrainingData, TrainingItem, to_device};
+pub(crate) use batches::{loader_config, unusable};
 pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};
 pub use events::{Event, Observer, Silent};

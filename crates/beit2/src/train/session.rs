@@ -17,7 +17,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::batches::{DataPosition, TrainingItem};
+use super::batches::{DataPosition, TrainingItem, unusable};
 use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
 use super::recipe::{LoggingConfig, Plan};
@@ -185,12 +185,7 @@ impl<'a, I: Backend> Session<'a, I> {
 
     /// Takes note of a batch's unusable and enlarged images.
     pub fn note_batch<T: TrainingItem>(&mut self, batch: &Batch<T>) {
-        for replaced in &batch.replaced {
-            self.warn(format!(
-                "{} could not be used ({}); another image took its place",
-                replaced.name, replaced.error
-            ));
-        }
+        unusable(batch).for_each(|sentence| self.warn(sentence));
         if batch.epoch == 0 {
             self.state.upscaled += batch.items.iter().filter(|item| item.is_upscaled()).count() as u64;
         }

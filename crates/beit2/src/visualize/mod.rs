@@ -87,6 +87,9 @@ pub fn gallery<B: Backend>(
     let mut carriers: Vec<Vec<RgbImage>> = vec![Vec::new(); codes];
     for batch in EvaluationData::of_size(&source, data, image_size).loader()? {
         let batch = batch?;
+        if batch.items.is_empty() {
+            continue;
+        }
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let found = tokenizer.ids(tokenizer.preprocess(images));
         let [_, patches] = found.dims();
