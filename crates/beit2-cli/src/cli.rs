@@ -5,12 +5,13 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::commands::bench::Bench;
+use crate::commands::data::Data;
 use crate::commands::segment::Segment;
 use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report, segment,
+    bench, data, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report, segment,
     teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
@@ -61,6 +62,9 @@ pub enum Command {
     Segment(Segment),
     /// Write the features of many images to one file
     Embed(embed::Args),
+    /// Check images, labels and masks before they are used
+    #[command(subcommand)]
+    Data(Data),
     /// Inspect, verify, convert and download weight files
     #[command(subcommand)]
     Weights(Weights),
@@ -89,6 +93,7 @@ pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Predict(args) => predict::run(args, signals),
         Command::Segment(command) => segment::run(command, signals),
         Command::Embed(args) => embed::run(args, signals),
+        Command::Data(command) => data::run(command, signals),
         Command::Weights(command) => weights::run(command, signals),
         Command::Report(args) => report::run(args),
         Command::Recipes(args) => recipes::run(args),

@@ -10,6 +10,7 @@ use beit2::tokenizer::teachers::{DistillRecipe, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
 use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
 use beit2_data::Source;
+use beit2_data::check::{self, Findings, Set};
 use beit2_kernels::AutodiffBackend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +46,16 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
         Ok(Vec::new())
     }
 
+    /// What is wrong with the images: told by a bounded look at labels, masks and a few images.
+    ///
+    /// # Errors
+    /// Images that cannot be opened, or validation images of other classes.
+    fn findings(&self, assets: &dyn Assets) -> Result<Findings, Error> {
+        let data = self.tables().data;
+        let sources = Sources::open(self, assets)?;
+        Ok(sources.of_images(data))
+    }
+
     /// Opens the images that `[data]` names.
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
         assets.source(spec)
@@ -61,6 +72,43 @@ pub struct Tables<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// The setting that names the weights that training needs, and its value.
     pub weights: (&'static str, &'a str),
+}
+
+/// Training and validation images.
+struct Sources {
+    train: Arc<dyn Source>,
+    val: Option<Arc<dyn Source>>,
+}
+
+impl Sources {
+    fn open<S: Stage>(stage: &S, assets: &dyn Assets) -> Result<Self, Error> {
+        let data = stage.tables().data;
+        let train = stage.source(assets, &data.train)?;
+        let val = data.val.as_deref().map(|spec| stage.source(assets, spec)).transpose()?;
+        Ok(Self { train, val })
+    }
+
+    fn train<'a>(&'a self, data: &'a DataConfig) -> Set<'a, dyn Source> {
+        Set { name: &data.train, source: &self.train }
+    }
+
+    fn val<'a>(&'a self, data: &'a DataConfig) -> Option<Set<'a, dyn Source>> {
+        Some(Set { name: data.val.as_deref()?, source: self.val.as_ref()? })
+    }
+
+    /// A few images decoded, and images that are in both sets.
+    fn of_images(&self, data: &DataConfig) -> Findings {
+        let mut findings = check::sample(self.train(data), &data.decode_options(), data.workers);
+        if let Some(val) = self.val(data) {
+            findings.extend(check::shared(self.train(data), val, data.workers));
+        }
+        findings
+    }
+
+    /// Labels that cannot teach anything. Of the validation set, its matching by name says it.
+    fn of_labels(&self, data: &DataConfig) -> Findings {
+        check::labels(self.train(data), None)
+    }
 }
 
 /// The command that trains recipes of a stage.
@@ -149,6 +197,13 @@ impl Stage for FinetuneRecipe {
         Ok(notes)
     }
 
+    fn findings(&self, assets: &dyn Assets) -> Result<Findings, Error> {
+        let sources = Sources::open(self, assets)?;
+        let mut findings = sources.of_labels(&self.data);
+        findings.extend(sources.of_images(&self.data));
+        Ok(findings)
+    }
+
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         finetune::train::<B>(self, env, device)
     }
@@ -175,6 +230,17 @@ impl Stage for SegmentRecipe {
 
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
         Ok(assets.segment_source(spec, &self.masks.options(self.data.decode_options()))?)
+    }
+
+    fn findings(&self, assets: &dyn Assets) -> Result<Findings, Error> {
+        let options = self.masks.options(self.data.decode_options());
+        let train = assets.segment_source(&self.data.train, &options)?;
+        let val = self.data.val.as_deref().map(|spec| assets.segment_source(spec, &options)).transpose()?;
+        let set = Set { name: &self.data.train, source: &train };
+        let val = self.data.val.as_deref().zip(val.as_ref()).map(|(name, source)| Set { name, source });
+        let (mut findings, _) = check::masks(set, val, self.data.workers);
+        findings.extend(Sources::open(self, assets)?.of_images(&self.data));
+        Ok(findings)
     }
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {

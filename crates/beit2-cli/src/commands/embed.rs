@@ -9,6 +9,7 @@ use beit2_kernels::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use clap::ValueEnum;
 
+use crate::account;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
 use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs, SourceArg};
@@ -99,7 +100,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let list = to.list();
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     // A wrong name is said before a device starts.
-    session.assets.source(&args.images.source)?;
+    account::tell(args.output, &args.images.source, session.assets.source(&args.images.source)?.as_ref());
     let written = session.on(&args.device.device, Embedding { args, to })?;
     written.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)

@@ -1,12 +1,13 @@
 //! `beit2 eval`: evaluates a classifier on labelled images.
 
+use beit2::Error;
 use beit2::classify::{
     Classifier, ClassifierOptions, EvalTable, Evaluation, MultiLabelEvaluation, evaluate,
     evaluate_multi_label,
 };
 use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
 use beit2_data::classes::{ClassMatch, IMAGENET_CLASSES, Matched};
-use beit2_data::{CropMode, EvalConfig, Interpolation};
+use beit2_data::{CropMode, EvalConfig, Interpolation, LoaderError, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::csv_cell;
 use beit2_run::thousands;
@@ -15,6 +16,7 @@ use beit2_weights::resize::TableResize;
 use clap::{ValueEnum, ValueHint};
 use serde_json::json;
 
+use crate::account;
 use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::flags::{
@@ -76,6 +78,10 @@ pub struct Args {
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
+
+    /// Leave out images that cannot be read and count them, instead of stopping
+    #[arg(long)]
+    skip_unreadable: bool,
 
     #[command(flatten)]
     results: ResultArgs,
@@ -158,9 +164,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         return usage(format!("{} has no classes; an evaluation needs one sub-folder per class", args.data));
     }
     source.check_labels()?;
+    account::tell(args.output, &args.data, source.as_ref());
     let (result, matched) = session.on(&args.device.device, args)?;
     let classes = matched.source.classes();
-    let object = summary(args, &result, source.classes().len(), &matched);
+    let object = summary(args, &result, source.classes().len(), &matched, source.as_ref());
     match &result {
         Judged::Single(result) => {
             args.results.write(&object, &per_class(result, classes), Some(&confusion(result, classes)))?;
@@ -189,6 +196,10 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
                 vec![("mAP", percent(result.map)), ("loss", format!("{:.4}", result.loss))]
             }
         });
+        let left_out = source.len().saturating_sub(result.images());
+        if left_out > 0 {
+            rows.push(("left out", thousands(left_out as u64)));
+        }
         rows.extend(args.results.row());
         output::result(&output::pairs(&rows))?;
     }
@@ -273,16 +284,30 @@ impl Job for &Args {
         }
         let source = matched.source.clone();
         let decode = self.decode.options(&self.weights, published_decoding())?;
-        let config = &DataConfig { workers: self.workers, ..DataConfig::default() }.decoding_by(&decode);
+        // A figure is that of all images unless it is said otherwise.
+        let max_bad_fraction = if self.skip_unreadable { 1.0 } else { 0.0 };
+        let config = DataConfig { workers: self.workers, max_bad_fraction, ..DataConfig::default() };
+        let config = &config.decoding_by(&decode);
         let view = view(self, &classifier.eval, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };
         let statistics = classifier.config.vit.normalization.as_ref();
         let (progress, stop, model) = (&mut session.progress, &session.signals.stop, &classifier.model);
         let found = match multi_label {
-            true => Judged::Several(evaluate_multi_label(model, statistics, &data, progress, stop, device)?),
-            false => Judged::Single(evaluate(model, statistics, &data, progress, stop, device)?),
+            true => evaluate_multi_label(model, statistics, &data, progress, stop, device).map(Judged::Several),
+            false => evaluate(model, statistics, &data, progress, stop, device).map(Judged::Single),
         };
-        Ok((found, matched))
+        Ok((found.map_err(unreadable)?, matched))
+    }
+}
+
+/// The error of an unreadable image with the flag that helps.
+fn unreadable(error: Error) -> anyhow::Error {
+    match error {
+        Error::Loader(LoaderError::TooManyBad { first, .. }) if !first.is_empty() => anyhow::anyhow!(
+            "{}; every image counts: remove it, or leave such images out with --skip-unreadable",
+            first[0]
+        ),
+        other => other.into(),
     }
 }
 
@@ -314,7 +339,13 @@ fn in_words(by: Matched) -> &'static str {
     }
 }
 
-fn summary(args: &Args, result: &Judged, classes: usize, matched: &ClassMatch) -> serde_json::Value {
+fn summary(
+    args: &Args,
+    result: &Judged,
+    classes: usize,
+    matched: &ClassMatch,
+    source: &dyn Source,
+) -> serde_json::Value {
     let mut object = json!({
         "weights": args.weights,
         "data": args.data,
@@ -323,6 +354,8 @@ fn summary(args: &Args, result: &Judged, classes: usize, matched: &ClassMatch) -
         "classes_by": matched.by,
         "missing_classes": matched.missing,
         "images": result.images(),
+        "left_out": source.len().saturating_sub(result.images()),
+        "account": account::json(&source.account()),
     });
     let scores = match result {
         Judged::Single(result) => json!({ "top1": result.top1, "top5": result.top5, "loss": result.loss }),

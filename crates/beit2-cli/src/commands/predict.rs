@@ -17,6 +17,7 @@ use beit2_run::thousands;
 use clap::ValueHint;
 use serde_json::json;
 
+use crate::account;
 use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
@@ -106,6 +107,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     }
     let sources =
         args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    for (spec, source) in args.images.sources.iter().zip(&sources) {
+        account::tell(args.output, spec, source.as_ref());
+    }
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
     let total = source.len();
     let Some(unreadable) = session.on(&args.device.device, Predicting { args, source })? else {

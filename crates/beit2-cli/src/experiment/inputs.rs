@@ -1,11 +1,17 @@
 //! What a run reads, looked at before anything starts.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use beit2::train::{Plan, SCRATCH};
+use beit2_data::Source;
 use beit2_run::thousands;
+use serde_json::Value;
 
+use crate::account;
 use crate::assets::AssetStore;
 use crate::errors::usage;
+use crate::flags::OutputArgs;
 use crate::stage::{Stage, Tables};
 
 /// Images and weights of a run, opened once.
@@ -16,6 +22,8 @@ pub struct Inputs {
     pub(super) classes: usize,
     /// Steps of the whole run.
     steps: u64,
+    /// Training and validation images.
+    sources: Vec<(&'static str, String, Arc<dyn Source>)>,
     /// Name and value of what identifies the inputs.
     pub(super) fingerprints: Vec<(&'static str, String)>,
 }
@@ -41,12 +49,27 @@ impl Inputs {
         }
         let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
         let mut fingerprints = vec![("train", train.fingerprint())];
-        fingerprints.extend(val.map(|val| ("val", val.fingerprint())));
+        fingerprints.extend(val.as_ref().map(|val| ("val", val.fingerprint())));
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
         }
         let (images, classes) = (train.len(), train.classes().len());
-        Ok(Self { images, classes, steps: plan.total_steps, fingerprints })
+        let mut sources = vec![("train", data.train.clone(), train)];
+        sources.extend(data.val.clone().zip(val).map(|(spec, val)| ("val", spec, val)));
+        Ok(Self { images, classes, steps: plan.total_steps, sources, fingerprints })
+    }
+
+    /// Tells what is used and what is left out.
+    pub fn tell(&self, output: OutputArgs) {
+        self.sources.iter().for_each(|(_, spec, source)| account::tell(output, spec, source.as_ref()));
+    }
+
+    /// The same for JSON.
+    pub fn accounts_json(&self) -> Value {
+        let account = |(name, _, source): &(&'static str, String, Arc<dyn Source>)| {
+            ((*name).to_owned(), account::json(&source.account()))
+        };
+        Value::Object(self.sources.iter().map(account).collect())
     }
 
     /// `250,200 steps of 512 images = 128,102,400 images`.

@@ -7,6 +7,7 @@ mod provenance;
 use std::path::{Path, PathBuf};
 
 use beit2::train::{Env, Outcome, Rank, on_devices};
+use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::{Existing, recipe};
 use beit2_run::{format_duration, thousands};
@@ -22,7 +23,7 @@ use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::{output, report};
+use crate::{account, output, report};
 
 pub use inputs::Inputs;
 use provenance::continue_command;
@@ -57,6 +58,10 @@ pub fn run<S: Stage>(
         output::result(&recipe::to_toml(&settings)?)?;
     }
     let inputs = Inputs::check(&settings, &assets)?;
+    inputs.tell(flags.output);
+    if !flags.no_check {
+        look(&settings, &assets)?;
+    }
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));
         output::note(&format!(
@@ -81,7 +86,17 @@ pub fn run<S: Stage>(
         signals,
     };
     let outcome = run.train(&settings)?;
-    finish(&dir, &outcome, flags.output)
+    finish(&dir, &outcome, &inputs, flags.output)
+}
+
+/// Looks at labels, masks and a few images, and stops before a run whose result would mean nothing.
+fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<()> {
+    let Findings { warnings, errors } = settings.findings(assets)?;
+    account::tell_warnings(&warnings);
+    match errors.as_slice() {
+        [] => Ok(()),
+        errors => anyhow::bail!("{} (--no-check trains all the same)", errors.join("; ")),
+    }
 }
 
 /// A training run and everything around its settings.
@@ -141,7 +156,7 @@ impl<S: Stage> GroupJob for Training<'_, S> {
 }
 
 /// Says what came of the run.
-fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<Ending> {
+fn finish(out: &Path, outcome: &Outcome, inputs: &Inputs, output: OutputArgs) -> anyhow::Result<Ending> {
     let report = match report::write(out) {
         Ok(path) => Some(path),
         // The run is what counts, and it is saved.
@@ -170,6 +185,7 @@ fn finish(out: &Path, outcome: &Outcome, output: OutputArgs) -> anyhow::Result<E
             "checkpoint": outcome.checkpoint,
             "report": report,
             "metrics": report::last_epoch(out),
+            "account": inputs.accounts_json(),
             "continue": (!outcome.complete).then_some(again),
         }))?;
     } else if outcome.complete {

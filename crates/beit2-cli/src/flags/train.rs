@@ -43,7 +43,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// Print the resolved recipe, check that images and weights exist, and stop
+    /// Train although the look at labels, masks and a few images finds that the result would mean nothing
+    #[arg(long)]
+    pub no_check: bool,
+
+    /// Print the resolved recipe, check images and weights, and stop
     #[arg(long)]
     pub dry_run: bool,
 

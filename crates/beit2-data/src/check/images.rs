@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::duplicates::{self, Duplicates, Print};
-use super::facts::{DecodeOptions, decode_with_facts};
+use crate::decode::{DecodeOptions, decode_with_facts};
 use super::sample::is_constant;
 use super::{Findings, NAMED, Set, parallel};
 use crate::source::Source;

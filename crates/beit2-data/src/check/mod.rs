@@ -5,7 +5,6 @@
 //! may be meant.
 
 mod duplicates;
-mod facts;
 mod images;
 mod labels;
 mod masks;

@@ -1,20 +1,21 @@
 //! A few images, decoded.
 
 use super::{Findings, Set, parallel, spread};
-use crate::decode::{Limits, decode};
+use crate::decode::DecodeOptions;
+use crate::sample::decode_for;
 use crate::source::Source;
 
 /// Images that are decoded.
 const SAMPLE: usize = 32;
 
 /// Decodes up to 32 images of a set, evenly spread: images of a single colour, and whether any can be read at all.
-pub fn sample(set: Set<'_, dyn Source>, options: &Limits, workers: usize) -> Findings {
+pub fn sample(set: Set<'_, dyn Source>, options: &DecodeOptions, workers: usize) -> Findings {
     let mut findings = Findings::default();
     let source = set.source.as_ref();
     let indices = spread(source.len(), SAMPLE);
     let looked = parallel::map(&indices, workers, |&index| {
         let bytes = source.read(index).map_err(|error| error.to_string())?;
-        decode(&bytes, options).map(|image| is_constant(&image)).map_err(|error| error.to_string())
+        decode_for(source, index, &bytes, options).map(|image| is_constant(&image)).map_err(|error| error.to_string())
     });
     let of = match indices.len() == source.len() {
         true => format!("{} images", indices.len()),
@@ -31,6 +32,10 @@ pub fn sample(set: Set<'_, dyn Source>, options: &Limits, workers: usize) -> Fin
     if let (Some((name, why)), true) = (bad.first(), bad.len() == indices.len()) {
         let why = if why.contains(name.as_str()) { why.clone() } else { format!("{name}: {why}") };
         findings.errors.push(format!("{}: none of {of} can be used, first {why}", set.name));
+    }
+    if let (Some((name, why)), true) = (bad.first(), bad.len() < indices.len()) {
+        let why = if why.contains(name.as_str()) { why.clone() } else { format!("{name}: {why}") };
+        findings.warnings.push(format!("{}: {} of {of} cannot be used, first {why}", set.name, bad.len()));
     }
     let readable = indices.len() - bad.len();
     match constant.first() {

@@ -42,6 +42,19 @@ impl Unpaired {
         self.images.is_empty() && self.masks.is_empty()
     }
 
+    /// A sentence for images without masks and one for masks without images, where there are some.
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
+        let sentence = |list: &[(String, String)], what: &str| {
+            let (file, wanted) = list.first()?;
+            Some(format!("{} {what}, first {file} ({wanted} was expected)", list.len()))
+        };
+        [sentence(&self.images, "images without a mask"), sentence(&self.masks, "masks without an image")]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
     /// A sentence for each file.
     pub(super) fn sentences(&self) -> impl Iterator<Item = String> {
         let images = self.images.iter().map(|(file, wanted)| format!("{file} has no mask {wanted}"));
@@ -52,8 +65,6 @@ impl Unpaired {
 
 /// What a mask holds.
 pub(crate) struct MaskLook {
-    /// Width and height.
-    pub(crate) size: (u32, u32),
     /// Values in the file; none of RGB masks.
     pub(crate) values: Box<[bool; 256]>,
     /// Pixels by class number, and at [`IGNORE`] those without a label.
@@ -204,12 +215,12 @@ impl SegmentSource {
     /// Reads a mask and counts what is in it.
     pub(crate) fn look(&self, index: usize) -> Result<MaskLook, SegmentDataError> {
         let raw = self.raw_mask(index)?;
-        let (size, mut values) = ((raw.width, raw.height), Box::new([false; 256]));
+        let mut values = Box::new([false; 256]);
         if let RawPixels::Ids { ids, .. } = &raw.pixels {
             ids.iter().for_each(|&value| values[usize::from(value)] = true);
         }
         let labels = self.labels(raw).map_err(|problem| self.problem(index, problem))?;
-        Ok(MaskLook { size, values, counts: Box::new(labels.histogram()) })
+        Ok(MaskLook { values, counts: Box::new(labels.histogram()) })
     }
 
     /// Reads a mask as it is stored.

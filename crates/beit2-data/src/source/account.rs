@@ -58,7 +58,8 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// The words for `count` of them.
-    fn words(&self, count: usize) -> &str {
+    #[must_use]
+    pub fn words(&self, count: usize) -> &str {
         match (self, count) {
             (Self::Kind(kind), _) => kind,
             (Self::DanglingLink, 1) => "dangling link",

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{EvaluationData, Event, Observer, to_device};
+use crate::train::{EvaluationData, Event, Observer, to_device, unusable};
 use crate::vit::{DropPath, VisionTransformer};
 
 /// Mean over images and classes of the binary cross entropy of `sigmoid(logits)` with targets in [0, 1], both `[B, C]`.
@@ -122,6 +122,10 @@ pub fn evaluate_multi_label<B: Backend>(
             return Err(Error::Interrupted);
         }
         let batch = batch?;
+        unusable(&batch).for_each(|sentence| observer.event(Event::Warning(sentence)));
+        if batch.items.is_empty() {
+            continue;
+        }
         let (images, _) = to_device::<B>(&batch.items, device)?;
         let x = pixels::normalise(images, normalization);
         let found = model.forward(x, &DropPath::none());
@@ -140,6 +144,9 @@ pub fn evaluate_multi_label<B: Backend>(
         logits.extend(found.into_data().convert::<f32>().into_vec::<f32>().unwrap_or_default());
         let (what, done) = ("evaluation".to_owned(), sets.len() as u64);
         observer.event(Event::Progress { what, done, total: total as u64 });
+    }
+    if sets.is_empty() {
+        return config_error(format!("none of the {total} images can be used"));
     }
     MultiLabelEvaluation::new(&logits, &sets, classes)
 }

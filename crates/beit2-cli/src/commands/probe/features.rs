@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
 use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
+use beit2_data::check::{self, Set};
 use beit2_data::classes::{ClassesBy, Target, match_classes};
 use beit2_data::{DecodeOptions, Source};
 use beit2_kernels::{AutodiffBackend, Precision};
 use clap::ValueHint;
 use serde_json::{Map, Value};
 
+use crate::account;
 use crate::assets::AssetStore;
 use crate::errors::usage;
 use crate::flags::{DecodeArgs, DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs};
@@ -58,6 +60,10 @@ pub(super) struct FeatureArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: Option<PathBuf>,
 
+    /// Share of the images of a set that may be unreadable; they are left out and counted
+    #[arg(long, value_name = "FRACTION", default_value_t = DataConfig::default().max_bad_fraction)]
+    max_bad_fraction: f64,
+
     #[command(flatten)]
     decode: DecodeArgs,
 
@@ -79,6 +85,9 @@ pub(super) struct FeatureArgs {
 pub(super) trait Protocol {
     /// Its key in the JSON object.
     const NAME: &'static str;
+
+    /// Takes note of the number of training images.
+    fn prepare(&mut self, train: usize) -> anyhow::Result<()>;
 
     /// Top-1 accuracies in [0, 1] on `val`, learned from `train`, or mean average precisions of multi-label images: one,
     /// or one for each of several settings.
@@ -114,19 +123,32 @@ pub(super) struct Measured {
     pub top1: Vec<f64>,
     /// Whether images can have several classes; then these are mean average precisions.
     pub multi_label: bool,
+    /// Training and validation images that cannot be read and do not count.
+    pub left_out: [usize; 2],
+}
+
+/// The results, and what the sets hold.
+pub(super) struct Results {
+    pub measured: Vec<Measured>,
+    /// The accounts of both sets.
+    pub account: Value,
 }
 
 /// Computes the features of both sets and measures them; one result, or with --all-layers one for each block.
 pub(super) fn measure<P: Protocol>(
     args: &FeatureArgs,
-    protocol: &P,
+    protocol: &mut P,
     signals: &Signals,
-) -> anyhow::Result<Vec<Measured>> {
+) -> anyhow::Result<Results> {
     if args.all_layers && args.weights == PIXELS {
         return usage("--all-layers needs a model; pixels have no layers");
     }
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let (train, val) = (session.assets.source(&args.data)?, session.assets.source(&args.val)?);
+    for (spec, source) in [(&args.data, &train), (&args.val, &val)] {
+        account::tell(args.output, spec, source.as_ref());
+    }
+    let account = account::json_of(train.as_ref(), Some(val.as_ref()));
     train.check_labels()?;
     val.check_labels()?;
     let target = Target { owner: &args.data, count: train.classes().len(), names: train.classes() };
@@ -139,8 +161,24 @@ pub(super) fn measure<P: Protocol>(
     for warning in matched.warnings {
         session.progress.event(Event::Warning(warning));
     }
+    protocol.prepare(train.len())?;
+    look(args, &train, &matched.source)?;
     let sources = [train, matched.source];
-    session.on(&args.device.device, Measurement { args, protocol, sources })
+    let measured = session.on(&args.device.device, Measurement { args, protocol: &*protocol, sources })?;
+    Ok(Results { measured, account })
+}
+
+/// Labels that tell nothing, and images that are in both sets.
+fn look(args: &FeatureArgs, train: &Arc<dyn Source>, val: &Arc<dyn Source>) -> anyhow::Result<()> {
+    let train = Set { name: &args.data, source: train };
+    let val = Set { name: &args.val, source: val };
+    let mut findings = check::labels(train, None);
+    findings.extend(check::shared(train, val, args.workers));
+    account::tell_warnings(&findings.warnings);
+    match findings.errors.first() {
+        Some(error) => usage(error.as_str()),
+        None => Ok(()),
+    }
 }
 
 struct Measurement<'a, P> {
@@ -202,6 +240,10 @@ impl<P: Protocol> Measurement<'_, P> {
             layer: model.and_then(|model| model.layer),
             top1: self.protocol.top1::<B>(&train, &val, device)?,
             multi_label: train.sets.is_some(),
+            left_out: [
+                self.sources[0].len().saturating_sub(train.len()),
+                self.sources[1].len().saturating_sub(val.len()),
+            ],
         })
     }
 
@@ -217,7 +259,9 @@ impl<P: Protocol> Measurement<'_, P> {
         let Session { assets, signals, progress } = session;
         let stop = &signals.stop;
         let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
-        let config = DataConfig { workers: args.workers, ..DataConfig::default() }.decoding_by(&decode);
+        let max_bad_fraction = args.max_bad_fraction;
+        let config = DataConfig { workers: args.workers, max_bad_fraction, ..DataConfig::default() };
+        let config = config.decoding_by(&decode);
         let Some(model) = model else {
             let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);
             return Ok(pixel_features(&EvaluationData::of_size(source, &config, side), progress, stop)?);

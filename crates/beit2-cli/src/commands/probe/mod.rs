@@ -19,9 +19,9 @@ pub struct KnnArgs {
     #[command(flatten)]
     features: FeatureArgs,
 
-    /// Number of neighbours; with several values, each gives a result
-    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "10,20")]
-    k: Vec<usize>,
+    /// Number of neighbours; with several values, each gives a result [default: 10,20]
+    #[arg(long, value_name = "K,…", value_delimiter = ',')]
+    k: Option<Vec<usize>>,
 
     /// Temperature: a neighbour's vote weighs exp(similarity / T)
     #[arg(long, value_name = "T", default_value_t = KnnConfig::default().temperature)]
@@ -61,10 +61,10 @@ pub struct ProbeArgs {
 
 /// Runs `knn`.
 pub fn run_knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
-    if args.k.contains(&0) || args.temperature <= 0.0 || !args.temperature.is_finite() {
+    if args.k.as_ref().is_some_and(|k| k.contains(&0)) || args.temperature <= 0.0 || !args.temperature.is_finite() {
         return usage("--k must be at least 1 and --temperature above 0");
     }
-    run(&args.features, &Knn { k: &args.k, temperature: args.temperature }, signals)
+    run(&args.features, &mut Knn { asked: args.k.as_deref(), k: Vec::new(), temperature: args.temperature }, signals)
 }
 
 /// Runs `probe`.
@@ -79,23 +79,44 @@ pub fn run_probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> 
     if config.epochs == 0 || config.batch == 0 || config.lr <= 0.0 || !config.lr.is_finite() {
         return usage("--epochs and --batch-size must be at least 1 and --lr above 0");
     }
-    run(&args.features, &LinearProbe(config), signals)
+    run(&args.features, &mut LinearProbe(config), signals)
 }
 
-fn run<P: Protocol>(args: &FeatureArgs, protocol: &P, signals: &Signals) -> anyhow::Result<Ending> {
+fn run<P: Protocol>(args: &FeatureArgs, protocol: &mut P, signals: &Signals) -> anyhow::Result<Ending> {
     let results = measure(args, protocol, signals)?;
-    print::print(args, protocol, &results)?;
+    print::print(args, &*protocol, &results)?;
     Ok(Ending::Done)
 }
 
+/// Neighbours where nobody says how many, as far as there are so many images.
+const DEFAULT_K: [usize; 2] = [10, 20];
+
 /// Weighted votes of the nearest neighbours, for one or several numbers of them.
 struct Knn<'a> {
-    k: &'a [usize],
+    /// On the command line.
+    asked: Option<&'a [usize]>,
+    k: Vec<usize>,
     temperature: f64,
 }
 
 impl Protocol for Knn<'_> {
     const NAME: &'static str = "knn";
+
+    fn prepare(&mut self, train: usize) -> anyhow::Result<()> {
+        if let Some(k) = self.asked.into_iter().flatten().find(|&&k| k > train) {
+            return usage(format!(
+                "--k {k} needs as many training images, but there are {train}; use a value from 1 to {train}"
+            ));
+        }
+        self.k = match self.asked {
+            Some(asked) => asked.to_vec(),
+            None => DEFAULT_K.into_iter().filter(|&k| k <= train).collect(),
+        };
+        if self.k.is_empty() {
+            self.k.push(train);
+        }
+        Ok(())
+    }
 
     fn top1<B: AutodiffBackend>(
         &self,
@@ -128,6 +149,10 @@ struct LinearProbe(LinearProbeConfig);
 
 impl Protocol for LinearProbe {
     const NAME: &'static str = "probe";
+
+    fn prepare(&mut self, _: usize) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     fn top1<B: AutodiffBackend>(
         &self,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::features::{FeatureArgs, Measured, PIXELS, Protocol};
+use super::features::{FeatureArgs, Measured, PIXELS, Protocol, Results};
 use beit2_run::thousands;
 
 use crate::output;
@@ -11,11 +11,16 @@ use crate::output;
 pub(super) fn print<P: Protocol>(
     args: &FeatureArgs,
     protocol: &P,
-    results: &[Measured],
+    results: &Results,
 ) -> anyhow::Result<()> {
+    let Results { measured: results, account } = results;
     let Some(first) = results.first() else { return Ok(()) };
     if args.output.json {
-        return output::json(&object(args, protocol, results, first).into());
+        let mut object = object(args, protocol, results, first);
+        let [train, val] = first.left_out;
+        object.insert("left_out".into(), json!({ "train": train, "val": val }));
+        object.insert("account".into(), account.clone());
+        return output::json(&object.into());
     }
     let mut rows = head(args, first);
     for measured in results {
@@ -71,6 +76,10 @@ fn head(args: &FeatureArgs, measured: &Measured) -> Vec<(String, String)> {
         rows.push(("features", format!("{kind}{} values", measured.dim)));
     }
     rows.push(("images", format!("{train} training, {val} validation, {} classes", measured.classes)));
+    let [train, val] = measured.left_out;
+    if train + val > 0 {
+        rows.push(("left out", format!("{train} training and {val} validation images that cannot be read")));
+    }
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use beit2::segment::{Confusion, Predictor, SegmentScores, evaluate};
 use beit2::train::Assets;
 use beit2_data::Source;
+use beit2_data::check::{self, Findings, Set};
 use beit2_data::classes::Target;
 use beit2_data::segment::SegmentDataOptions;
 use beit2_kernels::AutodiffBackend;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use super::model::open;
 use beit2_run::thousands;
 
+use crate::account;
 use crate::errors::{Ending, usage};
 use crate::flags::{
     DecodeArgs, DeviceArgs, InferArgs, MaskArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs,
@@ -51,6 +53,10 @@ pub struct Args {
     #[command(flatten)]
     results: ResultArgs,
 
+    /// Evaluate although the masks show that the result would mean nothing
+    #[arg(long)]
+    no_check: bool,
+
     #[command(flatten)]
     decode: DecodeArgs,
 
@@ -79,6 +85,15 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     args.results.check()?;
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let source = session.assets.segment_source(&args.data, &args.data_options()?)?;
+    account::tell(args.output, &args.data, source.as_ref());
+    if !args.no_check {
+        let set = Set { name: &args.data, source: &source };
+        let Findings { warnings, errors } = check::masks_to_measure(set, args.workers);
+        account::tell_warnings(&warnings);
+        if let Some(error) = errors.first() {
+            anyhow::bail!("{error} (--no-check evaluates all the same)");
+        }
+    }
     let (confusion, names) = session.on(&args.device.device, args)?;
     let (scores, names) = (confusion.scores(), &names[..]);
     let object = json!({
@@ -86,6 +101,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         "data": args.data,
         "precision": args.precision.precision,
         "images": source.len(),
+        "account": account::json(&source.account()),
         "classes": names.len(),
         "miou": scores.miou,
         "macc": scores.macc,

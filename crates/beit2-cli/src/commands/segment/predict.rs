@@ -20,6 +20,7 @@ use super::draw::{legend_csv, legend_svg, mask_png, overlay_png};
 use super::model::open;
 use beit2_run::thousands;
 
+use crate::account;
 use crate::errors::{Ending, usage};
 use crate::export::{path_bytes, tell_unreadable, unreadable_json};
 use crate::flags::{DecodeArgs, DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
@@ -107,6 +108,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     let sources =
         args.images.sources.iter().map(|spec| session.assets.source(spec)).collect::<Result<Vec<_>, _>>()?;
+    for (spec, source) in args.images.sources.iter().zip(&sources) {
+        account::tell(args.output, spec, source.as_ref());
+    }
     let names = sources.iter().zip(&args.images.sources).flat_map(|(source, spec)| {
         let spec = spec.clone();
         (0..source.len()).map(move |at| below(&source.name(at), &spec)).collect::<Vec<_>>()

@@ -6,6 +6,7 @@ use beit2::train::Assets;
 use beit2_data::{DecodeOptions, EvalConfig, Image};
 use beit2_kernels::AutodiffBackend;
 
+use crate::account;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
 use crate::flags::{DeviceArgs, EntryArg, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
@@ -52,7 +53,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let list = to.list();
     let mut session = Session::reading(args.output, signals, args.entry.reading());
     // A wrong name is said before a device starts.
-    session.assets.source(&args.images.source)?;
+    account::tell(args.output, &args.images.source, session.assets.source(&args.images.source)?.as_ref());
     let written = session.on(&args.device.device, Encoding { args, to })?;
     written.report(&args.export.out, list, args.output.json)?;
     Ok(Ending::Done)
