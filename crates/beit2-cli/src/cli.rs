@@ -11,8 +11,8 @@ use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, data, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report, segment,
-    teacher, tokenizer, weights,
+    bench, data, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report,
+    segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
 use crate::signals::Signals;

@@ -108,11 +108,19 @@ fn a_broken_image_is_replaced_and_logged() {
 #[test]
 fn too_many_broken_images_stop_the_run() {
     let world = World::new();
-    // Claims 40,000 × 40,000 pixels in 20 bytes.
-    fs::write(world.path("train/03.ppm"), b"P6 40000 40000 255\n\0").unwrap();
-    world
-        .tokenizer("run", &[])
-        .fails(1, &["1 of 24 samples", "more than the 0 allowed (1 %)", "03.ppm", "40000 x 40000"]);
+    // Claim 40,000 × 40,000 pixels in 20 bytes.
+    for name in ["train/03.ppm", "train/04.ppm"] {
+        fs::write(world.path(name), b"P6 40000 40000 255\n\0").unwrap();
+    }
+    world.tokenizer("run", &[]).fails(
+        1,
+        &[
+            "2 of 24 images",
+            "more than the 1 that data.max_bad_fraction allows (1 %)",
+            "03.ppm",
+            "40000 x 40000",
+        ],
+    );
 }
 
 #[test]

@@ -6,6 +6,9 @@
 mod by_name;
 #[path = "finetune/multi_label.rs"]
 mod multi_label;
+mod checking;
+#[path = "support/scenes.rs"]
+mod scenes;
 mod support;
 
 use std::fs;
@@ -41,6 +44,40 @@ warmup_epochs = 1.0
 batch_size = 6
 [logging]
 eval_every_epochs = 10
+"#;
+
+/// Of the checks of masks.
+const SEGMENT: &str = r#"# A segmentation model that trains in seconds.
+stage = "segment"
+[model]
+out_indices = [0, 1, 2, 3]
+channels = 16
+aux_channels = 8
+dropout = 0.0
+[model.vit]
+image_size = 64
+patch_size = 8
+width = 16
+depth = 4
+heads = 2
+drop_path = 0.0
+[augment]
+base = [72, 66]
+[optimizer]
+lr = 3e-3
+[groups]
+layer_decay = 1.0
+[schedule]
+steps = 60
+warmup_steps = 5
+batch_size = 4
+[eval]
+every = 30
+[infer]
+resize = false
+[logging]
+log_every = 10
+checkpoint_every = 30
 "#;
 
 fn world() -> World {

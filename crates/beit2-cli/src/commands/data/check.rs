@@ -129,7 +129,11 @@ fn has_masks(path: &str) -> bool {
 
 fn without_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Result<Checked> {
     let train = session.assets.source(spec)?;
-    let val = args.val.as_deref().map(|val| Ok::<_, anyhow::Error>((val, session.assets.source(val)?))).transpose()?;
+    let val = args
+        .val
+        .as_deref()
+        .map(|val| Ok::<_, anyhow::Error>((val, session.assets.source(val)?)))
+        .transpose()?;
     let found = |spec: &str, source: &Arc<dyn Source>| Found {
         spec: spec.to_owned(),
         account: source.account(),
@@ -144,7 +148,8 @@ fn without_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::
     for set in std::iter::once(&checked.train).chain(&checked.val) {
         let Account { warnings, label_errors, .. } = &set.account;
         checked.findings.warnings.extend(warnings.iter().cloned());
-        let of_labels = if args.no_labels { &mut checked.findings.warnings } else { &mut checked.findings.errors };
+        let of_labels =
+            if args.no_labels { &mut checked.findings.warnings } else { &mut checked.findings.errors };
         of_labels.extend(label_errors.iter().cloned());
     }
     let set = Set { name: spec, source: &train };
@@ -233,7 +238,8 @@ fn looks(
         }
         return;
     }
-    let config = ImagesConfig { workers: args.workers, image_size: args.image_size, ..ImagesConfig::default() };
+    let config =
+        ImagesConfig { workers: args.workers, image_size: args.image_size, ..ImagesConfig::default() };
     let total = (train.source.len() + val.map_or(0, |val| val.source.len())) as u64;
     let tell = |done: usize| {
         progress.event(Event::Progress { what: "images decoded".into(), done: done as u64, total });

@@ -102,12 +102,20 @@ pub(super) fn masks(report: &DataReport) -> String {
 fn images(report: &ImageReport) -> String {
     let px = |spread: &Spread<u32>| format!("{} / {} / {}", spread.min, spread.median, spread.max);
     let counts = |pairs: Vec<(String, usize)>| {
-        pairs.iter().map(|(what, count)| format!("{what}: {}", thousands(*count as u64))).collect::<Vec<_>>().join(", ")
+        pairs
+            .iter()
+            .map(|(what, count)| format!("{what}: {}", thousands(*count as u64)))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let list = |values: &[f64]| values.iter().map(|v| format!("{v:.4}")).collect::<Vec<_>>().join(", ");
     let copies = |found: &Duplicates| match found.across {
         0 => thousands(found.extra as u64),
-        across => format!("{}, {} of them across training and validation", thousands(found.extra as u64), thousands(across as u64)),
+        across => format!(
+            "{}, {} of them across training and validation",
+            thousands(found.extra as u64),
+            thousands(across as u64)
+        ),
     };
     let Spread { min, median, max } = report.aspect;
     let mut rows = vec![

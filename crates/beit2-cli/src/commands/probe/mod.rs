@@ -61,10 +61,17 @@ pub struct ProbeArgs {
 
 /// Runs `knn`.
 pub fn run_knn(args: &KnnArgs, signals: &Signals) -> anyhow::Result<Ending> {
-    if args.k.as_ref().is_some_and(|k| k.contains(&0)) || args.temperature <= 0.0 || !args.temperature.is_finite() {
+    if args.k.as_ref().is_some_and(|k| k.contains(&0))
+        || args.temperature <= 0.0
+        || !args.temperature.is_finite()
+    {
         return usage("--k must be at least 1 and --temperature above 0");
     }
-    run(&args.features, &mut Knn { asked: args.k.as_deref(), k: Vec::new(), temperature: args.temperature }, signals)
+    run(
+        &args.features,
+        &mut Knn { asked: args.k.as_deref(), k: Vec::new(), temperature: args.temperature },
+        signals,
+    )
 }
 
 /// Runs `probe`.

@@ -8,11 +8,7 @@ use beit2_run::thousands;
 use crate::output;
 
 /// One object or lines; with --all-layers those of every block and the number of the best.
-pub(super) fn print<P: Protocol>(
-    args: &FeatureArgs,
-    protocol: &P,
-    results: &Results,
-) -> anyhow::Result<()> {
+pub(super) fn print<P: Protocol>(args: &FeatureArgs, protocol: &P, results: &Results) -> anyhow::Result<()> {
     let Results { measured: results, account } = results;
     let Some(first) = results.first() else { return Ok(()) };
     if args.output.json {
