@@ -286,8 +286,9 @@ impl Walk<'_> {
         })?;
         let ended = if finished { "true" } else { "false" };
         output::result(&format!(
-            "], \"unreadable\": {}, \"finished\": {ended}}}",
-            unreadable_json(&self.unreadable)
+            "], \"unreadable\": {}, \"account\": {}, \"finished\": {ended}}}",
+            unreadable_json(&self.unreadable),
+            account::json(&self.source.account())
         ))?;
         Ok(finished)
     }

@@ -26,6 +26,7 @@ use finished::Finished;
 pub use layout::{Element, Format, RowLayout};
 use partial::{Partial, Sample};
 
+use crate::account;
 use crate::errors::usage;
 use crate::flags::{ExportArgs, describe_decoding};
 use crate::output;
@@ -108,6 +109,8 @@ pub struct Written {
     precision: String,
     /// Names of the images that have no row, with reasons.
     skipped: Vec<(String, String)>,
+    /// What is used and left out where the images are.
+    account: Value,
 }
 
 impl Export<'_> {
@@ -211,6 +214,7 @@ impl Export<'_> {
             element: layout.element,
             precision: text_of(&manifest["precision"]),
             skipped,
+            account: account::json(&source.account()),
         };
         partial.remove();
         Ok(written)
@@ -259,6 +263,7 @@ impl Written {
                 "dtype": self.element.name(),
                 "precision": self.precision,
                 "skipped": unreadable_json(&self.skipped),
+                "account": self.account,
             }));
         }
         tell_unreadable(&self.skipped, "left out");

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use beit2::train::{Assets, Event, Observer};
-use beit2_data::Source;
+use beit2::train::{Assets, Event, Observer, SCRATCH};
+use beit2_data::{DecodeOptions, Source};
 use beit2_data::check::{self, Findings, ImageReport, ImagesConfig, Set};
 use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, SegmentSource};
 use beit2_data::source::{AND, Account};
@@ -13,7 +13,7 @@ use clap::ValueHint;
 
 use super::print;
 use crate::errors::Ending;
-use crate::flags::{MaskArgs, OutputArgs};
+use crate::flags::{DecodeArgs, MaskArgs, OutputArgs};
 use crate::session::Session;
 use crate::signals::Signals;
 
@@ -48,6 +48,9 @@ pub struct Args {
     #[command(flatten)]
     mask: MaskArgs,
 
+    #[command(flatten)]
+    decoding: DecodeArgs,
+
     /// Number of classes of masks, where no class list says it
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
@@ -62,6 +65,12 @@ pub struct Args {
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+impl Args {
+    fn decode_options(&self) -> anyhow::Result<DecodeOptions> {
+        self.decoding.options(SCRATCH, DecodeOptions::default())
+    }
 }
 
 /// What was found in one set.
@@ -157,12 +166,12 @@ fn without_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::
     if !args.no_labels && !train.classes().is_empty() {
         checked.findings.extend(check::labels(set, val));
     }
-    looks(args, set, val, session, &mut checked);
+    looks(args, set, val, session, &mut checked)?;
     Ok(checked)
 }
 
 fn with_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Result<Checked> {
-    let options = SegmentDataOptions { keep_unpaired: true, classes: args.classes, ..args.mask.options() };
+    let options = SegmentDataOptions { keep_unpaired: true, classes: args.classes, ..args.mask.options(args.decode_options()?) };
     let train = session.assets.segment_source(spec, &options)?;
     let val = args
         .val
@@ -204,7 +213,7 @@ fn with_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Res
     let val_source: Option<(&str, Arc<dyn Source>)> =
         val.map(|val| (val.name, val.source.clone() as Arc<dyn Source>));
     let val = val_source.as_ref().map(|(name, source)| Set { name: *name, source });
-    looks(args, Set { name: spec, source: &image_source }, val, session, &mut checked);
+    looks(args, Set { name: spec, source: &image_source }, val, session, &mut checked)?;
     Ok(checked)
 }
 
@@ -226,20 +235,20 @@ fn looks(
     val: Option<Set<'_, dyn Source>>,
     session: &mut Session<'_>,
     checked: &mut Checked,
-) {
+) -> anyhow::Result<()> {
     let Session { signals, progress, .. } = session;
     if !args.decode {
-        let options = ImagesConfig::default().decode;
+        let options = args.decode_options()?;
         for set in std::iter::once(train).chain(val) {
             checked.findings.extend(check::sample(set, &options, args.workers));
         }
         if let Some(val) = val {
             checked.findings.extend(check::shared(train, val, args.workers));
         }
-        return;
+        return Ok(());
     }
-    let config =
-        ImagesConfig { workers: args.workers, image_size: args.image_size, ..ImagesConfig::default() };
+    let decode = args.decode_options()?;
+    let config = ImagesConfig { workers: args.workers, image_size: args.image_size, decode };
     let total = (train.source.len() + val.map_or(0, |val| val.source.len())) as u64;
     let tell = |done: usize| {
         progress.event(Event::Progress { what: "images decoded".into(), done: done as u64, total });
@@ -248,4 +257,5 @@ fn looks(
     checked.stopped = signals.stop.is_set();
     checked.findings.extend(findings);
     checked.images = Some(report);
+    Ok(())
 }
