@@ -4,9 +4,9 @@
 
 #[path = "finetune/by_name.rs"]
 mod by_name;
+mod checking;
 #[path = "finetune/multi_label.rs"]
 mod multi_label;
-mod checking;
 #[path = "support/scenes.rs"]
 mod scenes;
 mod support;

@@ -293,7 +293,9 @@ impl Job for &Args {
         let statistics = classifier.config.vit.normalization.as_ref();
         let (progress, stop, model) = (&mut session.progress, &session.signals.stop, &classifier.model);
         let found = match multi_label {
-            true => evaluate_multi_label(model, statistics, &data, progress, stop, device).map(Judged::Several),
+            true => {
+                evaluate_multi_label(model, statistics, &data, progress, stop, device).map(Judged::Several)
+            }
             false => evaluate(model, statistics, &data, progress, stop, device).map(Judged::Single),
         };
         Ok((found.map_err(unreadable)?, matched))

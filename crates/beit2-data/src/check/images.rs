@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::duplicates::{self, Duplicates, Print};
-use crate::decode::{DecodeOptions, decode_with_facts};
 use super::sample::is_constant;
 use super::{Findings, NAMED, Set, parallel};
+use crate::decode::{DecodeOptions, decode_with_facts};
 use crate::source::Source;
 
 /// Settings of [`images`].

@@ -15,7 +15,6 @@ mod shared;
 use serde::Serialize;
 
 pub use self::duplicates::{Duplicates, NEAR_BITS, NEAR_GREY, Pair};
-pub use self::facts::DecodeOptions;
 pub use self::images::{ImageReport, ImagesConfig, Named, Spread, images};
 pub use self::labels::{class_counts, labels};
 pub use self::masks::{MaskClasses, masks, masks_to_measure};

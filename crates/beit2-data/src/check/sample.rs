@@ -15,7 +15,9 @@ pub fn sample(set: Set<'_, dyn Source>, options: &DecodeOptions, workers: usize)
     let indices = spread(source.len(), SAMPLE);
     let looked = parallel::map(&indices, workers, |&index| {
         let bytes = source.read(index).map_err(|error| error.to_string())?;
-        decode_for(source, index, &bytes, options).map(|image| is_constant(&image)).map_err(|error| error.to_string())
+        decode_for(source, index, &bytes, options)
+            .map(|image| is_constant(&image))
+            .map_err(|error| error.to_string())
     });
     let of = match indices.len() == source.len() {
         true => format!("{} images", indices.len()),

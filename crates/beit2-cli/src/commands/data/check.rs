@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use beit2::train::{Assets, Event, Observer, SCRATCH};
-use beit2_data::{DecodeOptions, Source};
 use beit2_data::check::{self, Findings, ImageReport, ImagesConfig, Set};
 use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, SegmentSource};
 use beit2_data::source::{AND, Account};
+use beit2_data::{DecodeOptions, Source};
 use clap::ValueHint;
 
 use super::print;
@@ -171,7 +171,11 @@ fn without_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::
 }
 
 fn with_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Result<Checked> {
-    let options = SegmentDataOptions { keep_unpaired: true, classes: args.classes, ..args.mask.options(args.decode_options()?) };
+    let options = SegmentDataOptions {
+        keep_unpaired: true,
+        classes: args.classes,
+        ..args.mask.options(args.decode_options()?)
+    };
     let train = session.assets.segment_source(spec, &options)?;
     let val = args
         .val
