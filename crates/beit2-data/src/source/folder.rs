@@ -78,8 +78,12 @@ impl FolderSource {
         let (full, empty): (Vec<ClassFolder>, Vec<ClassFolder>) =
             folders.into_iter().partition(|folder| !folder.images.is_empty());
         if !full.is_empty() {
+            let before = account.label_errors.len();
             note_strays(&root, &images, &full, &mut account);
             note_empty(&root, &empty, &mut account);
+            // Who needs no labels should know too.
+            let found = account.label_errors.get(before..).unwrap_or_default().to_vec();
+            account.warnings.extend(found);
         }
         let classes = full.iter().map(|folder| file_name(&folder.path)).collect();
         let inside = full

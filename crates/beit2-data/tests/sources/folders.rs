@@ -185,6 +185,7 @@ fn images_beside_class_folders_keep_the_labels_of_the_others() {
         label_errors(root).replace(&root.display().to_string(), "data"),
         "data: 1 image (stray.jpg) lies beside the class folders cat and dog and has no class; move it into one of the folders, or out of here"
     );
+    assert_eq!(source.account().warnings, source.account().label_errors);
     let sentence = source.check_labels().unwrap_err().to_string();
     assert!(sentence.contains(": 1 image (stray.jpg) lies"), "{sentence}");
 }
