@@ -75,10 +75,20 @@ pub enum DecodeError {
         reason: String,
     },
     /// Several bands of no stated colour.
-    #[error("the image has {bands} bands of no stated colour, but grey, RGB or CMYK was expected")]
+    #[error(
+        "the image has {bands} bands of no stated colour, but grey, RGB or CMYK was expected; for a model of {bands} bands set in_chans = {bands}"
+    )]
     Bands {
         /// Samples of a pixel.
         bands: usize,
+    },
+    /// Another number of channels than the model's.
+    #[error("the image has {found} channels, but {expected} were expected (the model's in_chans)")]
+    Channels {
+        /// What the image has.
+        found: u32,
+        /// What was asked for.
+        expected: u32,
     },
     /// An image to be turned, whose mask fits the stored pixels as well as the turned ones.
     #[error(
@@ -147,17 +157,35 @@ pub enum DecodeError {
 /// Why an image could not be transformed or stacked, or an augmentation's settings make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransformError {
-    /// The pixel buffer does not have `width * height * 3` bytes.
-    #[error("an RGB image of {width} x {height} needs {expected} bytes, found {found}")]
+    /// The pixel buffer does not have `width * height * channels` bytes.
+    #[error("an image of {width} x {height} with {channels} channels needs {expected} bytes, found {found}")]
     BufferLength {
         /// Width in pixels.
         width: u32,
         /// Height in pixels.
         height: u32,
+        /// Values of a pixel.
+        channels: u32,
         /// Bytes needed.
         expected: u64,
         /// Bytes found.
         found: u64,
+    },
+    /// A channel that an image does not have.
+    #[error("there is no channel {} of {channels}; channels count from 1", channel + 1)]
+    Channel {
+        /// The channel, from 0.
+        channel: u32,
+        /// How many there are.
+        channels: u32,
+    },
+    /// Another number of channels than expected.
+    #[error("the image has {found} channels, expected {expected}")]
+    Channels {
+        /// What is expected.
+        expected: u32,
+        /// What was found.
+        found: u32,
     },
     /// The buffer of a label map does not have `width * height` bytes.
     #[error("a label map of {width} x {height} needs {expected} ids, found {found}")]

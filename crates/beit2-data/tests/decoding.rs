@@ -1,6 +1,8 @@
 //! Hostile and unusual images: one clear error each, and never a panic or a huge allocation.
 #![allow(clippy::unwrap_used)]
 
+#[path = "decoding/bands.rs"]
+mod bands;
 mod common;
 #[cfg(feature = "dicom")]
 #[path = "decoding/dicom.rs"]

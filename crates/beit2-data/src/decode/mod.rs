@@ -10,6 +10,7 @@
 mod dicom;
 mod foreign;
 mod ifd;
+mod npy;
 mod options;
 mod orientation;
 mod samples;
@@ -22,6 +23,7 @@ use image::codecs::pnm::PnmDecoder;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, error::LimitErrorKind};
 
 pub use self::foreign::foreign_format;
+pub(crate) use self::npy::join_bands;
 pub use self::options::{Background, DecodeOptions, ExifOrientation, PixelRange};
 pub(crate) use self::orientation::{orient, swaps_sides};
 pub(crate) use self::samples::cmyk_to_rgb;
@@ -55,7 +57,7 @@ pub struct ImageFacts {
 ///
 /// # Shapes
 ///
-/// The image is `[height, width, 3]`, RGB, `u8`.
+/// The image is `[height, width, channels]`, `u8`; 3 channels are RGB.
 ///
 /// # Errors
 /// [`DecodeError`]: no or too many bytes or pixels, an unknown format, truncated data (never a half-grey image), values that
@@ -87,9 +89,35 @@ pub(crate) fn decode_as_stored(
     if bytes.len() as u64 > options.max_file_bytes {
         return Err(DecodeError::FileTooLarge { bytes: bytes.len() as u64, limit: options.max_file_bytes });
     }
-    let (samples, format, orientation, pages) = if is_dicom(bytes) {
+    let (samples, format, orientation, pages) = read_samples(bytes, options)?;
+    let facts = ImageFacts {
+        format,
+        width: samples.width,
+        height: samples.height,
+        channels: samples.channels,
+        bits: samples.number().bits(),
+        alpha: samples.alpha != Alpha::None,
+        orientation,
+        pages,
+    };
+    Ok((samples.into_image(options)?, facts))
+}
+
+/// Samples in the file's own type, without the limits on its length.
+fn decode_samples(bytes: &[u8], options: &DecodeOptions) -> Result<Samples, DecodeError> {
+    read_samples(bytes, options).map(|(samples, ..)| samples)
+}
+
+/// Samples, the name of the format, the EXIF orientation and the number of pages.
+fn read_samples(
+    bytes: &[u8],
+    options: &DecodeOptions,
+) -> Result<(Samples, &'static str, u8, usize), DecodeError> {
+    Ok(if is_dicom(bytes) {
         let (samples, frames) = dicom_samples(bytes, options)?;
         (samples, "DICOM", 1, frames)
+    } else if npy::is_array(bytes) {
+        (npy::decode(bytes, options)?, "NPY", 1, 1)
     } else {
         let format = guess_format(bytes).ok_or_else(|| match foreign_format(bytes) {
             Some(name) => DecodeError::ForeignFormat { name },
@@ -101,18 +129,7 @@ pub(crate) fn decode_as_stored(
             _ => (from_image_crate(bytes, format, options)?, 1),
         };
         (samples, format_name(format), orientation::orientation(bytes, format), pages)
-    };
-    let facts = ImageFacts {
-        format,
-        width: samples.width,
-        height: samples.height,
-        channels: samples.channels,
-        bits: samples.number().bits(),
-        alpha: samples.alpha != Alpha::None,
-        orientation,
-        pages,
-    };
-    Ok((samples.into_rgb8(options)?, facts))
+    })
 }
 
 /// Whether the content is a DICOM file: its magic number stands behind a preamble of 128 bytes.
@@ -132,7 +149,7 @@ fn dicom_samples(_: &[u8], _: &DecodeOptions) -> Result<(Samples, usize), Decode
 
 /// Whether a file that begins like this is an image that [`decode`] reads.
 pub(crate) fn is_readable(start: &[u8]) -> bool {
-    (is_dicom(start) && cfg!(feature = "dicom")) || guess_format(start).is_some()
+    (is_dicom(start) && cfg!(feature = "dicom")) || npy::is_image(start) || guess_format(start).is_some()
 }
 
 /// Tells one of the supported formats from the first bytes.

@@ -182,6 +182,9 @@ pub struct DecodeOptions {
     pub max_file_bytes: u64,
     /// Largest width or height in pixels. Default 65 535, which is also the most a JPEG can have.
     pub max_side: u32,
+    /// Values of a pixel of the result. Default 3: RGB, to which grey and others are converted. 1: grey, as Pillow's
+    /// `convert("L")`. Any other number: an image that has as many, as they are stored.
+    pub channels: u32,
     /// How values become 8-bit values. Default [`PixelRange::Auto`].
     pub range: PixelRange,
     /// Whether EXIF orientation is applied. Default [`ExifOrientation::Apply`].
@@ -196,6 +199,7 @@ impl Default for DecodeOptions {
             max_pixels: 178_956_970,
             max_file_bytes: MAX_SAMPLE_BYTES,
             max_side: 65_535,
+            channels: 3,
             range: PixelRange::Auto,
             exif: ExifOrientation::Apply,
             background: Background::Drop,

@@ -1,8 +1,9 @@
 //! Samples of any numeric type, and how they become 8-bit RGB.
 
 use super::options::{Background, DecodeOptions, PixelRange};
-use crate::error::DecodeError;
+use crate::error::{DecodeError, TransformError};
 use crate::image::Image;
+use crate::transform::jitter::luma;
 
 /// The numeric type that values have in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub(super) enum Color {
     Cmyk,
     /// Full range, as in JPEG.
     YCbCr,
+    /// This many values of no colour.
+    Bands(usize),
 }
 
 impl Color {
@@ -70,6 +73,7 @@ impl Color {
             Self::Gray => 1,
             Self::Rgb | Self::YCbCr => 3,
             Self::Cmyk => 4,
+            Self::Bands(bands) => bands,
         }
     }
 }
@@ -116,8 +120,30 @@ impl Samples {
         }
     }
 
+    /// 8 bits a value, with as many channels as the options say.
+    pub(super) fn into_image(self, options: &DecodeOptions) -> Result<Image, DecodeError> {
+        let (channels, found) = (options.channels, self.channels as u32);
+        match (channels, self.color) {
+            (3, Color::Bands(bands)) if bands != 3 => Err(DecodeError::Bands { bands }),
+            (3, _) => self.into_rgb8(options),
+            // Pillow's convert("L").
+            (1, Color::Gray | Color::Rgb | Color::Cmyk | Color::YCbCr) => {
+                let rgb = self.into_rgb8(options)?;
+                let data = rgb.data.as_chunks::<3>().0.iter().map(|&pixel| luma(pixel)).collect();
+                Ok(Image { channels: 1, data, ..rgb })
+            }
+            _ if found == channels => {
+                let (width, height) = (self.width, self.height);
+                let bands = Self { color: Color::Bands(self.channels), alpha: Alpha::None, ..self };
+                let invalid = |error: TransformError| DecodeError::Invalid { reason: error.to_string() };
+                Image::with_channels(width, height, channels, bands.into_bytes(options)?).map_err(invalid)
+            }
+            _ => Err(DecodeError::Channels { found, expected: channels }),
+        }
+    }
+
     /// 8-bit RGB: values by the range, then the colour space, then the background.
-    pub(super) fn into_rgb8(self, options: &DecodeOptions) -> Result<Image, DecodeError> {
+    fn into_rgb8(self, options: &DecodeOptions) -> Result<Image, DecodeError> {
         let (width, height) = (self.width, self.height);
         let samples = u64::from(width) * u64::from(height) * self.channels as u64;
         let found = match &self.values {
@@ -369,6 +395,7 @@ fn to_rgb(color: Color, pixel: &[u8]) -> [u8; 3] {
         Color::Rgb => [pixel[0], pixel[1], pixel[2]],
         Color::Cmyk => cmyk_to_rgb([pixel[0], pixel[1], pixel[2], pixel[3]]),
         Color::YCbCr => ycbcr_to_rgb([pixel[0], pixel[1], pixel[2]]),
+        Color::Bands(_) => [0, 1, 2].map(|band| pixel.get(band).copied().unwrap_or(0)),
     }
 }
 

@@ -54,7 +54,12 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<(Samples, 
     let mut channels = samples;
     let bits = value(tag::BITS, 1);
     let photometric = value(tag::PHOTOMETRIC, u64::MAX);
-    let (color, alpha) = meaning(&tiff, &entries, photometric, samples)?;
+    let (color, alpha) = match meaning(&tiff, &entries, photometric, samples) {
+        Err(DecodeError::Bands { bands }) if options.channels == bands as u32 => {
+            (Color::Bands(bands), Alpha::None)
+        }
+        meaning => meaning?,
+    };
     if photometric == 6 && value(tag::COMPRESSION, 1) != JPEG {
         let subsampling = tiff.values(&entries, tag::SUBSAMPLING, 2).unwrap_or(vec![2, 2]);
         if subsampling != [1, 1] {

@@ -36,6 +36,9 @@ pub fn resize_linear(image: &Image, width: u32, height: u32) -> Result<Image, Tr
 /// # Errors
 /// As [`resize_linear`]; a box outside the target ([`TransformError::CropOutside`]).
 pub fn resize_linear_crop(image: &Image, target: (u32, u32), area: CropBox) -> Result<Image, TransformError> {
+    if image.channels != 3 {
+        return image.by_threes(|rgb| resize_linear_crop(rgb, target, area));
+    }
     image.check()?;
     check_target(target.0, target.1)?;
     area.check(target.0, target.1)?;
@@ -181,9 +184,9 @@ mod tests {
         assert_eq!(resize_linear(&image, 7, 9).unwrap().data, [9, 255, 0].repeat(63));
         assert_eq!(resize_linear(&image, 3, 2).unwrap(), image);
         assert!(resize_linear(&image, 0, 2).is_err() && resize_linear(&image, 1 << 20, 2).is_err());
-        let empty = Image { width: 0, height: 0, data: vec![] };
+        let empty = Image { width: 0, height: 0, channels: 3, data: vec![] };
         assert!(resize_linear(&empty, 2, 2).is_err());
-        let broken = Image { width: 2, height: 2, data: vec![0; 5] };
+        let broken = Image { width: 2, height: 2, channels: 3, data: vec![0; 5] };
         assert!(resize_linear(&broken, 2, 2).is_err());
     }
 }

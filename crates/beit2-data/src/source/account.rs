@@ -48,6 +48,10 @@ pub enum SkipReason {
     LabelWithoutImage,
     /// A file with holes, as some tar programs store it.
     Sparse,
+    /// A file whose name does not end like a band's.
+    NoBand,
+    /// An image of which a band is missing.
+    MissingBand,
     /// A file that the system does not let us open.
     Unreadable,
     /// A file or folder that an operating system or a program keeps for itself: `__MACOSX`, `Thumbs.db`, hidden ones.
@@ -68,6 +72,10 @@ impl SkipReason {
             (Self::SecondLink, _) => "links to folders already read",
             (Self::LabelWithoutImage, 1) => "label without an image",
             (Self::LabelWithoutImage, _) => "labels without images",
+            (Self::NoBand, 1) => "file of no band",
+            (Self::NoBand, _) => "files of no band",
+            (Self::MissingBand, 1) => "image without all bands",
+            (Self::MissingBand, _) => "images without all bands",
             (Self::Sparse, 1) => "sparse member",
             (Self::Sparse, _) => "sparse members",
             (Self::Unreadable, 1) => "file that cannot be opened",

@@ -103,6 +103,12 @@ impl FolderSource {
         Ok(Self { root, files, classes, account, fingerprint: OnceLock::new() })
     }
 
+    /// The folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Full path of a sample; `None` past the end.
     #[must_use]
     pub fn path(&self, index: usize) -> Option<PathBuf> {

@@ -8,6 +8,7 @@
 mod account;
 mod archive;
 mod arrangement;
+mod bands;
 mod chain;
 mod files;
 pub(crate) mod folder;
@@ -28,9 +29,11 @@ use std::sync::Arc;
 
 pub use self::account::{Account, SkipReason, Skipped};
 pub use self::archive::{ArchiveSource, StaticShard};
+pub use self::bands::BandFilesSource;
 pub use self::chain::ChainSource;
 pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
+pub(crate) use self::folder::fingerprint_file;
 pub use self::idx::{IdxSource, IdxSplit};
 pub use self::index_file::IndexFileSource;
 pub use self::kind::IMAGE_EXTENSIONS;
@@ -229,7 +232,7 @@ fn no_columns(path: &Path, columns: &Columns) -> Result<(), SourceError> {
         return Ok(());
     }
     let problem =
-        "image, label, separator and root are for tables: .parquet, .csv, .tsv and .jsonl files".into();
+        "image, label, separator and root are for tables (.parquet, .csv, .tsv and .jsonl files), and bands is for folders".into();
     Err(SourceError::Table { path: path.display().to_string(), problem })
 }
 
@@ -238,6 +241,13 @@ fn open_folder(dir: &Path, columns: &Columns) -> Result<Arc<dyn Source>, SourceE
     let entries = folder::list(dir)?;
     if let Some(files) = parquet::files_in(dir, &entries)? {
         return Ok(Arc::new(ParquetSource::open(&files, columns)?));
+    }
+    if let Some(suffixes) = &columns.bands {
+        let suffixes: Vec<&str> = suffixes.split('+').collect();
+        let rest = Columns { bands: None, ..columns.clone() };
+        no_columns(dir, &rest)?;
+        let folder = FolderSource::from_walk(Walk::of(dir)?)?;
+        return Ok(Arc::new(BandFilesSource::new(&folder, &suffixes)?));
     }
     no_columns(dir, columns)?;
     if dir.join("run.toml").is_file() {

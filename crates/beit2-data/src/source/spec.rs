@@ -8,7 +8,7 @@ use crate::error::SourceError;
 pub const AND: &str = " + ";
 
 /// Keys that may follow a path.
-const KEYS: &str = "weight, image, label, separator and root";
+const KEYS: &str = "weight, image, label, separator, root and bands";
 
 /// A source as it is typed: `PATH` or `PATH:key=value,key=value`.
 ///
@@ -32,6 +32,8 @@ pub struct Columns {
     pub label: Option<String>,
     /// What stands between several labels in one cell (`separator=|`).
     pub separator: Option<String>,
+    /// Endings of the names of files that are the bands of one image, in order (`bands=_B02+_B03+_B04`); for folders.
+    pub bands: Option<String>,
     /// The folder that paths start from (`root=DIR`); absent: that of the table.
     pub root: Option<String>,
 }
@@ -80,6 +82,7 @@ impl Spec {
                 "label" => spec.columns.label = Some(value),
                 "separator" => spec.columns.separator = Some(value),
                 "root" => spec.columns.root = Some(value),
+                "bands" => spec.columns.bands = Some(value),
                 _ => {
                     return Err(fail(format!(
                         "'{key}' is not a key that can follow a path; the keys are {KEYS}"

@@ -53,11 +53,14 @@ impl Affine {
 ///
 /// # Shapes
 ///
-/// `[height, width, 3]`, as the input.
+/// `[height, width, channels]`, as the input. The colour is repeated for channels beyond the third.
 ///
 /// # Errors
 /// A broken buffer ([`TransformError::BufferLength`]).
 pub fn warp(image: &Image, map: &Affine, fill: [u8; 3]) -> Result<Image, TransformError> {
+    if image.channels != 3 {
+        return image.by_threes(|rgb| warp(rgb, map, fill));
+    }
     image.check()?;
     let (pixels, _) = image.data.as_chunks::<3>();
     let mut out = vec![fill; pixels.len()];
@@ -183,8 +186,13 @@ mod tests {
     #[test]
     fn broken_and_empty_images() {
         let map = Affine::shear_x(0.3);
-        assert!(warp(&Image { width: 2, height: 2, data: vec![0; 5] }, &map, FILL).is_err());
-        assert!(warp(&Image { width: 0, height: 0, data: vec![] }, &map, FILL).unwrap().data.is_empty());
+        assert!(warp(&Image { width: 2, height: 2, channels: 3, data: vec![0; 5] }, &map, FILL).is_err());
+        assert!(
+            warp(&Image { width: 0, height: 0, channels: 3, data: vec![] }, &map, FILL)
+                .unwrap()
+                .data
+                .is_empty()
+        );
         let far = Affine::translation(f64::NAN, 1e300);
         assert_eq!(warp(&ramp(), &far, FILL).unwrap().data, FILL.repeat(20));
     }

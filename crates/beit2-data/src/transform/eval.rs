@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(border.apply(&line).unwrap().data.len(), 224 * 224 * 3);
         let small = Image::new(3, 2, vec![7; 18]).unwrap();
         assert_eq!(eval_view(&small, 32, Interpolation::Bicubic).unwrap().data, [7; 32 * 32 * 3]);
-        let empty = Image { width: 0, height: 0, data: vec![] };
+        let empty = Image { width: 0, height: 0, channels: 3, data: vec![] };
         for crop_mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
             assert!(EvalConfig { crop_mode, ..EvalConfig::default() }.apply(&empty).is_err());
         }

@@ -2,15 +2,21 @@
 
 use crate::image::Image;
 
-/// Mirrors an image left to right, in place. Shape `[height, width, 3]`.
+/// Mirrors an image left to right, in place. Shape `[height, width, channels]`.
 pub fn flip_horizontal(image: &mut Image) {
-    let row_bytes = image.width as usize * 3;
+    let channels = image.channels as usize;
+    let row_bytes = image.width as usize * channels;
     if row_bytes == 0 {
         return;
     }
     for row in image.data.chunks_exact_mut(row_bytes) {
-        let (pixels, _) = row.as_chunks_mut::<3>();
-        pixels.reverse();
+        if channels == 3 {
+            row.as_chunks_mut::<3>().0.reverse();
+            continue;
+        }
+        // Every value mirrored, then every pixel mirrored back.
+        row.reverse();
+        row.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
     }
 }
 

@@ -6,6 +6,9 @@
 //! cropping a jittered image. [`JitterParams::prepare`] therefore takes the mean from the whole
 //! image once and returns a function of single pixels that gives exactly the whole-image result
 //! wherever it is applied.
+//!
+//! An image of other than three channels has no grey: contrast blends with the mean of all values, and saturation changes
+//! nothing.
 
 use crate::image::Image;
 use crate::rng::{Rng, shuffle, uniform};
@@ -51,6 +54,9 @@ impl JitterParams {
     /// per-pixel steps.
     #[must_use]
     pub fn prepare(&self, image: &Image) -> PixelJitter {
+        if image.channels != 3 {
+            return self.prepare_bands(image);
+        }
         let mut steps: Vec<Step> = Vec::with_capacity(3);
         for &(op, factor) in &self.ops {
             let factor = factor as f32;
@@ -64,7 +70,23 @@ impl JitterParams {
                 JitterOp::Saturation => Step::Saturation { factor },
             });
         }
-        PixelJitter { steps }
+        PixelJitter { steps, blends: Vec::new() }
+    }
+
+    fn prepare_bands(&self, image: &Image) -> PixelJitter {
+        let mut jitter = PixelJitter { steps: Vec::new(), blends: Vec::with_capacity(2) };
+        for &(op, factor) in &self.ops {
+            let degenerate = match op {
+                JitterOp::Saturation => continue,
+                JitterOp::Brightness => 0,
+                JitterOp::Contrast => {
+                    let sum = image.data.iter().map(|&value| u64::from(jitter.blended(value))).sum();
+                    rounded_mean(sum, image.data.len())
+                }
+            };
+            jitter.blends.push((degenerate, factor as f32));
+        }
+        jitter
     }
 }
 
@@ -72,17 +94,34 @@ impl JitterParams {
 #[derive(Clone, Debug)]
 pub struct PixelJitter {
     steps: Vec<Step>,
+    /// Of an image without colours: what each value is blended with, and by how much.
+    blends: Vec<(u8, f32)>,
 }
 
 impl PixelJitter {
-    /// Jitters RGB pixels in place; the length must be a multiple of 3 (a remainder is left alone).
-    pub fn apply(&self, rgb: &mut [u8]) {
-        pixel_steps::apply(&self.steps, rgb.as_chunks_mut::<3>().0);
+    /// Jitters pixels in place; the length must be a multiple of the channels (a remainder of RGB is left alone).
+    pub fn apply(&self, pixels: &mut [u8]) {
+        if self.blends.is_empty() {
+            pixel_steps::apply(&self.steps, pixels.as_chunks_mut::<3>().0);
+        } else {
+            pixels.iter_mut().for_each(|value| *value = self.blended(*value));
+        }
+    }
+
+    fn blended(&self, value: u8) -> u8 {
+        self.blends.iter().fold(value, |value, &(degenerate, factor)| blend(degenerate, value, factor))
     }
 }
 
 /// Applies one operation to a whole image with the arithmetic of Pillow's `ImageEnhance`.
 pub fn apply_op(image: &mut Image, op: JitterOp, factor: f64) {
+    if image.channels != 3 {
+        let one =
+            JitterParams { ops: [(op, factor), (JitterOp::Saturation, 1.0), (JitterOp::Saturation, 1.0)] };
+        let jitter = one.prepare_bands(image);
+        image.data.iter_mut().for_each(|value| *value = jitter.blended(*value));
+        return;
+    }
     let (pixels, _) = image.data.as_chunks_mut::<3>();
     match op {
         JitterOp::Brightness => {
@@ -110,7 +149,7 @@ fn saturate(pixels: &mut [[u8; 3]], factor: f32) {
 
 /// Pillow's grey: ITU-R 601 weights in 16-bit fixed point, rounded.
 #[inline(always)]
-pub(super) fn luma([r, g, b]: [u8; 3]) -> u8 {
+pub(crate) fn luma([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 

@@ -225,13 +225,22 @@ pub enum AugmentOp {
 }
 
 impl AugmentOp {
-    /// Applies the operation to an image `[height, width, 3]`, in place; `fill` is the colour of
-    /// uncovered pixels.
+    /// Applies the operation to an image `[height, width, channels]`, in place; `fill` is the colour of
+    /// uncovered pixels. `Color` changes RGB only.
     ///
     /// # Errors
     /// A broken buffer ([`TransformError::BufferLength`]).
     pub fn apply(&self, image: &mut Image, fill: [u8; 3]) -> Result<(), TransformError> {
         image.check()?;
+        let of_pixels = matches!(self, Self::Color { .. } | Self::Contrast { .. } | Self::Brightness { .. });
+        if image.channels != 3 && !of_pixels {
+            *image = image.by_threes(|rgb| {
+                let mut rgb = rgb.clone();
+                self.apply(&mut rgb, fill)?;
+                Ok(rgb)
+            })?;
+            return Ok(());
+        }
         let (width, height) = (image.width, image.height);
         let warped = |image: &Image, map: Affine| warp(image, &map, fill);
         match *self {

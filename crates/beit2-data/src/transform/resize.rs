@@ -44,6 +44,9 @@ pub fn resize(
     if (image.width, image.height) == (width, height) {
         return Ok(image.clone());
     }
+    if image.channels != 3 {
+        return image.by_threes(|rgb| resize(rgb, width, height, filter));
+    }
     let size = |w: u32, h: u32| (w as usize, h as usize);
     let data = resample(&image.data, size(image.width, image.height), size(width, height), filter);
     Image::new(width, height, data)
@@ -56,17 +59,19 @@ pub fn resize(
 pub fn crop(image: &Image, area: CropBox) -> Result<Image, TransformError> {
     image.check()?;
     area.check(image.width, image.height)?;
-    let mut data = Vec::with_capacity(area.width as usize * area.height as usize * 3);
+    let pixels = area.width as usize * area.height as usize;
+    let mut data = Vec::with_capacity(pixels * image.channels as usize);
     for row in box_rows(image, area) {
         data.extend_from_slice(row);
     }
-    Image::new(area.width, area.height, data)
+    Image::with_channels(area.width, area.height, image.channels, data)
 }
 
-/// The rows of a box that lies inside the image, each `area.width * 3` bytes.
+/// The rows of a box that lies inside the image, each `area.width * channels` bytes.
 pub(crate) fn box_rows(image: &Image, area: CropBox) -> impl Iterator<Item = &[u8]> {
-    let stride = image.width as usize * 3;
-    let (start, length) = (area.left as usize * 3, area.width as usize * 3);
+    let channels = image.channels as usize;
+    let stride = image.width as usize * channels;
+    let (start, length) = (area.left as usize * channels, area.width as usize * channels);
     let rows = image.data.chunks_exact(stride.max(1));
     rows.skip(area.top as usize).take(area.height as usize).map(move |row| &row[start..start + length])
 }
@@ -110,9 +115,9 @@ mod tests {
         assert!(resize(&image, 4, 1 << 20, Interpolation::Bicubic).is_err());
         let area = CropBox { top: 1, left: 1, height: 2, width: 1 };
         assert!(matches!(crop(&image, area), Err(TransformError::CropOutside { .. })));
-        let empty = Image { width: 0, height: 0, data: vec![] };
+        let empty = Image { width: 0, height: 0, channels: 3, data: vec![] };
         assert!(resize(&empty, 4, 4, Interpolation::Bicubic).is_err());
-        let broken = Image { width: 2, height: 2, data: vec![0; 5] };
+        let broken = Image { width: 2, height: 2, channels: 3, data: vec![0; 5] };
         assert!(resize(&broken, 4, 4, Interpolation::Bicubic).is_err());
     }
 

@@ -5,7 +5,7 @@ use crate::image::Image;
 use crate::transform::resize::MAX_TARGET_SIDE;
 
 /// Cuts `width` x `height` pixels out, starting at row `top` and column `left`, both of which may be
-/// negative.
+/// negative. The colour is repeated for further channels.
 ///
 /// # Errors
 /// Sizes outside 1 to [`MAX_TARGET_SIDE`] ([`TransformError::TargetSize`]).
@@ -18,6 +18,9 @@ pub fn window(
     image.check()?;
     if !(1..=MAX_TARGET_SIDE).contains(&width) || !(1..=MAX_TARGET_SIDE).contains(&height) {
         return Err(TransformError::TargetSize { width, height, max: MAX_TARGET_SIDE });
+    }
+    if image.channels != 3 {
+        return image.by_threes(|rgb| window(rgb, (top, left), (width, height), fill));
     }
     let (pixels, _) = image.data.as_chunks::<3>();
     let mut out = vec![fill; width as usize * height as usize];

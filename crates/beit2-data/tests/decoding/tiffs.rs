@@ -165,7 +165,7 @@ fn kinds_that_are_not_read_get_one_clear_sentence() {
     let bands = plain((1, 1), 8, 1, 5, 1, vec![0; 5]);
     assert_eq!(
         refused(&bands, "auto"),
-        "the image has 5 bands of no stated colour, but grey, RGB or CMYK was expected"
+        "the image has 5 bands of no stated colour, but grey, RGB or CMYK was expected; for a model of 5 bands set in_chans = 5"
     );
     assert!(refused(&plain((1, 1), 8, 8, 3, 1, vec![0; 3]), "auto").contains("CIE L*a*b*"));
     assert!(
