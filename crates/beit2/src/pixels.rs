@@ -34,7 +34,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Image, Error> {
     beit2_data::decode(&bytes, &DecodeOptions::default()).map_err(|error| wrong(error.to_string()))
 }
 
-/// Images of any size through the evaluation view, `[B, 3, size, size]` in [0, 1].
+/// Images of any size through the evaluation view, `[B, C, size, size]` in [0, 1].
 ///
 /// # Errors
 /// No images, a setting out of range, an image that is too long for its resized form.
@@ -48,7 +48,7 @@ pub fn views<B: Backend>(
     stacked(&views, device)
 }
 
-/// Images of one size, `[B, 3, H, W]` in [0, 1].
+/// Images of one size, `[B, C, H, W]` in [0, 1].
 ///
 /// # Errors
 /// No images, or images of different sizes.
@@ -56,20 +56,66 @@ pub fn stacked<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tenso
     let Some(first) = images.first() else {
         return config_error("a batch needs at least one image");
     };
-    let (height, width) = (first.height as usize, first.width as usize);
-    Ok(from_bytes(stack_hwc(images)?, images.len(), height, width, device))
+    let dims = [images.len(), first.height as usize, first.width as usize, first.channels as usize];
+    Ok(from_bytes(stack_hwc(images)?, dims, device))
 }
 
-/// Bytes `[B, H, W, 3]` on the host → `[B, 3, H, W]` in [0, 1] on the device; one byte a value
+/// Bytes `[B, H, W, C]` on the host → `[B, C, H, W]` in [0, 1] on the device; one byte a value
 /// crosses, the division happens there.
-pub fn from_bytes<B: Backend>(
-    bytes: Vec<u8>,
-    batch: usize,
-    height: usize,
-    width: usize,
-    device: &B::Device,
-) -> Tensor<B, 4> {
-    kernels::images_from_bytes(bytes, [batch, height, width, 3], device)
+pub fn from_bytes<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    kernels::images_from_bytes(bytes, dims, device)
+}
+
+/// Checks that images have as many channels as a model takes.
+///
+/// # Errors
+/// An image of another number.
+pub fn check_channels(images: &[Image], channels: usize) -> Result<(), Error> {
+    match images.iter().find(|image| image.channels as usize != channels) {
+        None => Ok(()),
+        Some(image) => config_error(format!(
+            "an image has {} channels, and the model takes {channels}; decode it with DecodeOptions {{ channels: {channels}, .. }}",
+            image.channels
+        )),
+    }
+}
+
+/// Chosen channels of `[B, C, H, W]`, counted from 1, as the red, green and blue of `[B, 3, H, W]`.
+pub fn bands<B: Backend>(images: Tensor<B, 4>, bands: [u32; 3]) -> Tensor<B, 4> {
+    let band = |band: u32| images.clone().narrow(1, band as usize - 1, 1);
+    Tensor::cat(bands.map(band).to_vec(), 1)
+}
+
+/// Checks that a model of `channels` channels knows how to standardise them.
+///
+/// # Errors
+/// Another number of means than channels, or none for images that are not RGB; a deviation of 0.
+pub fn check_normalization(channels: usize, normalization: Option<&Normalization>) -> Result<(), Error> {
+    match normalization {
+        None if channels == 3 => Ok(()),
+        None => config_error(format!(
+            "a model of {channels} channels needs their means and standard deviations: model.vit.normalization = {{ mean = \
+             [...], std = [...] }} (`beit2 data check --decode` measures them)"
+        )),
+        Some(Normalization { mean, std }) if mean.len() != channels || std.len() != channels => {
+            config_error(format!(
+                "model.vit.normalization has {} means and {} deviations for a model of {channels} channels",
+                mean.len(),
+                std.len()
+            ))
+        }
+        Some(Normalization { std, .. }) => {
+            match std.iter().position(|std| !(*std > 0.0 && std.is_finite())) {
+                None => Ok(()),
+                Some(at) => config_error(format!(
+                    "the standard deviation of channel {} is {}; a channel that is the same everywhere teaches nothing: leave it \
+                 out of the images",
+                    at + 1,
+                    std[at]
+                )),
+            }
+        }
+    }
 }
 
 /// [0, 1] → [−1, 1].

@@ -114,9 +114,9 @@ impl EraseParams {
         None
     }
 
-    /// The values of the box. Shape `[3, area.height, area.width]`, normalised units.
+    /// The values of the box. Shape `[channels, area.height, area.width]`, normalised units.
     #[must_use]
-    pub fn values(&self) -> Vec<f32> {
+    pub fn values(&self, channels: usize) -> Vec<f32> {
         let pixels = self.area.width as usize * self.area.height as usize;
         let mut rng = Key { seed: self.noise_seed, epoch: 0, index: 0, stream: RngStream::Erase }.rng();
         let mut normal = |count: usize| -> Vec<f32> {
@@ -124,9 +124,11 @@ impl EraseParams {
             pairs.flatten().map(|v| v as f32).take(count).collect()
         };
         match self.fill {
-            EraseFill::Pixel => normal(3 * pixels),
-            EraseFill::Rand => normal(3).into_iter().flat_map(|v| std::iter::repeat_n(v, pixels)).collect(),
-            EraseFill::Const => vec![0.0; 3 * pixels],
+            EraseFill::Pixel => normal(channels * pixels),
+            EraseFill::Rand => {
+                normal(channels).into_iter().flat_map(|v| std::iter::repeat_n(v, pixels)).collect()
+            }
+            EraseFill::Const => vec![0.0; channels * pixels],
         }
     }
 
@@ -135,7 +137,7 @@ impl EraseParams {
     /// # Errors
     /// Data of another length, or a box that leaves the image.
     pub fn apply_chw(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
-        paste_chw(data, (width, height), self.area, &self.values())
+        paste_chw(data, (width, height), self.area, &self.values(3))
     }
 
     /// Erases in a normalised image `[height, width, 3]`, with the same values at the same places
@@ -145,7 +147,7 @@ impl EraseParams {
     /// As [`Self::apply_chw`].
     pub fn apply_hwc(&self, data: &mut [f32], width: u32, height: u32) -> Result<(), TransformError> {
         check(data, (width, height), self.area)?;
-        let values = self.values();
+        let values = self.values(3);
         let (w, h) = (self.area.width as usize, self.area.height as usize);
         let (pixels, _) = data.as_chunks_mut::<3>();
         for y in 0..h {
@@ -226,7 +228,7 @@ mod tests {
     fn fills_are_what_they_say() {
         let drawn = EraseParams::draw(&ALWAYS, 64, 64, &key(1)).unwrap();
         let area = CropBox { top: 0, left: 0, height: 50, width: 60 };
-        let values = |fill| EraseParams { fill, area, ..drawn }.values();
+        let values = |fill| EraseParams { fill, area, ..drawn }.values(3);
         let noise = values(EraseFill::Pixel);
         let mean = noise.iter().map(|&v| f64::from(v)).sum::<f64>() / 9000.0;
         let square = noise.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 9000.0;

@@ -3,6 +3,7 @@
 //! A pure function: no file, no model. The caller loads [`Plan::tensors`] and keeps its own initialisation for
 //! [`Plan::fresh`]. The pretrained `norm` is never put into `fc_norm` (docs/method.md §9, trap 1).
 
+mod channels;
 mod robust;
 mod target;
 
@@ -70,7 +71,17 @@ pub enum Source {
     },
     /// Selected rows of the head.
     HeadRows,
+    /// Kernels of another number of channels.
+    Channels {
+        /// Channels in the checkpoint.
+        from: usize,
+        /// Channels of the target.
+        to: usize,
+    },
 }
+
+/// The kernels that make tokens of patches.
+const PATCH_KERNELS: &str = "patch_embed.proj.weight";
 
 /// What is loaded and what is not. `Display` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -130,6 +141,11 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
                     continue;
                 }
             },
+            Some(tensor) if name == PATCH_KERNELS && tensor.shape() != shape => {
+                let (tensor, from) = channels::fit(&tensor, target.channels)
+                    .map_err(|expected| wrong_shape(&name, tensor.shape(), expected))?;
+                (tensor, Source::Channels { from, to: target.channels })
+            }
             Some(tensor) if name.ends_with(TABLE) => {
                 let (tensor, from) = fit_table(&name, &tensor, target, options.tables)?;
                 (tensor, resized(from, target, false))
@@ -304,6 +320,12 @@ impl fmt::Display for Plan {
                     writeln!(f, "  resized  {name} from a grid of {from}×{from} to {to}×{to}")?;
                 }
                 Source::HeadRows => writeln!(f, "  selected {name} by rows")?,
+                Source::Channels { from, to: 1 } => {
+                    writeln!(f, "  summed   {name} over {from} channels, for grey images")?;
+                }
+                Source::Channels { from, to } => {
+                    writeln!(f, "  repeated {name} from {from} channels to {to}, scaled by {from}/{to}")?;
+                }
             }
         }
         for name in &self.fresh {

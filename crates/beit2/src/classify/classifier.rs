@@ -160,9 +160,8 @@ impl<B: Backend> Classifier<B> {
         config.classes = Some(classes);
         config.vit.image_size = options.image_size.unwrap_or(config.vit.image_size);
         config.vit.validate()?;
-        if config.vit.in_chans != 3 {
-            return config_error(format!("{origin} takes {} channels; images have 3", config.vit.in_chans));
-        }
+        pixels::check_normalization(config.vit.in_chans, config.vit.normalization.as_ref())
+            .map_err(|error| Error::Config(format!("{origin}: {error}")))?;
         let zeros = VisionTransformer::<B>::new(&config.vit, config.pooling, classes, device);
         let (head_rows, tables) = (options.head_rows, options.tables);
         let planned = PlanOptions { head_rows, tables, ..PlanOptions::default() };
@@ -197,6 +196,7 @@ impl<B: Backend> Classifier<B> {
     /// # Errors
     /// No images, or one that cannot be resized.
     pub fn top_k(&self, images: &[Image], k: usize) -> Result<Vec<Vec<Prediction>>, Error> {
+        pixels::check_channels(images, self.config.vit.in_chans)?;
         let device = self.model.trunk.cls_token.device();
         Ok(self.rank(self.logits(pixels::views(images, &self.view(), &device)?), k))
     }

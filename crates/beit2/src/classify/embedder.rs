@@ -188,12 +188,18 @@ impl<B: Backend> Embedder<B> {
         self.eval.view(self.image_px)
     }
 
+    /// Channels of its images.
+    pub fn channels(&self) -> usize {
+        self.net.channels()
+    }
+
     /// Images of any size → features `[B, D]`, or `[B, 2D]` of [`FeatureKind::Concat`].
     ///
     /// # Errors
     /// No images, or one that cannot be resized.
     pub fn embed(&self, images: &[Image], kind: FeatureKind) -> Result<Tensor<B, 2>, Error> {
         self.net.check_kind(kind)?;
+        pixels::check_channels(images, self.channels())?;
         Ok(self.net.features(pixels::views(images, &self.view(), &self.device)?, kind))
     }
 
@@ -202,6 +208,7 @@ impl<B: Backend> Embedder<B> {
     /// # Errors
     /// As [`Embedder::embed`].
     pub fn patches(&self, images: &[Image]) -> Result<Tensor<B, 3>, Error> {
+        pixels::check_channels(images, self.channels())?;
         Ok(self.net.patches(pixels::views(images, &self.view(), &self.device)?))
     }
 }
@@ -245,9 +252,8 @@ fn open_vit<B: Backend>(
     vit.image_size = options.image_size.unwrap_or(vit.image_size);
     check_side(vit.image_size, vit.patch_size)?;
     vit.validate()?;
-    if vit.in_chans != 3 {
-        return config_error(format!("{origin} takes {} channels; images have 3", vit.in_chans));
-    }
+    pixels::check_normalization(vit.in_chans, vit.normalization.as_ref())
+        .map_err(|error| Error::Config(format!("{origin}: {error}")))?;
     let pooling = match state.summary.pooling {
         Some(FilePooling::Mean) => Pooling::Mean,
         _ => Pooling::Cls,

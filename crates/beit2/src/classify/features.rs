@@ -157,6 +157,17 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
+    /// Channels of the images.
+    pub fn channels(&self) -> usize {
+        let of = |trunk: &Trunk<B>| trunk.patch_embed.proj.weight.dims()[1];
+        match self {
+            Self::Mim(model, _) => of(&model.trunk),
+            Self::Vit(model, ..) => of(&model.trunk),
+            Self::Encoder(model) => of(&model.encoder.trunk),
+            Self::Teacher(_) => 3,
+        }
+    }
+
     /// Side of a patch in pixels.
     pub fn patch_px(&self) -> usize {
         let of = |trunk: &Trunk<B>| trunk.patch_embed.proj.weight.dims()[2];

@@ -42,7 +42,7 @@ pub fn evaluate<I: Backend>(
     let images = source.len();
     let batches = images.div_ceil(EVALUATION_BATCH.min(recipe.schedule.batch_size)).max(1);
     let token_px = tokenizer.encoder.trunk.patch_embed.proj.weight.dims()[2] * recipe.model.vit.grid();
-    let config = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let config = DataConfig { min_side_px: 0, ..recipe.data.of_channels(recipe.model.vit.in_chans) };
     let data = validation_data(source, &config, recipe, token_px, images / batches);
 
     let mut replaced = Vec::new();

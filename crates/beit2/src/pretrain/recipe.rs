@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MimConfig;
 use crate::error::{Error, config_error};
+use crate::pixels;
 use crate::tokenizer::{self, TokenizerConfig, VqKd};
 use crate::train::{Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 
@@ -149,6 +150,7 @@ impl PretrainRecipe {
         }
         self.block_mask().validate()?;
         self.views(self.model.vit.image_size).validate()?;
+        pixels::check_normalization(self.model.vit.in_chans, self.model.vit.normalization.as_ref())?;
         Ok(())
     }
 

@@ -45,9 +45,10 @@ pub fn train<B: AutodiffBackend>(
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
+    let config = recipe.data.of_channels(recipe.model.vit.in_chans);
     let data = TrainingData {
         source,
-        config: &recipe.data,
+        config: &config,
         batch_size: recipe.schedule.batch_size,
         views: recipe.views(tokenizer_config.image_size),
         mask: Some(recipe.block_mask()),
@@ -178,6 +179,12 @@ fn check_tokenizer(recipe: &PretrainRecipe, tokenizer: &TokenizerConfig) -> Resu
     if codes != vocab_size {
         return config_error(format!(
             "model.vocab_size is {vocab_size}, but the tokenizer has {codes} codes"
+        ));
+    }
+    let (found, channels) = (tokenizer.in_chans, recipe.model.vit.in_chans);
+    if found != channels {
+        return config_error(format!(
+            "the tokenizer takes images of {found} channels, and model.vit.in_chans is {channels}; both see the same images"
         ));
     }
     let (found, grid) = (tokenizer.grid(), recipe.model.vit.grid());

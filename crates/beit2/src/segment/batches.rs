@@ -66,7 +66,7 @@ pub(super) fn inputs<B: Backend>(
     };
     let (height, width) = (first.image.height as usize, first.image.width as usize);
     let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
-    let x = pixels::from_bytes(bytes, items.len(), height, width, device);
+    let x = pixels::from_bytes(bytes, [items.len(), height, width, 3], device);
     let mut x = pixels::normalise(x, normalization);
     for (at, item) in items.iter().enumerate() {
         let (columns, rows) = (item.content.0 as usize, item.content.1 as usize);

@@ -259,7 +259,7 @@ fn cut<B: Backend>(
         let start = row * line + left * 3;
         image.data[start..start + columns * 3].iter().copied()
     });
-    let x = pixels::from_bytes::<B>(pixels.collect(), 1, rows, columns, device);
+    let x = pixels::from_bytes::<B>(pixels.collect(), [1, rows, columns, 3], device);
     let x = pixels::normalise(x, normalization);
     if (rows, columns) == (height, width) {
         return x;

@@ -218,6 +218,12 @@ impl SegmentRecipe {
                 self.optimizer.min_lr
             ));
         }
+        if self.model.vit.in_chans != 3 {
+            return config_error(format!(
+                "model.vit.in_chans is {}, but segmentation takes RGB images (in_chans = 3)",
+                self.model.vit.in_chans
+            ));
+        }
         self.model.validate()?;
         if !(self.groups.layer_decay > 0.0 && self.groups.layer_decay <= 1.0) {
             return config_error(format!(

@@ -26,6 +26,8 @@ pub struct TokenizerConfig {
     pub image_size: usize,
     /// Side of a patch, pixels.
     pub patch_size: usize,
+    /// Channels of the input.
+    pub in_chans: usize,
     /// Encoder width.
     pub width: usize,
     /// Encoder blocks.
@@ -59,6 +61,7 @@ impl Default for TokenizerConfig {
         Self {
             image_size: 224,
             patch_size: 16,
+            in_chans: 3,
             width: 768,
             depth: 12,
             heads: 12,
@@ -122,7 +125,7 @@ impl TokenizerConfig {
         VitConfig {
             image_size: self.image_size,
             patch_size: self.patch_size,
-            in_chans: 3,
+            in_chans: self.in_chans,
             width: self.width,
             depth: self.depth,
             heads: self.heads,
@@ -151,6 +154,12 @@ impl TokenizerConfig {
         let half = |what: &str, config: VitConfig| {
             config.validate().map_err(|e| Error::Config(format!("tokenizer {what}: {e}")))
         };
+        if self.in_chans != 3 && self.process_type == ProcessType::ImagenetNorm {
+            return config_error(format!(
+                "process_type = \"imagenet_norm\" is for RGB, and model.in_chans is {}; use \"default\"",
+                self.in_chans
+            ));
+        }
         half("encoder", self.encoder())?;
         half("decoder", self.decoder())?;
         for (name, value) in [

@@ -94,6 +94,7 @@ impl<B: Backend> Tokenizer<B> {
     /// # Errors
     /// No images, or one that cannot be resized.
     pub fn encode(&self, images: &[Image]) -> Result<Tensor<B, 3, Int>, Error> {
+        pixels::check_channels(images, self.config.in_chans)?;
         Ok(self.ids(pixels::views(images, &self.view(), &self.device)?))
     }
 

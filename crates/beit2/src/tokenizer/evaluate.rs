@@ -37,7 +37,8 @@ pub fn evaluate<I: Backend>(
 ) -> Result<TokenizerEvaluation, Error> {
     let (model_px, teacher_px) = (recipe.model.image_size, recipe.model.grid() * teacher.patch_size());
     let view = EvalConfig::of_size(model_px.max(teacher_px) as u32);
-    let data = EvaluationData { source, config: &recipe.data, view, batch_size: recipe.schedule.batch_size };
+    let config = recipe.data.of_channels(recipe.model.in_chans);
+    let data = EvaluationData { source, config: &config, view, batch_size: recipe.schedule.batch_size };
     let mut usage = CodeUsage::new(recipe.model.codebook_size);
     let mut left_out = Vec::new();
     let (mut rec, mut commitment, mut seen) = (0.0, 0.0, 0.0);
@@ -50,10 +51,12 @@ pub fn evaluate<I: Backend>(
         let (images, _) = to_device::<I>(&batch.items, device)?;
         let count = images.dims()[0] as f64;
         let x = model.preprocess(pixels::resize(images.clone(), model_px, model_px));
-        let target = if teacher_px == model_px {
-            teacher.forward(x.clone())
-        } else {
-            teacher.forward(pixels::to_signed(pixels::resize(images, teacher_px, teacher_px)))
+        let target = match recipe.data.teacher_bands {
+            None if teacher_px == model_px => teacher.forward(x.clone()),
+            bands => {
+                let images = bands.map_or(images.clone(), |bands| pixels::bands(images, bands));
+                teacher.forward(pixels::to_signed(pixels::resize(images, teacher_px, teacher_px)))
+            }
         };
         let loss = model.forward(x, target);
         rec += count * scalar(loss.rec);

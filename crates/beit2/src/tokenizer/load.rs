@@ -65,6 +65,7 @@ fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
     let config = TokenizerConfig {
         image_size: vit.image_size,
         patch_size: vit.patch_size,
+        in_chans: vit.in_chans,
         width: vit.width,
         depth: vit.depth,
         heads: vit.heads,

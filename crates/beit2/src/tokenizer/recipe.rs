@@ -115,6 +115,7 @@ impl TokenizerRecipe {
         check_interval("codebook.revive_after_steps", self.codebook.revive_after_steps.map(u64::from))?;
         self.model.validate()?;
         self.views(self.model.image_size).validate()?;
+        check_bands(self.model.in_chans, self.data.teacher_bands)?;
         if self.codebook.kmeans_warmup_steps > 0 && !self.model.kmeans_init {
             return config_error("codebook.kmeans_warmup_steps needs model.kmeans_init = true");
         }
@@ -131,5 +132,22 @@ impl TokenizerRecipe {
             hflip: self.augment.hflip,
             ..TwoViewConfig::default()
         }
+    }
+}
+
+/// Checks that an RGB teacher can look at images of `channels` channels.
+fn check_bands(channels: usize, bands: Option<[u32; 3]>) -> Result<(), Error> {
+    match bands {
+        None if channels == 3 => Ok(()),
+        None => config_error(format!(
+            "the teacher sees RGB, and model.in_chans is {channels}; name the bands that it sees as red, green and blue, \
+             counted from 1: data.teacher_bands = [3, 2, 1]"
+        )),
+        Some(bands) => match bands.iter().find(|&&band| band == 0 || band as usize > channels) {
+            None => Ok(()),
+            Some(band) => config_error(format!(
+                "data.teacher_bands names band {band}, but images have {channels} (model.in_chans), counted from 1"
+            )),
+        },
     }
 }

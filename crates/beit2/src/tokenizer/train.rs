@@ -44,9 +44,10 @@ pub fn train<B: AutodiffBackend>(
             plan.total_steps
         ));
     }
+    let config = recipe.data.of_channels(recipe.model.in_chans);
     let data = TrainingData {
         source,
-        config: &recipe.data,
+        config: &config,
         batch_size: recipe.schedule.batch_size,
         views: recipe.views(recipe.model.grid() * teacher.patch_size()),
         mask: None,
@@ -81,10 +82,15 @@ pub fn train<B: AutodiffBackend>(
     // The frozen half of a step, which runs one batch ahead on a thread of its own.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, frozen_device, process_type) = (teacher.clone(), device.clone(), recipe.model.process_type);
+    let bands = recipe.data.teacher_bands;
     let prefetch = Prefetch::new(batches, move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &frozen_device)?;
-        let x = preprocess(images, process_type);
-        let teacher_x = second.map_or_else(|| x.clone(), pixels::to_signed);
+        let x = preprocess(images.clone(), process_type);
+        let teacher_x = match (second, bands) {
+            (second, Some(bands)) => pixels::to_signed(pixels::bands(second.unwrap_or(images), bands)),
+            (Some(second), None) => pixels::to_signed(second),
+            (None, None) => x.clone(),
+        };
         let target = frozen.forward(teacher_x);
         Ok((batch, x, target))
     });

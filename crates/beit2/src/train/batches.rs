@@ -132,8 +132,8 @@ pub fn to_device<B: Backend>(
         let Some(first) = images.first() else {
             return Err(Error::Training("an empty batch".into()));
         };
-        let (height, width, count) = (first.height as usize, first.width as usize, images.len());
-        Ok(pixels::from_bytes(stack_hwc(images)?, count, height, width, device))
+        let dims = [images.len(), first.height as usize, first.width as usize, first.channels as usize];
+        Ok(pixels::from_bytes(stack_hwc(images)?, dims, device))
     };
     let patch = tensor(items.iter().map(|item| &item.patch).collect())?;
     let token: Option<Vec<&Image>> = items.iter().map(|item| item.token.as_ref()).collect();

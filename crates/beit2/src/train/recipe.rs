@@ -41,19 +41,30 @@ pub struct DataConfig {
     pub exif: ExifOrientation,
     /// What transparent pixels become: `white`, `black`, or `drop` (alpha is ignored).
     pub background: Background,
+    /// The bands that an RGB teacher sees as red, green and blue, counted from 1; absent: images are RGB.
+    pub teacher_bands: Option<[u32; 3]>,
+    /// Channels of the images. Not read from recipes: the model says it.
+    #[serde(skip)]
+    pub channels: u32,
 }
 
 impl DataConfig {
     /// How images are decoded.
     pub fn decode_options(&self) -> DecodeOptions {
-        let Self { range, exif, background, .. } = *self;
-        DecodeOptions { range, exif, background, ..DecodeOptions::default() }
+        let Self { range, exif, background, channels, .. } = *self;
+        DecodeOptions { range, exif, background, channels, ..DecodeOptions::default() }
     }
 
     /// The same with these options of decoding (their limits are not kept).
     pub fn decoding_by(self, options: &DecodeOptions) -> Self {
-        let DecodeOptions { range, exif, background, .. } = *options;
-        Self { range, exif, background, ..self }
+        let DecodeOptions { range, exif, background, channels, .. } = *options;
+        Self { range, exif, background, channels, ..self }
+    }
+
+    /// The same for a model that takes images of this many channels.
+    #[must_use]
+    pub fn of_channels(&self, channels: usize) -> Self {
+        Self { channels: channels as u32, ..self.clone() }
     }
 }
 
@@ -68,6 +79,8 @@ impl Default for DataConfig {
             range: PixelRange::Auto,
             exif: ExifOrientation::Apply,
             background: Background::Drop,
+            teacher_bands: None,
+            channels: 3,
         }
     }
 }

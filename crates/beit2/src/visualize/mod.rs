@@ -32,7 +32,7 @@ pub fn mim_samples<B: Backend>(
     device: &B::Device,
 ) -> Result<Vec<MimSample>, Error> {
     let count = count.min(source.len()).max(1);
-    let config = DataConfig { min_side_px: 0, ..recipe.data.clone() };
+    let config = DataConfig { min_side_px: 0, ..recipe.data.of_channels(recipe.model.vit.in_chans) };
     let data = validation_data(source, &config, recipe, token_px, count);
     let mut loader = data.loader(DataPosition::default(), &Rank::alone())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
@@ -51,7 +51,8 @@ pub fn mim_samples<B: Backend>(
         let right: Vec<bool> = (image * per_image..(image + 1) * per_image)
             .map(|at| predicted.iter().any(|branch| branch[at] == labels[at]))
             .collect();
-        let (mut masked, mut correct) = (item.patch.clone(), item.patch.clone());
+        let input = shown(&item.patch);
+        let (mut masked, mut correct) = (input.clone(), input.clone());
         for (&patch, &right) in item.masked.iter().zip(&right) {
             paint(&mut masked, grid, patch as usize, MASKED_GREY);
             if !right {
@@ -60,7 +61,7 @@ pub fn mim_samples<B: Backend>(
         }
         let hits = right.iter().filter(|r| **r).count();
         samples.push(MimSample {
-            input: image_of(&item.patch),
+            input: image_of(&input),
             masked: image_of(&masked),
             correct: image_of(&correct),
             caption: format!("{hits} of {per_image} masked patches"),
@@ -98,10 +99,11 @@ pub fn gallery<B: Backend>(
             usage.add(row.iter().map(|&id| id as usize));
             // One patch of a code per image, so that the gallery shows what its carriers share.
             let mut seen = std::collections::HashSet::new();
+            let image = shown(&item.patch);
             for (patch, &id) in row.iter().enumerate() {
                 let of_code = &mut carriers[id as usize];
                 if of_code.len() < patches_each && seen.insert(id) {
-                    of_code.push(around(&item.patch, grid, patch));
+                    of_code.push(around(&image, grid, patch));
                 }
             }
         }
@@ -120,6 +122,15 @@ pub fn gallery<B: Backend>(
 
 fn ids<B: Backend>(tensor: burn::tensor::Tensor<B, 1, burn::tensor::Int>) -> Vec<i64> {
     tensor.into_data().convert::<i64>().into_vec().unwrap_or_default()
+}
+
+/// An image as a person sees it: of other than three channels, the first ones stand for red, green and blue.
+fn shown(image: &Image) -> Image {
+    let last = image.channels.saturating_sub(1);
+    match image.channels {
+        3 => image.clone(),
+        _ => image.rgb_of([0, 1.min(last), 2.min(last)]).unwrap_or_else(|_| image.clone()),
+    }
 }
 
 fn image_of(image: &Image) -> RgbImage {

@@ -15,6 +15,7 @@ fn config(case: &Case) -> TokenizerConfig {
     TokenizerConfig {
         image_size: case.size("img"),
         patch_size: case.size("patch"),
+        in_chans: 3,
         width: case.size("width"),
         depth: case.size("depth"),
         heads: case.size("heads"),

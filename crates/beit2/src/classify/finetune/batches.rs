@@ -49,7 +49,13 @@ pub(super) fn training_loader(
         };
         Ok::<_, TransformError>(Item { image: params.apply(&augment, image)?, erase: params.erase, upscaled })
     });
-    let config = loader_config(&recipe.data, recipe.schedule.batch_size, recipe.seed, start, rank);
+    let config = loader_config(
+        &recipe.data.of_channels(recipe.model.vit.in_chans),
+        recipe.schedule.batch_size,
+        recipe.seed,
+        start,
+        rank,
+    );
     Ok(Loader::new(config, source, work)?)
 }
 
@@ -111,13 +117,14 @@ pub(super) fn inputs<B: Backend>(
         return Err(Error::Training("an empty batch".into()));
     };
     let (height, width) = (first.image.height as usize, first.image.width as usize);
+    let channels = first.image.channels as usize;
     let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
-    let x = pixels::from_bytes(bytes, items.len(), height, width, device);
+    let x = pixels::from_bytes(bytes, [items.len(), height, width, channels], device);
     let mut x = pixels::normalise(x, normalization);
     for (at, erase) in items.iter().enumerate().filter_map(|(at, item)| Some((at, item.erase?))) {
         let (rows, columns) = region(erase.area);
-        let values = TensorData::new(erase.values(), [1, 3, rows.len(), columns.len()]);
-        x = x.slice_assign([at..at + 1, 0..3, rows, columns], Tensor::from_data(values, device));
+        let values = TensorData::new(erase.values(channels), [1, channels, rows.len(), columns.len()]);
+        x = x.slice_assign([at..at + 1, 0..channels, rows, columns], Tensor::from_data(values, device));
     }
     let targets = labels.targets(part, (classes, smoothing), mix)?;
     let targets = Tensor::from_data(TensorData::new(targets, [items.len(), classes]), device);

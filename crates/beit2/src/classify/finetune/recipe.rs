@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::HeadRows;
 use crate::classify::{ClassifierConfig, EvalTable, pretrained_sizes};
 use crate::error::{Error, config_error};
+use crate::pixels;
 use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
 use crate::weights::StateFile;
 
@@ -191,6 +192,7 @@ impl FinetuneRecipe {
             ));
         }
         self.model.vit.validate()?;
+        pixels::check_normalization(self.model.vit.in_chans, self.model.vit.normalization.as_ref())?;
         for (name, value) in
             [("label_smoothing", self.label_smoothing), ("ema_decay", self.ema_decay.unwrap_or_default())]
         {

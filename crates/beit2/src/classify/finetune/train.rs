@@ -192,7 +192,8 @@ pub fn train<B: AutodiffBackend>(
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
                 let view = recipe.eval.view(vit.image_size);
                 let (source, batch_size) = (val.clone(), recipe.eval_batch(rank.world()));
-                let data = EvaluationData { source, config: &recipe.data, view, batch_size };
+                let config = recipe.data.of_channels(recipe.model.vit.in_chans);
+                let data = EvaluationData { source, config: &config, view, batch_size };
                 // It ends even when the run is about to stop: the epoch's record belongs to this step.
                 let stop = StopFlag::default();
                 let trained = model.valid();
