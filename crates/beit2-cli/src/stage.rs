@@ -158,6 +158,10 @@ impl Stage for PretrainRecipe {
         self.validate()
     }
 
+    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        Self::resolve(self, assets)
+    }
+
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         pretrain::train::<B>(self, env, device)
     }

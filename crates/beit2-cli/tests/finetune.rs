@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "finetune/bands.rs"]
+mod bands;
 #[path = "finetune/by_name.rs"]
 mod by_name;
 mod checking;

@@ -151,6 +151,7 @@ impl Job for Embedding<'_> {
         let layout = RowLayout { name: "features", element, shape };
         let source = session.assets.source(&args.images.source)?;
         let decode = args.export.decode.options(&args.weights, DecodeOptions::default())?;
+        let decode = decode.of_channels(model.channels());
         let export = Export { to, source, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let images = pixels::stacked::<B::InnerBackend>(views, device)?;

@@ -284,6 +284,7 @@ impl Job for &Args {
         }
         let source = matched.source.clone();
         let decode = self.decode.options(&self.weights, published_decoding())?;
+        let decode = decode.of_channels(classifier.config.vit.in_chans);
         // A figure is that of all images unless it is said otherwise.
         let max_bad_fraction = if self.skip_unreadable { 1.0 } else { 0.0 };
         let config = DataConfig { workers: self.workers, max_bad_fraction, ..DataConfig::default() };

@@ -176,7 +176,9 @@ impl Job for Predicting<'_> {
             }
             Ok(ranked)
         };
-        let mut walk = Walk { source, view, args, signals, progress, rank: &rank, unreadable: Vec::new() };
+        let channels = model.config.vit.in_chans;
+        let mut walk =
+            Walk { source, view, channels, args, signals, progress, rank: &rank, unreadable: Vec::new() };
         let finished = match (&args.csv, args.output.json) {
             (Some(path), _) => {
                 let mut file = AtomicFile::create(path)?;
@@ -207,6 +209,7 @@ struct Name {
 struct Walk<'a> {
     source: Arc<dyn Source>,
     view: EvalConfig,
+    channels: usize,
     args: &'a Args,
     signals: &'a Signals,
     progress: &'a mut Progress,
@@ -222,6 +225,7 @@ impl Walk<'_> {
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
         let decode = self.args.decode.options(&self.args.weights, DecodeOptions::default())?;
+        let decode = decode.of_channels(self.channels);
         let config = SequenceConfig { start: 0, workers: self.args.workers, prefetch: 2 * batch, decode };
         let mut images = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;

@@ -208,6 +208,12 @@ impl Default for DecodeOptions {
 }
 
 impl DecodeOptions {
+    /// The same for images of this many channels.
+    #[must_use]
+    pub fn of_channels(self, channels: usize) -> Self {
+        Self { channels: channels as u32, ..self }
+    }
+
     /// The reference's loader: `PIL.Image.open(...).convert("RGB")`.
     #[must_use]
     pub fn reference() -> Self {

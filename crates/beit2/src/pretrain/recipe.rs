@@ -8,7 +8,7 @@ use super::MimConfig;
 use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::tokenizer::{self, TokenizerConfig, VqKd};
-use crate::train::{Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
+use crate::train::{Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, fill_normalization};
 
 /// `[mask]`: block masking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +130,14 @@ impl Default for PretrainRecipe {
 }
 
 impl PretrainRecipe {
+    /// Fills in the statistics of images that are not RGB, from the training images.
+    ///
+    /// # Errors
+    /// Images that cannot be opened or decoded.
+    pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        fill_normalization(&mut self.model.vit, &self.data, assets)
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors

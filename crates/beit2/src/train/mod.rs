@@ -14,6 +14,7 @@ mod scalar;
 mod schedule;
 mod session;
 mod state;
+mod statistics;
 
 pub use accumulate::GradientSum;
 pub use assets::{Assets, Files, OpenOnce};
@@ -36,3 +37,5 @@ pub(crate) use scalar::scalar;
 pub use schedule::{CosineSchedule, PolySchedule};
 pub use session::Session;
 pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};
+pub(crate) use statistics::fill_normalization;
+pub use statistics::measure_normalization;

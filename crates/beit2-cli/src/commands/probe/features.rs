@@ -259,6 +259,7 @@ impl<P: Protocol> Measurement<'_, P> {
         let Session { assets, signals, progress } = session;
         let stop = &signals.stop;
         let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
+        let decode = decode.of_channels(model.map_or(3, Embedder::channels));
         let max_bad_fraction = args.max_bad_fraction;
         let config = DataConfig { workers: args.workers, max_bad_fraction, ..DataConfig::default() };
         let config = config.decoding_by(&decode);

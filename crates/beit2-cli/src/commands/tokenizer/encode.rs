@@ -89,6 +89,7 @@ impl Job for Encoding<'_> {
         ];
         let source = session.assets.source(&args.images.source)?;
         let decode = args.export.decode.options(&args.tokenizer, DecodeOptions::default())?;
+        let decode = decode.of_channels(tokenizer.config.in_chans);
         let export = Export { to, source, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();

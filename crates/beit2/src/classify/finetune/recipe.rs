@@ -10,7 +10,10 @@ use super::HeadRows;
 use crate::classify::{ClassifierConfig, EvalTable, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::pixels;
-use crate::train::{Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig};
+use crate::train::{
+    Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig,
+    fill_normalization,
+};
 use crate::weights::StateFile;
 
 /// `[init]`: what training starts from.
@@ -151,6 +154,7 @@ impl FinetuneRecipe {
                 self.model.vit.normalization = self.model.vit.normalization.take().or(state.normalization());
             }
         }
+        fill_normalization(&mut self.model.vit, &self.data, assets)?;
         if self.data.train.is_empty() {
             return Ok(());
         }
