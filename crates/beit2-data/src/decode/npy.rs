@@ -183,7 +183,7 @@ pub(crate) fn join_bands(
                 (_, Number::Unsigned(32)) => "<u4",
                 (_, Number::Signed(16)) => "<i2",
                 (_, Number::Signed(32)) => "<i4",
-                (_, Number::Float(_)) => "<f8",
+                (_, Number::Float(_) | Number::Rescaled(_)) => "<f8",
                 _ => {
                     return Err(fail(
                         "bands of this type of numbers cannot be joined; save them as 16 bits".into(),
@@ -211,7 +211,7 @@ pub(crate) fn join_bands(
             (Values::Wide(values, _), Number::Signed(_)) => {
                 out.extend(values.iter().flat_map(|&value| (value as i32).to_le_bytes()));
             }
-            (Values::Wide(values, _), Number::Float(_)) => {
+            (Values::Wide(values, _), Number::Float(_) | Number::Rescaled(_)) => {
                 out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
         }
