@@ -1,5 +1,5 @@
 //! A look at data before they are used: what can be told from names, labels, masks and a few images in no time
-//! ([`labels`], [`masks`], [`sample`], [`shared`]), and what only decoding everything shows ([`images`]).
+//! ([`labels()`], [`masks()`], [`sample()`], [`shared()`]), and what only decoding everything shows ([`images()`]).
 //!
 //! Nothing here prints. What is wrong comes back as sentences: an error would make a result that means nothing, a warning
 //! may be meant.
