@@ -61,6 +61,10 @@ impl Source for Relabelled {
         self.inner.is_multi_label()
     }
 
+    fn image_size(&self, index: usize) -> Option<(u32, u32)> {
+        self.inner.image_size(index)
+    }
+
     fn classes(&self) -> &[String] {
         &self.classes
     }
