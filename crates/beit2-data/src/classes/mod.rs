@@ -116,7 +116,7 @@ pub fn match_classes(
         (None, _) => at.to_string(),
     };
     if let (Matched::Position, Some(at)) = (by, found.iter().zip(target.names).position(|(a, b)| a != b))
-        && !(found.iter().all(|name| is_synset(name)) && !target.names.iter().any(|name| is_synset(name)))
+        && (!found.iter().all(|name| is_synset(name)) || target.names.iter().any(|name| is_synset(name)))
     {
         warnings.push(format!(
             "class {at} is `{}` in {data} and `{}` in {}; they are taken for the same, by position",
