@@ -53,7 +53,12 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     fn findings(&self, assets: &dyn Assets) -> Result<Findings, Error> {
         let data = self.tables().data;
         let sources = Sources::open(self, assets)?;
-        Ok(sources.of_images(data))
+        Ok(sources.of_images(&data.of_channels(self.channels())))
+    }
+
+    /// Channels of the images that the model takes.
+    fn channels(&self) -> usize {
+        3
     }
 
     /// Opens the images that `[data]` names.
@@ -135,6 +140,10 @@ impl Stage for TokenizerRecipe {
         Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
     }
 
+    fn channels(&self) -> usize {
+        self.model.in_chans
+    }
+
     fn check(&self) -> Result<(), Error> {
         self.validate()
     }
@@ -152,6 +161,10 @@ impl Stage for PretrainRecipe {
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, tokenizer, .. } = self;
         Tables { data, schedule, optimizer, weights: ("tokenizer.weights", &tokenizer.weights) }
+    }
+
+    fn channels(&self) -> usize {
+        self.model.vit.in_chans
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -176,6 +189,10 @@ impl Stage for FinetuneRecipe {
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, init, .. } = self;
         Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
+    }
+
+    fn channels(&self) -> usize {
+        self.model.vit.in_chans
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -204,7 +221,7 @@ impl Stage for FinetuneRecipe {
     fn findings(&self, assets: &dyn Assets) -> Result<Findings, Error> {
         let sources = Sources::open(self, assets)?;
         let mut findings = sources.of_labels(&self.data);
-        findings.extend(sources.of_images(&self.data));
+        findings.extend(sources.of_images(&self.data.of_channels(self.channels())));
         Ok(findings)
     }
 

@@ -288,7 +288,7 @@ fn pretraining_and_probes_follow_a_tokenizer() {
     wrong.fails(2, &["layer 3", "blocks 1 to 2"]);
     world
         .beit2(&["knn", "--weights", "mim", "--data", "labelled", "--val", "train"])
-        .fails(2, &["2 classes"]);
+        .fails(2, &["train has no classes; it needs those of labelled"]);
     world
         .beit2(&["knn", "--weights", "mim", "--data", "train", "--val", "train"])
         .fails(2, &["at least 2 classes"]);

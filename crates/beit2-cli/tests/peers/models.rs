@@ -15,6 +15,7 @@ use burn::tensor::{DType, TensorData};
 use serde::Serialize;
 
 /// A model with its configuration.
+#[allow(clippy::large_enum_variant)] // a test has a handful
 pub enum Model {
     Vit(VisionTransformer<Flex>, ClassifierConfig),
     Mim(MimModel<Flex>, MimConfig),

@@ -65,7 +65,7 @@ pub fn labels(train: Set<'_, dyn Source>, val: Option<Set<'_, dyn Source>>) -> F
     if let Some(val) = val.filter(|val| !val.source.classes().is_empty()) {
         let counts = class_counts(val.source.as_ref());
         let has = |name: &&&String| counts.get(**name).is_some_and(|&count| count > 0);
-        let (known, missing): (Vec<&String>, Vec<&String>) = there.iter().partition(|name| has(&name));
+        let (known, missing): (Vec<&String>, Vec<&String>) = there.iter().partition(|name| has(name));
         if let ([one], [_, ..]) = (known.as_slice(), missing.as_slice()) {
             findings.warnings.push(format!(
                 "all images of {} have the class `{one}`, so its accuracy says nothing about telling classes apart",

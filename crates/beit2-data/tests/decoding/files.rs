@@ -18,6 +18,7 @@ pub struct TiffFile {
     pub big_endian: bool,
     pub bigtiff: bool,
     /// For each page: its tags but for offsets, byte counts, and the bytes of its strips or tiles.
+    #[allow(clippy::type_complexity)] // fields and strips of each page
     pub pages: Vec<(Vec<(u16, Field)>, Vec<Vec<u8>>)>,
 }
 

@@ -21,6 +21,7 @@ fn pair(image: Vec<u8>, mask: (u32, u32)) -> Folder {
 }
 
 /// Size and grey values of the image as training and evaluation see it, and what the check finds.
+#[allow(clippy::type_complexity)] // sizes and pixels, and the warnings
 fn seen(folder: &Folder, exif: ExifOrientation) -> (Result<(u32, u32, Vec<u8>), String>, Vec<String>) {
     let decode = DecodeOptions { exif, ..DecodeOptions::default() };
     let source = folder.open("", &SegmentDataOptions { decode: decode.clone(), ..classes(2) });

@@ -142,6 +142,7 @@ fn is_wrapper(mut prefix: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -224,7 +224,11 @@ fn what_stops_one_device_stops_the_run_and_is_said() {
     let run = Env::new(root.join("tolerant"), &mut events, &files);
     let train = |env: Env<'_>, _: &_| tokenizer::train::<Auto>(&tolerant, env, &device);
     on_devices::<Auto>(&[Default::default(); 2], run, train).unwrap();
-    let told = events.0.iter().filter(|event| event.contains("005.ppm could not be used")).count();
+    // Evaluations, which leave it out, say so too.
+    let replaced = |event: &&String| {
+        event.contains("005.ppm could not be used") && event.contains("another image took its place")
+    };
+    let told = events.0.iter().filter(replaced).count();
     // 11 steps of three to an epoch of 14 images: at least in the first three epochs, once each when it is met.
     assert!((1..=4).contains(&told), "{told}");
     let devices = events.0.iter().any(|event| event.contains("2, 2 images of each step on every one"));

@@ -184,7 +184,7 @@ fn with_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Res
         .transpose()?;
     let mut checked = Checked::default();
     let set = Set { name: spec, source: &train };
-    let val = val.as_ref().map(|(name, source)| Set { name: *name, source });
+    let val = val.as_ref().map(|(name, source)| Set { name, source });
     let (findings, classes) = check::masks(set, val, args.workers);
     checked.findings.extend(findings);
     let one = |set: Set<'_, SegmentSource>, classes: check::MaskClasses| Found {
@@ -216,7 +216,7 @@ fn with_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::Res
     let image_source: Arc<dyn Source> = train.clone();
     let val_source: Option<(&str, Arc<dyn Source>)> =
         val.map(|val| (val.name, val.source.clone() as Arc<dyn Source>));
-    let val = val_source.as_ref().map(|(name, source)| Set { name: *name, source });
+    let val = val_source.as_ref().map(|(name, source)| Set { name, source });
     looks(args, Set { name: spec, source: &image_source }, val, session, &mut checked)?;
     Ok(checked)
 }

@@ -26,7 +26,12 @@ pub(super) fn canonical(
         if ours == "projection" {
             out.insert("head.weight".into(), transposed(full, tensor)?);
         } else {
-            out.insert(ours.clone(), tensor);
+            // A student of mean pooling has its final norm under another name.
+            let ours = match kind {
+                TeacherKind::Distilled => ours.replace("fc_norm.", "norm."),
+                _ => ours.clone(),
+            };
+            out.insert(ours, tensor);
         }
     }
     // A classifier is no part of a teacher; a projection, which has no bias, is.

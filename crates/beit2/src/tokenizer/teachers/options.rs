@@ -106,7 +106,8 @@ impl Options {
                 let theta = agreed("rope_theta", config.rope_theta, said.rope_theta, said.file)?
                     .unwrap_or(ROPE_THETA);
                 let quarter = width / heads / 4;
-                if !(width / heads).is_multiple_of(4) || !(theta > 0.0 && theta.is_finite()) {
+                let sound = (width / heads).is_multiple_of(4) && theta > 0.0 && theta.is_finite();
+                if !sound {
                     return config_error(format!(
                         "rotary positions need heads of a multiple of 4 values and a positive teacher.rope_theta; {heads} heads of \
                          {width} values and {theta} do not fit"

@@ -50,8 +50,7 @@ fn run_of(source: &Path) -> Option<Run> {
             && record.step <= step
             && record.values.iter().any(|(name, _)| name.contains("val_"))
     };
-    let last =
-        records.iter().filter(|record| record.kind == RecordKind::Epoch && record.step <= step).next_back();
+    let last = records.iter().rfind(|record| record.kind == RecordKind::Epoch && record.step <= step);
     let record = records.iter().rev().find(evaluated).or(last).cloned();
     Some(Run { settings, step, record })
 }
