@@ -156,10 +156,13 @@ fn without_masks(args: &Args, spec: &str, session: &mut Session<'_>) -> anyhow::
     };
     for set in std::iter::once(&checked.train).chain(&checked.val) {
         let Account { warnings, label_errors, .. } = &set.account;
-        checked.findings.warnings.extend(warnings.iter().cloned());
+        // What is an error of labels below may be a warning of the source as well.
+        let new = warnings.iter().filter(|warning| args.no_labels || !label_errors.contains(warning));
+        checked.findings.warnings.extend(new.cloned());
         let of_labels =
             if args.no_labels { &mut checked.findings.warnings } else { &mut checked.findings.errors };
-        of_labels.extend(label_errors.iter().cloned());
+        let known = if args.no_labels { warnings.clone() } else { Vec::new() };
+        of_labels.extend(label_errors.iter().filter(|error| !known.contains(error)).cloned());
     }
     let set = Set { name: spec, source: &train };
     let val = val.as_ref().map(|(name, source)| Set { name, source });
