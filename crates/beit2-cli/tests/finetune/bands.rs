@@ -51,6 +51,23 @@ fn five_bands_go_through_every_stage() {
     let brightness = |band: usize| mean[band].as_float().unwrap() * 255.0;
     assert!((brightness(0) - 84.5).abs() < 2.0 && (brightness(3) - 124.5).abs() < 2.0, "{mean:?}");
 
+    let checked = world.beit2(&[
+        "data",
+        "check",
+        "bands",
+        "--decode",
+        "--channels",
+        "5",
+        "--image-size",
+        "32",
+        "--json",
+    ]);
+    let checked: serde_json::Value = serde_json::from_str(&checked.works().out).unwrap();
+    let found = checked["decoded"]["mean"].as_array().unwrap();
+    for (band, value) in found.iter().enumerate() {
+        assert!((value.as_f64().unwrap() * 255.0 - brightness(band)).abs() < 0.01, "{checked}");
+    }
+
     // Only bands 4 and 5 tell the classes apart.
     let found =
         world.beit2(&["knn", "--weights", "mim", "--data", "bands", "--val", "val", "--k", "1", "--json"]);

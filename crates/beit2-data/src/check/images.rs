@@ -91,6 +91,8 @@ pub struct ImageReport {
     pub bits: BTreeMap<u32, usize>,
     /// Images whose EXIF orientation is not 1, by orientation.
     pub orientation: BTreeMap<u8, usize>,
+    /// Images with several pages or frames, of which the first is used.
+    pub several_pages: Named,
     /// Side of the crops that `small` refers to.
     pub image_size: u32,
     /// Images whose shorter side has fewer pixels than that.
@@ -114,6 +116,7 @@ struct Seen {
     channels: usize,
     bits: u32,
     orientation: u8,
+    pages: usize,
     constant: bool,
     print: Print,
     /// For each channel, the sums of values and of squares.
@@ -181,6 +184,9 @@ pub fn images(
             if seen.orientation != 1 {
                 *report.orientation.entry(seen.orientation).or_default() += 1;
             }
+            if seen.pages > 1 {
+                report.several_pages.add(|| name(item));
+            }
             if width.min(height) < config.image_size {
                 report.small.add(|| name(item));
             }
@@ -234,6 +240,7 @@ fn look(source: &dyn Source, index: usize, options: &DecodeOptions) -> Result<Se
         channels: facts.channels,
         bits: facts.bits,
         orientation: facts.orientation,
+        pages: facts.pages,
         constant: is_constant(&image),
         print: Print::of(&bytes, (width, height), &image.data),
         sums,
@@ -256,6 +263,13 @@ fn findings(report: &ImageReport, train: Set<'_, dyn Source>, val: Option<Set<'_
             "{count} images of {} have fewer than {} pixels on their shorter side and are enlarged: {}",
             train.name,
             report.image_size,
+            some(names, *count)
+        ));
+    }
+    if let Named { count: count @ 1.., names } = &report.several_pages {
+        warn(format!(
+            "{count} images of {} have several pages or frames, of which the first is used: {}",
+            train.name,
             some(names, *count)
         ));
     }

@@ -51,6 +51,10 @@ pub struct Args {
     #[command(flatten)]
     decoding: DecodeArgs,
 
+    /// Channels of the images: 3 for RGB, 1 for grey, or the number of bands of a model
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    channels: u32,
+
     /// Number of classes of masks, where no class list says it
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
@@ -69,7 +73,7 @@ pub struct Args {
 
 impl Args {
     fn decode_options(&self) -> anyhow::Result<DecodeOptions> {
-        self.decoding.options(SCRATCH, DecodeOptions::default())
+        Ok(self.decoding.options(SCRATCH, DecodeOptions::default())?.of_channels(self.channels as usize))
     }
 }
 

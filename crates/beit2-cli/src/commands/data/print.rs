@@ -128,6 +128,7 @@ fn images(report: &ImageReport) -> String {
         ("channels", counts(report.channels.iter().map(|(k, v)| (k.to_string(), *v)).collect())),
         ("bits", counts(report.bits.iter().map(|(k, v)| (k.to_string(), *v)).collect())),
         ("EXIF turned", thousands(report.orientation.values().sum::<usize>() as u64)),
+        ("several pages", thousands(report.several_pages.count as u64)),
         ("small", format!("{} below {} px", thousands(report.small.count as u64), report.image_size)),
         ("one colour", thousands(report.constant.count as u64)),
         ("duplicates", copies(&report.duplicates)),
