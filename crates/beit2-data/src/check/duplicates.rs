@@ -1,6 +1,6 @@
-//! Images that are there twice: the same bytes, or nearly the same picture.
+//! Images that are there twice: the same bytes, or nearly the same image.
 //!
-//! Two pictures count as nearly the same when
+//! Two images count as nearly the same when
 //! - their difference hashes differ in at most [`NEAR_BITS`] of 64 bits. Such a hash is computed from the grey image
 //!   (luma of BT.601), averaged over the cells of a grid of 9 × 8: a bit says whether a cell is brighter than the one to
 //!   its left;
@@ -8,7 +8,7 @@
 //!
 //! Pairs are found without comparing all: two hashes that differ in at most 5 bits agree in at least three of their eight
 //! bytes, so only those that share one of the 56 triples are compared. In a group of more than [`CROWD`] images that share
-//! a triple (nearly empty pictures), each is compared with the next [`CROWD`] in the order of the hashes only.
+//! a triple (nearly empty images), each is compared with the next [`CROWD`] in the order of the hashes only.
 
 use std::collections::HashMap;
 
@@ -16,9 +16,9 @@ use serde::Serialize;
 
 use super::NAMED;
 
-/// Most differing bits of two hashes of nearly the same picture.
+/// Most differing bits of two hashes of nearly the same image.
 pub const NEAR_BITS: u32 = 5;
-/// Largest mean difference of the cells of nearly the same picture, of 255.
+/// Largest mean difference of the cells of nearly the same image, of 255.
 pub const NEAR_GREY: f64 = 8.0;
 /// Largest group in which everything is compared with everything.
 const CROWD: usize = 512;
@@ -31,7 +31,7 @@ const GRID: (usize, usize) = (9, 8);
 pub(super) struct Print {
     /// Length and hash of the encoded bytes.
     pub(super) content: (u64, u64),
-    /// The difference hash; `None` of a picture without contrast, in which there is nothing to compare.
+    /// The difference hash; `None` of a image without contrast, in which there is nothing to compare.
     hash: Option<u64>,
     /// The grid's grey values.
     cells: [u8; GRID.0 * GRID.1],
@@ -245,8 +245,8 @@ fn summary(
 mod tests {
     use super::*;
 
-    /// A picture of soft spots that differ for every seed.
-    fn picture(seed: u64, side: usize, noise: u8) -> Print {
+    /// A image of soft spots that differ for every seed.
+    fn image(seed: u64, side: usize, noise: u8) -> Print {
         let spot = |k: u64| {
             let mix = (seed * 31 + k).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
             ((mix % 100) as f64 / 100.0, (mix / 100 % 100) as f64 / 100.0, (mix / 10_000 % 200) as f64)
@@ -276,11 +276,11 @@ mod tests {
 
     #[test]
     fn copies_and_near_copies_within_and_across() {
-        let mut prints: Vec<Option<Print>> = (0..40).map(|seed| Some(picture(seed, 64, 0))).collect();
+        let mut prints: Vec<Option<Print>> = (0..40).map(|seed| Some(image(seed, 64, 0))).collect();
         prints[5] = prints[3]; // the same bytes
         prints[7] = None; // unreadable
-        prints.push(Some(picture(11, 64, 4))); // with noise, in validation
-        prints.push(Some(picture(12, 48, 0))); // smaller, in validation
+        prints.push(Some(image(11, 64, 4))); // with noise, in validation
+        prints.push(Some(image(12, 48, 0))); // smaller, in validation
         prints.push(prints[20]); // the same bytes, in validation
         let (exact, near) = find(&prints, 40, |at| at.to_string());
         assert_eq!((exact.extra, exact.groups, exact.across), (2, 2, 1), "{exact:?}");

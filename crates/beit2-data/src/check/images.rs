@@ -277,7 +277,7 @@ fn findings(report: &ImageReport, train: Set<'_, dyn Source>, val: Option<Set<'_
         warn(format!("{turned} images of {} have an EXIF orientation other than 1", train.name));
     }
     for (what, found) in
-        [("the same bytes as", &report.duplicates), ("nearly the same picture as", &report.near_duplicates)]
+        [("the same bytes as", &report.duplicates), ("nearly the same image as", &report.near_duplicates)]
     {
         let example =
             found.pairs.first().map(|pair| format!("{} and {}", pair.first, pair.second)).unwrap_or_default();

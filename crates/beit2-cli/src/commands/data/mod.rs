@@ -3,6 +3,8 @@
 mod check;
 mod print;
 
+pub(super) use print::masks;
+
 use clap::Subcommand;
 
 use crate::errors::Ending;

@@ -83,7 +83,7 @@ fn classes(set: &Found) -> String {
 }
 
 /// How many pixels and images each class has.
-pub(super) fn masks(report: &DataReport) -> String {
+pub(in crate::commands) fn masks(report: &DataReport) -> String {
     let all: u64 = report.classes.iter().map(|class| class.pixels).sum::<u64>() + report.ignored_pixels;
     let share = |pixels: u64| format!("{:.2} %", 100.0 * pixels as f64 / all.max(1) as f64);
     let mut rows: Vec<Vec<String>> = report

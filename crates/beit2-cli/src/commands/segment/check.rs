@@ -7,6 +7,7 @@ use beit2_data::segment::{CheckConfig, DataReport, SegmentDataOptions, check};
 use beit2_run::thousands;
 use serde_json::json;
 
+use crate::commands::data::masks;
 use crate::errors::{Ending, usage};
 use crate::flags::TrainArgs;
 use crate::output;
@@ -72,19 +73,8 @@ fn check_pairs(
 }
 
 fn text(spec: &str, report: &DataReport) -> String {
-    let all: u64 = report.classes.iter().map(|class| class.pixels).sum::<u64>() + report.ignored_pixels;
-    let share = |pixels: u64| format!("{:.2} %", 100.0 * pixels as f64 / all.max(1) as f64);
-    let mut rows: Vec<Vec<String>> = report
-        .classes
-        .iter()
-        .map(|class| vec![class.name.clone(), share(class.pixels), thousands(class.images)])
-        .collect();
-    rows.push(vec!["(no label)".into(), share(report.ignored_pixels), String::new()]);
     let mut text = format!("{spec}: {} pairs, {} checked\n", report.pairs, report.checked);
-    text += &output::table(&["class", "pixels", "images"], &rows);
-    for warning in &report.warnings {
-        text += &format!("warning  {warning}\n");
-    }
+    text += &masks(report);
     for finding in &report.findings {
         text += &format!("problem  {}\n", finding.sentence);
     }
