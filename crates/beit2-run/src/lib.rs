@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod atomic;
+pub mod best;
 pub mod checkpoint;
 mod csv;
 pub mod dir;
@@ -23,6 +24,7 @@ pub mod tensorboard;
 pub mod throughput;
 mod tree;
 
+pub use best::{Best, best};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, Keep, Latest};
 pub use csv::csv_cell;
 pub use dir::{Existing, Opened, RunDir, RunError};
