@@ -1,11 +1,11 @@
 //! What a person sees while something runs: a bar on a terminal, plain lines elsewhere.
 
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+mod lines;
+mod warnings;
+mod watcher;
+
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use beit2::train::{Bottleneck, Event, Observer};
@@ -17,6 +17,10 @@ use crate::flags::OutputArgs;
 use crate::output;
 use crate::signals::Signals;
 
+use lines::spelled;
+use warnings::WarningLog;
+use watcher::Watcher;
+
 /// Warnings shown in full; all of them go to `warnings.log`.
 const SHOWN_WARNINGS: usize = 10;
 
@@ -25,9 +29,6 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Seconds between lines about epochs above a bar: with few images an epoch is over in no time.
 const EPOCH_EVERY: Duration = Duration::from_secs(3);
-
-/// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
-const NOT_ON_A_LINE: [&str; 4] = ["images_per_second", "data_wait", "weight_decay", "grad_norm"];
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl Progress {
             last_line: None,
             last_epoch: None,
             held_back: None,
-            log: WarningLog { path: log, file: None, ready: false, early: Vec::new(), count: 0 },
+            log: WarningLog::new(log),
             watcher,
         }
     }
@@ -262,98 +263,6 @@ impl Observer for Progress {
     }
 }
 
-/// `loss 5.012  lr 1.50e-4 …`.
-fn spelled(values: &[(String, f64)]) -> String {
-    let shown = values.iter().filter(|(name, _)| !NOT_ON_A_LINE.contains(&name.as_str()));
-    let parts: Vec<String> = shown.map(|(name, value)| format!("{name} {}", metric(name, *value))).collect();
-    parts.join("  ")
-}
-
-/// All warnings of a run, one a line, in `warnings.log`: a run over a million images may replace thousands,
-/// and their names should not be lost on a screen.
-struct WarningLog {
-    /// `None` where there is no run directory.
-    path: Option<PathBuf>,
-    file: Option<File>,
-    /// The run directory is ours; before that nothing may be written into it.
-    ready: bool,
-    early: Vec<String>,
-    count: usize,
-}
-
-impl WarningLog {
-    fn begin(&mut self) {
-        self.ready = true;
-        for text in std::mem::take(&mut self.early) {
-            self.write(&text);
-        }
-    }
-
-    fn add(&mut self, text: &str) {
-        self.count += 1;
-        match (self.ready, &self.path) {
-            (_, None) => {}
-            (true, Some(_)) => self.write(text),
-            (false, Some(_)) => self.early.push(text.to_owned()),
-        }
-    }
-
-    fn write(&mut self, text: &str) {
-        if let (None, Some(path)) = (&self.file, &self.path) {
-            self.file = OpenOptions::new().create(true).append(true).open(path).ok();
-        }
-        // A log that cannot be written is no reason to lose the run; the run's own files will complain.
-        if let Some(file) = &mut self.file {
-            let line = format!("{}  {}\n", beit2_run::environment::now_utc(), text.replace('\n', " "));
-            let _ = file.write_all(line.as_bytes());
-        }
-    }
-}
-
-/// Confirms a Ctrl-C at once, although the running step may take a while.
-struct Watcher {
-    done: Arc<AtomicBool>,
-    bar: Arc<std::sync::Mutex<ProgressBar>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watcher {
-    fn start(signals: &Signals, bar: ProgressBar) -> Self {
-        let (stop, done) = (signals.stop.clone(), Arc::new(AtomicBool::new(false)));
-        let bar = Arc::new(std::sync::Mutex::new(bar));
-        let (seen, shown) = (done.clone(), bar.clone());
-        let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
-            while !seen.load(Ordering::Relaxed) {
-                if stop.is_set() {
-                    let bar = shown.lock().unwrap_or_else(|e| e.into_inner()).clone();
-                    bar.suspend(|| {
-                        output::note(
-                            "stopping after this step, which is saved; interrupt again to end at once",
-                        );
-                    });
-                    return;
-                }
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
-        });
-        Self { done, bar, thread: thread.ok() }
-    }
-
-    fn follow(&self, bar: &ProgressBar) {
-        *self.bar.lock().unwrap_or_else(|e| e.into_inner()) = bar.clone();
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,11 +282,5 @@ mod tests {
         let text = std::fs::read_to_string(run.join("warnings.log")).unwrap();
         let words: Vec<&str> = text.lines().filter_map(|line| line.split("UTC  ").nth(1)).collect();
         assert_eq!(words, ["early", "late lines"]);
-    }
-
-    #[test]
-    fn a_line_holds_the_numbers() {
-        let values = [("loss".to_owned(), 5.01234), ("grad_norm".to_owned(), 1.0), ("lr".to_owned(), 1.5e-4)];
-        assert_eq!(spelled(&values), "loss 5.012  lr 1.50e-4");
     }
 }
