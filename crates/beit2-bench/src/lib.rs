@@ -8,6 +8,7 @@
 mod flops;
 mod images;
 mod infer;
+pub mod noise;
 mod size;
 mod train;
 
@@ -36,6 +37,25 @@ pub struct Parts {
     pub backward: f64,
     /// Clipping, AdamW, the codebook's update.
     pub optimizer: f64,
+}
+
+impl Parts {
+    /// All parts together.
+    pub fn sum(&self) -> f64 {
+        self.data + self.tokenizer + self.forward + self.backward + self.optimizer
+    }
+
+    /// The mean of each part; zeros for none.
+    pub fn mean(all: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len().max(1) as f64;
+        Self {
+            data: mean(|p| p.data),
+            tokenizer: mean(|p| p.tokenizer),
+            forward: mean(|p| p.forward),
+            backward: mean(|p| p.backward),
+            optimizer: mean(|p| p.optimizer),
+        }
+    }
 }
 
 /// Seconds since the last reading, with the device's queue emptied first.
@@ -151,6 +171,14 @@ mod tests {
     use burn::backend::Flex;
 
     use super::*;
+
+    #[test]
+    fn parts_are_averaged_one_by_one() {
+        let part = |data, backward| Parts { data, backward, ..Parts::default() };
+        let mean = Parts::mean(&[part(1.0, 4.0), part(2.0, 8.0)]);
+        assert_eq!((mean, mean.sum()), (part(1.5, 6.0), 7.5));
+        assert_eq!(Parts::mean(&[]), Parts::default());
+    }
 
     #[test]
     fn products_are_timed_in_both_precisions() {

@@ -30,7 +30,16 @@ fn every_stage_gives_a_line_for_each_round() {
             for name in ["/images_per_second", "/ms/data", "/ms/forward", "/ms/backward", "/ms/optimizer"] {
                 assert!(number(line, name) > 0.0, "{name}: {line}");
             }
-            assert!((0.001..2.0).contains(&number(line, "/share_of_gemm_peak")), "{line}");
+            let parts: f64 =
+                line["ms"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
+            assert!((parts - 1e3 * number(line, "/seconds_per_step")).abs() < 1e-6, "parts add up: {line}");
+            // A fraction that cannot be true is not told, but why it is not.
+            match line["share_of_gemm_peak"].as_f64() {
+                Some(share) => assert!((0.001..=1.0).contains(&share), "{line}"),
+                None => assert_eq!(line["noisy"], true, "{line}"),
+            }
+            let reasons = line["reasons"].as_array().unwrap();
+            assert_eq!(line["noisy"].as_bool(), Some(!reasons.is_empty()), "{line}");
             assert!(number(line, "/peak_memory_mib") > 10.0, "{line}");
         }
     }
@@ -62,6 +71,70 @@ fn real_images_and_a_table_for_people() {
     for word in ["images/s", "tokenizer or teacher", "backward", "a large matmul", "peak memory"] {
         assert!(ended.works().out.contains(word), "no {word} in {}", ended.out);
     }
+}
+
+/// The number in front of `unit` in the row that starts with `name`.
+fn row(table: &str, name: &str) -> Vec<f64> {
+    let line = table.lines().find(|line| line.trim_start().starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {table}"));
+    let words = line.split([' ', '(', ')', ';']);
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+#[test]
+fn the_table_adds_up_and_the_median_of_two_is_their_mean() {
+    let world = World::new();
+    for command in ["train", "infer"] {
+        let ended = world.beit2(&[&["bench", command, "--rounds", "2"], &SMALLEST[..]].concat());
+        let table = &ended.works().out;
+        let speeds = row(table, "images/s");
+        assert_eq!(speeds.len(), 4, "median, of 2, least, most: {table}");
+        assert!((speeds[0] - (speeds[2] + speeds[3]) / 2.0).abs() < 0.011, "{table}");
+        let parts = ["data", "tokenizer or", "forward", "backward", "optimizer", "overlap", "other"];
+        let there = parts.iter().filter(|part| table.contains(&format!("\n  {part}")));
+        let sum: f64 = there.map(|part| row(table, part)[0]).sum();
+        assert!((sum - row(table, "a step")[0]).abs() < 1e-6, "{sum}: {table}");
+    }
+}
+
+#[test]
+fn progress_goes_to_stderr_a_line_for_each_round() {
+    let world = World::new();
+    let args = [&["bench", "infer", "--rounds", "3", "--json"], &SMALLEST[..]].concat();
+    let ended = world.beit2(&args);
+    let lines: Vec<&str> = ended.works().err.lines().filter(|line| line.starts_with("round ")).collect();
+    assert_eq!(lines.len(), 3, "{}", ended.err);
+    assert!(lines[1].starts_with("round 2 of 3: ") && lines[1].contains(" images/s, "), "{}", lines[1]);
+    assert!(ended.out.lines().all(|line| line.starts_with('{')), "{}", ended.out);
+    let ended = world.beit2(&[&args[..], &["--quiet"]].concat());
+    assert_eq!((ended.works().err.as_str(), ended.out.lines().count()), ("", 3));
+}
+
+/// Threads of this test keep every processor busy, so that the measurement cannot be worth anything.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_busy_machine_is_not_believed() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let world = World::new();
+    let over = AtomicBool::new(false);
+    let args = ["bench", "infer", "--size", "tiny", "--batch-size", "4", "--steps", "8", "--rounds", "2"];
+    let [json, text] = std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+        }
+        let ended = [&["--json"][..], &[]].map(|more| world.beit2(&[&args[..], more].concat()));
+        over.store(true, Ordering::Relaxed);
+        ended
+    });
+    let last: Value = serde_json::from_str(json.works().out.lines().last().unwrap()).unwrap();
+    assert_eq!(last["noisy"], true, "{last}");
+    assert!(last["reasons"].to_string().contains("other programs kept"), "{last}");
+    let noisy: Vec<&str> = text.works().out.lines().filter(|line| line.starts_with("noisy")).collect();
+    assert!(
+        noisy.len() == 1 && noisy[0].contains("do not trust these figures: other programs"),
+        "{}",
+        text.out
+    );
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! `beit2 bench`: how fast this machine trains and predicts, and how much of its peak matmul speed that is.
 
-use std::io::BufRead;
+use std::io::{BufRead, IsTerminal};
 
-use beit2::train::Assets;
+use beit2::train::{Assets, Event, Observer};
+use beit2_bench::noise::{Evidence, Ticks, median, share};
 use beit2_bench::{
     GPU_GEMM_SIDE, Images, InferBench, Parts, Size, Stage, TrainBench, TrainSetup, gemm_flops,
     held_gemm_flops,
@@ -23,19 +24,24 @@ use crate::{libraries, output};
 /// `bench`.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Measure training steps of a stage
+    /// Measure training steps of a stage, with a fresh model
     #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch-size 8\n  \
         beit2 bench train --stage tokenizer --size base --batch-size 64 --precision bf16 --device cuda --json\n  \
         beit2 bench train --stage pretrain --size small --data images --workers 2")]
     Train(TrainArgs),
-    /// Measure forward passes of a classifier
-    #[command(after_help = "Example:\n  beit2 bench infer --size base --batch-size 1 --precision bf16")]
+    /// Measure the prediction of a classifier: images to logits, with random weights
+    #[command(after_help = "Examples:\n  beit2 bench infer --size base --batch-size 1 --precision bf16\n  \
+        beit2 bench infer --size small --batch-size 32 --json")]
     Infer(InferArgs),
 }
 
 /// Flags of `bench train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
+    /// Model size; the frozen model has the same size, but is never larger than base
+    #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
+    size: Size,
+
     /// Stage: tokenizer (with its teacher), pretrain (with its tokenizer) or finetune
     #[arg(long, default_value = "pretrain", value_parser = one_of(&Stage::ALL, Stage::name))]
     stage: Stage,
@@ -47,6 +53,10 @@ pub struct TrainArgs {
 /// Flags of `bench infer`.
 #[derive(Debug, Args)]
 pub struct InferArgs {
+    /// Size of the classifier, which has 1000 classes
+    #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
+    size: Size,
+
     #[command(flatten)]
     common: Common,
 }
@@ -54,11 +64,7 @@ pub struct InferArgs {
 /// Flags of both.
 #[derive(Debug, Args)]
 struct Common {
-    /// Model size; the frozen model has the same size, but is never larger than base
-    #[arg(long, default_value = "small", value_parser = one_of(&Size::ALL, Size::name))]
-    size: Size,
-
-    /// Images per step
+    /// Images per step, that is, computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
 
@@ -86,6 +92,10 @@ struct Common {
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
+    /// Show no progress; results are still printed
+    #[arg(long, short)]
+    quiet: bool,
+
     /// Print one JSON object per round, each on its own line
     #[arg(long)]
     json: bool,
@@ -96,9 +106,9 @@ struct Common {
 
 /// Measures and prints.
 pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
-    let (kind, stage, common) = match command {
-        Bench::Train(args) => ("train", Some(args.stage), &args.common),
-        Bench::Infer(args) => ("infer", None, &args.common),
+    let (kind, stage, size, common) = match command {
+        Bench::Train(args) => ("train", Some(args.stage), args.size, &args.common),
+        Bench::Infer(args) => ("infer", None, args.size, &args.common),
     };
     for (name, value) in
         [("--batch-size", common.batch_size), ("--steps", common.steps), ("--rounds", common.rounds)]
@@ -107,13 +117,12 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
     }
-    // Rounds are printed when they are over; there is nothing else to tell.
-    let mut session = Session::new(OutputArgs { quiet: true, json: common.json }, signals);
+    let mut session = Session::new(OutputArgs { quiet: common.quiet, json: common.json }, signals);
     let images = match &common.data {
         None => Images::Random,
         Some(spec) => Images::Real(session.assets.source(spec)?, common.workers),
     };
-    let run = Run { kind, stage, size: common.size, precision: common.precision.precision, common };
+    let run = Run { kind, stage, size, precision: common.precision.precision, common };
     session.on(&common.device.device, Measurement { run, images })
 }
 
@@ -146,8 +155,7 @@ impl Job for Measurement<'_> {
         device: &B::Device,
     ) -> anyhow::Result<Ending> {
         let Self { run, images } = self;
-        let signals = session.signals;
-        // A GPU is measured once, before there is a model: its operands take memory, and its clock keeps.
+        // A GPU's peak is measured once, before there is a model: its operands take memory, and its clock keeps.
         let gemm = match run.on_cpu() {
             true => None,
             false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, run.precision, device)?),
@@ -158,199 +166,343 @@ impl Job for Measurement<'_> {
             Some(stage) => {
                 let setup = TrainSetup { stage, size, batch, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
-                let flops = bench.step_flops();
-                let steps = move |count: usize| {
-                    let (seconds, loss) = bench.steps(count)?;
+                let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
+                let steps = move |count: usize, told: &mut dyn FnMut()| {
+                    let (seconds, loss) = bench.steps(count, told)?;
                     Ok((seconds / count as f64, bench.parts()?, Some(loss)))
                 };
-                rounds::<B>(&run, (flops, gemm), held, signals, device, steps)
+                bench_of.measure::<B>(session, device, steps)
             }
             None => {
                 let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, images, device)?;
-                let flops = bench.step_flops();
-                let steps = move |count: usize| {
-                    let parts = (0..count).map(|_| bench.batch()).collect::<Result<Vec<Parts>, _>>()?;
-                    let mean = |of: fn(&Parts) -> f64| parts.iter().map(of).sum::<f64>() / count as f64;
-                    let parts =
-                        Parts { data: mean(|p| p.data), forward: mean(|p| p.forward), ..Parts::default() };
-                    Ok((parts.data + parts.forward, parts, None))
+                let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
+                let steps = move |count: usize, told: &mut dyn FnMut()| {
+                    let batches = (0..count).map(|_| bench.batch().inspect(|_| told()));
+                    let parts = Parts::mean(&batches.collect::<Result<Vec<_>, _>>()?);
+                    Ok((parts.sum(), parts, None))
                 };
-                rounds::<B>(&run, (flops, gemm), held, signals, device, steps)
+                bench_of.measure::<B>(session, device, steps)
             }
         }
     }
 }
 
+/// What all rounds of a measurement share.
+struct Rounds<'a> {
+    run: &'a Run<'a>,
+    /// Operations of a step.
+    step_flops: f64,
+    /// A large matmul's speed, where it is measured only once.
+    gemm: Option<f64>,
+    /// Memory of the process before there was a model.
+    held: Option<u64>,
+}
+
 /// One round's measurement.
+#[derive(Clone, Copy)]
 struct Round {
     /// Of a step.
     seconds: f64,
     parts: Parts,
-    /// Operations a second.
-    achieved: f64,
-    gemm: f64,
-    registers: Option<f64>,
     /// Of an NVIDIA GPU, that this process holds.
     gpu_memory: Option<u64>,
 }
 
-/// Runs `steps` (number → seconds of a step, its parts, the last loss) round by round. `step_flops` are operations of a
-/// step; `gemm` is a large matmul's speed where it is known, else it is measured in each round.
-fn rounds<B: AutodiffBackend>(
-    run: &Run<'_>,
-    (step_flops, gemm): (f64, Option<f64>),
-    held: Option<u64>,
-    signals: &Signals,
-    device: &B::Device,
-    mut steps: impl FnMut(usize) -> anyhow::Result<(f64, Parts, Option<f64>)>,
-) -> anyhow::Result<Ending> {
-    let common = run.common;
-    // Threads start, buffers are made, kernels are chosen.
-    steps(2)?;
-    if common.paced {
-        output::result(&json!({ "ready": true, "program": "beit2", "version": SOFTWARE }).to_string())?;
+impl Round {
+    /// What the parts do not account for: negative where they overlap in training.
+    fn rest(&self) -> f64 {
+        self.seconds - self.parts.sum()
     }
-    let mut input = std::io::stdin().lock().lines();
-    let mut measured = Vec::new();
-    for _ in 0..common.rounds {
-        if common.paced && input.next().transpose()?.is_none() {
-            break;
-        }
-        if signals.stop.is_set() {
-            return Ok(Ending::Stopped);
-        }
-        let (seconds, parts, loss) = steps(common.steps)?;
-        if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
-            anyhow::bail!("the loss became {loss}, so the measurement means nothing");
-        }
-        let gpu_memory =
-            (common.device.device.kind == Kind::Cuda).then(libraries::gpu_memory_held_bytes).flatten();
-        let gemm = match gemm {
-            Some(known) => known,
-            None => gemm_flops::<B::InnerBackend>(run.precision, device)?,
+}
+
+impl Rounds<'_> {
+    /// Runs `steps` (number, what to call after each → seconds of a step, its parts, the last loss) round by round.
+    fn measure<B: AutodiffBackend>(
+        &self,
+        session: &mut Session<'_>,
+        device: &B::Device,
+        mut steps: impl FnMut(usize, &mut dyn FnMut()) -> anyhow::Result<(f64, Parts, Option<f64>)>,
+    ) -> anyhow::Result<Ending> {
+        let (common, signals) = (self.run.common, session.signals);
+        let (bar, total) = (std::io::stderr().is_terminal(), common.rounds * common.steps);
+        let mut evidence = Evidence {
+            step_flops: self.step_flops,
+            gemm: self.gemm.into_iter().collect(),
+            threads: beit2_kernels::threads(),
+            ..Evidence::default()
         };
-        let registers = Probe::new(run.precision).filter(|_| run.on_cpu()).map(|probe| probe.flops());
-        let round = Round { seconds, parts, achieved: step_flops / seconds, gemm, registers, gpu_memory };
-        if common.json {
-            output::result(&line(run, &round, step_flops, held).to_string())?;
+        session.progress.note("warming up: two steps and the peak of this machine");
+        // Threads start, buffers are made, kernels are chosen.
+        steps(2, &mut || {})?;
+        self.add_peaks::<B>(&mut evidence, device)?;
+        if common.paced {
+            output::result(&json!({ "ready": true, "program": "beit2", "version": SOFTWARE }).to_string())?;
         }
-        measured.push(round);
+        let mut input = std::io::stdin().lock().lines();
+        let mut measured: Vec<Round> = Vec::new();
+        for number in 0..common.rounds {
+            if common.paced && input.next().transpose()?.is_none() {
+                break;
+            }
+            if signals.stop.is_set() {
+                return Ok(Ending::Stopped);
+            }
+            let mut done = number * common.steps;
+            let mut told = || {
+                done += 1;
+                if bar {
+                    let (done, total) = (done as u64, total as u64);
+                    session.progress.event(Event::Progress { what: "steps".to_owned(), done, total });
+                }
+            };
+            let before = Ticks::now();
+            let (seconds, parts, loss) = steps(common.steps, &mut told)?;
+            if self.run.on_cpu() {
+                evidence.load.add(before, Ticks::now());
+            }
+            if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
+                anyhow::bail!("the loss became {loss}, so the measurement means nothing");
+            }
+            let gpu_memory =
+                (common.device.device.kind == Kind::Cuda).then(libraries::gpu_memory_held_bytes).flatten();
+            let round = Round { seconds, parts, gpu_memory };
+            evidence.seconds.push(seconds);
+            self.add_peaks::<B>(&mut evidence, device)?;
+            session.progress.note(&format!(
+                "round {} of {}: {:.2} images/s, {:.1} ms a step",
+                number + 1,
+                common.rounds,
+                common.batch_size as f64 / seconds,
+                1e3 * seconds
+            ));
+            if common.json {
+                output::result(&self.line(&round, &evidence).to_string())?;
+            }
+            measured.push(round);
+        }
+        session.progress.close();
+        if !common.json && !measured.is_empty() {
+            output::result(&self.summary(&measured, &evidence))?;
+        }
+        Ok(Ending::Done)
     }
-    if !common.json && !measured.is_empty() {
-        output::result(&summary(run, &measured, held))?;
+
+    /// Measures the peaks once more, where they are measured between rounds.
+    fn add_peaks<B: AutodiffBackend>(
+        &self,
+        evidence: &mut Evidence,
+        device: &B::Device,
+    ) -> anyhow::Result<()> {
+        if self.gemm.is_none() {
+            evidence.gemm.push(gemm_flops::<B::InnerBackend>(self.run.precision, device)?);
+        }
+        if self.run.on_cpu()
+            && let Some(probe) = Probe::new(self.run.precision)
+        {
+            evidence.registers.push((0..3).map(|_| probe.flops()).fold(0.0, f64::max));
+        }
+        Ok(())
     }
-    Ok(Ending::Done)
-}
 
-/// Peak memory of the process, and what of it came with the model.
-fn memory(held: Option<u64>) -> (Option<u64>, Option<u64>) {
-    let peak = peak_memory_bytes();
-    (peak, peak.zip(held).map(|(peak, held)| peak.saturating_sub(held)))
-}
+    /// Peak memory of the process, and what of it came with the model.
+    fn memory(&self) -> (Option<u64>, Option<u64>) {
+        let peak = peak_memory_bytes();
+        (peak, peak.zip(self.held).map(|(peak, held)| peak.saturating_sub(held)))
+    }
 
-fn line(run: &Run<'_>, round: &Round, step_flops: f64, held: Option<u64>) -> Value {
-    let (peak, own) = memory(held);
-    let mebibytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
-    let ms = |seconds: f64| seconds * 1e3;
-    let Parts { data, tokenizer, forward, backward, optimizer } = round.parts;
-    json!({
-        "program": "beit2",
-        "version": SOFTWARE,
-        "kind": run.kind,
-        "stage": run.stage.map(Stage::name),
-        "size": run.size.name(),
-        "batch_size": run.common.batch_size,
-        "precision": run.common.precision.precision,
-        "device": run.common.device.device.to_string(),
-        "threads": beit2_kernels::threads(),
-        "steps": run.common.steps,
-        "seconds_per_step": round.seconds,
-        "images_per_second": run.common.batch_size as f64 / round.seconds,
-        "ms": {
-            "data": ms(data),
-            "tokenizer": ms(tokenizer),
-            "forward": ms(forward),
-            "backward": ms(backward),
-            "optimizer": ms(optimizer),
-        },
-        "gflop_per_step": step_flops / 1e9,
-        "gflops": round.achieved / 1e9,
-        "gemm_gflops": round.gemm / 1e9,
-        "share_of_gemm_peak": round.achieved / round.gemm,
-        "register_gflops": round.registers.map(|flops| flops / 1e9),
-        "share_of_register_peak": round.registers.map(|flops| round.achieved / flops),
-        "peak_memory_mib": mebibytes(peak),
-        "peak_step_memory_mib": mebibytes(own),
-        "gpu_memory_mib": mebibytes(round.gpu_memory),
-    })
-}
-
-fn summary(run: &Run<'_>, rounds: &[Round], held: Option<u64>) -> String {
-    let of = |what: &dyn Fn(&Round) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(what).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
-    let batch = run.common.batch_size as f64;
-    let (median, least, most) = of(&|round| batch / round.seconds);
-    let what = match run.stage {
-        Some(stage) => format!("training step, {}", stage.name()),
-        None => "forward passes of a classifier".to_owned(),
-    };
-    let machine = Environment::detect(SOFTWARE);
-    let threads = beit2_kernels::threads();
-    let mut rows = vec![
-        (
-            "measured".to_owned(),
-            format!("{what}, {} size, batch {batch}, {}", run.size.name(), run.common.precision.precision),
-        ),
-        (
-            "on".to_owned(),
-            match run.common.device.device.to_string().as_str() {
-                "cpu" => format!("{}, {threads} threads", machine.cpu.unwrap_or_else(|| "cpu".into())),
-                device => device.to_owned(),
+    /// One round as JSON. Peaks and noise are those of the measurement so far.
+    fn line(&self, round: &Round, evidence: &Evidence) -> Value {
+        let (run, (peak, own)) = (self.run, self.memory());
+        let mebibytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+        let ms = |seconds: f64| seconds * 1e3;
+        let Parts { data, tokenizer, forward, backward, optimizer } = round.parts;
+        let achieved = self.step_flops / round.seconds;
+        let (gemm, registers) = (evidence.best_gemm(), evidence.best_registers());
+        let reasons = evidence.reasons();
+        json!({
+            "program": "beit2",
+            "version": SOFTWARE,
+            "kind": run.kind,
+            "stage": run.stage.map(Stage::name),
+            "size": run.size.name(),
+            "batch_size": run.common.batch_size,
+            "precision": run.precision,
+            "device": run.common.device.device.to_string(),
+            "threads": evidence.threads,
+            "steps": run.common.steps,
+            "seconds_per_step": round.seconds,
+            "images_per_second": run.common.batch_size as f64 / round.seconds,
+            "ms": {
+                "data": ms(data),
+                "tokenizer": ms(tokenizer),
+                "forward": ms(forward),
+                "backward": ms(backward),
+                "optimizer": ms(optimizer),
+                "rest": ms(round.rest()),
             },
-        ),
-        ("images/s".to_owned(), format!("{median:.2} (median of {}; {least:.2} to {most:.2})", rounds.len())),
-        ("a step".to_owned(), format!("{:.1} ms", 1e3 * batch / median)),
-    ];
-    type Part = (&'static str, fn(&Parts) -> f64);
-    let parts: [Part; 5] = [
-        ("data", |p| p.data),
-        ("tokenizer or teacher", |p| p.tokenizer),
-        ("forward", |p| p.forward),
-        ("backward", |p| p.backward),
-        ("optimizer", |p| p.optimizer),
-    ];
-    for (name, part) in parts {
-        let (median, ..) = of(&|round| part(&round.parts));
-        if median > 0.0 {
-            rows.push((format!("  {name}"), format!("{:.1} ms", 1e3 * median)));
+            "gflop_per_step": self.step_flops / 1e9,
+            "gflops": achieved / 1e9,
+            "gemm_gflops": gemm.map(|flops| flops / 1e9),
+            "share_of_gemm_peak": gemm.and_then(|flops| share(achieved, flops)),
+            "register_gflops": registers.map(|flops| flops / 1e9),
+            "share_of_register_peak": registers.and_then(|flops| share(achieved, flops)),
+            "peak_memory_mib": mebibytes(peak),
+            "peak_step_memory_mib": mebibytes(own),
+            "gpu_memory_mib": mebibytes(round.gpu_memory),
+            "noisy": !reasons.is_empty(),
+            "reasons": reasons,
+        })
+    }
+
+    fn summary(&self, rounds: &[Round], evidence: &Evidence) -> String {
+        let run = self.run;
+        let batch = run.common.batch_size as f64;
+        let what = match run.stage {
+            Some(stage) => format!("training step, {}", stage.name()),
+            None => "prediction of a classifier".to_owned(),
+        };
+        let machine = Environment::detect(SOFTWARE);
+        let mut rows = vec![
+            (
+                "measured".to_owned(),
+                format!("{what}, {} size, batch {batch}, {}", run.size.name(), run.precision),
+            ),
+            (
+                "on".to_owned(),
+                match run.common.device.device.to_string().as_str() {
+                    "cpu" => {
+                        let threads = evidence.threads;
+                        format!("{}, {threads} threads", machine.cpu.unwrap_or_else(|| "cpu".into()))
+                    }
+                    device => device.to_owned(),
+                },
+            ),
+        ];
+        let speeds: Vec<f64> = rounds.iter().map(|round| batch / round.seconds).collect();
+        let (least, most) = speeds.iter().fold((f64::INFINITY, 0.0f64), |(a, b), &s| (a.min(s), b.max(s)));
+        if let Some(speed) = median(&speeds) {
+            let of = format!("(median of {}; {least:.2} to {most:.2})", rounds.len());
+            rows.push(("images/s".to_owned(), format!("{speed:.2} {of}")));
         }
+        let middle = middle(rounds);
+        rows.extend(step_rows(&middle));
+        let achieved = self.step_flops / middle.seconds;
+        let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
+        let of_peak = |peak: f64| match share(achieved, peak) {
+            Some(share) => format!("{:.0} % of {}", 100.0 * share, rate(peak)),
+            None => format!("peak not known (measured as {}, which is too little)", rate(peak)),
+        };
+        if let Some(peak) = evidence.best_gemm() {
+            rows.push((
+                "matmul".to_owned(),
+                format!("{}, {} (a large matmul)", rate(achieved), of_peak(peak)),
+            ));
+        }
+        if let Some(peak) = evidence.best_registers() {
+            rows.push((String::new(), format!("{} (registers only)", of_peak(peak))));
+        }
+        if let (Some(peak), own) = self.memory() {
+            let own = own.map(|own| format!(", {} of it for the model and its steps", format_bytes(own)));
+            rows.push((
+                "peak memory".to_owned(),
+                format!("{}{}", format_bytes(peak), own.unwrap_or_default()),
+            ));
+        }
+        if let Some(bytes) = rounds.iter().filter_map(|round| round.gpu_memory).max() {
+            rows.push(("GPU memory".to_owned(), format!("{} held by this process", format_bytes(bytes))));
+        }
+        let reasons = evidence.reasons();
+        if !reasons.is_empty() {
+            let why = reasons.join("; ");
+            rows.push((
+                "noisy".to_owned(),
+                format!("do not trust these figures: {why}; measure again on a quiet machine"),
+            ));
+        }
+        output::pairs(&rows)
     }
-    let (achieved, ..) = of(&|round| round.achieved);
-    let (gemm, ..) = of(&|round| round.gemm);
-    let (share, ..) = of(&|round| round.achieved / round.gemm);
-    let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
-    let share = format!("{}, {:.0} % of {} (a large matmul)", rate(achieved), 100.0 * share, rate(gemm));
-    rows.push(("matmul".to_owned(), share));
-    if rounds[0].registers.is_some() {
-        let (peak, ..) = of(&|round| round.registers.unwrap_or(f64::NAN));
-        rows.push((
-            String::new(),
-            format!("{:.0} % of {} (registers only)", 100.0 * achieved / peak, rate(peak)),
-        ));
+}
+
+/// The round of median speed; of an even number the mean of both in the middle, so that the parts still add up.
+fn middle(rounds: &[Round]) -> Round {
+    let mut sorted = rounds.to_vec();
+    sorted.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let both = [sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]];
+    Round {
+        seconds: (both[0].seconds + both[1].seconds) / 2.0,
+        parts: Parts::mean(&both.map(|round| round.parts)),
+        gpu_memory: None,
     }
-    if let (Some(peak), own) = memory(held) {
-        let own = own.map(|own| format!(", {} of it for the model and its steps", format_bytes(own)));
-        rows.push(("peak memory".to_owned(), format!("{}{}", format_bytes(peak), own.unwrap_or_default())));
+}
+
+/// A step and its parts in milliseconds; the parts and what is left over add up to the step as printed.
+fn step_rows(round: &Round) -> Vec<(String, String)> {
+    // Tenths of milliseconds.
+    let tenths = |seconds: f64| (seconds * 1e4).round() as i64;
+    let ms = |tenths: i64| format!("{:.1} ms", tenths as f64 / 10.0);
+    let step = tenths(round.seconds);
+    let Parts { data, tokenizer, forward, backward, optimizer } = round.parts;
+    let parts = [
+        ("data", data),
+        ("tokenizer or teacher", tokenizer),
+        ("forward", forward),
+        ("backward", backward),
+        ("optimizer", optimizer),
+    ];
+    let mut rows = vec![("a step".to_owned(), ms(step))];
+    let mut rest = step;
+    for (name, seconds) in parts.into_iter().filter(|(_, seconds)| *seconds > 0.0) {
+        rest -= tenths(seconds);
+        rows.push((format!("  {name}"), ms(tenths(seconds))));
     }
-    if let Some(bytes) = rounds.iter().filter_map(|round| round.gpu_memory).max() {
-        rows.push(("GPU memory".to_owned(), format!("{} held by this process", format_bytes(bytes))));
+    match rest {
+        0 => {}
+        ..0 => rows.push((
+            "  overlap".to_owned(),
+            format!(
+                "{} (parts are timed one by one; in training, the next batch's images and frozen model overlap with the step)",
+                ms(rest)
+            ),
+        )),
+        _ => rows.push(("  other".to_owned(), format!("{} (not in any part, or parts were faster alone)", ms(rest)))),
     }
-    if run.stage.is_some() {
-        let note = "parts are timed one by one; in training, the next batch's images and frozen model overlap with the step";
-        rows.push(("note".to_owned(), note.to_owned()));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(seconds: f64, forward: f64, backward: f64) -> Round {
+        let parts = Parts { data: 0.00104, forward, backward, ..Parts::default() };
+        Round { seconds, parts, gpu_memory: None }
     }
-    output::pairs(&rows)
+
+    /// Milliseconds of a row.
+    fn ms(rows: &[(String, String)], name: &str) -> f64 {
+        let row =
+            rows.iter().find(|row| row.0.trim() == name).unwrap_or_else(|| panic!("no {name}: {rows:?}"));
+        row.1.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn printed_parts_add_up_to_the_printed_step() {
+        for (round, rest) in
+            [(round(0.01, 0.00306, 0.00709), "overlap"), (round(0.0123, 0.00306, 0.00709), "other")]
+        {
+            let rows = step_rows(&round);
+            let parts: f64 = ["data", "forward", "backward", rest].map(|name| ms(&rows, name)).iter().sum();
+            assert!((parts - ms(&rows, "a step")).abs() < 1e-9, "{rows:?}");
+        }
+        let rows = step_rows(&round(0.01119, 0.00306, 0.00709));
+        assert_eq!(rows.len(), 4, "nothing is left over: {rows:?}");
+    }
+
+    #[test]
+    fn the_middle_of_two_rounds_is_their_mean() {
+        let two = middle(&[round(0.4, 0.1, 0.2), round(0.2, 0.2, 0.1)]);
+        assert!((two.seconds - 0.3).abs() < 1e-12 && (two.parts.forward - 0.15).abs() < 1e-12);
+        let three = middle(&[round(9.0, 0.1, 0.2), round(0.2, 0.3, 0.1), round(0.1, 0.5, 0.1)]);
+        assert_eq!((three.seconds, three.parts.forward), (0.2, 0.3));
+    }
 }
