@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::bench::Bench;
 use crate::commands::data::Data;
@@ -11,8 +11,8 @@ use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, data, doctor, embed, eval, finetune, predict, pretrain, probe, quickstart, recipes, report,
-    segment, teacher, tokenizer, weights,
+    bench, completions, data, doctor, embed, eval, finetune, man, predict, pretrain, probe, quickstart,
+    recipes, report, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
 use crate::signals::Signals;
@@ -24,11 +24,18 @@ use crate::signals::Signals;
     version,
     arg_required_else_help = true,
     subcommand_required = true,
-    after_help = "Start here:\n  beit2 quickstart        the whole method on bundled images, in minutes on a CPU\n  \
-                  beit2 recipes           the paper's experiments, ready to run\n  \
-                  beit2 doctor            what this machine and this build support\n\n\
-                  Exit codes: 0 done, 1 failed, 2 wrong command or recipe, 130 or 143 stopped by Ctrl-C or\n\
-                  SIGTERM after saving (the same command continues the run)."
+    after_help = "\
+        Start here:\n\
+        \x20 beit2 quickstart\n\
+        \x20 beit2 doctor\n\
+        \x20 beit2 recipes\n\
+        \n\
+        quickstart runs the whole method on bundled images, in minutes on a CPU. doctor\n\
+        shows what this machine and this build support. recipes lists the paper's\n\
+        experiments, ready to run.\n\
+        \n\
+        Exit codes: 0 done, 1 failed, 2 wrong command or recipe, 130 or 143 stopped by\n\
+        Ctrl-C or SIGTERM after saving (the same command continues the run)."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -40,14 +47,27 @@ pub enum Command {
     /// Run the whole method on bundled images: tokenizer, pretraining, probes and a report
     Quickstart(quickstart::Args),
     /// Train a visual tokenizer (VQ-KD), or encode images with one
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Examples:\n\
+        \x20 beit2 tokenizer train quickstart_tokenizer --out runs/tokenizer\n\
+        \x20 beit2 tokenizer encode images --tokenizer runs/tokenizer --out ids.npy"
+    )]
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
     Pretrain(pretrain::Args),
     /// Fine-tune pretrained weights as a classifier
     Finetune(finetune::Args),
     /// Distill a large teacher into a small one
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Examples:\n\
+        \x20 beit2 teacher distill distill_tiny --data images \\\n\
+        \x20     --set teacher.weights=dinov2_vits14_pretrain.pth --out runs/teacher\n\
+        \x20 beit2 teacher export runs/teacher --out teacher.safetensors"
+    )]
     Teacher(Teacher),
     /// Evaluate a classifier on labelled images
     Eval(eval::Args),
@@ -58,25 +78,56 @@ pub enum Command {
     /// Predict the classes of images
     Predict(predict::Args),
     /// Train, evaluate and run segmentation models
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Examples:\n\
+        \x20 beit2 segment train segment_base_ade20k --data scenes/train --val scenes/val \\\n\
+        \x20     --init runs/mim --out runs/segmenter\n\
+        \x20 beit2 segment eval --weights runs/segmenter/best --data scenes/val\n\
+        \x20 beit2 segment predict images --weights runs/segmenter/best --out marked"
+    )]
     Segment(Segment),
     /// Write the features of many images to one file
     Embed(embed::Args),
     /// Check images, labels and masks before they are used
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Example:\n\
+        \x20 beit2 data check labelled/train --val labelled/val --decode"
+    )]
     Data(Data),
     /// Inspect, verify, convert and download weight files
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Examples:\n\
+        \x20 beit2 weights fetch ViT-B-16.pt\n\
+        \x20 beit2 weights inspect runs/mim\n\
+        \x20 beit2 weights verify runs/mim\n\
+        \x20 beit2 weights convert runs/classifier --to hf --out classifier_hf"
+    )]
     Weights(Weights),
     /// Rebuild the report of a run
     Report(report::Args),
     /// List the built-in recipes, or print one
     Recipes(recipes::Args),
     /// Measure the speed of training and inference
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+        Examples:\n\
+        \x20 beit2 bench train --stage pretrain --size small\n\
+        \x20 beit2 bench infer --size small"
+    )]
     Bench(Bench),
     /// Show what this machine and this build support
     Doctor(doctor::Args),
+    /// Print the script that lets a shell complete commands and flags
+    Completions(completions::Args),
+    /// Write manual pages
+    Man(man::Args),
 }
 
 /// Runs a command.
@@ -99,6 +150,8 @@ pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Recipes(args) => recipes::run(args),
         Command::Bench(command) => bench::run(command, signals),
         Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
+        Command::Man(args) => man::run(args, Cli::command()),
     }
 }
 
@@ -115,7 +168,6 @@ fn parse_from<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn flags_are_consistent() {
@@ -131,20 +183,117 @@ mod tests {
         );
     }
 
-    #[test]
-    fn every_command_has_help_with_an_example() {
-        fn walk(command: &mut clap::Command, path: &str) {
-            if command.get_subcommands().next().is_none() {
-                let help = command.render_long_help().to_string();
-                assert!(help.contains("Example") && help.contains(path), "{path}: {help}");
-            }
-            for inner in command.get_subcommands_mut().filter(|c| c.get_name() != "help") {
+    /// Every command with its help: `beit2`, the groups, and the commands in them.
+    fn helps() -> Vec<(String, String)> {
+        fn walk(command: &mut clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+            found.push((
+                path.to_owned(),
+                command.get_after_help().map(ToString::to_string).unwrap_or_default(),
+            ));
+            for inner in command.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
                 let path = format!("{path} {}", inner.get_name());
-                walk(inner, &path);
+                walk(inner, &path, found);
             }
         }
         let mut command = Cli::command();
         command.build();
-        walk(&mut command, "beit2");
+        let mut found = Vec::new();
+        walk(&mut command, "beit2", &mut found);
+        found
+    }
+
+    /// The commands among the lines of a help, each with the lines that a `\` adds to it.
+    fn examples(help: &str) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        let mut continued = false;
+        for line in help.lines() {
+            match found.last_mut() {
+                Some(last) if continued => *last += &format!("\n{line}"),
+                _ if line.trim_start().starts_with("beit2 ") => found.push(line.to_owned()),
+                _ => continue,
+            }
+            continued = line.ends_with('\\');
+        }
+        found
+    }
+
+    /// The words of every call of beit2 in a command, as a shell splits them.
+    #[cfg(unix)]
+    fn words(example: &str, dir: &std::path::Path) -> Vec<Vec<String>> {
+        let calls = dir.join("calls");
+        let script =
+            format!("beit2() {{ printf '%s\\0' \"$@\" >> calls; printf '\\n' >> calls; }}\n{example}\n");
+        let home = [("HOME", dir), ("PROFILE", std::path::Path::new("profile"))];
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-euc", &script]).current_dir(dir).envs(home);
+        assert!(shell.status().unwrap().success(), "{example}");
+        let text = std::fs::read_to_string(&calls).unwrap();
+        std::fs::remove_file(calls).unwrap();
+        text.lines().map(|call| call.split_terminator('\0').map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
+    /// Pasted into a shell, every example is a command that this program takes. A wider line would be wrapped by the
+    /// help, without a `\`.
+    #[cfg(unix)]
+    #[test]
+    fn every_example_of_every_help_can_be_pasted() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in [
+            ".local/share/bash-completion/completions",
+            ".zfunc",
+            ".config/fish/completions",
+            ".config/elvish",
+        ] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        for (path, help) in helps() {
+            let found = examples(&help);
+            let own = |example: &&String| example.trim_start().starts_with(&path);
+            assert!(found.iter().any(|example| own(&example)), "{path} has no example: {help}");
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{path}: wider than a terminal: {line}");
+            }
+            for example in found {
+                assert!(
+                    !example.contains('…') && !example.contains('<'),
+                    "{path}: a placeholder in {example}"
+                );
+                let calls = words(&example, dir.path());
+                assert!(!calls.is_empty(), "{path}: no command in {example}");
+                for call in calls {
+                    let line = std::iter::once("beit2".to_owned()).chain(call);
+                    if let Err(why) = parse_from(line) {
+                        panic!("{path}: {example}: {why:#}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The recipe of an example exists, belongs to the command and has the keys of --set.
+    #[test]
+    fn examples_name_recipes_and_settings_that_exist() {
+        let named: Vec<String> = crate::recipes::all().map(|recipe| recipe.name.clone()).collect();
+        let mut seen = 0;
+        for (path, help) in helps() {
+            for example in examples(&help) {
+                let words: Vec<&str> = example.split_whitespace().filter(|&word| word != "\\").collect();
+                for word in &words {
+                    let Some(recipe) =
+                        named.contains(&(*word).to_owned()).then(|| crate::recipes::find(word).unwrap())
+                    else {
+                        continue;
+                    };
+                    let command = crate::stage::command_of(&recipe.stage().unwrap()).unwrap();
+                    let shows = words[1..].join(" ").starts_with("recipes show");
+                    assert!(
+                        shows || words[1..].join(" ").starts_with(command),
+                        "{path}: {word} is a recipe of `beit2 {command}`, not of {example}"
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 10, "{seen} recipes in all examples");
     }
 }

@@ -25,13 +25,18 @@ use crate::{libraries, output};
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Measure training steps of a stage, with a fresh model
-    #[command(after_help = "Examples:\n  beit2 bench train --stage pretrain --size small --batch-size 8\n  \
-        beit2 bench train --stage tokenizer --size base --batch-size 64 --precision bf16 --device cuda --json\n  \
-        beit2 bench train --stage pretrain --size small --data images --workers 2")]
+    #[command(after_help = "\
+        Examples:\n\
+        \x20 beit2 bench train --stage pretrain --size small --batch-size 8\n\
+        \x20 beit2 bench train --stage pretrain --size small --data images --workers 2\n\
+        \x20 beit2 bench train --stage tokenizer --size base --batch-size 64 \\\n\
+        \x20     --precision bf16 --device cuda --json")]
     Train(TrainArgs),
     /// Measure the prediction of a classifier: images to logits, with random weights
-    #[command(after_help = "Examples:\n  beit2 bench infer --size base --batch-size 1 --precision bf16\n  \
-        beit2 bench infer --size small --batch-size 32 --json")]
+    #[command(after_help = "\
+        Examples:\n\
+        \x20 beit2 bench infer --size base --batch-size 1 --precision bf16\n\
+        \x20 beit2 bench infer --size small --batch-size 32 --json")]
     Infer(InferArgs),
 }
 

@@ -21,10 +21,16 @@ const F16_MAX: f32 = 65504.0;
 
 /// Flags of `embed`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 embed images --weights runs/mim -o features.npy\n  \
-    beit2 embed 'shard-{000..099}.tar' --weights beitv2_base_patch16_224_pt1k_ft21k.pth -o features.parquet --device cuda\n  \
-    beit2 embed images --weights runs/mim --features patches --layer 9 --dtype f16 -o patches.safetensors\n\n\
-    If it is interrupted, run the same command again: it continues, and the file is the same to the byte.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 embed images --weights runs/mim --out features.parquet\n\
+    \x20 beit2 embed 'shards/x-{000..099}.tar' --weights runs/mim --out features.npy \\\n\
+    \x20     --device cuda\n\
+    \x20 beit2 embed images --weights runs/mim --features patches --layer 9 \\\n\
+    \x20     --dtype f16 --out patches.safetensors\n\
+    \n\
+    If it is interrupted, give the same command again: it continues, and the file\n\
+    is the same to the byte.")]
 pub struct Args {
     #[command(flatten)]
     images: SourceArg,

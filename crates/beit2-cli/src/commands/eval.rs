@@ -28,13 +28,20 @@ use crate::signals::Signals;
 
 /// Flags of `eval`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 eval --weights runs/finetune_base_1600e --data imagenet/val\n  \
-    beit2 eval --weights beitv2_large_patch16_224_pt1k_ft1k.pth --data imagenet-r --variant imagenet-r\n  \
-    beit2 eval --weights timm.safetensors --data val --crop-pct 0.9 --out result --json\n  \
-    beit2 eval --weights runs/animals --data photos --class-map photos.csv\n\n\
-    Classes are matched by name. A class of the model without images is told, a class that the model does not have is\n\
-    an error. The classifiers published for ImageNet-1k have no names: its 1000 folders are numbered in the order of\n\
-    their names' bytes, which is theirs.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 eval --weights runs/classifier/best --data labelled/val\n\
+    \x20 beit2 eval --weights runs/classifier/best --data labelled/val \\\n\
+    \x20     --crop-pct 0.9 --out result --json\n\
+    \x20 beit2 eval --weights runs/classifier/best --data photos \\\n\
+    \x20     --class-map photos.csv\n\
+    \x20 beit2 eval --weights beitv2_large_patch16_224_pt1k_ft1k.pth \\\n\
+    \x20     --data imagenet-r --variant imagenet-r\n\
+    \n\
+    Classes are matched by name. A class of the model without images is named in a\n\
+    warning; a class that the model does not have is an error. The classifiers\n\
+    published for ImageNet-1k have no names: its 1000 folders are numbered in the\n\
+    order of their names' bytes, which is theirs.")]
 pub struct Args {
     /// Classifier: a run of `beit2 finetune`, or a weight file with official, timm or Hugging Face names
     #[arg(long, value_name = "RUN|FILE")]

@@ -10,10 +10,15 @@ use crate::signals::Signals;
 
 /// Flags of `finetune`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 finetune finetune_base_1600e --data imagenet/train --val imagenet/val --init runs/mim_base_1600e\n  \
-    beit2 finetune --data images/train --val images/val --init beitv2_base_patch16_224_pt1k.pth \\\n      \
-    --set schedule.epochs=30 --set schedule.batch_size=64 --set grad_accum_steps=8")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 finetune finetune_base_300e --data labelled/train --val labelled/val \\\n\
+    \x20     --init runs/mim --out runs/classifier\n\
+    \x20 beit2 finetune finetune_base_300e --data labelled/train --val labelled/val \\\n\
+    \x20     --init scratch --out runs/from_scratch --dry-run\n\
+    \n\
+    A run, a weight file with official, timm or Hugging Face names, and `scratch`\n\
+    can stand behind --init. Classes are the sub-folders of --data.")]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,

@@ -1,11 +1,13 @@
 //! What each command does, with its own flags; those that several commands share are in [`crate::flags`].
 
 pub mod bench;
+pub mod completions;
 pub mod data;
 pub mod doctor;
 pub mod embed;
 pub mod eval;
 pub mod finetune;
+pub mod man;
 pub mod predict;
 pub mod pretrain;
 pub mod probe;

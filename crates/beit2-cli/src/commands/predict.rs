@@ -29,11 +29,18 @@ use crate::signals::Signals;
 
 /// Flags of `predict`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 predict cat.jpg dog.jpg --weights runs/finetuned\n  \
-    beit2 predict images --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth --names names.txt --csv classes.csv\n\n\
-    --names takes the names in the order of the classes, one a line or as JSON. A model trained on a folder with one\n\
-    sub-folder per class has them in its file. Other programs number such folders in the order of their names' bytes:\n\
-    upper case before lower case, `10` before `9`. --class-map shows the names of its first column.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 predict cat.jpg images --weights runs/classifier/best\n\
+    \x20 beit2 predict images --weights runs/classifier/best --top 3 --csv classes.csv\n\
+    \x20 beit2 predict cat.jpg --names names.txt \\\n\
+    \x20     --weights beitv2_base_patch16_224_pt1k_ft21kto1k.pth\n\
+    \n\
+    --names takes the names in the order of the classes, one a line or as JSON. A\n\
+    model trained on a folder with one sub-folder per class has them in its file.\n\
+    Other programs number such folders in the order of their names' bytes: upper\n\
+    case before lower case, `10` before `9`. --class-map shows the names of its\n\
+    first column.")]
 pub struct Args {
     #[command(flatten)]
     images: SourcesArg,

@@ -10,10 +10,15 @@ use crate::signals::Signals;
 
 /// Flags of `pretrain`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 pretrain mim_base_300e --data imagenet/train --tokenizer runs/vqkd_base_clip_100e --device cuda\n  \
-    beit2 pretrain mim_base_300e --data images --tokenizer vqkd.pth \\\n      \
-    --set tokenizer.variant=vqkd_encoder_base_decoder_3x768x12_clip --dry-run")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 pretrain mim_base_300e --data images --val held_out \\\n\
+    \x20     --tokenizer runs/tokenizer --out runs/mim\n\
+    \x20 beit2 pretrain quickstart_pretrain --data images --val held_out \\\n\
+    \x20     --tokenizer runs/small_tokenizer --out runs/small_mim --dry-run\n\
+    \x20 beit2 pretrain mim_base_300e --data images --device cuda \\\n\
+    \x20     --tokenizer vqkd.pth \\\n\
+    \x20     --set tokenizer.variant=vqkd_encoder_base_decoder_3x768x12_clip")]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,

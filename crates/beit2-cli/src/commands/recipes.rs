@@ -9,7 +9,10 @@ use crate::{output, recipes};
 
 /// Flags of `recipes`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 recipes\n  beit2 recipes show mim_base_300e > my.toml")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 recipes\n\
+    \x20 beit2 recipes show mim_base_300e > mim.toml")]
 pub struct Args {
     #[command(subcommand)]
     action: Option<Action>,
@@ -21,7 +24,9 @@ enum Action {
     #[command(after_help = "Example:\n  beit2 recipes list --json")]
     List(JsonArgs),
     /// Print a recipe, to read it or to start your own from it
-    #[command(after_help = "Example:\n  beit2 recipes show vqkd_base_clip_100e > my_tokenizer.toml")]
+    #[command(after_help = "\
+        Example:\n\
+        \x20 beit2 recipes show vqkd_base_clip_100e > tokenizer.toml")]
     Show {
         /// Name from the list, or a .toml file
         name: String,

@@ -11,7 +11,9 @@ use crate::{output, report};
 
 /// Flags of `report`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  beit2 report runs/vqkd_base_clip_100e")]
+#[command(after_help = "\
+    Example:\n\
+    \x20 beit2 report runs/mim")]
 pub struct Args {
     /// Run directory
     #[arg(value_name = "RUN", value_hint = ValueHint::DirPath)]

@@ -20,8 +20,16 @@ use crate::{experiment, output};
 #[derive(Debug, clap::Subcommand)]
 pub enum Teacher {
     /// Distill a small teacher, or continue the run in --out
-    #[command(after_help = "Example:\n  \
-        beit2 teacher distill small.toml --data images --set teacher.weights=dinov2_vits14_pretrain.pth")]
+    #[command(after_help = "\
+        Examples:\n\
+        \x20 beit2 teacher distill distill_tiny --data images \\\n\
+        \x20     --set teacher.weights=dinov2_vits14_pretrain.pth --out runs/teacher\n\
+        \x20 beit2 teacher distill distill_tiny --data images \\\n\
+        \x20     --set teacher.weights=ViT-B-16.pt --out runs/clip_teacher --dry-run\n\
+        \n\
+        The run is then a teacher for `beit2 tokenizer train`: --set\n\
+        teacher.kind=distilled --set teacher.weights=runs/teacher, and\n\
+        model.teacher_dim is that of the large teacher.")]
     Distill(TrainArgs),
     /// Write a distilled teacher to one small file, in half precision
     Export(ExportArgs),
@@ -29,7 +37,9 @@ pub enum Teacher {
 
 /// Flags of `teacher export`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  beit2 teacher export runs/distill_tiny -o tiny_teacher.safetensors")]
+#[command(after_help = "\
+    Example:\n\
+    \x20 beit2 teacher export runs/teacher --out teacher.safetensors")]
 pub struct ExportArgs {
     /// Run directory, checkpoint folder or weight file of `beit2 teacher distill`
     #[arg(value_name = "RUN")]

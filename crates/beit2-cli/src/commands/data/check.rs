@@ -19,10 +19,14 @@ use crate::signals::Signals;
 
 /// Flags of `data check`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 data check images\n  \
-    beit2 data check train --val val --decode --json\n  \
-    beit2 data check scenes/train --val scenes/val --decode\n\n\
-    Without --decode only names, labels and a few images are looked at. The exit code is 1 when there are errors.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 data check images\n\
+    \x20 beit2 data check labelled/train --val labelled/val --decode\n\
+    \x20 beit2 data check scenes/train --val scenes/val --decode --json\n\
+    \n\
+    Without --decode only names, labels and a few images are looked at. The exit\n\
+    code is 1 when there are errors.")]
 pub struct Args {
     /// Images: a folder, tar or parquet shards, a table of paths, an index, IDX files, bundled:train, or a folder with
     /// images/ and masks/; several are one collection

@@ -13,8 +13,11 @@ use crate::signals::Signals;
 
 /// Flags of `knn`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 knn --weights runs/mim --data train --val val\n  \
-    beit2 knn --weights pixels --data train --val val --k 10,20 --json")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 knn --weights runs/mim --data labelled/train --val labelled/val\n\
+    \x20 beit2 knn --weights pixels --data labelled/train --val labelled/val \\\n\
+    \x20     --k 10,20 --json")]
 pub struct KnnArgs {
     #[command(flatten)]
     features: FeatureArgs,
@@ -30,10 +33,11 @@ pub struct KnnArgs {
 
 /// Flags of `probe`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  beit2 probe --weights runs/mim --data train --val val --features concat --layer 9\n  \
-                  beit2 probe --weights runs/mim --data train --val val --features concat --all-layers"
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 probe --weights runs/mim --data labelled/train --val labelled/val\n\
+    \x20 beit2 probe --weights runs/mim --data labelled/train --val labelled/val \\\n\
+    \x20     --features concat --all-layers")]
 pub struct ProbeArgs {
     #[command(flatten)]
     features: FeatureArgs,

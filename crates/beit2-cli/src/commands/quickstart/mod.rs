@@ -30,10 +30,13 @@ const RECIPE_MINUTES: f64 = 8.0;
 
 /// Flags of `quickstart`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  beit2 quickstart\n  beit2 quickstart --minutes 30 --out runs/longer --seed 1\n  \
-        beit2 quickstart --precision bf16        faster on CPUs with AVX-512-BF16"
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 quickstart\n\
+    \x20 beit2 quickstart --minutes 30 --out runs/longer --seed 1\n\
+    \x20 beit2 quickstart --precision bf16 --out runs/bf16\n\
+    \n\
+    bf16 is faster on CPUs with AVX-512-BF16 (`beit2 doctor` names what yours has).")]
 pub struct Args {
     /// Approximate duration on two cores; scales the schedules
     #[arg(long, value_name = "N", default_value_t = RECIPE_MINUTES)]

@@ -28,10 +28,11 @@ use crate::signals::Signals;
 
 /// Flags of `segment eval`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 segment eval --weights runs/segment_base_ade20k --data ADEChallengeData2016/images/validation\n  \
-    beit2 segment eval --weights beitv2_base_patch16_224_pt1k_ftade20k.pth --data ADEChallengeData2016/images/validation \\\n      \
-    --flip --scales 0.5,0.75,1,1.25,1.5,1.75 --out result --json")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 segment eval --weights runs/segmenter/best --data scenes/val\n\
+    \x20 beit2 segment eval --weights runs/segmenter/best --data scenes/val \\\n\
+    \x20     --flip --scales 0.5,0.75,1,1.25,1.5,1.75 --out result --json")]
 pub struct Args {
     /// Segmentation model: a run of `beit2 segment train`, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]

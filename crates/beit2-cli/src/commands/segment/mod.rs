@@ -27,12 +27,19 @@ pub enum Segment {
 
 /// `segment train`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    beit2 segment train segment_base_ade20k --data ADEChallengeData2016/images/training \\\n      \
-    --val ADEChallengeData2016/images/validation --init beitv2_base_patch16_224_pt1k.pth --device cuda\n  \
-    beit2 segment train my.toml --data scenes/train --val scenes/val --init runs/pretrained --check-data\n\n\
-    The data are a folder with images/, masks/ and a classes.txt with one class per line\n\
-    (docs/formats/segmentation-data.md), or a split of ADE20K.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 segment train segment_base_ade20k --data scenes/train --val scenes/val \\\n\
+    \x20     --init runs/mim --out runs/segmenter\n\
+    \x20 beit2 segment train segment_scenes --data scenes/train --val scenes/val \\\n\
+    \x20     --init scratch --out runs/small_segmenter --dry-run\n\
+    \x20 beit2 segment train segment_base_ade20k --device cuda \\\n\
+    \x20     --data ADEChallengeData2016/images/training \\\n\
+    \x20     --val ADEChallengeData2016/images/validation \\\n\
+    \x20     --init beitv2_base_patch16_224_pt1k.pth\n\
+    \n\
+    --data and --val take a folder with images/, masks/ and a classes.txt with one\n\
+    class per line, or a split of ADE20K as it is distributed.")]
 pub struct Train {
     #[command(flatten)]
     train: TrainArgs,

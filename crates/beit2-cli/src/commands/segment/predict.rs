@@ -30,13 +30,15 @@ use crate::signals::Signals;
 
 /// Flags of `segment predict`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  beit2 segment predict street.jpg --weights runs/segment_base_ade20k -o out\n  \
-    beit2 segment predict images --weights beitv2_base_patch16_224_pt1k_ftade20k.pth -o out --flip \\\n      \
-    --scales 0.5,0.75,1,1.25,1.5,1.75\n\n\
-    OUT/masks holds one PNG per image with class numbers as pixel values, OUT/overlays the same in colour over the\n\
-    image; OUT/legend.csv and OUT/legend.svg list the classes and their colours."
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 segment predict cat.jpg --weights runs/segmenter/best --out marked\n\
+    \x20 beit2 segment predict images --weights runs/segmenter/best --out marked \\\n\
+    \x20     --keep --flip --scales 0.5,0.75,1,1.25,1.5,1.75\n\
+    \n\
+    marked/masks gets one PNG per image, whose pixel values are class ids;\n\
+    marked/overlays the classes in colour over the image; marked/legend.csv and\n\
+    legend.svg the names and colours of the classes.")]
 pub struct Args {
     #[command(flatten)]
     images: SourcesArg,

@@ -18,11 +18,13 @@ const U16_CODES: usize = 1 << 16;
 
 /// Flags of `tokenizer encode`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  beit2 tokenizer encode images --tokenizer runs/tokenizer -o ids.npy\n  \
-    beit2 tokenizer encode images --tokenizer vqkd_encoder_base_decoder_3x768x12_clip.pth -o ids.parquet\n\n\
-    If it is interrupted, run the same command again: it continues, and the file is the same to the byte."
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 tokenizer encode images --tokenizer runs/tokenizer --out ids.npy\n\
+    \x20 beit2 tokenizer encode cat.jpg --tokenizer runs/tokenizer --out ids.jsonl\n\
+    \n\
+    If it is interrupted, give the same command again: it continues, and the file\n\
+    is the same to the byte.")]
 pub struct Args {
     #[command(flatten)]
     images: SourceArg,

@@ -14,10 +14,16 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Subcommand)]
 pub enum Tokenizer {
     /// Train a tokenizer, or continue the run in --out
-    #[command(after_help = "Examples:\n  \
-        beit2 tokenizer train vqkd_base_clip_100e --data imagenet/train --val imagenet/val \\\n      \
-        --set teacher.weights=ViT-B-16.pt --device cuda\n  \
-        beit2 tokenizer train my.toml --set optimizer.lr=1e-4 --set schedule.epochs=50 --dry-run")]
+    #[command(after_help = "\
+        Examples:\n\
+        \x20 beit2 tokenizer train vqkd_base_clip_100e --data images --val held_out \\\n\
+        \x20     --set teacher.weights=ViT-B-16.pt --out runs/tokenizer\n\
+        \x20 beit2 tokenizer train quickstart_tokenizer --data images --val held_out \\\n\
+        \x20     --out runs/small_tokenizer --dry-run\n\
+        \n\
+        The first is the paper's and needs a large GPU and OpenAI's CLIP\n\
+        (beit2 weights fetch ViT-B-16.pt). The second fits a CPU: its teacher is\n\
+        bundled:teacher, with model.teacher_dim=384.")]
     Train(TrainArgs),
     /// Write the token ids of many images to one file
     Encode(encode::Args),

@@ -24,15 +24,20 @@ use crate::signals::Signals;
 
 /// Flags of `weights fetch`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "The path of the file is printed to stdout, everything else to stderr. If a download is interrupted, the same \
-    command continues it. The file must be the expected model and have the expected SHA-256, where that is known. \
-    A file that is already there is not downloaded again, so the command also works offline. Proxies are taken \
-    from the environment (HTTPS_PROXY, NO_PROXY).\n\n\
-    Examples:\n  beit2 weights fetch\n  beit2 weights fetch ViT-B-16.pt\n  beit2 weights fetch beitv2_base_patch16_224_pt1k\n  \
-    beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm --mirror https://hf-mirror.example\n  \
-    beit2 weights fetch beitv2_base_patch16_224_pt1k --mirror http://files.local/beit --to weights"
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 weights fetch\n\
+    \x20 beit2 weights fetch ViT-B-16.pt\n\
+    \x20 beit2 weights fetch beitv2_base_patch16_224_pt1k --to weights\n\
+    \x20 beit2 weights fetch beitv2_base_patch16_224_pt1k_ft1k --from timm\n\
+    \x20 beit2 weights fetch beitv2_base_patch16_224_pt1k \\\n\
+    \x20     --mirror http://files.example/beit\n\
+    \n\
+    The path of the file goes to stdout, everything else to stderr. If a download\n\
+    is interrupted, the same command continues it. A file that is already there is\n\
+    not downloaded again, so the command also works offline. The file must be the\n\
+    expected model and, where it is known, have the expected SHA-256. Proxies are\n\
+    taken from the environment (HTTPS_PROXY, NO_PROXY).")]
 pub struct Args {
     /// Published file or teacher, with or without .pth [default: list all]
     #[arg(value_name = "NAME")]

@@ -14,9 +14,11 @@ use crate::output;
 
 /// Flags of `weights inspect`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 weights inspect beitv2_base_patch16_224_pt1k.pth\n  \
-    beit2 weights inspect runs/mim_base_300e --keys\n  \
-    beit2 weights inspect checkpoint.pth --entry model_ema --json")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 weights inspect runs/mim\n\
+    \x20 beit2 weights inspect runs/mim --keys\n\
+    \x20 beit2 weights inspect checkpoint.pth --entry model_ema --json")]
 pub struct Args {
     #[command(flatten)]
     source: WeightFileArgs,

@@ -19,14 +19,16 @@ use crate::output;
 
 /// Flags of `weights verify`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Checks the structure of the file; that every key is used, derived or ignored for a known reason; that every \
-    tensor of the model is there and its shape agrees with the others; that index buffers agree with their \
-    tables; that no value is NaN or infinite; and, for a published file (known by its name), the kind of model, \
-    parameters, classes and, where it is known, the SHA-256.\n\n\
-    Examples:\n  beit2 weights verify vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth\n  \
-    beit2 weights verify runs/mim_base_300e --json"
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 weights verify runs/mim\n\
+    \x20 beit2 weights verify ~/.cache/beit2/beitv2_base_patch16_224_pt1k.pth --json\n\
+    \n\
+    Checked: the structure of the file; that every key is used, derived or ignored\n\
+    for a known reason; that every tensor of the model is there and fits the others;\n\
+    that index buffers agree with their tables; that no value is NaN or infinite;\n\
+    and for a published file (known by its name) the kind of model, parameters,\n\
+    classes and, where it is known, the SHA-256.")]
 pub struct Args {
     #[command(flatten)]
     source: WeightFileArgs,

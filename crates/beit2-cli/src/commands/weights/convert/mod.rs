@@ -25,14 +25,18 @@ use crate::output;
 
 /// Flags of `weights convert`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Values keep their types and bits; whatever the other format cannot hold is listed. If OUT ends in .safetensors it \
-    is a file. Any other OUT is a folder, which gets model.safetensors and, for timm and hf, config.json and a model card \
-    (README.md); for hf also preprocessor_config.json. Then pipeline(\"image-classification\", OUT), from_pretrained(OUT) and \
-    timm.create_model(\"local-dir:OUT\", pretrained=True) can open it.\n\n\
-    Examples:\n  beit2 weights convert beitv2_base_patch16_224_pt1k_ft1k.pth --to hf -o beitv2_base_hf\n  \
-    beit2 weights convert beitv2_base_hf --to official -o beitv2_base.safetensors"
-)]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 weights convert runs/classifier --to hf --out classifier_hf\n\
+    \x20 beit2 weights convert runs/classifier --to timm --out classifier_timm\n\
+    \x20 beit2 weights convert classifier_hf --to official --out classifier.safetensors\n\
+    \n\
+    Values keep their types and bits; what the other layout cannot hold is listed.\n\
+    If --out ends in .safetensors, it is a file. Else it is a folder, which gets\n\
+    model.safetensors and, for timm and hf, config.json and a model card\n\
+    (README.md); for hf also preprocessor_config.json. These open it:\n\
+    \x20 pipeline(\"image-classification\", \"classifier_hf\")\n\
+    \x20 timm.create_model(\"local-dir:classifier_timm\", pretrained=True)")]
 pub struct Args {
     #[command(flatten)]
     source: WeightFileArgs,
