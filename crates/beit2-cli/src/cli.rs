@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use beit2::classify::finetune::FinetuneRecipe;
+use beit2::pretrain::PretrainRecipe;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::bench::Bench;
@@ -15,7 +17,9 @@ use crate::commands::{
     recipes, report, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
+use crate::flags::{exif_as_published, several_devices};
 use crate::signals::Signals;
+use crate::stage::fitting_help;
 
 /// BEiT v2: train a visual tokenizer, pretrain a Vision Transformer with it, fine-tune and evaluate it.
 #[derive(Debug, Parser)]
@@ -45,6 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the whole method on bundled images: tokenizer, pretraining, probes and a report
+    #[command(mut_arg("device", several_devices))]
     Quickstart(quickstart::Args),
     /// Train a visual tokenizer (VQ-KD), or encode images with one
     #[command(
@@ -56,8 +61,10 @@ pub enum Command {
     )]
     Tokenizer(Tokenizer),
     /// Pretrain a Vision Transformer by masked image modeling
+    #[command(defer(fitting_help::<PretrainRecipe>))]
     Pretrain(pretrain::Args),
     /// Fine-tune pretrained weights as a classifier
+    #[command(defer(fitting_help::<FinetuneRecipe>))]
     Finetune(finetune::Args),
     /// Distill a large teacher into a small one
     #[command(
@@ -70,6 +77,7 @@ pub enum Command {
     )]
     Teacher(Teacher),
     /// Evaluate a classifier on labelled images
+    #[command(mut_arg("exif", exif_as_published))]
     Eval(eval::Args),
     /// Evaluate frozen features with a linear probe
     Probe(probe::ProbeArgs),
@@ -295,5 +303,55 @@ mod tests {
             }
         }
         assert!(seen > 10, "{seen} recipes in all examples");
+    }
+
+    /// What a command says of itself and its flags, built as for `--help`.
+    fn texts() -> Vec<(String, String, Vec<String>)> {
+        fn walk(command: &clap::Command, path: &str, found: &mut Vec<(String, String, Vec<String>)>) {
+            let of = |arg: &clap::Arg| arg.get_long_help().or(arg.get_help()).map(ToString::to_string);
+            let text: String = command.get_arguments().filter_map(of).map(|help| help + "\n").collect();
+            let flags =
+                command.get_arguments().filter_map(|arg| arg.get_long().map(|long| format!("--{long}")));
+            found.push((path.to_owned(), text, flags.collect()));
+            for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+                walk(inner, &format!("{path} {}", inner.get_name()), found);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        let mut found = Vec::new();
+        walk(&command, "beit2", &mut found);
+        found
+    }
+
+    #[test]
+    fn help_names_no_flag_that_the_command_lacks() {
+        for (path, text, flags) in texts() {
+            for word in text.split(|c: char| !(c.is_ascii_lowercase() || c == '-')) {
+                let is_flag = word.len() > 3 && word.starts_with("--");
+                assert!(!is_flag || flags.iter().any(|flag| flag == word), "{path} has no {word}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_flags_say_what_they_mean_in_each_command() {
+        let texts = texts();
+        let of = |path: &str| &texts.iter().find(|(at, ..)| at == path).unwrap().1;
+        for (path, says, not) in [
+            ("beit2 teacher distill", "there is no default", "default: the paper's"),
+            ("beit2 tokenizer train", "[default: vqkd_base_clip_100e]", "the paper's"),
+            ("beit2 segment train", "images/, masks/ and classes.txt", "bundled:train"),
+            ("beit2 finetune", "one sub-folder per class", "the paper's"),
+            ("beit2 finetune", "Several devices", "bundled:val"),
+            ("beit2 predict", "`beit2 doctor` shows what", "everal devices"),
+            ("beit2 bench infer", "Forward passes per round", "frozen model"),
+            ("beit2 weights fetch", "timm's safetensors", "Hugging Face"),
+            ("beit2 eval", "else ignore, as in the published", "`eval`"),
+            ("beit2 data check", "[default: apply]", "in the run"),
+        ] {
+            let text = of(path);
+            assert!(text.contains(says) && !text.contains(not), "{path}: {says} / {not}: {text}");
+        }
     }
 }

@@ -12,8 +12,11 @@ use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleCo
 use beit2_data::Source;
 use beit2_data::check::{self, Findings, Set};
 use beit2_kernels::AutodiffBackend;
+use clap::Command;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::flags::several_devices;
 
 /// A recipe that can be trained.
 pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
@@ -35,6 +38,13 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
 
     /// Whether the images' classes matter.
     const USES_CLASSES: bool = false;
+
+    /// Help of --data: what the training images are.
+    const IMAGES: &'static str = "Training images: a folder, tar or parquet shards, a table of paths, or bundled:train; \
+        repeatable, with :weight=N for how often an epoch has each image";
+
+    /// Help of --val.
+    const VALIDATION: &'static str = "Validation images, which are measured and never trained on";
 
     /// Fills in what other files decide.
     fn resolve(&mut self, _assets: &dyn Assets) -> Result<(), Error> {
@@ -77,6 +87,20 @@ pub struct Tables<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// The setting that names the weights that training needs, and its value.
     pub weights: (&'static str, &'a str),
+}
+
+/// Help that is the same flag's in every training command and not the same sentence.
+pub fn fitting_help<S: Stage>(command: Command) -> Command {
+    let recipe = match S::DEFAULT_RECIPE {
+        Some(name) => format!("[default: {name}]"),
+        None => "(there is no default)".to_owned(),
+    };
+    let recipe = format!("Recipe: a name from `beit2 recipes` or a .toml file {recipe}");
+    command
+        .mut_arg("recipe", |arg| arg.help(recipe))
+        .mut_arg("data", |arg| arg.help(S::IMAGES))
+        .mut_arg("val", |arg| arg.help(S::VALIDATION))
+        .mut_arg("device", several_devices)
 }
 
 /// Training and validation images.
@@ -185,6 +209,10 @@ impl Stage for FinetuneRecipe {
     const COMMAND: &'static str = "finetune";
     const DEFAULT_RECIPE: Option<&'static str> = Some("finetune_base_1600e");
     const USES_CLASSES: bool = true;
+    const IMAGES: &'static str = "Labelled training images: a folder with one sub-folder per class, tar or parquet shards, \
+        a table of paths and labels, IDX files, or bundled:train; repeatable, with :weight=N for how often an epoch has \
+        each image";
+    const VALIDATION: &'static str = "Labelled validation images, with classes of the same names";
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, init, .. } = self;
@@ -235,6 +263,9 @@ impl Stage for SegmentRecipe {
     const COMMAND: &'static str = "segment train";
     const DEFAULT_RECIPE: Option<&'static str> = Some("segment_base_ade20k");
     const USES_CLASSES: bool = true;
+    const IMAGES: &'static str = "Training images with masks: a folder with images/, masks/ and classes.txt, or a split of \
+        ADE20K such as ADEChallengeData2016/images/training";
+    const VALIDATION: &'static str = "Validation images with masks, in the same layout";
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, init, .. } = self;

@@ -33,11 +33,22 @@ pub enum Bench {
         \x20     --precision bf16 --device cuda --json")]
     Train(TrainArgs),
     /// Measure the prediction of a classifier: images to logits, with random weights
-    #[command(after_help = "\
+    #[command(
+        defer(fitting_infer),
+        after_help = "\
         Examples:\n\
         \x20 beit2 bench infer --size base --batch-size 1 --precision bf16\n\
-        \x20 beit2 bench infer --size small --batch-size 32 --json")]
+        \x20 beit2 bench infer --size small --batch-size 32 --json"
+    )]
     Infer(InferArgs),
+}
+
+/// What the flags of both mean without training.
+fn fitting_infer(command: clap::Command) -> clap::Command {
+    command
+        .mut_arg("batch_size", |arg| arg.help("Images per forward pass"))
+        .mut_arg("steps", |arg| arg.help("Forward passes per round"))
+        .mut_arg("data", |arg| arg.help("Images to load and prepare [default: random bytes in memory]"))
 }
 
 /// Flags of `bench train`.

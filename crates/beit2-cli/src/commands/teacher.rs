@@ -14,13 +14,14 @@ use crate::assets::Reading;
 use crate::errors::{Ending, usage};
 use crate::flags::TrainArgs;
 use crate::signals::Signals;
+use crate::stage::fitting_help;
 use crate::{experiment, output};
 
 /// The commands of the group.
 #[derive(Debug, clap::Subcommand)]
 pub enum Teacher {
     /// Distill a small teacher, or continue the run in --out
-    #[command(after_help = "\
+    #[command(defer(fitting_help::<DistillRecipe>), after_help = "\
         Examples:\n\
         \x20 beit2 teacher distill distill_tiny --data images \\\n\
         \x20     --set teacher.weights=dinov2_vits14_pretrain.pth --out runs/teacher\n\

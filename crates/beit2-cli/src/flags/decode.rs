@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use beit2_data::{Background, DecodeOptions, ExifOrientation, PixelRange};
-use clap::{Args, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use serde::Deserialize;
 
 /// How images become 8-bit RGB.
@@ -12,16 +12,17 @@ use serde::Deserialize;
 pub struct DecodeArgs {
     /// How values of more than 8 bits become 8-bit values: auto (an error when they do not fit), full (the whole range of
     /// the type), 8bit (cut at 255), two bounds such as 0,4095, or percentile (of each image) [default: as in the run
-    /// that --weights names, else auto]
+    /// whose weights are used, else auto]
     #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
     range: Option<PixelRange>,
 
-    /// Whether images are turned as their EXIF orientation says [default: as in the run, else apply; `eval` and `segment
-    /// eval`: else ignore, as in the published evaluations]
+    /// Whether images are turned as their EXIF orientation says [default: as in the run whose weights are
+    /// used, else apply]
     #[arg(long, value_name = "WHAT")]
     exif: Option<ExifArg>,
 
-    /// What transparent pixels become [default: as in the run, else drop]
+    /// What transparent pixels become [default: as in the run whose weights are used,
+    /// else drop]
     #[arg(long, value_name = "COLOUR")]
     background: Option<BackgroundArg>,
 }
@@ -66,6 +67,30 @@ impl DecodeArgs {
         }
         Ok(options)
     }
+}
+
+/// `--exif` of a command that repeats published evaluations.
+pub fn exif_as_published(arg: clap::Arg) -> clap::Arg {
+    arg.help(
+        "Whether images are turned as their EXIF orientation says [default: as in the run whose weights are used, else \
+         ignore, as in the published evaluations]",
+    )
+}
+
+/// Help of a command without weights.
+pub fn decoding_without_weights(command: Command) -> Command {
+    command
+        .mut_arg("range", |arg| {
+            arg.help(
+                "How values of more than 8 bits become 8-bit values: auto (an error when they do not fit), full (the whole \
+                 range of the type), 8bit (cut at 255), two bounds such as 0,4095, or percentile (of each image) [default: \
+                 auto]",
+            )
+        })
+        .mut_arg("exif", |arg| {
+            arg.help("Whether images are turned as their EXIF orientation says [default: apply]")
+        })
+        .mut_arg("background", |arg| arg.help("What transparent pixels become [default: drop]"))
 }
 
 /// What a published evaluation does: EXIF orientation is ignored.

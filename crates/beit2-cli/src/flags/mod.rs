@@ -15,7 +15,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::DeviceSpec;
 
-pub use decode::{DecodeArgs, describe as describe_decoding, published as published_decoding};
+pub use decode::{
+    DecodeArgs, decoding_without_weights, describe as describe_decoding, exif_as_published,
+    published as published_decoding,
+};
 pub use export::{ExportArgs, SourceArg, SourcesArg};
 pub use features::{FeatureKindArg, FrozenArgs};
 pub use results::ResultArgs;
@@ -26,10 +29,17 @@ pub use weights::{EntryArg, NamesArg, ReadArgs, UnsaidArgs, WeightFileArgs};
 /// Where to compute.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
-    /// cpu, cuda, cuda:1, vulkan, metal or wgpu; `beit2 doctor` shows what this build has. Training can use several
-    /// devices: cuda:all or cuda:0,1
+    /// cpu, cuda, cuda:1, vulkan, metal or wgpu; `beit2 doctor` shows what this build has
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceSpec,
+}
+
+/// The flag in commands that train, which can use a group.
+pub fn several_devices(arg: clap::Arg) -> clap::Arg {
+    arg.help(
+        "cpu, cuda, cuda:1, vulkan, metal or wgpu; `beit2 doctor` shows what this build has. Several devices: cuda:all or \
+         cuda:0,1",
+    )
 }
 
 /// How matmuls are computed, where no recipe says it.

@@ -10,7 +10,7 @@ use super::{DeviceArgs, EntryArg, OutputArgs};
 /// A recipe, changes to it, and where and how to run it.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Recipe: a name from `beit2 recipes` or a .toml file [default: the paper's, where it has one]
+    /// Recipe: a name from `beit2 recipes` or a .toml file
     #[arg(value_name = "RECIPE")]
     pub recipe: Option<String>,
 

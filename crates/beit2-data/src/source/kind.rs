@@ -225,7 +225,7 @@ pub(crate) fn instead(account: &Account) -> String {
     let advice = if has(&FOREIGN) {
         "convert the images to PNG or JPEG"
     } else if has(&["safetensors", "pth", "pt", "ckpt", "bin"]) {
-        "these are weights; give a folder of images here, and weights with --weights, --init or --tokenizer"
+        "these are weights, and images were expected here"
     } else if any(&PACKED) {
         "give a .tar.gz or .zip archive itself instead of its folder, and unpack others"
     } else if has(&["mp4", "avi", "mov", "mkv", "webm"]) {
@@ -249,7 +249,7 @@ pub(crate) fn describe(path: &Path, start: &[u8]) -> String {
             "it is compressed with {what}, which cannot be read at random positions; unpack it first ({how})"
         )
     };
-    let weights = "it is a weight file, and images were expected here; weights belong to --weights, --init or --tokenizer";
+    let weights = "it is a weight file, and images were expected here";
     let heif = |brand: &[u8]| matches!(brand, b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc" | b"heim");
     match start {
         [] => "the file is empty; an image or a .tar shard was expected".into(),

@@ -11,15 +11,18 @@ use clap::{Args, Subcommand};
 
 use crate::errors::Ending;
 use crate::experiment;
-use crate::flags::{TrainArgs, UnsaidArgs};
+use crate::flags::{TrainArgs, UnsaidArgs, exif_as_published};
 use crate::signals::Signals;
+use crate::stage::fitting_help;
 
 /// `segment …`.
 #[derive(Debug, Subcommand)]
 pub enum Segment {
     /// Train a segmentation model (UPerNet), or continue the run in --out
+    #[command(defer(fitting_help::<SegmentRecipe>))]
     Train(Train),
     /// Evaluate a segmentation model on labelled images
+    #[command(mut_arg("exif", exif_as_published))]
     Eval(eval::Args),
     /// Predict the masks of images
     Predict(predict::Args),

@@ -9,12 +9,13 @@ use crate::errors::Ending;
 use crate::experiment;
 use crate::flags::TrainArgs;
 use crate::signals::Signals;
+use crate::stage::fitting_help;
 
 /// The commands of the group.
 #[derive(Debug, clap::Subcommand)]
 pub enum Tokenizer {
     /// Train a tokenizer, or continue the run in --out
-    #[command(after_help = "\
+    #[command(defer(fitting_help::<TokenizerRecipe>), after_help = "\
         Examples:\n\
         \x20 beit2 tokenizer train vqkd_base_clip_100e --data images --val held_out \\\n\
         \x20     --set teacher.weights=ViT-B-16.pt --out runs/tokenizer\n\

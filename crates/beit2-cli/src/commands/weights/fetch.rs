@@ -8,7 +8,7 @@ use anyhow::bail;
 use beit2_weights::inspect::inspect;
 use beit2_weights::layout::Family;
 use beit2_weights::published::{self, PUBLISHED, Published, PublishedTeacher, TEACHERS};
-use clap::ValueHint;
+use clap::{ValueEnum, ValueHint};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -18,7 +18,7 @@ use beit2_run::suggest;
 use crate::assets::cache_dir;
 use crate::download::{Client, Failure, Part, Proxy};
 use crate::errors::{Ending, usage};
-use crate::flags::{NamesArg, OutputArgs};
+use crate::flags::OutputArgs;
 use crate::output;
 use crate::signals::Signals;
 
@@ -51,9 +51,9 @@ pub struct Args {
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     mirror: Vec<String>,
 
-    /// Which copy: official (.pth), or timm (safetensors, classifiers only)
-    #[arg(long, value_name = "NAMES", default_value = "official")]
-    from: NamesArg,
+    /// Which copy: the authors' .pth file, or timm's safetensors file of the same classifier
+    #[arg(long, value_name = "COPY", default_value = "official")]
+    from: CopyArg,
 
     /// List the published files
     #[arg(long, conflicts_with = "name")]
@@ -61,6 +61,18 @@ pub struct Args {
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// `--from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CopyArg {
+    /// The authors' file
+    Official,
+    /// timm's copy, with timm's names; of some classifiers only
+    Timm,
+    /// There is none; asking for it is explained.
+    #[value(hide = true)]
+    Hf,
 }
 
 /// Seconds between lines of progress where there is no terminal.
@@ -133,32 +145,36 @@ struct Copy {
 }
 
 impl Copy {
-    fn of(published: &'static Published, names: NamesArg) -> anyhow::Result<Self> {
-        let (expected, file) = (Expected::Beit(published, names.into()), published.file.to_owned());
+    fn of(published: &'static Published, from: CopyArg) -> anyhow::Result<Self> {
+        let family = match from {
+            CopyArg::Timm => Family::Timm,
+            _ => Family::Official,
+        };
+        let (expected, file) = (Expected::Beit(published, family), published.file.to_owned());
         let name = published.file;
-        match (names, published.mirror_url()) {
-            (NamesArg::Official, _) => {
+        match (from, published.mirror_url()) {
+            (CopyArg::Official, _) => {
                 Ok(Self { expected, name, url: published.url(), path: file.clone(), file })
             }
-            (NamesArg::Timm, Some(url)) => {
+            (CopyArg::Timm, Some(url)) => {
                 // A mirror of the Hub has the Hub's paths.
                 let path = url.splitn(4, '/').last().unwrap_or_default().to_owned();
                 let file = file.replace(".pth", ".timm.safetensors");
                 Ok(Self { expected, name, file, url, path })
             }
-            (NamesArg::Timm, None) => usage(format!(
+            (CopyArg::Timm, None) => usage(format!(
                 "timm has no copy of {}; leave --from out, or see `beit2 weights fetch --list`",
                 published.file
             )),
-            (NamesArg::Hf, _) => usage(
+            (CopyArg::Hf, _) => usage(
                 "no BEiT v2 weights are published with Hugging Face's names; fetch the official ones and convert them \
                  with `beit2 weights convert --to hf`",
             ),
         }
     }
 
-    fn of_teacher(teacher: &'static PublishedTeacher, names: NamesArg) -> anyhow::Result<Self> {
-        if names != NamesArg::Official {
+    fn of_teacher(teacher: &'static PublishedTeacher, from: CopyArg) -> anyhow::Result<Self> {
+        if from != CopyArg::Official {
             return usage(format!("{} is offered as its authors publish it; leave --from out", teacher.file));
         }
         let (name, file) = (teacher.file, teacher.file.to_owned());
