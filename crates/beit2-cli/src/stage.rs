@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use beit2::Error;
 use beit2::classify::finetune::{self, FinetuneRecipe};
+use beit2::cost::{self, Cost};
 use beit2::pretrain::{self, PretrainRecipe};
 use beit2::segment::{self, SegmentRecipe};
-use beit2::tokenizer::teachers::{DistillRecipe, distill};
+use beit2::tokenizer::teachers::{DistillRecipe, Teacher, TeacherConfig, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
 use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
 use beit2_data::Source;
 use beit2_data::check::{self, Findings, Set};
 use beit2_kernels::AutodiffBackend;
+use burn::backend::Flex;
+use burn::tensor::DType;
 use clap::Command;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +39,11 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     /// Trains or continues on one device, as one of the ranks of `env`.
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error>;
 
+    /// Micro-batches that a step is divided into.
+    fn micro_batches(&self) -> usize {
+        1
+    }
+
     /// Whether the images' classes matter.
     const USES_CLASSES: bool = false;
 
@@ -55,6 +63,13 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     fn notes(&self, _assets: &dyn Assets) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
+
+    /// What training costs, predicted from the settings and the sizes of the frozen model that they name. Nothing of it is
+    /// computed; where that model does not exist yet, [`beit2::cost`] takes its sizes instead.
+    ///
+    /// # Errors
+    /// Weights that cannot be read or are of another kind.
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error>;
 
     /// What is wrong with the images: told by a bounded look at labels, masks and a few images.
     ///
@@ -140,6 +155,11 @@ impl Sources {
     }
 }
 
+/// A teacher on the CPU, to ask it for its sizes.
+fn teacher(config: &TeacherConfig, assets: &dyn Assets) -> Result<Teacher<Flex>, Error> {
+    Teacher::from_file(config, assets.weights(&config.weights)?, DType::F32, &Default::default())
+}
+
 /// The command that trains recipes of a stage.
 pub fn command_of(stage: &str) -> Option<&'static str> {
     [
@@ -172,6 +192,11 @@ impl Stage for TokenizerRecipe {
         self.validate()
     }
 
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
+        let teacher = teacher(&self.teacher, assets)?;
+        Ok(cost::tokenizer(self, &teacher.cost(self.model.grid())))
+    }
+
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         tokenizer::train::<B>(self, env, device)
     }
@@ -197,6 +222,11 @@ impl Stage for PretrainRecipe {
 
     fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         Self::resolve(self, assets)
+    }
+
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
+        let (tokenizer, _) = self.tokenizer.open::<Flex>(assets, &Default::default())?;
+        Ok(cost::pretrain(self, &tokenizer))
     }
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
@@ -253,6 +283,14 @@ impl Stage for FinetuneRecipe {
         Ok(findings)
     }
 
+    fn micro_batches(&self) -> usize {
+        self.grad_accum_steps
+    }
+
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
+        Ok(cost::finetune(self, assets.source(&self.data.train)?.classes().len()))
+    }
+
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         finetune::train::<B>(self, env, device)
     }
@@ -295,6 +333,14 @@ impl Stage for SegmentRecipe {
         Ok(findings)
     }
 
+    fn micro_batches(&self) -> usize {
+        self.grad_accum_steps
+    }
+
+    fn cost(&self, _assets: &dyn Assets) -> Result<Cost, Error> {
+        Ok(cost::segment(self))
+    }
+
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         segment::train::<B>(self, env, device)
     }
@@ -312,6 +358,11 @@ impl Stage for DistillRecipe {
 
     fn check(&self) -> Result<(), Error> {
         self.validate()
+    }
+
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
+        let teacher = teacher(&self.teacher, assets)?;
+        Ok(cost::distill(self, &teacher.cost(self.model.grid()), teacher.dim()))
     }
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {

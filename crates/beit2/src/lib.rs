@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod classify;
+pub mod cost;
 mod error;
 pub mod init;
 pub mod params;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use beit2::train::{Env, Outcome, Rank, on_devices};
 use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
+use beit2_run::environment::format_bytes;
 use beit2_run::{Existing, recipe};
 use beit2_run::{format_duration, thousands};
 use serde_json::json;
@@ -64,6 +65,14 @@ pub fn run<S: Stage>(
     }
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));
+        let (cost, batch) = (settings.cost(&assets)?, settings.tables().schedule.batch_size);
+        let bytes = cost.bytes(batch, batch / settings.micro_batches().max(1));
+        output::note(&format!(
+            "cost: {} parameters, {:.1} GFLOP an image, {} of memory for a step",
+            thousands(cost.parameters as u64),
+            cost.flops_per_image / 1e9,
+            format_bytes(bytes)
+        ));
         output::note(&format!(
             "ready: {}; nothing was started, because of --dry-run",
             inputs.budget(&settings)

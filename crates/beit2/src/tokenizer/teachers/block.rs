@@ -85,6 +85,11 @@ impl<B: Backend> TeacherBlock<B> {
         }
     }
 
+    /// Hidden units of the MLP, and its layers: two, or three with a gate.
+    pub fn mlp_sizes(&self) -> [usize; 2] {
+        [self.mlp.fc1.outputs(), 2 + usize::from(self.mlp.gate.is_some())]
+    }
+
     /// Runs the matmuls in `precision` from now on.
     pub fn set_precision(&mut self, precision: Precision) {
         let Self { attn, mlp, .. } = self;

@@ -13,6 +13,7 @@ use super::names::{Names, Renamed};
 use super::options::{Options, kind};
 use super::said::Said;
 use super::{TeacherConfig, TeacherKind};
+use crate::cost::{FrozenVit, matmul};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
@@ -221,6 +222,24 @@ impl<B: Backend> Teacher<B> {
     /// Side in pixels of the images that its position embeddings were made for; `None` of DINOv3, which has rotary positions.
     pub fn native_px(&self) -> Option<usize> {
         self.pos_embed.as_ref().map(|pos| pos.dims()[1].isqrt() * self.patch_size())
+    }
+
+    /// What it costs to run it on images that give `grid × grid` features.
+    pub fn cost(&self, grid: usize) -> FrozenVit {
+        let (width, patch) = (self.facts.width, self.patch_size());
+        let (patches, channels) = (grid * grid, self.patch_embed.proj.weight.dims()[1]);
+        let tokens = patches + usize::from(self.facts.has_cls) + self.facts.registers;
+        let parameters = params::list(self).iter().map(|info| info.shape.iter().product::<usize>()).sum();
+        let mlp = self.blocks.first().map_or([0, 0], TeacherBlock::mlp_sizes);
+        let [mlp_hidden, layers] = mlp;
+        let linear = |inner, columns| matmul(tokens, inner, columns);
+        let attention = linear(width, 4 * width) + 2.0 * linear(width, tokens);
+        let block = attention + layers as f64 * linear(width, mlp_hidden);
+        let head = self.head.as_ref().map_or(0, Linear::outputs);
+        let flops = matmul(patches, channels * patch * patch, width)
+            + self.blocks.len() as f64 * block
+            + matmul(patches, width, head);
+        FrozenVit { parameters, flops, width, tokens, side: grid * patch }
     }
 
     /// Patch features of images in [−1, 1], `[B, 3, H, W]` → `[B, N, dim]`, without gradient.
