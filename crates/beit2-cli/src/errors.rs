@@ -177,8 +177,7 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
 }
 
 /// Runs `work` and gives a panic's message instead of passing it on: for drivers that panic where there is no
-/// device.
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+/// device, and for what must not end a finished run.
 pub fn tried<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| panic_message(payload.as_ref()).to_owned())
 }

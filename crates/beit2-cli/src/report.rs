@@ -5,21 +5,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use beit2::segment::EXAMPLES;
 use beit2::train::TrainState;
 use beit2_run::atomic::write_bytes_atomic;
+use beit2_run::best::{Score, best};
 use beit2_run::environment::{Environment, now_utc};
-use beit2_run::format_duration;
 use beit2_run::metrics::read_jsonl;
 use beit2_run::report::{
-    Cell, CodebookHealth, CodebookPoint, Headline, HeadlineRow, ReportData, Segmented, Stage, render,
+    Cell, CodebookHealth, CodebookPoint, Examples, Headline, HeadlineRow, ReportData, Stage, metric_title,
+    render,
 };
 use beit2_run::{Kind, Record, checkpoint};
+use beit2_run::{format_duration, thousands};
 use serde_json::json;
 use toml::Table;
 
 use crate::display::{metric, speed};
 use crate::errors::usage;
+
+/// What a report says that has no images.
+const WITHOUT_EXAMPLES: &str = "There are no images yet. They are made when training is complete; the training command continues a run \
+     that was stopped, and makes them for one that is complete.";
 
 /// Warnings of `warnings.log` that a report shows.
 const SHOWN_WARNINGS: usize = 20;
@@ -42,31 +47,43 @@ pub fn last_epoch(run: &Path) -> serde_json::Value {
     })
 }
 
-/// Everything that a run directory tells about its run.
-pub fn data(run: &Path) -> anyhow::Result<ReportData> {
+/// The settings of the run in a directory.
+pub fn settings(run: &Path) -> anyhow::Result<Table> {
     let file = run.join("run.toml");
     if !file.is_file() {
         return usage(format!("{} is not a run directory: it has no run.toml", run.display()));
     }
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let settings: Table = text.parse().with_context(|| format!("{} is damaged", file.display()))?;
+    text.parse().with_context(|| format!("{} is damaged", file.display()))
+}
+
+/// Everything that a run directory tells about its run.
+pub fn data(run: &Path) -> anyhow::Result<ReportData> {
+    let settings = settings(run)?;
     let (stage, codes) = stage(run, &settings)?;
     let environment: Option<Environment> =
         settings.get("environment").cloned().and_then(|table| table.try_into().ok());
     let command = settings.get("environment").and_then(|t| t.get("command")).and_then(|c| c.as_str());
     let last = stage.records.iter().rev().find(|record| record.kind == Kind::Epoch).cloned();
+    let mut warnings = warnings(run);
+    let examples = Examples::load(run).unwrap_or_else(|error| {
+        warnings.push(error.to_string());
+        None
+    });
+    // A distillation has none.
+    let without_examples = if examples.is_some() || stage.name == "distill" { "" } else { WITHOUT_EXAMPLES };
     Ok(ReportData {
         title: title(run),
         date: now_utc(),
         command: command.unwrap_or_default().to_owned(),
         facts: facts(&stage, last.as_ref()),
         headline: headline(last.as_ref()),
-        warnings: warnings(run),
+        warnings,
         codebook: codebook(&stage.records, codes),
-        segmented: segmented(run, &settings),
+        examples: examples.unwrap_or_default(),
+        without_examples: without_examples.to_owned(),
         stages: vec![stage],
         environment: environment.map(|found| found.pairs()).unwrap_or_default(),
-        ..ReportData::default()
     })
 }
 
@@ -97,21 +114,31 @@ fn title(run: &Path) -> String {
     full.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The numbers to show large.
+/// The numbers to show large: the best and the last value of the metric that counts, what belongs to it, and the speed.
 fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
     let mut facts = Vec::new();
-    for (label, name) in [
-        ("Codebook usage", "codebook_usage"),
-        ("Perplexity", "codebook_perplexity"),
-        ("MIM accuracy", "mim_acc_1"),
-        ("MIM accuracy", "mim_acc"),
-        ("Top-1", "val_acc1"),
-        ("mAP", "val_map"),
-        ("Mean IoU", "val_miou"),
-        ("Loss", "loss"),
-    ] {
-        if let Some(value) = last.and_then(|record| record.get(name)) {
-            facts.push((label.to_owned(), metric(name, value)));
+    let mut shown: Vec<String> = Vec::new();
+    if let Some(found) = best(&stage.name, &stage.records) {
+        let at = |score: &Score| match score.epoch {
+            0 => format!("at step {}", thousands(score.step)),
+            epoch => format!("at epoch {}, step {}", thousands(epoch), thousands(score.step)),
+        };
+        // A classifier's moving average may be the better model.
+        let of = |score: &Score| if score.name.starts_with("ema_") { " of the moving average" } else { "" };
+        for (which, score) in [("Best", &found.best), ("Last", &found.last)] {
+            let label = format!("{which} {}{}, {}", found.label, of(score), found.split);
+            facts.push((label, format!("{}\n{}", metric(&score.name, score.value), at(score))));
+        }
+        for (name, value) in &found.last.beside {
+            let (title, side) = metric_title(name);
+            facts.push((format!("Last {}, {side}", lower_first(&title)), metric(name, *value)));
+            shown.push(title);
+        }
+    }
+    for name in ["codebook_usage", "codebook_perplexity"] {
+        let (title, side) = metric_title(name);
+        if let Some(value) = last.and_then(|record| record.get(name)).filter(|_| !shown.contains(&title)) {
+            facts.push((format!("Last {}, {side}", lower_first(&title)), metric(name, value)));
         }
     }
     facts.extend(stage.images_per_second.map(|pace| ("Speed".to_owned(), speed(pace))));
@@ -119,26 +146,39 @@ fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
     facts
 }
 
-/// The last epoch, training beside validation.
+/// A title within a sentence: `Mean IoU` becomes `mean IoU`, `MIM accuracy` stays.
+fn lower_first(title: &str) -> String {
+    let mut chars = title.chars();
+    match (chars.next(), chars.clone().next()) {
+        (Some(first), Some(second)) if !second.is_uppercase() => first.to_lowercase().chain(chars).collect(),
+        _ => title.to_owned(),
+    }
+}
+
+/// The last epoch: a line for each quantity, training beside validation.
 fn headline(last: Option<&Record>) -> Headline {
     let Some(last) = last else { return Headline::default() };
-    // `val_mim_acc_1` belongs beside `mim_acc_1`.
-    let held_out: BTreeMap<&str, f64> =
-        last.values.iter().filter_map(|(name, value)| Some((name.strip_prefix("val_")?, *value))).collect();
-    let cell = |name: &str, value: Option<f64>| Cell::text(value.map_or("–".to_owned(), |v| metric(name, v)));
-    let rows = last.values.iter().filter(|(name, _)| !name.starts_with("val_")).map(|(name, value)| {
-        let cells = vec![cell(name, Some(*value)), cell(name, held_out.get(name.as_str()).copied())];
-        HeadlineRow { label: name.replace('_', " "), cells, strong: false }
-    });
-    // What is measured on held-out images only, such as `val_miou`.
-    let alone = held_out.iter().filter(|(name, _)| last.get(name).is_none()).map(|(name, value)| {
-        let cells = vec![cell(name, None), cell(name, Some(*value))];
-        HeadlineRow { label: name.replace('_', " "), cells, strong: false }
-    });
+    let mut sides: Vec<&str> = Vec::new();
+    let mut rows: Vec<(String, BTreeMap<&str, String>)> = Vec::new();
+    for (name, value) in &last.values {
+        let (title, side) = metric_title(name);
+        if !sides.contains(&side) {
+            sides.push(side);
+        }
+        let text = metric(name, *value);
+        match rows.iter_mut().find(|(other, _)| *other == title) {
+            Some((_, cells)) => drop(cells.insert(side, text)),
+            None => rows.push((title, BTreeMap::from([(side, text)]))),
+        }
+    }
+    let row = |(label, cells): (String, BTreeMap<&str, String>)| {
+        let cell = |side: &&str| Cell::text(cells.get(side).cloned().unwrap_or_else(|| "–".to_owned()));
+        HeadlineRow { label, cells: sides.iter().map(cell).collect(), strong: false }
+    };
     Headline {
-        columns: ["", "training", "validation"].map(str::to_owned).to_vec(),
-        rows: rows.chain(alone).collect(),
-        note: format!("Means of epoch {}, at step {}.", last.epoch, last.step),
+        columns: std::iter::once("").chain(sides.iter().copied()).map(str::to_owned).collect(),
+        rows: rows.into_iter().map(row).collect(),
+        note: format!("Means of epoch {}, at step {}.", last.epoch, thousands(last.step)),
     }
 }
 
@@ -156,26 +196,6 @@ fn codebook(records: &[Record], codes: Option<u32>) -> Option<CodebookHealth> {
         })
         .collect();
     (!history.is_empty()).then_some(CodebookHealth { size: codes?, history })
-}
-
-/// Images that a segmentation run keeps, and the names and colours of its classes.
-fn segmented(run: &Path, settings: &Table) -> Segmented {
-    let files = fs::read_dir(run.join(EXAMPLES)).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
-    files.sort();
-    let list = |key: &str| settings.get("model")?.get(key)?.as_array();
-    let name = |value: &toml::Value| value.as_str().unwrap_or_default().to_owned();
-    let colour = |value: &toml::Value| -> Option<[u8; 3]> {
-        let channels = value.as_array()?.iter().map(|c| u8::try_from(c.as_integer()?).ok());
-        channels.collect::<Option<Vec<u8>>>()?.try_into().ok()
-    };
-    let names = list("class_names").into_iter().flatten().map(name);
-    let colours = list("palette").into_iter().flatten().map(|value| colour(value).unwrap_or_default());
-    Segmented {
-        legend: names.zip(colours).collect(),
-        images: files.iter().filter_map(|path| fs::read(path).ok()).collect(),
-    }
 }
 
 /// The latest different warnings of the run.
@@ -215,10 +235,49 @@ mod tests {
             data.headline.rows[0].cells.iter().map(|c| &*c.text).collect::<Vec<_>>(),
             ["0.5000", "0.6000"]
         );
-        let alone = data.headline.rows.iter().find(|row| row.label == "miou").unwrap();
+        let alone = data.headline.rows.iter().find(|row| row.label == "Mean IoU").unwrap();
         assert_eq!(alone.cells.iter().map(|c| &*c.text).collect::<Vec<_>>(), ["–", "25.0 %"]);
         assert!(write(dir.path()).unwrap().is_file());
         assert_eq!(last_epoch(dir.path())["loss"], 0.5);
+        let html = fs::read_to_string(dir.path().join("report.html")).unwrap();
+        assert!(html.contains("There are no images yet"), "{html}");
+    }
+
+    #[test]
+    fn the_best_and_the_last_value_are_shown_and_on_which_images() {
+        let record = |epoch: u64, values: &[(&str, f64)]| Record {
+            kind: Kind::Epoch,
+            stage: "finetune".into(),
+            epoch,
+            step: 100 * epoch,
+            values: values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        };
+        let mut stage = Stage {
+            name: "finetune".into(),
+            records: vec![
+                record(12, &[("loss", 1.0), ("val_acc1", 0.531)]),
+                record(20, &[("loss", 0.5), ("val_acc1", 0.52)]),
+            ],
+            ..Stage::default()
+        };
+        let pairs = |facts: Vec<(String, String)>| -> Vec<String> {
+            facts.into_iter().map(|(name, value)| format!("{name}: {value}")).collect()
+        };
+        assert_eq!(
+            pairs(facts(&stage, None)),
+            [
+                "Best top-1 accuracy, validation: 53.1 %\nat epoch 12, step 1,200",
+                "Last top-1 accuracy, validation: 52.0 %\nat epoch 20, step 2,000"
+            ]
+        );
+        stage.records.iter_mut().for_each(|record| record.values.truncate(1));
+        assert_eq!(
+            pairs(facts(&stage, None)),
+            [
+                "Best loss, training: 0.5000\nat epoch 20, step 2,000",
+                "Last loss, training: 0.5000\nat epoch 20, step 2,000"
+            ]
+        );
     }
 
     #[test]

@@ -10,9 +10,11 @@ use beit2::segment::{self, SegmentRecipe};
 use beit2::tokenizer::teachers::{DistillRecipe, Teacher, TeacherConfig, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
 use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
+use beit2::visualize::{self, Look};
 use beit2_data::Source;
 use beit2_data::check::{self, Findings, Set};
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_run::report::Examples;
 use burn::backend::Flex;
 use burn::tensor::DType;
 use clap::Command;
@@ -38,6 +40,16 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
 
     /// Trains or continues on one device, as one of the ranks of `env`.
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error>;
+
+    /// Looks at a finished run for its report; `None` where a stage has nothing to show.
+    ///
+    /// # Errors
+    /// Weights or images that cannot be read, an interruption.
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error>;
 
     /// Micro-batches that a step is divided into.
     fn micro_batches(&self) -> usize {
@@ -200,6 +212,14 @@ impl Stage for TokenizerRecipe {
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         tokenizer::train::<B>(self, env, device)
     }
+
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error> {
+        visualize::of_tokenizer::<B>(self, look, device).map(Some)
+    }
 }
 
 impl Stage for PretrainRecipe {
@@ -231,6 +251,14 @@ impl Stage for PretrainRecipe {
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         pretrain::train::<B>(self, env, device)
+    }
+
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error> {
+        visualize::of_masked_image_model::<B>(self, look, device).map(Some)
     }
 }
 
@@ -294,6 +322,14 @@ impl Stage for FinetuneRecipe {
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         finetune::train::<B>(self, env, device)
     }
+
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error> {
+        visualize::of_classifier::<B>(self, look, device).map(Some)
+    }
 }
 
 impl Stage for SegmentRecipe {
@@ -344,6 +380,14 @@ impl Stage for SegmentRecipe {
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         segment::train::<B>(self, env, device)
     }
+
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error> {
+        visualize::of_segmenter::<B>(self, look, device).map(Some)
+    }
 }
 
 impl Stage for DistillRecipe {
@@ -367,5 +411,9 @@ impl Stage for DistillRecipe {
 
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
         distill::<B>(self, env, device)
+    }
+
+    fn examples<B: Backend>(&self, _: &mut Look<'_>, _: &B::Device) -> Result<Option<Examples>, Error> {
+        Ok(None)
     }
 }

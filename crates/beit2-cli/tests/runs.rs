@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "reports/stages.rs"]
+mod report;
 #[path = "support/scenes.rs"]
 mod scenes;
 mod support;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "reports/segment.rs"]
+mod report;
 #[path = "support/scenes.rs"]
 mod scenes;
 mod support;

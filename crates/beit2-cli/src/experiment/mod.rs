@@ -1,5 +1,6 @@
 //! One experiment from flags to result: resolve, check, say what will run, run, say what came of it.
 
+mod examples;
 mod header;
 mod inputs;
 mod provenance;
@@ -95,6 +96,7 @@ pub fn run<S: Stage>(
         signals,
     };
     let outcome = run.train(&settings)?;
+    run.keep_examples(&settings, &outcome);
     finish(&dir, &outcome, &inputs, flags.output)
 }
 

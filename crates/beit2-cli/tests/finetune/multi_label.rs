@@ -5,7 +5,7 @@ use std::fs;
 use super::{finetune, finetune_on, json, world};
 
 /// Dark images have neither class, gray ones `mid`, light ones both.
-fn table(world: &super::support::World, name: &str, rows: [(&str, &str); 3]) -> String {
+pub(super) fn table(world: &super::support::World, name: &str, rows: [(&str, &str); 3]) -> String {
     let mut text = "file_name,bright,mid\n".to_owned();
     for (folder, cells) in rows {
         (0..6).for_each(|number| text += &format!("classes/{folder}/{number}.ppm,{cells}\n"));

@@ -213,14 +213,23 @@ fn object_info(text: &str) -> Result<ClassList, (usize, String)> {
     Ok(list)
 }
 
-/// The colour that PASCAL VOC gives an id: the bits of the id, from the lowest on, go to red, green and
-/// blue in turn, into ever lower bits of the channel.
-pub fn voc_color(id: u8) -> [u8; 3] {
-    let mut color = [0; 3];
-    for bit in 0..8 {
-        color[bit % 3] |= (id >> bit & 1) << (7 - bit / 3);
-    }
-    color
+/// The colour that is drawn for a class whose class list names none: light enough to be seen on a dark image, never
+/// black (which reads as "nothing here"), and another one for each of 255 classes.
+///
+/// Neighbours differ most, as their hues are a golden section of the circle apart.
+pub fn class_color(class: u8) -> [u8; 3] {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let class = usize::from(class);
+    let hue = 6.0 * (0.58 + class as f64 * GOLDEN).fract();
+    // Hues come close again after some classes; by then another brightness tells them apart.
+    let value = [1.0, 0.78, 0.9][class % 3];
+    let saturation = [0.72, 0.95, 0.5][class / 3 % 3];
+    let channel = |offset: f64| {
+        let at = (offset + hue) % 6.0;
+        let share = at.min(4.0 - at).clamp(0.0, 1.0);
+        (255.0 * value * (1.0 - saturation * share)).round() as u8
+    };
+    [5.0, 3.0, 1.0].map(channel)
 }
 
 /// `#rrggbb`.
@@ -307,11 +316,21 @@ mod tests {
     }
 
     #[test]
-    fn colours_of_pascal_voc() {
-        // From the data set's documentation: background, aeroplane, bicycle, …, tv monitor, void.
-        assert_eq!(voc_color(0), [0, 0, 0]);
-        assert_eq!([1, 2, 3].map(voc_color), [[128, 0, 0], [0, 128, 0], [128, 128, 0]]);
-        assert_eq!(voc_color(20), [0, 64, 128]);
-        assert_eq!(voc_color(255), [224, 224, 192]);
+    fn colours_of_classes_are_seen_and_told_apart() {
+        let colors: Vec<[u8; 3]> = (0..255).map(class_color).collect();
+        for (class, [r, g, b]) in colors.iter().copied().enumerate() {
+            assert!(r.max(g).max(b) >= 190, "class {class} is too dark: {}", hex([r, g, b]));
+        }
+        let apart =
+            |a: [u8; 3], b: [u8; 3]| a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(b))).sum::<u32>();
+        for (at, &one) in colors.iter().enumerate() {
+            let near = colors[..at].iter().map(|&other| apart(one, other)).min();
+            let enough = if at < 21 { 40 } else { 1 };
+            assert!(
+                near.is_none_or(|near| near >= enough),
+                "class {at} is {}, {near:?} from another",
+                hex(one)
+            );
+        }
     }
 }

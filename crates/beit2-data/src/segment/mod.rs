@@ -62,7 +62,7 @@ mod test_view;
 mod train_view;
 
 pub use self::check::{CheckConfig, ClassShare, DataReport, Finding, FindingKind, check};
-pub use self::classes::voc_color;
+pub use self::classes::class_color;
 pub use self::error::{MaskProblem, SegmentDataError};
 pub use self::label_map::{IGNORE, LabelMap};
 pub use self::layout::{ReduceZeroLabel, SegmentDataOptions, open_segment};

@@ -10,7 +10,7 @@ use crate::decode::DecodeOptions;
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 use crate::pool::guarded;
-use crate::segment::classes::{ClassList, voc_color};
+use crate::segment::classes::{ClassList, class_color};
 use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::{IGNORE, LabelMap};
 use crate::segment::mask_png::{RawMask, RawPixels, SIGNATURE, decode_mask};
@@ -110,7 +110,7 @@ struct Numbering {
 impl SegmentSource {
     pub(super) fn new(parts: Parts) -> Self {
         let rule = parts.rule;
-        let default = || (0..rule.classes).map(|class| voc_color(rule.id(class as u8))).collect();
+        let default = || (0..rule.classes).map(|class| class_color(class as u8)).collect();
         let palette: Vec<[u8; 3]> = parts.list.colors.clone().unwrap_or_else(default);
         let listed = parts.list.colors.iter().flatten().copied();
         let mut by_color: HashMap<[u8; 3], u8> = listed.zip(0..).collect();
@@ -151,7 +151,7 @@ impl SegmentSource {
         }
     }
 
-    /// A colour for each class: of the class list, or else the one that PASCAL VOC gives its id.
+    /// A colour for each class: of the class list, or else [`class_color`].
     #[must_use]
     pub fn palette(&self) -> &[[u8; 3]] {
         &self.palette

@@ -39,6 +39,10 @@ pub(super) struct Chart {
     pub(super) log: bool,
     /// Values are fractions, shown as percent.
     pub(super) percent: bool,
+    /// What the horizontal axis must hold, for charts that are looked at together; `None`: what is drawn.
+    pub(super) x: Option<(f64, f64)>,
+    /// The same for the vertical axis.
+    pub(super) y: Option<(f64, f64)>,
 }
 
 /// One line: a name and points by rising x. Values may be NaN.
@@ -83,8 +87,9 @@ impl Chart {
         let mut out = String::from("<figure class=\"chart\"><figcaption>");
         let _ = write!(out, "<b>{}</b>", escape(&self.title));
         for (n, line) in lines.iter().enumerate() {
-            // A single series needs no legend: the title names it.
-            let name = if lines.len() > 1 { escape(line.name) } else { "last".to_owned() };
+            // A single series that is called like the chart needs no name.
+            let named = lines.len() > 1 || line.name != self.title;
+            let name = if named { escape(line.name) } else { "last".to_owned() };
             let last = value_label(line.last, self.percent);
             let key =
                 if lines.len() > 1 { format!("<i class=\"c{}\"></i>", n % COLOURS) } else { String::new() };
@@ -110,11 +115,19 @@ impl Chart {
     }
 
     fn draw(&self, lines: &[Line], out: &mut String) {
-        let ys = || lines.iter().flat_map(|line| line.raw.iter().map(|p| p.1));
+        let drawable = |y: &f64| y.is_finite() && y.abs() < HUGE;
+        let both = |range: Option<(f64, f64)>| range.into_iter().flat_map(|(low, high)| [low, high]);
+        let ys = || {
+            lines.iter().flat_map(|line| line.raw.iter().map(|p| p.1)).chain(both(self.y)).filter(drawable)
+        };
         let log = self.log && ys().all(|y| y > 1.0 / HUGE);
         let y = Scale::around(ys(), log);
-        let all_x =
-            || lines.iter().flat_map(|line| line.raw.iter().map(|p| p.0).chain(line.broken.iter().copied()));
+        let all_x = || {
+            lines
+                .iter()
+                .flat_map(|line| line.raw.iter().map(|p| p.0).chain(line.broken.iter().copied()))
+                .chain(both(self.x))
+        };
         let (first, last) =
             (all_x().fold(f64::INFINITY, f64::min), all_x().fold(f64::NEG_INFINITY, f64::max));
         // Training begins at 0, even though the first record comes a little later.
@@ -140,7 +153,9 @@ impl Chart {
             }
             let _ = write!(
                 out,
-                "<path class=\"line s{colour}\" d=\"{}\"/>",
+                "<path class=\"line s{colour}{}\" d=\"{}\"/>",
+                // The colours come again, then dashed.
+                if n / COLOURS % 2 == 1 { " dashed" } else { "" },
                 path(line.main(), &line.broken, &px, &py)
             );
             if line.raw.len() <= DOTS_UP_TO && line.smoothed.is_none() {
@@ -319,7 +334,7 @@ mod tests {
 
     fn chart(points: Vec<(f64, f64)>) -> Chart {
         let series = vec![Series { name: "loss".into(), points, smooth: true }];
-        Chart { title: "Loss".into(), x_label: "step".into(), series, log: true, percent: false }
+        Chart { title: "Loss".into(), x_label: "step".into(), series, log: true, ..Chart::default() }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Stage;
 use super::axis::number;
-use super::chart::{COLOURS, Chart, Series};
+use super::chart::{Chart, Series};
 use super::html::{Page, escape};
 use crate::format::format_duration;
 use crate::format::thousands;
@@ -12,7 +12,6 @@ use crate::metrics::{Kind, Record};
 
 /// Metrics that are read together.
 struct Family {
-    title: &'static str,
     /// A metric belongs here if its name has one of these words.
     words: &'static [&'static str],
     /// What its values are, which decides the axis.
@@ -33,21 +32,92 @@ enum Nature {
 
 /// The order is the order on the page.
 const FAMILIES: [Family; 10] = [
-    Family { title: "Loss", words: &["loss"], nature: Nature::Size },
+    Family { words: &["loss"], nature: Nature::Size },
     Family {
-        title: "Accuracy",
-        words: &["accuracy", "acc", "top1", "top5", "map", "knn", "probe", "miou", "macc", "aacc"],
+        words: &[
+            "accuracy", "acc", "acc1", "acc5", "top1", "top5", "map", "knn", "probe", "miou", "macc", "aacc",
+        ],
         nature: Nature::Fraction,
     },
-    Family { title: "Codebook usage", words: &["usage"], nature: Nature::Fraction },
-    Family { title: "Codebook perplexity", words: &["perplexity"], nature: Nature::Count },
-    Family { title: "Unused codes", words: &["dead", "unused"], nature: Nature::Count },
-    Family { title: "Gradient norm", words: &["grad", "gradient"], nature: Nature::Size },
-    Family { title: "Learning rate", words: &["lr"], nature: Nature::Schedule },
-    Family { title: "Weight decay", words: &["wd", "decay"], nature: Nature::Schedule },
-    Family { title: "Images per second", words: &["throughput", "images"], nature: Nature::Count },
-    Family { title: "Waiting for images", words: &["wait"], nature: Nature::Fraction },
+    Family { words: &["usage"], nature: Nature::Fraction },
+    Family { words: &["perplexity"], nature: Nature::Count },
+    Family { words: &["dead", "unused"], nature: Nature::Count },
+    Family { words: &["grad", "gradient"], nature: Nature::Size },
+    Family { words: &["lr"], nature: Nature::Schedule },
+    Family { words: &["wd", "decay"], nature: Nature::Schedule },
+    Family { words: &["throughput", "images"], nature: Nature::Count },
+    Family { words: &["wait"], nature: Nature::Fraction },
 ];
+
+/// Quantities whose names in the records do not read well.
+const TITLES: [(&str, &str); 20] = [
+    ("loss", "Loss"),
+    ("loss_1", "Loss, last block"),
+    ("loss_2", "Loss, patch aggregation"),
+    ("mim_loss", "MIM loss"),
+    ("mim_acc", "MIM accuracy"),
+    ("mim_acc_1", "MIM accuracy, last block"),
+    ("mim_acc_2", "MIM accuracy, patch aggregation"),
+    ("rec_loss", "Reconstruction loss"),
+    ("decode_loss", "Loss of the decode head"),
+    ("acc1", "Top-1 accuracy"),
+    ("acc5", "Top-5 accuracy"),
+    ("map", "mAP"),
+    ("miou", "Mean IoU"),
+    ("macc", "Mean accuracy of the classes"),
+    ("aacc", "Pixel accuracy"),
+    ("codebook_dead", "Unused codes"),
+    ("grad_norm", "Gradient norm"),
+    ("lr", "Learning rate"),
+    ("images_per_second", "Images per second"),
+    ("data_wait", "Waiting for images"),
+];
+
+/// What a metric measures, and on which images and weights: `ema_val_acc1` is the quantity `acc1`. The same quantity has
+/// one chart.
+fn quantity(name: &str) -> (&str, &'static str) {
+    let (base, side) = match (name.strip_prefix("ema_val_"), name.strip_prefix("val_")) {
+        (Some(base), _) => (base, "validation, moving average"),
+        (_, Some(base)) => (base, "validation"),
+        _ => (name, "training"),
+    };
+    // What training counts under another name.
+    let base = match base {
+        "class_acc" => "acc1",
+        "pixel_acc" => "aacc",
+        base => base,
+    };
+    (base, side)
+}
+
+/// What a metric of the records is called and measured on: `ema_val_acc1` is `Top-1 accuracy` on
+/// `validation, moving average`.
+pub fn metric_title(name: &str) -> (String, &'static str) {
+    let (base, side) = quantity(name);
+    (title(base), side)
+}
+
+/// The quantity that a number at the end tells apart, such as `loss` for `loss_1` and `loss_2`: such charts have equal
+/// axes. So have top-1 and top-5 accuracy.
+fn pair(base: &str) -> &str {
+    match base {
+        "acc1" | "acc5" => "acc",
+        "miou" | "macc" | "aacc" => "segmentation",
+        // Not the name without the number, which may be that of the sum.
+        _ if base.ends_with("_1") || base.ends_with("_2") => &base[..base.len() - 1],
+        _ => base,
+    }
+}
+
+/// The title of a quantity's chart.
+fn title(base: &str) -> String {
+    let known = TITLES.iter().find(|(name, _)| *name == base).map(|(_, title)| (*title).to_owned());
+    known.unwrap_or_else(|| {
+        let text = base.replace('_', " ");
+        let mut chars = text.chars();
+        chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
+    })
+}
 
 /// A section of charts per stage.
 pub(super) fn stages(page: &mut Page, stages: &[Stage]) {
@@ -101,49 +171,104 @@ pub(super) fn not_finite(records: &[Record]) -> usize {
     records.iter().flat_map(|record| &record.values).filter(|(_, value)| !value.is_finite()).count()
 }
 
-/// The charts of a stage, and the metrics that never changed (name and value), which need no chart.
+/// The charts of a stage, and the metrics that never changed (name and value), which need no chart. Training and
+/// validation of a quantity share a chart.
 fn charts(records: &[Record]) -> (Vec<Chart>, Vec<(String, f64)>) {
-    let mut families: Vec<(String, Vec<Series>)> =
-        FAMILIES.iter().map(|family| (family.title.to_owned(), Vec::new())).collect();
+    let mut found: Vec<Group> = Vec::new();
+    for (name, series) in all_series(records) {
+        let (base, side) = quantity(&name);
+        let series = Series { name: side.to_owned(), ..series };
+        match found.iter_mut().find(|group| group.base == base) {
+            Some(group) => group.series.push(series),
+            None => found.push(Group { base: base.to_owned(), title: title(base), series: vec![series] }),
+        }
+    }
     let mut constant = Vec::new();
-    for series in all_series(records) {
-        let first = series.points[0].1;
-        if series.points.len() > 1 && series.points.iter().all(|p| p.1 == first) {
-            constant.push((series.name, first));
-            continue;
-        }
-        match family(&series.name) {
-            Some(n) => families[n].1.push(series),
-            None => families.push((series.name.clone(), vec![series])),
-        }
-    }
-    let x_label = if has_steps(records) { "step" } else { "epoch" };
-    let mut charts = Vec::new();
-    for (title, series) in families {
-        for part in series.chunks(COLOURS) {
-            let nature = nature(&part[0].name);
-            let title = match part {
-                // Losses and accuracies differ by what they measure; one learning rate is the learning rate.
-                [only] if matches!(nature, Nature::Size | Nature::Fraction) => only.name.replace('_', " "),
-                _ => title.replace('_', " "),
-            };
-            let values = || part.iter().flat_map(|s| s.points.iter().map(|p| p.1)).filter(|v| v.is_finite());
-            let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-            charts.push(Chart {
-                title,
-                x_label: x_label.to_owned(),
-                series: part.to_vec(),
-                // From a factor of fifty on, the smaller half of the values would lie on the axis.
-                log: nature == Nature::Size && low > 0.0 && high / low > 50.0,
-                percent: nature == Nature::Fraction && low >= 0.0 && high <= 1.0,
-            });
-        }
-    }
-    (charts, constant)
+    found.retain(|group| {
+        let value = constant_value(&group.series);
+        constant.extend(value.map(|value| (group.base.replace('_', " "), value)));
+        value.is_none()
+    });
+    (arrange(found, x_label(records)), constant)
 }
 
-/// One series per metric: from the step records, or from the epoch records where there are too few of those.
-fn all_series(records: &[Record]) -> Vec<Series> {
+/// The charts of several runs, named by `names`: one for each metric, with a line for each run that has it.
+pub(super) fn overlaid(names: &[String], records: &[&[Record]]) -> Vec<Chart> {
+    let mut found: Vec<Group> = Vec::new();
+    for (run, records) in names.iter().zip(records) {
+        for (name, series) in all_series(records) {
+            let (base, side) = quantity(&name);
+            let title = format!("{}, {side}", title(base));
+            let series = Series { name: run.clone(), ..series };
+            match found.iter_mut().find(|group| group.title == title) {
+                Some(group) => group.series.push(series),
+                None => found.push(Group { base: base.to_owned(), title, series: vec![series] }),
+            }
+        }
+    }
+    found.retain(|group| constant_value(&group.series).is_none());
+    arrange(found, records.iter().find(|records| !records.is_empty()).map_or("step", |one| x_label(one)))
+}
+
+/// Series that share a chart.
+struct Group {
+    base: String,
+    title: String,
+    series: Vec<Series>,
+}
+
+/// The value of series that have one value throughout, over more than a point.
+fn constant_value(series: &[Series]) -> Option<f64> {
+    let mut points = series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
+    let first = points.next()?;
+    let longer = series.iter().any(|series| series.points.len() > 1);
+    (longer && points.all(|value| value == first)).then_some(first)
+}
+
+/// One chart for each quantity, in the order of the page. All have the same horizontal axis, and those that belong
+/// together the same vertical one.
+fn arrange(mut found: Vec<Group>, x_label: &str) -> Vec<Chart> {
+    found.sort_by_key(|group| family(&group.base).unwrap_or(FAMILIES.len()));
+    let points = |group: &'_ Group| -> Vec<(f64, f64)> {
+        group.series.iter().flat_map(|series| series.points.iter().copied()).collect()
+    };
+    let x = range(found.iter().flat_map(points).map(|point| point.0));
+    let chart = |group: &Group| {
+        let together = found.iter().filter(|other| pair(&other.base) == pair(&group.base));
+        let y = range(together.flat_map(points).map(|point| point.1));
+        let (low, high) = y.unwrap_or((0.0, 0.0));
+        let nature = nature(&group.base);
+        Chart {
+            title: group.title.clone(),
+            x_label: x_label.to_owned(),
+            series: group.series.clone(),
+            // From a factor of fifty on, the smaller half of the values would lie on the axis.
+            log: nature == Nature::Size && low > 0.0 && high / low > 50.0,
+            percent: nature == Nature::Fraction && low >= 0.0 && high <= 1.0,
+            x,
+            y,
+        }
+    };
+    found.iter().map(chart).collect()
+}
+
+/// The lowest and the highest of the values that can be drawn.
+fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let finite = values.filter(|value| value.is_finite());
+    finite.fold(None, |range, value| match range {
+        None => Some((value, value)),
+        Some((low, high)) => Some((f64::min(low, value), f64::max(high, value))),
+    })
+}
+
+/// What the horizontal axis counts.
+fn x_label(records: &[Record]) -> &'static str {
+    if has_steps(records) { "step" } else { "epoch" }
+}
+
+/// One series per metric, with the metric's name: from the step records, or from the epoch records where there are too
+/// few of those.
+fn all_series(records: &[Record]) -> Vec<(String, Series)> {
     let by_step = has_steps(records);
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in records.iter().flat_map(|record| &record.values) {
@@ -162,11 +287,9 @@ fn all_series(records: &[Record]) -> Vec<Series> {
     let series = names.into_iter().map(|name| {
         let (steps, epochs) = (points(name, Kind::Step), points(name, Kind::Epoch));
         let noisy = steps.len() >= epochs.len();
-        Series {
-            name: name.to_owned(),
-            points: if noisy { steps } else { epochs },
-            smooth: noisy && nature(name) != Nature::Schedule,
-        }
+        let smooth = noisy && nature(name) != Nature::Schedule;
+        let points = if noisy { steps } else { epochs };
+        (name.to_owned(), Series { name: name.to_owned(), points, smooth })
     });
     series.collect()
 }
@@ -198,24 +321,46 @@ mod tests {
     }
 
     #[test]
-    fn related_metrics_share_a_chart() {
+    fn training_and_validation_of_a_quantity_share_a_chart() {
         let mut records: Vec<Record> = (1..=50)
             .map(|i| {
                 let x = i as f64;
                 let values =
-                    [("loss", 5.0 / x), ("lr", x), ("mim_accuracy", x / 100.0), ("wd", 0.05), ("mystery", x)];
+                    [("loss", 5.0 / x), ("lr", x), ("class_acc", x / 100.0), ("wd", 0.05), ("mystery", x)];
                 record(Kind::Step, i, &values)
             })
             .collect();
-        records.push(record(Kind::Epoch, 50, &[("val_loss", 1.0), ("loss", 2.0)]));
+        let values = [("val_loss", 1.0), ("loss", 2.0), ("val_acc1", 0.9), ("ema_val_acc1", 0.8)];
+        records.push(record(Kind::Epoch, 50, &values));
         let (charts, constant) = charts(&records);
         let titles: Vec<&str> = charts.iter().map(|c| c.title.as_str()).collect();
-        assert_eq!(titles, ["Loss", "mim accuracy", "Learning rate", "mystery"]);
-        let names: Vec<&str> = charts[0].series.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(names, ["loss", "val_loss"]);
+        assert_eq!(titles, ["Loss", "Top-1 accuracy", "Learning rate", "Mystery"]);
+        let names = |at: usize| charts[at].series.iter().map(|s| s.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names(0), ["training", "validation"]);
+        assert_eq!(names(1), ["training", "validation", "validation, moving average"]);
         assert_eq!(charts[0].series[0].points.len(), 50, "steps win over the single epoch");
         assert!(charts[1].percent && !charts[2].series[0].smooth);
+        assert!(charts.iter().all(|chart| chart.x == Some((1.0, 50.0))));
         assert_eq!(constant, [("wd".to_owned(), 0.05)]);
+    }
+
+    #[test]
+    fn pairs_have_equal_axes() {
+        let values = |x: f64| {
+            [
+                ("loss_1", 3.0 * x),
+                ("loss_2", 5.0 / x),
+                ("mim_acc_1", 0.1 * x),
+                ("mim_acc_2", 0.05 * x),
+                ("loss", x),
+            ]
+        };
+        let records: Vec<Record> = [1.0, 2.0].map(|x| record(Kind::Step, 10 * x as u64, &values(x))).to_vec();
+        let (charts, _) = charts(&records);
+        let y = |title: &str| charts.iter().find(|chart| chart.title == title).unwrap().y.unwrap();
+        assert_eq!((y("Loss, last block"), y("Loss, patch aggregation")), ((2.5, 6.0), (2.5, 6.0)));
+        assert_eq!(y("MIM accuracy, last block"), y("MIM accuracy, patch aggregation"));
+        assert_eq!(y("Loss"), (1.0, 2.0), "the sum has an axis of its own");
     }
 
     #[test]

@@ -98,8 +98,8 @@ pub(super) fn section(page: &mut Page, codebook: &CodebookHealth) {
         title: title.to_owned(),
         x_label: "epoch".to_owned(),
         series: vec![Series { name: title.to_owned(), points, smooth: false }],
-        log: false,
         percent,
+        ..Chart::default()
     };
     if !codebook.history.is_empty() {
         html.push_str("<div class=\"charts three\">\n");

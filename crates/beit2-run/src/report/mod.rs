@@ -10,14 +10,23 @@
 
 mod axis;
 mod chart;
+mod classified;
+mod compare;
 mod curves;
+mod examples;
 mod health;
 mod html;
 mod image;
 mod sections;
+mod segmented;
 
+pub use classified::{Classified, Guess, LabelScore, WorstImage};
+pub use compare::{Compared, Comparison, Line, render_comparison};
+pub use curves::metric_title;
+pub use examples::{EXAMPLES, Examples, ExamplesError, Gallery, GalleryCode, MimSample, Seen};
 pub use health::{Level, Verdict, assess};
 pub use image::png;
+pub use segmented::{PixelClass, Segmented};
 
 use crate::metrics::Record;
 
@@ -30,7 +39,8 @@ pub struct ReportData {
     pub date: String,
     /// The command that makes this run again.
     pub command: String,
-    /// A few single numbers to show large: name and value, such as `k-NN top-1` and `61.3 %`.
+    /// A few single numbers to show large: name and value, such as `k-NN top-1` and `61.3 %`. What follows the first line of
+    /// a value is shown small below it.
     pub facts: Vec<(String, String)>,
     /// The table of results.
     pub headline: Headline,
@@ -41,12 +51,10 @@ pub struct ReportData {
     pub stages: Vec<Stage>,
     /// The codebook over time, if the run has one.
     pub codebook: Option<CodebookHealth>,
-    /// Images of masked image modeling.
-    pub mim_samples: Vec<MimSample>,
-    /// Patches by code, most used code first.
-    pub gallery: Vec<GalleryCode>,
-    /// What a segmentation model predicts for validation images.
-    pub segmented: Segmented,
+    /// Images and tables of what was learned.
+    pub examples: Examples,
+    /// Why there are none of those, in a sentence.
+    pub without_examples: String,
     /// Machine and software, see [`Environment::pairs`](crate::environment::Environment::pairs).
     pub environment: Vec<(String, String)>,
 }
@@ -119,39 +127,6 @@ pub struct CodebookPoint {
     pub dead: u64,
 }
 
-/// One image seen by masked image modeling, three times.
-#[derive(Debug, Clone, Default)]
-pub struct MimSample {
-    /// The crop.
-    pub input: RgbImage,
-    /// The crop with the masked patches greyed out.
-    pub masked: RgbImage,
-    /// Which masked patches' codes were predicted correctly.
-    pub correct: RgbImage,
-    /// A line below, such as `27 of 75 codes correct`.
-    pub caption: String,
-}
-
-/// Patches that carry one code.
-#[derive(Debug, Clone, Default)]
-pub struct GalleryCode {
-    /// The code.
-    pub code: u32,
-    /// How many patches carry it.
-    pub count: u64,
-    /// Some of them.
-    pub patches: Vec<RgbImage>,
-}
-
-/// Validation images with their masks and what a segmentation model predicts for them.
-#[derive(Debug, Clone, Default)]
-pub struct Segmented {
-    /// Names and colours of the classes.
-    pub legend: Vec<(String, [u8; 3])>,
-    /// PNG files: image, mask and prediction side by side.
-    pub images: Vec<Vec<u8>>,
-}
-
 /// An RGB image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RgbImage {
@@ -188,9 +163,11 @@ pub fn render(data: &ReportData) -> String {
     if let Some(codebook) = &data.codebook {
         health::section(&mut page, codebook);
     }
-    sections::mim_samples(&mut page, &data.mim_samples);
-    sections::gallery(&mut page, &data.gallery);
-    sections::segmented(&mut page, &data.segmented);
+    let examples = &data.examples;
+    sections::mim_samples(&mut page, examples);
+    sections::gallery(&mut page, examples);
+    classified::section(&mut page, examples);
+    segmented::section(&mut page, examples);
     sections::settings(&mut page, data);
     page.finish()
 }

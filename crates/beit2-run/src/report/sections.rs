@@ -6,7 +6,7 @@ use super::curves::not_finite;
 use super::health::{Level, assess, banner};
 use super::html::{Page, escape};
 use super::image;
-use super::{GalleryCode, MimSample, ReportData, Segmented};
+use super::{Examples, ReportData};
 use crate::format::thousands;
 
 /// Patches are small; four to eight of them should fit a card.
@@ -25,9 +25,18 @@ pub(super) fn top(page: &mut Page, data: &ReportData) {
     if !data.facts.is_empty() {
         html.push_str("<dl class=\"facts\">");
         for (name, value) in &data.facts {
-            let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
+            let (value, note) = value.split_once('\n').unwrap_or((value, ""));
+            let note = if note.is_empty() {
+                String::new()
+            } else {
+                format!("<dd class=\"note\">{}</dd>", escape(note))
+            };
+            let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd>{note}</div>", escape(name), escape(value));
         }
         html.push_str("</dl>\n");
+    }
+    if !data.without_examples.is_empty() {
+        let _ = writeln!(html, "<p class=\"muted\">{}</p>", escape(&data.without_examples));
     }
     for warning in &data.warnings {
         html.push_str(&banner(Level::Warning, "", warning));
@@ -91,21 +100,29 @@ pub(super) fn headline(page: &mut Page, data: &ReportData) {
     page.section("Results", html);
 }
 
-/// Input, masked input and correct predictions side by side.
-pub(super) fn mim_samples(page: &mut Page, samples: &[MimSample]) {
-    if samples.is_empty() {
+/// Input, masked input, visual tokens and correct predictions side by side.
+pub(super) fn mim_samples(page: &mut Page, examples: &Examples) {
+    if examples.mim_samples.is_empty() {
         return;
     }
     let mut html = String::from(
-        "<p class=\"muted\">Left: what the tokenizer sees. Middle: what the model sees. Right: the masked patches whose visual \
-         token the model predicted correctly.</p>\n<div class=\"samples\">\n",
+        "<p class=\"muted\">From the left: what the tokenizer sees; what the model sees; the visual tokens of the masked \
+         patches, one colour for each token; what the model predicts in their place; the masked patches whose token it \
+         predicted correctly.</p>\n",
     );
-    for sample in samples {
+    let seen = examples.seen.describe();
+    if !seen.is_empty() {
+        let _ = writeln!(html, "<p class=\"muted\">{}.</p>", escape(&seen));
+    }
+    html.push_str("<div class=\"samples\">\n");
+    for sample in &examples.mim_samples {
         let _ = writeln!(
             html,
-            "<figure>{}{}{}<figcaption>{}</figcaption></figure>",
+            "<figure>{}{}{}{}{}<figcaption>{}</figcaption></figure>",
             image::large(&sample.input, "input"),
             image::large(&sample.masked, "input with masked patches"),
+            image::large(&sample.tokens_drawn, "visual tokens of the masked patches"),
+            image::large(&sample.predicted_drawn, "predicted visual tokens"),
             image::large(&sample.correct, "correctly predicted patches"),
             escape(&sample.caption),
         );
@@ -115,15 +132,32 @@ pub(super) fn mim_samples(page: &mut Page, samples: &[MimSample]) {
 }
 
 /// Patches by the code they carry.
-pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
-    if gallery.is_empty() {
-        return;
+pub(super) fn gallery(page: &mut Page, examples: &Examples) {
+    let Some(gallery) = &examples.gallery else { return };
+    let mut html = String::new();
+    let patches: u64 = gallery.counts.iter().sum();
+    if patches > 0 {
+        let size = gallery.counts.len();
+        let unused = gallery.counts.iter().filter(|count| **count == 0).count();
+        let seen = examples.seen.describe();
+        let of = if seen.is_empty() { String::new() } else { format!(" of {seen}") };
+        let dead = match unused {
+            0 => format!("All {} codes are used", thousands(size as u64)),
+            _ => format!(
+                "{} of the {} codes are used, {} are dead",
+                thousands((size - unused) as u64),
+                thousands(size as u64),
+                thousands(unused as u64)
+            ),
+        };
+        let _ = writeln!(html, "<p>{dead} among the {} patches{}.</p>", thousands(patches), escape(&of));
     }
-    let mut html = String::from(
-        "<p class=\"muted\">Each card shows patches that got the same code. In a good codebook the patches of a card look \
-         alike, and the cards differ.</p>\n<div class=\"gallery\">\n",
+    html.push_str(
+        "<p class=\"muted\">The most used codes, most used first. Each card shows patches that got the same code, with what \
+         is around them. In a good codebook the patches of a card look alike, and the cards differ.</p>\n\
+         <div class=\"gallery\">\n",
     );
-    for code in gallery {
+    for code in &gallery.codes {
         let patches = if code.count == 1 { "patch" } else { "patches" };
         let _ = write!(
             html,
@@ -137,28 +171,19 @@ pub(super) fn gallery(page: &mut Page, gallery: &[GalleryCode]) {
         html.push_str("</div></figure>\n");
     }
     html.push_str("</div>\n");
+    let dead: Vec<String> = (0..)
+        .zip(&gallery.counts)
+        .filter(|(_, count)| **count == 0)
+        .map(|(code, _): (u32, _)| code.to_string())
+        .collect();
+    if patches > 0 && !dead.is_empty() {
+        let _ = writeln!(
+            html,
+            "<details><summary>Dead codes</summary><p class=\"muted\">{}</p></details>",
+            dead.join(", ")
+        );
+    }
     page.section("Code gallery", html);
-}
-
-/// Validation images with masks and predictions, and what the colours mean.
-pub(super) fn segmented(page: &mut Page, segmented: &Segmented) {
-    if segmented.images.is_empty() {
-        return;
-    }
-    let mut html = String::from(
-        "<p class=\"muted\">Left: a validation image. Middle: its mask. Right: the model's prediction.</p>\n\
-         <p class=\"legend\">",
-    );
-    for (name, [r, g, b]) in &segmented.legend {
-        let _ = write!(html, "<span><i style=\"background:rgb({r},{g},{b})\"></i>{}</span> ", escape(name));
-    }
-    html.push_str("</p>\n<div class=\"segmented\">\n");
-    for png in &segmented.images {
-        let url = image::png_url(png);
-        let _ = writeln!(html, "<img src=\"{url}\" alt=\"image, mask and prediction\">");
-    }
-    html.push_str("</div>\n");
-    page.section("Segmentation", html);
 }
 
 /// Environment and settings, folded.

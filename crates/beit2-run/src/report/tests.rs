@@ -55,6 +55,63 @@ fn with_grid(mut image: RgbImage, hide: impl Fn(u32, u32) -> bool) -> RgbImage {
     image
 }
 
+fn examples() -> Examples {
+    let samples = (0..6).map(|i| {
+        let hidden = move |x: u32, y: u32| (x * 3 + y * 5 + i) % 7 < 3 || (x + i) % 8 < 2;
+        MimSample {
+            input: image(64, i),
+            masked: with_grid(image(64, i), hidden),
+            tokens_drawn: image(64, i + 1),
+            predicted_drawn: image(64, i + 2),
+            correct: with_grid(image(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
+            caption: format!("{} of 34 masked patches predicted", 9 + i),
+            ..MimSample::default()
+        }
+    });
+    let codes = (0..24).map(|code| GalleryCode {
+        code: code * 21,
+        count: u64::from(4200 / (code + 1)),
+        patches: (0..8).map(|p| image(8, code * 3 + p / 4)).collect(),
+    });
+    let mut counts = vec![0; 512];
+    codes.clone().for_each(|code| counts[code.code as usize] = code.count);
+    Examples {
+        step: 3000,
+        seen: Seen { validation: true, data: "bundled:val".into(), images: 409, of: 409 },
+        gallery: Some(Gallery { counts, codes: codes.collect() }),
+        mim_samples: samples.collect(),
+        classified: Some(classified(3)),
+        segmented: Some(Segmented {
+            classes: vec![
+                PixelClass { name: "sky".into(), colour: [0, 0, 255], iou: Some(0.875), accuracy: Some(0.9) },
+                PixelClass { name: "<sea>".into(), colour: [0, 90, 200], iou: Some(0.25), accuracy: None },
+                PixelClass { name: "ice".into(), ..PixelClass::default() },
+            ],
+            images: vec![image(64, 1)],
+        }),
+    }
+}
+
+/// A classifier that takes every fourth image for the next class.
+fn classified(classes: u32) -> Classified {
+    let worst = WorstImage {
+        name: "cats/<7>.jpg".into(),
+        classes: vec![0],
+        predicted: vec![Guess { class: 1, probability: 0.75 }],
+        probability: Some(0.02),
+        loss: 3.912,
+        image: image(96, 5),
+    };
+    Classified {
+        classes: (0..classes).map(|class| format!("animal {class}")).collect(),
+        confusion: (0..classes)
+            .flat_map(|class| [(class, class, 30), (class, (class + 1) % classes, 10)])
+            .collect(),
+        labels: Vec::new(),
+        worst: vec![worst],
+    }
+}
+
 fn realistic() -> ReportData {
     let row = |label: &str, knn: f64, probe: f64, strong| HeadlineRow {
         label: label.into(),
@@ -131,28 +188,8 @@ fn realistic() -> ReportData {
                 })
                 .collect(),
         }),
-        segmented: Segmented {
-            legend: vec![("sky".into(), [0, 0, 255]), ("<sea>".into(), [0, 90, 200])],
-            images: vec![png(&image(64, 1)).unwrap()],
-        },
-        mim_samples: (0..6)
-            .map(|i| {
-                let hidden = move |x: u32, y: u32| (x * 3 + y * 5 + i) % 7 < 3 || (x + i) % 8 < 2;
-                MimSample {
-                    input: image(64, i),
-                    masked: with_grid(image(64, i), hidden),
-                    correct: with_grid(image(64, i), move |x, y| !hidden(x, y) || (x + y) % 3 == 0),
-                    caption: format!("{} of 34 masked patches predicted", 9 + i),
-                }
-            })
-            .collect(),
-        gallery: (0..24)
-            .map(|code| GalleryCode {
-                code: code * 21,
-                count: u64::from(4200 / (code + 1)),
-                patches: (0..8).map(|p| image(8, code * 3 + p / 4)).collect(),
-            })
-            .collect(),
+        examples: examples(),
+        without_examples: String::new(),
         environment: vec![
             ("Processor".into(), "AMD EPYC 9R14".into()),
             ("Threads".into(), "2".into()),
@@ -207,9 +244,8 @@ fn show() {
     }
     broken.stages[0].records.truncate(1);
     broken.stages.push(Stage { name: "probe".into(), ..Stage::default() });
-    broken.gallery.truncate(1);
-    broken.mim_samples.truncate(1);
-    broken.mim_samples[0].correct = RgbImage::default();
+    broken.examples.mim_samples.truncate(1);
+    broken.examples.mim_samples[0].correct = RgbImage::default();
     std::fs::write(std::env::temp_dir().join("beit2-report-broken.html"), check(&broken)).unwrap();
 }
 
@@ -224,7 +260,12 @@ fn a_full_report_has_its_parts_in_order() {
         "Stage: pretrain</h2>",
         "The codebook is healthy",
         "9 of 34 masked patches predicted",
+        "24 of the 512 codes are used, 488 are dead among the",
         "4,200 patches",
+        "Confusion matrix",
+        "animal 1 taken for animal 2: 10 (25.0 %)",
+        "Worst images",
+        "IoU of each class",
         "AMD EPYC 9R14",
         "codebook_size = 512",
     ];
@@ -263,7 +304,12 @@ fn hostile_text_stays_text() {
     for record in &mut data.stages[0].records {
         record.values[0].0 = format!("loss {evil}");
     }
-    data.mim_samples[0].caption = evil.into();
+    data.examples.mim_samples[0].caption = evil.into();
+    data.examples.seen.data = evil.into();
+    let classified = data.examples.classified.as_mut().unwrap();
+    (classified.classes[0], classified.worst[0].name) = (evil.into(), evil.into());
+    data.examples.segmented.as_mut().unwrap().classes[0].name = evil.into();
+    data.without_examples = evil.into();
     data.environment[0] = (evil.into(), evil.into());
     let html = check(&data);
     assert_eq!(html.matches("<script").count(), 1, "only our own");
@@ -279,4 +325,80 @@ fn values_that_are_not_finite_are_pointed_out() {
     let html = check(&data);
     assert!(html.contains("pretrain: 2 recorded values are not finite"));
     assert!(html.contains("2 values are not finite (marked ×"));
+}
+
+#[test]
+fn many_classes_are_listed_by_what_is_confused_most() {
+    let mut found = classified(40);
+    found.confusion.push((7, 30, 12));
+    let data = ReportData {
+        examples: Examples { classified: Some(found), ..Examples::default() },
+        ..ReportData::default()
+    };
+    let html = check(&data);
+    assert!(
+        html.contains("The 20 of 41 confused pairs that occur most") && !html.contains("Confusion matrix")
+    );
+    // 12 of the 52 images of class 7, and before the pairs of 10.
+    let [most, next] = ["<td>animal 7</td><td>animal 30</td><td>12</td><td>23.1 %</td>", "<td>animal 0</td>"]
+        .map(|part| html.find(part).unwrap());
+    assert!(most < next);
+    assert!(html.contains("<summary>20 more</summary>"), "the other classes are folded");
+    // Class 7 has the lowest accuracy: 30 of 52.
+    assert!(html.contains("<tr><td>animal 7</td><td><span>57.7 %</span>"));
+}
+
+#[test]
+fn images_with_several_classes_have_average_precisions() {
+    let labels = vec![
+        LabelScore { positives: 4, average_precision: Some(0.75) },
+        LabelScore { positives: 0, average_precision: None },
+        LabelScore { positives: 9, average_precision: Some(0.5) },
+    ];
+    let mut found = Classified { confusion: Vec::new(), labels, ..classified(3) };
+    found.worst[0].predicted.clear();
+    let data = ReportData {
+        examples: Examples { classified: Some(found), ..Examples::default() },
+        ..ReportData::default()
+    };
+    let html = check(&data);
+    let places =
+        ["animal 2</td><td><span>50.0 %", "animal 0</td><td><span>75.0 %", "animal 1</td><td><span>–"]
+            .map(|part| html.find(part).unwrap_or_else(|| panic!("no {part}")));
+    assert!(places.is_sorted() && html.contains("taken for no class") && !html.contains("Confusion matrix"));
+}
+
+#[test]
+fn runs_are_compared_on_equal_axes() {
+    let run = |name: &str, scale: f64| Compared {
+        name: name.into(),
+        records: records("pretrain", 50, move |t, _| vec![("loss", scale * (1.0 - t) + 1.0), ("lr", 1e-3)]),
+    };
+    let line = |label: &str, cells: [&str; 2], best| Line {
+        label: label.into(),
+        cells: cells.map(|cell| Some(cell.to_owned())).to_vec(),
+        best,
+    };
+    let mut comparison = Comparison {
+        title: "a and b".into(),
+        warnings: vec!["The validation images differ.".into()],
+        runs: vec![run("a", 5.0), run("<b>", 2.0)],
+        results: vec![line("best loss", ["1.2", "1.1"], vec![1])],
+        settings: vec![line("optimizer.lr", ["0.1", "0.2"], Vec::new())],
+        ..Comparison::default()
+    };
+    let html = render_comparison(&comparison);
+    assert_balanced(&html);
+    for part in [
+        "The validation images differ.",
+        "<td>1.2</td><td class=\"best\">1.1</td>",
+        "<td>optimizer.lr</td>",
+        "<b>Loss, training</b>",
+        "&lt;b&gt;",
+    ] {
+        assert!(html.contains(part), "no {part}");
+    }
+    assert!(!html.contains("Learning rate"), "what is constant and the same in all has no chart");
+    comparison.settings.clear();
+    assert!(render_comparison(&comparison).contains("All settings are equal"));
 }

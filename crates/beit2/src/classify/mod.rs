@@ -21,11 +21,13 @@ pub(crate) use classifier::class_names;
 pub use classifier::{Classifier, ClassifierOptions, Prediction};
 pub use config::ClassifierConfig;
 pub use embedder::{Embedder, EmbedderOptions, TeacherOptions};
+pub(crate) use evaluate::argmax;
 pub use evaluate::{ClassResult, EvalTable, Evaluation, evaluate};
 pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
 pub use linear_probe::{LinearProbeConfig, linear_probe};
 pub use loss::{hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
+pub(crate) use multi_label::row_loss;
 pub use multi_label::{MultiLabelEvaluation, average_precision, binary_cross_entropy, evaluate_multi_label};
 pub(crate) use pretrained::sizes as pretrained_sizes;
 

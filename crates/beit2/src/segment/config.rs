@@ -111,12 +111,12 @@ impl SegmenterConfig {
         self.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
     }
 
-    /// A colour for every class: its own, or the usual colour map of PASCAL VOC.
+    /// A colour for every class: its own, or a generated one, of which none is black.
     pub fn colours(&self) -> Vec<[u8; 3]> {
         match self.palette.len() == self.class_count() {
             true => self.palette.clone(),
             false => {
-                (0..self.class_count()).map(|class| beit2_data::segment::voc_color(class as u8)).collect()
+                (0..self.class_count()).map(|class| beit2_data::segment::class_color(class as u8)).collect()
             }
         }
     }

@@ -1,6 +1,5 @@
 //! Training a segmentation model: read top to bottom.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use beit2_data::classes::Target;
@@ -9,7 +8,7 @@ use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
-use beit2_run::report::png;
+use beit2_run::report::Examples;
 use beit2_weights::plan::Plan as LoadPlan;
 use beit2_weights::resize::TableResize;
 use burn::module::AutodiffModule;
@@ -17,8 +16,8 @@ use burn::tensor::{DType, Tensor};
 
 use super::batches::{inputs, training_loader};
 use super::{
-    HeadDropout, Predictor, SegmentExample, SegmentRecipe, UperNet, compared, evaluate, load_backbone,
-    pixel_losses,
+    EXAMPLES, HeadDropout, Predictor, SegmentRecipe, UperNet, drawn, evaluate, load_backbone, pixel_losses,
+    segmented,
 };
 use crate::error::Error;
 use crate::params;
@@ -28,12 +27,6 @@ use crate::train::{
 };
 use crate::vit::{DropPath, drop_path_rates, is_position_index, with_position_indices};
 use crate::weights::{StateFile, checkpoint_metadata};
-
-/// Folder of a run with validation images, their masks and the newest predictions, for the report.
-pub const EXAMPLES: &str = "examples";
-
-/// Images that it holds.
-const EXAMPLE_COUNT: usize = 6;
 
 /// The learning rate of the first step, as a share of what it would be without warm-up.
 const WARMUP_RATIO: f64 = 1e-6;
@@ -172,9 +165,19 @@ pub fn train<B: AutodiffBackend>(
                 let predictor = Predictor::new(&trained, config, &recipe.infer)?;
                 // It ends even when the run is about to stop: the record belongs to this step.
                 let (stop, workers) = (StopFlag::default(), recipe.data.workers);
-                let found = evaluate(&predictor, val, workers, EXAMPLE_COUNT, session.observer(), &stop)?;
-                save_examples(&session.dir().join(EXAMPLES), &found.examples, &config.colours())?;
+                let found = evaluate(&predictor, val, workers, EXAMPLES, session.observer(), &stop)?;
                 let scores = found.confusion.scores();
+                let palette = config.colours();
+                let images = found.examples.iter().map(|example| drawn(example, &palette)).collect();
+                let examples = Examples {
+                    step: done,
+                    seen: recipe.data.seen(val.len() as u64, val.len()),
+                    segmented: Some(segmented(config, &scores, images)),
+                    ..Examples::default()
+                };
+                if let Err(error) = examples.save(session.dir()) {
+                    session.warn(format!("the images for the report were not kept: {error}"));
+                }
                 let table = session.dir().join("per_class.csv");
                 write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
@@ -198,17 +201,6 @@ pub fn train<B: AutodiffBackend>(
         }
     }
     session.finish()
-}
-
-fn save_examples(dir: &Path, examples: &[SegmentExample], palette: &[[u8; 3]]) -> Result<(), Error> {
-    for (at, example) in examples.iter().enumerate() {
-        let image = compared(&example.image, &example.mask, &example.predicted, palette);
-        if let Some(png) = png(&image) {
-            std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
-            write_bytes_atomic(&dir.join(format!("{at:02}.png")), &png)?;
-        }
-    }
-    Ok(())
 }
 
 fn describe(plan: &LoadPlan) -> String {

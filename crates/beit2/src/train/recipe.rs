@@ -2,6 +2,7 @@
 
 use beit2_data::{Background, DecodeOptions, ExifOrientation, PixelRange};
 use beit2_kernels::{Backend, Precision};
+use beit2_run::report::Seen;
 use serde::{Deserialize, Serialize};
 
 use super::{AdamWConfig, CosineSchedule};
@@ -53,6 +54,12 @@ impl DataConfig {
     pub fn decode_options(&self) -> DecodeOptions {
         let Self { range, exif, background, channels, .. } = *self;
         DecodeOptions { range, exif, background, channels, ..DecodeOptions::default() }
+    }
+
+    /// Which images are looked at for the report, `images` of `of`: the validation set, without one those of training.
+    pub fn seen(&self, images: u64, of: usize) -> Seen {
+        let data = self.val.as_ref().unwrap_or(&self.train).clone();
+        Seen { validation: self.val.is_some(), data, images, of: of as u64 }
     }
 
     /// The same with these options of decoding (their limits are not kept).

@@ -14,7 +14,7 @@ use beit2::train::{Assets, DataConfig, EvaluationData, Observer};
 use beit2::{visualize, weights};
 use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::StopFlag;
-use beit2_run::report::{GalleryCode, MimSample};
+use beit2_run::report::{Examples, Gallery};
 use burn::tensor::DType;
 
 use crate::assets::VAL_NAME;
@@ -54,10 +54,8 @@ pub struct Results {
     pub codebook: CodebookHealth,
     /// On held-out images.
     pub mim: MimEvaluation,
-    /// Images under masks.
-    pub samples: Vec<MimSample>,
-    /// Codes and their patches.
-    pub gallery: Vec<GalleryCode>,
+    /// Images under masks, and codes with their patches.
+    pub examples: Examples,
     /// Seconds of all this.
     pub seconds: f64,
 }
@@ -148,8 +146,11 @@ impl Job for Measurement<'_> {
             rows,
             codebook: usage.health(),
             mim,
-            samples,
-            gallery,
+            examples: Examples {
+                mim_samples: samples,
+                gallery: Some(Gallery { counts: usage.counts().to_vec(), codes: gallery }),
+                ..Examples::default()
+            },
             seconds: started.elapsed().as_secs_f64(),
         })
     }

@@ -35,8 +35,8 @@ pub fn show(
     data.facts = facts(&results, &spent);
     let path = out.join("report.html");
     let json = object(&results, &spent, &path);
-    data.mim_samples = results.samples;
-    data.gallery = results.gallery;
+    data.without_examples.clear();
+    data.examples = results.examples;
     write(&path, &data)?;
     write_bytes_atomic(&out.join("results.json"), serde_json::to_string_pretty(&json)?.as_bytes())?;
 
