@@ -48,7 +48,7 @@ impl Size {
     }
 
     /// The student of pretraining, as registered.
-    pub(crate) fn student(self) -> MimConfig {
+    pub fn student(self) -> MimConfig {
         let name = format!("beit_{}_patch16_224_8k_vocab_cls_pt", self.name());
         MimConfig::named(&name).unwrap_or_else(|| unreachable!("{name} is registered"))
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use beit2::classify::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::bench::Bench;
 use crate::commands::data::Data;
@@ -17,7 +17,7 @@ use crate::commands::{
     recipes, report, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
-use crate::flags::{exif_as_published, several_devices};
+use crate::flags::{exif_as_published, explain, several_devices, taking_negative_numbers};
 use crate::signals::Signals;
 use crate::stage::fitting_help;
 
@@ -170,7 +170,20 @@ pub fn parse() -> anyhow::Result<Cli> {
 
 /// Any command line.
 fn parse_from<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> anyhow::Result<Cli> {
-    Ok(Cli::try_parse_from(args).map_err(Flags)?)
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let command = taking_negative_numbers(Cli::command());
+    let parsed = command.clone().try_get_matches_from(&args).and_then(|found| Cli::from_arg_matches(&found));
+    Ok(parsed.map_err(|error| {
+        let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let sentence = explain(&error, &args, &command);
+        Flags(error, sentence)
+    })?)
+}
+
+/// What is said of a wrong command line, for tests.
+#[cfg(test)]
+pub(crate) fn sentence_of(line: &str) -> String {
+    parse_from(std::iter::once("beit2").chain(line.split_whitespace())).unwrap_err().to_string()
 }
 
 #[cfg(test)]

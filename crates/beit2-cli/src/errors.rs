@@ -47,12 +47,26 @@ pub fn usage<T>(message: impl Into<String>) -> anyhow::Result<T> {
     Err(Usage(message.into()).into())
 }
 
-/// Arguments that clap could not take, or text that it wants printed (`--help`, `--version`).
+/// Arguments that clap could not take, or text that it wants printed (`--help`, `--version`); with a sentence of ours,
+/// where we know better.
 #[derive(Debug)]
-pub struct Flags(pub clap::Error);
+pub struct Flags(pub clap::Error, pub Option<String>);
+
+/// What Rust says of a number that it cannot read, and what a person can follow.
+const NUMBERS: [(&str, &str); 6] = [
+    ("invalid digit found in string", "a whole number of 0 or more is wanted"),
+    ("cannot parse integer from empty string", "a whole number of 0 or more is wanted"),
+    ("number too large to fit in target type", "the number is too large"),
+    ("number too small to fit in target type", "the number is too small"),
+    ("invalid float literal", "a number is wanted, such as 0.5"),
+    ("cannot parse float from empty string", "a number is wanted, such as 0.5"),
+];
 
 impl std::fmt::Display for Flags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(sentence) = &self.1 {
+            return f.write_str(sentence);
+        }
         // clap's message is a paragraph with tips and a usage line; ours is its sentences in one line.
         let text = self.0.to_string();
         let body = text.split("\n\nUsage:").next().unwrap_or_default();
@@ -60,9 +74,13 @@ impl std::fmt::Display for Flags {
         let parts: Vec<String> = body
             .split("\n\n")
             .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
-            .filter(|part| !part.is_empty())
+            // `-- --epochs` is never what is meant.
+            .filter(|part| !part.is_empty() && !part.contains(" as a value, use "))
             .collect();
-        let text = parts.join("; ").replace("; tip: ", "; ");
+        let mut text = parts.join("; ").replace("; tip: ", "; ");
+        for (reason, plain) in NUMBERS {
+            text = text.replace(reason, plain);
+        }
         write!(f, "{} (see --help)", text.trim_start_matches("error: "))
     }
 }
@@ -148,12 +166,12 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => match error.downcast_ref::<Flags>() {
-            Some(Flags(text)) if !text.use_stderr() => {
+            Some(Flags(text, _)) if !text.use_stderr() => {
                 let _ = text.print();
                 DONE
             }
             // `beit2` alone: the whole help is the message.
-            Some(Flags(text))
+            Some(Flags(text, _))
                 if text.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
             {
                 let _ = text.print();
@@ -204,6 +222,6 @@ mod tests {
         assert_eq!(code_of(&Error::Run(other).into()), USAGE);
         assert_eq!(code_of(&anyhow::anyhow!("disk")), FAILED);
         let flags = clap::Error::new(clap::error::ErrorKind::UnknownArgument);
-        assert_eq!(code_of(&Flags(flags).into()), USAGE);
+        assert_eq!(code_of(&Flags(flags, None).into()), USAGE);
     }
 }

@@ -19,6 +19,7 @@ mod download;
 mod errors;
 mod experiment;
 mod export;
+mod fit;
 mod flags;
 mod libraries;
 mod machine;

@@ -6,7 +6,9 @@ use anyhow::Context;
 use beit2::train::SCHEDULE_ALTERNATIVES;
 use beit2_run::{recipe, suggest};
 
+use crate::assets::AssetStore;
 use crate::errors::usage;
+use crate::fit::{self, Fitted, Layers};
 use crate::stage::Stage;
 
 include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
@@ -29,6 +31,11 @@ impl Recipe {
         Some(table.get("stage")?.as_str()?.to_owned())
     }
 
+    /// Whether it is one of those inside the program.
+    pub fn is_bundled(&self) -> bool {
+        RECIPES.iter().any(|&(name, text)| name == self.name && text == self.text)
+    }
+
     /// The first sentence of its comment.
     pub fn title(&self) -> String {
         let line = recipe::header(&self.text).lines().next().unwrap_or_default();
@@ -48,6 +55,11 @@ pub fn all() -> impl Iterator<Item = Recipe> {
 /// The recipe that a user means: a file when it looks like one or exists, else a name.
 pub fn find(what: &str) -> anyhow::Result<Recipe> {
     let path = Path::new(what);
+    if path.join("run.toml").is_file() {
+        return usage(format!(
+            "{what} is a run, not a recipe; to continue it, give the command that began it, with --out {what}"
+        ));
+    }
     if what.ends_with(".toml") || what.contains(['/', '\\']) || path.is_file() {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {what}"))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -64,6 +76,35 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
     usage(format!("no recipe is called `{what}`; {hint}"))
 }
 
+/// Keys of which the first takes the second away where a recipe or the flags give only the first: the schedule's, and a
+/// learning rate given without its batch, which is meant as it is.
+const ALTERNATIVES: [(&str, &str); 3] =
+    [SCHEDULE_ALTERNATIVES[0], SCHEDULE_ALTERNATIVES[1], ("optimizer.lr", "optimizer.base_batch_size")];
+
+/// The settings of a recipe with overrides by name, complete; those that follow others are fitted to them.
+pub fn fitted<S: Stage>(
+    recipe: &Recipe,
+    overrides: &[(String, String)],
+    assets: &AssetStore,
+) -> anyhow::Result<(S, Fitted)> {
+    let mut settings: S = resolve(recipe, overrides)?;
+    // What is missing is said by a later check, which also names the flags.
+    let tables = settings.tables();
+    if !tables.data.train.is_empty() && !tables.weights.1.is_empty() {
+        settings.resolve(assets)?;
+    }
+    let layers = Layers {
+        recipe: resolve(recipe, &[])?,
+        defaults: S::default(),
+        text: recipe::text_keys(&recipe.text).into_iter().collect(),
+        given: recipe::given::<S>(overrides)?.into_keys().collect(),
+        is_bundled: recipe.is_bundled(),
+        images: settings.source(assets, &settings.tables().data.train).ok().map(|train| train.epoch_len()),
+    };
+    let said = fit::fit(&mut settings, &layers);
+    Ok((settings, said))
+}
+
 /// The settings of a recipe with overrides by name, complete and checked.
 pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> anyhow::Result<S> {
     // Before the keys: all of another stage's keys would be unknown.
@@ -77,7 +118,7 @@ pub fn resolve<S: Stage>(recipe: &Recipe, overrides: &[(String, String)]) -> any
             S::NAME
         ));
     }
-    Ok(recipe::resolve(&recipe.text, &recipe.origin, overrides, &SCHEDULE_ALTERNATIVES)?)
+    Ok(recipe::resolve(&recipe.text, &recipe.origin, overrides, &ALTERNATIVES)?)
 }
 
 #[cfg(test)]

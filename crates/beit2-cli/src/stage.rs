@@ -6,11 +6,12 @@ use beit2::Error;
 use beit2::classify::finetune::{self, FinetuneRecipe};
 use beit2::cost::{self, Cost};
 use beit2::pretrain::{self, PretrainRecipe};
-use beit2::segment::{self, SegmentRecipe};
+use beit2::segment::{self, SegmentRecipe, SegmenterConfig};
 use beit2::tokenizer::teachers::{DistillRecipe, Teacher, TeacherConfig, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
 use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
 use beit2::visualize::{self, Look};
+use beit2_bench::Size;
 use beit2_data::Source;
 use beit2_data::check::{self, Findings, Set};
 use beit2_kernels::{AutodiffBackend, Backend};
@@ -21,6 +22,7 @@ use clap::Command;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::fit::{self, Crop, Fitted, Layers};
 use crate::flags::several_devices;
 
 /// A recipe that can be trained.
@@ -35,8 +37,46 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     /// The tables that every recipe has.
     fn tables(&self) -> Tables<'_>;
 
+    /// Those that follow other settings.
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig);
+
+    /// The key of `--image-size`.
+    const IMAGE_SIZE: &'static str;
+
+    /// The key that would let weights decide the image size in its place.
+    const IMAGE_SIZE_FROM_WEIGHTS: Option<&'static str> = None;
+
+    /// Whether the recipe has a precision.
+    const HAS_PRECISION: bool = true;
+
+    /// The settings of `--size`: as in the registered models.
+    fn of_size(size: Size) -> Vec<(&'static str, String)>;
+
+    /// The weights that decide the sizes in place of `--size`.
+    fn sizes_from(&self) -> Option<&str> {
+        None
+    }
+
     /// Finds contradictions.
     fn check(&self) -> Result<(), Error>;
+
+    /// Finds settings that a run of so many steps does not reach.
+    fn check_steps(&self, _total: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Lets settings that only this stage has follow those that were changed.
+    fn fit(&mut self, _layers: &Layers<Self>, _said: &mut Fitted) {}
+
+    /// Settings that can mean little, one sentence each.
+    fn doubts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How images are cropped, where a crop is resized to the input.
+    fn crop(&self) -> Option<Crop> {
+        None
+    }
 
     /// Trains or continues on one device, as one of the ranks of `env`.
     fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error>;
@@ -186,6 +226,17 @@ pub fn command_of(stage: &str) -> Option<&'static str> {
     .map(|(_, command)| command)
 }
 
+/// Width, depth, heads and layer scale of `[model.vit]`.
+fn vit_of_size(size: Size, layer_scale: f64) -> Vec<(&'static str, String)> {
+    let vit = size.student().vit;
+    vec![
+        ("model.vit.width", vit.width.to_string()),
+        ("model.vit.depth", vit.depth.to_string()),
+        ("model.vit.heads", vit.heads.to_string()),
+        ("model.vit.layer_scale_init", format!("{layer_scale:?}")),
+    ]
+}
+
 impl Stage for TokenizerRecipe {
     const NAME: &'static str = "tokenizer";
     const COMMAND: &'static str = "tokenizer train";
@@ -198,6 +249,41 @@ impl Stage for TokenizerRecipe {
 
     fn channels(&self) -> usize {
         self.model.in_chans
+    }
+
+    const IMAGE_SIZE: &'static str = "model.image_size";
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        // The decoder is as wide as the encoder, as in the registered tokenizers; its depth stays the recipe's.
+        let vit = size.student().vit;
+        vec![
+            ("model.width", vit.width.to_string()),
+            ("model.depth", vit.depth.to_string()),
+            ("model.heads", vit.heads.to_string()),
+            ("model.decoder_width", vit.width.to_string()),
+            ("model.decoder_heads", vit.heads.to_string()),
+        ]
+    }
+
+    fn check_steps(&self, total: u64) -> Result<(), Error> {
+        Self::check_steps(self, total)
+    }
+
+    fn fit(&mut self, layers: &Layers<Self>, said: &mut Fitted) {
+        fit::kmeans_start(self, layers, said);
+    }
+
+    fn crop(&self) -> Option<Crop> {
+        Some(Crop {
+            input: self.model.image_size,
+            patch: self.model.patch_size,
+            min_scale: self.augment.min_crop_scale,
+            key: "augment.min_crop_scale",
+        })
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -234,6 +320,36 @@ impl Stage for PretrainRecipe {
 
     fn channels(&self) -> usize {
         self.model.vit.in_chans
+    }
+
+    const IMAGE_SIZE: &'static str = "model.vit.image_size";
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        let model = size.student();
+        let mut all = vit_of_size(size, model.vit.layer_scale_init);
+        all.push(("model.intermediate_layer", model.intermediate_layer.to_string()));
+        all
+    }
+
+    fn fit(&mut self, layers: &Layers<Self>, said: &mut Fitted) {
+        fit::masks(self, layers, said);
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        fit::odd_mask(self).into_iter().collect()
+    }
+
+    fn crop(&self) -> Option<Crop> {
+        Some(Crop {
+            input: self.model.vit.image_size,
+            patch: self.model.vit.patch_size,
+            min_scale: self.augment.min_crop_scale,
+            key: "augment.min_crop_scale",
+        })
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -279,6 +395,33 @@ impl Stage for FinetuneRecipe {
 
     fn channels(&self) -> usize {
         self.model.vit.in_chans
+    }
+
+    const IMAGE_SIZE: &'static str = "model.vit.image_size";
+    const IMAGE_SIZE_FROM_WEIGHTS: Option<&'static str> = Some("init.image_size_from_weights");
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        vit_of_size(size, size.student().vit.layer_scale_init)
+    }
+
+    fn sizes_from(&self) -> Option<&str> {
+        let Self { init, .. } = self;
+        (init.sizes_from_weights && !init.weights.is_empty() && !self.is_from_scratch())
+            .then_some(&init.weights)
+    }
+
+    fn crop(&self) -> Option<Crop> {
+        let augment = self.augmentation();
+        (!augment.is_padded()).then_some(Crop {
+            input: self.model.vit.image_size,
+            patch: self.model.vit.patch_size,
+            min_scale: augment.min_crop_scale,
+            key: "augment.min_crop_scale",
+        })
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -346,6 +489,32 @@ impl Stage for SegmentRecipe {
         Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
     }
 
+    const IMAGE_SIZE: &'static str = "model.vit.image_size";
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        let model =
+            SegmenterConfig::named(if size == Size::Large { "large" } else { "base" }).unwrap_or_default();
+        let vit = size.student().vit;
+        let mut all = vit_of_size(size, model.vit.layer_scale_init);
+        all.push(("model.channels", vit.width.to_string()));
+        all.push(("model.out_indices", format!("{:?}", SegmenterConfig::taps(vit.depth))));
+        all
+    }
+
+    fn sizes_from(&self) -> Option<&str> {
+        let Self { init, .. } = self;
+        (init.sizes_from_weights && !init.weights.is_empty() && !self.is_from_scratch())
+            .then_some(&init.weights)
+    }
+
+    fn fit(&mut self, layers: &Layers<Self>, said: &mut Fitted) {
+        fit::stride(self, layers, said);
+    }
+
     fn check(&self) -> Result<(), Error> {
         self.validate()
     }
@@ -398,6 +567,31 @@ impl Stage for DistillRecipe {
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, teacher, .. } = self;
         Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+    }
+
+    const IMAGE_SIZE: &'static str = "model.image_size";
+    const HAS_PRECISION: bool = false;
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        let vit = size.student().vit;
+        vec![
+            ("model.width", vit.width.to_string()),
+            ("model.depth", vit.depth.to_string()),
+            ("model.heads", vit.heads.to_string()),
+        ]
+    }
+
+    fn crop(&self) -> Option<Crop> {
+        Some(Crop {
+            input: self.model.image_size,
+            patch: self.model.patch_size,
+            min_scale: self.min_crop_scale,
+            key: "min_crop_scale",
+        })
     }
 
     fn check(&self) -> Result<(), Error> {

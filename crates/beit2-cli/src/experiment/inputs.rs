@@ -20,8 +20,8 @@ pub struct Inputs {
     pub(super) images: usize,
     /// Classes of the training images.
     pub(super) classes: usize,
-    /// Steps of the whole run.
-    steps: u64,
+    /// Steps.
+    plan: Plan,
     /// Training and validation images.
     sources: Vec<(&'static str, String, Arc<dyn Source>)>,
     /// Name and value of what identifies the inputs.
@@ -47,7 +47,15 @@ impl Inputs {
                 .flatten()
                 .try_for_each(|source| source.check_labels())?;
         }
-        let plan = Plan::new(schedule, optimizer, train.epoch_len())?;
+        let (batch, most) = (schedule.batch_size, train.epoch_len());
+        if batch > most {
+            return usage(format!(
+                "schedule.batch_size {batch} is more than the {most} training images, and a step needs a whole batch; use \
+                 one from 1 to {most}, such as --batch-size {most}"
+            ));
+        }
+        let plan = Plan::new(schedule, optimizer, most)?;
+        settings.check_steps(plan.total_steps)?;
         let mut fingerprints = vec![("train", train.fingerprint())];
         fingerprints.extend(val.as_ref().map(|val| ("val", val.fingerprint())));
         if weights != SCRATCH {
@@ -56,7 +64,17 @@ impl Inputs {
         let (images, classes) = (train.len(), train.classes().len());
         let mut sources = vec![("train", data.train.clone(), train)];
         sources.extend(data.val.clone().zip(val).map(|(spec, val)| ("val", spec, val)));
-        Ok(Self { images, classes, steps: plan.total_steps, sources, fingerprints })
+        Ok(Self { images, classes, plan, sources, fingerprints })
+    }
+
+    /// The run's steps.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The training images.
+    pub(super) fn train(&self) -> &dyn Source {
+        self.sources[0].2.as_ref()
     }
 
     /// Tells what is used and what is left out.
@@ -75,7 +93,8 @@ impl Inputs {
     /// `250,200 steps of 512 images = 128,102,400 images`.
     pub fn budget<S: Stage>(&self, settings: &S) -> String {
         let batch = settings.tables().schedule.batch_size as u64;
-        let (steps, all) = (thousands(self.steps), thousands(self.steps.saturating_mul(batch)));
+        let (steps, all) =
+            (thousands(self.plan.total_steps), thousands(self.plan.total_steps.saturating_mul(batch)));
         format!("{steps} steps of {batch} images = {all} images")
     }
 }

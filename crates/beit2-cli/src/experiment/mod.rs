@@ -25,7 +25,7 @@ use crate::progress::Progress;
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::{account, output, report};
+use crate::{account, fit, output, report};
 
 pub use inputs::Inputs;
 use provenance::continue_command;
@@ -44,16 +44,11 @@ pub fn run<S: Stage>(
         ));
     };
     let found = recipes::find(named)?;
-    let mut overrides = flags.overrides();
-    overrides.extend(extra);
-    let mut settings: S = recipes::resolve(&found, &overrides)?;
+    let overrides = flags.overrides::<S>(extra)?;
     let reading = Reading { entry: flags.entry.entry.clone(), ..reading };
     let assets = AssetStore::reading(reading, flags.output.quiet);
-    // What is missing is said by the check below, which also names the flags.
-    let tables = settings.tables();
-    if !tables.data.train.is_empty() && !tables.weights.1.is_empty() {
-        settings.resolve(&assets)?;
-    }
+    let (settings, mut fitted) = recipes::fitted::<S>(&found, &overrides, &assets)?;
+    flags.check_size(&settings)?;
     let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
 
     if flags.dry_run {
@@ -63,7 +58,11 @@ pub fn run<S: Stage>(
     inputs.tell(flags.output);
     if !flags.no_check {
         look(&settings, &assets)?;
+        fitted.extend(fit::look(&settings, inputs.train()));
     }
+    fitted.extend(fit::length(&settings, inputs.plan()));
+    fitted.tell(flags.output);
+    flags.tell_resume(&dir);
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));
         let (cost, batch) = (settings.cost(&assets)?, settings.tables().schedule.batch_size);

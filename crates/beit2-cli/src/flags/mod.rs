@@ -7,6 +7,7 @@ mod features;
 mod results;
 mod segment;
 mod train;
+mod unknown;
 mod weights;
 
 use beit2_kernels::Precision;
@@ -24,6 +25,7 @@ pub use features::{FeatureKindArg, FrozenArgs};
 pub use results::ResultArgs;
 pub use segment::{InferArgs, MaskArgs};
 pub use train::TrainArgs;
+pub use unknown::explain;
 pub use weights::{EntryArg, NamesArg, ReadArgs, UnsaidArgs, WeightFileArgs};
 
 /// Where to compute.
@@ -64,6 +66,20 @@ where
 {
     PossibleValuesParser::new(all.iter().map(|&one| name(one)))
         .try_map(move |chosen| all.iter().copied().find(|&one| name(one) == chosen).ok_or("no such name"))
+}
+
+/// The same command whose options take `-1` for a value, so that what is wrong with it can be said.
+pub fn taking_negative_numbers(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let takes_a_value = !arg.is_positional() && arg.get_action().takes_values();
+            if takes_a_value && !arg.is_allow_hyphen_values_set() {
+                arg.allow_negative_numbers(true)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(taking_negative_numbers)
 }
 
 /// What is printed, for commands with progress.

@@ -11,6 +11,7 @@ mod masks;
 mod parallel;
 mod sample;
 mod shared;
+mod sizes;
 
 use serde::Serialize;
 
@@ -20,6 +21,7 @@ pub use self::labels::{class_counts, labels};
 pub use self::masks::{MaskClasses, masks, masks_to_measure};
 pub use self::sample::sample;
 pub use self::shared::shared;
+pub use self::sizes::{crops_to_enlarge, sizes};
 
 /// Most names that a list of names holds.
 pub(crate) const NAMED: usize = 10;

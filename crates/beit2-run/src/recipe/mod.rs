@@ -148,6 +148,23 @@ pub fn known_keys<T: Serialize + DeserializeOwned + Default>() -> Result<Vec<Str
     Ok(Schema::of::<T>()?.names)
 }
 
+/// The full names and the values of the settings that `overrides` give to a `T`.
+///
+/// # Errors
+/// As [`resolve`], for the overrides alone.
+pub fn given<T: Serialize + DeserializeOwned + Default>(
+    overrides: &[(String, String)],
+) -> Result<BTreeMap<String, Value>, RecipeError> {
+    let given = parse_overrides(overrides, &Schema::of::<T>()?)?;
+    Ok(given.into_iter().map(|(name, (value, _))| (name, value)).collect())
+}
+
+/// The dotted names of the settings that a recipe's text gives; none when it is not TOML.
+pub fn text_keys(text: &str) -> Vec<String> {
+    let table: Table = toml::from_str(text).unwrap_or_default();
+    tree::leaves(&table).into_iter().map(|(name, _)| name).collect()
+}
+
 /// The leaves of the recipe with the place of each.
 fn parse_recipe(text: &str, origin: &str) -> Result<Vec<(String, Value, String)>, RecipeError> {
     let syntax = |error: toml::de::Error| RecipeError::Syntax {

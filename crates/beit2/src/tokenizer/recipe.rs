@@ -122,6 +122,22 @@ impl TokenizerRecipe {
         Ok(())
     }
 
+    /// Checks the settings that count steps against a run of `total` steps.
+    ///
+    /// # Errors
+    /// A k-means start that the run does not reach.
+    pub fn check_steps(&self, total: u64) -> Result<(), Error> {
+        let warmup = self.codebook.kmeans_warmup_steps;
+        match warmup < total {
+            true => Ok(()),
+            false => config_error(format!(
+                "codebook.kmeans_warmup_steps {warmup} leaves no steps with a codebook in a run of {total} steps; use fewer \
+                 than {total}, such as {}",
+                total / 5
+            )),
+        }
+    }
+
     /// The views for the encoder (`input_size`) and a teacher that wants `teacher_px` pixels.
     pub fn views(&self, teacher_px: usize) -> TwoViewConfig {
         TwoViewConfig {

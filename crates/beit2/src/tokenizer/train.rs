@@ -37,13 +37,8 @@ pub fn train<B: AutodiffBackend>(
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
+    recipe.check_steps(plan.total_steps)?;
     let warmup = recipe.codebook.kmeans_warmup_steps;
-    if warmup >= plan.total_steps {
-        return config_error(format!(
-            "codebook.kmeans_warmup_steps {warmup} leaves no steps with a codebook in a run of {}",
-            plan.total_steps
-        ));
-    }
     let config = recipe.data.of_channels(recipe.model.in_chans);
     let data = TrainingData {
         source,

@@ -112,9 +112,13 @@ impl VitConfig {
             }
         }
         if !image_size.is_multiple_of(patch_size) {
+            let below = image_size / patch_size * patch_size;
+            let nearest = match below {
+                0 => format!("the smallest that fits is {patch_size}"),
+                _ => format!("the nearest that fit are {below} and {}", below + patch_size),
+            };
             return config_error(format!(
-                "image_size {image_size} is not a multiple of patch_size {patch_size}; the nearest that fits is {}",
-                (image_size / patch_size).max(1) * patch_size
+                "image_size {image_size} is not a multiple of patch_size {patch_size}; {nearest}"
             ));
         }
         if !width.is_multiple_of(heads) {

@@ -20,7 +20,7 @@ use crate::stage::Stage;
 pub(super) fn run(flags: &TrainArgs, signals: &Signals) -> anyhow::Result<Ending> {
     let named = flags.recipe.as_deref().or(SegmentRecipe::DEFAULT_RECIPE).unwrap_or_default();
     let found = recipes::find(named)?;
-    let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides())?;
+    let settings: SegmentRecipe = recipes::resolve(&found, &flags.overrides::<SegmentRecipe>(Vec::new())?)?;
     let data = &settings.data;
     if data.train.is_empty() {
         return usage("no images are named; use --data DIR, or set data.train in the recipe");
