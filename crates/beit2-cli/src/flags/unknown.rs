@@ -193,7 +193,9 @@ pub fn explain(error: &clap::Error, args: &[String], root: &Command) -> Option<S
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let typed = as_typed(context(ContextKind::InvalidArg)?, args);
-            Some(if typed.starts_with('-') {
+            Some(if let Some((flag, value)) = negative(&typed, args) {
+                format!("invalid value '{value}' for '{flag}': it must not be negative (see `{path} --help`)")
+            } else if typed.starts_with('-') {
                 flag(&typed, command, &path, root)
             } else {
                 argument(&typed, &path)
@@ -215,6 +217,14 @@ fn command_of<'a>(args: &[String], root: &'a Command) -> (&'a Command, String) {
         path = format!("{path} {}", inner.get_name());
     }
     (command, path)
+}
+
+/// The flag before a negative number that clap does not take for one, such as `-1e-3`, and the number.
+fn negative<'a>(typed: &str, args: &'a [String]) -> Option<(&'a str, &'a str)> {
+    let digit = typed.strip_prefix('-')?.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    let at = args.iter().position(|arg| digit && arg.starts_with(typed))?;
+    let flag = args.get(at.checked_sub(1)?)?;
+    flag.starts_with("--").then_some((flag.as_str(), args[at].as_str()))
 }
 
 /// clap reads `-lr` as `-l -r`; the user meant a word.
