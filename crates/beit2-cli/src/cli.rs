@@ -13,8 +13,8 @@ use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, completions, data, doctor, embed, eval, finetune, man, predict, pretrain, probe, quickstart,
-    recipes, report, segment, teacher, tokenizer, weights,
+    bench, completions, data, doctor, embed, eval, finetune, init, man, predict, pretrain, probe, quickstart,
+    recipes, report, run, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
 use crate::flags::{exif_as_published, explain, several_devices, taking_negative_numbers};
@@ -51,6 +51,10 @@ pub enum Command {
     /// Run the whole method on bundled images: tokenizer, pretraining, probes and a report
     #[command(mut_arg("device", several_devices))]
     Quickstart(quickstart::Args),
+    /// Plan training on your own images: recipes for every stage, made for them and for this machine
+    Init(init::Args),
+    /// Run all stages of a folder that `init` wrote, or continue them
+    Run(run::Args),
     /// Train a visual tokenizer (VQ-KD), or encode images with one
     #[command(
         subcommand,
@@ -142,6 +146,8 @@ pub enum Command {
 pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
     match command {
         Command::Quickstart(args) => quickstart::run(args, signals),
+        Command::Init(args) => init::run(args, signals),
+        Command::Run(args) => run::run(args, signals),
         Command::Tokenizer(command) => tokenizer::run(command, signals),
         Command::Pretrain(args) => pretrain::run(args, signals),
         Command::Finetune(args) => finetune::run(args, signals),

@@ -78,6 +78,16 @@ pub struct Difference {
     pub new: Option<String>,
 }
 
+impl RunError {
+    /// The keys that differ from those of the run in the folder, for a sentence; `None` of other errors.
+    pub fn differences(&self) -> Option<String> {
+        match self {
+            Self::OtherRun { differences, .. } => Some(list(differences)),
+            _ => None,
+        }
+    }
+}
+
 fn list(differences: &[Difference]) -> String {
     // A sentence stays a sentence with three; more do not help anyone to choose.
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".to_owned());

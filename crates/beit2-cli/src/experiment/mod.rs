@@ -100,7 +100,7 @@ pub fn run<S: Stage>(
 }
 
 /// Looks at labels, masks and a few images, and stops before a run whose result would mean nothing.
-fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<()> {
+pub fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<()> {
     let Findings { warnings, errors } = settings.findings(assets)?;
     account::tell_warnings(&warnings);
     match errors.as_slice() {

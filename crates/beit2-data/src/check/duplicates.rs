@@ -176,6 +176,25 @@ pub(super) fn find(
     (exact, similar)
 }
 
+/// For each image the first one that it equals, or nearly equals, directly or by way of others; itself when it is alone.
+pub(super) fn groups(prints: &[Option<Print>]) -> Vec<usize> {
+    let mut groups = Groups::new(prints.len());
+    let mut first: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut different = Vec::new();
+    for (at, print) in prints.iter().enumerate() {
+        let Some(print) = print else { continue };
+        match first.get(&print.content) {
+            Some(&earlier) => groups.join(earlier, at),
+            None => {
+                first.insert(print.content, at);
+                different.push((at, *print));
+            }
+        }
+    }
+    join_near(&different, &mut groups);
+    (0..prints.len()).map(|at| groups.root(at)).collect()
+}
+
 fn join_near(prints: &[(usize, Print)], groups: &mut Groups) {
     let hashed: Vec<(u64, usize)> =
         (0..prints.len()).filter_map(|at| Some((prints[at].1.hash?, at))).collect();
@@ -288,6 +307,15 @@ mod tests {
         assert_eq!(exact.pairs, [pair("20", "42"), pair("3", "5")]);
         assert_eq!((near.extra, near.groups, near.across), (2, 2, 2), "{near:?}");
         assert_eq!(near.pairs, [pair("11", "40"), pair("12", "41")]);
+    }
+
+    #[test]
+    fn copies_and_near_copies_are_one_group() {
+        let mut prints: Vec<Option<Print>> = (0..6).map(|seed| Some(image(seed, 64, 0))).collect();
+        prints[4] = prints[1]; // the same bytes
+        prints[5] = Some(image(1, 48, 0)); // smaller
+        prints[3] = None;
+        assert_eq!(groups(&prints), [0, 1, 2, 3, 1, 1]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Nothing here prints. What is wrong comes back as sentences: an error would make a result that means nothing, a warning
 //! may be meant.
 
+mod alike;
 mod duplicates;
 mod images;
 mod labels;
@@ -15,6 +16,7 @@ mod sizes;
 
 use serde::Serialize;
 
+pub use self::alike::{Alike, alike};
 pub use self::duplicates::{Duplicates, NEAR_BITS, NEAR_GREY, Pair};
 pub use self::images::{ImageReport, ImagesConfig, Named, Spread, images};
 pub use self::labels::{class_counts, labels};

@@ -11,9 +11,10 @@ use crate::error::SourceError;
 use crate::segment::classes::{ClassList, read_list};
 use crate::segment::error::SegmentDataError;
 use crate::segment::label_map::IGNORE;
+use crate::segment::list;
 use crate::segment::rule::{IdMap, LabelRule, MAX_CLASSES};
 use crate::segment::source::{Pair, Parts, SegmentSource, Unpaired};
-use crate::source::folder::{file_name, images_below, list};
+use crate::source::folder::{file_name, images_below, list as list_folder};
 use crate::source::name::path_text;
 use crate::source::{Account, instead};
 
@@ -83,7 +84,8 @@ impl Default for SegmentDataOptions {
 }
 
 /// Opens a folder that holds `images/` and one of `masks/`, `annotations/`, `labels/`; or that
-/// `images/` folder, or one inside it (`ADEChallengeData2016/images/training`).
+/// `images/` folder, or one inside it (`ADEChallengeData2016/images/training`); or a table (`.csv`, `.tsv`, `.jsonl`) with
+/// the columns `image` and `mask`.
 ///
 /// An image and its mask have the same path below those folders, up to the ending. When
 /// `annotations/` lies beside `images/training` or `images/validation`, the layout is ADE20K's. The whole
@@ -95,13 +97,16 @@ pub fn open_segment(
     spec: &str,
     options: &SegmentDataOptions,
 ) -> Result<Arc<SegmentSource>, SegmentDataError> {
+    if list::is_list(Path::new(spec)) {
+        return list::open_list(Path::new(spec), options);
+    }
     let trees = Trees::find(Path::new(spec), options.split.as_deref())?;
     let reduce_zero_label = match options.reduce_zero_label {
         ReduceZeroLabel::Auto => trees.ade20k,
         ReduceZeroLabel::Yes => true,
         ReduceZeroLabel::No => false,
     };
-    let list = class_list(&trees, options, reduce_zero_label)?;
+    let list = class_list(&trees.root, trees.ade20k, options, reduce_zero_label)?;
     let rule = LabelRule { classes: list.names.len(), reduce_zero_label, ignore: options.ignore };
     let (pairs, unpaired, account) = pair(&trees)?;
     if pairs.is_empty() {
@@ -143,7 +148,8 @@ struct Trees {
 
 impl Trees {
     fn find(spec: &Path, split: Option<&str>) -> Result<Self, SegmentDataError> {
-        const WANTED: &str = "a folder with images/ and masks/ (or annotations/, labels/) was expected";
+        const WANTED: &str =
+            "a folder with images/ and masks/ (or annotations/, labels/), or a table of pairs, was expected";
         match std::fs::metadata(spec) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
@@ -156,7 +162,7 @@ impl Trees {
             .or_else(|| absolute.as_deref().and_then(above))
             .ok_or_else(|| layout(spec, format!("no {IMAGES}/ in it; {WANTED}")))?;
         let (all_images, all_masks) = (root.join(IMAGES), mask_folder(&root)?);
-        let splits: Vec<String> = list(&all_images)?
+        let splits: Vec<String> = list_folder(&all_images)?
             .into_iter()
             .filter(|entry| entry.is_dir)
             .map(|entry| file_name(&entry.path))
@@ -269,8 +275,9 @@ fn pair(trees: &Trees) -> Result<(Vec<Pair>, Unpaired, Account), SegmentDataErro
 }
 
 /// The classes from the list, or numbered ones.
-fn class_list(
-    trees: &Trees,
+pub(super) fn class_list(
+    root: &Path,
+    ade20k: bool,
     options: &SegmentDataOptions,
     reduce_zero_label: bool,
 ) -> Result<ClassList, SegmentDataError> {
@@ -279,13 +286,13 @@ fn class_list(
         n if (1..=most).contains(&n) => Ok(n),
         n => Err(layout(place, format!("{n} classes; 8-bit masks tell 1 to {most} apart"))),
     };
-    let mut beside = LISTS.iter().map(|name| trees.root.join(name)).filter(|path| path.is_file());
+    let mut beside = LISTS.iter().map(|name| root.join(name)).filter(|path| path.is_file());
     let path = match (&options.class_list, beside.next(), beside.next()) {
         (Some(path), ..) => Some(path.clone()),
         (None, Some(one), Some(other)) => {
             let problem =
                 format!("both {} and {} list classes; name one of them", file_name(&one), file_name(&other));
-            return Err(layout(&trees.root, problem));
+            return Err(layout(root, problem));
         }
         (None, one, _) => one,
     };
@@ -299,14 +306,14 @@ fn class_list(
             _ => Ok(list),
         };
     }
-    let known = options.classes.or(trees.ade20k.then_some(ADE20K_CLASSES)).ok_or_else(|| {
+    let known = options.classes.or(ade20k.then_some(ADE20K_CLASSES)).ok_or_else(|| {
         let problem =
             "the classes are not known: add classes.txt with one class a line, or say how many there are";
-        layout(&trees.root, problem.into())
+        layout(root, problem.into())
     })?;
     // A class is called by its id in the files.
     let first = usize::from(reduce_zero_label);
-    let names = (first..first + check(&trees.root, known)?).map(|id| format!("class {id}")).collect();
+    let names = (first..first + check(root, known)?).map(|id| format!("class {id}")).collect();
     Ok(ClassList { names, ..ClassList::default() })
 }
 

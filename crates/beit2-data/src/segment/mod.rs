@@ -53,6 +53,7 @@ mod error;
 mod hsv;
 mod label_map;
 mod layout;
+mod list;
 mod mask_png;
 mod photometric;
 mod resize;

@@ -151,6 +151,18 @@ impl SegmentSource {
         }
     }
 
+    /// The folder that the images' paths start from.
+    #[must_use]
+    pub fn images_folder(&self) -> &Path {
+        &self.parts.images
+    }
+
+    /// The class list as the text of a `classes.json`, which gives the same classes and colours.
+    #[must_use]
+    pub fn class_list_json(&self) -> String {
+        super::list::class_list_json(&self.parts.list)
+    }
+
     /// A colour for each class: of the class list, or else [`class_color`].
     #[must_use]
     pub fn palette(&self) -> &[[u8; 3]] {

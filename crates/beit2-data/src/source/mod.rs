@@ -21,7 +21,7 @@ mod parquet;
 mod pattern;
 mod positioned;
 mod spec;
-mod table;
+pub(crate) mod table;
 mod walk;
 
 use std::path::{Path, PathBuf};

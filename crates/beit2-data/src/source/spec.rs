@@ -94,6 +94,23 @@ impl Spec {
     }
 }
 
+impl std::fmt::Display for Spec {
+    /// As it is typed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Columns { image, label, separator, bands, root } = &self.columns;
+        let columns =
+            [("image", image), ("label", label), ("separator", separator), ("bands", bands), ("root", root)];
+        let columns =
+            columns.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?)));
+        let options: Vec<String> =
+            self.weight.map(|weight| format!("weight={weight}")).into_iter().chain(columns).collect();
+        match options.as_slice() {
+            [] => f.write_str(&self.path),
+            options => write!(f, "{}:{}", self.path, options.join(",")),
+        }
+    }
+}
+
 impl Columns {
     /// Whether nothing is named.
     #[must_use]
@@ -111,6 +128,7 @@ mod tests {
         let spec = Spec::parse("photos/x.csv:image=file,label=a+b,weight=0.5").unwrap();
         assert_eq!((spec.path.as_str(), spec.weight), ("photos/x.csv", Some(0.5)));
         assert_eq!(spec.columns.label.as_deref(), Some("a+b"));
+        assert_eq!(Spec::parse(&spec.to_string()).unwrap(), spec);
         for plain in ["photos", "C:\\photos", "bundled:train", "x-{0..3}.tar"] {
             assert_eq!(Spec::parse(plain).unwrap(), Spec { path: plain.into(), ..Spec::default() });
         }

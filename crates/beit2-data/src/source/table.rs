@@ -23,6 +23,9 @@ const IMAGE_NAMES: [&str; 8] =
 /// Names that the column of labels usually has.
 const LABEL_NAMES: [&str; 5] = ["label", "labels", "class", "class_name", "target"];
 
+/// The column of masks in a table of images and masks.
+pub(crate) const MASK: &str = "mask";
+
 /// Longest line: 16 MiB.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
@@ -58,7 +61,7 @@ enum Cell {
 
 impl TableSource {
     /// Whether a file is a table by its name's ending.
-    pub(super) fn is_table(path: &Path) -> bool {
+    pub(crate) fn is_table(path: &Path) -> bool {
         has_extension(path, &["csv", "tsv", "jsonl"])
     }
 
@@ -261,6 +264,8 @@ impl Choice {
     fn doubts(&self, raw: &[RawLabel], columns: &[String], wanted: &Columns) -> impl Iterator<Item = String> {
         let mut doubts = Vec::new();
         match &self.label {
+            // The second column of a table of images and masks.
+            Label::None if columns.len() == 2 && columns.iter().any(|name| name == MASK) => {}
             Label::None if columns.len() > 1 => doubts.push(format!(
                 "no column is called like one of labels ({}), so the images have none; name it: FILE:label=COLUMN",
                 LABEL_NAMES.join(", ")
@@ -426,6 +431,31 @@ fn json_lines(path: &Path) -> Result<Rows, String> {
         objects.iter().map(|(line, object)| (*line, columns.iter().map(|name| cell(object, name)).collect()));
     let rows = rows.collect();
     Ok(Rows { columns, rows })
+}
+
+/// The paths in two columns of a table, as they stand there.
+///
+/// # Errors
+/// A file that cannot be read or is no table, a column that is not there, a cell without a path.
+pub(crate) fn pairs(path: &Path, first: &str, second: &str) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let Rows { columns, rows } = match has_extension(path, &["jsonl"]) {
+        true => json_lines(path)?,
+        false => separated(path)?,
+    };
+    let find = |name: &str| {
+        let found = columns.iter().position(|column| column.eq_ignore_ascii_case(name));
+        found.ok_or_else(|| {
+            format!(
+                "it has no column '{name}'; a table of images and masks has the columns {first} and {second}"
+            )
+        })
+    };
+    let (one, other) = (find(first)?, find(second)?);
+    let pair = |(line, cells): (usize, Vec<Cell>)| {
+        let at = |problem: String| format!("line {line}: {problem}");
+        Ok((path_of(&cells[one]).map_err(at)?, path_of(&cells[other]).map_err(at)?))
+    };
+    rows.into_iter().map(pair).collect()
 }
 
 /// Whether a JSON-lines file is an index file, one class a line: its first line has `class` and `files`.
