@@ -1,8 +1,17 @@
 //! Numbers as people read them.
 
+use beit2::classify::bootstrap::Estimate;
+
 /// Images per second.
 pub fn speed(per_second: f64) -> String {
     if per_second < 10.0 { format!("{per_second:.1} img/s") } else { format!("{per_second:.0} img/s") }
+}
+
+/// A score with its 95 % interval, `53.1 % (95 %: 50.2 to 55.9)`, with this many decimals.
+pub fn estimate(estimate: Estimate, decimals: usize) -> String {
+    let [value, low, high] =
+        [estimate.value, estimate.interval[0], estimate.interval[1]].map(|share| 100.0 * share);
+    format!("{value:.decimals$} % (95 %: {low:.decimals$} to {high:.decimals$})")
 }
 
 /// A metric by the kind of its name: shares in percent, rates in scientific form, the rest with four digits.
@@ -26,6 +35,8 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
+        let found = Estimate { value: 0.5312, interval: [0.502, 0.5594] };
+        assert_eq!(estimate(found, 1), "53.1 % (95 %: 50.2 to 55.9)");
         assert_eq!(metric("loss", 9.01234), "9.012");
         assert_eq!(metric("loss", 0.51234), "0.5123");
         assert_eq!(metric("lr", 0.00015), "1.50e-4");

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 fn quickstart(dir: &Path, more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_beit2"))
-        .args(["quickstart", "--minutes", "0.15", "--out", "run"])
+        .args(["quickstart", "--minutes", "0.01", "--out", "run"])
         .args(more)
         .current_dir(dir)
         .output()
@@ -65,7 +65,11 @@ fn from_images_to_a_report() {
     let output = quickstart(dir.path(), &["--json", "--quiet"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
+    // No machine is done in less than a second: the shortest run is told, and it runs.
+    assert!(errors.contains("--minutes 0.01 is too short on this machine: the shortest"), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["steps"], serde_json::json!({ "tokenizer": 15, "pretrain": 38 }));
     digits_are_those_of_the_readme(&found);
     assert!(found["seconds"]["tokenizer"].as_f64().unwrap() > 0.0);
     let report = std::fs::read_to_string(dir.path().join(found["report"].as_str().unwrap())).unwrap();
@@ -85,6 +89,33 @@ fn from_images_to_a_report() {
     let other = quickstart(dir.path(), &["--seed", "5"]);
     assert_eq!(other.status.code(), Some(2), "{}", String::from_utf8_lossy(&other.stderr));
     assert!(String::from_utf8_lossy(&other.stderr).contains("seed"));
+    let longer = Command::new(env!("CARGO_BIN_EXE_beit2"))
+        .args(["quickstart", "--minutes", "2", "--out", "run"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&longer.stderr);
+    assert_eq!(longer.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("was begun with --minutes 0.01;") && errors.contains("--restart"), "{errors}");
+}
+
+/// Minutes of an idle machine: `cargo test --release --test quickstart -- --ignored`.
+#[test]
+#[ignore = "takes two minutes and needs an idle machine"]
+fn minutes_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (minutes, start) = (1.5, Instant::now());
+    let output = Command::new(env!("CARGO_BIN_EXE_beit2"))
+        .args(["quickstart", "--minutes", &minutes.to_string(), "--out", "run", "--json"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let (seconds, errors) = (start.elapsed().as_secs_f64(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    println!("{seconds:.0} s\n{errors}");
+    if !errors.contains("is too short") {
+        assert!((0.6..1.4).contains(&(seconds / 60.0 / minutes)), "{seconds} s");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `beit2 eval`: evaluates a classifier on labelled images.
 
 use beit2::Error;
+use beit2::classify::bootstrap::{Estimate, of_share};
 use beit2::classify::{
     Classifier, ClassifierOptions, EvalTable, Evaluation, MultiLabelEvaluation, evaluate,
     evaluate_multi_label,
@@ -18,6 +19,7 @@ use serde_json::json;
 
 use crate::account;
 use crate::classes::ClassArgs;
+use crate::display::estimate;
 use crate::errors::{Ending, usage};
 use crate::flags::{
     DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs, published_decoding,
@@ -195,7 +197,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         ];
         rows.extend(match &result {
             Judged::Single(result) => vec![
-                ("top-1", percent(result.top1)),
+                ("top-1", estimate(top1(result), 3)),
                 ("top-5", percent(result.top5)),
                 ("loss", format!("{:.4}", result.loss)),
             ],
@@ -211,6 +213,11 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         output::result(&output::pairs(&rows))?;
     }
     Ok(Ending::Done)
+}
+
+/// Top-1 accuracy with its interval over images.
+fn top1(result: &Evaluation) -> Estimate {
+    of_share((result.top1 * result.images as f64).round() as usize, result.images)
 }
 
 /// What came of an evaluation.
@@ -368,7 +375,12 @@ fn summary(
         "account": account::json(&source.account()),
     });
     let scores = match result {
-        Judged::Single(result) => json!({ "top1": result.top1, "top5": result.top5, "loss": result.loss }),
+        Judged::Single(result) => json!({
+            "top1": result.top1,
+            "top1_interval": top1(result).interval,
+            "top5": result.top5,
+            "loss": result.loss,
+        }),
         Judged::Several(result) => {
             let classes = matched.source.classes().iter();
             let left_out = classes.zip(&result.ap).filter(|(_, ap)| ap.is_none()).map(|(name, _)| name);

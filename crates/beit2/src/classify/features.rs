@@ -194,7 +194,7 @@ fn vit_tokens<B: Backend>(
 }
 
 /// Features and classes of a set of images, on the host.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Features {
     /// `[n · dim]`, row by row.
     pub values: Vec<f32>,
@@ -219,6 +219,25 @@ impl Features {
         self.labels.is_empty()
     }
 
+    /// That all values are numbers: what is measured on others means nothing.
+    pub(super) fn check_finite(&self) -> Result<(), Error> {
+        match self.values.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => config_error(format!(
+                "the features of image {} hold {}, so not finite; look for damaged weights",
+                at / self.dim.max(1),
+                self.values[at]
+            )),
+        }
+    }
+
+    /// Of [`FeatureKind::Concat`] the CLS token alone: the first half of each row.
+    pub fn cls_of_concat(&self) -> Self {
+        let dim = self.dim / 2;
+        let values = self.values.chunks(self.dim.max(1)).flat_map(|row| &row[..dim]).copied().collect();
+        Self { values, dim, ..self.clone() }
+    }
+
     /// All rows on a device, `[n, dim]`.
     pub fn tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
         Tensor::from_data(TensorData::new(self.values.clone(), [self.len(), self.dim]), device)
@@ -239,12 +258,47 @@ pub fn extract<B: Backend>(
     stop: &StopFlag,
     device: &B::Device,
 ) -> Result<Features, Error> {
-    model.check_kind(kind)?;
-    collect(data, what, observer, stop, |batch| {
+    let found = extract_all(&[FeaturesOf::Model(model, kind)], data, what, observer, stop, device)?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+/// What [`extract_all`] makes features of.
+#[derive(Clone, Copy)]
+pub enum FeaturesOf<'a, B: Backend> {
+    /// A model's tokens.
+    Model(&'a Featurizer<B>, FeatureKind),
+    /// The images' own bytes ([`pixel_features`]).
+    Pixels,
+}
+
+/// Several features of the same images, which are read and decoded once; in the order of `wanted`.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_all<B: Backend>(
+    wanted: &[FeaturesOf<'_, B>],
+    data: &EvaluationData<'_>,
+    what: &str,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+    device: &B::Device,
+) -> Result<Vec<Features>, Error> {
+    for wanted in wanted {
+        if let FeaturesOf::Model(model, kind) = wanted {
+            model.check_kind(*kind)?;
+        }
+    }
+    collect(data, what, observer, stop, wanted.len(), |batch| {
         let (images, _) = to_device::<B>(&batch.items, device)?;
-        let features = model.features(images, kind);
-        let dim = features.dims()[1];
-        Ok((features.into_data().convert::<f32>().into_vec().unwrap_or_default(), dim))
+        let of = |wanted: &FeaturesOf<'_, B>| match wanted {
+            FeaturesOf::Model(model, kind) => {
+                let features = model.features(images.clone(), *kind);
+                let dim = features.dims()[1];
+                (features.into_data().convert::<f32>().into_vec().unwrap_or_default(), dim)
+            }
+            FeaturesOf::Pixels => pixels_of(batch, data),
+        };
+        Ok(wanted.iter().map(of).collect())
     })
 }
 
@@ -258,21 +312,26 @@ pub fn pixel_features(
     observer: &mut dyn Observer,
     stop: &StopFlag,
 ) -> Result<Features, Error> {
-    let side = data.view.size as usize;
-    collect(data, "pixels", observer, stop, |batch| {
-        // Centred, so that cosine similarity compares contents and not the common brightness.
-        let values = batch.items.iter().flat_map(|item| item.patch.data.iter());
-        Ok((values.map(|&byte| f32::from(byte) / 255.0 - 0.5).collect(), side * side * 3))
-    })
+    let found = collect(data, "pixels", observer, stop, 1, |batch| Ok(vec![pixels_of(batch, data)]))?;
+    Ok(found.into_iter().next().unwrap_or_default())
 }
 
+fn pixels_of(batch: &Batch<Item>, data: &EvaluationData<'_>) -> (Vec<f32>, usize) {
+    let side = data.view.size as usize;
+    // Centred, so that cosine similarity compares contents and not the common brightness.
+    let values = batch.items.iter().flat_map(|item| item.patch.data.iter());
+    (values.map(|&byte| f32::from(byte) / 255.0 - 0.5).collect(), side * side * 3)
+}
+
+/// Goes through all images once; `features_of` gives `count` kinds of features of a batch, each with its width.
 fn collect(
     data: &EvaluationData<'_>,
     what: &str,
     observer: &mut dyn Observer,
     stop: &StopFlag,
-    mut features_of: impl FnMut(&Batch<Item>) -> Result<(Vec<f32>, usize), Error>,
-) -> Result<Features, Error> {
+    count: usize,
+    mut features_of: impl FnMut(&Batch<Item>) -> Result<Vec<(Vec<f32>, usize)>, Error>,
+) -> Result<Vec<Features>, Error> {
     let (total, classes) = (data.source.len(), data.source.classes().len());
     let multi_label = data.source.is_multi_label();
     if classes < if multi_label { 1 } else { 2 } {
@@ -284,6 +343,7 @@ fn collect(
     let mut found =
         Features { values: Vec::new(), dim: 0, labels: Vec::with_capacity(total), sets: None, classes };
     let mut sets = Vec::new();
+    let mut values: Vec<(Vec<f32>, usize)> = vec![(Vec::new(), 0); count];
     let mut left_out = 0;
     for batch in data.loader()? {
         if stop.is_set() {
@@ -295,9 +355,10 @@ fn collect(
         if batch.items.is_empty() {
             continue;
         }
-        let (values, dim) = features_of(&batch)?;
-        found.values.extend(values);
-        found.dim = dim;
+        for ((all, width), (new, dim)) in values.iter_mut().zip(features_of(&batch)?) {
+            all.extend(new);
+            *width = dim;
+        }
         for (label, &index) in batch.labels.iter().zip(&batch.indices) {
             let set = if multi_label { data.source.labels(index as usize) } else { None };
             match (label, set) {
@@ -320,5 +381,5 @@ fn collect(
     if found.is_empty() {
         return config_error(format!("none of the {total} images can be used"));
     }
-    Ok(found)
+    Ok(values.into_iter().map(|(values, dim)| Features { values, dim, ..found.clone() }).collect())
 }

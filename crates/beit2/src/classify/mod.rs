@@ -3,6 +3,7 @@
 //! [`Classifier`] and [`Embedder`] are trained models from files; [`finetune`] trains classifiers; [`knn()`] and
 //! [`linear_probe()`] measure frozen features.
 
+pub mod bootstrap;
 mod cache;
 mod classifier;
 mod config;
@@ -23,16 +24,10 @@ pub use config::ClassifierConfig;
 pub use embedder::{Embedder, EmbedderOptions, TeacherOptions};
 pub(crate) use evaluate::argmax;
 pub use evaluate::{ClassResult, EvalTable, Evaluation, evaluate};
-pub use features::{FeatureKind, Features, Featurizer, extract, pixel_features};
+pub use features::{FeatureKind, Features, FeaturesOf, Featurizer, extract, extract_all, pixel_features};
 pub use knn::{KnnConfig, knn, predict};
-pub use linear_probe::{LinearProbeConfig, linear_probe};
+pub use linear_probe::{LinearProbe, LinearProbeConfig, RateChoice, linear_probe};
 pub use loss::{hard_cross_entropy, smooth_targets, soft_cross_entropy, top_k_hits};
 pub(crate) use multi_label::row_loss;
 pub use multi_label::{MultiLabelEvaluation, average_precision, binary_cross_entropy, evaluate_multi_label};
 pub(crate) use pretrained::sizes as pretrained_sizes;
-
-/// Share of equal entries.
-pub fn accuracy(predicted: &[u32], labels: &[u32]) -> f64 {
-    let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
-    right as f64 / labels.len().max(1) as f64
-}

@@ -47,6 +47,12 @@ pub fn average_precision(scores: &[f32], positive: &[bool]) -> Option<f64> {
     Some(sum / positives as f64)
 }
 
+/// The mean of those average precisions that exist; `None` if none does.
+pub(crate) fn map_of(ap: &[Option<f64>]) -> Option<f64> {
+    let (sum, count) = ap.iter().flatten().fold((0.0, 0), |(sum, count), ap| (sum + ap, count + 1));
+    (count > 0).then(|| sum / f64::from(count))
+}
+
 /// What came of an evaluation on images that may have several classes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct MultiLabelEvaluation {
@@ -86,18 +92,11 @@ impl MultiLabelEvaluation {
             (average_precision(&scores, &positive), count)
         };
         let (ap, positives): (Vec<Option<f64>>, Vec<u64>) = (0..classes).map(of_class).unzip();
-        let known: Vec<f64> = ap.iter().copied().flatten().collect();
-        if known.is_empty() {
+        let Some(map) = map_of(&ap) else {
             return config_error("no image has any of the classes, so there is no average precision");
-        }
+        };
         let images = sets.len();
-        Ok(Self {
-            images,
-            map: known.iter().sum::<f64>() / known.len() as f64,
-            loss: loss / images.max(1) as f64,
-            ap,
-            positives,
-        })
+        Ok(Self { images, map, loss: loss / images.max(1) as f64, ap, positives })
     }
 }
 

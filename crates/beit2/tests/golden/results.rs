@@ -3,6 +3,8 @@
 use beit2::classify::{Features, KnnConfig, knn};
 use beit2::classify::{hard_cross_entropy, top_k_hits};
 use beit2::tokenizer::CodeUsage;
+use beit2::train::Silent;
+use beit2_run::StopFlag;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::checks::{check, equal};
@@ -74,10 +76,12 @@ fn nearest_neighbours(case: &Case) {
     let (train, test) = (side("train"), side("test"));
     for k in case.sizes("ks") {
         for temperature in case.config["T"].as_array().unwrap().iter().map(|t| t.as_f64().unwrap()) {
-            let config = KnnConfig { k, temperature };
-            let found = 100.0 * knn::<Inner>(&train, &test, config, &Default::default()).unwrap();
+            let config = KnnConfig { k: vec![k], temperature };
+            let stop = StopFlag::new();
+            let found =
+                knn::<Inner>(&train, &test, &config, &mut Silent, &stop, &Default::default()).unwrap();
             let name = format!("k{k}_T{temperature}");
-            near(&name, case.meta[&name]["top1"].as_f64().unwrap(), found);
+            near(&name, case.meta[&name]["top1"].as_f64().unwrap(), 100.0 * found[0].value);
         }
     }
 }

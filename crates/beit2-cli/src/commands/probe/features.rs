@@ -85,31 +85,46 @@ pub(super) struct FeatureArgs {
 pub(super) trait Protocol {
     /// Its key in the JSON object.
     const NAME: &'static str;
+    /// What it finds on one kind of features.
+    type Found;
 
     /// Takes note of the number of training images.
     fn prepare(&mut self, train: usize) -> anyhow::Result<()>;
 
-    /// Top-1 accuracies in [0, 1] on `val`, learned from `train`, or mean average precisions of multi-label images: one,
-    /// or one for each of several settings.
-    fn top1<B: AutodiffBackend>(
+    /// Learns from `train` and evaluates on `val`.
+    fn measure<B: AutodiffBackend>(
         &self,
         train: &Features,
         val: &Features,
+        session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Vec<f64>>;
+    ) -> anyhow::Result<Self::Found>;
 
-    /// The name of an accuracy, by its index.
-    fn label(&self, at: usize, multi_label: bool) -> String;
+    /// The rows of the printed result, name and value; in a single row per score if `short`.
+    fn rows(&self, found: &Self::Found, multi_label: bool, short: bool) -> Vec<(String, String)>;
 
-    /// The accuracies in the JSON object.
-    fn json(&self, top1: &[f64], multi_label: bool) -> Value;
+    /// What else is printed below the rows of a single result.
+    fn table(&self, _found: &Self::Found, _multi_label: bool) -> Option<String> {
+        None
+    }
+
+    /// What one should know about a result, one sentence each.
+    fn warnings(&self, _found: &Self::Found) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The score by which the best block is chosen.
+    fn score(&self, found: &Self::Found) -> f64;
+
+    /// The result in the JSON object.
+    fn json(&self, found: &Self::Found, multi_label: bool) -> Value;
 
     /// What else belongs in the JSON object.
     fn settings(&self) -> Map<String, Value>;
 }
 
 /// What was measured on the features after one block.
-pub(super) struct Measured {
+pub(super) struct Measured<F> {
     /// Training images.
     pub train: usize,
     /// Validation images.
@@ -119,17 +134,17 @@ pub(super) struct Measured {
     pub dim: usize,
     /// The block; `None` for the model's final output.
     pub layer: Option<usize>,
-    /// Accuracies in the order of the protocol.
-    pub top1: Vec<f64>,
-    /// Whether images can have several classes; then these are mean average precisions.
+    /// What the protocol found.
+    pub found: F,
+    /// Whether images can have several classes; then scores are mean average precisions.
     pub multi_label: bool,
     /// Training and validation images that cannot be read and do not count.
     pub left_out: [usize; 2],
 }
 
 /// The results, and what the sets hold.
-pub(super) struct Results {
-    pub measured: Vec<Measured>,
+pub(super) struct Results<F> {
+    pub measured: Vec<Measured<F>>,
     /// The accounts of both sets.
     pub account: Value,
 }
@@ -139,7 +154,7 @@ pub(super) fn measure<P: Protocol>(
     args: &FeatureArgs,
     protocol: &mut P,
     signals: &Signals,
-) -> anyhow::Result<Results> {
+) -> anyhow::Result<Results<P::Found>> {
     if args.all_layers && args.weights == PIXELS {
         return usage("--all-layers needs a model; pixels have no layers");
     }
@@ -189,13 +204,13 @@ struct Measurement<'a, P> {
 }
 
 impl<P: Protocol> Job for Measurement<'_, P> {
-    type Output = Vec<Measured>;
+    type Output = Vec<Measured<P::Found>>;
 
     fn run<B: AutodiffBackend>(
         self,
         session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Vec<Measured>> {
+    ) -> anyhow::Result<Self::Output> {
         let args = self.args;
         if args.weights == PIXELS {
             return Ok(vec![self.after_block::<B>(None, session, device)?]);
@@ -228,7 +243,7 @@ impl<P: Protocol> Measurement<'_, P> {
         model: Option<&Embedder<B::InnerBackend>>,
         session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Measured> {
+    ) -> anyhow::Result<Measured<P::Found>> {
         let [train, val] = &self.sources;
         let train = self.features::<B>(model, train, "training", session, device)?;
         let val = self.features::<B>(model, val, "validation", session, device)?;
@@ -238,7 +253,7 @@ impl<P: Protocol> Measurement<'_, P> {
             classes: train.classes,
             dim: train.dim,
             layer: model.and_then(|model| model.layer),
-            top1: self.protocol.top1::<B>(&train, &val, device)?,
+            found: self.protocol.measure::<B>(&train, &val, session, device)?,
             multi_label: train.sets.is_some(),
             left_out: [
                 self.sources[0].len().saturating_sub(train.len()),

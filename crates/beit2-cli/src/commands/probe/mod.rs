@@ -3,12 +3,16 @@
 mod features;
 mod print;
 
-use beit2::classify::{Features, KnnConfig, LinearProbeConfig, knn, linear_probe};
+use beit2::classify::bootstrap::Estimate;
+use beit2::classify::{Features, KnnConfig, LinearProbe, LinearProbeConfig, RateChoice, knn, linear_probe};
 use beit2_kernels::AutodiffBackend;
 use serde_json::{Map, Value, json};
 
 use self::features::{FeatureArgs, Protocol, measure};
+use crate::display::estimate;
 use crate::errors::{Ending, usage};
+use crate::output;
+use crate::session::Session;
 use crate::signals::Signals;
 
 /// Flags of `knn`.
@@ -50,9 +54,10 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "N", default_value_t = LinearProbeConfig::default().batch)]
     batch_size: usize,
 
-    /// Learning rate for a batch of 256
-    #[arg(long, value_name = "RATE", default_value_t = LinearProbeConfig::default().lr)]
-    lr: f64,
+    /// Learning rate for a batch of 256; of several, the best one on held-out training images is used [default:
+    /// 1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1]
+    #[arg(long, value_name = "RATE,…", value_delimiter = ',')]
+    lr: Option<Vec<f64>>,
 
     /// Weight decay
     #[arg(long, value_name = "DECAY", default_value_t = LinearProbeConfig::default().weight_decay)]
@@ -83,14 +88,17 @@ pub fn run_probe(args: &ProbeArgs, signals: &Signals) -> anyhow::Result<Ending> 
     let config = LinearProbeConfig {
         epochs: args.epochs,
         batch: args.batch_size,
-        lr: args.lr,
+        rates: args.lr.clone().unwrap_or_else(|| LinearProbeConfig::RATES.to_vec()),
         weight_decay: args.weight_decay,
         seed: args.seed,
     };
-    if config.epochs == 0 || config.batch == 0 || config.lr <= 0.0 || !config.lr.is_finite() {
-        return usage("--epochs and --batch-size must be at least 1 and --lr above 0");
+    if config.epochs == 0 || config.batch == 0 {
+        return usage("--epochs and --batch-size must be at least 1");
     }
-    run(&args.features, &mut LinearProbe(config), signals)
+    if let Some(rate) = config.rates.iter().find(|rate| !(**rate > 0.0 && rate.is_finite())) {
+        return usage(format!("--lr {rate} must be above 0, such as 1e-3"));
+    }
+    run(&args.features, &mut Probe(config), signals)
 }
 
 fn run<P: Protocol>(args: &FeatureArgs, protocol: &mut P, signals: &Signals) -> anyhow::Result<Ending> {
@@ -129,25 +137,32 @@ impl Protocol for Knn<'_> {
         Ok(())
     }
 
-    fn top1<B: AutodiffBackend>(
+    type Found = Vec<Estimate>;
+
+    fn measure<B: AutodiffBackend>(
         &self,
         train: &Features,
         val: &Features,
+        session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Vec<f64>> {
-        let accuracy = |&k| {
-            let config = KnnConfig { k, temperature: self.temperature };
-            Ok(knn::<B::InnerBackend>(train, val, config, device)?)
-        };
-        self.k.iter().map(accuracy).collect()
+    ) -> anyhow::Result<Vec<Estimate>> {
+        let config = KnnConfig { k: self.k.clone(), temperature: self.temperature };
+        let Session { progress, signals, .. } = session;
+        Ok(knn::<B::InnerBackend>(train, val, &config, progress, &signals.stop, device)?)
     }
 
-    fn label(&self, at: usize, _: bool) -> String {
-        format!("k-NN top-1, k = {}", self.k[at])
+    fn rows(&self, found: &Vec<Estimate>, _: bool, _: bool) -> Vec<(String, String)> {
+        let name = |k| format!("k-NN top-1, k = {k}");
+        self.k.iter().zip(found).map(|(k, found)| (name(k), estimate(*found, 1))).collect()
     }
 
-    fn json(&self, top1: &[f64], _: bool) -> Value {
-        self.k.iter().zip(top1).map(|(k, top1)| json!({ "k": k, "top1": top1 })).collect()
+    fn score(&self, found: &Vec<Estimate>) -> f64 {
+        found.iter().map(|found| found.value).fold(0.0, f64::max)
+    }
+
+    fn json(&self, found: &Vec<Estimate>, _: bool) -> Value {
+        let one = |(k, found): (&usize, &Estimate)| json!({ "k": k, "top1": found.value, "top1_interval": found.interval });
+        self.k.iter().zip(found).map(one).collect()
     }
 
     fn settings(&self) -> Map<String, Value> {
@@ -156,34 +171,103 @@ impl Protocol for Knn<'_> {
 }
 
 /// One linear layer, trained on the features.
-struct LinearProbe(LinearProbeConfig);
+struct Probe(LinearProbeConfig);
 
-impl Protocol for LinearProbe {
+impl Protocol for Probe {
     const NAME: &'static str = "probe";
+    type Found = LinearProbe;
 
     fn prepare(&mut self, _: usize) -> anyhow::Result<()> {
         Ok(())
     }
 
-    fn top1<B: AutodiffBackend>(
+    fn measure<B: AutodiffBackend>(
         &self,
         train: &Features,
         val: &Features,
+        session: &mut Session<'_>,
         device: &B::Device,
-    ) -> anyhow::Result<Vec<f64>> {
-        Ok(vec![linear_probe::<B>(train, val, self.0, device)?])
+    ) -> anyhow::Result<LinearProbe> {
+        let Session { progress, signals, .. } = session;
+        Ok(linear_probe::<B>(train, val, &self.0, progress, &signals.stop, device)?)
     }
 
-    fn label(&self, _: usize, multi_label: bool) -> String {
-        format!("linear probe {}", if multi_label { "mAP" } else { "top-1" })
+    fn rows(&self, found: &LinearProbe, multi_label: bool, short: bool) -> Vec<(String, String)> {
+        let name = format!("linear probe {}", metric(multi_label));
+        let (score, train, lr) = (estimate(found.val, 1), percent(found.train), found.lr);
+        if short {
+            return vec![(name, format!("{score}, training {train}, learning rate {lr:e}"))];
+        }
+        let why = match &found.choice {
+            RateChoice::Given => String::new(),
+            RateChoice::NoSplit => {
+                ", the default: no class has two training images, so none can be held out to choose by"
+                    .to_owned()
+            }
+            RateChoice::Sweep { scores, held_out, .. } => {
+                format!(", the best of {} on {held_out} held-out training images", scores.len())
+            }
+        };
+        vec![
+            ("learning rate".to_owned(), format!("{lr:e}{why}")),
+            (format!("{name}, training"), train),
+            (name, score),
+        ]
     }
 
-    fn json(&self, top1: &[f64], multi_label: bool) -> Value {
+    fn table(&self, found: &LinearProbe, multi_label: bool) -> Option<String> {
+        let RateChoice::Sweep { scores, epochs, .. } = &found.choice else { return None };
+        let cell = |score: &Option<f64>| score.map_or("diverged".to_owned(), percent);
+        let rows: Vec<_> =
+            scores.iter().map(|(rate, score)| vec![format!("{rate:e}"), cell(score)]).collect();
+        let held_out = format!("held-out {} after {epochs} epochs", metric(multi_label));
+        Some(output::table(&["learning rate", &held_out], &rows))
+    }
+
+    fn warnings(&self, found: &LinearProbe) -> Vec<String> {
+        found.warnings()
+    }
+
+    /// On held-out training images, where there are any: validation images choose nothing.
+    fn score(&self, found: &LinearProbe) -> f64 {
+        match &found.choice {
+            RateChoice::Sweep { scores, .. } => {
+                scores.iter().filter_map(|(_, score)| *score).fold(0.0, f64::max)
+            }
+            RateChoice::Given | RateChoice::NoSplit => found.val.value,
+        }
+    }
+
+    fn json(&self, found: &LinearProbe, multi_label: bool) -> Value {
         let name = if multi_label { "map" } else { "top1" };
-        json!({ name: top1.first(), "settings": self.0 })
+        let LinearProbeConfig { epochs, batch, weight_decay, seed, .. } = self.0;
+        let mut object = json!({
+            name: found.val.value,
+            (format!("{name}_interval")): found.val.interval,
+            (format!("train_{name}")): found.train,
+            "lr": found.lr,
+            "sweep": null,
+            "losses": found.losses,
+            "warnings": found.warnings(),
+            "settings": { "epochs": epochs, "batch": batch, "weight_decay": weight_decay, "seed": seed },
+        });
+        if let RateChoice::Sweep { scores, held_out, epochs } = &found.choice {
+            let one = |(rate, score): &(f64, Option<f64>)| json!({ "lr": rate, name: score });
+            let rates: Vec<Value> = scores.iter().map(one).collect();
+            object["sweep"] = json!({ "held_out": held_out, "epochs": epochs, "rates": rates });
+        }
+        object
     }
 
     fn settings(&self) -> Map<String, Value> {
         Map::new()
     }
+}
+
+fn metric(multi_label: bool) -> &'static str {
+    if multi_label { "mAP" } else { "top-1" }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }

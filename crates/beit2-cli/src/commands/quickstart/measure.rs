@@ -1,19 +1,21 @@
 //! What the quickstart measures once its models are trained.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+use beit2::classify::bootstrap::Estimate;
 use beit2::classify::{
-    FeatureKind, Features, Featurizer, KnnConfig, LinearProbeConfig, extract, knn, linear_probe,
-    pixel_features,
+    FeatureKind, FeaturesOf, Featurizer, KnnConfig, LinearProbe, LinearProbeConfig, extract_all, knn,
+    linear_probe,
 };
 use beit2::pretrain::{self, MimEvaluation, MimModel, PretrainRecipe};
 use beit2::tokenizer::teachers::Teacher;
-use beit2::tokenizer::{self, CodebookHealth, TokenizerRecipe, VqKd};
-use beit2::train::{Assets, DataConfig, EvaluationData, Observer};
+use beit2::tokenizer::{self, CodebookHealth, TokenizerRecipe};
+use beit2::train::{Assets, EvaluationData};
 use beit2::{visualize, weights};
-use beit2_kernels::{AutodiffBackend, Backend};
-use beit2_run::StopFlag;
+use beit2_data::Source;
+use beit2_kernels::AutodiffBackend;
 use beit2_run::report::{Examples, Gallery};
 use burn::tensor::DType;
 
@@ -34,9 +36,9 @@ pub struct Row {
     /// Which of the tokens' features it is.
     pub features: &'static str,
     /// k-NN top-1.
-    pub knn: f64,
-    /// Linear probe top-1.
-    pub probe: f64,
+    pub knn: Estimate,
+    /// Linear probe.
+    pub probe: LinearProbe,
 }
 
 /// Everything the table and the report show.
@@ -56,6 +58,8 @@ pub struct Results {
     pub mim: MimEvaluation,
     /// Images under masks, and codes with their patches.
     pub examples: Examples,
+    /// Steps of both trainings.
+    pub steps: [u64; 2],
     /// Seconds of all this.
     pub seconds: f64,
 }
@@ -110,27 +114,43 @@ impl Job for Measurement<'_> {
             device,
         )?;
 
-        let mut bench = Bench::<B> {
-            train: train.clone(),
-            val: val.clone(),
-            data: &self.pretrain.data,
-            size: config.vit.image_size,
-            stop: &session.signals.stop,
-            observer: &mut session.progress,
-            device,
-            rows: Vec::new(),
-        };
-        bench.pixels()?;
         let last = config.vit.depth;
         let random = MimModel::new(&config, self.pretrain.seed, device)?;
-        let [random, model] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last).freeze());
-        bench.model("random", "same ViT, random", &random, FeatureKind::Cls)?;
-        bench.model("random_concat", "same ViT, random", &random, FeatureKind::Concat)?;
-        bench.model("encoder", "tokenizer's encoder", &encoder(tokenizer), FeatureKind::Mean)?;
-        bench.model("pretrained", "pretrained ViT", &model, FeatureKind::Cls)?;
-        bench.model("pretrained_concat", "pretrained ViT", &model, FeatureKind::Concat)?;
-        bench.model("teacher", "teacher", &Featurizer::Teacher(Box::new(teacher)), FeatureKind::Mean)?;
-        let rows = bench.rows;
+        let [random, pretrained] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last).freeze());
+        let encoder = Featurizer::Encoder(Box::new(tokenizer));
+        let teacher = Featurizer::Teacher(Box::new(teacher));
+        // Every image is decoded once and every model runs once: of CLS and mean patch together, the first half is CLS.
+        let wanted = [
+            FeaturesOf::Pixels,
+            FeaturesOf::Model(&random, FeatureKind::Concat),
+            FeaturesOf::Model(&encoder, FeatureKind::Mean),
+            FeaturesOf::Model(&pretrained, FeatureKind::Concat),
+            FeaturesOf::Model(&teacher, FeatureKind::Mean),
+        ];
+        let Session { progress, signals, .. } = session;
+        let mut features = |source: &Arc<dyn Source>, what| {
+            let data = EvaluationData::of_size(source, &self.pretrain.data, config.vit.image_size);
+            extract_all(&wanted, &data, what, progress, &signals.stop, device)
+        };
+        let all = [features(&train, "training images")?, features(&val, "validation images")?];
+        let mut rows = Vec::new();
+        for (at, key, label, name) in [
+            (0, "pixels", "raw pixels", "all"),
+            (1, "random", "same ViT, random", "CLS"),
+            (1, "random_concat", "same ViT, random", "CLS + mean"),
+            (2, "encoder", "tokenizer's encoder", "mean"),
+            (3, "pretrained", "pretrained ViT", "CLS"),
+            (3, "pretrained_concat", "pretrained ViT", "CLS + mean"),
+            (4, "teacher", "teacher", "mean"),
+        ] {
+            let [train, val] = &all;
+            let cls = (name == "CLS").then(|| [train[at].cls_of_concat(), val[at].cls_of_concat()]);
+            let [train, val] = cls.as_ref().map_or([&train[at], &val[at]], |[train, val]| [train, val]);
+            let stop = &signals.stop;
+            let found = knn::<B::InnerBackend>(train, val, &KnnConfig::default(), progress, stop, device)?;
+            let probe = linear_probe::<B>(train, val, &LinearProbeConfig::default(), progress, stop, device)?;
+            rows.extend(found.first().map(|&knn| Row { key, label, features: name, knn, probe }));
+        }
 
         let mut per_class = vec![0usize; val.classes().len()];
         for index in 0..val.len() {
@@ -151,72 +171,8 @@ impl Job for Measurement<'_> {
                 gallery: Some(Gallery { counts: usage.counts().to_vec(), codes: gallery }),
                 ..Examples::default()
             },
+            steps: [&self.tokenizer.schedule, &self.pretrain.schedule].map(|s| s.steps.unwrap_or_default()),
             seconds: started.elapsed().as_secs_f64(),
         })
-    }
-}
-
-fn encoder<B: Backend>(tokenizer: VqKd<B>) -> Featurizer<B> {
-    Featurizer::Encoder(Box::new(tokenizer))
-}
-
-struct Bench<'a, B: AutodiffBackend> {
-    train: std::sync::Arc<dyn beit2_data::Source>,
-    val: std::sync::Arc<dyn beit2_data::Source>,
-    data: &'a DataConfig,
-    size: usize,
-    stop: &'a StopFlag,
-    observer: &'a mut dyn Observer,
-    device: &'a B::Device,
-    rows: Vec<Row>,
-}
-
-impl<B: AutodiffBackend> Bench<'_, B> {
-    fn pixels(&mut self) -> anyhow::Result<()> {
-        let train = pixel_features(
-            &EvaluationData::of_size(&self.train, self.data, self.size),
-            self.observer,
-            self.stop,
-        )?;
-        let val = pixel_features(
-            &EvaluationData::of_size(&self.val, self.data, self.size),
-            self.observer,
-            self.stop,
-        )?;
-        self.add("pixels", "raw pixels", "all", &train, &val)
-    }
-
-    fn model(
-        &mut self,
-        key: &'static str,
-        label: &'static str,
-        model: &Featurizer<B::InnerBackend>,
-        kind: FeatureKind,
-    ) -> anyhow::Result<()> {
-        let mut features = |source: &std::sync::Arc<dyn beit2_data::Source>| {
-            let data = EvaluationData::of_size(source, self.data, self.size);
-            extract(model, kind, &data, label, self.observer, self.stop, self.device)
-        };
-        let (train, val) = (features(&self.train)?, features(&self.val)?);
-        let name = match kind {
-            FeatureKind::Cls => "CLS",
-            FeatureKind::Mean => "mean",
-            FeatureKind::Concat => "CLS + mean",
-        };
-        self.add(key, label, name, &train, &val)
-    }
-
-    fn add(
-        &mut self,
-        key: &'static str,
-        label: &'static str,
-        features: &'static str,
-        train: &Features,
-        val: &Features,
-    ) -> anyhow::Result<()> {
-        let knn = knn::<B::InnerBackend>(train, val, KnnConfig::default(), self.device)?;
-        let probe = linear_probe::<B>(train, val, LinearProbeConfig::default(), self.device)?;
-        self.rows.push(Row { key, label, features, knn, probe });
-        Ok(())
     }
 }

@@ -2,19 +2,22 @@
 //!
 //! Nothing here is special to it: the stages are the recipes `quickstart_tokenizer` and
 //! `quickstart_pretrain`, run as `beit2 tokenizer train` and `beit2 pretrain` would, each in its own run
-//! directory; then the features of five models are compared.
+//! directory; then the features of five models are compared. With `--minutes` their schedules have other lengths (`plan`).
 
 mod measure;
+mod plan;
 mod show;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
-use beit2::train::ScheduleConfig;
+use beit2::train::{Outcome, ScheduleConfig};
 use beit2_run::format_duration;
 use clap::ValueHint;
 
+use self::plan::Plan;
 use crate::assets::AssetStore;
 use crate::errors::{Ending, usage};
 use crate::experiment::{Inputs, Run};
@@ -24,9 +27,6 @@ use crate::recipes::{self, Recipe};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::stage::Stage;
-
-/// Minutes that the recipes' steps are made for, on two cores.
-const RECIPE_MINUTES: f64 = 8.0;
 
 /// Flags of `quickstart`.
 #[derive(Debug, clap::Args)]
@@ -38,9 +38,10 @@ const RECIPE_MINUTES: f64 = 8.0;
     \n\
     bf16 is faster on CPUs with AVX-512-BF16 (`beit2 doctor` names what yours has).")]
 pub struct Args {
-    /// Approximate duration on two cores; scales the schedules
-    #[arg(long, value_name = "N", default_value_t = RECIPE_MINUTES)]
-    minutes: f64,
+    /// Minutes that everything takes, probes included: the schedules are made longer or shorter by the machine's measured
+    /// speed [default: the schedules of the recipes, 4 to 8 minutes on two cores]
+    #[arg(long, value_name = "N")]
+    minutes: Option<f64>,
 
     /// Folder for both runs and the report
     #[arg(long, short, value_name = "DIR", default_value = "runs/quickstart", value_hint = ValueHint::DirPath)]
@@ -66,30 +67,75 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    if !(args.minutes > 0.0 && args.minutes.is_finite()) {
-        return usage(format!("--minutes {} must be above 0, such as 8", args.minutes));
+    let started = Instant::now();
+    if let Some(minutes) = args.minutes.filter(|minutes| !(*minutes > 0.0 && minutes.is_finite())) {
+        return usage(format!("--minutes {minutes} must be above 0, such as 8"));
     }
     let assets = AssetStore::default();
-    let scale = args.minutes / RECIPE_MINUTES;
+    let spent = || started.elapsed().as_secs_f64();
 
     let mut tokenizer = Part::<TokenizerRecipe>::resolve("quickstart_tokenizer", args)?;
+    if args.restart {
+        Plan::forget(&args.out);
+    }
+    let mut plan = if args.restart { None } else { Plan::find(&args.out, args.minutes)? };
+    let mut about = None;
+    if args.restart || !tokenizer.dir.join("run.toml").exists() {
+        // ---- a new run: how fast is this machine? ---------------------------------------------
+        let settings = &tokenizer.settings;
+        let Some(step) = plan::measure(settings, &args.out, &args.device.device, &assets, signals)? else {
+            return Ok(Ending::Stopped);
+        };
+        if let (Some(minutes), None) = (args.minutes, &plan) {
+            let made = Plan::new(minutes, spent(), step);
+            if let Some(warning) = made.too_short(spent(), step) {
+                output::note(&format!("warning: {warning}"));
+            }
+            made.save(&args.out)?;
+            plan = Some(made);
+        }
+        let parts = plan::seconds(step, plan.as_ref().map_or(1.0, |plan| plan.tokenizer));
+        if !args.output.quiet {
+            let [tokenizer, pretrain, probes] = parts.map(plan::about);
+            output::note(&format!(
+                "about {} on this machine: tokenizer {tokenizer}, pretraining {pretrain}, probes {probes}",
+                plan::about(spent() + parts.iter().sum::<f64>())
+            ));
+        }
+        about = Some(parts[0]);
+    }
+
+    // ---- tokenizer --------------------------------------------------------------------------------
+    let scale = plan.as_ref().map_or(1.0, |plan| plan.tokenizer);
     let codebook = &mut tokenizer.settings.codebook;
     // A shorter run starts its codebook earlier; a longer one needs no longer warm-up.
     codebook.kmeans_warmup_steps = scaled(codebook.kmeans_warmup_steps, scale.min(1.0)).max(1);
     scale_steps(&mut tokenizer.settings.schedule, scale, codebook.kmeans_warmup_steps + 1);
-    if !tokenizer.train(args, signals, &assets, "1/3  tokenizer")? {
+    let trained = tokenizer.train(args, signals, &assets, "1/3  tokenizer", about)?;
+    if !trained.complete {
         return Ok(Ending::Stopped);
     }
 
+    // ---- pretraining ------------------------------------------------------------------------------
+    let step = plan::step_of(trained.seconds, trained.step);
+    if let Some(before) = plan.take_if(|plan| plan.pretrain.is_none()) {
+        let made = before.with_pretraining(spent().max(trained.seconds), step);
+        made.save(&args.out)?;
+        plan = Some(made);
+    }
+    let scale = plan.and_then(|plan| plan.pretrain).unwrap_or(1.0);
+    let [_, pretrain_seconds, probe_seconds] = plan::seconds(step, scale);
     let mut pretrain = Part::<PretrainRecipe>::resolve("quickstart_pretrain", args)?;
     scale_steps(&mut pretrain.settings.schedule, scale, 1);
     pretrain.settings.tokenizer.weights = tokenizer.dir.display().to_string();
-    if !pretrain.train(args, signals, &assets, "2/3  pretraining")? {
+    let trained = pretrain.train(args, signals, &assets, "2/3  pretraining", Some(pretrain_seconds))?;
+    if !trained.complete {
         return Ok(Ending::Stopped);
     }
 
+    // ---- probes -----------------------------------------------------------------------------------
     if !args.output.quiet {
-        output::note("\n3/3  probes");
+        output::note(&format!("\n3/3  probes, about {}", plan::about(probe_seconds)));
     }
     let mut session = Session { assets, ..Session::new(args.output, signals) };
     let job = measure::Measurement {
@@ -133,17 +179,20 @@ impl<S: Stage> Part<S> {
         Ok(Self { recipe, settings, dir: args.out.join(S::NAME) })
     }
 
-    /// Trains, continues, or finds the stage complete; false when a signal came.
+    /// Trains, continues, or finds the stage complete. `seconds` is how long it takes, if that is known.
     fn train(
         &self,
         args: &Args,
         signals: &Signals,
         assets: &AssetStore,
         title: &str,
-    ) -> anyhow::Result<bool> {
+        seconds: Option<f64>,
+    ) -> anyhow::Result<Outcome> {
         let inputs = Inputs::check(&self.settings, assets)?;
         if !args.output.quiet {
-            output::note(&format!("\n{title}  {}", inputs.budget(&self.settings)));
+            let about =
+                seconds.map(|seconds| format!(", about {}", plan::about(seconds))).unwrap_or_default();
+            output::note(&format!("\n{title}  {}{about}", inputs.budget(&self.settings)));
         }
         let run = Run {
             recipe: &self.recipe,
@@ -165,7 +214,7 @@ impl<S: Stage> Part<S> {
         } else if !args.output.quiet {
             output::note(&format!("     {step} steps in {}", format_duration(outcome.seconds)));
         }
-        Ok(outcome.complete)
+        Ok(outcome)
     }
 }
 

@@ -8,9 +8,10 @@ use beit2_run::environment::now_utc;
 use beit2_run::report::{Cell, Headline, HeadlineRow, ReportData, Stage, render};
 use serde_json::{Map, Value, json};
 
-use super::measure::Results;
+use super::measure::{Results, Row};
 use beit2_run::format_duration;
 
+use crate::display::estimate;
 use crate::errors::Ending;
 use crate::flags::OutputArgs;
 use crate::{output, report};
@@ -44,11 +45,12 @@ pub fn show(
         output::json(&json)?;
         return Ok(Ending::Done);
     }
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let rows: Vec<Vec<String>> = results
         .rows
         .iter()
-        .map(|row| vec![row.label.into(), row.features.into(), percent(row.knn), percent(row.probe)])
+        .map(|row| {
+            vec![row.label.into(), row.features.into(), estimate(row.knn, 1), estimate(row.probe.val, 1)]
+        })
         .collect();
     let table = output::table(&["top-1 on validation images", "features", "k-NN", "linear probe"], &rows);
     let mut lines = data.facts.clone();
@@ -80,7 +82,7 @@ fn facts(results: &Results, spent: &[f64; 3]) -> Vec<(String, String)> {
 fn headline(results: &Results) -> Headline {
     let rows = results.rows.iter().map(|row| HeadlineRow {
         label: format!("{} ({})", row.label, row.features),
-        cells: vec![Cell::percent(row.knn), Cell::percent(row.probe)],
+        cells: vec![Cell::percent(row.knn.value), Cell::percent(row.probe.val.value)],
         strong: row.key == "pretrained",
     });
     Headline {
@@ -97,8 +99,8 @@ fn headline(results: &Results) -> Headline {
 }
 
 fn object(results: &Results, spent: &[f64; 3], report: &Path) -> Value {
-    let column = |value: fn(&super::measure::Row) -> f64| -> Map<String, Value> {
-        results.rows.iter().map(|row| (row.key.to_owned(), json!(value(row)))).collect()
+    let column = |value: fn(&Row) -> Value| -> Map<String, Value> {
+        results.rows.iter().map(|row| (row.key.to_owned(), value(row))).collect()
     };
     json!({
         "codebook_usage": results.codebook.usage(),
@@ -106,8 +108,13 @@ fn object(results: &Results, spent: &[f64; 3], report: &Path) -> Value {
         "mim_accuracy": results.mim.accuracy.first(),
         "mim_accuracy_patch_aggregation": results.mim.accuracy.get(1),
         "majority": results.majority,
-        "knn": column(|row| row.knn),
-        "probe": column(|row| row.probe),
+        "knn": column(|row| json!(row.knn.value)),
+        "knn_interval": column(|row| json!(row.knn.interval)),
+        "probe": column(|row| json!(row.probe.val.value)),
+        "probe_interval": column(|row| json!(row.probe.val.interval)),
+        "probe_lr": column(|row| json!(row.probe.lr)),
+        "probe_train": column(|row| json!(row.probe.train)),
+        "steps": { "tokenizer": results.steps[0], "pretrain": results.steps[1] },
         "seconds": {
             "tokenizer": spent[0],
             "pretrain": spent[1],

@@ -1,5 +1,6 @@
 //! k-NN on the features of the pretrained model, and on raw pixels to compare with.
 
+use beit2::classify::bootstrap::Estimate;
 use beit2::classify::{
     Embedder, EmbedderOptions, FeatureKind, Features, KnnConfig, extract, knn, pixel_features,
 };
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::project::Project;
 use crate::device::DeviceSpec;
+use crate::display::estimate;
 use crate::errors::usage;
 use crate::flags::OutputArgs;
 use crate::output;
@@ -19,26 +21,32 @@ use crate::session::{Job, Session};
 pub struct Neighbours {
     k: usize,
     val: usize,
-    pretrained: f64,
-    pixels: f64,
+    pretrained: Estimate,
+    pixels: Estimate,
 }
 
 impl Neighbours {
     /// A line.
     pub fn text(&self) -> String {
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         format!(
-            "\nk-NN top-1 of the pretrained model's features, k = {}, {} validation images: {} (raw pixels {})\n",
+            "\nk-NN top-1 of the pretrained model's features, k = {}, {} validation images: {}; raw pixels: {}\n",
             self.k,
             self.val,
-            percent(self.pretrained),
-            percent(self.pixels)
+            estimate(self.pretrained, 1),
+            estimate(self.pixels, 1)
         )
     }
 
     /// An object.
     pub fn json(&self) -> Value {
-        json!({ "k": self.k, "val_images": self.val, "top1": self.pretrained, "pixels_top1": self.pixels })
+        json!({
+            "k": self.k,
+            "val_images": self.val,
+            "top1": self.pretrained.value,
+            "top1_interval": self.pretrained.interval,
+            "pixels_top1": self.pixels.value,
+            "pixels_top1_interval": self.pixels.interval,
+        })
     }
 }
 
@@ -98,14 +106,12 @@ impl Job for Measurement<'_> {
             let data = EvaluationData::of_size(source, &config, model.image_px.min(32));
             sets.push([own, pixel_features(&data, progress, &signals.stop)?]);
         }
-        let k = KnnConfig::default().k.min(10).min(train.len());
-        let measure = |at: usize| {
-            Ok::<_, beit2::Error>(knn::<B::InnerBackend>(
-                &sets[0][at],
-                &sets[1][at],
-                KnnConfig { k, ..KnnConfig::default() },
-                device,
-            )?)
+        let k = 10.min(train.len());
+        let config = KnnConfig { k: vec![k], ..KnnConfig::default() };
+        let mut measure = |at: usize| -> anyhow::Result<Estimate> {
+            let [train, val] = [&sets[0][at], &sets[1][at]];
+            let found = knn::<B::InnerBackend>(train, val, &config, progress, &signals.stop, device)?;
+            found.first().copied().ok_or_else(|| anyhow::anyhow!("k-NN found nothing"))
         };
         Ok(Neighbours { k, val: matched.source.len(), pretrained: measure(0)?, pixels: measure(1)? })
     }
