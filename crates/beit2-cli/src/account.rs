@@ -18,7 +18,7 @@ pub fn tell(output: OutputArgs, spec: &str, source: &dyn Source) {
 
 /// Warnings on stderr.
 pub fn tell_warnings(warnings: &[String]) {
-    warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
+    warnings.iter().for_each(|warning| output::warning(warning));
 }
 
 /// What is used and left out, for JSON.

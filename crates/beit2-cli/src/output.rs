@@ -23,6 +23,11 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Tells the user what may be wrong.
+pub fn warning(text: &str) {
+    note(&format!("{} {text}", console::style("warning:").for_stderr().yellow()));
+}
+
 /// Rows of name and value with the values in one column.
 pub fn pairs<N: AsRef<str>, V: AsRef<str>>(rows: &[(N, V)]) -> String {
     let width = rows.iter().map(|(name, _)| name.as_ref().chars().count()).max().unwrap_or(0);

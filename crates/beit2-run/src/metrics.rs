@@ -305,6 +305,11 @@ impl Metrics {
         self.send(Record { kind: Kind::Step, stage: self.stage.clone(), epoch, step, values })
     }
 
+    /// The means since the last call of [`log_step`](Self::log_step), to show before their record is due.
+    pub fn so_far(&self) -> Vec<(String, f64)> {
+        means(self.state.since_log.clone())
+    }
+
     /// Sends the means of the epoch, followed by `extra` (evaluations, codebook health), and begins anew.
     ///
     /// # Errors

@@ -1,15 +1,44 @@
-//! Values as text.
+//! Values as text: the few of a stage that a line shows. All of them are in `metrics.jsonl`.
 
 use crate::display::metric;
 
-/// Values of a record that a line leaves out: they are in the header or elsewhere on the line.
-const NOT_ON_A_LINE: [&str; 4] = ["images_per_second", "data_wait", "weight_decay", "grad_norm"];
+/// Metrics of a stage by name, and what a line calls them.
+fn shown(stage: &str) -> &'static [(&'static str, &'static str)] {
+    match stage {
+        "tokenizer" => &[
+            ("loss", "loss"),
+            ("codebook_usage", "codes used"),
+            ("val_loss", "val loss"),
+            ("val_codebook_usage", "val codes used"),
+        ],
+        "pretrain" => &[
+            ("loss", "loss"),
+            ("mim_acc_1", "acc"),
+            ("mim_acc", "acc"),
+            ("val_loss", "val loss"),
+            ("val_mim_acc_1", "val acc"),
+            ("val_mim_acc", "val acc"),
+        ],
+        "finetune" => &[
+            ("loss", "loss"),
+            ("class_acc", "acc"),
+            ("val_acc1", "val top-1"),
+            ("val_map", "val mAP"),
+            ("ema_val_acc1", "average's top-1"),
+            ("ema_val_map", "average's mAP"),
+        ],
+        "segment" => &[("loss", "loss"), ("pixel_acc", "pixel acc"), ("val_miou", "val mIoU")],
+        _ => &[("loss", "loss"), ("val_loss", "val loss")],
+    }
+}
 
-/// `loss 5.012  lr 1.50e-4 …`.
-pub(super) fn spelled(values: &[(String, f64)]) -> String {
-    let shown = values.iter().filter(|(name, _)| !NOT_ON_A_LINE.contains(&name.as_str()));
-    let parts: Vec<String> = shown.map(|(name, value)| format!("{name} {}", metric(name, *value))).collect();
-    parts.join("  ")
+/// `loss 5.012  acc 12.3 %`.
+pub(super) fn spelled(stage: &str, values: &[(String, f64)]) -> String {
+    let value = |name: &str| values.iter().find(|(found, _)| found == name).map(|(_, value)| *value);
+    let parts = shown(stage)
+        .iter()
+        .filter_map(|(name, label)| Some(format!("{label} {}", metric(name, value(name)?))));
+    parts.collect::<Vec<_>>().join("  ")
 }
 
 #[cfg(test)]
@@ -17,8 +46,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_holds_the_numbers() {
-        let values = [("loss".to_owned(), 5.01234), ("grad_norm".to_owned(), 1.0), ("lr".to_owned(), 1.5e-4)];
-        assert_eq!(spelled(&values), "loss 5.012  lr 1.50e-4");
+    fn a_line_holds_the_numbers_that_matter() {
+        let values = [("loss", 5.01234), ("grad_norm", 1.0), ("lr", 1.5e-4), ("val_acc1", 0.531)];
+        let values = values.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(spelled("finetune", &values), "loss 5.012  val top-1 53.1 %");
+        assert_eq!(spelled("distill", &values), "loss 5.012");
     }
 }

@@ -74,6 +74,10 @@ pub fn train<B: AutodiffBackend>(
     let metadata = checkpoint_metadata("pretrain", &recipe.model)?;
     let drop_path_rates = recipe.model.drop_path_rates();
 
+    if let Some(val) = &val {
+        session.expect_evaluations(session.steps_between_evaluations(), val.len());
+    }
+
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
@@ -142,6 +146,7 @@ pub fn train<B: AutodiffBackend>(
         if batch.last_in_epoch || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
+                session.evaluation_begins();
                 let found = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
                 found.replaced.iter().for_each(|sentence| session.warn(sentence));
                 let total = found.loss.iter().sum();

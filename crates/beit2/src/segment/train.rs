@@ -97,6 +97,10 @@ pub fn train<B: AutodiffBackend>(
     metadata.insert("beit2.infer".into(), serde_json::to_string(&recipe.infer).unwrap_or_default());
     let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
 
+    if let Some(val) = &val {
+        session.expect_evaluations(recipe.eval.every, val.len());
+    }
+
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
@@ -161,6 +165,7 @@ pub fn train<B: AutodiffBackend>(
         if due || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.leads()) {
+                session.evaluation_begins();
                 let trained = model.valid();
                 let predictor = Predictor::new(&trained, config, &recipe.infer)?;
                 // It ends even when the run is about to stop: the record belongs to this step.

@@ -70,6 +70,10 @@ pub fn train<B: AutodiffBackend>(
     }
     let metadata = checkpoint_metadata("tokenizer", &recipe.model)?;
 
+    if let Some(val) = &val {
+        session.expect_evaluations(session.steps_between_evaluations(), val.len());
+    }
+
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
@@ -157,6 +161,7 @@ pub fn train<B: AutodiffBackend>(
                 ]);
             }
             if let Some(val) = val.as_ref().filter(|_| quantizes && session.should_evaluate(batch.epoch)) {
+                session.evaluation_begins();
                 let found = evaluate(&model.valid(), &teacher, val.clone(), recipe, device)?;
                 found.left_out.iter().for_each(|sentence| session.warn(sentence));
                 let health = found.usage.health();

@@ -86,6 +86,11 @@ impl Waits {
         done
     }
 
+    /// Leaves out a time that was no training and has just ended.
+    pub(super) fn leave_out(&mut self, pause: Duration) {
+        self.since += pause;
+    }
+
     /// The share of the time since the last call in which the loop waited for images, and what held it up most.
     /// `queues`: the device has a queue, and its operations return before they are done.
     pub(super) fn verdict(&mut self, queues: bool) -> (f64, Bottleneck) {

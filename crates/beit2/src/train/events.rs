@@ -15,8 +15,12 @@ pub enum Event {
         summary: Vec<(String, String)>,
         /// Steps of the run.
         total_steps: u64,
+        /// Steps of an epoch.
+        steps_per_epoch: u64,
         /// Steps already done.
         resumed_at: Option<u64>,
+        /// Seconds to go at the pace of the steps already done.
+        eta_seconds: Option<f64>,
     },
     /// A step is done.
     Step {
@@ -28,17 +32,26 @@ pub enum Event {
         epoch: u64,
         /// Images per second, recently.
         images_per_second: Option<f64>,
-        /// Seconds to go at this pace.
+        /// Seconds to go at this pace, with the evaluations and checkpoints that are still to come.
         eta_seconds: Option<f64>,
         /// Averages of a record just written; empty between records.
         values: Vec<(String, f64)>,
         /// What the steps since the last record waited for most; only with a record.
         bottleneck: Option<Bottleneck>,
     },
+    /// The averages since the last record, where records are far apart: at least every 30 seconds, as far as steps end
+    /// that often. They are in no file.
+    Averages(Vec<(String, f64)>),
     /// An epoch or an evaluation is done.
     Epoch {
-        /// Epochs done.
+        /// Epochs done; the running one counts.
         epoch: u64,
+        /// Steps done.
+        step: u64,
+        /// Steps of an epoch.
+        steps_per_epoch: u64,
+        /// Its evaluation is the best so far, and its checkpoint becomes `best`.
+        best: bool,
         /// Its record.
         values: Vec<(String, f64)>,
     },

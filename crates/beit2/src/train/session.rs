@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use beit2_data::Batch;
 use beit2_kernels::{Backend, Rank};
-use beit2_run::throughput::Throughput;
+use beit2_run::throughput::{Interruptions, Throughput};
 use beit2_run::{Cut, JsonlSink, Keep, Metrics, RunDir, Sink, TensorBoardSink};
 use burn::tensor::Tensor;
 use serde::Serialize;
@@ -25,8 +25,17 @@ use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, StepReport, TrainStat
 use crate::error::Error;
 use crate::weights;
 
+/// Time after which the averages so far are told although no record is due: steps that take up to twice as long still
+/// give a line every 30 seconds.
+const AVERAGES_EVERY: Duration = Duration::from_secs(15);
+
+/// A forward pass costs about a third of a training step.
+const EVALUATION_COST: f64 = 1.0 / 3.0;
+
 /// What a rank tells the others after each step.
 struct RankStatus {
+    /// The leader's: the averages so far should be told.
+    wants_averages: bool,
     stop: bool,
     bad: u64,
     warnings: Vec<String>,
@@ -45,6 +54,15 @@ pub struct Session<'a, I: Backend> {
     plan: Plan,
     stage: &'static str,
     pending: Vec<StepReport<I>>,
+    /// Evaluations, and the images of one; `None` without validation images.
+    evaluations: Option<(Interruptions, usize)>,
+    saves: Interruptions,
+    /// Since when an evaluation runs.
+    evaluating: Option<Instant>,
+    /// The running evaluation is the best so far.
+    improved: bool,
+    /// When values were last told; `None` before the first step.
+    told: Option<Instant>,
     /// What the next checkpoint will say.
     pub state: TrainState,
     since: Instant,
@@ -114,14 +132,22 @@ impl<'a, I: Backend> Session<'a, I> {
             stage,
             summary,
             total_steps: plan.total_steps,
+            steps_per_epoch: plan.steps_per_epoch,
             resumed_at: resumed.as_ref().map(|r| r.state.step),
+            eta_seconds: resumed.as_ref().and_then(|r| r.state.eta_seconds(steps)),
         });
+        let checkpoint_every = logging.checkpoint_every.unwrap_or(plan.steps_per_epoch);
         let session = Self {
             env,
             run,
             metrics,
             throughput: Throughput::new(Duration::from_secs(20)),
             waits: Waits::new(),
+            saves: Interruptions::new(Some(checkpoint_every), plan.total_steps),
+            evaluations: None,
+            evaluating: None,
+            improved: false,
+            told: None,
             logging,
             plan,
             stage,
@@ -143,6 +169,45 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Who is told what happens.
     pub fn observer(&mut self) -> &mut dyn Observer {
         self.env.observer
+    }
+
+    /// Says that there are evaluations, for the estimate of the time that is left: each of `images` images, every
+    /// `every` steps and at the end.
+    pub fn expect_evaluations(&mut self, every: Option<u64>, images: usize) {
+        self.evaluations = Some((Interruptions::new(every, self.plan.total_steps), images));
+    }
+
+    /// Steps between evaluations where they are counted by epochs.
+    pub fn steps_between_evaluations(&self) -> Option<u64> {
+        self.logging.eval_every_epochs.map(|every| every * self.plan.steps_per_epoch)
+    }
+
+    /// An evaluation begins. It ends with the epoch's record, and its time is no training time.
+    pub fn evaluation_begins(&mut self) {
+        if I::IS_ASYNC
+            && let Some((_, last)) = self.pending.last().and_then(|report| report.scalars.first())
+        {
+            // What the device still has to do for the steps before belongs to them.
+            let last = last.clone();
+            self.waits.device(|| last.into_data());
+        }
+        self.evaluating = Some(Instant::now());
+    }
+
+    fn leave_out(&mut self, pause: Duration) {
+        self.throughput.leave_out(pause);
+        self.waits.leave_out(pause);
+    }
+
+    /// Seconds until the end: of steps, evaluations and checkpoints.
+    fn eta_seconds(&self, images_per_step: u64) -> Option<f64> {
+        let step = self.state.step;
+        let steps = self.throughput.eta((self.plan.total_steps - step) * images_per_step)?;
+        let evaluations = self.evaluations.as_ref().map_or(Duration::ZERO, |(evaluations, images)| {
+            evaluations.eta(step, self.throughput.eta(*images as u64).map(|time| time.mul_f64(EVALUATION_COST)))
+        });
+        let saves = self.saves.eta(step, None);
+        Some(steps.as_secs_f64() + evaluations.as_secs_f64() + saves.as_secs_f64())
     }
 
     /// The batches of a loader; the time spent waiting for them is counted.
@@ -216,31 +281,44 @@ impl<'a, I: Backend> Session<'a, I> {
             true => self.log(batch.epoch).map(|(values, bottleneck)| (values, Some(bottleneck)))?,
             false => Default::default(),
         };
-        let remaining = (self.plan.total_steps - self.state.step) * images;
+        if log_now {
+            self.told = Some(Instant::now());
+        }
         self.env.observer.event(Event::Step {
             step: self.state.step,
             total_steps: self.plan.total_steps,
             epoch: batch.epoch,
             images_per_second: self.throughput.per_second(),
-            eta_seconds: self.throughput.eta(remaining).map(|eta| eta.as_secs_f64()),
+            eta_seconds: self.eta_seconds(images),
             values,
             bottleneck,
         });
-        // Last, so that a request to stop counts for the step at which it came.
-        let bad = self.agree(batch.bad_before_next())?;
+        // After the step is told, so that a request to stop counts for the step at which it came.
+        let (bad, wants_averages) = self.agree(batch.bad_before_next())?;
         self.state.data = DataPosition { at: batch.next_position(), bad };
+        if wants_averages {
+            // To read them early changes no average: the order of the steps stays.
+            self.flush()?;
+            self.told = Some(Instant::now());
+            self.env.observer.event(Event::Averages(self.metrics.so_far()));
+        }
         Ok(())
     }
 
-    /// What all ranks must know the same of: whether to stop, and the most unusable images that one of them has met.
-    fn agree(&mut self, bad: u64) -> Result<u64, Error> {
+    /// What all ranks must know the same of: whether to stop, the most unusable images that one of them has met, and
+    /// whether the averages so far should be told.
+    fn agree(&mut self, bad: u64) -> Result<(u64, bool), Error> {
         let (stop, warnings) = (self.env.stop.is_set(), std::mem::take(&mut self.warnings));
-        let statuses = self.rank().gather(RankStatus { stop, bad, warnings })?;
+        // After the first step too: whoever has just started a run wants to see its loss.
+        let long_ago = self.told.is_none_or(|told| told.elapsed() >= AVERAGES_EVERY);
+        let wants_averages = self.leads() && long_ago;
+        let statuses = self.rank().gather(RankStatus { wants_averages, stop, bad, warnings })?;
         self.stopping |= statuses.iter().any(|status| status.stop);
         if self.leads() {
             statuses.iter().flat_map(|status| &status.warnings).for_each(|text| self.warn(text));
         }
-        Ok(statuses.iter().map(|status| status.bad).max().unwrap_or(bad))
+        let bad = statuses.iter().map(|status| status.bad).max().unwrap_or(bad);
+        Ok((bad, statuses.iter().any(|status| status.wants_averages)))
     }
 
     /// Fetches what the steps since the last record left on the device: the means over the ranks.
@@ -291,9 +369,22 @@ impl<'a, I: Backend> Session<'a, I> {
     /// # Errors
     /// A loss that is not finite, a metrics file that cannot be written.
     pub fn epoch_done(&mut self, epoch: u64, extra: &[(&str, f64)]) -> Result<(), Error> {
+        if let Some(began) = self.evaluating.take() {
+            let pause = began.elapsed();
+            self.leave_out(pause);
+            if let Some((evaluations, _)) = &mut self.evaluations {
+                evaluations.took(pause);
+            }
+        }
         self.flush()?;
         let record = self.metrics.log_epoch(epoch + 1, self.state.step, extra)?;
-        self.env.observer.event(Event::Epoch { epoch: epoch + 1, values: record.values });
+        self.env.observer.event(Event::Epoch {
+            epoch: epoch + 1,
+            step: self.state.step,
+            steps_per_epoch: self.plan.steps_per_epoch,
+            best: std::mem::take(&mut self.improved),
+            values: record.values,
+        });
         Ok(())
     }
 
@@ -323,6 +414,7 @@ impl<'a, I: Backend> Session<'a, I> {
         if better {
             self.state.best = Some(loss);
         }
+        self.improved = better;
         better
     }
 
@@ -342,6 +434,7 @@ impl<'a, I: Backend> Session<'a, I> {
         best: bool,
     ) -> Result<(), Error> {
         self.flush()?;
+        let began = Instant::now();
         let Some(run) = &self.run else { return Ok(()) };
         let Saved { model, optimizer, averages } = state();
         self.metrics.sync()?;
@@ -357,6 +450,8 @@ impl<'a, I: Backend> Session<'a, I> {
         }
         let keep = Keep { last: self.logging.keep_checkpoints, best };
         let checkpoint = writer.commit(&self.state, keep)?;
+        self.saves.took(began.elapsed());
+        self.leave_out(began.elapsed());
         self.env.observer.event(Event::Checkpoint(checkpoint.path));
         Ok(())
     }

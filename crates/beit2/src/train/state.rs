@@ -84,6 +84,14 @@ pub struct TrainState {
     pub devices: usize,
 }
 
+impl TrainState {
+    /// Seconds that a run of `total_steps` still takes at the pace so far.
+    pub(super) fn eta_seconds(&self, total_steps: u64) -> Option<f64> {
+        let left = total_steps.saturating_sub(self.step) as f64;
+        (self.step > 0 && self.seconds > 0.0).then(|| self.seconds / self.step as f64 * left)
+    }
+}
+
 fn one() -> usize {
     1
 }

@@ -113,6 +113,11 @@ pub fn train<B: AutodiffBackend>(
     let metadata = checkpoint_metadata("finetune", &config)?;
     let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
 
+    if let Some(val) = &val {
+        let models = 1 + usize::from(ema.is_some());
+        session.expect_evaluations(session.steps_between_evaluations(), val.len() * models);
+    }
+
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
@@ -190,6 +195,7 @@ pub fn train<B: AutodiffBackend>(
         if batch.last_in_epoch || session.is_complete() {
             let mut extra = Vec::new();
             if let Some(val) = val.as_ref().filter(|_| session.should_evaluate(batch.epoch)) {
+                session.evaluation_begins();
                 let view = recipe.eval.view(vit.image_size);
                 let (source, batch_size) = (val.clone(), recipe.eval_batch(rank.world()));
                 let config = recipe.data.of_channels(recipe.model.vit.in_chans);
