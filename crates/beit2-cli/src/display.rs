@@ -14,9 +14,25 @@ pub fn estimate(estimate: Estimate, decimals: usize) -> String {
     format!("{value:.decimals$} % (95 %: {low:.decimals$} to {high:.decimals$})")
 }
 
+/// A learning rate: `1.5e-3`, `5e-4`, `0`.
+pub fn rate(value: f64) -> String {
+    // Six digits: a scaled rate may have endless ones.
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let text = format!("{value:.5e}");
+    match text.split_once('e') {
+        Some((digits, power)) if digits.contains('.') => {
+            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => text,
+    }
+}
+
 /// A metric by the kind of its name: shares in percent, rates in scientific form, the rest with four digits.
 pub fn metric(name: &str, value: f64) -> String {
-    let share = ["acc", "usage", "top1", "accuracy", "miou", "val_map"].iter().any(|part| name.contains(part));
+    let share =
+        ["acc", "usage", "top1", "accuracy", "miou", "val_map"].iter().any(|part| name.contains(part));
     if share {
         format!("{:.1} %", 100.0 * value)
     } else if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {
@@ -43,6 +59,7 @@ mod tests {
         assert_eq!(metric("mim_acc_1", 0.1234), "12.3 %");
         assert_eq!(metric("val_miou", 0.531), "53.1 %");
         assert_eq!(metric("codebook_dead", 12.0), "12");
+        assert_eq!([1.5e-3, 5e-4, 0.0, 1e-3 / 3.0].map(rate), ["1.5e-3", "5e-4", "0", "3.33333e-4"]);
         assert_eq!((speed(3.21), speed(140.2)), ("3.2 img/s".into(), "140 img/s".into()));
     }
 }

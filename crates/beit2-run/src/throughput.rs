@@ -130,7 +130,10 @@ mod tests {
     #[test]
     fn what_interrupts_the_steps_is_part_of_the_rest() {
         let mut evaluations = Interruptions::new(Some(10), 35);
-        assert_eq!([1, 9, 10, 11, 30, 31, 35, 36].map(|step| evaluations.left(step)), [4, 4, 4, 3, 2, 1, 1, 0]);
+        assert_eq!(
+            [1, 9, 10, 11, 30, 31, 35, 36].map(|step| evaluations.left(step)),
+            [4, 4, 4, 3, 2, 1, 1, 0]
+        );
         assert_eq!(Interruptions::new(Some(10), 30).left(21), 1, "the last one is at an interval");
         assert_eq!(Interruptions::new(None, 30).left(29), 1, "only at the end");
         assert_eq!(evaluations.eta(1, None), s(0));

@@ -1,104 +1,71 @@
-//! What is printed before a run.
+//! What is told before a run: the lines that matter. All settings are in the run directory.
 
 use std::path::Path;
 
-use toml::{Table, Value};
-
-use super::inputs::Inputs;
 use beit2_run::thousands;
 
+use super::inputs::Inputs;
 use crate::device::DeviceSpec;
+use crate::display::rate;
 use crate::machine;
 use crate::output;
+use crate::progress::NAMES;
 use crate::recipes::Recipe;
-use crate::stage::Stage;
+use crate::stage::{Stage, Tables};
 
-/// Run, recipe, device, images, budget and all settings.
-pub(super) fn header<S: Stage>(
-    settings: &S,
+/// Where, on what, with which images: what is known before the images are looked at.
+pub(super) fn place<S: Stage>(
     found: &Recipe,
+    changes: usize,
     out: &Path,
     inputs: &Inputs,
     device: &DeviceSpec,
-) -> anyhow::Result<String> {
-    let classes = match inputs.classes {
+) -> String {
+    let changed = match changes {
         0 => String::new(),
-        n if S::USES_CLASSES => format!(", {n} classes"),
-        n => format!(", {n} classes (not used)"),
+        1 => ", 1 setting changed".to_owned(),
+        n => format!(", {n} settings changed"),
     };
-    let data = &settings.tables().data.train;
+    let recipe = found.origin.trim_start_matches("recipe ");
     let mut rows = vec![
-        ("run", out.display().to_string()),
-        ("recipe", found.origin.trim_start_matches("recipe ").to_owned()),
+        ("run", format!("{} (all settings: run.toml in it)", out.display())),
+        ("recipe", format!("{recipe}{changed}")),
         ("device", machine::describe(device)),
-        ("data", format!("{data}: {} images{classes}", thousands(inputs.images as u64))),
-        ("budget", inputs.budget(settings)),
     ];
-    for (at, line) in compact(&Table::try_from(settings)?).into_iter().enumerate() {
-        rows.push((if at == 0 { "settings" } else { "" }, line));
-    }
-    Ok(output::pairs(&rows))
+    rows.extend(inputs.rows(S::USES_CLASSES));
+    lines(&rows)
 }
 
-/// All settings on few lines: `optimizer  lr 5e-5, base_batch_size 128, …`.
-fn compact(table: &Table) -> Vec<String> {
-    const WIDTH: usize = 100;
-    let mut groups: Vec<(&str, Vec<(String, String)>)> = vec![("", Vec::new())];
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) => groups.push((key, leaves("", inner))),
-            value => groups[0].1.push((key.clone(), plain(value))),
-        }
-    }
-    let names = groups.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let mut lines = Vec::new();
-    for (name, values) in groups {
-        let mut line = format!("{name:names$} ");
-        let empty = line.len();
-        for (key, value) in values {
-            let setting = format!(" {key} {value}");
-            if line.len() + setting.len() > WIDTH && line.len() > empty {
-                lines.push(std::mem::replace(&mut line, " ".repeat(empty)));
-            }
-            line.push_str(&setting);
-            line.push(',');
-        }
-        lines.push(line.trim_end_matches(',').to_owned());
-    }
-    lines
+/// From which weights, how long, how fast it learns. The model itself is told when it is there.
+pub(super) fn plan<S: Stage>(settings: &S, inputs: &Inputs) -> String {
+    let Tables { schedule, optimizer, weights: (key, weights), .. } = settings.tables();
+    let (batch, plan) = (schedule.batch_size, &inputs.plan);
+    let from = match key {
+        "init.weights" => "starts from",
+        key => key.split('.').next().unwrap_or(key),
+    };
+    let epochs = plan.total_steps as f64 / plan.steps_per_epoch as f64;
+    let epochs = match epochs.fract() == 0.0 {
+        true => thousands(epochs as u64),
+        false => format!("{epochs:.1}"),
+    };
+    let peak = optimizer.peak_lr(batch);
+    let scaled = optimizer.base_batch_size.filter(|base| *base != batch);
+    let scaled = scaled.map(|base| format!(" ({} × {batch}/{base})", rate(optimizer.lr))).unwrap_or_default();
+    let warmup = schedule.warmup_over(plan.steps_per_epoch);
+    let up = match warmup {
+        0 => String::new(),
+        steps => format!(" after {} steps of warm-up", thousands(steps)),
+    };
+    lines(&[
+        (from, weights.to_owned()),
+        ("schedule", format!("{} ({epochs} epochs)", inputs.budget(settings))),
+        ("learning rate", format!("{}{scaled}{up}, then down to {}", rate(peak), rate(optimizer.min_lr))),
+    ])
 }
 
-fn leaves(prefix: &str, table: &Table) -> Vec<(String, String)> {
-    let name = |key: &str| if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
-    table
-        .iter()
-        .flat_map(|(key, value)| match value {
-            Value::Table(inner) => leaves(&name(key), inner),
-            value => vec![(name(key), plain(value))],
-        })
-        .collect()
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) if text.is_empty() => "–".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Float(number) if *number != 0.0 && number.abs() < 1e-3 => format!("{number:e}"),
-        value => value.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_fit_few_lines() {
-        let settings = beit2::pretrain::PretrainRecipe::default();
-        let lines = compact(&Table::try_from(settings).unwrap());
-        assert!(lines.len() < 20 && lines.iter().all(|line| line.chars().count() <= 101), "{lines:#?}");
-        let text = lines.join("\n");
-        assert!(text.contains("min_lr 1e-5") && text.contains("vit.width 768"), "{text}");
-        assert!(text.starts_with(&format!("{:9}  stage pretrain", "")), "{text}");
-    }
+fn lines(rows: &[(&str, String)]) -> String {
+    let rows: Vec<(String, &String)> =
+        rows.iter().map(|(name, value)| (format!("{name:NAMES$}"), value)).collect();
+    output::pairs(&rows).trim_end().to_owned()
 }

@@ -16,12 +16,8 @@ use crate::stage::{Stage, Tables};
 
 /// Images and weights of a run, opened once.
 pub struct Inputs {
-    /// Training images.
-    pub(super) images: usize,
-    /// Classes of the training images.
-    pub(super) classes: usize,
-    /// Steps.
-    plan: Plan,
+    /// The schedule.
+    pub(super) plan: Plan,
     /// Training and validation images.
     sources: Vec<(&'static str, String, Arc<dyn Source>)>,
     /// Name and value of what identifies the inputs.
@@ -61,10 +57,9 @@ impl Inputs {
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
         }
-        let (images, classes) = (train.len(), train.classes().len());
         let mut sources = vec![("train", data.train.clone(), train)];
         sources.extend(data.val.clone().zip(val).map(|(spec, val)| ("val", spec, val)));
-        Ok(Self { images, classes, plan, sources, fingerprints })
+        Ok(Self { plan, sources, fingerprints })
     }
 
     /// The run's steps.
@@ -80,6 +75,39 @@ impl Inputs {
     /// Tells what is used and what is left out.
     pub fn tell(&self, output: OutputArgs) {
         self.sources.iter().for_each(|(_, spec, source)| account::tell(output, spec, source.as_ref()));
+    }
+
+    /// The training (`train`) or validation images (`val`).
+    pub(super) fn source(&self, which: &str) -> Option<&dyn Source> {
+        self.sources.iter().find(|(name, ..)| *name == which).map(|(_, _, source)| source.as_ref())
+    }
+
+    /// How they were named.
+    pub(super) fn spec(&self, which: &str) -> Option<&str> {
+        self.sources.iter().find(|(name, ..)| *name == which).map(|(_, spec, _)| spec.as_str())
+    }
+
+    /// What looks wrong about what is used and left out.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.sources.iter().flat_map(|(_, _, source)| source.account().warnings).collect()
+    }
+
+    /// What is used and left out, for the header.
+    pub(super) fn rows(&self, uses_classes: bool) -> Vec<(&'static str, String)> {
+        let row = |(name, spec, source): &(&'static str, String, Arc<dyn Source>)| {
+            let classes = match source.classes().len() {
+                0 => String::new(),
+                n if uses_classes => format!("; {n} classes"),
+                n => format!("; {n} classes (not used)"),
+            };
+            let name = if *name == "train" { "data" } else { "validation" };
+            (name, format!("{spec}: {}{classes}", source.account()))
+        };
+        let mut rows: Vec<_> = self.sources.iter().map(row).collect();
+        if rows.len() == 1 {
+            rows.push(("validation", "none (--val names images that are not trained on)".to_owned()));
+        }
+        rows
     }
 
     /// The same for JSON.

@@ -1,34 +1,34 @@
 //! One experiment from flags to result: resolve, check, say what will run, run, say what came of it.
 
+mod ending;
 mod examples;
 mod header;
 mod inputs;
+mod next;
 mod provenance;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use beit2::train::{Env, Outcome, Rank, on_devices};
 use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::format_bytes;
 use beit2_run::{Existing, recipe};
-use beit2_run::{format_duration, thousands};
-use serde_json::json;
 
 use crate::assets::{AssetStore, Reading};
 use crate::backend::{self, GroupJob};
 use crate::device::DeviceSpec;
-use crate::display::speed;
 use crate::errors::{Ending, usage};
 use crate::flags::{OutputArgs, TrainArgs};
-use crate::progress::Progress;
+use crate::progress::{Progress, RunWarnings};
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::{account, fit, output, report};
+use crate::{account, fit, output};
 
+use ending::Ended;
 pub use inputs::Inputs;
-use provenance::continue_command;
+use next::Ran;
 
 /// Runs a training command. `extra` are overrides by the command's own flags, `reading` how its weights are read.
 pub fn run<S: Stage>(
@@ -55,9 +55,18 @@ pub fn run<S: Stage>(
         output::result(&recipe::to_toml(&settings)?)?;
     }
     let inputs = Inputs::check(&settings, &assets)?;
-    inputs.tell(flags.output);
+    let device = &flags.device.device;
+    let mut warnings = inputs.warnings();
+    if flags.dry_run {
+        inputs.tell(flags.output);
+    } else {
+        if !flags.output.quiet {
+            output::note(&header::place::<S>(&found, overrides.len(), &dir, &inputs, device));
+        }
+        account::tell_warnings(&warnings);
+    }
     if !flags.no_check {
-        look(&settings, &assets)?;
+        warnings.extend(look(&settings, &assets)?);
         fitted.extend(fit::look(&settings, inputs.train()));
     }
     fitted.extend(fit::length(&settings, inputs.plan()));
@@ -79,9 +88,8 @@ pub fn run<S: Stage>(
         ));
         return Ok(Ending::Done);
     }
-    let device = &flags.device.device;
     if !flags.output.quiet {
-        output::note(&header::header(&settings, &found, &dir, &inputs, device)?);
+        output::note(&header::plan(&settings, &inputs));
     }
     let run = Run {
         recipe: &found,
@@ -93,18 +101,23 @@ pub fn run<S: Stage>(
         device,
         output: flags.output,
         signals,
+        warnings: &warnings,
     };
-    let outcome = run.train(&settings)?;
+    let (outcome, warnings) = run.train(&settings)?;
     run.keep_examples(&settings, &outcome);
-    finish(&dir, &outcome, &inputs, flags.output)
+    let ran = Ran { recipe: &found, dir: &dir, inputs: &inputs, assets: &assets, device };
+    let next = if outcome.complete { next::next(&settings, &ran) } else { None };
+    let (outcome, warnings) = (&outcome, &warnings);
+    Ended { stage: S::NAME, dir: &dir, outcome, inputs: &inputs, warnings, next }.tell(flags.output)
 }
 
-/// Looks at labels, masks and a few images, and stops before a run whose result would mean nothing.
-pub fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<()> {
+/// Looks at labels, masks and a few images, and stops before a run whose result would mean nothing. Gives the warnings that
+/// it has told.
+pub fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<Vec<String>> {
     let Findings { warnings, errors } = settings.findings(assets)?;
     account::tell_warnings(&warnings);
     match errors.as_slice() {
-        [] => Ok(()),
+        [] => Ok(warnings),
         errors => anyhow::bail!("{} (--no-check trains all the same)", errors.join("; ")),
     }
 }
@@ -129,13 +142,16 @@ pub struct Run<'a> {
     pub output: OutputArgs,
     /// Ctrl-C and SIGTERM.
     pub signals: &'a Signals,
+    /// Warnings that were told before, which belong to the run.
+    pub warnings: &'a [String],
 }
 
 impl Run<'_> {
-    /// Trains, continues, or finds the run complete.
-    pub fn train<S: Stage>(&self, settings: &S) -> anyhow::Result<Outcome> {
+    /// Trains, continues, or finds the run complete. Lists its warnings when it has ended.
+    pub fn train<S: Stage>(&self, settings: &S) -> anyhow::Result<(Outcome, RunWarnings)> {
         let provenance = provenance::provenance(self.recipe, self.overrides, self.inputs, self.device)?;
         let mut progress = Progress::of_run(self.output, self.signals, self.dir);
+        self.warnings.iter().for_each(|warning| progress.told(warning));
         let env = Env {
             dir: self.dir.to_owned(),
             existing: if self.restart { Existing::SetAside } else { Existing::Continue },
@@ -146,8 +162,8 @@ impl Run<'_> {
             rank: Rank::alone(),
         };
         let outcome = backend::run(self.device, Training { settings, env });
-        progress.close();
-        outcome
+        let warnings = progress.close_run();
+        Ok((outcome?, warnings))
     }
 }
 
@@ -163,52 +179,4 @@ impl<S: Stage> GroupJob for Training<'_, S> {
         let Self { settings, env } = self;
         Ok(on_devices::<B>(devices, env, |env, device| settings.train::<B>(env, device))?)
     }
-}
-
-/// Says what came of the run.
-fn finish(out: &Path, outcome: &Outcome, inputs: &Inputs, output: OutputArgs) -> anyhow::Result<Ending> {
-    let report = match report::write(out) {
-        Ok(path) => Some(path),
-        // The run is what counts, and it is saved.
-        Err(error) => {
-            output::note(&format!("warning: the report was not written: {error:#}"));
-            None
-        }
-    };
-    let again = continue_command();
-    if !outcome.complete {
-        output::note(&format!(
-            "stopped after step {} and saved in {}; continue with: {again}",
-            thousands(outcome.step),
-            outcome.checkpoint.display()
-        ));
-    }
-    let per_second = (outcome.seconds > 0.0).then(|| outcome.images as f64 / outcome.seconds);
-    if output.json {
-        output::json(&json!({
-            "run": out,
-            "complete": outcome.complete,
-            "steps": outcome.step,
-            "images": outcome.images,
-            "seconds": outcome.seconds,
-            "images_per_second": per_second,
-            "checkpoint": outcome.checkpoint,
-            "report": report,
-            "metrics": report::last_epoch(out),
-            "account": inputs.accounts_json(),
-            "continue": (!outcome.complete).then_some(again),
-        }))?;
-    } else if outcome.complete {
-        let pace = per_second.map(|s| format!(", {}", speed(s))).unwrap_or_default();
-        let mut rows = vec![
-            (
-                "done",
-                format!("{} steps in {}{pace}", thousands(outcome.step), format_duration(outcome.seconds)),
-            ),
-            ("weights", outcome.checkpoint.join("model.safetensors").display().to_string()),
-        ];
-        rows.extend(report.map(|path: PathBuf| ("report", path.display().to_string())));
-        output::result(&output::pairs(&rows))?;
-    }
-    Ok(if outcome.complete { Ending::Done } else { Ending::Stopped })
 }

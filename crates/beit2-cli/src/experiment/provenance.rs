@@ -34,12 +34,16 @@ pub(super) fn provenance(
 
 /// This command again, without what would begin anew.
 pub(super) fn continue_command() -> String {
-    let mut args = std::env::args();
-    let program = args.next().unwrap_or_default();
+    command_line(std::env::args().skip(1).filter(|arg| arg != "--restart"))
+}
+
+/// A command of this program as a shell reads it.
+pub(super) fn command_line(arguments: impl IntoIterator<Item = String>) -> String {
+    let program = std::env::args().next().unwrap_or_default();
     let program =
         Path::new(&program).file_name().map_or("beit2".into(), |name| name.to_string_lossy().into_owned());
-    let rest = args.filter(|arg| arg != "--restart").map(|arg| quoted(&arg));
-    std::iter::once(program).chain(rest).collect::<Vec<_>>().join(" ")
+    let arguments = arguments.into_iter().map(|argument| quoted(&argument));
+    std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 /// An argument as a shell reads it.

@@ -7,9 +7,9 @@ fn shown(stage: &str) -> &'static [(&'static str, &'static str)] {
     match stage {
         "tokenizer" => &[
             ("loss", "loss"),
-            ("codebook_usage", "codes used"),
+            ("codebook_usage", "codes"),
             ("val_loss", "val loss"),
-            ("val_codebook_usage", "val codes used"),
+            ("val_codebook_usage", "val codes"),
         ],
         "pretrain" => &[
             ("loss", "loss"),

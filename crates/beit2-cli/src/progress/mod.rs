@@ -73,11 +73,14 @@ impl Training {
     /// For the bar.
     fn line(&self) -> String {
         let parts = [
-            Some(Part::new(4, self.epoch())),
+            Some(Part::new(5, self.epoch())),
             self.loss.map(|loss| Part::new(1, format!("loss {}", metric("loss", loss)))),
-            self.per_second.map(|pace| Part::new(3, speed(pace))),
-            self.left().map(|left| Part::new(2, left)),
-            self.bottleneck.map(|bottleneck| Part::new(5, bottleneck.to_string())),
+            self.per_second.map(|pace| Part::new(2, speed(pace))),
+            self.left().map(|left| Part::new(0, left)),
+            self.bottleneck.map(|bottleneck| {
+                // What holds a run up is worth more than the epoch; that the device computes is as it should be.
+                Part::new(if bottleneck == Bottleneck::Device { 6 } else { 3 }, bottleneck.to_string())
+            }),
         ];
         bar::line(self.stage, (self.step, self.total), parts.into_iter().flatten().collect(), bar::columns())
     }
@@ -358,12 +361,12 @@ impl Observer for Progress {
                 self.values(&values);
             }
             Event::Averages(values) => self.values(&values),
-            Event::Epoch { epoch, step, steps_per_epoch, best, values } if talks => {
+            Event::Epoch { step, steps_per_epoch, best, values, .. } if talks => {
                 let Some(training) = &self.training else { return };
                 let at = match step.is_multiple_of(steps_per_epoch) {
                     true => training.epoch(),
                     // An evaluation or the end within an epoch.
-                    false => format!("step {} in epoch {}", thousands(step), thousands(epoch)),
+                    false => format!("step {}", thousands(step)),
                 };
                 let best = if best { "  best" } else { "" };
                 let done = if step.is_multiple_of(steps_per_epoch) { " done" } else { "" };

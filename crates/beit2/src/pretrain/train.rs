@@ -4,6 +4,7 @@ use std::path::Path;
 
 use beit2_data::{Batch, Key, RngStream};
 use beit2_kernels::AutodiffBackend;
+use beit2_run::thousands;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
@@ -61,7 +62,7 @@ pub fn train<B: AutodiffBackend>(
     model.set_precision(recipe.precision);
     let rule = GroupRule::flat(recipe.optimizer.weight_decay);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), rule);
-    let parameters = params::count(&model);
+    let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("{parameters} trained parameters, {} blocks of width {}", vit.depth, vit.width);
     let masked = format!("{} of {} patches", recipe.mask.patches, vit.patches());
     let summary = vec![("model".into(), sizes), ("masked".into(), masked)];

@@ -6,9 +6,9 @@ use beit2_data::classes::Target;
 use beit2_data::segment::SegmentTrainView;
 use beit2_data::{Batch, Key, RngStream, Source};
 use beit2_kernels::AutodiffBackend;
-use beit2_run::StopFlag;
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::report::Examples;
+use beit2_run::{StopFlag, thousands};
 use beit2_weights::plan::Plan as LoadPlan;
 use beit2_weights::resize::TableResize;
 use burn::module::AutodiffModule;
@@ -79,7 +79,7 @@ pub fn train<B: AutodiffBackend>(
     }
     model.set_precision(recipe.precision);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
-    let parameters = params::count(&model);
+    let parameters = thousands(params::count(&model) as u64);
     let (depth, width) = (vit.depth, vit.width);
     let sizes =
         format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");

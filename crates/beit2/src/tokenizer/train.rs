@@ -2,6 +2,7 @@
 
 use beit2_data::{Key, RngStream};
 use beit2_kernels::{AutodiffBackend, Backend, Rank};
+use beit2_run::thousands;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
@@ -55,7 +56,7 @@ pub fn train<B: AutodiffBackend>(
     let rule = GroupRule::flat(recipe.optimizer.weight_decay);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), rule);
     let (codes, code_dim) = (recipe.model.codebook_size, recipe.model.code_dim);
-    let parameters = params::count(&model);
+    let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("VQ-KD, {parameters} trained parameters, {codes} codes of {code_dim} values");
     let summary = vec![("model".into(), sizes)];
     let (mut session, resumed) =

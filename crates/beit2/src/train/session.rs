@@ -204,7 +204,8 @@ impl<'a, I: Backend> Session<'a, I> {
         let step = self.state.step;
         let steps = self.throughput.eta((self.plan.total_steps - step) * images_per_step)?;
         let evaluations = self.evaluations.as_ref().map_or(Duration::ZERO, |(evaluations, images)| {
-            evaluations.eta(step, self.throughput.eta(*images as u64).map(|time| time.mul_f64(EVALUATION_COST)))
+            evaluations
+                .eta(step, self.throughput.eta(*images as u64).map(|time| time.mul_f64(EVALUATION_COST)))
         });
         let saves = self.saves.eta(step, None);
         Some(steps.as_secs_f64() + evaluations.as_secs_f64() + saves.as_secs_f64())

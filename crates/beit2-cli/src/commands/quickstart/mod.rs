@@ -204,8 +204,9 @@ impl<S: Stage> Part<S> {
             device: &args.device.device,
             output: args.output,
             signals,
+            warnings: &[],
         };
-        let outcome = run.train(&self.settings)?;
+        let (outcome, _) = run.train(&self.settings)?;
         let (step, dir) = (outcome.step, self.dir.display());
         if !outcome.complete {
             output::note(&format!(

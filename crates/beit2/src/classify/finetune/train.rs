@@ -2,7 +2,7 @@
 
 use beit2_data::{Batch, Key, MixParams, RngStream};
 use beit2_kernels::AutodiffBackend;
-use beit2_run::StopFlag;
+use beit2_run::{StopFlag, thousands};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::{Plan as LoadPlan, PlanOptions};
 use burn::module::AutodiffModule;
@@ -89,7 +89,7 @@ pub fn train<B: AutodiffBackend>(
         (model, _) = params::load(model, tensors, DType::F32)?;
     }
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), recipe.group_rule());
-    let parameters = params::count(&model);
+    let parameters = thousands(params::count(&model) as u64);
     let (depth, width) = (vit.depth, vit.width);
     let sizes =
         format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");

@@ -63,7 +63,10 @@ pub fn distill<B: AutodiffBackend>(
     student = initialise(student, rule, recipe.seed);
     let rule = GroupRule::flat(recipe.optimizer.weight_decay);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), rule);
-    let summary = vec![("student".into(), format!("{} trained parameters", params::count(&student)))];
+    let summary = vec![(
+        "model".into(),
+        format!("{} trained parameters", beit2_run::thousands(params::count(&student) as u64)),
+    )];
     // Each rank's own: of another number of devices the file would hold other images.
     let targets_path = env.dir.join(match rank.world() {
         1 => "targets.f16".to_owned(),
