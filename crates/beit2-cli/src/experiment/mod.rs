@@ -13,7 +13,7 @@ use beit2::train::{Env, Outcome, Rank, on_devices};
 use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::environment::format_bytes;
-use beit2_run::{Existing, recipe};
+use beit2_run::{Existing, recipe, thousands};
 
 use crate::assets::{AssetStore, Reading};
 use crate::backend::{self, GroupJob};
