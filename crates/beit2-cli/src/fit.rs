@@ -57,7 +57,7 @@ impl Fitted {
         if !output.quiet {
             self.notes.iter().for_each(|note| output::note(note));
         }
-        self.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
+        self.warnings.iter().for_each(|warning| output::warning(warning));
     }
 }
 

@@ -71,6 +71,7 @@ pub fn run<S: Stage>(
     }
     fitted.extend(fit::length(&settings, inputs.plan()));
     fitted.tell(flags.output);
+    warnings.append(&mut fitted.warnings);
     flags.tell_resume(&dir);
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));

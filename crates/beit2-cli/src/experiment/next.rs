@@ -79,7 +79,6 @@ impl Ran<'_> {
     /// Masked image modeling with the tokenizer's ids.
     fn pretrain(&self, tokenizer: &TokenizerRecipe) -> Option<Vec<String>> {
         let model = &tokenizer.model;
-        let grid = model.grid();
         let basic = [change("tokenizer.weights", self.weights())];
         let fit = |recipe: &PretrainRecipe| {
             let (vit, mut sizes) = (&recipe.model.vit, Vec::new());
@@ -92,15 +91,6 @@ impl Ran<'_> {
             }
             if vit.in_chans != model.in_chans {
                 sizes.push(change("model.vit.in_chans", model.in_chans));
-            }
-            if vit.grid() != grid {
-                // The same shares of the patches as in the recipe.
-                let patches = (grid * grid) as f64;
-                let scaled = |count: usize| count as f64 * patches / (vit.grid() * vit.grid()) as f64;
-                let masked = (scaled(recipe.mask.patches).round() as usize).clamp(1, grid * grid);
-                let block = (scaled(recipe.mask.min_block).round() as usize).clamp(1, masked);
-                sizes.push(change("mask.patches", masked));
-                sizes.push(change("mask.min_block", block));
             }
             sizes
         };
@@ -205,8 +195,7 @@ impl Ran<'_> {
         overrides.extend(sizes.iter().cloned());
 
         // What would not start is not told.
-        let mut settings: T = recipes::resolve(&recipe, &overrides).ok()?;
-        settings.resolve(self.assets).ok()?;
+        let (settings, _) = recipes::fitted::<T>(&recipe, &overrides, self.assets).ok()?;
         settings.check().ok()?;
         let tables = settings.tables();
         Plan::new(tables.schedule, tables.optimizer, images).ok()?;

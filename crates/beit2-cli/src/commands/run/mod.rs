@@ -139,9 +139,10 @@ impl Work<'_> {
             output::note(&format!("\n{at}/{of}  {}  {}", entry.stage, inputs.budget(&settings)));
         }
         let complete = state(&run).is_some_and(|state| state.step >= inputs.plan().total_steps);
-        if self.restart || !complete {
-            experiment::look(&settings, self.assets)?;
-        }
+        let warnings = match self.restart || !complete {
+            true => experiment::look(&settings, self.assets)?,
+            false => Vec::new(),
+        };
         let trained = Run {
             recipe: &recipe,
             overrides: &[],
@@ -152,9 +153,10 @@ impl Work<'_> {
             device: &args.device.device,
             output: args.output,
             signals: self.signals,
+            warnings: &warnings,
         }
         .train(&settings);
-        let outcome = trained.map_err(|error| self.explain(error, &path))?;
+        let (outcome, _) = trained.map_err(|error| self.explain(error, &path))?;
         if !outcome.complete {
             output::note(&format!(
                 "stopped after step {} of {} and saved in {}; continue with: beit2 run {}",
