@@ -4,18 +4,24 @@
 //! |-----------|--------------------------------------------------------------------------------------|
 //! | 0         | done                                                                                 |
 //! | 1         | failed: a file, a disk, a device, the data                                           |
-//! | 2         | wrong command or recipe: flags, keys, values, contradictions, `--out`             |
+//! | 2         | wrong command or recipe: flags, keys, values, contradictions, an output that exists  |
 //! | 130 / 143 | stopped by Ctrl-C / SIGTERM after saving; the same command continues                 |
 //! | 130       | a second Ctrl-C or SIGTERM: ended at once, the last checkpoint counts                |
+//!
+//! A fault has one code in every command. What is wrong with a file that was named rightly is 1: it is missing, cannot be
+//! read, is damaged, lacks a tensor or contradicts itself. What another flag or setting makes right is 2: a sound file of
+//! another kind of model, or of other sizes than the settings have.
 
 use std::any::Any;
 use std::io::{ErrorKind, Write};
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use beit2::Error;
 use beit2_data::LoaderError;
+use beit2_run::atomic::{FileError, advice as file_advice};
 use beit2_run::{RecipeError, RunError};
 
 use crate::output::printable;
@@ -97,7 +103,7 @@ pub fn settled(result: anyhow::Result<Ending>, signals: &Signals) -> u8 {
         Ok(Ending::Done) => DONE,
         Ok(Ending::Stopped) => signals.exit_code(),
         Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted)) => {
-            complain(&format!("{error:#}"));
+            complain(&sentence(&error));
             signals.exit_code()
         }
         Err(error) => said(&error),
@@ -112,8 +118,41 @@ fn said(error: &anyhow::Error) -> u8 {
     {
         return DONE;
     }
-    complain(&format!("{error:#}"));
+    complain(&match advice(error) {
+        Some(advice) => format!("{}; {advice}", sentence(error)),
+        None => sentence(error),
+    });
     code_of(error)
+}
+
+/// The error and its causes in one sentence, each said once: many errors of files have said their cause in other words.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = cause.to_string();
+        let in_other_words = cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| ["read", "write"].iter().any(|action| text.contains(&file_advice(action, e))));
+        if text.contains(&said) || in_other_words {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&said);
+    }
+    text
+}
+
+/// What the library cannot say, because it does not know the commands.
+fn advice(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|e| match (e.downcast_ref(), e.downcast_ref()) {
+        (Some(Error::Loader(LoaderError::TooManyBad { bad, samples, .. })), _)
+        | (_, Some(LoaderError::TooManyBad { bad, samples, .. })) => {
+            Some(beit2_data::advice_on_bad_images(*bad, *samples, "DIR"))
+        }
+        _ => None,
+    })
 }
 
 fn complain(sentence: &str) {
@@ -166,10 +205,10 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => match error.downcast_ref::<Flags>() {
-            Some(Flags(text, _)) if !text.use_stderr() => {
-                let _ = text.print();
-                DONE
-            }
+            Some(Flags(text, _)) if !text.use_stderr() => match text.print() {
+                Err(error) => said(&FileError::new("write", Path::new("standard output"), error).into()),
+                Ok(()) => DONE,
+            },
             // `beit2` alone: the whole help is the message.
             Some(Flags(text, _))
                 if text.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>

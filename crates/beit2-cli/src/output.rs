@@ -2,15 +2,19 @@
 //! pipe gets results only.
 
 use std::io::Write;
+use std::path::Path;
+
+use beit2_run::atomic::FileError;
 
 /// Prints a result to stdout. A closed pipe is an error that the program ends on silently.
 pub fn result(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    if !text.ends_with('\n') {
-        out.write_all(b"\n")?;
-    }
-    Ok(out.flush()?)
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(end.as_bytes()))
+        .and_then(|()| out.flush());
+    Ok(written.map_err(|error| FileError::new("write", Path::new("standard output"), error))?)
 }
 
 /// Prints a result as the one JSON object of `--json`.

@@ -1,5 +1,6 @@
 //! Recipes by name (inside the program) or by path, and the settings they resolve to.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Context;
@@ -61,7 +62,24 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
         ));
     }
     if what.ends_with(".toml") || what.contains(['/', '\\']) || path.is_file() {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {what}"))?;
+        let text = match std::fs::read_to_string(path) {
+            Err(_) if path.is_dir() => {
+                return usage(format!(
+                    "{what} is a folder, and a recipe was expected here: a name (`beit2 recipes` lists them) or a .toml file; images are named with --data"
+                ));
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return usage(format!(
+                    "{what} is no recipe, which is a text; `beit2 recipes` lists those inside"
+                ));
+            }
+            text => text.with_context(|| format!("cannot read the recipe {what}"))?,
+        };
+        if let Some(command) = command_of_run(&text) {
+            return usage(format!(
+                "{what} is the record of a run, not a recipe; to continue or repeat the run (with another --out), use its command: {command}"
+            ));
+        }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         return Ok(Recipe { name, origin: what.to_owned(), text });
     }
@@ -103,6 +121,13 @@ pub fn fitted<S: Stage>(
     };
     let said = fit::fit(&mut settings, &layers);
     Ok((settings, said))
+}
+
+/// The command of a run, if this is the text of its `run.toml`.
+fn command_of_run(text: &str) -> Option<String> {
+    let table: toml::Table = text.parse().ok()?;
+    table.get("fingerprint")?;
+    Some(table.get("environment")?.get("command")?.as_str()?.to_owned())
 }
 
 /// The settings of a recipe with overrides by name, complete and checked.

@@ -194,8 +194,11 @@ impl Sources {
 
     /// A few images decoded, and images that are in both sets.
     fn of_images(&self, data: &DataConfig) -> Findings {
-        let mut findings = check::sample(self.train(data), &data.decode_options(), data.workers);
+        let look =
+            |set| check::sample(set, &data.decode_options(), data.workers, Some(data.max_bad_fraction));
+        let mut findings = look(self.train(data));
         if let Some(val) = self.val(data) {
+            findings.extend(look(val));
             findings.extend(check::shared(self.train(data), val, data.workers));
         }
         findings

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod faults;
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::fs;
 

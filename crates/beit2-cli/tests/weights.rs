@@ -257,6 +257,15 @@ fn runs_of_this_program() {
     let tokenizer =
         ["pretrain", "mim.toml", "--tokenizer", "run", "--out", "mim", "--quiet", "--set", "epochs=1"];
     world.beit2(&tokenizer).works();
+    // What its metadata know is not called unknown.
+    let shown = weights(world.root(), &["inspect", "mim"]);
+    assert!(shown.works().out.contains("aggregation  1 layers after block 1"), "{}", shown.out);
+    assert!(!shown.out.contains("unknown"), "{}", shown.out);
+    for command in ["inspect", "verify"] {
+        let found = json(&weights(world.root(), &[command, "mim", "--json"]));
+        assert_eq!(found["model"]["patch_aggregation"]["intermediate_layer"], 1, "{command}");
+        assert_eq!((&found["model"]["heads"], &found["model"]["image_size"]), (&2.into(), &32.into()));
+    }
     weights(world.root(), &["convert", "mim", "--to", "official", "-o", "official.safetensors"]).works();
     let found = json(&weights(world.root(), &["verify", "official.safetensors", "--json"]));
     assert_eq!(found["model"]["kind"], "pretraining");
@@ -309,12 +318,12 @@ fn outputs_are_not_overwritten() {
     };
     convert("hf.safetensors", &[]).works();
     let before = fs::read(folder.path().join("hf.safetensors")).unwrap();
-    convert("hf.safetensors", &[]).fails(1, &["hf.safetensors already exists", "--force"]);
-    convert("model.safetensors", &[]).fails(1, &["model.safetensors already exists"]);
+    convert("hf.safetensors", &[]).fails(2, &["hf.safetensors already exists", "--force"]);
+    convert("model.safetensors", &[]).fails(2, &["model.safetensors already exists"]);
     convert("hf.safetensors", &["--force"]).works();
     assert!(fs::read(folder.path().join("hf.safetensors")).unwrap() == before, "the same file again");
     convert("a/b/hf", &[]).works();
-    convert("a/b/hf", &[]).fails(1, &["a/b/hf/model.safetensors already exists"]);
+    convert("a/b/hf", &[]).fails(2, &["a/b/hf/model.safetensors already exists"]);
     let config: Value =
         serde_json::from_slice(&fs::read(folder.path().join("a/b/hf/config.json")).unwrap()).unwrap();
     assert_eq!((&config["model_type"], &config["hidden_size"]), (&"beit".into(), &16.into()));

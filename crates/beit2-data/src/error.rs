@@ -487,6 +487,17 @@ pub enum SourceError {
     },
 }
 
+/// What to do about unusable images, as the rest of a sentence. `data` is how the user names the images.
+#[must_use]
+pub fn advice_on_bad_images(bad: u64, samples: u64, data: &str) -> String {
+    // With some room: what was found so far may not be all.
+    let wanted = 1.5 * bad as f64 / samples.max(1) as f64;
+    let fraction = [0.05, 0.1, 0.2, 0.5].into_iter().find(|&fraction| wanted <= fraction).unwrap_or(1.0);
+    format!(
+        "`beit2 data check {data} --decode` names all of them: repair or remove them, or allow more with --set data.max_bad_fraction={fraction} (in knn and probe --max-bad-fraction {fraction})"
+    )
+}
+
 /// Why a [`Loader`](crate::Loader) could not start or had to stop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoaderError {
@@ -529,7 +540,7 @@ pub enum LoaderError {
     #[error(
         "{bad} of {samples} images could not be used in epoch {epoch}, more than the {limit} that data.max_bad_fraction allows ({percent} %): {}{}",
         first.join("; "),
-        if (*bad as usize) > first.len() { "; ..." } else { "" }
+        match (*bad as usize).saturating_sub(first.len()) { 0 => String::new(), more => format!("; and {more} more") }
     )]
     TooManyBad {
         /// Epoch in which it happened.

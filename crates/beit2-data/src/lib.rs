@@ -68,7 +68,7 @@ pub use decode::{
     Background, DecodeOptions, ExifOrientation, ImageFacts, PixelRange, decode, decode_with_facts,
     foreign_format,
 };
-pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError};
+pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError, advice_on_bad_images};
 pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
 pub use fingerprint::fnv1a;
 pub use image::{Image, stack_hwc};

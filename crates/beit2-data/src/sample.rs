@@ -17,7 +17,7 @@ use crate::source::Source;
 const REPLACEMENT_TRIES: u32 = 16;
 
 /// How many unusable samples an error message lists.
-const LISTED: usize = 5;
+const LISTED: usize = 3;
 
 /// What the work function gets to know about a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,18 @@ pub(crate) struct Sample<T> {
     pub(crate) replaced: Option<Replaced>,
 }
 
+/// How many of `samples` may be unusable.
+pub(crate) fn most_bad(fraction: f64, samples: u64) -> u64 {
+    // Why the small addend: 0.29 * 100 is 28.999999999999996 in binary and must allow 29.
+    // Why at least one: a share of fewer than 100 images would otherwise allow none.
+    u64::from(fraction > 0.0).max((fraction * samples as f64 + 1e-6) as u64)
+}
+
+/// A fraction as a percentage, ready to print.
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{}", (fraction * 1e6).round() / 1e4)
+}
+
 /// Counts unusable samples, in the order of the epoch, so that the verdict does not depend on the
 /// workers.
 pub(crate) struct BadCount {
@@ -86,10 +98,7 @@ impl BadCount {
     /// A count for an epoch of `samples` samples, `fraction` of which may be bad, that starts at
     /// `bad`.
     pub(crate) fn new(fraction: f64, samples: u64, epoch: u64, bad: u64) -> Self {
-        // Why the small addend: 0.29 * 100 is 28.999999999999996 in binary and must allow 29.
-        // Why at least one: a share of fewer than 100 images would otherwise allow none.
-        let least = u64::from(fraction > 0.0);
-        let limit = least.max((fraction * samples as f64 + 1e-6) as u64);
+        let limit = most_bad(fraction, samples);
         Self { fraction, limit, samples, epoch, bad, first: Vec::new() }
     }
 
@@ -106,7 +115,7 @@ impl BadCount {
         if replaced.is_empty() || self.bad <= self.limit {
             return Ok(self.bad);
         }
-        let percent = format!("{}", (self.fraction * 1e6).round() / 1e4);
+        let percent = percent(self.fraction);
         let (bad, limit, samples, first) = (self.bad, self.limit, self.samples, self.first.clone());
         Err(LoaderError::TooManyBad { epoch, bad, limit, samples, percent, first })
     }

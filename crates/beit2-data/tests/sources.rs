@@ -6,6 +6,8 @@ mod archives;
 mod common;
 #[path = "sources/folders.rs"]
 mod folders;
+#[path = "sources/patterns.rs"]
+mod patterns;
 #[path = "sources/tars.rs"]
 mod tars;
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A file operation that failed: what was tried, on which path, and what would help.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {}", .path.display(), advice(.source))]
+#[error("cannot {action} {}: {}", .path.display(), advice(.action, .source))]
 pub struct FileError {
     /// What was tried, as a verb: `write`, `read`, `create the folder`.
     pub action: &'static str,
@@ -29,10 +29,16 @@ impl FileError {
     }
 }
 
-/// The system's error as a sentence that says what would be right.
-fn advice(error: &io::Error) -> String {
+/// The system's error, on trying `action`, with what would be right. It replaces what the system says, which is short and has a
+/// number.
+#[must_use]
+pub fn advice(action: &str, error: &io::Error) -> String {
     use io::ErrorKind as K;
+    let reading = ["read", "open", "list", "look"].iter().any(|word| action.starts_with(word));
     let advice = match error.kind() {
+        K::PermissionDenied if reading => {
+            "permission denied; give yourself the right to read it, or move it elsewhere"
+        }
         K::StorageFull => "the disk is full; free some space or choose a folder on another disk",
         K::QuotaExceeded => "the disk quota is used up; free some space or choose a folder on another disk",
         K::ReadOnlyFilesystem => "the file system is read-only; choose a folder that can be written",

@@ -36,6 +36,12 @@ pub enum RunError {
         /// The folder.
         path: PathBuf,
     },
+    /// There is a file where the folder should be.
+    #[error("{} is a file, not a folder; name a new or empty folder with --out", .path.display())]
+    NotAFolder {
+        /// The file.
+        path: PathBuf,
+    },
     /// The folder holds a run with other settings.
     #[error(
         "{} belongs to another run, it differs in {}; choose another folder with --out, or begin again here with \
@@ -150,6 +156,9 @@ impl RunDir {
         existing: Existing,
     ) -> Result<Opened, RunError> {
         let new = parse(run_toml, &path.join("run.toml"))?;
+        if path.is_file() {
+            return Err(RunError::NotAFolder { path: path.to_owned() });
+        }
         create_dir(path)?;
         let file = path.join("run.toml");
         let is_run = || file.try_exists().map_err(|source| FileError::new("read", &file, source));

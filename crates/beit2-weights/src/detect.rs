@@ -14,7 +14,7 @@ const OTHERS: &[(&[u8], &str)] = &[
     (b"\x89HDF", "an HDF5 file (Keras, TensorFlow)"),
     (b"GGUF", "a GGUF file (llama.cpp)"),
     (b"ggml", "a GGML file"),
-    (b"RIFF", "a media file"),
+    (b"RIFF", "an image, or a sound or a video"),
     (b"\x89PNG", "an image"),
     (b"\xff\xd8\xff", "an image"),
     (b"PAR1", "a Parquet file"),
@@ -59,6 +59,11 @@ pub(crate) fn format(source: &FileSource) -> Result<Format, WeightsError> {
         _ if LEGACY_MAGIC.starts_with(&head) || b"PK\x03\x04".starts_with(&head) => {
             "cut short after its first bytes"
         }
+        _ if is_image(&head) => "an image",
+        // What people call a text: no control characters but white space.
+        _ if head.iter().all(|&byte| byte >= 0x20 || byte.is_ascii_whitespace()) => {
+            "a text of an unknown format"
+        }
         _ => "of an unknown format",
     };
     Err(WeightsError::NotWeights { path: path(), what })
@@ -83,6 +88,13 @@ fn by_ending(path: &std::path::Path, head: &[u8]) -> Option<&'static str> {
         () if ends(&[".mlmodel"]) => "a Core ML file",
         () => return None,
     })
+}
+
+/// Images without a long signature.
+fn is_image(head: &[u8]) -> bool {
+    let pnm = matches!(head, [b'P', b'1'..=b'7', space, ..] if space.is_ascii_whitespace());
+    pnm || [&b"GIF8"[..], b"II*\0", b"MM\0*"].iter().any(|magic| head.starts_with(magic))
+        || head.starts_with(b"BM") && head.get(6..10) == Some(&[0; 4])
 }
 
 /// HTML and XML (cloud storage sends its errors as XML), after a byte-order mark and white space.

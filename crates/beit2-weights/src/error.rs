@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use beit2_run::atomic::FileError;
+use beit2_run::atomic::{FileError, advice};
 
 use crate::tensor::DType;
 
@@ -12,7 +12,10 @@ use crate::tensor::DType;
 #[non_exhaustive]
 pub enum WeightsError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {reason}", path.display())]
+    #[error("cannot {action} {}: {}", path.display(), match reason.kind() {
+        io::ErrorKind::NotFound => reason.to_string(),
+        _ => advice(action, reason),
+    })]
     Io {
         /// The file.
         path: PathBuf,

@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 use crate::convert::{HF_SEGMENTATION, spare};
 use crate::layout::{Account, Fate, Kind, Layout, LayoutError, account, wrong_shape};
 use crate::resize::table_grid;
+use crate::sidecar::Sizes;
 use crate::tensor::DType;
 use crate::write::TensorSource;
 
@@ -112,8 +113,8 @@ impl ModelSummary {
         self.grid?.checked_mul(self.patch)
     }
 
-    /// With what a file of this software says in its metadata and tensors do not show: heads, and after which block the patch
-    /// aggregation head takes its tokens.
+    /// With what a file of this software says in its metadata and tensors do not show: heads, the image size, and after which
+    /// block the patch aggregation head takes its tokens.
     #[must_use]
     pub fn with_metadata(mut self, metadata: &BTreeMap<String, String>) -> Self {
         let text = metadata.get("beit2.config").map_or("", String::as_str);
@@ -123,9 +124,36 @@ impl ModelSummary {
         {
             head.intermediate_layer = Some(layer);
         }
-        let heads = count(&config["vit"]["heads"]).or_else(|| count(&config["heads"]));
-        self.heads = self.heads.or(heads);
+        let of_trunk = |name: &str| count(&config["vit"][name]).or_else(|| count(&config[name]));
+        self.heads = self.heads.or(of_trunk("heads"));
+        self.with_image_px(of_trunk("image_size"))
+    }
+
+    /// With what the files beside the weights say and tensors do not show.
+    #[must_use]
+    pub fn with_sizes(mut self, sizes: &Sizes) -> Self {
+        self.heads = self.heads.or(sizes.heads);
+        self.with_image_px(sizes.image_px)
+    }
+
+    fn with_image_px(mut self, side: Option<usize>) -> Self {
+        let whole = |side: &usize| self.patch > 0 && side.is_multiple_of(self.patch);
+        self.grid = self.grid.or(side.filter(whole).map(|side| side / self.patch));
         self
+    }
+
+    /// How the configuration that a file of this software carries contradicts its tensors, as a sentence.
+    #[must_use]
+    pub fn contradiction(&self, metadata: &BTreeMap<String, String>) -> Option<String> {
+        let text = metadata.get("beit2.config").map_or("", String::as_str);
+        let config: serde_json::Value = serde_json::from_str(text).ok()?;
+        let classes = self.classes?;
+        let said = config["classes"].as_u64().map(|count| count as usize);
+        let names = config["class_names"].as_array().map(Vec::len).filter(|&count| count > 0);
+        let other = said.or(names).filter(|&other| other != classes)?;
+        Some(format!(
+            "its head has {classes} classes, but its configuration has {other}; the head and the configuration are of different models"
+        ))
     }
 }
 

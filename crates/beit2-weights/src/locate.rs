@@ -81,13 +81,33 @@ pub fn locate(path: &Path) -> Result<PathBuf, WeightsError> {
             "holds weights of {software} only ({name}), which are not read; get the model's safetensors or PyTorch file"
         )),
         ([], None) => {
-            place("is a folder without model.safetensors or pytorch_model.bin; name the .pth or .safetensors file inside it".to_owned())
+            place(match runs_in(path).as_slice() {
+                [] => {
+                    "is a folder without model.safetensors or pytorch_model.bin, and there are no other weights inside it; name a run \
+                     directory, the folder of a model or a weight file"
+                        .to_owned()
+                }
+                runs => format!(
+                    "is a folder without model.safetensors or pytorch_model.bin; name one of the runs inside it: {}",
+                    runs.join(", ")
+                ),
+            })
         }
         (several, _) => place(format!(
             "is a folder without model.safetensors or pytorch_model.bin; name the file in it: {}",
             several.iter().take(8).copied().collect::<Vec<_>>().join(", ")
         )),
     }
+}
+
+/// The first run directories in a folder, by name.
+fn runs_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let runs = entries.map(|entry| entry.path()).filter(|path| path.join("run.toml").is_file());
+    let mut names: Vec<String> = runs.map(|path| path.display().to_string()).collect();
+    names.sort();
+    names.truncate(8);
+    names
 }
 
 /// How to get what a name that is no path stands for, as the end of a sentence.

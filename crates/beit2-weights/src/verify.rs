@@ -39,7 +39,7 @@ pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<ModelSum
         Kind::Segmentation => segmentation(&summary, &shapes)?,
         Kind::Pretraining | Kind::Classifier | Kind::Backbone => {
             let target = target(&summary, "", &shapes)?;
-            expect(&shapes, "", target.tensors())?;
+            expect(&shapes, "", target.tensors()).map_err(|error| of_head(error, &summary))?;
             expect(&shapes, "", pretraining(&summary, &target))?;
         }
     }
@@ -56,6 +56,17 @@ pub fn verify<T: TensorSource>(tensors: &IndexMap<String, T>) -> Result<ModelSum
         }
     }
     Ok(summary)
+}
+
+/// The error about a head, with the classes that its weights are for.
+fn of_head(error: LayoutError, summary: &ModelSummary) -> LayoutError {
+    match (error, summary.classes) {
+        (LayoutError::Shape { key, found, expected }, Some(classes)) if key.starts_with("head.") => {
+            let expected = format!("{expected}, as `head.weight` is for {classes} classes");
+            LayoutError::Shape { key, found, expected }
+        }
+        (error, _) => error,
+    }
 }
 
 /// The trunk that the summary describes.

@@ -28,6 +28,14 @@ pub enum Error {
         /// Tensors without a parameter.
         unexpected: Vec<String>,
     },
+    /// A weight file whose tensors are no whole model, or contradict what the file says about itself.
+    #[error("{origin}: {problem}")]
+    UnsoundWeights {
+        /// The file, as it was named.
+        origin: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file that cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

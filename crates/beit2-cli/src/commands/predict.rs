@@ -128,6 +128,9 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         many => {
             tell_unreadable(many, "unreadable");
             let (bad, total) = (thousands(many.len() as u64), thousands(total as u64));
+            if bad == total {
+                bail!("none of the {total} images could be read");
+            }
             bail!("{bad} of {total} images could not be read; the others are done")
         }
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use beit2::tokenizer::teachers::DistillRecipe;
 use beit2::train::{Assets, Files};
 use beit2::weights;
@@ -70,7 +69,7 @@ fn export(args: &ExportArgs) -> anyhow::Result<Ending> {
         ));
     }
     if args.out.exists() {
-        bail!("{} already exists; remove it or choose another name", args.out.display());
+        return usage(format!("{} already exists; remove it or choose another name", args.out.display()));
     }
     let half = |(name, data): (String, burn::tensor::TensorData)| (name, data.convert_dtype(DType::F16));
     let tensors: weights::Tensors = file.tensors.into_iter().map(half).collect();

@@ -119,6 +119,10 @@ pub fn look<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<Vec<S
     account::tell_warnings(&warnings);
     match errors.as_slice() {
         [] => Ok(warnings),
+        // The run would stop at too many unusable images.
+        errors if errors.iter().all(|error| error.contains("max_bad_fraction")) => {
+            anyhow::bail!(errors.join("; "))
+        }
         errors => anyhow::bail!("{} (--no-check trains all the same)", errors.join("; ")),
     }
 }

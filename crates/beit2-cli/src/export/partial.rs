@@ -60,7 +60,25 @@ pub struct Partial {
     last_commit: Option<Instant>,
     samples: usize,
     rows: usize,
+    /// Images whose rows are on the disk for good; without any the folder is worth nothing.
+    committed: usize,
     _lock: File,
+}
+
+/// What the user knows: the file that the folder `OUT.partial` becomes.
+fn wanted(dir: &Path) -> PathBuf {
+    dir.with_extension("")
+}
+
+/// Files that are known here.
+const KNOWN: [&str; 5] = [FINAL, ROWS, SAMPLES, MANIFEST, LOCK];
+
+/// Takes the folder away. Only files that are known here are removed; a folder with others stays.
+fn clear(dir: &Path) {
+    for name in KNOWN {
+        let _ = fs::remove_file(dir.join(name));
+    }
+    let _ = fs::remove_dir(dir);
 }
 
 impl Partial {
@@ -73,11 +91,12 @@ impl Partial {
         total: usize,
         force: bool,
     ) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir).map_err(|error| FileError::new("create the folder", dir, error))?;
+        let failed = |error| FileError::new("write", &wanted(dir), error);
+        fs::create_dir_all(dir).map_err(failed)?;
         let open = |name: &str| {
             let path = dir.join(name);
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-            file.map_err(|error| FileError::new("write", &path, error))
+            file.map_err(failed)
         };
         let lock = open(LOCK)?;
         match lock.try_lock() {
@@ -107,15 +126,21 @@ impl Partial {
             [(&mut rows_file, (rows * layout.row_bytes()) as u64), (&mut samples_file, samples_bytes)]
         {
             let cut = file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length)));
-            cut.map_err(|error| FileError::new("write", dir, error))?;
+            cut.map_err(failed)?;
         }
         // Last, so that rows of other settings can never lie beside it.
         if difference.is_some() {
-            write_bytes_atomic(&dir.join(MANIFEST), &serde_json::to_vec_pretty(manifest)?)?;
+            let written = write_bytes_atomic(&dir.join(MANIFEST), &serde_json::to_vec_pretty(manifest)?);
+            if let Err(error) = written {
+                drop((rows_file, samples_file, lock));
+                clear(dir);
+                return Err(failed(error.source).into());
+            }
         }
         let (pending, last_commit) = (Vec::new(), None);
         let dir = dir.to_owned();
-        Ok(Self { dir, rows_file, samples_file, pending, last_commit, samples, rows, _lock: lock })
+        let committed = samples;
+        Ok(Self { dir, rows_file, samples_file, pending, last_commit, samples, rows, committed, _lock: lock })
     }
 
     /// Images that are done.
@@ -130,7 +155,7 @@ impl Partial {
 
     /// Adds the rows of one batch.
     pub fn append(&mut self, rows: &[u8], samples: &[Sample]) -> anyhow::Result<()> {
-        self.rows_file.write_all(rows).map_err(|error| self.failed(ROWS, error))?;
+        self.rows_file.write_all(rows).map_err(|error| self.failed(error))?;
         for sample in samples {
             serde_json::to_writer(&mut self.pending, sample)?;
             self.pending.push(b'\n');
@@ -146,17 +171,18 @@ impl Partial {
     /// Puts everything so far on the disk.
     pub fn commit(&mut self) -> anyhow::Result<()> {
         if !self.pending.is_empty() {
-            self.rows_file.sync_data().map_err(|error| self.failed(ROWS, error))?;
+            self.rows_file.sync_data().map_err(|error| self.failed(error))?;
             let lines = std::mem::take(&mut self.pending);
             let written = self.samples_file.write_all(&lines).and_then(|()| self.samples_file.sync_data());
-            written.map_err(|error| self.failed(SAMPLES, error))?;
+            written.map_err(|error| self.failed(error))?;
+            self.committed = self.samples;
         }
         self.last_commit = Some(Instant::now());
         Ok(())
     }
 
-    fn failed(&self, name: &str, error: std::io::Error) -> FileError {
-        FileError::new("write", &self.dir.join(name), error)
+    fn failed(&self, error: std::io::Error) -> FileError {
+        FileError::new("write", &wanted(&self.dir), error)
     }
 
     /// All rows, from the first.
@@ -204,15 +230,20 @@ impl Partial {
         Ok(file.commit()?)
     }
 
-    /// Takes the folder away. Only files that are known here are removed; a folder with others stays.
+    /// Takes the folder away, without files that are not known here.
     pub fn remove(self) {
         let dir = self.dir.clone();
         // Windows removes no open files.
         drop(self);
-        for name in [FINAL, ROWS, SAMPLES, MANIFEST, LOCK] {
-            let _ = fs::remove_file(dir.join(name));
+        clear(&dir);
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.committed == 0 {
+            clear(&self.dir);
         }
-        let _ = fs::remove_dir(dir);
     }
 }
 

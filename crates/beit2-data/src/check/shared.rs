@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Findings, Set, parallel, spread};
 use crate::fingerprint::fnv1a;
-use crate::source::Source;
+use crate::source::{Source, arrangement};
 
 /// Sets of at most this many images together are compared by content.
 const COMPARED: usize = 2_000;
@@ -17,6 +17,12 @@ const NAMESAKES: usize = 4;
 /// to 2,000 images; in larger ones, 256 validation images against training images of the same file name).
 pub fn shared(train: Set<'_, dyn Source>, val: Set<'_, dyn Source>, workers: usize) -> Findings {
     let mut findings = Findings::default();
+    if arrangement::are_swapped(train.name, val.name) {
+        findings.warnings.push(format!(
+            "{} is trained on and {} is for validation; by their names it should be the other way round",
+            train.name, val.name
+        ));
+    }
     let (of_train, of_val) = (train.source.as_ref(), val.source.as_ref());
     let names: HashSet<String> = (0..of_train.len()).map(|index| of_train.name(index)).collect();
     let same: Vec<bool> = (0..of_val.len()).map(|index| names.contains(&of_val.name(index))).collect();

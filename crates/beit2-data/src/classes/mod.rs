@@ -126,8 +126,9 @@ pub fn match_classes(
     let classes: Vec<String> = (0..target.count).map(names).collect();
     let mut has_image = vec![false; target.count];
     for label in (0..source.len()).filter_map(|index| source.labels(index)).flatten() {
-        if let Some(&number) = numbers.get(label as usize) {
-            has_image[number as usize] = true;
+        let number = numbers.get(label as usize);
+        if let Some(has) = number.and_then(|&number| has_image.get_mut(number as usize)) {
+            *has = true;
         }
     }
     let missing: Vec<String> =

@@ -71,6 +71,16 @@ fn is_split(name: &str) -> bool {
     TRAIN.contains(&name) || VAL.contains(&name) || REST.contains(&name)
 }
 
+/// Whether a training set is called like a validation set and the validation set like a training set, by the last parts of their
+/// paths.
+pub(crate) fn are_swapped(train: &str, val: &str) -> bool {
+    let last = |path: &str| {
+        let name = path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+        plain(name.split('.').next().unwrap_or_default())
+    };
+    VAL.contains(&last(train).as_str()) && TRAIN.contains(&last(val).as_str())
+}
+
 /// Whether a folder or an ending has the name of masks.
 pub(super) fn is_mask_name(name: &str) -> bool {
     MASKS.contains(&plain(name).as_str())
@@ -281,6 +291,14 @@ fn are(count: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sets_in_each_others_place() {
+        assert!(are_swapped("data/val", "data/train") && are_swapped("x/test.tar", "x/Train_2017/"));
+        for (train, val) in [("train", "val"), ("val", "val"), ("cats", "train"), ("val", "dogs")] {
+            assert!(!are_swapped(train, val), "{train} {val}");
+        }
+    }
 
     #[test]
     fn names_of_splits_in_many_spellings() {

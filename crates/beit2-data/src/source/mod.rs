@@ -7,7 +7,7 @@
 
 mod account;
 mod archive;
-mod arrangement;
+pub(crate) mod arrangement;
 mod bands;
 mod chain;
 mod files;
@@ -40,6 +40,7 @@ pub use self::kind::IMAGE_EXTENSIONS;
 pub(crate) use self::kind::instead;
 use self::kind::{has_extension, is_image_name};
 pub use self::parquet::ParquetSource;
+use self::pattern::Matches;
 pub use self::spec::{AND, Columns, Spec};
 pub use self::table::TableSource;
 use self::walk::Walk;
@@ -141,12 +142,14 @@ pub trait Source: Send + Sync {
 /// Opens what a user typed:
 /// - a folder of images; or one that holds no image but `.tar` shards, or IDX files (of which it stands
 ///   for the training images when there are some);
-/// - one `.tar`, `.tar.gz` or `.zip` file, or a pattern with `{000..003}`, `{a,b}`, `*` or `?` that names such files;
+/// - one `.tar`, `.tar.gz` or `.zip` file, or a pattern with `{000..003}`, `{a,b}`, `*`, `?` or `[a-z]` that names such
+///   files;
 /// - one `.parquet` file, a folder or a pattern of them;
 /// - the images' IDX file (`t10k-images-idx3-ubyte.gz`);
 /// - a table of paths and labels (`.csv`, `.tsv`, `.jsonl`);
 /// - an index file (`.jsonl`) that lies beside the folders of its classes;
-/// - one image, or a pattern that names images.
+/// - one image, or a pattern that names images or folders of them: images have the classes of their folders where the
+///   pattern leaves these open (`photos/*/*.jpg`), folders are classes (`photos/*`).
 ///
 /// What cannot be told from the path may follow it ([`Spec`]). Several of them with ` + ` between them are one
 /// collection ([`ChainSource`]).
@@ -189,7 +192,13 @@ fn open_path(spec: &str, columns: &Columns) -> Result<Arc<dyn Source>, SourceErr
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => open_folder(path, columns),
         Ok(_) => open_files(&[path.to_path_buf()], columns),
-        Err(_) if pattern::is_pattern(spec) => open_files(&pattern::expand(spec)?, columns),
+        Err(_) if pattern::is_pattern(spec) => match pattern::matches(spec)? {
+            Matches::Files(files) => open_files(&files, columns),
+            Matches::Images(walk) => {
+                no_columns(path, columns)?;
+                Ok(Arc::new(FolderSource::from_walk(walk)?))
+            }
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(SourceError::Missing { path: spec.into() })
         }

@@ -69,6 +69,16 @@ impl Walk {
         Ok(walk)
     }
 
+    /// What a pattern names, as if a folder held nothing else.
+    pub(super) fn made(
+        root: PathBuf,
+        images: Vec<PathBuf>,
+        folders: Vec<ClassFolder>,
+        beside: Account,
+    ) -> Self {
+        Self { root, images, shards: Vec::new(), folders, beside, dangling: Vec::new() }
+    }
+
     /// Whether there is no image.
     pub(super) fn is_empty(&self) -> bool {
         self.images.is_empty() && self.folders.iter().all(|folder| folder.images.is_empty())
@@ -95,7 +105,7 @@ impl Walk {
 }
 
 impl ClassFolder {
-    fn of(path: PathBuf) -> Result<Self, SourceError> {
+    pub(super) fn of(path: PathBuf) -> Result<Self, SourceError> {
         let mut account = Account::default();
         let mut shards = Vec::new();
         let mut folders: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();

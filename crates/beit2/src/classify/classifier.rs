@@ -133,6 +133,7 @@ impl<B: Backend> Classifier<B> {
                 why: "which has no classes; name a fine-tuned one (`beit2 finetune` makes it)",
             });
         };
+        state.check_whole()?;
         let mut config = match written_config(&state.metadata, origin)? {
             Some(config) => config,
             None => ClassifierConfig {

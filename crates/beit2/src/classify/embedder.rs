@@ -230,8 +230,13 @@ fn open_vit<B: Backend>(
     options: &EmbedderOptions,
     device: &B::Device,
 ) -> Result<(Featurizer<B>, usize, Option<usize>, EvalTable), Error> {
-    let state = StateFile::new(file, origin).map_err(|error| {
-        Error::Config(format!("{error}; if this is a published teacher, name its family (--teacher)"))
+    let state = StateFile::new(file, origin).map_err(|error| match error {
+        Error::Config(problem)
+            if problem.contains("nearest known name") || problem.contains("not a BEiT") =>
+        {
+            Error::Config(format!("{problem}; if this is a published teacher, name its family (--teacher)"))
+        }
+        other => other,
     })?;
     let kind = state.summary.layout.kind;
     if !matches!(kind, Kind::Pretraining | Kind::Classifier | Kind::Backbone) {
@@ -263,8 +268,10 @@ fn open_vit<B: Backend>(
         model.norm = None;
     }
     let eval = EvalTable::beside(&state, options.image_size)?;
+    let blame = state.blame();
     let plan = plan_weights(state, &vit, pooling, 0, &PlanOptions::default())?;
-    let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)?;
+    let model = params::load_strict(model, to_tensors(plan.tensors), DType::F32, |_| false)
+        .map_err(|error| blame.or(error))?;
     Ok((Featurizer::Vit(Box::new(model), layer, vit.normalization), vit.image_size, layer, eval))
 }
 

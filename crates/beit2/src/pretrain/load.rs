@@ -28,7 +28,9 @@ pub fn load<B: Backend>(
         None => from_shapes(&state)?,
     };
     let model = MimModel::<B>::zeros(&config, device)?;
-    Ok((config, params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?))
+    let blame = state.blame();
+    let model = params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false);
+    Ok((config, model.map_err(|error| blame.or(error))?))
 }
 
 /// The sizes of a published masked image model.

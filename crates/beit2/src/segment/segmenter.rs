@@ -111,10 +111,12 @@ impl<B: Backend> Segmenter<B> {
         if config.vit.in_chans != 3 {
             return config_error(format!("{origin} takes {} channels; images have 3", config.vit.in_chans));
         }
+        let blame = state.blame();
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;
         let tensors = to_tensors(trunk.into_iter().chain(heads).collect());
-        let mut model = params::load_strict(zeros, tensors, DType::F32, |_| false)?;
+        let mut model =
+            params::load_strict(zeros, tensors, DType::F32, |_| false).map_err(|error| blame.or(error))?;
         model.set_precision(options.precision);
         Ok(Self { model: model.freeze(), config, infer })
     }

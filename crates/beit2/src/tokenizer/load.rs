@@ -42,7 +42,10 @@ pub fn load<B: Backend>(
         None => from_shapes(&state)?,
     };
     let model = VqKd::<B>::zeros(&config, device)?;
-    let model = params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)?.no_grad();
+    let blame = state.blame();
+    let model = params::load_strict(model, to_tensors(state.tensors), DType::F32, |_| false)
+        .map_err(|error| blame.or(error))?
+        .no_grad();
     if !model.quantize.is_initialised() {
         return config_error(format!(
             "the codebook in {origin} was never started; train that tokenizer further"

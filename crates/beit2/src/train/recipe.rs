@@ -276,6 +276,11 @@ impl Plan {
         optimizer.validate()?;
         let batch = schedule.batch_size;
         if batch == 0 || images < batch {
+            if images == 1 {
+                return config_error(format!(
+                    "batch_size {batch} is more than the one training image; use a batch of 1, or more images"
+                ));
+            }
             return config_error(format!(
                 "batch_size {batch} does not fit {images} training images; use a batch from 1 to {images}"
             ));

@@ -24,7 +24,8 @@ impl VitConfig {
     pub fn from_shapes(state: &StateFile) -> Result<Self, Error> {
         let (summary, origin) = (&state.summary, &state.origin);
         let Some(image_size) = summary.image_px() else {
-            return config_error(format!("{origin} has no positions that tell its image size"));
+            let problem = "it has no positions that tell its image size".into();
+            return Err(Error::UnsoundWeights { origin: origin.clone(), problem });
         };
         let heads = match summary.heads.or(state.beside.sizes.heads) {
             Some(heads) => heads,
@@ -101,9 +102,9 @@ pub fn plan_weights(
     classes: usize,
     options: &PlanOptions<'_>,
 ) -> Result<Plan, Error> {
-    let origin = state.origin;
+    let (blame, origin) = (state.blame(), state.origin);
     plan(state.tensors, &target(vit, Some(pooling), classes), options)
-        .map_err(|error| Error::Config(format!("{origin}: {error}")))
+        .map_err(|error| blame.or(Error::Config(format!("{origin}: {error}"))))
 }
 
 /// As [`plan_weights`], for a trunk that ends with its last block (segmentation): no final norm, no head. Of a tokenizer the
@@ -118,9 +119,9 @@ pub fn plan_trunk_weights(mut state: StateFile, vit: &VitConfig, tables: TableRe
     }
     let tokenizer_encoder = state.summary.layout.kind == Kind::Tokenizer;
     let options = PlanOptions { tokenizer_encoder, tables, ..PlanOptions::default() };
-    let origin = state.origin;
+    let (blame, origin) = (state.blame(), state.origin);
     plan(state.tensors, &target(vit, None, 0), &options)
-        .map_err(|error| Error::Config(format!("{origin}: {error}")))
+        .map_err(|error| blame.or(Error::Config(format!("{origin}: {error}"))))
 }
 
 /// A Vision Transformer as the weights crate sees it.

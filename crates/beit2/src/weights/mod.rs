@@ -139,9 +139,10 @@ pub fn written_config<T: DeserializeOwned>(
     match metadata.get("beit2.config").map(|text| serde_json::from_str(text)) {
         None => Ok(None),
         Some(Ok(config)) => Ok(Some(config)),
-        Some(Err(error)) => {
-            config_error(format!("the configuration inside {origin} cannot be read: {error}"))
-        }
+        Some(Err(error)) => Err(Error::UnsoundWeights {
+            origin: origin.to_owned(),
+            problem: format!("the configuration inside the file cannot be read: {error}"),
+        }),
     }
 }
 

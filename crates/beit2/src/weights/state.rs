@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use beit2_weights::convert::{StateDict, to_canonical};
 use beit2_weights::inspect::{self, ModelSummary};
-use beit2_weights::layout::Kind;
+use beit2_weights::layout::{Kind, LayoutError};
+use beit2_weights::verify::verify;
 use beit2_weights::{DType as FileType, Normalization, Sidecar, Tensor as FileTensor};
 use burn::tensor::TensorData;
 
@@ -24,6 +25,22 @@ pub struct StateFile {
     pub beside: Sidecar,
     /// As the user named the file, for messages.
     pub origin: String,
+    /// What [`verify`] finds wrong with it: some models can be used all the same, as their features need no head.
+    unsound: Option<String>,
+}
+
+/// Turns an error about a model that could not be made into the one about its file, if that is not sound.
+#[derive(Debug, Clone)]
+pub(crate) struct Blame(Option<(String, String)>);
+
+impl Blame {
+    /// The file's error, or this one.
+    pub(crate) fn or(self, error: Error) -> Error {
+        match self.0 {
+            Some((origin, problem)) => Error::UnsoundWeights { origin, problem },
+            None => error,
+        }
+    }
 }
 
 impl StateFile {
@@ -39,23 +56,51 @@ impl StateFile {
     /// Names that belong to none of them, a key too many or too few, a shape that contradicts another or a file beside the
     /// weights.
     pub fn new(file: WeightFile, origin: &str) -> Result<Self, Error> {
-        let named = |error| Error::Config(format!("{origin}: {error}"));
+        let unsound = |problem: String| Error::UnsoundWeights { origin: origin.to_owned(), problem };
+        let own = file.metadata.contains_key("beit2.stage");
+        let named = |error: LayoutError| match error {
+            // Another model altogether, unless this software wrote it.
+            LayoutError::Unknown { .. } | LayoutError::UnknownKey { .. } if !own => {
+                Error::Config(format!("{origin}: {error}"))
+            }
+            other => unsound(other.to_string()),
+        };
         let mut tensors = StateDict::with_capacity(file.tensors.len());
         for (name, data) in file.tensors {
             tensors.insert(
                 name.clone(),
-                to_file_tensor(data).ok_or_else(|| {
-                    Error::Config(format!("{origin}: tensor `{name}` has a type that weights cannot have"))
-                })?,
+                to_file_tensor(data)
+                    .ok_or_else(|| unsound(format!("tensor `{name}` has a type that weights cannot have")))?,
             );
         }
         let summary = inspect::inspect(&tensors).map_err(named)?.with_metadata(&file.metadata);
         if summary.layout.kind != Kind::Tokenizer {
-            file.beside.check(&summary).map_err(named)?;
+            let contradicts = |error| Error::Config(format!("{origin}: {error}"));
+            file.beside.check(&summary).map_err(contradicts)?;
         }
+        let found = verify(&tensors).err().map(|error| error.to_string());
+        let found = found.or_else(|| summary.contradiction(&file.metadata));
         let (tensors, _) = to_canonical(tensors).map_err(named)?;
         let (metadata, beside) = (file.metadata, file.beside);
-        Ok(Self { summary, tensors, metadata, beside, origin: origin.to_owned() })
+        Ok(Self { summary, tensors, metadata, beside, origin: origin.to_owned(), unsound: found })
+    }
+
+    /// Refuses a file that `beit2 weights verify` refuses, for those who need all of it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        match &self.unsound {
+            None => Ok(()),
+            Some(problem) => {
+                Err(Error::UnsoundWeights { origin: self.origin.clone(), problem: problem.clone() })
+            }
+        }
+    }
+
+    /// For errors that come when the tensors are already on their way into a model.
+    pub(crate) fn blame(&self) -> Blame {
+        Blame(self.unsound.clone().map(|problem| (self.origin.clone(), problem)))
     }
 }
 

@@ -255,7 +255,7 @@ fn looks(
     if !args.decode {
         let options = args.decode_options()?;
         for set in std::iter::once(train).chain(val) {
-            checked.findings.extend(check::sample(set, &options, args.workers));
+            checked.findings.extend(check::sample(set, &options, args.workers, None));
         }
         if let Some(val) = val {
             checked.findings.extend(check::shared(train, val, args.workers));

@@ -3,6 +3,7 @@
 use beit2_weights::Checkpoint;
 use beit2_weights::inspect::{ModelSummary, Pooling, RelativeBias, inspect};
 use beit2_weights::layout::{Account, LayoutError, account};
+use beit2_weights::verify::verify;
 use serde_json::{Value, json};
 
 use super::{about, describe_format, describe_use};
@@ -40,12 +41,18 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let checkpoint = args.source.open()?;
     let names = checkpoint.tensors.keys().map(String::as_str);
     let found: Found = account(names).and_then(|account| {
-        let summary = inspect(&checkpoint.tensors)?.with_metadata(&checkpoint.metadata);
+        let summary = inspect(&checkpoint.tensors)?
+            .with_metadata(&checkpoint.metadata)
+            .with_sizes(&checkpoint.beside.sizes);
         Ok((account, summary))
     });
     let contradiction = found.as_ref().ok().and_then(|(_, summary)| checkpoint.beside.check(summary).err());
     let mut problems = super::verify::not_finite(&checkpoint)?;
     problems.extend(contradiction.map(|error| error.to_string()));
+    if let Ok((_, summary)) = &found {
+        problems.extend(verify(&checkpoint.tensors).err().map(|error| error.to_string()));
+        problems.extend(summary.contradiction(&checkpoint.metadata));
+    }
     if args.output.json {
         output::json(&as_json(&checkpoint, &found, &problems, args.keys))?;
     } else {

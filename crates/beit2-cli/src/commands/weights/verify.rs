@@ -44,9 +44,12 @@ const TOLD: usize = 3;
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let checkpoint = args.source.open()?;
     let path = checkpoint.path();
-    let summary = about(verify(&checkpoint.tensors), &checkpoint)?;
+    let summary = about(verify(&checkpoint.tensors), &checkpoint)?
+        .with_metadata(&checkpoint.metadata)
+        .with_sizes(&checkpoint.beside.sizes);
     let since = Instant::now();
     let mut problems = not_finite(&checkpoint)?;
+    problems.extend(summary.contradiction(&checkpoint.metadata));
     let seconds = since.elapsed().as_secs_f64();
     let sha256 = beit2_weights::fingerprint(path)?;
     let published = named(path);

@@ -138,6 +138,7 @@ impl FinetuneRecipe {
         let given = !self.init.weights.is_empty() && !self.is_from_scratch();
         if given {
             let state = StateFile::new(assets.weights(&self.init.weights)?, &self.init.weights)?;
+            state.check_whole()?;
             if state.summary.layout.kind == Kind::Segmentation {
                 return config_error(format!(
                     "{} holds a segmentation model; fine-tuning cannot start from one",

@@ -5,15 +5,17 @@ mod facts;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use beit2::weights::{self, StateFile};
-use beit2_run::atomic::{FileError, write_bytes_atomic};
+use beit2_run::atomic::{AtomicFile, FileError};
 use beit2_weights::convert::{Converted, Facts, convert, hf_config, hf_preprocessor, timm_config};
 use beit2_weights::inspect::{ModelSummary, inspect};
 use beit2_weights::layout::{Family, Kind, Layout, LayoutError, account};
-use beit2_weights::{Checkpoint, Format, write_safetensors};
+use beit2_weights::verify::verify;
+use beit2_weights::{Checkpoint, Format, write_safetensors_to};
 use clap::ValueHint;
 use serde_json::json;
 
@@ -95,7 +97,10 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let files = target.files(args.to);
     for file in files.iter().rev() {
         if file.exists() && !args.force {
-            bail!("{} already exists; choose another name, or replace it with --force", file.display());
+            return usage(format!(
+                "{} already exists; choose another name, or replace it with --force",
+                file.display()
+            ));
         }
     }
     let checkpoint = args.source.open()?;
@@ -110,22 +115,91 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         Some(layout) => layout,
         None => about(account(checkpoint.tensors.keys().map(String::as_str)), &checkpoint)?.layout,
     };
+    // Half a model under other names would only be found out by whoever loads it.
+    let summary = about(verify(&checkpoint.tensors), &checkpoint)?;
+    if let Some(problem) = summary.contradiction(&checkpoint.metadata) {
+        bail!("{}: {problem}", checkpoint.path().display());
+    }
     let converted = about(convert(checkpoint.load_all()?, from, args.to.into()), &checkpoint)?;
     let (beside, notes) = match args.to {
         NamesArg::Official => (Vec::new(), lost(&checkpoint)),
         to => beside(args, to, &target, &converted, &checkpoint)?,
     };
     let metadata = metadata(&checkpoint, kind.kind == converted.layout.kind);
-    if let Some(folder) = &target.folder {
-        fs::create_dir_all(folder).map_err(|e| FileError::new("create the folder", folder, e))?;
-        for (name, text) in &beside {
-            write_bytes_atomic(&folder.join(name), text.as_bytes())?;
-        }
-    }
-    let tensors = converted.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    write_safetensors(&target.model, tensors, &metadata)?;
+    write(&target, &beside, &converted, &metadata)?;
     report(args, kind, &files, &converted, &notes)?;
     Ok(Ending::Done)
+}
+
+/// Writes all files or none: where one cannot be written, what was there before is there again.
+fn write(
+    target: &Target,
+    beside: &[(&str, String)],
+    converted: &Converted,
+    metadata: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let mut made = Made::default();
+    if let Some(folder) = &target.folder {
+        made.folders(folder)?;
+    }
+    let mut files = Vec::new();
+    for (name, text) in target.folder.iter().flat_map(|_| beside) {
+        let path = target.folder.as_deref().unwrap_or(Path::new("")).join(name);
+        let mut file = AtomicFile::create(&path)?;
+        // Flushed here and below, so that a full disk is found out before any file takes its name.
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.flush());
+        written.map_err(|error| FileError::new("write", &path, error))?;
+        files.push((path, file));
+    }
+    let tensors = converted.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let mut model = AtomicFile::create(&target.model)?;
+    write_safetensors_to(&mut model, &target.model, tensors, metadata)?;
+    model.flush().map_err(|error| FileError::new("write", &target.model, error))?;
+    files.push((target.model.clone(), model));
+    for (path, file) in files {
+        let new = !path.exists();
+        file.commit()?;
+        made.files.extend(new.then_some(path));
+    }
+    made.keep();
+    Ok(())
+}
+
+/// Files and folders that this command made, and that go away again when it fails.
+#[derive(Default)]
+struct Made {
+    files: Vec<PathBuf>,
+    /// The outermost first.
+    folders: Vec<PathBuf>,
+}
+
+impl Made {
+    fn folders(&mut self, folder: &Path) -> Result<(), FileError> {
+        let parents = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
+        let mut missing: Vec<PathBuf> =
+            parents.take_while(|path| !path.exists()).map(Path::to_path_buf).collect();
+        missing.reverse();
+        fs::create_dir_all(folder).map_err(|e| FileError::new("create the folder", folder, e))?;
+        self.folders = missing;
+        Ok(())
+    }
+
+    fn keep(mut self) {
+        self.files.clear();
+        self.folders.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // What cannot be removed stays; the command has failed with a better reason.
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        for folder in self.folders.iter().rev() {
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// The official layout is tensors alone.
