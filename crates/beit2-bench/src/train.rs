@@ -131,11 +131,11 @@ impl<B: AutodiffBackend> TrainBench<B> {
     }
 
     /// Takes `count` steps as training does, the frozen half prefetched one batch at a time on a thread of its own → seconds
-    /// and the last step's loss. `told` is called after each step.
+    /// and the last step's loss. `go_on` is asked after each step.
     ///
     /// # Errors
-    /// Images that cannot be read, a device that fails.
-    pub fn steps(&mut self, count: usize, mut told: impl FnMut()) -> Result<(f64, f64), Error> {
+    /// Images that cannot be read, a device that fails, [`Error::Interrupted`] where `go_on` says no.
+    pub fn steps(&mut self, count: usize, mut go_on: impl FnMut() -> bool) -> Result<(f64, f64), Error> {
         settle::<B>(&self.device)?;
         let start = Instant::now();
         let mut ahead = self.ahead.take().unwrap_or_else(|| self.preparer());
@@ -148,7 +148,9 @@ impl<B: AutodiffBackend> TrainBench<B> {
             let (loss, quantized) = learner.loss(prepared?);
             last = Some(loss.clone().inner());
             learner = learner.learn(loss.backward(), quantized, &mut self.optimizer);
-            told();
+            if !go_on() {
+                return Err(Error::Interrupted);
+            }
         }
         self.ahead = Some(ahead);
         settle::<B>(&self.device)?;

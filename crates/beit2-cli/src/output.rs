@@ -6,6 +6,8 @@ use std::path::Path;
 
 use beit2_run::atomic::FileError;
 
+use crate::errors::usage;
+
 /// Prints a result to stdout. A closed pipe is an error that the program ends on silently.
 pub fn result(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -20,6 +22,23 @@ pub fn result(text: &str) -> anyhow::Result<()> {
 /// Prints a result as the one JSON object of `--json`.
 pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
     result(&serde_json::to_string_pretty(value)?)
+}
+
+/// Refuses an output file that cannot be written, or that would replace another without `force`, before any work is done.
+pub fn check_new_file(path: &Path, force: bool) -> anyhow::Result<()> {
+    let name = path.display();
+    if path.is_dir() {
+        return usage(format!("{name} is a folder; give the path of a file"));
+    }
+    if path.exists() && !force {
+        return usage(format!("{name} already exists; choose another name, or replace it with --force"));
+    }
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => {
+            usage(format!("{name}: the folder {} does not exist; create it first", folder.display()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Tells the user something that is no result.

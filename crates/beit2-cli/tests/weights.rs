@@ -328,7 +328,7 @@ fn outputs_are_not_overwritten() {
         serde_json::from_slice(&fs::read(folder.path().join("a/b/hf/config.json")).unwrap()).unwrap();
     assert_eq!((&config["model_type"], &config["hidden_size"]), (&"beit".into(), &16.into()));
     convert("hf.pth", &[]).fails(2, &["hf.pth", "safetensors"]);
-    convert("none/hf.safetensors", &[]).fails(1, &["none/hf.safetensors"]);
+    convert("none/hf.safetensors", &[]).fails(2, &["none/hf.safetensors"]);
     fs::write(folder.path().join("file"), "mine").unwrap();
     convert("file", &["--force"]).fails(2, &["file is a file"]);
     assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "mine");

@@ -46,6 +46,7 @@ pub fn advice(action: &str, error: &io::Error) -> String {
             "permission denied; choose a folder that you may write, or change its permissions"
         }
         K::IsADirectory => "this is a folder; give the path of a file",
+        K::AlreadyExists => "there is a file of this name; choose another name",
         K::NotADirectory => "a part of this path is a file, not a folder; give a path below a folder",
         K::NotFound => "there is no such file or folder; check the path",
         K::FileTooLarge => "the file is too large for this file system; choose a folder on another disk",

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal};
 
+use beit2::Error;
 use beit2::train::{Assets, Event, Observer};
 use beit2_bench::noise::{Evidence, Ticks, median, share};
 use beit2_bench::{
@@ -183,8 +184,8 @@ impl Job for Measurement<'_> {
                 let setup = TrainSetup { stage, size, batch, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
                 let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
-                let steps = move |count: usize, told: &mut dyn FnMut()| {
-                    let (seconds, loss) = bench.steps(count, told)?;
+                let steps = move |count: usize, go_on: &mut dyn FnMut() -> bool| {
+                    let (seconds, loss) = bench.steps(count, go_on)?;
                     Ok((seconds / count as f64, bench.parts()?, Some(loss)))
                 };
                 bench_of.measure::<B>(session, device, steps)
@@ -192,9 +193,15 @@ impl Job for Measurement<'_> {
             None => {
                 let mut bench = InferBench::<B::InnerBackend>::new(size, batch, precision, images, device)?;
                 let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
-                let steps = move |count: usize, told: &mut dyn FnMut()| {
-                    let batches = (0..count).map(|_| bench.batch().inspect(|_| told()));
-                    let parts = Parts::mean(&batches.collect::<Result<Vec<_>, _>>()?);
+                let steps = move |count: usize, go_on: &mut dyn FnMut() -> bool| {
+                    let mut batches = Vec::new();
+                    while batches.len() < count {
+                        batches.push(bench.batch()?);
+                        if !go_on() {
+                            return Err(Error::Interrupted);
+                        }
+                    }
+                    let parts = Parts::mean(&batches);
                     Ok((parts.sum(), parts, None))
                 };
                 bench_of.measure::<B>(session, device, steps)
@@ -232,12 +239,12 @@ impl Round {
 }
 
 impl Rounds<'_> {
-    /// Runs `steps` (number, what to call after each → seconds of a step, its parts, the last loss) round by round.
+    /// Runs `steps` (number, whether to go on after each → seconds of a step, its parts, the last loss) round by round.
     fn measure<B: AutodiffBackend>(
         &self,
         session: &mut Session<'_>,
         device: &B::Device,
-        mut steps: impl FnMut(usize, &mut dyn FnMut()) -> anyhow::Result<(f64, Parts, Option<f64>)>,
+        mut steps: impl FnMut(usize, &mut dyn FnMut() -> bool) -> Result<(f64, Parts, Option<f64>), Error>,
     ) -> anyhow::Result<Ending> {
         let (common, signals) = (self.run.common, session.signals);
         let (bar, total) = (std::io::stderr().is_terminal(), common.rounds * common.steps);
@@ -249,7 +256,10 @@ impl Rounds<'_> {
         };
         session.progress.note("warming up: two steps and the peak of this machine");
         // Threads start, buffers are made, kernels are chosen.
-        steps(2, &mut || {})?;
+        match steps(2, &mut || !signals.stop.is_set()) {
+            Err(Error::Interrupted) => return Ok(Ending::Stopped),
+            warm => warm?,
+        };
         self.add_peaks::<B>(&mut evidence, device)?;
         if common.paced {
             output::result(&json!({ "ready": true, "program": "beit2", "version": SOFTWARE }).to_string())?;
@@ -260,19 +270,20 @@ impl Rounds<'_> {
             if common.paced && input.next().transpose()?.is_none() {
                 break;
             }
-            if signals.stop.is_set() {
-                return Ok(Ending::Stopped);
-            }
             let mut done = number * common.steps;
-            let mut told = || {
+            let mut go_on = || {
                 done += 1;
                 if bar {
                     let (done, total) = (done as u64, total as u64);
                     session.progress.event(Event::Progress { what: "steps".to_owned(), done, total });
                 }
+                !signals.stop.is_set()
             };
             let before = Ticks::now();
-            let (seconds, parts, loss) = steps(common.steps, &mut told)?;
+            let (seconds, parts, loss) = match steps(common.steps, &mut go_on) {
+                Err(Error::Interrupted) => return Ok(Ending::Stopped),
+                measured => measured?,
+            };
             if self.run.on_cpu() {
                 evidence.load.add(before, Ticks::now());
             }

@@ -103,9 +103,8 @@ pub struct Args {
 
 /// Names the classes of all images.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    if let Some(csv) = args.csv.as_deref().filter(|csv| csv.exists() && !args.force) {
-        let csv = csv.display();
-        return usage(format!("{csv} already exists; choose another name, or replace it with --force"));
+    if let Some(csv) = &args.csv {
+        output::check_new_file(csv, args.force)?;
     }
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     args.classes.check()?;

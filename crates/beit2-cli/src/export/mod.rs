@@ -52,19 +52,7 @@ impl<'a> Destination<'a> {
         };
         let destination = Self { args, format };
         for path in [Some(out.clone()), destination.list()].into_iter().flatten() {
-            if path.is_dir() {
-                return usage(format!("{} is a folder; give the path of a file", path.display()));
-            }
-            if path.exists() && !args.force {
-                return usage(format!(
-                    "{} already exists; choose another name, or replace it with --force",
-                    path.display()
-                ));
-            }
-        }
-        let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            return usage(format!("the folder {} does not exist; create it first", folder.display()));
+            output::check_new_file(&path, args.force)?;
         }
         Ok(destination)
     }

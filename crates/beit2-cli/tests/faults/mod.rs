@@ -236,6 +236,19 @@ fn commands_and_settings_that_must_change() {
     for command in writers {
         world.beit2(command).fails(2, &["there.", "already exists", "--force"]);
     }
+    // A folder that is not there, and one in the place of a file.
+    fs::create_dir_all(world.path("folder.npy")).unwrap();
+    fs::create_dir_all(world.path("folder.csv")).unwrap();
+    fs::create_dir_all(world.path("folder.safetensors")).unwrap();
+    for command in writers {
+        let Some((out, rest)) = command.split_last() else { continue };
+        let other = |place: &str| out.replace("there", place);
+        let (lost, folder) = (other("lost/x"), other("folder"));
+        world.beit2(&[rest, &[&lost]].concat()).fails(2, &[&lost, "the folder lost does not exist"]);
+        world
+            .beit2(&[rest, &[&folder]].concat())
+            .fails(2, &[&folder, "is a folder; give the path of a file"]);
+    }
     for name in ["there.npy", "there.csv", "there.safetensors"] {
         assert_eq!(fs::read_to_string(world.path(name)).unwrap(), "mine");
     }

@@ -153,6 +153,9 @@ impl Trees {
         match std::fs::metadata(spec) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(layout(spec, format!("not a folder; {WANTED}"))),
+            Err(_) if spec.to_string_lossy().contains(['*', '?', '{']) => {
+                return Err(layout(spec, format!("a pattern cannot name images and their masks; {WANTED}")));
+            }
             Err(error) => return Err(layout(spec, format!("cannot open it ({error}); {WANTED}"))),
         }
         let holds_both = spec.join(IMAGES).is_dir().then(|| (spec.to_path_buf(), PathBuf::new()));
@@ -308,7 +311,7 @@ pub(super) fn class_list(
     }
     let known = options.classes.or(ade20k.then_some(ADE20K_CLASSES)).ok_or_else(|| {
         let problem =
-            "the classes are not known: add classes.txt with one class a line, or say how many there are";
+            "the classes are not known: add classes.txt with one class a line, or say how many there are (in training --set model.classes=N)";
         layout(root, problem.into())
     })?;
     // A class is called by its id in the files.

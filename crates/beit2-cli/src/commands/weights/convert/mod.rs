@@ -95,13 +95,11 @@ const CARD: &str = "README.md";
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     let target = target(&args.out)?;
     let files = target.files(args.to);
-    for file in files.iter().rev() {
-        if file.exists() && !args.force {
-            return usage(format!(
-                "{} already exists; choose another name, or replace it with --force",
-                file.display()
-            ));
-        }
+    if target.folder.is_none() {
+        output::check_new_file(&target.model, args.force)?;
+    }
+    for file in files.iter().rev().filter(|file| file.exists()) {
+        output::check_new_file(file, args.force)?;
     }
     let checkpoint = args.source.open()?;
     let from = match args.from {
