@@ -17,13 +17,14 @@ use std::io::{ErrorKind, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use beit2::Error;
 use beit2_data::LoaderError;
 use beit2_run::atomic::{FileError, advice as file_advice};
 use beit2_run::{RecipeError, RunError};
 
+use crate::flags::with_own_flags;
 use crate::output::printable;
 use crate::signals::Signals;
 
@@ -155,7 +156,19 @@ fn advice(error: &anyhow::Error) -> Option<String> {
     })
 }
 
+/// Flags of the command that runs.
+static FLAGS: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Remembers which flags the command has, so that messages name no others.
+pub fn know_flags(flags: Vec<String>) {
+    let _ = FLAGS.set(flags);
+}
+
 fn complain(sentence: &str) {
+    let sentence = match FLAGS.get() {
+        Some(flags) => with_own_flags(sentence, flags),
+        None => sentence.to_owned(),
+    };
     // Nobody is left to be told when stderr is closed.
     let _ = writeln!(std::io::stderr(), "error: {}", printable(&sentence.replace('\n', " ")));
 }

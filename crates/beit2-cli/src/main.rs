@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     beit2_kernels::join_threads();
     errors::guarded(|| {
         let cli = cli::parse()?;
+        errors::know_flags(cli::flags_of(std::env::args_os()));
         let signals = signals::Signals::install()?;
         let ending = cli::run(&cli.command, &signals);
         Ok(errors::settled(ending, &signals))

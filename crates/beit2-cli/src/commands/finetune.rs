@@ -12,10 +12,12 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
     Examples:\n\
+    \x20 beit2 finetune quickstart_finetune --data labelled/train \\\n\
+    \x20     --val labelled/val --init runs/mim --out runs/classifier\n\
+    \x20 beit2 finetune quickstart_finetune --data labelled/train \\\n\
+    \x20     --val labelled/val --init scratch --epochs 30 --out runs/from_scratch\n\
     \x20 beit2 finetune finetune_base_300e --data labelled/train --val labelled/val \\\n\
-    \x20     --init runs/mim --out runs/classifier\n\
-    \x20 beit2 finetune finetune_base_300e --data labelled/train --val labelled/val \\\n\
-    \x20     --init scratch --out runs/from_scratch --dry-run\n\
+    \x20     --init runs/mim_base_300e --batch-size 32 --device cuda\n\
     \n\
     A run, a weight file with official, timm or Hugging Face names, and `scratch`\n\
     can stand behind --init. Classes are the sub-folders of --data.")]

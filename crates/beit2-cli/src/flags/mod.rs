@@ -82,6 +82,42 @@ pub fn taking_negative_numbers(command: clap::Command) -> clap::Command {
         .mut_subcommands(taking_negative_numbers)
 }
 
+/// The same sentence without the flags in parentheses that the command lacks.
+///
+/// Why: the library names a setting and the flag for it, as in `set teacher.kind (--teacher) to …`. Training commands have
+/// the setting, the others the flag.
+pub fn with_own_flags(sentence: &str, flags: &[String]) -> String {
+    let mut kept = String::new();
+    let mut rest = sentence;
+    while let Some(at) = rest.find(" (--") {
+        let (before, from) = rest.split_at(at);
+        let Some(end) = from.find(')') else { break };
+        let flag: String = from[2..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+        kept += before;
+        if flags.contains(&flag) {
+            kept += &from[..=end];
+        }
+        rest = &from[end + 1..];
+    }
+    kept + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_own_flags;
+
+    #[test]
+    fn a_flag_that_the_command_lacks_is_left_out() {
+        let sentence = "set teacher.kind (--teacher) to `dino`, or --x (see (--entry NAME) there)";
+        let of = |flags: &[&str]| {
+            with_own_flags(sentence, &flags.iter().map(|&flag| flag.to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&["--teacher", "--entry"]), sentence);
+        assert_eq!(of(&["--entry"]), sentence.replace(" (--teacher)", ""));
+        assert_eq!(with_own_flags("plain (text)", &[]), "plain (text)");
+    }
+}
+
 /// What is printed, for commands with progress.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct OutputArgs {

@@ -210,11 +210,11 @@ fn load_teacher<B: Backend>(
     let file = env.assets.weights(&recipe.teacher.weights)?;
     let mut teacher = Teacher::from_file(&recipe.teacher, file, DType::F32, device)?;
     teacher.set_precision(recipe.precision);
-    if teacher.dim() != recipe.model.teacher_dim {
+    let dim = teacher.dim();
+    if dim != recipe.model.teacher_dim {
         return config_error(format!(
-            "model.teacher_dim is {}, but the teacher's features have {} values",
-            recipe.model.teacher_dim,
-            teacher.dim()
+            "model.teacher_dim is {}, but the features of the teacher {} have {dim} values; set model.teacher_dim={dim}",
+            recipe.model.teacher_dim, recipe.teacher.weights,
         ));
     }
     Ok(teacher.freeze())

@@ -55,9 +55,15 @@ const SIZES: [SizeArg; 6] = [
 
 /// Flags of `init`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 init --data photos --goal finetune --minutes 30\n  \
-    beit2 init --data images --val held_out --hours 12 --size small --teacher ViT-B-16.pt\n\n\
-    Then `beit2 run photos-beit2` takes all stages. The recipes in the folder are ordinary ones: read and change them.")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 init --data images\n\
+    \x20 beit2 init --data labelled/train --goal finetune --minutes 30\n\
+    \x20 beit2 init --data images --val held_out --hours 12 --size small \\\n\
+    \x20     --teacher ViT-B-16.pt --out big\n\
+    \n\
+    Then `beit2 run` and the folder takes all stages. The recipes in the folder are\n\
+    ordinary ones: read and change them.")]
 pub struct Args {
     /// Training images: a folder, tar or parquet shards, a table of paths, a folder with images/ and masks/, or
     /// bundled:train; repeatable

@@ -32,8 +32,14 @@ use crate::{output, report};
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  beit2 run photos-beit2\n  beit2 run photos-beit2 --dry-run\n  \
-    beit2 run photos-beit2 --restart finetune        after a change of finetune.toml")]
+#[command(after_help = "\
+    Examples:\n\
+    \x20 beit2 run images-beit2\n\
+    \x20 beit2 run images-beit2 --dry-run\n\
+    \x20 beit2 run images-beit2 --restart finetune\n\
+    \n\
+    The last one is for a changed finetune.toml. Stages that are complete are not\n\
+    run again, and an interrupted one continues.")]
 pub struct Args {
     /// Folder that `beit2 init` wrote
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -1,14 +1,10 @@
-//! What a newcomer reads, taken literally: completions and manual pages.
-
-#![allow(clippy::unwrap_used)]
-
-mod support;
+//! Completions of shells, and manual pages.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use support::World;
+use crate::support::World;
 
 #[cfg(unix)]
 #[test]
