@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use beit2::train::TrainState;
-use beit2_run::atomic::write_bytes_atomic;
+use beit2_run::atomic::{FileError, write_bytes_atomic};
 use beit2_run::best::{Score, best};
 use beit2_run::environment::{Environment, now_utc};
 use beit2_run::metrics::read_jsonl;
@@ -50,6 +51,11 @@ pub fn last_epoch(run: &Path) -> serde_json::Value {
 /// The settings of the run in a directory.
 pub fn settings(run: &Path) -> anyhow::Result<Table> {
     let file = run.join("run.toml");
+    if let Err(error) = fs::metadata(&file)
+        && error.kind() == ErrorKind::PermissionDenied
+    {
+        return Err(FileError::new("read", &file, error).into());
+    }
     if !file.is_file() {
         return usage(format!("{} is not a run directory: it has no run.toml", run.display()));
     }

@@ -225,7 +225,7 @@ pub(crate) fn instead(account: &Account) -> String {
     let advice = if has(&FOREIGN) {
         "convert the images to PNG or JPEG"
     } else if has(&["safetensors", "pth", "pt", "ckpt", "bin"]) {
-        "these are weights, and images were expected here"
+        "these are weights; give a folder of images here"
     } else if any(&PACKED) {
         "give a .tar.gz or .zip archive itself instead of its folder, and unpack others"
     } else if has(&["mp4", "avi", "mov", "mkv", "webm"]) {

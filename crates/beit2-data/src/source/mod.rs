@@ -194,6 +194,7 @@ fn open_path(spec: &str, columns: &Columns) -> Result<Arc<dyn Source>, SourceErr
         Ok(_) => open_files(&[path.to_path_buf()], columns),
         Err(_) if pattern::is_pattern(spec) => match pattern::matches(spec)? {
             Matches::Files(files) => open_files(&files, columns),
+            Matches::Folder(folder) => open_folder(&folder, columns),
             Matches::Images(walk) => {
                 no_columns(path, columns)?;
                 Ok(Arc::new(FolderSource::from_walk(walk)?))

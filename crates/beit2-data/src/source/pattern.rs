@@ -26,14 +26,16 @@ pub(super) fn is_pattern(spec: &str) -> bool {
 pub(super) enum Matches {
     /// Shards, tables or single images, in order.
     Files(Vec<PathBuf>),
-    /// Images, or folders of them, as a folder that holds nothing else.
+    /// One folder.
+    Folder(PathBuf),
+    /// Images, or several folders of them, as a folder that holds nothing else.
     Images(Walk),
 }
 
 /// Finds what a pattern names.
 ///
 /// Files without an image among them are shards or tables. Images have the classes of the folders that they lie in, if the
-/// pattern leaves these folders open; a folder that matches is a class with everything below it.
+/// pattern leaves these folders open; folders that match are classes with everything below them, a single one is the source.
 pub(super) fn matches(spec: &str) -> Result<Matches, SourceError> {
     let fail = |problem: String| Err(SourceError::Pattern { pattern: spec.into(), problem });
     let (mut images, mut folders, mut files) = (Vec::new(), Vec::new(), Vec::new());
@@ -63,6 +65,9 @@ pub(super) fn matches(spec: &str) -> Result<Matches, SourceError> {
         && !leaves_folders_open(spec)
     {
         return Ok(Matches::Files(vec![only.clone()]));
+    }
+    if let ([], [only], []) = (images.as_slice(), folders.as_slice(), files.as_slice()) {
+        return Ok(Matches::Folder(only.clone()));
     }
     match folders.is_empty() {
         true if leaves_folders_open(spec) => of_images(images, &files).map(Matches::Images),
@@ -117,7 +122,11 @@ fn of_one_folder(
     };
     let root = if root.as_os_str().is_empty() { PathBuf::from(".") } else { root.clone() };
     let folders = folders.into_iter().map(ClassFolder::of).collect::<Result<Vec<_>, _>>()?;
-    Ok(Walk::made(root, images, folders, left_out(others)))
+    let (shards, others): (Vec<PathBuf>, Vec<PathBuf>) =
+        others.iter().cloned().partition(|path| matches!(Kind::of(path), Kind::Shard));
+    let mut walk = Walk::made(root, images, folders, left_out(&others));
+    walk.shards = shards;
+    Ok(walk)
 }
 
 /// Files that match and are no images.

@@ -47,6 +47,8 @@ fn folders_that_match_are_classes_with_all_that_is_below() {
     touch(dir.path(), &["all/dog/deep/1.jpg", "all/cat/1.jpg", "all/cow/1.jpg"]);
     assert_eq!(names(dir.path(), "all/[cd]o*"), ["all/cow/1.jpg=0", "all/dog/deep/1.jpg=1"]);
     assert_eq!(names(dir.path(), "all/{cat,dog}"), ["all/cat/1.jpg=0", "all/dog/deep/1.jpg=1"]);
+    assert_eq!(names(dir.path(), "a*"), ["all/cat/1.jpg=0", "all/cow/1.jpg=1", "all/dog/deep/1.jpg=2"]);
+    assert_eq!(names(dir.path(), "all/{cat}"), ["all/cat/1.jpg=-"]);
     touch(dir.path(), &["data/train/cat/1.jpg", "data/val/cat/1.jpg"]);
     let sentence = error(dir.path(), "data/*");
     assert!(sentence.contains("splits of the data, not classes"), "{sentence}");

@@ -120,7 +120,7 @@ fn stop_on(findings: check::Findings) -> anyhow::Result<()> {
     account::tell_warnings(&findings.warnings);
     match findings.errors.first() {
         None => Ok(()),
-        Some(first) => usage(first.as_str()),
+        Some(first) => anyhow::bail!(first.clone()),
     }
 }
 
@@ -164,7 +164,7 @@ fn sample(spec: &str, source: &dyn Source) -> anyhow::Result<Sample> {
         }
     }
     if let (true, Some(why)) = (shorts.is_empty(), first_error) {
-        return usage(format!("{spec}: none of {count} images of a sample can be used, first {why}"));
+        anyhow::bail!("{spec}: none of {count} images of a sample can be used, first {why}");
     }
     let median = |mut values: Vec<u32>| {
         values.sort_unstable();
