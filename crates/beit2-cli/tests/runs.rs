@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "project/mod.rs"]
+mod project;
 #[path = "reports/stages.rs"]
 mod report;
 #[path = "support/scenes.rs"]

@@ -68,7 +68,7 @@ impl Inputs {
     }
 
     /// The training images.
-    pub(super) fn train(&self) -> &dyn Source {
+    pub fn train(&self) -> &dyn Source {
         self.sources[0].2.as_ref()
     }
 

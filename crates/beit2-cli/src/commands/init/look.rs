@@ -8,15 +8,17 @@ use anyhow::Context;
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig};
 use beit2::train::{Assets, Event, Observer};
 use beit2_data::check::{self, Set};
+use beit2_data::classes::{ClassesBy, Target, match_classes};
 use beit2_data::decode::decode_with_facts;
-use beit2_data::segment::{ReduceZeroLabel, SegmentDataOptions, SegmentSource};
+use beit2_data::segment::{ReduceZeroLabel, SegmentSource};
 use beit2_data::source::Spec;
 use beit2_data::{DecodeOptions, PixelRange, Source};
 use beit2_kernels::Precision;
 use burn::backend::Flex;
 use burn::tensor::DType;
 
-use super::plan::{Goal, TeacherFacts};
+use super::masks::{self, Masks};
+use super::plan::{FEWEST, Goal, TeacherFacts, few};
 use super::split;
 use crate::account;
 use crate::errors::usage;
@@ -34,7 +36,7 @@ pub struct Found {
     pub spec: String,
     pub source: Arc<dyn Source>,
     /// With masks, for segmentation.
-    pub pairs: Option<Arc<SegmentSource>>,
+    pub masks: Option<Masks>,
     pub val: Option<(String, Arc<dyn Source>)>,
     /// Median of the shorter and of the longer sides.
     pub short: u32,
@@ -62,6 +64,28 @@ fn absolute_path(path: &str) -> anyhow::Result<String> {
     Ok(found.display().to_string())
 }
 
+/// Refuses a project inside a folder of images: what it holds would be taken for more of them.
+pub fn outside(out: &Path, specs: &[&str]) -> anyhow::Result<()> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    // Of a folder that is not there yet, the one above it.
+    let place = std::path::absolute(out)?;
+    let Some(place) = place.ancestors().find_map(real) else { return Ok(()) };
+    for text in specs {
+        for Spec { path, .. } in Spec::list(text)? {
+            let path = Path::new(&path);
+            if path.is_dir() && real(path).is_some_and(|images| place.starts_with(images)) {
+                return usage(format!(
+                    "{} would lie inside the images' folder {}, and its images would be taken for more of them; name another \
+                     folder with --out",
+                    out.display(),
+                    path.display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Opens and samples the images.
 pub fn data(
     session: &Session<'_>,
@@ -79,21 +103,18 @@ pub fn data(
             "{path} holds images/ and masks, which would be taken for images; add --goal segment, or name {path}/images"
         ));
     }
-    let (source, pairs, val): (Arc<dyn Source>, _, _) = match goal {
+    let (source, masks, val): (Arc<dyn Source>, _, _) = match goal {
         Goal::Segment => {
-            let options = SegmentDataOptions::default();
-            let pairs = assets.segment_source(spec, &options)?;
-            let val = val
-                .map(|val| Ok::<_, beit2::Error>((val, assets.segment_source(val, &options)?)))
-                .transpose()?;
-            let val_set = val.as_ref().map(|(name, source)| Set { name, source });
-            let (findings, _) = check::masks(Set { name: spec, source: &pairs }, val_set, 2);
-            stop_on(findings)?;
-            (
-                pairs.clone(),
-                Some(pairs),
-                val.map(|(name, source)| (name.to_owned(), source as Arc<dyn Source>)),
-            )
+            let masks = masks::open(assets, spec, val.is_some())?;
+            let open = |val: &str| {
+                Ok::<_, beit2::Error>((val.to_owned(), assets.segment_source(val, &masks.options())?))
+            };
+            let val = val.map(open).transpose()?;
+            if let Some((name, source)) = &val {
+                let set = Set { name: spec, source: &masks.pairs };
+                stop_on(check::masks(set, Some(Set { name, source }), 2).0)?;
+            }
+            (masks.pairs.clone(), Some(masks), val.map(|(name, source)| (name, source as Arc<dyn Source>)))
         }
         Goal::Pretrain | Goal::Finetune => {
             let source = assets.source(spec)?;
@@ -106,17 +127,27 @@ pub fn data(
     if let Some((name, source)) = &val {
         account::tell(output, name, source.as_ref());
     }
+    if source.len() < FEWEST {
+        return usage(format!("{spec}: {}", few(source.len())));
+    }
     if goal == Goal::Finetune {
         source.check_labels()?;
         if !source.classes().is_empty() {
             stop_on(check::labels(Set { name: spec, source: &source }, None))?;
         }
+        if let Some((name, val)) = &val {
+            val.check_labels()?;
+            let target = Target { owner: spec, count: source.classes().len(), names: source.classes() };
+            match_classes(name, val.clone(), target, ClassesBy::Auto)
+                .or_else(|error| usage(error.to_string()))?;
+        }
     }
     let Sample { short, long, range, decode_seconds } = sample(spec, source.as_ref())?;
-    Ok(Found { spec: spec.to_owned(), source, pairs, val, short, long, range, decode_seconds })
+    Ok(Found { spec: spec.to_owned(), source, masks, val, short, long, range, decode_seconds })
 }
 
-fn stop_on(findings: check::Findings) -> anyhow::Result<()> {
+/// Tells warnings, and stops on the first error.
+pub fn stop_on(findings: check::Findings) -> anyhow::Result<()> {
     account::tell_warnings(&findings.warnings);
     match findings.errors.first() {
         None => Ok(()),
@@ -192,7 +223,7 @@ pub fn divide(
     cores: usize,
     session: &mut Session<'_>,
 ) -> anyhow::Result<Option<Split>> {
-    if found.val.is_some() || found.source.len() < super::plan::FEWEST {
+    if found.val.is_some() {
         return Ok(None);
     }
     let special =

@@ -5,6 +5,7 @@
 
 mod length;
 mod look;
+mod masks;
 mod measure;
 mod plan;
 mod show;
@@ -19,7 +20,6 @@ pub mod write;
 
 use std::path::PathBuf;
 
-use beit2_data::segment::IdMap;
 use beit2_data::source::AND;
 use beit2_run::environment::{Environment, format_bytes};
 use clap::ValueHint;
@@ -143,6 +143,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     // The bundled images have their own validation set.
     let val = args.val.clone().or_else(|| (spec == "bundled:train").then(|| "bundled:val".to_owned()));
     let out = args.out.clone().map_or_else(|| write::default_out(&spec), Ok)?;
+    look::outside(&out, &[Some(spec.as_str()), val.as_deref()].into_iter().flatten().collect::<Vec<_>>())?;
     let staging = Staging::new(&out, args.force)?;
     let mut session = Session::new(args.output, signals);
     let result = prepare(args, wish, &spec, val.as_deref(), staging, &mut session);
@@ -204,7 +205,7 @@ fn prepare(
             .choices(plan.size, plan.pixels);
     }
     let names = Names::of(&found, divided.as_ref(), false, |name| staging.later(name))?;
-    let labelled = wish.goal != Goal::Segment && data.classes > 1;
+    let labelled = wish.goal != Goal::Segment && data.classes > 1 && !found.source.is_multi_label();
     write::files(&staging, &plan, wish.goal, &names, labelled)?;
     let summary = show::Summary {
         out: &staging.out.clone(),
@@ -256,11 +257,12 @@ fn facts_of(
         }
         (None, None) => (0, count),
     };
-    let masks = match &found.pairs {
-        Some(pairs) => {
+    let masks = match &found.masks {
+        Some(masks) => {
             let Names { train, val } = Names::of(found, divided, true, place)?;
-            let (reduce_zero_label, map) = (look::reduce_zero_label(pairs), IdMap::default());
-            Some(MaskFacts { train, val, classes: pairs.class_names().len(), reduce_zero_label, map })
+            let (classes, map) = (masks.pairs.class_names().len(), masks.map.clone());
+            let reduce_zero_label = look::reduce_zero_label(&masks.pairs);
+            Some(MaskFacts { train, val, classes, reduce_zero_label, map, note: masks.note.clone() })
         }
         None => None,
     };
@@ -269,7 +271,7 @@ fn facts_of(
         val: images.val,
         images: images_left,
         val_images,
-        classes: if found.pairs.is_some() { 0 } else { found.source.classes().len() },
+        classes: if found.masks.is_some() { 0 } else { found.source.classes().len() },
         short: found.short,
         long: found.long,
         range: found.range,

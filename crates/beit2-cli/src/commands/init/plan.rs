@@ -97,6 +97,8 @@ pub struct MaskFacts {
     pub classes: usize,
     pub reduce_zero_label: ReduceZeroLabel,
     pub map: IdMap,
+    /// What was decided about the classes, where no list says it.
+    pub note: Option<String>,
 }
 
 /// Floating-point operations a second that the stages achieve.
@@ -131,8 +133,10 @@ pub struct MachineFacts {
 /// Share of the memory that a plan may use.
 pub const MEMORY_SHARE: f64 = 0.8;
 
-/// Fewest training images that a plan is made for.
-pub const FEWEST: usize = 16;
+/// Fewest images that a project is made for, those for validation included when they are divided.
+pub const FEWEST: usize = 20;
+/// Of them, the fewest to train on.
+const FEWEST_TRAINED: usize = 16;
 
 /// The settings of a stage.
 #[derive(Debug, Clone)]
@@ -190,12 +194,8 @@ impl Facts<'_> {
     /// Too few images, one class for fine-tuning, more memory than there is: one sentence each.
     pub fn plan(&self) -> anyhow::Result<Plan> {
         let Self { wish, data, .. } = self;
-        if data.images < FEWEST {
-            return usage(format!(
-                "{} training images are too few to learn from; at least {FEWEST} are needed, and some hundreds for a result \
-                 that means something",
-                data.images
-            ));
+        if data.images < FEWEST_TRAINED {
+            return usage(few(data.images));
         }
         if wish.goal == Goal::Finetune && data.classes < 2 {
             return usage(match data.classes {
@@ -280,6 +280,10 @@ impl Facts<'_> {
             ("input", input, seen),
             ("teacher", format!("{}, features of {}", teacher.weights, teacher.dim), teaches.to_owned()),
         ];
+        if let Some(masks) = &data.masks {
+            let why = masks.note.clone().unwrap_or_else(|| "as the class list says".to_owned());
+            choices.push(("masks", format!("{} classes", masks.classes), why));
+        }
         if data.range != PixelRange::Auto {
             choices.push((
                 "values",
@@ -317,6 +321,14 @@ impl Facts<'_> {
             beit2_run::environment::format_bytes(memory)
         ))
     }
+}
+
+/// That there are too few images.
+pub fn few(images: usize) -> String {
+    format!(
+        "{images} training images are too few to learn from; at least {FEWEST} are needed, and some hundreds for a result that \
+         means something"
+    )
 }
 
 /// `300k`, `20M`.

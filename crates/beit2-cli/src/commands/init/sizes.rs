@@ -147,12 +147,13 @@ impl Pixels {
                 220.. => new(192, 16),
                 128.. => new(112, 8),
                 110.. => new(96, 8),
-                72.. => new(64, 8),
+                74.. => new(64, 8),
+                56.. => new(48, 6),
                 _ => new(32, 4),
             };
         }
         // Finer patches where every pixel gets a class.
-        let patches: &[usize] = if segments { &[4, 8] } else { &[4, 8, 12, 16] };
+        let patches: &[usize] = if segments { &[4, 8] } else { &[2, 3, 4, 6, 8, 12, 16] };
         let wanted = short as f64 / 10.0;
         let off = |patch: usize| (patch as f64 / wanted).ln().abs();
         let best = patches.iter().copied().min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or(8);
@@ -197,7 +198,7 @@ mod tests {
     #[test]
     fn inputs_follow_the_images() {
         let mini = |short| Pixels::of(Size::Mini, short, false);
-        assert_eq!([28, 64, 112, 224, 3000].map(|short| mini(short).image), [32, 64, 96, 128, 128]);
+        assert_eq!([28, 64, 112, 224, 3000].map(|short| mini(short).image), [24, 48, 96, 128, 128]);
         assert_eq!(Pixels::of(Size::Mini, 480, true), Pixels { image: 64, patch: 8 });
         for size in Size::ALL {
             for short in [16, 28, 64, 100, 200, 224, 256, 4000] {

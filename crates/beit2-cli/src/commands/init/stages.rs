@@ -6,6 +6,7 @@ use beit2::tokenizer::teachers::TeacherConfig;
 use beit2::tokenizer::{CodebookOptions, TokenizerAugment, TokenizerConfig, TokenizerRecipe};
 use beit2::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig};
 use beit2::vit::VitConfig;
+use beit2_data::check::crops_to_enlarge;
 
 use super::length::{Budget, Length};
 use super::plan::{Facts, Planned, Settings};
@@ -207,10 +208,13 @@ pub(super) fn data_table(facts: &Facts<'_>) -> DataConfig {
     }
 }
 
-/// The part of an image that has as many pixels as the input, to one digit; between the bounds that training stands.
+/// The smallest crop as a share of the image, in tenths: so large that at most a quarter of the crops have fewer pixels than
+/// the input and are enlarged.
 pub(super) fn crop_scale(facts: &Facts<'_>, pixels: Pixels) -> f64 {
-    let share = (pixels.image as f64 / f64::from(facts.data.long.max(1))).powi(2);
-    ((share * 10.0).round() / 10.0).clamp(0.2, 0.8)
+    let sizes = [(facts.data.long, facts.data.short); 64];
+    let scales = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+    let fits = |scale: &f64| crops_to_enlarge(&sizes, pixels.image as u32, *scale) <= 0.25;
+    scales.into_iter().find(fits).unwrap_or(0.8)
 }
 
 /// What stage `at` can spend, with the bounds that most stages share.
@@ -274,7 +278,7 @@ pub(super) fn shared_comments(
         (
             "augment.min_crop_scale",
             format!(
-                "a crop has about the {} px of the input or more; the images have {} × {}",
+                "at most a quarter of the crops are enlarged to {0} × {0} px; the images have {1} × {2}",
                 pixels.image, data.long, data.short
             ),
         ),

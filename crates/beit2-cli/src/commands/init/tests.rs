@@ -168,6 +168,7 @@ fn segmentation() -> DataFacts {
         classes: 13,
         reduce_zero_label: ReduceZeroLabel::No,
         map: IdMap::default(),
+        note: None,
     };
     DataFacts { masks: Some(masks), ..images(2400, 0, 144, 192) }
 }

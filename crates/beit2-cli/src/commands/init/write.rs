@@ -99,14 +99,14 @@ pub fn tables(staging: &Staging, found: &Found, divided: &Split) -> anyhow::Resu
         let created = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut file = BufWriter::new(created);
         let wanted = |at: usize| divided.is_val[at] == val;
-        match &found.pairs {
-            Some(pairs) => split::write_pairs(&mut file, pairs, wanted)?,
+        match &found.masks {
+            Some(masks) => split::write_pairs(&mut file, &masks.pairs, wanted)?,
             None => split::write_images(&mut file, found.source.as_ref(), wanted)?,
         }
         file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     }
-    if let Some(pairs) = &found.pairs {
-        fs::write(staging.at.join("classes.json"), pairs.class_list_json())?;
+    if let Some(masks) = &found.masks {
+        fs::write(staging.at.join("classes.json"), &masks.list)?;
     }
     Ok(())
 }
@@ -131,9 +131,13 @@ impl Names {
         }
         // A folder with masks is more than its images.
         let images = |spec: &str| -> anyhow::Result<String> {
-            match (&found.pairs, masks) {
+            match (&found.masks, masks) {
                 (Some(_), false) if Path::new(spec).is_dir() => {
-                    let options = beit2_data::segment::SegmentDataOptions::default();
+                    let options = beit2_data::segment::SegmentDataOptions {
+                        // Of no matter for the images.
+                        classes: Some(found.source.classes().len()),
+                        ..beit2_data::segment::SegmentDataOptions::default()
+                    };
                     let pairs = beit2_data::segment::open_segment(spec, &options)?;
                     super::look::absolute(&pairs.images_folder().display().to_string())
                 }

@@ -28,7 +28,7 @@ use crate::recipes::{self, Recipe};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::stage::Stage;
-use crate::{output, report};
+use crate::{fit, output, report};
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +48,10 @@ pub struct Args {
     /// Begin this stage and those after it again; their runs are moved aside
     #[arg(long, value_name = "STAGE")]
     restart: Option<String>,
+
+    /// Train although the look at labels, masks and a few images finds that the result would mean nothing
+    #[arg(long)]
+    no_check: bool,
 
     /// Check the recipes and say what would run, and stop
     #[arg(long)]
@@ -133,23 +137,28 @@ impl Work<'_> {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read the recipe {}", path.display()))?;
         let recipe = Recipe { name: entry.stage.clone(), origin: path.display().to_string(), text };
-        let mut settings: S = recipes::resolve(&recipe, &[])?;
         let run = project.dir.join(&entry.run);
         if args.dry_run {
-            return self.rehearse(&settings, &run);
+            return self.rehearse(recipes::resolve::<S>(&recipe, &[])?, &run);
         }
-        settings.resolve(self.assets)?;
+        let (settings, mut fitted) = recipes::fitted::<S>(&recipe, &[], self.assets)?;
         let inputs = Inputs::check(&settings, self.assets)?;
         if !args.output.quiet {
             let (at, of) = (self.at + 1, project.stages.len());
             output::note(&format!("\n{at}/{of}  {}  {}", entry.stage, inputs.budget(&settings)));
         }
         let complete = state(&run).is_some_and(|state| state.step >= inputs.plan().total_steps);
-        let warnings = match self.restart || !complete {
-            true => experiment::look(&settings, self.assets)?,
-            false => Vec::new(),
-        };
-        let trained = Run {
+        let mut warnings = Vec::new();
+        if self.restart || !complete {
+            if !args.no_check {
+                warnings = experiment::look(&settings, self.assets)?;
+                fitted.extend(fit::look(&settings, inputs.train()));
+            }
+            fitted.extend(fit::length(&settings, inputs.plan()));
+            fitted.tell(args.output);
+            warnings.append(&mut fitted.warnings);
+        }
+        let run_of_stage = Run {
             recipe: &recipe,
             overrides: &[],
             inputs: &inputs,
@@ -160,9 +169,8 @@ impl Work<'_> {
             output: args.output,
             signals: self.signals,
             warnings: &warnings,
-        }
-        .train(&settings);
-        let (outcome, _) = trained.map_err(|error| self.explain(error, &path))?;
+        };
+        let (outcome, _) = run_of_stage.train(&settings).map_err(|error| self.explain(error, &path))?;
         if !outcome.complete {
             output::note(&format!(
                 "stopped after step {} of {} and saved in {}; continue with: beit2 run {}",
@@ -173,6 +181,7 @@ impl Work<'_> {
             ));
             return Ok(None);
         }
+        run_of_stage.keep_examples(&settings, &outcome);
         let report = match report::write(&run) {
             Ok(path) => Some(path),
             Err(error) => {
@@ -218,8 +227,7 @@ impl Work<'_> {
     }
 
     /// Checks what can be checked before the stages before have run.
-    fn rehearse<S: Stage>(&self, settings: &S, run: &Path) -> anyhow::Result<Option<Done>> {
-        let mut checked: S = serde_json::from_value(serde_json::to_value(settings)?)?;
+    fn rehearse<S: Stage>(&self, mut checked: S, run: &Path) -> anyhow::Result<Option<Done>> {
         let weights = checked.tables().weights.1.to_owned();
         // The weights of a stage before are there once it has run.
         if !weights.is_empty() && self.assets_have(&weights) {
