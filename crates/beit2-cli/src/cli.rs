@@ -13,8 +13,8 @@ use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, completions, data, doctor, embed, eval, finetune, init, man, predict, pretrain, probe, quickstart,
-    recipes, report, run, segment, teacher, tokenizer, weights,
+    bench, compare, completions, data, doctor, embed, eval, finetune, init, man, predict, pretrain, probe,
+    quickstart, recipes, report, run, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
 use crate::flags::{exif_as_published, explain, several_devices, taking_negative_numbers};
@@ -124,6 +124,8 @@ pub enum Command {
     Weights(Weights),
     /// Rebuild the report of a run
     Report(report::Args),
+    /// Compare runs of one stage: settings, metrics and curves
+    Compare(compare::Args),
     /// List the built-in recipes, or print one
     Recipes(recipes::Args),
     /// Measure the speed of training and inference
@@ -162,6 +164,7 @@ pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Data(command) => data::run(command, signals),
         Command::Weights(command) => weights::run(command, signals),
         Command::Report(args) => report::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Recipes(args) => recipes::run(args),
         Command::Bench(command) => bench::run(command, signals),
         Command::Doctor(args) => doctor::run(args),

@@ -58,6 +58,7 @@ mod tests {
         assert_eq!(metric("lr", 0.00015), "1.50e-4");
         assert_eq!(metric("mim_acc_1", 0.1234), "12.3 %");
         assert_eq!(metric("val_miou", 0.531), "53.1 %");
+        assert_eq!(metric("ema_val_map", 0.25), "25.0 %");
         assert_eq!(metric("codebook_dead", 12.0), "12");
         assert_eq!([1.5e-3, 5e-4, 0.0, 1e-3 / 3.0].map(rate), ["1.5e-3", "5e-4", "0", "3.33333e-4"]);
         assert_eq!((speed(3.21), speed(140.2)), ("3.2 img/s".into(), "140 img/s".into()));

@@ -57,10 +57,57 @@ pub fn settings(run: &Path) -> anyhow::Result<Table> {
         return Err(FileError::new("read", &file, error).into());
     }
     if !file.is_file() {
-        return usage(format!("{} is not a run directory: it has no run.toml", run.display()));
+        return usage(not_a_run(run));
     }
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     text.parse().with_context(|| format!("{} is damaged", file.display()))
+}
+
+/// Why a path is no run directory, and which one may be meant.
+fn not_a_run(path: &Path) -> String {
+    let shown = path.display();
+    if !path.exists() {
+        return format!("{shown} does not exist; name a run directory, such as runs/mim");
+    }
+    // A checkpoint, or a file of a run.
+    if let Some(run) = path.ancestors().skip(1).take(3).find(|folder| folder.join("run.toml").is_file()) {
+        return format!("{shown} is a part of a run; name the run directory itself, {}", run.display());
+    }
+    match runs_below(path).as_slice() {
+        [] => format!("{shown} is not a run directory: it has no run.toml"),
+        runs => format!("{shown} is not a run directory, but holds {}; name one of them", listed(runs)),
+    }
+}
+
+/// The runs in the folders of a folder, and in theirs, by name.
+pub fn runs_below(folder: &Path) -> Vec<PathBuf> {
+    let folders = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut found: Vec<PathBuf> =
+            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        found.sort();
+        found
+    };
+    let is_run = |path: &PathBuf| path.join("run.toml").is_file();
+    let below = |path: PathBuf| match is_run(&path) {
+        true => vec![path],
+        false => folders(&path).into_iter().filter(is_run).collect(),
+    };
+    folders(folder).into_iter().flat_map(below).collect()
+}
+
+/// `2 runs, a and b`.
+pub fn listed(runs: &[PathBuf]) -> String {
+    const SHOWN: usize = 4;
+    let mut names: Vec<String> = runs.iter().take(SHOWN).map(|run| run.display().to_string()).collect();
+    if runs.len() > SHOWN {
+        names.push(format!("{} more", runs.len() - SHOWN));
+    }
+    match names.as_slice() {
+        [only] => format!("a run, {only}"),
+        [most @ .., last] => format!("{} runs, {} and {last}", runs.len(), most.join(", ")),
+        [] => "no runs".to_owned(),
+    }
 }
 
 /// Everything that a run directory tells about its run.
@@ -287,8 +334,24 @@ mod tests {
     }
 
     #[test]
-    fn another_folder_is_refused() {
+    fn another_folder_is_refused_with_what_may_be_meant() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(write(dir.path()).unwrap_err().to_string().contains("is not a run directory"));
+        let why = |path: &str| write(&dir.path().join(path)).unwrap_err().to_string();
+        assert!(why("").contains("is not a run directory: it has no run.toml"));
+        assert!(why("nowhere").contains("does not exist"));
+        for run in ["quick/tokenizer", "quick/pretrain/checkpoints/step-1"] {
+            fs::create_dir_all(dir.path().join(run)).unwrap();
+        }
+        for run in ["quick/tokenizer", "quick/pretrain"] {
+            fs::write(dir.path().join(run).join("run.toml"), "stage = \"x\"").unwrap();
+        }
+        let text = why("quick");
+        assert!(
+            text.contains("holds 2 runs") && text.contains("pretrain and") && text.contains("tokenizer"),
+            "{text}"
+        );
+        let text = why("quick/pretrain/checkpoints/step-1");
+        assert!(text.contains("is a part of a run") && text.ends_with("quick/pretrain"), "{text}");
+        assert_eq!(runs_below(dir.path()).len(), 2);
     }
 }

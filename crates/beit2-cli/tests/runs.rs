@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "reports/compare.rs"]
+mod compare;
 #[path = "project/mod.rs"]
 mod project;
 #[path = "reports/stages.rs"]

@@ -236,6 +236,26 @@ pub fn differences(old: &Table, new: &Table, may_differ: &[&str]) -> Vec<Differe
     out
 }
 
+/// The keys in which any of several resolved runs differs from the others, with the value of each (`None` where a run does
+/// not have the key), apart from those at or below a name in `apart`.
+pub fn differing(runs: &[&Table], apart: &[&str]) -> Vec<(String, Vec<Option<String>>)> {
+    let mut keys: Vec<String> = Vec::new();
+    for (key, _) in runs.iter().flat_map(|run| tree::leaves(run)) {
+        if !apart.iter().any(|prefix| tree::is_under(&key, prefix)) && !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    let differs = |key: &String| {
+        let values: Vec<Option<&toml::Value>> = runs.iter().map(|run| tree::get(run, key)).collect();
+        values.windows(2).any(|pair| pair[0] != pair[1])
+    };
+    let values = |key: String| {
+        let values = runs.iter().map(|run| tree::get(run, &key).map(tree::short)).collect();
+        (key, values)
+    };
+    keys.into_iter().filter(differs).map(values).collect()
+}
+
 fn parse(text: &str, file: &Path) -> Result<Table, RunError> {
     toml::from_str(text).map_err(|error: toml::de::Error| RunError::BadToml {
         path: file.to_owned(),
@@ -319,6 +339,26 @@ mod tests {
 
     fn open(path: &Path, toml: &str) -> Result<Opened, RunError> {
         RunDir::open(path, toml, &["environment"], Existing::Continue)
+    }
+
+    #[test]
+    fn what_differs_among_several_runs() {
+        let tables = [
+            "a = 1\nsame = 2\n[t]\nx = 'u'\n[environment]\nos = 'p'",
+            "a = 1\nsame = 2\n[t]\nx = 'u'",
+            "a = 3\nsame = 2",
+        ]
+        .map(|text| text.parse::<Table>().unwrap());
+        let runs: Vec<&Table> = tables.iter().collect();
+        let text = |value: &str| Some(value.to_owned());
+        assert_eq!(
+            differing(&runs, &["environment"]),
+            [
+                ("a".to_owned(), vec![text("1"), text("1"), text("3")]),
+                ("t.x".to_owned(), vec![text("\"u\""), text("\"u\""), None])
+            ]
+        );
+        assert!(differing(&runs[..2], &["environment"]).is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What each command does, with its own flags; those that several commands share are in [`crate::flags`].
 
 pub mod bench;
+pub mod compare;
 pub mod completions;
 pub mod data;
 pub mod doctor;

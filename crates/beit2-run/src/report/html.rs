@@ -59,7 +59,7 @@ impl Page {
              <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; \
              style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{top}{nav}{body}</main>\n\
+             <meta name=\"generator\" content=\"beit2\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{top}{nav}{body}</main>\n\
              <script>\n{SCRIPT}</script>\n</body>\n</html>\n",
             title = self.title,
             top = self.top,
