@@ -27,6 +27,9 @@ use crate::errors::usage;
 const WITHOUT_EXAMPLES: &str = "There are no images yet. They are made when training is complete; the training command continues a run \
      that was stopped, and makes them for one that is complete.";
 
+/// Metrics that are settings or paces.
+pub const NO_RESULTS: [&str; 5] = ["lr", "weight_decay", "grad_norm", "images_per_second", "data_wait"];
+
 /// Warnings of `warnings.log` that a report shows.
 const SHOWN_WARNINGS: usize = 20;
 
@@ -213,7 +216,10 @@ fn headline(last: Option<&Record>) -> Headline {
     let Some(last) = last else { return Headline::default() };
     let mut sides: Vec<&str> = Vec::new();
     let mut rows: Vec<(String, BTreeMap<&str, String>)> = Vec::new();
-    for (name, value) in &last.values {
+    // What was reached before what was set.
+    let (set, reached): (Vec<_>, Vec<_>) =
+        last.values.iter().partition(|(name, _)| NO_RESULTS.contains(&name.as_str()));
+    for (name, value) in reached.into_iter().chain(set) {
         let (title, side) = metric_title(name);
         if !sides.contains(&side) {
             sides.push(side);

@@ -23,7 +23,7 @@ const PART_OF_TRAINING: f64 = 0.01;
 impl Run<'_> {
     /// Looks at the finished run and keeps what its report shows, unless it is there already. A run is never lost by that:
     /// what goes wrong is a warning.
-    pub fn keep_examples<S: Stage>(&self, settings: &S, outcome: &Outcome) {
+    pub(super) fn keep_examples<S: Stage>(&self, settings: &S, outcome: &Outcome) {
         let kept = || Examples::load(self.dir).ok().flatten().is_some_and(|kept| kept.step == outcome.step);
         if !outcome.complete || self.signals.stop.is_set() || kept() {
             return;

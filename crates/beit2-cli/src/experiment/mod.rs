@@ -105,7 +105,6 @@ pub fn run<S: Stage>(
         warnings: &warnings,
     };
     let (outcome, warnings) = run.train(&settings)?;
-    run.keep_examples(&settings, &outcome);
     let ran = Ran { recipe: &found, dir: &dir, inputs: &inputs, assets: &assets, device };
     let next = if outcome.complete { next::next(&settings, &ran) } else { None };
     let (outcome, warnings) = (&outcome, &warnings);
@@ -152,7 +151,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trains, continues, or finds the run complete. Lists its warnings when it has ended.
+    /// Trains, continues, or finds the run complete. Lists its warnings when it has ended, and keeps what the report shows.
     pub fn train<S: Stage>(&self, settings: &S) -> anyhow::Result<(Outcome, RunWarnings)> {
         let provenance = provenance::provenance(self.recipe, self.overrides, self.inputs, self.device)?;
         let mut progress = Progress::of_run(self.output, self.signals, self.dir);
@@ -168,7 +167,9 @@ impl Run<'_> {
         };
         let outcome = backend::run(self.device, Training { settings, env });
         let warnings = progress.close_run();
-        Ok((outcome?, warnings))
+        let outcome = outcome?;
+        self.keep_examples(settings, &outcome);
+        Ok((outcome, warnings))
     }
 }
 

@@ -131,7 +131,7 @@ impl Chart {
         let (first, last) =
             (all_x().fold(f64::INFINITY, f64::min), all_x().fold(f64::NEG_INFINITY, f64::max));
         // Training begins at 0, even though the first record comes a little later.
-        let x = Scale::exact(if first > 0.0 && first < 0.1 * last { 0.0 } else { first }, last);
+        let x = Scale::exact(first.min(0.0), last);
         let px = |value: f64| LEFT + x.place(value) * (WIDTH - LEFT - RIGHT);
         let py = |value: f64| HEIGHT - BOTTOM - y.place(value) * (HEIGHT - BOTTOM - TOP);
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::curves::overlaid;
 use super::health::{Level, banner};
-use super::html::{Page, escape};
+use super::html::{Page, command, escape};
 use crate::metrics::Record;
 
 /// Runs side by side.
@@ -54,7 +54,7 @@ pub fn render_comparison(comparison: &Comparison) -> String {
         let _ = writeln!(top, "<p class=\"muted\">{}</p>", escape(&comparison.date));
     }
     if !comparison.command.is_empty() {
-        let _ = writeln!(top, "<pre class=\"command\">{}</pre>", escape(&comparison.command));
+        top.push_str(&command(&comparison.command));
     }
     top.push_str("</header>\n");
     for warning in &comparison.warnings {

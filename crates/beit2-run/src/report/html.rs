@@ -23,6 +23,16 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// A command, whole: it wraps between its words (a browser would also break `--flag` behind a hyphen), and copies as it
+/// was typed.
+pub(super) fn command(text: &str) -> String {
+    let word = |word: &str| match word.chars().count() {
+        0..=48 => format!("<span>{}</span>", escape(word)),
+        _ => escape(word),
+    };
+    format!("<pre class=\"command\">{}</pre>\n", text.split(' ').map(word).collect::<Vec<_>>().join(" "))
+}
+
 /// A document in the making. Sections are collected first, because the links at the top list them.
 pub(super) struct Page {
     title: String,

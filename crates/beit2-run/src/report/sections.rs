@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::curves::not_finite;
 use super::health::{Level, assess, banner};
-use super::html::{Page, escape};
+use super::html::{Page, command, escape};
 use super::image;
 use super::{Examples, ReportData};
 use crate::format::thousands;
@@ -19,7 +19,7 @@ pub(super) fn top(page: &mut Page, data: &ReportData) {
         let _ = writeln!(html, "<p class=\"muted\">{}</p>", escape(&data.date));
     }
     if !data.command.is_empty() {
-        let _ = writeln!(html, "<pre class=\"command\">{}</pre>", escape(&data.command));
+        html.push_str(&command(&data.command));
     }
     html.push_str("</header>\n");
     if !data.facts.is_empty() {
@@ -141,16 +141,18 @@ pub(super) fn gallery(page: &mut Page, examples: &Examples) {
         let unused = gallery.counts.iter().filter(|count| **count == 0).count();
         let seen = examples.seen.describe();
         let of = if seen.is_empty() { String::new() } else { format!(" of {seen}") };
+        let used = thousands((size - unused) as u64);
         let dead = match unused {
-            0 => format!("All {} codes are used", thousands(size as u64)),
-            _ => format!(
-                "{} of the {} codes are used, {} are dead",
-                thousands((size - unused) as u64),
-                thousands(size as u64),
-                thousands(unused as u64)
-            ),
+            0 => "; none is dead".to_owned(),
+            _ => format!("; {} are dead here", thousands(unused as u64)),
         };
-        let _ = writeln!(html, "<p>{dead} among the {} patches{}.</p>", thousands(patches), escape(&of));
+        let _ = writeln!(
+            html,
+            "<p>{used} of the {} codes are used among the {} patches{}{dead}.</p>",
+            thousands(size as u64),
+            thousands(patches),
+            escape(&of)
+        );
     }
     html.push_str(
         "<p class=\"muted\">The most used codes, most used first. Each card shows patches that got the same code, with what \

@@ -260,7 +260,7 @@ fn a_full_report_has_its_parts_in_order() {
         "Stage: pretrain</h2>",
         "The codebook is healthy",
         "9 of 34 masked patches predicted",
-        "24 of the 512 codes are used, 488 are dead among the",
+        "24 of the 512 codes are used among the",
         "4,200 patches",
         "Confusion matrix",
         "animal 1 taken for animal 2: 10 (25.0 %)",
@@ -401,4 +401,14 @@ fn runs_are_compared_on_equal_axes() {
     assert!(!html.contains("Learning rate"), "what is constant and the same in all has no chart");
     comparison.settings.clear();
     assert!(render_comparison(&comparison).contains("All settings are equal"));
+}
+
+#[test]
+fn the_command_is_whole() {
+    let words: Vec<String> = (0..60).map(|at| format!("--set key.number{at}=a-value")).collect();
+    let command = format!("beit2 pretrain {} --out 'my runs/<x>'", words.join(" "));
+    let html = check(&ReportData { command: command.clone(), ..ReportData::default() });
+    let pre = html.split("<pre class=\"command\">").nth(1).unwrap().split("</pre>").next().unwrap();
+    let text = pre.replace("<span>", "").replace("</span>", "");
+    assert_eq!(text, html::escape(&command), "what is copied is what was typed");
 }

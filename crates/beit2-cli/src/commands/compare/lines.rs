@@ -6,9 +6,7 @@ use beit2_run::{Kind, Record, format_duration, thousands};
 
 use super::side::{Part, Side};
 use crate::display::{metric, speed};
-
-/// Metrics that are settings or paces.
-const NO_RESULTS: [&str; 5] = ["lr", "weight_decay", "grad_norm", "images_per_second", "data_wait"];
+use crate::report::NO_RESULTS;
 
 /// Lines about metrics.
 pub struct Metrics {

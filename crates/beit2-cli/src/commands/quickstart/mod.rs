@@ -22,11 +22,11 @@ use crate::assets::AssetStore;
 use crate::errors::{Ending, usage};
 use crate::experiment::{Inputs, Run};
 use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs};
-use crate::output;
 use crate::recipes::{self, Recipe};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::stage::Stage;
+use crate::{output, report};
 
 /// Flags of `quickstart`.
 #[derive(Debug, clap::Args)]
@@ -207,6 +207,12 @@ impl<S: Stage> Part<S> {
             warnings: &[],
         };
         let (outcome, _) = run.train(&self.settings)?;
+        if let Err(error) = report::write(&self.dir) {
+            output::note(&format!(
+                "warning: the report of {} was not written: {error:#}",
+                self.dir.display()
+            ));
+        }
         let (step, dir) = (outcome.step, self.dir.display());
         if !outcome.complete {
             output::note(&format!(
