@@ -31,8 +31,9 @@ pub fn rate(value: f64) -> String {
 
 /// A metric by the kind of its name: shares in percent, rates in scientific form, the rest with four digits.
 pub fn metric(name: &str, value: f64) -> String {
-    let share =
-        ["acc", "usage", "top1", "accuracy", "miou", "val_map"].iter().any(|part| name.contains(part));
+    let share = ["acc", "usage", "top1", "accuracy", "miou", "val_map", "data_wait"]
+        .iter()
+        .any(|part| name.contains(part));
     if share {
         format!("{:.1} %", 100.0 * value)
     } else if value != 0.0 && (value.abs() < 1e-3 || value.abs() >= 1e6) {

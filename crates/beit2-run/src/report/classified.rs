@@ -126,7 +126,8 @@ pub(super) fn section(page: &mut Page, examples: &Examples) {
 }
 
 fn intro(examples: &Examples) -> String {
-    format!("{}, by the weights of step {}.", examples.seen.describe(), thousands(examples.step))
+    let not = if examples.averages { " (not by their moving average)" } else { "" };
+    format!("{}, by the weights of step {}{not}.", examples.seen.describe(), thousands(examples.step))
 }
 
 fn percent(share: f64) -> String {

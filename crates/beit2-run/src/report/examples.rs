@@ -34,6 +34,9 @@ const SAMPLE_PX: u32 = 160;
 pub struct Examples {
     /// Steps of the weights that were looked at.
     pub step: u64,
+    /// Whether the run also keeps a moving average of its weights, which was not looked at.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub averages: bool,
     /// The images that were looked at.
     pub seen: Seen,
     /// Codes with patches that carry them.

@@ -9,8 +9,10 @@ use super::html::{Page, escape};
 use super::image::{self, shrunk};
 use super::{Examples, RgbImage};
 
-/// Width of image, mask and prediction together, in pixels: a page of six stays below two megabytes.
-const SHOWN_PX: u32 = 780;
+/// Width of image, mask and prediction together, in pixels.
+const SHOWN_PX: u32 = 900;
+/// Their pixels, of all three: a page of six photographs takes about two megabytes.
+const SHOWN_AREA: f64 = 150_000.0;
 
 /// Images with masks, what a segmentation model predicts for them, and its scores.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,7 +62,10 @@ pub(super) fn section(page: &mut Page, examples: &Examples) {
         }
         html.push_str("</p>\n<div class=\"segmented\">\n");
         for image in &found.images {
-            html.push_str(&image::img(&shrunk(image, SHOWN_PX), 0, "image, mask and prediction"));
+            let (width, height) = (f64::from(image.width), f64::from(image.height));
+            let scale = (SHOWN_AREA / (width * height).max(1.0)).sqrt();
+            let most = SHOWN_PX.min((scale * width.max(height)) as u32).max(1);
+            html.push_str(&image::img(&shrunk(image, most), 0, "image, mask and prediction"));
             html.push('\n');
         }
         html.push_str("</div>\n");

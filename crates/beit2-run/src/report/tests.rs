@@ -77,6 +77,7 @@ fn examples() -> Examples {
     codes.clone().for_each(|code| counts[code.code as usize] = code.count);
     Examples {
         step: 3000,
+        averages: false,
         seen: Seen { validation: true, data: "bundled:val".into(), images: 409, of: 409 },
         gallery: Some(Gallery { counts, codes: codes.collect() }),
         mim_samples: samples.collect(),
@@ -411,4 +412,63 @@ fn the_command_is_whole() {
     let pre = html.split("<pre class=\"command\">").nth(1).unwrap().split("</pre>").next().unwrap();
     let text = pre.replace("<span>", "").replace("</span>", "");
     assert_eq!(text, html::escape(&command), "what is copied is what was typed");
+}
+
+#[test]
+fn the_page_of_large_images_is_bounded() {
+    let mut noise = Noise(3);
+    let mut photograph = |width: u32, height: u32| {
+        // Half noise, half structure, as photographs are for PNG.
+        let rgb =
+            (0..3 * width * height).map(|at| ((at / 97 % 200) as f64 + 20.0 * (1.0 + noise.next())) as u8);
+        RgbImage { width, height, rgb: rgb.collect() }
+    };
+    let mut examples = Examples {
+        segmented: Some(Segmented {
+            classes: Vec::new(),
+            images: (0..6).map(|_| photograph(1536, 683)).collect(),
+        }),
+        classified: Some(classified(3)),
+        ..Examples::default()
+    };
+    let size = |examples: &Examples| {
+        check(&ReportData { examples: examples.clone(), ..ReportData::default() }).len()
+    };
+    assert!(size(&examples) < 2_500_000, "{}", size(&examples));
+    // Kept images are small before they come to a page.
+    let dir = tempfile::tempdir().unwrap();
+    examples.segmented = None;
+    examples.classified.as_mut().unwrap().worst[0].image = photograph(800, 600);
+    examples.gallery = Some(Gallery {
+        counts: vec![1; 32],
+        codes: (0..32)
+            .map(|code| GalleryCode {
+                code,
+                count: 1,
+                patches: (0..12).map(|_| photograph(64, 64)).collect(),
+            })
+            .collect(),
+    });
+    examples.mim_samples = (0..6)
+        .map(|_| MimSample {
+            input: photograph(384, 384),
+            masked: photograph(384, 384),
+            tokens_drawn: photograph(384, 384),
+            predicted_drawn: photograph(384, 384),
+            correct: photograph(384, 384),
+            ..MimSample::default()
+        })
+        .collect();
+    examples.save(dir.path()).unwrap();
+    let kept = Examples::load(dir.path()).unwrap().unwrap();
+    assert_eq!(
+        (kept.mim_samples[0].input.width, kept.gallery.as_ref().unwrap().codes[0].patches[11].width),
+        (160, 40)
+    );
+    assert_eq!(kept.classified.unwrap().worst[0].image.width, 128);
+    let sizes = [
+        size(&Examples { gallery: kept.gallery, ..Examples::default() }),
+        size(&Examples { mim_samples: kept.mim_samples, ..Examples::default() }),
+    ];
+    assert!(sizes.iter().all(|size| *size < 3_000_000), "{sizes:?}");
 }

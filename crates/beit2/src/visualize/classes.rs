@@ -90,7 +90,8 @@ pub fn of_classifier<B: Backend>(
     };
     let confusion = confusion.into_iter().map(|((class, taken), count)| (class, taken, count)).collect();
     let classified = Classified { classes: names, confusion, labels, worst };
-    Ok(Examples { classified: Some(classified), ..look.examples(&recipe.data, images, total) })
+    let averages = recipe.ema_decay.is_some();
+    Ok(Examples { classified: Some(classified), averages, ..look.examples(&recipe.data, images, total) })
 }
 
 /// An image of one class, from its logits.
