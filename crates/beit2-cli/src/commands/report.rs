@@ -39,22 +39,27 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         }
         return Ok(Ending::Done);
     }
-    let reports = runs.iter().map(|run| rebuilt(run)).collect::<anyhow::Result<Vec<Value>>>()?;
+    let (reports, failed): (Vec<_>, Vec<_>) = runs.iter().map(|run| rebuilt(run)).partition(Result::is_ok);
+    let reports: Vec<Value> = reports.into_iter().flatten().collect();
     // The quickstart writes a page of its own, which needs what it has measured.
     let own = Some(folder.join("report.html")).filter(|page| page.is_file());
     if args.output.json {
         output::json(&json!({ "report": own, "runs": reports }))?;
-        return Ok(Ending::Done);
+    } else {
+        let (its, were) = if runs.len() == 1 { ("its report", "was") } else { ("their reports", "were") };
+        output::note(&format!("{} holds {}; {its} {were} rebuilt", folder.display(), report::listed(&runs)));
+        if let Some(page) = &own {
+            output::note(&format!("{} stays as it is", page.display()));
+        }
+        for found in &reports {
+            output::result(found["report"].as_str().unwrap_or_default())?;
+        }
     }
-    let (its, were) = if runs.len() == 1 { ("its report", "was") } else { ("their reports", "were") };
-    output::note(&format!("{} holds {}; {its} {were} rebuilt", folder.display(), report::listed(&runs)));
-    if let Some(page) = &own {
-        output::note(&format!("{} stays as it is", page.display()));
+    let count = failed.len();
+    match failed.into_iter().find_map(Result::err) {
+        Some(error) => Err(error.context(format!("{count} of {} reports could not be rebuilt", runs.len()))),
+        None => Ok(Ending::Done),
     }
-    for found in &reports {
-        output::result(found["report"].as_str().unwrap_or_default())?;
-    }
-    Ok(Ending::Done)
 }
 
 fn rebuilt(run: &Path) -> anyhow::Result<Value> {

@@ -101,6 +101,7 @@ fn other_validation_images_are_said_loudly_and_nothing_is_best() {
     world.tokenizer("c", &["--quiet"]).works();
     let ended = world.beit2(&["compare", "a/run", "c"]);
     assert!(ended.works().err.contains("not the same metric counts in all runs"), "{}", ended.err);
+    assert!(ended.out.contains("Validation images (different)"), "{}", ended.out);
 }
 
 #[test]
@@ -154,6 +155,12 @@ fn a_folder_of_runs_has_all_their_reports() {
     assert_eq!(found["report"], "quick/report.html");
     assert_eq!(found["runs"][1]["run"], "quick/tokenizer");
     assert!(found["runs"][1]["metrics"]["loss"].is_number(), "{found}");
+    // A damaged run keeps no other from its report.
+    fs::write(world.path("quick/pretrain/run.toml"), "[").unwrap();
+    let ended = world.beit2(&["report", "quick"]);
+    ended.fails(1, &["1 of 2 reports", "quick/pretrain/run.toml is damaged"]);
+    assert_eq!(ended.out, "quick/tokenizer/report.html\n");
+    fs::remove_dir_all(world.path("quick/pretrain")).unwrap();
     // Also from above, and a single one is named too.
     assert!(world.beit2(&["report", "."]).works().out.contains("quick/tokenizer/report.html"));
     world.beit2(&["report", "quick/tokenizer/last"]).fails(2, &["is a part of a run", "quick/tokenizer"]);

@@ -8,6 +8,7 @@ use super::classified::{Listed, list};
 use super::html::{Page, escape};
 use super::image::{self, shrunk};
 use super::{Examples, RgbImage};
+use crate::format::thousands;
 
 /// Width of image, mask and prediction together, in pixels.
 const SHOWN_PX: u32 = 900;
@@ -48,7 +49,8 @@ pub(super) fn section(page: &mut Page, examples: &Examples) {
     let mut html = String::new();
     let seen = examples.seen.describe();
     if !seen.is_empty() {
-        let _ = writeln!(html, "<p class=\"muted\">{}.</p>", escape(&seen));
+        let step = thousands(examples.step);
+        let _ = writeln!(html, "<p class=\"muted\">{}, by the weights of step {step}.</p>", escape(&seen));
     }
     if !found.images.is_empty() {
         let kind = if examples.seen.validation { "a validation image" } else { "a training image" };

@@ -160,8 +160,8 @@ fn check_page(page: &Path) -> anyhow::Result<()> {
 
 /// Whether what is measured on validation images means the same in all runs.
 fn is_comparable(sides: &[Side]) -> bool {
-    let same = |part| Side::agree(sides, part).unwrap_or(true);
-    same(Part::Validation) && (same(Part::Weights) || !targets_are_weights(&sides[0].stage.name))
+    let targets = targets_are_weights(&sides[0].stage.name);
+    !Side::conflict(sides, Part::Validation) && !(targets && Side::conflict(sides, Part::Weights))
 }
 
 /// Stages whose losses are measured against what other weights give.
@@ -172,14 +172,14 @@ fn targets_are_weights(stage: &str) -> bool {
 /// What a reader must know of the data before comparing numbers.
 fn data_warnings(sides: &[Side]) -> Vec<String> {
     let mut warnings = Vec::new();
-    if Side::agree(sides, Part::Validation) == Some(false) {
+    if Side::conflict(sides, Part::Validation) {
         warnings.push(format!(
             "the runs have different validation images ({}), so their metrics are not comparable, and none is marked as the best",
             Side::specs(sides, Part::Validation)
         ));
     }
     let stage = sides[0].stage.name.as_str();
-    if targets_are_weights(stage) && Side::agree(sides, Part::Weights) == Some(false) {
+    if targets_are_weights(stage) && Side::conflict(sides, Part::Weights) {
         let what = if stage == "pretrain" { "tokenizers" } else { "teachers" };
         warnings.push(format!(
             "the runs have different {what} ({}), so losses and accuracies are measured against different targets and are not \
@@ -187,7 +187,7 @@ fn data_warnings(sides: &[Side]) -> Vec<String> {
             Side::specs(sides, Part::Weights)
         ));
     }
-    if Side::agree(sides, Part::Train) == Some(false) {
+    if Side::conflict(sides, Part::Train) {
         warnings
             .push(format!("the runs have different training images ({})", Side::specs(sides, Part::Train)));
     }

@@ -85,14 +85,17 @@ impl Side {
         self.settings.get("fingerprint")?.get(part.key())?.as_str()
     }
 
-    /// Whether a part of the data is the same in all runs; `None` where none of them has it. A run without it differs from
-    /// one with it, except in validation images: what it lacks cannot mislead.
+    /// Whether a part of the data is the same in all runs; `None` where none of them has it.
     pub fn agree(sides: &[Self], part: Part) -> Option<bool> {
         let found: Vec<Option<&str>> = sides.iter().map(|side| side.fingerprint(part)).collect();
-        let mut known = found.iter().copied().flatten();
-        let first = known.next()?;
-        let equal = known.all(|other| other == first);
-        Some(equal && (part == Part::Validation || found.iter().all(Option::is_some)))
+        let any = found.iter().any(Option::is_some);
+        any.then(|| found.windows(2).all(|pair| pair[0] == pair[1]))
+    }
+
+    /// Whether two runs have a part and it differs: what a run lacks misleads nobody.
+    pub fn conflict(sides: &[Self], part: Part) -> bool {
+        let known: Vec<&str> = sides.iter().filter_map(|side| side.fingerprint(part)).collect();
+        known.windows(2).any(|pair| pair[0] != pair[1])
     }
 
     /// `a: images; b: other`.
