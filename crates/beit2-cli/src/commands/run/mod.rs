@@ -181,7 +181,6 @@ impl Work<'_> {
             ));
             return Ok(None);
         }
-        run_of_stage.keep_examples(&settings, &outcome);
         let report = match report::write(&run) {
             Ok(path) => Some(path),
             Err(error) => {
