@@ -58,27 +58,27 @@ impl Look<'_> {
 /// first thousand would show a few classes only.
 pub(super) struct Spread {
     source: Arc<dyn Source>,
-    stride: usize,
+    /// Numbers in the source.
+    order: Vec<u32>,
 }
 
 impl Spread {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {
-        fn divisor(a: usize, b: usize) -> usize {
-            if b == 0 { a } else { divisor(b, a % b) }
+        // Multiples of the golden section divide the circle most evenly, however many there are; their ranks are whole.
+        let place = |at: u32| (f64::from(at) * 0.618_033_988_749_894_9).fract();
+        let count = u32::try_from(source.len()).unwrap_or(u32::MAX);
+        let mut by_place: Vec<u32> = (0..count).collect();
+        by_place.sort_by(|&a, &b| place(a).total_cmp(&place(b)));
+        let mut order = vec![0; by_place.len()];
+        for (rank, at) in (0..).zip(by_place) {
+            order[at as usize] = rank;
         }
-        let len = source.len();
-        // Near the golden section every prefix is spread evenly; without a common divisor each image comes once.
-        let golden = (len as f64 * 0.618_033_988_75) as usize;
-        let stride = (golden.max(1)..=len).find(|&stride| divisor(stride, len) == 1);
-        Self { source, stride: stride.unwrap_or(1) }
+        Self { source, order }
     }
 
     /// The image's number in the source itself.
     pub(super) fn number(&self, index: usize) -> usize {
-        match self.source.len() {
-            len if index < len => (index as u128 * self.stride as u128 % len as u128) as usize,
-            _ => index,
-        }
+        self.order.get(index).map_or(index, |&number| number as usize)
     }
 }
 
