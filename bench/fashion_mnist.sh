@@ -33,10 +33,10 @@ row() { # NAME COMMAND...
 }
 judge() { # NAME RUN FEATURES
     row "$1-knn" knn --weights "$2" --data "$train" --val "$test" --k 20 --features "$3"
-    row "$1-probe" probe --weights "$2" --data "$train" --val "$test" --features "$3"
+    row "$1-probe" probe --weights "$2" --data "$train" --val "$test" --features "$3" --lr 1e-3
 }
 row pixels-knn knn --weights pixels --data "$train" --val "$test" --k 20 --image-size 28
-row pixels-probe probe --weights pixels --data "$train" --val "$test" --image-size 28
+row pixels-probe probe --weights pixels --data "$train" --val "$test" --image-size 28 --lr 1e-3
 for seed; do
     s=seed-$seed
     row "$s-tokenizer" tokenizer train fashion_tokenizer --seed "$seed" --data "$train" --out "$out/$s/tokenizer"

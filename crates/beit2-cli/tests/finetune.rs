@@ -9,6 +9,8 @@ mod by_name;
 mod checking;
 #[path = "finetune/multi_label.rs"]
 mod multi_label;
+#[path = "finetune/probing.rs"]
+mod probing;
 #[path = "reports/finetune.rs"]
 mod report;
 #[path = "support/scenes.rs"]

@@ -81,7 +81,10 @@ fn several_classes_of_one_image() {
     let sides = ["--data", &data, "--val", &data, "--json"];
     let probe = world.beit2(&[&["probe", "--weights", "run", "--lr", "0.05"], &sides[..]].concat());
     let probe = json(&probe.works().out);
-    assert!(probe["probe"]["map"].as_f64().unwrap() > 0.95, "{probe}");
+    let map = probe["probe"]["map"].as_f64().unwrap();
+    let interval = [0, 1].map(|at| probe["probe"]["map_interval"][at].as_f64().unwrap());
+    assert!(map > 0.95 && interval[0] <= map && map <= interval[1], "{probe}");
+    assert!(probe["probe"]["train_map"].as_f64().unwrap() > 0.95, "{probe}");
     world
         .beit2(&[&["knn", "--weights", "run"], &sides[..]].concat())
         .fails(2, &["k-NN votes for one class", "linear probe"]);

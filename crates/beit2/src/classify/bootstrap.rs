@@ -66,8 +66,17 @@ pub fn of_map(logits: &[f32], sets: &[Vec<u32>], classes: usize) -> Option<Estim
     Some(Estimate { value, interval: percentiles(resamples) })
 }
 
-/// For every class the images by falling score, with where a new score begins and whether the image has the class.
-struct Ranked(Vec<Vec<(usize, bool, bool)>>);
+/// For every class the images by falling score.
+struct Ranked(Vec<Vec<Place>>);
+
+/// An image's place in such an order.
+struct Place {
+    image: u32,
+    /// Its score is lower than that of the one before.
+    begins: bool,
+    /// It has the class.
+    positive: bool,
+}
 
 impl Ranked {
     fn new(logits: &[f32], sets: &[Vec<u32>], classes: usize) -> Self {
@@ -77,8 +86,8 @@ impl Ranked {
             order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
             let entry = |at: usize| {
                 let image = order[at];
-                let new = at == 0 || score(order[at - 1]) != score(image);
-                (image, new, sets[image].contains(&(class as u32)))
+                let begins = at == 0 || score(order[at - 1]) != score(image);
+                Place { image: image as u32, begins, positive: sets[image].contains(&(class as u32)) }
             };
             (0..order.len()).map(entry).collect()
         };
@@ -87,14 +96,14 @@ impl Ranked {
 
     /// Each class's average precision where image i counts `counts[i]` times.
     fn all(&self, counts: &[u32]) -> Vec<Option<f64>> {
-        let of_class = |ranked: &Vec<(usize, bool, bool)>| {
+        let of_class = |ranked: &Vec<Place>| {
             let (mut seen, mut hits, mut new, mut sum) = (0u64, 0u64, 0u64, 0.0);
-            for &(image, begins, positive) in ranked {
+            for &Place { image, begins, positive } in ranked {
                 if begins && new > 0 {
                     sum += new as f64 * (hits as f64 / seen as f64);
                     new = 0;
                 }
-                let count = u64::from(counts[image]);
+                let count = u64::from(counts[image as usize]);
                 seen += count;
                 if positive {
                     (hits, new) = (hits + count, new + count);

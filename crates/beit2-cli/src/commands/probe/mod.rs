@@ -201,8 +201,8 @@ impl Protocol for Probe {
         let why = match &found.choice {
             RateChoice::Given => String::new(),
             RateChoice::NoSplit => {
-                ", the default: no class has two training images, so none can be held out to choose by"
-                    .to_owned()
+                let which = if lr == LinearProbeConfig::DEFAULT_RATE { "default" } else { "middle one" };
+                format!(", the {which}: no split is possible, because no class has two training images")
             }
             RateChoice::Sweep { scores, held_out, .. } => {
                 format!(", the best of {} on {held_out} held-out training images", scores.len())

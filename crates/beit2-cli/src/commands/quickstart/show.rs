@@ -90,7 +90,7 @@ fn headline(results: &Results) -> Headline {
         rows: rows.collect(),
         note: format!(
             "On {} validation images of {} classes; always predicting the largest class scores {:.1} %. k-NN: cosine \
-             similarity, 20 neighbours, weights exp(cos/0.07).",
+             similarity, 20 neighbours, weights exp(cos/0.07). Linear probe: learning rate chosen on held-out training images.",
             results.held_out,
             results.classes,
             100.0 * results.majority
