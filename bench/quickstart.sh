@@ -4,7 +4,8 @@
 # usage: bench/quickstart.sh OUT [seeds|bf16|curve|long]
 #
 # Runs one after the other on an otherwise idle machine; results lie in OUT/*.json, runs that are complete are kept.
-# seeds takes 3 x 5 minutes, bf16 (the same in that precision) 3 x 4, curve about 50, long an hour; without a second argument all.
+# seeds takes 3 x 5 minutes, bf16 (the same in that precision) 3 x 4, curve 55, long 90; without a second argument all. The steps of curve and
+# long follow from the machine's speed.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,8p' "$0"; exit 2; }
 out=$1

@@ -56,7 +56,7 @@ fn minutes(seconds: &Value) -> String {
 
 #[test]
 fn quickstart_in_the_readme() {
-    let (page, run) = (page("README.md"), data("quickstart-f32-seed-0"));
+    let (page, run) = (page("README.md"), data("quickstart-sweep-seed-0"));
     let rows = table(&page, "409 held-out drawings");
     for (label, features) in [
         ("raw pixels", "pixels"),
@@ -69,30 +69,51 @@ fn quickstart_in_the_readme() {
         assert_eq!(row(&rows, label), expected, "{label}");
     }
     let perplexity = format!("perplexity {:.0}", run["codebook_perplexity"].as_f64().unwrap());
-    let bf16 = data("quickstart-bf16-seed-0");
-    let seconds = [&run, &bf16].map(|run| minutes(&run["seconds"]["total"]));
+    // Times are those of an idle machine.
+    let seconds = ["f32", "bf16"]
+        .map(|precision| minutes(&data(&format!("quickstart-{precision}-seed-0"))["seconds"]["total"]));
     for text in [&perplexity, &seconds[0], &seconds[1]] {
         assert!(page.contains(text), "README.md does not say `{text}`");
     }
     assert_eq!(run["codebook_usage"], 1.0, "README.md says that all codes are in use");
 }
 
+/// Rows of the quickstart's tables, and their keys.
+const ROWS: [(&str, &str); 7] = [
+    ("raw pixels", "pixels"),
+    ("same ViT at random initialisation, CLS", "random"),
+    ("same ViT at random initialisation, CLS + mean", "random_concat"),
+    ("tokenizer's encoder", "encoder"),
+    ("pretrained ViT, CLS", "pretrained"),
+    ("pretrained ViT, CLS + mean", "pretrained_concat"),
+    ("bundled teacher", "teacher"),
+];
+
 #[test]
 fn quickstart_page() {
     let page = page("docs/benchmarks/quickstart.md");
     let seeds = |kind: &str| [0, 1, 2].map(|seed| data(&format!("quickstart-{kind}seed-{seed}")));
 
+    let (swept, fixed) = (data("quickstart-sweep-seed-0"), data("quickstart-f32-seed-0"));
+    assert_eq!(swept["knn"], fixed["knn"], "the probe's protocol changes no features");
+    let rows = table(&page, "linear probe, chosen rate");
+    let interval = |value: &Value| format!("{} to {}", percent(&value[0]), percent(&value[1]));
+    for (label, features) in ROWS {
+        let expected = [
+            percent(&swept["knn"][features]),
+            interval(&swept["knn_interval"][features]),
+            percent(&swept["probe"][features]),
+            interval(&swept["probe_interval"][features]),
+            format!("{:e}", swept["probe_lr"][features].as_f64().unwrap()),
+            percent(&swept["probe_train"][features]),
+            percent(&fixed["probe"][features]),
+        ];
+        assert_eq!(row(&rows, label), expected, "{label}");
+    }
+
     let runs = seeds("");
     let rows = table(&page, "k-NN, seeds 0, 1, 2");
-    for (label, features) in [
-        ("raw pixels", "pixels"),
-        ("same ViT at random initialisation, CLS", "random"),
-        ("same ViT at random initialisation, CLS + mean", "random_concat"),
-        ("tokenizer's encoder", "encoder"),
-        ("pretrained ViT, CLS", "pretrained"),
-        ("pretrained ViT, CLS + mean", "pretrained_concat"),
-        ("bundled teacher", "teacher"),
-    ] {
+    for (label, features) in ROWS {
         let expected = ["knn", "probe"].map(|way| joined(&runs, |run| percent(&run[way][features])));
         assert_eq!(row(&rows, label), expected, "{label}");
     }

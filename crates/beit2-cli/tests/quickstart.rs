@@ -23,7 +23,7 @@ fn quickstart(dir: &Path, more: &[&str]) -> Output {
 /// the spread of the seeds and as much again to each side, or two standard errors of 409 drawings (0.04) where that is more.
 fn digits_are_those_of_the_readme(found: &serde_json::Value) {
     let readme =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks/data/quickstart-f32-seed-0.json");
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks/data/quickstart-sweep-seed-0.json");
     let readme: serde_json::Value = serde_json::from_slice(&std::fs::read(readme).unwrap()).unwrap();
     let number = |value: &serde_json::Value, path: &str| {
         let number = value.pointer(path).and_then(serde_json::Value::as_f64);

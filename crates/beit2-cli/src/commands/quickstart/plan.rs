@@ -28,7 +28,7 @@ const PRETRAIN_STEP: f64 = 0.79;
 /// What a training does beside its steps, in tokenizer steps: reading, k-means, evaluation, checkpoints.
 const AROUND: [f64; 2] = [20.0, 10.0];
 /// Features, probes and the report, in tokenizer steps.
-const PROBES: f64 = 170.0;
+const PROBES: f64 = 230.0;
 /// The shortest trainings, relative to the recipes'.
 const LEAST: f64 = 0.15 / 8.0;
 
