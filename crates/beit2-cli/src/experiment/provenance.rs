@@ -34,7 +34,23 @@ pub(super) fn provenance(
 
 /// This command again, without what would begin anew.
 pub(super) fn continue_command() -> String {
-    command_line(std::env::args().skip(1).filter(|arg| arg != "--restart"))
+    command_line(without_restart(std::env::args().skip(1)))
+}
+
+/// Arguments without `--restart`, which has a value in `beit2 run` and none in the training commands.
+fn without_restart(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut rest = arguments.into_iter().peekable();
+    let has_value = rest.peek().is_some_and(|command| command == "run");
+    let mut kept = Vec::new();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--restart" if has_value => drop(rest.next()),
+            "--restart" => {}
+            other if other.starts_with("--restart=") => {}
+            _ => kept.push(argument),
+        }
+    }
+    kept
 }
 
 /// A command of this program as a shell reads it.
@@ -59,6 +75,14 @@ fn quoted(argument: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_again_restarts_nothing() {
+        let again = |line: &str| without_restart(line.split(' ').map(str::to_owned)).join(" ");
+        assert_eq!(again("pretrain x.toml --restart --seed 1"), "pretrain x.toml --seed 1");
+        assert_eq!(again("run photos-beit2 --restart finetune --quiet"), "run photos-beit2 --quiet");
+        assert_eq!(again("run photos-beit2 --restart=finetune"), "run photos-beit2");
+    }
 
     #[test]
     fn arguments_survive_a_shell() {

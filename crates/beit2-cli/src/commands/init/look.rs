@@ -260,7 +260,8 @@ pub fn divide(
             let joined = (0..count).filter(|&at| alike.group[at] != at).count();
             let how = match joined {
                 0 => "no two images are nearly the same".to_owned(),
-                _ => format!("{joined} images that are nearly the same as another one are on its side"),
+                1 => "one that is nearly the same as another is on its side".to_owned(),
+                _ => format!("{joined} that are nearly the same as another are on its side"),
             };
             (alike.group, how)
         }
@@ -278,7 +279,7 @@ pub fn divide(
         ));
     }
     let by_class =
-        if found.source.classes().is_empty() || goal == Goal::Segment { "" } else { " of each class" };
+        if found.source.classes().is_empty() || goal == Goal::Segment { "" } else { ", some of each class" };
     Ok(Some(Split { is_val, how: format!("{aside} of {count} images are set aside{by_class}; {how}") }))
 }
 

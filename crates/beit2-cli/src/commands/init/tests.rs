@@ -11,6 +11,7 @@ use beit2::tokenizer::teachers::TeacherKind;
 use beit2::train::{OptimizerConfig, ScheduleConfig};
 use beit2::vit::VitConfig;
 use beit2_data::PixelRange;
+use beit2_data::check::crops_to_enlarge;
 use beit2_data::segment::{IdMap, ReduceZeroLabel};
 use beit2_kernels::Precision;
 use beit2_run::recipe;
@@ -147,11 +148,22 @@ fn check(name: &str, plan: &Plan, data: &DataFacts, machine: &MachineFacts) {
         assert!(stage.steps * stage.batch as u64 >= 100, "{what}");
         let memory = machine.memory.unwrap_or(u64::MAX) as f64 * MEMORY_SHARE;
         assert!(stage.bytes as f64 <= memory, "{what}: {} bytes", stage.bytes);
+        if data.short >= 24 {
+            crops(&what, &text, data, plan.pixels.image as u32);
+        }
         for (key, why) in &stage.comments {
             let known = text.lines().any(|line| line.contains(&format!("# {why}")));
             assert!(known, "{what}: the reason of {key} is not in the recipe");
         }
     }
+}
+
+/// Most crops are not enlarged, so that training has nothing to warn of.
+fn crops(what: &str, text: &str, data: &DataFacts, input: u32) {
+    let Some(scale) = text.lines().find_map(|line| line.strip_prefix("min_crop_scale = ")) else { return };
+    let scale: f64 = scale.split_whitespace().next().unwrap().parse().unwrap();
+    let enlarged = crops_to_enlarge(&[(data.long, data.short); 64], input, scale);
+    assert!(enlarged <= 0.5, "{what}: {enlarged} of the crops are enlarged");
 }
 
 fn lengths(what: &str, schedule: &ScheduleConfig, optimizer: &OptimizerConfig, images: usize) {
