@@ -4,7 +4,6 @@ Output is shortened where `…` stands: of the lines about progress the first an
 """
 import datetime
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ PROGRESS = re.compile(r"^(step |epoch |saved |evaluation |images compared|featur
 PAGE = """# The first hour
 
 This page is made by `scripts/first_hour.sh`: it runs the commands below and writes down what they print. The folder `photos` holds 300 images in
-six sub-folders, one for each class. They are no photographs, because none could be part of this repository: they are bundled drawings on backgrounds of
+six sub-folders, one for each class, and `cat.jpg` is another animal. They are no photographs, because none could be part of this repository: they are bundled drawings on backgrounds of
 light and grain, stored as a camera stores them (640 × 480 JPEG, EXIF orientation, some near-copies), so the accuracies below say little about yours.
 
 Made on {date} on {machine}{load}. All commands together took {total}, after the installation.
@@ -75,8 +74,6 @@ def main():
     minutes = sys.argv[1]
     load = os.getloadavg()[0]
     busy = f", beside other work (load average {load:.1f})" if load > 1 else ""
-    sample = sorted(pathlib.Path("photos/animals").glob("*.jpg"))[0]
-    sample.rename("cat.jpg") if not pathlib.Path("cat.jpg").exists() else None
     steps = [
         ("2. Plan", f"beit2 init --data photos --goal finetune --minutes {minutes}",
          "The folder `photos-beit2` now has a recipe for each stage ([project](formats/project.md)), with the reason for each choice "

@@ -1,4 +1,4 @@
-"""Makes 300 photograph-like images in six folders: python first_hour_images.py QUICKSTART_DATA OUT
+"""Makes 300 photograph-like images in six folders, and cat.jpg beside them: python first_hour_images.py QUICKSTART_DATA OUT
 
 Photographs that everybody may copy and that need no download do not exist in this repository. So these are made: one of
 the bundled drawings, enlarged, turned and lit, on a background of soft light and grain, with a shadow, blur, vignette and
@@ -25,7 +25,8 @@ def drawings(data):
         with tarfile.open(shard) as tar:
             for member in tar:
                 name = member.name.split("/")[0]
-                if member.name.endswith(".webp") and len(found.get(name, range(EACH))) < EACH:
+                # One more than there are photographs, for cat.jpg.
+                if member.name.endswith(".webp") and name in found and len(found[name]) <= EACH:
                     image = Image.open(io.BytesIO(tar.extractfile(member).read()))
                     found[name].append(image.convert("RGB"))
     return found
@@ -85,6 +86,8 @@ def main():
                 exif[0x0112] = 6
                 image = image.rotate(90, expand=True)
             image.save(folder / f"IMG_{number:04}.jpg", quality=88, exif=exif)
+        if name == "animals":
+            photograph(images[EACH], np.random.default_rng(0)).save(out.parent / "cat.jpg", quality=88)
 
 
 if __name__ == "__main__":
