@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use beit2::Error;
 use beit2::classify::finetune::{self, FinetuneRecipe};
 use beit2::cost::{self, Cost};
 use beit2::pretrain::{self, PretrainRecipe};
 use beit2::segment::{self, SegmentRecipe, SegmenterConfig};
 use beit2::tokenizer::teachers::{DistillRecipe, Teacher, TeacherConfig, distill};
 use beit2::tokenizer::{self, TokenizerRecipe};
-use beit2::train::{Assets, DataConfig, Env, OptimizerConfig, Outcome, ScheduleConfig};
+use beit2::train::{
+    Assets, DataConfig, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, share_batch,
+};
 use beit2::visualize::{self, Look};
+use beit2::{Error, Precision};
 use beit2_bench::Size;
 use beit2_data::Source;
 use beit2_data::check::{self, Findings, Set};
@@ -26,7 +28,7 @@ use crate::fit::{self, Crop, Fitted, Layers};
 use crate::flags::several_devices;
 
 /// A recipe that can be trained.
-pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
+pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
     /// `stage` in its recipes.
     const NAME: &'static str;
     /// Its command.
@@ -96,6 +98,63 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
         1
     }
 
+    /// Fewest images of a micro-batch.
+    fn fewest_images(&self) -> usize {
+        1
+    }
+
+    /// Finds what would keep a run of `steps` steps from starting on this many devices.
+    fn check_run(&self, _steps: u64, devices: usize) -> Result<(), Error> {
+        let batch = self.tables().schedule.batch_size;
+        share_batch(batch, self.micro_batches(), devices).map(drop)
+    }
+
+    /// Evaluations of the whole validation set in a run.
+    fn evaluations(&self, plan: &Plan) -> u64;
+
+    /// Parts of the recipe that a rehearsal leaves out: what takes many images or writes outside of the run directory.
+    fn leave_out(&mut self) {}
+
+    /// `[logging]`.
+    fn logging(&self) -> &LoggingConfig;
+
+    /// `[logging]`, to change it.
+    fn logging_mut(&mut self) -> &mut LoggingConfig;
+
+    /// Most checkpoints that a run has at once: the newest ones, and the best one.
+    fn most_checkpoints(&self) -> usize {
+        self.logging().keep_checkpoints.max(1) + usize::from(self.tables().data.val.is_some())
+    }
+
+    /// Whether its checkpoints have averages of the weights.
+    fn keeps_averages(&self) -> bool {
+        false
+    }
+
+    /// Whether it has `grad_accum_steps`.
+    fn has_micro_batches(&self) -> bool {
+        false
+    }
+
+    /// Operands of the matmuls, where the recipe has a precision.
+    fn precision(&self) -> Option<Precision>;
+
+    /// A recipe of two steps of this many images that trains the same model in the same way.
+    fn rehearsed(&self, images: usize) -> Self {
+        let mut short = self.clone();
+        short.leave_out();
+        let logging = LoggingConfig { log_every: 1, ..LoggingConfig::default() };
+        *short.logging_mut() = logging;
+        let (schedule, optimizer) = short.tables_mut();
+        schedule.batch_size = images;
+        schedule.steps = Some(REHEARSED_STEPS);
+        schedule.warmup_steps = Some(0);
+        // The rate of a real batch would be scaled to nearly nothing, and below the last rate.
+        optimizer.base_batch_size = None;
+        optimizer.min_lr = optimizer.min_lr.min(optimizer.lr);
+        short
+    }
+
     /// Whether the images' classes matter.
     const USES_CLASSES: bool = false;
 
@@ -142,6 +201,15 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Sync {
     fn source(&self, assets: &dyn Assets, spec: &str) -> Result<Arc<dyn Source>, Error> {
         assets.source(spec)
     }
+}
+
+/// Steps of a rehearsal: the first one takes memory and starts threads, the second one is timed.
+const REHEARSED_STEPS: u64 = 2;
+
+/// Evaluations at epochs' ends, and at the end.
+fn at_epochs(logging: &LoggingConfig, plan: &Plan) -> u64 {
+    let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1));
+    logging.eval_every_epochs.map_or(1, |every| epochs.div_ceil(every))
 }
 
 /// Tables of a recipe that have the same names in every stage.
@@ -293,6 +361,33 @@ impl Stage for TokenizerRecipe {
         self.validate()
     }
 
+    fn evaluations(&self, plan: &Plan) -> u64 {
+        at_epochs(&self.logging, plan)
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    fn check_run(&self, steps: u64, devices: usize) -> Result<(), Error> {
+        self.check_steps(steps)?;
+        share_batch(self.schedule.batch_size, 1, devices).map(drop)
+    }
+
+    /// K-means needs more vectors than a few images have.
+    fn leave_out(&mut self) {
+        self.model.kmeans_init = false;
+        self.codebook.kmeans_warmup_steps = 0;
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
+    }
+
     fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
         let teacher = teacher(&self.teacher, assets)?;
         Ok(cost::tokenizer(self, &teacher.cost(self.model.grid())))
@@ -361,6 +456,26 @@ impl Stage for PretrainRecipe {
 
     fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         Self::resolve(self, assets)
+    }
+
+    fn evaluations(&self, plan: &Plan) -> u64 {
+        at_epochs(&self.logging, plan)
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    fn leave_out(&mut self) {
+        self.tokenizer.cache = None;
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
     }
 
     fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
@@ -461,6 +576,42 @@ impl Stage for FinetuneRecipe {
         self.grad_accum_steps
     }
 
+    fn evaluations(&self, plan: &Plan) -> u64 {
+        at_epochs(&self.logging, plan)
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    fn check_run(&self, _steps: u64, devices: usize) -> Result<(), Error> {
+        self.micro_batch(devices).map(drop)
+    }
+
+    fn leave_out(&mut self) {
+        self.grad_accum_steps = 1;
+    }
+
+    fn fewest_images(&self) -> usize {
+        1 + usize::from(self.mix.is_on())
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
+    }
+
+    fn has_micro_batches(&self) -> bool {
+        true
+    }
+
+    fn keeps_averages(&self) -> bool {
+        self.ema_decay.is_some()
+    }
+
     fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
         Ok(cost::finetune(self, assets.source(&self.data.train)?.classes().len()))
     }
@@ -545,6 +696,36 @@ impl Stage for SegmentRecipe {
         self.grad_accum_steps
     }
 
+    fn evaluations(&self, plan: &Plan) -> u64 {
+        self.eval.every.map_or(1, |every| plan.total_steps.div_ceil(every))
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    fn leave_out(&mut self) {
+        self.grad_accum_steps = 1;
+        self.eval.every = None;
+    }
+
+    /// One crop has no variance for batch norm.
+    fn fewest_images(&self) -> usize {
+        2
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
+    }
+
+    fn has_micro_batches(&self) -> bool {
+        true
+    }
+
     fn cost(&self, _assets: &dyn Assets) -> Result<Cost, Error> {
         Ok(cost::segment(self))
     }
@@ -599,6 +780,28 @@ impl Stage for DistillRecipe {
 
     fn check(&self) -> Result<(), Error> {
         self.validate()
+    }
+
+    fn evaluations(&self, _plan: &Plan) -> u64 {
+        0
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    /// The kept targets are a file of the run, and statistics need many images.
+    fn leave_out(&mut self) {
+        self.view_epochs = None;
+        self.standardise = false;
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        None
     }
 
     fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {

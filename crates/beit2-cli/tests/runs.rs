@@ -13,7 +13,9 @@ mod scenes;
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use support::{Ended, World, image, signal};
 
@@ -174,7 +176,81 @@ fn dry_run_prints_and_touches_nothing() {
     assert_eq!(table["optimizer"]["lr"].as_float(), Some(1e-3));
     assert_eq!(table["optimizer"]["beta2"].as_float(), Some(0.99), "defaults are there too");
     assert!(ended.err.contains("ready: 12 steps of 8 images"), "{}", ended.err);
+    for row in ["parameters", "memory", "time", "writes"] {
+        assert!(ended.err.lines().any(|line| line.starts_with(row)), "no {row}: {}", ended.err);
+    }
     assert!(!world.path("run").exists());
+}
+
+#[test]
+fn a_rehearsal_is_json_and_says_where_a_run_goes_on() {
+    let world = World::new();
+    let files = || {
+        let entries = fs::read_dir(world.path("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = files();
+    let rehearse = || {
+        let ended = world.tokenizer("run", &["--dry-run", "--json", "--val", "train", "--set", "epochs=4"]);
+        serde_json::from_str::<serde_json::Value>(&ended.works().out).unwrap()
+    };
+    let told = rehearse();
+    assert_eq!(files(), before, "nothing is left");
+    assert_eq!(told["ready"], true);
+    assert_eq!(told["continues_at"], serde_json::Value::Null);
+    assert_eq!((told["images_per_step"].as_u64(), told["steps"].as_u64()), (Some(8), Some(12)));
+    assert_eq!(told["settings"]["schedule"]["epochs"], 4);
+    assert_eq!(told["warnings"], serde_json::json!([]));
+    let number = |name: &str| told[name].as_f64().unwrap_or_else(|| panic!("no number {name}: {told}"));
+    assert!(number("seconds") >= number("seconds_per_epoch") && number("seconds_per_step") > 0.0);
+    assert!(number("memory_bytes") > 1e6 && number("measured_memory_bytes") > 1e6);
+
+    // What was ready starts, with as many parameters.
+    let run = world.tokenizer("run", &["--val", "train", "--set", "epochs=4"]);
+    let parameters = beit2_run::thousands(told["parameters"].as_u64().unwrap());
+    assert!(run.works().err.contains(&format!("{parameters} trained parameters")), "{}", run.err);
+    let state = fs::read(world.path("run/last/state.json")).unwrap();
+    assert_eq!(rehearse()["continues_at"], 12);
+    assert_eq!(fs::read(world.path("run/last/state.json")).unwrap(), state);
+}
+
+/// What keeps a run from starting keeps a rehearsal from succeeding: the same sentence, the same exit code, no folder.
+#[test]
+fn a_rehearsal_finds_what_the_run_finds() {
+    let world = World::new();
+    world.tokenizer("tokens", &["--quiet"]).works();
+    support::classes(&world.path("classes"), &["cat", "dog"]);
+    fs::create_dir(world.path("other")).unwrap();
+    fs::write(world.path("other/notes.txt"), "mine").unwrap();
+    let tokenizer = ["tokenizer", "train", "tiny.toml"];
+    let pretrain = ["pretrain", "--data", "train", "--batch-size", "4", "--steps", "2"];
+    let finetune = ["finetune", "--data", "classes", "--batch-size", "4", "--steps", "2"];
+    let cases: [(&[&str], &[&str], &str); 8] = [
+        (&tokenizer, &["--set", "teacher_dim=7"], "model.teacher_dim is 7"),
+        (&tokenizer, &["--set", "teacher.weights=tokens"], "stage `tokenizer`"),
+        (&tokenizer, &["--device", "cpu,cpu,cpu"], "use a multiple of 3"),
+        (&tokenizer, &["--out", "other"], "not a run directory"),
+        (&tokenizer, &["--out", "tokens", "--set", "lr=9e-3"], "belongs to another run"),
+        (&pretrain, &["--tokenizer", "teacher.safetensors"], "teacher.safetensors"),
+        (&pretrain, &["--tokenizer", "tokens", "--set", "vocab_size=9"], "vocab_size is 9"),
+        (
+            &finetune,
+            &["--init", "scratch", "--size", "tiny", "--device", "cpu,cpu,cpu"],
+            "use a multiple of 3",
+        ),
+    ];
+    for (command, more, sentence) in cases {
+        let out: &[&str] = if more.contains(&"--out") { &[] } else { &["--out", "never"] };
+        let all = [command, more, out, &["--no-check"]].concat();
+        let run = world.beit2(&all);
+        let dry = world.beit2(&[&all[..], &["--dry-run"]].concat());
+        let last = |ended: &Ended| ended.err.lines().last().unwrap_or_default().to_owned();
+        assert!(last(&dry).contains(sentence), "{more:?}: {}", dry.err);
+        assert_eq!((last(&dry), dry.code), (last(&run), run.code), "{more:?}");
+        assert!(dry.code != Some(0) && !world.path("never").exists(), "{more:?}");
+    }
 }
 
 #[test]
@@ -220,9 +296,32 @@ fn every_recipe_resolves() {
             "kmeans_warmup_steps=0",
         ];
         let changes = if command[0] == "tokenizer" { &changes[..] } else { &changes[..changes.len() - 2] };
-        let ended = world.beit2(&[command, &[name], changes].concat());
-        ended.works();
-        assert!(ended.out.parse::<toml::Table>().is_ok(), "{name}");
+        // Models from scratch are small enough to be rehearsed. The weights of other stages are of another kind, which a
+        // rehearsal says after the recipe.
+        let scratch = weights == "init.weights=scratch";
+        let size: &[&str] = match command[0] {
+            "finetune" => &["--size", "tiny"],
+            "segment" => &[
+                "--set",
+                "vit.width=64",
+                "--set",
+                "vit.heads=4",
+                "--set",
+                "model.channels=16",
+                "--set",
+                "aux_channels=8",
+            ],
+            _ => &[],
+        };
+        let ended = world.beit2(&[command, &[name], changes, size].concat());
+        if scratch {
+            ended.works();
+        }
+        assert!(
+            ended.out.parse::<toml::Table>().is_ok_and(|table| !table.is_empty()),
+            "{name}: {}",
+            ended.err
+        );
         let shown = world.beit2(&["recipes", "show", name]);
         assert!(shown.works().out.starts_with("# "), "{name}");
     }
@@ -323,4 +422,35 @@ fn a_closed_pipe_is_no_error() {
     drop(child.stdout.take());
     let ended = Ended::from(child.wait_with_output().unwrap());
     assert_eq!(ended.err, "");
+}
+
+/// A step of a minute on one core, stopped after some seconds of it.
+#[cfg(unix)]
+#[test]
+fn a_signal_is_answered_inside_a_step() {
+    let world = World::new();
+    let sizes = ["image_size=224", "patch_size=16", "vit.width=384", "vit.depth=12", "vit.heads=6"];
+    let batch = ["schedule.batch_size=256", "grad_accum_steps=32", "workers=1"];
+    let mut args =
+        vec!["finetune", "finetune_base_1600e", "--data", "bundled:train", "--init", "scratch", "--no-check"];
+    args.extend(["--set", "steps=10", "--set", "warmup_steps=1", "--out", "run"]);
+    sizes.iter().chain(&batch).for_each(|set| args.extend(["--set", set]));
+    let mut child = world.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // How far the step is, after some seconds.
+    let shown =
+        lines.find(|line| line.starts_with("first step: ")).expect("no part of the first step was told");
+    let share: f64 = shown.trim_start_matches("first step: ").trim_end_matches(" %").parse().unwrap();
+    assert!((0.0..99.0).contains(&share), "{shown}");
+    signal(&child, "TERM");
+    let since = Instant::now();
+    let last = lines.last().unwrap();
+    let code = child.wait().unwrap().code();
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    assert_eq!(code, Some(143));
+    assert!(
+        last.starts_with("stopped in the first step") && last.contains("begin again with: beit2"),
+        "{last}"
+    );
+    assert_eq!(fs::read_dir(world.path("run/checkpoints")).unwrap().count(), 0);
 }

@@ -24,6 +24,7 @@ mod gelu;
 mod gpu;
 mod graph;
 mod images_from_bytes;
+mod interrupt;
 mod layer_norm;
 mod linear;
 mod matmul;
@@ -61,6 +62,7 @@ pub use gelu::{GeluOps, gelu};
 #[cfg(feature = "gpu")]
 pub use gpu::keep_tuning;
 pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise};
+pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;

@@ -197,6 +197,46 @@ impl RunDir {
         Ok(Opened { run, resumed, set_aside })
     }
 
+    /// Whether [`RunDir::open`] with the same arguments would go on with a run that is there, told without writing into the
+    /// folder. On the way it finds what `open` would refuse.
+    ///
+    /// # Errors
+    /// As [`RunDir::open`].
+    pub fn look(
+        path: &Path,
+        run_toml: &str,
+        may_differ: &[&str],
+        existing: Existing,
+    ) -> Result<bool, RunError> {
+        let new = parse(run_toml, &path.join("run.toml"))?;
+        let fail = |source| FileError::new("create the folder", path, source);
+        if path.is_file() {
+            return Err(fail(std::io::Error::from(std::io::ErrorKind::NotADirectory)).into());
+        }
+        try_to_write(path).map_err(fail)?;
+        if !path.is_dir() {
+            return Ok(false);
+        }
+        let file = path.join("run.toml");
+        if !file.is_file() {
+            refuse_foreign_files(path)?;
+            return Ok(false);
+        }
+        // Where there is no lock, nobody works here. The file is freed again at once.
+        if path.join(".lock").is_file() {
+            look_at_lock(path)?;
+        }
+        if existing == Existing::SetAside {
+            return Ok(false);
+        }
+        let old_text = fs::read_to_string(&file).map_err(|source| FileError::new("read", &file, source))?;
+        let differences = differences(&parse(&old_text, &file)?, &new, may_differ);
+        match differences.is_empty() {
+            true => Ok(true),
+            false => Err(RunError::OtherRun { path: path.to_owned(), differences }),
+        }
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -271,6 +311,39 @@ fn create_dir(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(fail)
 }
 
+/// Makes a folder in the nearest folder of `path` that exists, and takes it away again.
+fn try_to_write(path: &Path) -> std::io::Result<()> {
+    let absolute = std::path::absolute(path)?;
+    let Some(there) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
+    let trial = there.join(format!(".beit2-trial-{}", std::process::id()));
+    fs::create_dir(&trial)?;
+    fs::remove_dir(&trial)
+}
+
+/// Whether another process works in the folder.
+fn look_at_lock(path: &Path) -> Result<(), RunError> {
+    let name = path.join(".lock");
+    let fail = |source| FileError::new("read", &name, source);
+    let mut file = OpenOptions::new().read(true).write(true).open(&name).map_err(fail)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(in_use(path, &mut file)),
+        Err(TryLockError::Error(error)) if error.kind() != std::io::ErrorKind::Unsupported => {
+            Err(fail(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn in_use(path: &Path, lock: &mut File) -> RunError {
+    let mut pid = String::new();
+    let _ = lock.read_to_string(&mut pid);
+    let owner = match pid.trim() {
+        "" => String::new(),
+        pid => format!(" (pid {pid})"),
+    };
+    RunError::InUse { path: path.to_owned(), owner }
+}
+
 /// Takes the lock, or says who has it.
 fn lock(path: &Path) -> Result<File, RunError> {
     let name = path.join(".lock");
@@ -280,15 +353,7 @@ fn lock(path: &Path) -> Result<File, RunError> {
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name).map_err(fail)?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let owner = match pid.trim() {
-                "" => String::new(),
-                pid => format!(" (pid {pid})"),
-            };
-            return Err(RunError::InUse { path: path.to_owned(), owner });
-        }
+        Err(TryLockError::WouldBlock) => return Err(in_use(path, &mut file)),
         // A file system without locks: the run is worth more than the protection against running it twice.
         Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
         Err(TryLockError::Error(error)) => return Err(fail(error).into()),

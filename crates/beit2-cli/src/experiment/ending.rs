@@ -32,6 +32,8 @@ impl Ended<'_> {
     pub(super) fn tell(&self, output: OutputArgs) -> anyhow::Result<Ending> {
         let Self { dir, outcome, .. } = self;
         let report = match report::write(dir) {
+            // There is nothing to report.
+            _ if outcome.step == 0 => None,
             Ok(path) => Some(path),
             // The run is what counts, and it is saved.
             Err(error) => {
@@ -42,7 +44,11 @@ impl Ended<'_> {
         let records = read_jsonl(&dir.join("metrics.jsonl")).map(|found| found.records).unwrap_or_default();
         let best = beit2_run::best(self.stage, &records);
         let again = continue_command();
-        if !outcome.complete {
+        if outcome.step == 0 {
+            output::note(&format!(
+                "stopped in the first step, with nothing to save yet; begin again with: {again}"
+            ));
+        } else if !outcome.complete {
             output::note(&format!(
                 "stopped after step {} and saved in {}; continue with: {again}",
                 thousands(outcome.step),
@@ -118,7 +124,7 @@ impl Ended<'_> {
             "images": outcome.images,
             "seconds": outcome.seconds,
             "images_per_second": self.per_second(),
-            "checkpoint": outcome.checkpoint,
+            "checkpoint": (outcome.step > 0).then_some(&outcome.checkpoint),
             "report": report,
             "metrics": report::last_epoch(self.dir),
             "best": best_value,

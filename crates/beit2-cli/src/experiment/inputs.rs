@@ -118,6 +118,13 @@ impl Inputs {
         Value::Object(self.sources.iter().map(account).collect())
     }
 
+    /// A rehearsal's JSON with the settings and the account of the images.
+    pub(super) fn with_accounts<S: Stage>(&self, mut told: Value, settings: &S) -> anyhow::Result<Value> {
+        told["settings"] = serde_json::to_value(settings)?;
+        told["account"] = self.accounts_json();
+        Ok(told)
+    }
+
     /// `250,200 steps of 512 images = 128,102,400 images`.
     pub fn budget<S: Stage>(&self, settings: &S) -> String {
         let batch = settings.tables().schedule.batch_size as u64;

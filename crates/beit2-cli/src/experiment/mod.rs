@@ -6,14 +6,14 @@ mod header;
 mod inputs;
 mod next;
 mod provenance;
+mod rehearsal;
 
 use std::path::Path;
 
-use beit2::train::{Env, Outcome, Rank, on_devices};
+use beit2::train::{Env, Outcome, look_at_run, on_devices};
 use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
-use beit2_run::environment::format_bytes;
-use beit2_run::{Existing, recipe, thousands};
+use beit2_run::{Existing, recipe};
 
 use crate::assets::{AssetStore, Reading};
 use crate::backend::{self, GroupJob};
@@ -29,6 +29,8 @@ use crate::{account, fit, output};
 use ending::Ended;
 pub use inputs::Inputs;
 use next::Ran;
+use rehearsal::Place;
+pub use rehearsal::rehearse;
 
 /// Runs a training command. `extra` are overrides by the command's own flags, `reading` how its weights are read.
 pub fn run<S: Stage>(
@@ -51,7 +53,7 @@ pub fn run<S: Stage>(
     flags.check_size(&settings)?;
     let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
 
-    if flags.dry_run {
+    if flags.dry_run && !flags.output.json {
         output::result(&recipe::to_toml(&settings)?)?;
     }
     let inputs = Inputs::check(&settings, &assets)?;
@@ -75,18 +77,18 @@ pub fn run<S: Stage>(
     flags.tell_resume(&dir);
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));
-        let (cost, batch) = (settings.cost(&assets)?, settings.tables().schedule.batch_size);
-        let bytes = cost.bytes(batch, batch / settings.micro_batches().max(1));
-        output::note(&format!(
-            "cost: {} parameters, {:.1} GFLOP an image, {} of memory for a step",
-            thousands(cost.parameters as u64),
-            cost.flops_per_image / 1e9,
-            format_bytes(bytes)
-        ));
+        let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
+        let provenance = provenance::provenance(&found, &overrides, &inputs, device)?;
+        let continues_at = look_at_run(&dir, &settings, &provenance, existing)?;
+        let found = rehearse(&settings, inputs.plan(), &assets, device, signals)?;
+        let told = rehearsal::tell(&settings, &found, &Place { dir: &dir, continues_at, device });
         output::note(&format!(
             "ready: {}; nothing was started, because of --dry-run",
             inputs.budget(&settings)
         ));
+        if flags.output.json {
+            output::json(&inputs.with_accounts(told, &settings)?)?;
+        }
         return Ok(Ending::Done);
     }
     if !flags.output.quiet {
@@ -157,13 +159,10 @@ impl Run<'_> {
         let mut progress = Progress::of_run(self.output, self.signals, self.dir);
         self.warnings.iter().for_each(|warning| progress.told(warning));
         let env = Env {
-            dir: self.dir.to_owned(),
             existing: if self.restart { Existing::SetAside } else { Existing::Continue },
             provenance,
             stop: self.signals.stop.clone(),
-            observer: &mut progress,
-            assets: self.assets,
-            rank: Rank::alone(),
+            ..Env::new(self.dir, &mut progress, self.assets)
         };
         let outcome = backend::run(self.device, Training { settings, env });
         let warnings = progress.close_run();

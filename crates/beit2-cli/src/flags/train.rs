@@ -85,7 +85,8 @@ pub struct TrainArgs {
     #[arg(long)]
     pub no_check: bool,
 
-    /// Print the resolved recipe, check images and weights, and stop
+    /// Rehearse: print the resolved recipe, check images and weights, try two steps on a few images, and tell what a run
+    /// takes; nothing is written
     #[arg(long)]
     pub dry_run: bool,
 

@@ -145,7 +145,8 @@ impl Progress {
             (false, false) => Style::Lines,
         };
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let watcher = (style != Style::Quiet).then(|| Watcher::start(signals, bar.clone()));
+        let lines = style == Style::Lines;
+        let watcher = (style != Style::Quiet).then(|| Watcher::start(signals, bar.clone(), lines));
         Self {
             style,
             bar,
@@ -283,6 +284,12 @@ impl Progress {
         self.show_training();
     }
 
+    fn watched(&self, tell: impl FnOnce(&Watcher)) {
+        if let Some(watcher) = &self.watcher {
+            tell(watcher);
+        }
+    }
+
     fn epoch(&mut self, text: String) {
         let least = if self.style == Style::Bar { EPOCH_LEAST } else { LEAST };
         if self.last_epoch.is_some_and(|at| at.elapsed() < least) {
@@ -359,7 +366,9 @@ impl Observer for Progress {
                     training.bottleneck = bottleneck.or(training.bottleneck);
                 }
                 self.values(&values);
+                self.watched(|watcher| watcher.stepped(true));
             }
+            Event::Steps(step) => self.watched(|watcher| watcher.steps(step)),
             Event::Averages(values) => self.values(&values),
             Event::Epoch { step, steps_per_epoch, best, values, .. } if talks => {
                 let Some(training) = &self.training else { return };
@@ -371,8 +380,12 @@ impl Observer for Progress {
                 let best = if best { "  best" } else { "" };
                 let done = if step.is_multiple_of(steps_per_epoch) { " done" } else { "" };
                 self.epoch(format!("{at}{done}  {}{best}", spelled(training.stage, &values)));
+                self.watched(|watcher| watcher.stepped(false));
             }
-            Event::Progress { what, done, total } => self.part(what, done, total),
+            Event::Progress { what, done, total } => {
+                self.part(what, done, total);
+                self.watched(|watcher| watcher.stepped(false));
+            }
             Event::Warning(text) => {
                 if self.log.add(&text) {
                     self.bar.suspend(|| output::warning(&text));
@@ -390,6 +403,7 @@ impl Observer for Progress {
                 }
             }
             Event::Finished { .. } => {
+                self.watched(|watcher| watcher.ended());
                 self.bar.finish_and_clear();
                 (self.training, self.work) = (None, None);
                 if let Some(text) = self.held_back.take() {

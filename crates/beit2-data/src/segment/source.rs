@@ -101,6 +101,7 @@ pub struct SegmentSource {
 }
 
 /// Class numbers of another list of classes.
+#[derive(Clone)]
 struct Numbering {
     names: Vec<String>,
     /// By the number in the own list; [`IGNORE`] stays.
@@ -140,6 +141,16 @@ impl SegmentSource {
             new.numbering = Some(Numbering { names: target.names.to_vec(), numbers });
         }
         Ok(new)
+    }
+
+    /// The first `count` pairs, with the same classes.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        let mut parts = self.parts.clone();
+        parts.pairs.truncate(count);
+        let mut few = Self::new(parts);
+        few.numbering.clone_from(&self.numbering);
+        few
     }
 
     /// Names of the classes, by class number.

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::AttentionSpec;
 use super::softmax::{backward_rows, softmax_rows};
 use crate::flex::{owned, tensor, view};
+use crate::interrupt::Rest;
 use crate::matmul::{MatmulOptions, matmul, matmul_at};
 use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
@@ -158,9 +159,13 @@ pub(crate) fn forward(
     let mut lse = Buffer::any(s.batch * s.heads * s.queries);
     let out = Target::part(&mut y, s.queries, s.width(), 0);
     let block = s.block();
+    let rest = Rest::here();
     lse.par_chunks_mut(s.queries.max(1)).enumerate().for_each_init(
         || (vec![0.0; block * s.keys], vec![0.0; block]),
         |(logits, inverse), (task, lse)| {
+            if rest.is_left_out() {
+                return;
+            }
             let (b, h) = (task / s.heads, task % s.heads);
             let keys = k.head(&s, b, h, 0, s.keys).transposed();
             let values = v.head(&s, b, h, 0, s.keys);
@@ -228,6 +233,7 @@ pub(crate) fn backward(
     let area_grad = if bias_grad { area } else { 0 };
     let places = Rows::new(&mut partial, area_grad);
     let block = s.block();
+    let rest = Rest::here();
     (0..groups * s.heads).into_par_iter().for_each_init(
         || (vec![0.0; block * s.keys], vec![0.0; block * s.keys]),
         |(weights, slopes), task| {
@@ -235,6 +241,9 @@ pub(crate) fn backward(
             // SAFETY: every task has a range of its own, inside `partial`.
             let dbias = unsafe { places.some(&(task..task + 1)) };
             for b in group * samples..((group + 1) * samples).min(s.batch) {
+                if rest.is_left_out() {
+                    return;
+                }
                 one_head(&saved, bias, &targets, &s, (b, h), weights, slopes, dbias);
             }
         },

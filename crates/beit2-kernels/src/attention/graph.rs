@@ -4,11 +4,13 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec};
+use super::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, operations};
 use crate::graph::{constant, record_with, register};
+use crate::interrupt::tick;
 
 /// What the backward pass needs: the `N` inputs, the bias, and what the forward pass gave.
 #[derive(Debug, Clone)]
@@ -39,9 +41,11 @@ impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionBackward {
         let s = ops.state;
         let [q, k, v] = s.inputs;
         let bias_grad = ops.parents.get(3).is_some_and(Option::is_some);
+        let work = operations(q.shape().num_elements(), k.shape()[1]);
         let (dq, dk, dv, dbias) =
             B::fused_attention_backward(q, k, v, s.bias, s.output, grad, s.spec, bias_grad);
         register!(B, grads, ops.parents, [Some(dq), Some(dk), Some(dv), dbias]);
+        tick(2 * work);
     }
 }
 
@@ -57,8 +61,10 @@ impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionQkvBackward {
         let s = ops.state;
         let [qkv] = s.inputs;
         let bias_grad = ops.parents.get(1).is_some_and(Option::is_some);
+        let work = operations(qkv.shape().num_elements() / 3, qkv.shape()[1]);
         let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, s.bias, s.output, grad, s.spec, bias_grad);
         register!(B, grads, ops.parents, [Some(dqkv), dbias]);
+        tick(2 * work);
     }
 }
 

@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 
+use crate::interrupt::tick;
 use crate::precision::Precision;
 use crate::tensor::{unwrap, wrap};
 
@@ -113,7 +114,14 @@ pub fn attention<B: AttentionOps>(
     );
     check(dims, keys[1], bias.as_ref(), spec.heads);
     let bias = bias.map(unwrap);
-    wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), bias, spec).0)
+    let y = wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), bias, spec).0);
+    tick(operations(dims.iter().product(), keys[1]));
+    y
+}
+
+/// Operations of both matmuls for this many values of the queries.
+fn operations(values: usize, keys: usize) -> usize {
+    4 * values * keys
 }
 
 /// [`attention`] of a fused projection: `qkv [B, T, 3·H·d]` holds queries, keys and values side by
@@ -129,7 +137,9 @@ pub fn attention_qkv<B: AttentionOps>(
     let [batch, tokens, width] = qkv.dims();
     assert!(width % 3 == 0, "attention_qkv: width of {:?} is not three equal parts", qkv.dims());
     check([batch, tokens, width / 3], tokens, bias.as_ref(), spec.heads);
-    wrap(B::fused_attention_qkv(unwrap(qkv), bias.map(unwrap), spec).0)
+    let y = wrap(B::fused_attention_qkv(unwrap(qkv), bias.map(unwrap), spec).0);
+    tick(operations(batch * tokens * width / 3, tokens));
+    y
 }
 
 fn check<B: AttentionOps>(q: [usize; 3], keys: usize, bias: Option<&Tensor<B, 4>>, heads: usize) {

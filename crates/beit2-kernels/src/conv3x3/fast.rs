@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::flex::{owned, tensor, view};
+use crate::interrupt::Rest;
 use crate::matmul::{MatmulOptions, matmul};
 use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
@@ -97,7 +98,11 @@ fn convolve(x: &FlexTensor, taps: &[f32], outputs: usize) -> FlexTensor {
         tasks.push((band, own));
         rest = others;
     }
+    let left = Rest::here();
     tasks.into_par_iter().for_each(|(band, y)| {
+        if left.is_left_out() {
+            return;
+        }
         let padded = band.padded(view(x), dims);
         let mut spread = Buffer::any(band.pixels(dims) * outputs);
         for at in 0..3 {

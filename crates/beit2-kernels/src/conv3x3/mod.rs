@@ -11,13 +11,14 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
+use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
 use crate::graph::record;
+use crate::interrupt::tick;
 use crate::tensor::{unwrap, wrap};
 
 /// 3×3 convolution on a backend's own tensors. Shapes are those of the functions of the same names.
@@ -49,7 +50,14 @@ pub fn conv3x3<B: Conv3x3Ops>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B
         "conv3x3: x {map:?} needs a weight [out, {}, 3, 3], found {kernel:?}",
         map[3]
     );
-    wrap(B::fused_conv3x3(unwrap(x), unwrap(weight)))
+    let y = wrap(B::fused_conv3x3(unwrap(x), unwrap(weight)));
+    tick(operations(map.iter().product(), kernel[0]));
+    y
+}
+
+/// Operations for this many values of the input.
+fn operations(values: usize, outputs: usize) -> usize {
+    18 * values * outputs
 }
 
 /// [`conv3x3`](crate::conv3x3) composed from Burn's primitives.
@@ -96,13 +104,18 @@ impl<B: Conv3x3Ops> Backward<B, 2> for ConvBackward {
         let grad = grads.consume::<B>(&ops.node);
         let (x, weight) = ops.state;
         let [input, kernel] = ops.parents;
+        let values = grad.shape().num_elements();
         if let (Some(node), Some(x)) = (kernel, x) {
+            let inputs = x.shape()[3];
             let dw = B::fused_conv3x3_backward_weight(x, grad.clone());
             grads.register::<B>(node.id, dw);
+            tick(operations(values, inputs));
         }
         if let (Some(node), Some(weight)) = (input, weight) {
+            let inputs = weight.shape()[1];
             let dx = B::fused_conv3x3_backward_input(weight, grad);
             grads.register::<B>(node.id, dx);
+            tick(operations(values, inputs));
         }
     }
 }

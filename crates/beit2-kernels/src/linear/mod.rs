@@ -18,6 +18,7 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
 use crate::graph::record;
+use crate::interrupt::tick;
 use crate::matmul::Packed;
 use crate::precision::Precision;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
@@ -89,7 +90,14 @@ pub fn linear<B: LinearOps, const D: usize>(
         let [b] = bias.dims();
         assert!(b == out, "linear: bias [{b}] does not fit weight [{out}, {inner}]");
     }
-    wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap), precision))
+    let y = wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap), precision));
+    tick(operations(dims.iter().product(), out));
+    y
+}
+
+/// Operations of a matmul of `values` by a weight of `outputs` rows.
+fn operations(values: usize, outputs: usize) -> usize {
+    2 * values * outputs
 }
 
 /// A weight in the order in which matmuls read it: for models whose weights do not change any more.
@@ -139,7 +147,9 @@ pub fn linear_packed<B: LinearOps, const D: usize>(
         let [b] = bias.dims();
         assert!(b == out, "linear_packed: bias [{b}] does not fit weight [{out}, {inner}]");
     }
-    wrap(B::fused_linear_packed(unwrap(x), weight, bias.map(unwrap)))
+    let y = wrap(B::fused_linear_packed(unwrap(x), weight, bias.map(unwrap)));
+    tick(operations(dims.iter().product(), out));
+    y
 }
 
 /// [`linear`](crate::linear) composed from Burn's primitives.
@@ -174,16 +184,22 @@ impl<B: LinearOps, const N: usize> Backward<B, N> for LinearBackward {
         let grad = grads.consume::<B>(&ops.node);
         let (x, weight) = ops.state;
         let parent = |i: usize| ops.parents.get(i).and_then(|parent| parent.as_ref());
+        let values = grad.shape().num_elements();
         if let (Some(node), Some(x)) = (parent(1), x) {
+            let shape = x.shape();
+            let inner = shape[shape.num_dims() - 1];
             let dw = B::fused_linear_backward_weight(x, grad.clone(), self.0);
             grads.register::<B>(node.id, dw);
+            tick(operations(values, inner));
         }
         if let Some(node) = parent(2) {
             grads.register::<B>(node.id, B::fused_sum_rows(grad.clone()));
         }
         if let (Some(node), Some(weight)) = (parent(0), weight) {
+            let inner = weight.shape()[1];
             let dx = B::fused_linear_backward_input(weight, grad, self.0);
             grads.register::<B>(node.id, dx);
+            tick(operations(values, inner));
         }
     }
 }

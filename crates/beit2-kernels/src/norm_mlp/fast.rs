@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::NormMlpTensors;
 use crate::flex::{owned, stored, tensor, view};
 use crate::gelu::fast::{in_place, with_slope};
+use crate::interrupt::Rest;
 use crate::layer_norm::fast::{gradients, normalize};
 use crate::matmul::{MatmulOptions, Operand, matmul_of};
 use crate::matrix::{Accumulate, Matrix};
@@ -136,7 +137,11 @@ fn blocks<S: Stored + Operand>(
             [Rows::new(&mut normed, width), Rows::new(&mut active, hidden), Rows::new(&mut slope, hidden)];
         let size = block_rows(n);
         let x = view(&x);
+        let rest = Rest::here();
         (0..n.div_ceil(size)).into_par_iter().for_each(|block| {
+            if rest.is_left_out() {
+                return;
+            }
             let rows = block * size..((block + 1) * size).min(n);
             let count = rows.len();
             let mut own = Scratch::<S>::new(if train { 0 } else { count }, width, hidden);
@@ -240,7 +245,11 @@ fn gradients_of<S: Stored + Operand>(
         let (out, inner, partial) =
             (Rows::new(&mut dx, width), Rows::new(&mut dhidden, hidden), Rows::new(&mut partial, sums));
         let (x, grad) = (view(&x), view(&grad));
+        let rest = Rest::here();
         (0..blocks).into_par_iter().for_each(|block| {
+            if rest.is_left_out() {
+                return;
+            }
             let rows = block * size..((block + 1) * size).min(n);
             let count = rows.len();
             let (mut wide, mut narrow) = (Buffer::any(count * COLUMNS), Values::<S>::any(count * width));

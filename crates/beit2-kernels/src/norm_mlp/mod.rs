@@ -14,13 +14,14 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
 use crate::gelu::GeluOps;
 use crate::graph::{record, register};
+use crate::interrupt::tick;
 use crate::layer_norm::LayerNormOps;
 use crate::linear::{LinearOps, PackedWeight};
 #[cfg(target_arch = "x86_64")]
@@ -119,7 +120,16 @@ pub fn norm_mlp<B: NormMlpOps, const D: usize>(x: Tensor<B, D>, p: NormMlp<B>) -
     let [scale, shift] = p.norm;
     let tensors =
         [unwrap(scale), unwrap(shift), unwrap(p.fc1.0), unwrap(p.fc1.1), unwrap(p.fc2.0), unwrap(p.fc2.1)];
-    wrap(B::fused_norm_mlp(unwrap(x), NormMlpTensors { tensors, eps: p.eps, precision: p.precision }))
+    let values: usize = x.dims().iter().product();
+    let y =
+        wrap(B::fused_norm_mlp(unwrap(x), NormMlpTensors { tensors, eps: p.eps, precision: p.precision }));
+    tick(operations(values, hidden));
+    y
+}
+
+/// Operations of both matmuls for this many values of the input.
+fn operations(values: usize, hidden: usize) -> usize {
+    4 * values * hidden
 }
 
 /// [`norm_mlp`] of a frozen branch: packed weights with their biases, the same to the bit.
@@ -140,7 +150,10 @@ pub fn norm_mlp_packed<B: NormMlpOps, const D: usize>(
     );
     let fc1 = (fc1.0, unwrap(fc1.1));
     let fc2 = (fc2.0, unwrap(fc2.1));
-    wrap(B::fused_norm_mlp_packed(unwrap(x), norm.map(unwrap), eps, fc1, fc2))
+    let values: usize = x.dims().iter().product();
+    let y = wrap(B::fused_norm_mlp_packed(unwrap(x), norm.map(unwrap), eps, fc1, fc2));
+    tick(operations(values, hidden));
+    y
 }
 
 /// The branch from a backend's other operations.
@@ -177,8 +190,10 @@ impl<B: NormMlpOps> Backward<B, 7> for NormMlpBackward {
     fn backward(self, ops: Ops<Self::State, 7>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let (x, parameters, saved) = ops.state;
+        let (values, hidden) = (x.shape().num_elements(), parameters.tensors[3].shape()[0]);
         let (dx, rest) = B::fused_norm_mlp_backward(x, parameters, saved, grad);
         register!(B, grads, ops.parents, std::iter::once(dx).chain(rest));
+        tick(2 * operations(values, hidden));
     }
 }
 

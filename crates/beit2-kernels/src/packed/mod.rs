@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::interrupt::Rest;
 use crate::matrix::{Accumulate, Matrix};
 use crate::memory::Buffer;
 use crate::precision::Precision;
@@ -173,7 +174,11 @@ impl PackedRhs {
             true => unsafe { SharedRows::new::<K, A>(lhs) },
             false => None,
         };
+        let rest = parallel.then(Rest::here);
         let task = |task: usize| {
+            if rest.as_ref().is_some_and(Rest::is_left_out) {
+                return;
+            }
             let (i, j) = (task / col_tasks, task % col_tasks);
             let part = |at: usize, parts: usize, panels: usize, size: usize, end: usize| {
                 (at * panels / parts * size)..((at + 1) * panels / parts * size).min(end)

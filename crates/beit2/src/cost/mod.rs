@@ -43,6 +43,11 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Bytes of a checkpoint without averages. While it is written, they are in memory.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        SAVED_PER_PARAMETER * self.parameters as u64
+    }
+
     /// Bytes that training needs on one device, whose part of a step is `batch` images in micro-batches of `micro_batch`.
     pub fn bytes(&self, batch: usize, micro_batch: usize) -> u64 {
         let each = |bytes: u64, images: usize| bytes.saturating_mul(images as u64);
@@ -52,12 +57,15 @@ impl Cost {
     }
 }
 
+/// Of a checkpoint: weights and two moments.
+const SAVED_PER_PARAMETER: u64 = 4 * 3;
+
 /// Bytes of the program itself, its threads and its libraries.
 const PROGRAM: f64 = 30e6;
 
 /// Bytes for each trained value: weight, gradient, two moments, and the copies of weight and moments that a checkpoint
 /// writes.
-const PER_PARAMETER: f64 = 4.0 * (4.0 + 3.0);
+const PER_PARAMETER: f64 = 4.0 * 4.0 + SAVED_PER_PARAMETER as f64;
 
 /// The inputs of this many batches are there at once: of the running step, one that is ready and one that is prepared.
 const INPUTS_AHEAD: f64 = 3.0;

@@ -10,13 +10,14 @@ use burn::tensor::{DType, Tensor};
 
 use super::token_cache::{CacheUse, TokenCache, identity};
 use super::{MimModel, PatchMask, PretrainRecipe, evaluate, masked_labels};
+use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::tokenizer::TokenizerConfig;
 use crate::train::{
-    AdamW, Env, GroupRule, Item, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingData,
-    average_gradients, check_precision, per_rank_batch, to_device,
+    AdamW, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
+    check_precision, per_rank_batch, to_device,
 };
 use crate::vit::{DropPath, is_position_index, with_position_indices};
 use crate::weights::checkpoint_metadata;
@@ -74,6 +75,11 @@ pub fn train<B: AutodiffBackend>(
     }
     let metadata = checkpoint_metadata("pretrain", &recipe.model)?;
     let drop_path_rates = recipe.model.drop_path_rates();
+    let saved = |model: &MimModel<B>, optimizer: &AdamW<B>| Saved {
+        model: with_position_indices(params::export(model)),
+        optimizer: optimizer.export(),
+        averages: None,
+    };
 
     if let Some(val) = &val {
         session.expect_evaluations(session.steps_between_evaluations(), val.len());
@@ -93,7 +99,8 @@ pub fn train<B: AutodiffBackend>(
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, patches, frozen_device) = (tokenizer.clone(), vit.patches(), device.clone());
     let normalization = vit.normalization.clone();
-    let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
+    session.expect(cost::pretrain_flops(&recipe.model, &tokenizer_config, recipe.mask.patches));
+    let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
         let device = &frozen_device;
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
         let masked: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
@@ -117,7 +124,6 @@ pub fn train<B: AutodiffBackend>(
         if let Some(problem) = cache_use.problem.take() {
             session.warn(problem);
         }
-        session.note_batch(&batch);
         let step = session.state.step;
         let (lr, weight_decay) = (plan.lr.at(step), plan.weight_decay.at(step));
 
@@ -126,9 +132,15 @@ pub fn train<B: AutodiffBackend>(
             Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, stream: RngStream::DropPath };
         let drop = DropPath::sample(&drop_path_rates, per_rank * rank.world(), &mut key.rng(), device);
         let drop = drop.narrow(per_rank * rank.index(), per_rank);
-        let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &drop);
-        let loss = MimModel::loss(logits, Tensor::from_inner(labels));
-        let grads = average_gradients(&model, loss.total.backward(), &rank);
+        let learned = session.unless_stopped(|| {
+            let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &drop);
+            let loss = MimModel::loss(logits, Tensor::from_inner(labels));
+            let grads = loss.total.backward();
+            Ok((loss, grads))
+        })?;
+        let Some((loss, grads)) = learned else { break };
+        session.note_batch(&batch);
+        let grads = average_gradients(&model, grads, &rank);
         optimizer.set_weight_decay(weight_decay);
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
@@ -161,17 +173,13 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let state = || Saved {
-                model: with_position_indices(params::export(&model)),
-                optimizer: optimizer.export(),
-                averages: None,
-            };
-            session.save(state, &metadata, best)?;
+            session.save(|| saved(&model, &optimizer), &metadata, best)?;
         }
         if session.should_stop() {
             break;
         }
     }
+    session.close(|| saved(&model, &optimizer), &metadata)?;
     if let Some(folder) = recipe.tokenizer.cache.as_ref().filter(|_| cache_use.lookups > 0) {
         let CacheUse { hits, lookups, .. } = cache_use;
         session.note(format!("{hits} of {lookups} batches had their ids in {folder}"));

@@ -19,11 +19,12 @@ use super::{
     EXAMPLES, HeadDropout, Predictor, SegmentRecipe, UperNet, drawn, evaluate, load_backbone, pixel_losses,
     segmented,
 };
+use crate::cost;
 use crate::error::Error;
 use crate::params;
 use crate::train::{
-    AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Prefetch, Saved, Session, StepReport,
-    average_gradients, check_precision, per_rank_batch,
+    AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Saved, Session, StepReport, average_gradients,
+    check_precision, per_rank_batch,
 };
 use crate::vit::{DropPath, drop_path_rates, is_position_index, with_position_indices};
 use crate::weights::{StateFile, checkpoint_metadata};
@@ -96,6 +97,11 @@ pub fn train<B: AutodiffBackend>(
     let mut metadata = checkpoint_metadata("segment", config)?;
     metadata.insert("beit2.infer".into(), serde_json::to_string(&recipe.infer).unwrap_or_default());
     let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
+    let saved = |model: &UperNet<B>, optimizer: &AdamW<B>| Saved {
+        model: with_position_indices(params::export(model)),
+        optimizer: optimizer.export(),
+        averages: None,
+    };
 
     if let Some(val) = &val {
         session.expect_evaluations(recipe.eval.every, val.len());
@@ -112,7 +118,8 @@ pub fn train<B: AutodiffBackend>(
     // Images and labels of a step, made one batch ahead on a thread of their own.
     let batches = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
     let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
-    let prefetch = Prefetch::new(batches, move |batch: Batch<SegmentTrainView>| {
+    session.expect(cost::segment(recipe).flops_per_image);
+    let prefetch = session.prefetch(batches, move |batch: Batch<SegmentTrainView>| {
         let mut inputs_of_step = Vec::new();
         for items in batch.items.chunks(micro_batch) {
             let statistics = normalization.as_ref();
@@ -122,30 +129,41 @@ pub fn train<B: AutodiffBackend>(
     });
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
-        session.note_batch(&batch);
         let step = session.state.step;
         let lr = lr_schedule.at(step);
-        let mut sum = GradientSum::<B>::default();
-        let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, (x, labels)) in (step * per_step + first..).zip(inputs_of_step) {
-            let (seed, epoch) = (recipe.seed, batch.epoch);
-            let key = Key { seed, epoch, index: number, stream: RngStream::DropPath };
-            let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
-            // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
-            // them, and a branch that no rank computes would change it on one rank only.
-            let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
-            let key = Key { seed, epoch, index: number, stream: RngStream::HeadDropout };
-            let dropout = HeadDropout::sample(config, micro_batch, &mut key.rng(), device);
-            model = sum.start(model);
-            let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
-            let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
-            totals.push(losses.total.clone().inner());
-            decoded.push(losses.decode.inner());
-            right.push(losses.decode_acc.inner());
-            sum.add(&model, losses.total.div_scalar(micro_batches as f64).backward());
-            model = model.record(&logits.statistics)?;
-        }
-        let Some(grads) = sum.finish() else { continue };
+        let before = model.clone();
+        let learn = || {
+            let (mut model, mut sum) = (before, GradientSum::<B>::default());
+            let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
+            for (number, (x, labels)) in (step * per_step + first..).zip(inputs_of_step) {
+                let (seed, epoch) = (recipe.seed, batch.epoch);
+                let key = Key { seed, epoch, index: number, stream: RngStream::DropPath };
+                let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
+                // The ranks' graphs must be alike: norms exchange gradients in the order in which a backward pass meets
+                // them, and a branch that no rank computes would change it on one rank only.
+                let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
+                let key = Key { seed, epoch, index: number, stream: RngStream::HeadDropout };
+                let dropout = HeadDropout::sample(config, micro_batch, &mut key.rng(), device);
+                model = sum.start(model);
+                let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
+                let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
+                totals.push(losses.total.clone().inner());
+                decoded.push(losses.decode.inner());
+                right.push(losses.decode_acc.inner());
+                sum.add(&model, losses.total.div_scalar(micro_batches as f64).backward());
+                model = model.record(&logits.statistics)?;
+            }
+            Ok((model, sum.finish(), totals, decoded, right))
+        };
+        // Ranks exchange statistics inside a step, and one that is cut off would leave the others waiting.
+        let learned = match rank.world() {
+            1 => session.unless_stopped(learn)?,
+            _ => session.to_the_end(learn)?,
+        };
+        let Some((learned, grads, totals, decoded, right)) = learned else { break };
+        let Some(grads) = grads else { continue };
+        model = learned;
+        session.note_batch(&batch);
         let grads = average_gradients(&model, grads, &rank);
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
@@ -180,11 +198,13 @@ pub fn train<B: AutodiffBackend>(
                     segmented: Some(segmented(config, &scores, images)),
                     ..Examples::default()
                 };
-                if let Err(error) = examples.save(session.dir()) {
-                    session.warn(format!("the images for the report were not kept: {error}"));
+                if !session.is_rehearsal() {
+                    if let Err(error) = examples.save(session.dir()) {
+                        session.warn(format!("the images for the report were not kept: {error}"));
+                    }
+                    let table = session.dir().join("per_class.csv");
+                    write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 }
-                let table = session.dir().join("per_class.csv");
-                write_bytes_atomic(&table, scores.csv(&config.class_names).as_bytes())?;
                 extra = vec![("val_miou", scores.miou), ("val_macc", scores.macc), ("val_aacc", scores.aacc)];
                 // Sessions keep the lowest value.
                 best = session.update_best(-scores.miou);
@@ -194,17 +214,13 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let state = || Saved {
-                model: with_position_indices(params::export(&model)),
-                optimizer: optimizer.export(),
-                averages: None,
-            };
-            session.save(state, &metadata, best)?;
+            session.save(|| saved(&model, &optimizer), &metadata, best)?;
         }
         if session.should_stop() {
             break;
         }
     }
+    session.close(|| saved(&model, &optimizer), &metadata)?;
     session.finish()
 }
 

@@ -10,12 +10,13 @@ use super::codebook::{health_of, initial_codes, revive_codes};
 use super::teachers::Teacher;
 use super::vqkd::preprocess;
 use super::{TokenizerRecipe, VqKd, evaluate};
+use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Env, GroupRule, Outcome, Plan, Prefetch, Saved, Session, StepReport, TrainingData,
-    average_gradients, check_precision, per_rank_batch, to_device,
+    AdamW, Env, GroupRule, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
+    check_precision, per_rank_batch, to_device,
 };
 use crate::weights::{Tensors, checkpoint_metadata};
 
@@ -35,6 +36,8 @@ pub fn train<B: AutodiffBackend>(
     let source = env.assets.source(&recipe.data.train)?;
     let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
+    let step_operations = cost::tokenizer_flops(&recipe.model, &teacher.cost(recipe.model.grid()));
+    let teacher = teacher.freeze();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
@@ -70,6 +73,11 @@ pub fn train<B: AutodiffBackend>(
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
     }
     let metadata = checkpoint_metadata("tokenizer", &recipe.model)?;
+    let saved = |model: &VqKd<B>, optimizer: &AdamW<B>, epoch_bins: &Tensor<B::InnerBackend, 1>| {
+        let mut optimizer: Tensors = optimizer.export();
+        optimizer.insert("epoch_bins".into(), epoch_bins.to_data());
+        Saved { model: params::export(model), optimizer, averages: None }
+    };
 
     if let Some(val) = &val {
         session.expect_evaluations(session.steps_between_evaluations(), val.len());
@@ -79,11 +87,12 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
+    session.expect(step_operations);
     // The frozen half of a step, which runs one batch ahead on a thread of its own.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, frozen_device, process_type) = (teacher.clone(), device.clone(), recipe.model.process_type);
     let bands = recipe.data.teacher_bands;
-    let prefetch = Prefetch::new(batches, move |batch| {
+    let prefetch = session.prefetch(batches, move |batch| {
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &frozen_device)?;
         let x = preprocess(images.clone(), process_type);
         let teacher_x = match (second, bands) {
@@ -97,35 +106,46 @@ pub fn train<B: AutodiffBackend>(
     for prepared in session.timed_inputs(prefetch) {
         let (batch, x, target) = prepared?;
         let (x, target) = (Tensor::from_inner(x), Tensor::from_inner(target));
-        session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
-        if batch.step == 0 {
-            // The reference starts its usage statistics anew in every epoch.
-            model.quantize = model.quantize.reset_usage();
-        }
-
         let quantizes = step >= warmup;
-        if quantizes && step == warmup && !model.quantize.is_initialised() {
-            // The leader alone, over whole batches. More than an epoch would only repeat the same images.
-            let found = if rank.leads() {
-                let whole = data.loader(session.state.data, &Rank::alone())?;
-                Some(initial_codes(&model, recipe, whole, plan.steps_per_epoch, device)?)
+        let (before, position) = (model.clone(), session.state.data);
+        let learn = || {
+            let mut model = before;
+            if batch.step == 0 {
+                // The reference starts its usage statistics anew in every epoch.
+                model.quantize = model.quantize.reset_usage();
+            }
+            if quantizes && step == warmup && !model.quantize.is_initialised() {
+                // The leader alone, over whole batches. More than an epoch would only repeat the same images.
+                let found = if rank.leads() {
+                    let whole = data.loader(position, &Rank::alone())?;
+                    Some(initial_codes(&model, recipe, whole, plan.steps_per_epoch, device)?)
+                } else {
+                    None
+                };
+                let (means, members) = rank.broadcast(found)?;
+                let (means, members) = (Tensor::from_data(means, device), Tensor::from_data(members, device));
+                model.quantize = model.quantize.set_codes(means, members);
+            }
+            let (loss, rec_loss, quantized) = if quantizes {
+                let loss = model.forward(x, target);
+                (loss.total, loss.rec, Some(loss.quantized))
             } else {
-                None
+                let (loss, _) = model.forward_unquantized(x, target);
+                (loss.clone(), loss, None)
             };
-            let (means, members) = rank.broadcast(found)?;
-            let (means, members) = (Tensor::from_data(means, device), Tensor::from_data(members, device));
-            model.quantize = model.quantize.set_codes(means, members);
-        }
-        let (loss, rec_loss, quantized) = if quantizes {
-            let loss = model.forward(x, target);
-            (loss.total, loss.rec, Some(loss.quantized))
-        } else {
-            let (loss, _) = model.forward_unquantized(x, target);
-            (loss.clone(), loss, None)
+            let grads = loss.backward();
+            Ok((model, loss, rec_loss, quantized, grads))
         };
-        let grads = loss.backward();
+        // The other ranks wait for the leader's codes, and must not wait for ever.
+        let learned = match rank.world() > 1 && step == warmup {
+            true => session.to_the_end(learn)?,
+            false => session.unless_stopped(learn)?,
+        };
+        let Some((started, loss, rec_loss, quantized, grads)) = learned else { break };
+        model = started;
+        session.note_batch(&batch);
         let mut scalars = vec![("loss", loss.inner()), ("rec_loss", rec_loss.inner())];
         if let Some(quantized) = &quantized {
             scalars.push(("commitment_loss", quantized.commitment_loss.clone().inner()));
@@ -185,17 +205,13 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let state = || {
-                let mut optimizer: Tensors = optimizer.export();
-                optimizer.insert("epoch_bins".into(), epoch_bins.to_data());
-                Saved { model: params::export(&model), optimizer, averages: None }
-            };
-            session.save(state, &metadata, best)?;
+            session.save(|| saved(&model, &optimizer, &epoch_bins), &metadata, best)?;
         }
         if session.should_stop() {
             break;
         }
     }
+    session.close(|| saved(&model, &optimizer, &epoch_bins), &metadata)?;
     session.finish()
 }
 
@@ -217,5 +233,5 @@ fn load_teacher<B: Backend>(
             recipe.model.teacher_dim, recipe.teacher.weights,
         ));
     }
-    Ok(teacher.freeze())
+    Ok(teacher)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::bottleneck::Bottleneck;
+use super::in_step::InStep;
 
 /// A moment in a run.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub enum Event {
         /// Seconds to go at the pace of the steps already done.
         eta_seconds: Option<f64>,
     },
+    /// Steps begin; this tells at any time how far the running one is.
+    Steps(InStep),
     /// A step is done.
     Step {
         /// Steps done.

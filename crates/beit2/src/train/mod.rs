@@ -6,6 +6,7 @@ mod batches;
 mod bottleneck;
 mod events;
 mod groups;
+mod in_step;
 mod optimizer;
 mod parallel;
 mod prefetch;
@@ -24,9 +25,10 @@ pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
+pub use in_step::InStep;
 pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
-pub use parallel::on_devices;
 pub(crate) use parallel::{average_gradients, per_rank_batch};
+pub use parallel::{on_devices, share_batch};
 pub use prefetch::Prefetch;
 pub(crate) use recipe::check_interval;
 pub use recipe::{
@@ -36,6 +38,6 @@ pub use recipe::{
 pub(crate) use scalar::scalar;
 pub use schedule::{CosineSchedule, PolySchedule};
 pub use session::Session;
-pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState};
+pub use state::{Env, Outcome, Resumed, Saved, StepReport, TrainState, look_at_run};
 pub(crate) use statistics::fill_normalization;
 pub use statistics::measure_normalization;

@@ -34,10 +34,13 @@ pub fn on_devices<B: AutodiffBackend>(
         let mut threads = Vec::new();
         for (rank, device) in ranks.zip(others) {
             let (assets, dir, existing, stage) = (env.assets, env.dir.clone(), env.existing, &stage);
+            let (stop, patience, rehearsal) = (env.stop.clone(), env.patience, env.rehearsal);
             let work = move || {
                 let _stay = rank.stay();
-                // The leader decides when to stop, reports and writes.
-                stage(Env { existing, rank, ..Env::new(dir, &mut Silent, assets) }, device)
+                // The leader reports and writes.
+                let mut silent = Silent;
+                let env = Env::new(dir, &mut silent, assets);
+                stage(Env { existing, stop, patience, rehearsal, rank, ..env }, device)
             };
             threads.push(std::thread::Builder::new().spawn_scoped(scope, work).map_err(|error| {
                 Error::Training(format!("the system refuses a thread for device {device:?}: {error}"))
@@ -65,7 +68,14 @@ pub fn on_devices<B: AutodiffBackend>(
 /// # Errors
 /// A batch that does not divide evenly.
 pub(crate) fn per_rank_batch(batch: usize, micro_batches: usize, rank: &Rank) -> Result<usize, Error> {
-    let world = rank.world();
+    share_batch(batch, micro_batches, rank.world())
+}
+
+/// The same for a number of devices.
+///
+/// # Errors
+/// A batch that does not divide evenly.
+pub fn share_batch(batch: usize, micro_batches: usize, world: usize) -> Result<usize, Error> {
     if batch.is_multiple_of(world * micro_batches) {
         return Ok(batch / world);
     }

@@ -4,6 +4,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use beit2_kernels::Watch;
+
 use crate::error::Error;
 
 /// Batches with what a frozen model computes from them (targets, token ids), prefetched one batch at a time on a thread of its own.
@@ -13,20 +15,33 @@ use crate::error::Error;
 pub struct Prefetch<T> {
     received: Option<Receiver<Result<T, Error>>>,
     worker: Option<JoinHandle<()>>,
+    watch: Watch,
 }
 
 impl<T: Send + 'static> Prefetch<T> {
     /// Starts to prepare `batches`.
-    pub fn new<L, S, E, F>(batches: L, mut prepare: F) -> Self
+    pub fn new<L, S, E, F>(batches: L, prepare: F) -> Self
+    where
+        L: Iterator<Item = Result<S, E>> + Send + 'static,
+        Error: From<E>,
+        F: FnMut(S) -> Result<T, Error> + Send + 'static,
+    {
+        Self::watched(Watch::new(|| false, Duration::MAX), batches, prepare)
+    }
+
+    /// As [`Prefetch::new`]; the watch counts the work, and when it ends it, the batches end.
+    pub fn watched<L, S, E, F>(watch: Watch, batches: L, mut prepare: F) -> Self
     where
         L: Iterator<Item = Result<S, E>> + Send + 'static,
         Error: From<E>,
         F: FnMut(S) -> Result<T, Error> + Send + 'static,
     {
         let (send, received) = sync_channel(1);
+        let own = watch.clone();
         let worker = std::thread::spawn(move || {
             for batch in batches {
-                let prepared = batch.map_err(Error::from).and_then(&mut prepare);
+                let work = || batch.map_err(Error::from).and_then(&mut prepare);
+                let Some(prepared) = own.run(work) else { break };
                 let failed = prepared.is_err();
                 // The other side hangs up when the run ends.
                 if send.send(prepared).is_err() || failed {
@@ -34,7 +49,7 @@ impl<T: Send + 'static> Prefetch<T> {
                 }
             }
         });
-        Self { received: Some(received), worker: Some(worker) }
+        Self { received: Some(received), worker: Some(worker), watch }
     }
 }
 
@@ -42,8 +57,9 @@ impl<T> Iterator for Prefetch<T> {
     type Item = Result<T, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = received(self.received.as_ref()?);
+        let next = received(self.received.as_ref()?, &self.watch);
         if next.is_none()
+            && !self.watch.is_stopping()
             && let Some(Err(panic)) = self.worker.take().map(JoinHandle::join)
         {
             std::panic::resume_unwind(panic);
@@ -52,10 +68,13 @@ impl<T> Iterator for Prefetch<T> {
     }
 }
 
-/// The next value, or `None` when the other side is gone. This thread may be one of those that operations run on
+/// The next value, or `None` when the other side is gone or work is cut off. This thread may be one of those that operations run on
 /// (`beit2_kernels::join_threads`), so it helps the other side instead of sleeping.
-fn received<T>(from: &Receiver<T>) -> Option<T> {
+fn received<T>(from: &Receiver<T>, watch: &Watch) -> Option<T> {
     loop {
+        if watch.is_stopping() {
+            return None;
+        }
         match from.try_recv() {
             Ok(value) => return Some(value),
             Err(TryRecvError::Disconnected) => return None,
@@ -79,6 +98,10 @@ impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
         self.received = None;
         if let Some(worker) = self.worker.take() {
+            if self.watch.is_stopping() {
+                // It may wait for images, which nobody can cut off, and nobody wants its results. It ends by itself.
+                return;
+            }
             // It may be in the middle of an operation that waits for this thread's help.
             while !worker.is_finished() {
                 if rayon::yield_now() != Some(rayon::Yield::Executed) {

@@ -20,6 +20,8 @@ use serde::de::DeserializeOwned;
 use super::batches::{DataPosition, TrainingItem, unusable};
 use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
+use super::in_step::InStep;
+use super::prefetch::Prefetch;
 use super::recipe::{LoggingConfig, Plan};
 use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, StepReport, TrainState, open_run};
 use crate::error::Error;
@@ -71,6 +73,11 @@ pub struct Session<'a, I: Backend> {
     stopping: bool,
     /// What a follower has to say at the next step.
     warnings: Vec<String>,
+    in_step: InStep,
+    /// A step was cut off, and all ranks know.
+    cut_off: bool,
+    /// The step of the newest checkpoint.
+    saved_at: Option<u64>,
 }
 
 impl<'a, I: Backend> Session<'a, I> {
@@ -91,6 +98,7 @@ impl<'a, I: Backend> Session<'a, I> {
     {
         let rank = env.rank.clone();
         let (run, resumed) = match rank.leads() {
+            _ if env.rehearsal => (None, None),
             true => {
                 let (run, resumed) = open_run(&mut env, recipe)?;
                 (Some(run), rank.broadcast(Some(resumed.map(Arc::new)))?)
@@ -137,6 +145,9 @@ impl<'a, I: Backend> Session<'a, I> {
             eta_seconds: resumed.as_ref().and_then(|r| r.state.eta_seconds(steps)),
         });
         let checkpoint_every = logging.checkpoint_every.unwrap_or(plan.steps_per_epoch);
+        let stop = env.stop.clone();
+        let in_step = InStep::new(move || stop.is_set(), env.patience);
+        env.observer.event(Event::Steps(in_step.clone()));
         let session = Self {
             env,
             run,
@@ -157,6 +168,9 @@ impl<'a, I: Backend> Session<'a, I> {
             since: Instant::now(),
             stopping: false,
             warnings: Vec::new(),
+            in_step,
+            cut_off: false,
+            saved_at: resumed.as_ref().map(|r| r.state.step),
         };
         Ok((session, resumed))
     }
@@ -219,6 +233,75 @@ impl<'a, I: Backend> Session<'a, I> {
     /// The inputs of the loop when they are not the batches themselves; the time spent waiting for them is counted too.
     pub fn timed_inputs<L>(&mut self, prepared: L) -> Timed<L> {
         self.waits.timed_inputs(prepared)
+    }
+
+    /// As [`Prefetch::new`], with an end when the run is told to stop.
+    pub fn prefetch<T, L, S, E, F>(&self, batches: L, prepare: F) -> Prefetch<T>
+    where
+        T: Send + 'static,
+        L: Iterator<Item = Result<S, E>> + Send + 'static,
+        Error: From<E>,
+        F: FnMut(S) -> Result<T, Error> + Send + 'static,
+    {
+        Prefetch::watched(self.in_step.ahead().clone(), batches, prepare)
+    }
+
+    /// Says how many floating-point operations a step takes on each of its images, for showing how far it is.
+    pub fn expect(&self, operations_per_image: f64) {
+        let images = self.plan.batch_size / self.rank().world();
+        self.in_step.expect(operations_per_image * images as f64);
+    }
+
+    /// Does the part of a step that changes nothing: from its inputs to the gradients. `None` when a request to stop came and
+    /// this part would take longer than a moment: on all ranks the step is then not done, and what it gave is thrown away.
+    /// The loop ends and calls [`Session::close`].
+    ///
+    /// # Errors
+    /// Those of `work`; another rank that ended.
+    pub fn unless_stopped<T>(&mut self, work: impl FnOnce() -> Result<T, Error>) -> Result<Option<T>, Error> {
+        self.in_step.begin();
+        let done = self.in_step.own().run(work).transpose()?;
+        self.cut_off = !self.all_done(done.is_some())?;
+        Ok(done.filter(|_| !self.cut_off))
+    }
+
+    /// As [`Session::unless_stopped`] for work in which ranks wait for each other: it is always done.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn to_the_end<T>(&mut self, work: impl FnOnce() -> Result<T, Error>) -> Result<Option<T>, Error> {
+        self.in_step.begin();
+        work().map(Some)
+    }
+
+    /// Whether all ranks have done their part of the step.
+    fn all_done(&self, own: bool) -> Result<bool, Error> {
+        Ok(self.rank().gather(own)?.iter().all(|&done| done))
+    }
+
+    /// After the loop: saves the last step that is done, if a later one was cut off. Called by all ranks.
+    ///
+    /// # Errors
+    /// As [`Session::save`].
+    pub fn close(
+        &mut self,
+        state: impl FnOnce() -> Saved,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
+        let agreed = self.is_complete() || self.stopping || self.cut_off;
+        if !agreed {
+            // The inputs of the next step were cut off: this rank has not met the others in it.
+            self.cut_off = !self.all_done(false)?;
+        }
+        match self.state.step > 0 && self.saved_at != Some(self.state.step) {
+            true => self.save(state, metadata, false),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this only tries out what a run would do.
+    pub fn is_rehearsal(&self) -> bool {
+        self.env.rehearsal
     }
 
     /// The run directory.
@@ -436,7 +519,10 @@ impl<'a, I: Backend> Session<'a, I> {
     ) -> Result<(), Error> {
         self.flush()?;
         let began = Instant::now();
-        let Some(run) = &self.run else { return Ok(()) };
+        let Some(run) = &self.run else {
+            self.saved_at = Some(self.state.step);
+            return Ok(());
+        };
         let Saved { model, optimizer, averages } = state();
         self.metrics.sync()?;
         self.state.seconds += self.since.elapsed().as_secs_f64();
@@ -453,6 +539,7 @@ impl<'a, I: Backend> Session<'a, I> {
         let checkpoint = writer.commit(&self.state, keep)?;
         self.saves.took(began.elapsed());
         self.leave_out(began.elapsed());
+        self.saved_at = Some(self.state.step);
         self.env.observer.event(Event::Checkpoint(checkpoint.path));
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What surrounds a run, what it must remember, and how it is found again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use beit2_kernels::{Backend, Rank};
 use beit2_run::{Existing, RunDir, StopFlag};
@@ -23,12 +24,17 @@ pub struct Env<'a> {
     pub provenance: String,
     /// Set when the run should save and stop.
     pub stop: StopFlag,
+    /// How long the running step may go on then. Most end by themselves in this time; one that does not is given up, and the
+    /// run ends with the step before it.
+    pub patience: Duration,
     /// Told what happens.
     pub observer: &'a mut dyn Observer,
     /// Opens images and weights.
     pub assets: &'a dyn super::Assets,
     /// This loop's place among those that train together.
     pub rank: Rank,
+    /// Whether this only tries out what a run would do: there is no run directory then, and nothing is written.
+    pub rehearsal: bool,
 }
 
 impl<'a> Env<'a> {
@@ -39,7 +45,9 @@ impl<'a> Env<'a> {
         assets: &'a dyn super::Assets,
     ) -> Self {
         let (existing, stop, rank) = (Existing::Continue, StopFlag::new(), Rank::alone());
-        Self { dir: dir.into(), existing, provenance: String::new(), stop, observer, assets, rank }
+        let (dir, provenance) = (dir.into(), String::new());
+        let patience = Duration::from_secs(2);
+        Self { dir, existing, provenance, stop, patience, observer, assets, rank, rehearsal: false }
     }
 }
 
@@ -129,25 +137,45 @@ pub struct Saved {
 
 pub(super) use crate::weights::AVERAGES;
 
+/// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`.
+const MAY_DIFFER: [&str; 9] = [
+    "environment",
+    "logging",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "teacher.weights",
+    "tokenizer.weights",
+    "tokenizer.cache",
+    "init.weights",
+];
+
+/// The step at which a run of this recipe would go on in `dir`; `None` if it would begin. Nothing is written.
+///
+/// # Errors
+/// What would keep the run from being started there: see [`RunDir::open`].
+pub fn look_at_run<R: Serialize + DeserializeOwned + Default>(
+    dir: &Path,
+    recipe: &R,
+    provenance: &str,
+    existing: Existing,
+) -> Result<Option<u64>, Error> {
+    let run_toml = format!("{}\n{provenance}", beit2_run::recipe::to_toml(recipe)?);
+    if !RunDir::look(dir, &run_toml, &MAY_DIFFER, existing)? {
+        return Ok(None);
+    }
+    let Some(checkpoint) = beit2_run::checkpoint::latest(dir)?.checkpoint else { return Ok(None) };
+    let state: TrainState = checkpoint.state()?;
+    Ok(Some(state.step))
+}
+
 /// Opens the run directory and reads the newest checkpoint that is whole.
 pub(super) fn open_run<R>(env: &mut Env<'_>, recipe: &R) -> Result<(RunDir, Option<Resumed>), Error>
 where
     R: Serialize + DeserializeOwned + Default,
 {
     let run_toml = format!("{}\n{}", beit2_run::recipe::to_toml(recipe)?, env.provenance);
-    // Paths may change between continues: what is in them is in the run's `fingerprint`.
-    let may_differ = [
-        "environment",
-        "logging",
-        "data.workers",
-        "data.train",
-        "data.val",
-        "teacher.weights",
-        "tokenizer.weights",
-        "tokenizer.cache",
-        "init.weights",
-    ];
-    let opened = RunDir::open(&env.dir, &run_toml, &may_differ, env.existing)?;
+    let opened = RunDir::open(&env.dir, &run_toml, &MAY_DIFFER, env.existing)?;
     if let Some(aside) = &opened.set_aside {
         env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
     }

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use beit2::train::{Env, Event, Observer, Rank, on_devices};
+use beit2::train::{Env, Event, Observer, on_devices};
 use beit2_kernels::AutodiffBackend;
-use beit2_run::{Existing, StopFlag};
+use beit2_run::StopFlag;
 
 use super::plan::{Plan, Settings, Speed};
 use crate::backend::{self, GroupJob};
@@ -101,15 +101,8 @@ impl Short<'_, '_> {
 
     fn run<S: Stage>(&self, settings: &S) -> anyhow::Result<f64> {
         let mut watch = Watch::new(self.session.signals);
-        let env = Env {
-            dir: self.dir.to_owned(),
-            existing: Existing::Continue,
-            provenance: String::new(),
-            stop: watch.stop.clone(),
-            observer: &mut watch,
-            assets: &self.session.assets,
-            rank: Rank::alone(),
-        };
+        let stop = watch.stop.clone();
+        let env = Env { stop, ..Env::new(self.dir, &mut watch, &self.session.assets) };
         let device = self.device.first();
         backend::run(&device, Steps { settings, env })?;
         if self.session.signals.stop.is_set() {

@@ -214,7 +214,11 @@ impl<S: Stage> Part<S> {
             ));
         }
         let (step, dir) = (outcome.step, self.dir.display());
-        if !outcome.complete {
+        if !outcome.complete && step == 0 {
+            output::note(
+                "stopped in the first step, with nothing to save yet; the same command begins again",
+            );
+        } else if !outcome.complete {
             output::note(&format!(
                 "stopped after step {step} and saved in {dir}; the same command continues the run"
             ));

@@ -172,11 +172,14 @@ impl Work<'_> {
         };
         let (outcome, _) = run_of_stage.train(&settings).map_err(|error| self.explain(error, &path))?;
         if !outcome.complete {
+            let saved = match outcome.step {
+                0 => "with nothing to save yet".to_owned(),
+                _ => format!("and saved in {}", run.display()),
+            };
             output::note(&format!(
-                "stopped after step {} of {} and saved in {}; continue with: beit2 run {}",
+                "stopped after step {} of {} {saved}; continue with: beit2 run {}",
                 thousands(outcome.step),
                 entry.stage,
-                run.display(),
                 shown(&project.dir)
             ));
             return Ok(None);

@@ -12,7 +12,7 @@ use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::train::{
     Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig,
-    fill_normalization,
+    fill_normalization, share_batch,
 };
 use crate::weights::StateFile;
 
@@ -258,6 +258,22 @@ impl FinetuneRecipe {
         match_classes(spec, val, target, ClassesBy::Auto)
             .map(Some)
             .map_err(|error| Error::Config(error.to_string()))
+    }
+
+    /// The images of a micro-batch on each of this many devices.
+    ///
+    /// # Errors
+    /// A batch that does not divide evenly, or not into pairs where images are mixed.
+    pub fn micro_batch(&self, devices: usize) -> Result<usize, Error> {
+        let per_device = share_batch(self.schedule.batch_size, self.grad_accum_steps, devices)?;
+        let micro_batch = per_device / self.grad_accum_steps;
+        if self.mix.is_on() && !micro_batch.is_multiple_of(2) {
+            return config_error(format!(
+                "mixing pairs the images of a micro-batch, and {micro_batch} on each of {devices} devices is odd; change \
+                 schedule.batch_size or grad_accum_steps"
+            ));
+        }
+        Ok(micro_batch)
     }
 
     /// Whether no weights are loaded.

@@ -13,12 +13,13 @@ use super::{Ema, FinetuneRecipe, HeadMatch};
 use crate::classify::{
     binary_cross_entropy, class_names, evaluate, evaluate_multi_label, soft_cross_entropy,
 };
-use crate::error::{Error, config_error};
+use crate::cost;
+use crate::error::Error;
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, EvaluationData, Event, GradientSum, Outcome, Plan, Prefetch, Saved, Session,
-    StepReport, TrainingItem, average_gradients, check_precision, per_rank_batch,
+    AdamW, Assets, Env, EvaluationData, Event, GradientSum, Outcome, Plan, Saved, Session, StepReport,
+    TrainingItem, average_gradients, check_precision,
 };
 use crate::vit::{
     DropPath, VisionTransformer, drop_path_rates, is_position_index, plan_weights, with_position_indices,
@@ -58,15 +59,7 @@ pub fn train<B: AutodiffBackend>(
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let micro_batches = recipe.grad_accum_steps;
-    let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
-    let micro_batch = per_rank / micro_batches;
-    if recipe.mix.is_on() && !micro_batch.is_multiple_of(2) {
-        return config_error(format!(
-            "mixing pairs the images of a micro-batch, and {micro_batch} on each of {} devices is odd; change \
-             schedule.batch_size or grad_accum_steps",
-            rank.world()
-        ));
-    }
+    let micro_batch = recipe.micro_batch(rank.world())?;
     let mut config = recipe.model.clone();
     config.class_names = source.classes().to_vec();
     let multi_label = config.multi_label;
@@ -112,6 +105,14 @@ pub fn train<B: AutodiffBackend>(
     }
     let metadata = checkpoint_metadata("finetune", &config)?;
     let drop_path_rates = drop_path_rates(vit.drop_path, vit.depth);
+    let saved =
+        |model: &VisionTransformer<B>, optimizer: &AdamW<B>, ema: &Option<Ema<B::InnerBackend>>| Saved {
+            model: with_position_indices(params::export(model)),
+            optimizer: optimizer.export(),
+            averages: ema
+                .as_ref()
+                .map(|ema| with_position_indices(params::export(&ema.model(model.valid())))),
+        };
 
     if let Some(val) = &val {
         let models = 1 + usize::from(ema.is_some());
@@ -132,7 +133,8 @@ pub fn train<B: AutodiffBackend>(
     let (mix, seed, smoothing, side) =
         (recipe.mix, recipe.seed, recipe.label_smoothing, vit.image_size as u32);
     let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
-    let prefetch = Prefetch::new(batches, move |batch: Batch<Item>| {
+    session.expect(cost::finetune_flops(vit, classes));
+    let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
         let labels = Labels::of(&batch, source.as_ref())?;
         let mut inputs_of_step = Vec::new();
         let chunks = batch.items.chunks(micro_batch).zip((0..).step_by(micro_batch));
@@ -154,29 +156,35 @@ pub fn train<B: AutodiffBackend>(
     });
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
-        session.note_batch(&batch);
         let lr = plan.lr.at(session.state.step);
-        let mut sum = GradientSum::<B>::default();
-        let (mut losses, mut right) = (Vec::new(), Vec::new());
-        for (number, x, targets) in inputs_of_step {
-            let (epoch, stream) = (batch.epoch, RngStream::DropPath);
-            let key = Key { seed: recipe.seed, epoch, index: number, stream };
-            let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
-            model = sum.start(model);
-            let logits = model.forward(Tensor::from_inner(x), &drop);
-            if !recipe.mix.is_on() && !multi_label {
-                let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
-                right.push(hit.float().mean());
+        let before = model.clone();
+        let learned = session.unless_stopped(|| {
+            let (mut model, mut sum) = (before, GradientSum::<B>::default());
+            let (mut losses, mut right) = (Vec::new(), Vec::new());
+            for (number, x, targets) in inputs_of_step {
+                let (epoch, stream) = (batch.epoch, RngStream::DropPath);
+                let key = Key { seed: recipe.seed, epoch, index: number, stream };
+                let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
+                model = sum.start(model);
+                let logits = model.forward(Tensor::from_inner(x), &drop);
+                if !recipe.mix.is_on() && !multi_label {
+                    let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
+                    right.push(hit.float().mean());
+                }
+                let targets = Tensor::from_inner(targets);
+                let loss = match multi_label {
+                    true => binary_cross_entropy(logits, targets),
+                    false => soft_cross_entropy(logits, targets),
+                };
+                losses.push(loss.clone().inner());
+                sum.add(&model, loss.div_scalar(micro_batches as f64).backward());
             }
-            let targets = Tensor::from_inner(targets);
-            let loss = match multi_label {
-                true => binary_cross_entropy(logits, targets),
-                false => soft_cross_entropy(logits, targets),
-            };
-            losses.push(loss.clone().inner());
-            sum.add(&model, loss.div_scalar(micro_batches as f64).backward());
-        }
-        let Some(grads) = sum.finish() else { continue };
+            Ok((model, sum.finish(), losses, right))
+        })?;
+        let Some((learned, grads, losses, right)) = learned else { break };
+        let Some(grads) = grads else { continue };
+        model = learned;
+        session.note_batch(&batch);
         let grads = average_gradients(&model, grads, &rank);
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
@@ -230,19 +238,13 @@ pub fn train<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
-            let state = || Saved {
-                model: with_position_indices(params::export(&model)),
-                optimizer: optimizer.export(),
-                averages: ema
-                    .as_ref()
-                    .map(|ema| with_position_indices(params::export(&ema.model(model.valid())))),
-            };
-            session.save(state, &metadata, best)?;
+            session.save(|| saved(&model, &optimizer, &ema), &metadata, best)?;
         }
         if session.should_stop() {
             break;
         }
     }
+    session.close(|| saved(&model, &optimizer, &ema), &metadata)?;
     session.finish()
 }
 

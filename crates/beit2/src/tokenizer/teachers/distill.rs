@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::targets::Targets;
 use super::{DistillRecipe, Teacher};
+use crate::cost;
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
 use crate::params;
@@ -38,7 +39,10 @@ pub fn distill<B: AutodiffBackend>(
     let source = env.assets.source(&recipe.data.train)?;
     let file = env.assets.weights(&recipe.teacher.weights)?;
     // No gradient flows through the teacher: it lives on the inner backend.
-    let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?.freeze();
+    let teacher = Teacher::<B::InnerBackend>::from_file(&recipe.teacher, file, DType::F32, device)?;
+    let step_operations =
+        cost::distill(recipe, &teacher.cost(recipe.model.grid()), teacher.dim()).flops_per_image;
+    let teacher = teacher.freeze();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
     let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
@@ -79,6 +83,11 @@ pub fn distill<B: AutodiffBackend>(
         optimizer.import(resumed.optimizer, resumed.state.step, device)?;
     }
     let metadata = checkpoint_metadata("distill", &recipe.model)?;
+    let saved = |student: &VisionTransformer<B>, optimizer: &AdamW<B>| Saved {
+        model: params::export(student),
+        optimizer: optimizer.export(),
+        averages: None,
+    };
 
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
@@ -87,7 +96,11 @@ pub fn distill<B: AutodiffBackend>(
     let statistics = match recipe.standardise {
         true => {
             let first = data.loader(DataPosition::default(), &Rank::alone())?;
-            Some(statistics::<B::InnerBackend>(&teacher, first, device)?)
+            let found = session.unless_stopped(|| statistics::<B::InnerBackend>(&teacher, first, device))?;
+            if found.is_none() {
+                return session.finish();
+            }
+            found
         }
         false => None,
     };
@@ -96,30 +109,36 @@ pub fn distill<B: AutodiffBackend>(
         None => None,
     };
     let batches = Rounds::new(&data, &rank, recipe.view_epochs, session.state.data)?;
+    session.expect(step_operations);
     for batch in session.timed_batches(batches) {
         let batch = batch?;
-        session.note_batch(&batch);
         let step = session.state.step;
         let lr = plan.lr.at(step);
 
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
         let x = pixels::to_signed(images);
         let teacher_x = second.map_or_else(|| x.clone(), pixels::to_signed);
-        let target = match (&mut kept, recipe.view_epochs) {
-            (Some(kept), Some(epochs)) => {
-                let record = batch.epoch % epochs * plan.steps_per_epoch + batch.step;
-                match kept.read(record, device)? {
-                    Some(target) => target,
-                    None => kept.write(record, standardised(teacher.forward(teacher_x), &statistics))?,
+        let learned = session.unless_stopped(|| {
+            let target = match (&mut kept, recipe.view_epochs) {
+                (Some(kept), Some(epochs)) => {
+                    let record = batch.epoch % epochs * plan.steps_per_epoch + batch.step;
+                    match kept.read(record, device)? {
+                        Some(target) => target,
+                        None => kept.write(record, standardised(teacher.forward(teacher_x), &statistics))?,
+                    }
                 }
-            }
-            _ => standardised(teacher.forward(teacher_x), &statistics),
-        };
-        // The student gets the standardisation that it will have as a teacher.
-        let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
-        let predicted = student.patch_tokens(Tensor::from_inner(x), &DropPath::none());
-        let loss = cosine_loss(predicted, Tensor::from_inner(target));
-        let grads = average_gradients(&student, loss.backward(), &rank);
+                _ => standardised(teacher.forward(teacher_x), &statistics),
+            };
+            // The student gets the standardisation that it will have as a teacher.
+            let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+            let predicted = student.patch_tokens(Tensor::from_inner(x), &DropPath::none());
+            let loss = cosine_loss(predicted, Tensor::from_inner(target));
+            let grads = loss.backward();
+            Ok((loss, grads))
+        })?;
+        let Some((loss, grads)) = learned else { break };
+        session.note_batch(&batch);
+        let grads = average_gradients(&student, grads, &rank);
         let grad_norm;
         (student, grad_norm) = optimizer.step(student, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![("loss", loss.inner()), ("grad_norm", grad_norm)];
@@ -130,14 +149,13 @@ pub fn distill<B: AutodiffBackend>(
             session.epoch_done(batch.epoch, &[])?;
         }
         if session.should_save(batch.last_in_epoch) {
-            let state =
-                || Saved { model: params::export(&student), optimizer: optimizer.export(), averages: None };
-            session.save(state, &metadata, false)?;
+            session.save(|| saved(&student, &optimizer), &metadata, false)?;
         }
         if session.should_stop() {
             break;
         }
     }
+    session.close(|| saved(&student, &optimizer), &metadata)?;
     session.finish()
 }
 
