@@ -209,16 +209,16 @@ fn warm_up<S: Stage>(settings: &mut S, layers: &Layers<S>, said: &mut Fitted) {
             Some(steps) => format!("{} steps", thousands(steps)),
             None => format!("{} epochs", short(schedule.warmup_epochs)),
         };
-        let now = match schedule.steps {
+        let (now, key) = match schedule.steps {
             Some(steps) => {
                 let warmup = (most * steps as f64).round() as u64;
                 schedule.warmup_steps = Some(warmup);
-                format!("{} steps", thousands(warmup))
+                (format!("{} steps", thousands(warmup)), "warmup_steps")
             }
             None => {
                 schedule.warmup_steps = None;
                 schedule.warmup_epochs = most * schedule.epochs as f64;
-                format!("{} epochs", short(schedule.warmup_epochs))
+                (format!("{} epochs", short(schedule.warmup_epochs)), "warmup_epochs")
             }
         };
         let why = match own > WARM_UP {
@@ -226,7 +226,7 @@ fn warm_up<S: Stage>(settings: &mut S, layers: &Layers<S>, said: &mut Fitted) {
             false => "a tenth of the run".to_owned(),
         };
         said.notes.push(format!(
-            "warm-up {now} instead of {before}: at most {why}; --set schedule.warmup_epochs=N sets another"
+            "warm-up {now} instead of {before}: at most {why}; --set schedule.{key}=N sets another"
         ));
     } else if share > LONG_WARM_UP && share <= 1.0 && (layers.given(&WARM_UP_KEYS) || !layers.is_bundled) {
         said.warnings.push(format!(
@@ -383,15 +383,15 @@ pub fn length<S: Stage>(settings: &S, plan: &Plan) -> Fitted {
     let schedule = settings.tables().schedule;
     let total = plan.total_steps;
     let note = (total < FEW_STEPS).then(|| {
-        let of = match schedule.steps {
-            Some(_) => String::new(),
-            None => format!(" ({} epochs of {})", schedule.epochs, plan.steps_per_epoch),
-        };
-        format!(
-            "the run has only {total} steps{of}, which teach little; give more epochs, or smaller batches than {} of {} \
-             images",
-            plan.batch_size, plan.images
-        )
+        let (batch, images) = (plan.batch_size, plan.images);
+        match schedule.steps {
+            Some(_) => format!("the run has only {total} steps, which teach little; --steps N gives more"),
+            None => format!(
+                "the run has only {total} steps, {} for each of {} epochs ({images} images in batches of {batch}), which \
+                 teach little; --epochs N gives more, and so does a smaller --batch-size",
+                plan.steps_per_epoch, schedule.epochs
+            ),
+        }
     });
     Fitted { notes: note.into_iter().collect(), warnings: Vec::new() }
 }

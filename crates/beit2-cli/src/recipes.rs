@@ -61,6 +61,11 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
             "{what} is a run, not a recipe; to continue it, give the command that began it, with --out {what}"
         ));
     }
+    if what.contains(['/', '\\']) && !what.ends_with(".toml") && !path.is_file() {
+        return usage(format!(
+            "there is no recipe {what}; a recipe is a name from `beit2 recipes` or a .toml file, and a run is named with --out"
+        ));
+    }
     if what.ends_with(".toml") || what.contains(['/', '\\']) || path.is_file() {
         let text = match std::fs::read_to_string(path) {
             Err(_) if path.is_dir() => {

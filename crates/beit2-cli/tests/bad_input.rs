@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+#[path = "support/scenes.rs"]
+mod scenes;
 mod support;
 #[path = "support/tiny.rs"]
 mod tiny;
+#[path = "bad_input/training.rs"]
+mod training;
 
 use std::fs;
 

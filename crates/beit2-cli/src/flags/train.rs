@@ -210,7 +210,7 @@ impl TrainArgs {
         }
         let place = dir.display();
         if !dir.join("run.toml").is_file() {
-            output::note(&format!("warning: --resume finds no run in {place}, so a new one starts there"));
+            output::warning(&format!("--resume finds no run in {place}, so a new one starts there"));
         } else if !self.output.quiet {
             output::note(&format!(
                 "--resume is the default: the run in {place} is continued; --restart would start over"

@@ -100,7 +100,7 @@ where
                 key,
                 place,
                 found: found_text,
-                message: one_line(error.inner().message()),
+                message: plain(&one_line(error.inner().message())),
             },
         }
     })
@@ -244,6 +244,18 @@ fn parse_value(text: &str) -> Value {
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("v"))
         .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// What a type says of a value that it cannot hold, for people: counts are whole numbers that are not negative.
+fn plain(message: &str) -> String {
+    let wants_a_count = ["u8", "u16", "u32", "u64", "usize"]
+        .iter()
+        .any(|kind| message.ends_with(&format!("expected {kind}")));
+    match message.starts_with("invalid value: integer") && wants_a_count {
+        true if message.contains('-') => "it must be a whole number of 0 or more".to_owned(),
+        true => "the number is too large".to_owned(),
+        false => message.to_owned(),
+    }
 }
 
 fn same_kind(default: &Value, found: &Value) -> bool {
