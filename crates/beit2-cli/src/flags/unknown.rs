@@ -12,7 +12,8 @@ use beit2_run::{recipe, suggest};
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::stage::Stage;
+use crate::recipes;
+use crate::stage::{Stage, command_of as command_of_stage};
 
 /// Names from elsewhere, and what to use in their place: the first that the command has.
 const ELSEWHERE: &[(&[&str], &[&str])] = &[
@@ -123,6 +124,7 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
         ],
         &["--steps"],
     ),
+    (&["epochs", "steps"], &["--minutes"]),
     (&["wd", "weight-decay"], &["--weight-decay", "--set optimizer.weight_decay=DECAY"]),
     (&["momentum", "beta"], &["--set optimizer.beta1=DECAY"]),
     (&["warmup", "warmup-epochs", "warm-up"], &["--set schedule.warmup_epochs=N"]),
@@ -344,6 +346,10 @@ fn subcommand(typed: &str, command: &Command, path: &str, root: &Command) -> Str
         let mut inner = groups.filter(|(_, inner)| *inner == name);
         right = right.or_else(|| inner.next().map(|(group, inner)| format!("{group} {inner}")));
     }
+    // A recipe where its command is missing.
+    if let Some(ours) = recipes::find(typed).ok().and_then(|found| command_of_stage(&found.stage()?)) {
+        return format!("{has_none}; to train this recipe: `{path} {ours} {typed}`");
+    }
     let right = right.or_else(|| suggest(&name, own.iter().copied()).map(str::to_owned));
     match right {
         Some(right) => format!("{has_none}; did you mean '{right}'? (see `{path} --help`)"),
@@ -404,6 +410,7 @@ mod tests {
         assert!(!sentence_of("tokenizer train --mask-ratio 0.4").contains("mask.patches"));
         assert!(!sentence_of("doctor --gpu").contains("--device"));
         says("pretrain --epochz 3", &["did you mean '--epochs'?"]);
+        says("quickstart --epochs 3", &["use '--minutes'"]);
         says("knn --minutes 3", &["'--minutes'", "it is a flag of `beit2 quickstart`"]);
         says("--frobnicate", &["`beit2` has no '--frobnicate'"]);
     }
@@ -421,6 +428,7 @@ mod tests {
             ("tokenizr", "'tokenizer'"),
             ("weights inspct x", "'inspect'"),
             ("weights zzz", "it has inspect"),
+            ("mim_base_300e", "to train this recipe: `beit2 pretrain mim_base_300e`"),
         ] {
             says(line, &["has no command", right]);
         }

@@ -202,9 +202,12 @@ fn check_tokenizer(recipe: &PretrainRecipe, tokenizer: &TokenizerConfig) -> Resu
         ));
     }
     let (found, grid) = (tokenizer.grid(), recipe.model.vit.grid());
+    let patch = recipe.model.vit.patch_size;
     if found != grid {
         return config_error(format!(
-            "the tokenizer gives {found}×{found} tokens, the model has {grid}×{grid} patches; both grids must agree"
+            "the tokenizer gives {found}×{found} tokens, the model has {grid}×{grid} patches; both grids must agree, so with \
+             patches of {patch} px the image size is {}",
+            found * patch
         ));
     }
     Ok(())
