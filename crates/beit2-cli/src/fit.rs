@@ -277,12 +277,13 @@ pub fn masks(settings: &mut PretrainRecipe, layers: &Layers<PretrainRecipe>, sai
         settings.mask.patches = scaled(from.mask.patches, share(from));
     }
     let (_, of_block) = layers.below(&["mask.min_block"]);
-    if !layers.given(&["mask.min_block"]) {
+    if !layers.given(&["mask.min_block"]) && of_block.model.vit.patches() != patches {
         settings.mask.min_block =
             scaled(of_block.mask.min_block, share(of_block)).min(settings.mask.patches.max(1));
     }
     let (_, of_largest) = layers.below(&["mask.max_block"]);
-    if let (Some(most), false) = (of_largest.mask.max_block, layers.given(&["mask.max_block"])) {
+    let follows = !layers.given(&["mask.max_block"]) && of_largest.model.vit.patches() != patches;
+    if let (Some(most), true) = (of_largest.mask.max_block, follows) {
         settings.mask.max_block = Some(scaled(most, share(of_largest)).max(settings.mask.min_block));
     }
     if (settings.mask.patches, settings.mask.min_block) != before {

@@ -185,6 +185,9 @@ fn masks_follow_the_grid() {
     assert_eq!((settings.mask.patches, settings.mask.min_block), (20, 12));
     let warning = said.iter().find(|line| line.contains("masks hide 14 % of the patches (20 of 144)"));
     assert!(warning.is_some_and(|line| line.contains("mask.patches=55")), "{said:?}");
+    // On the recipe's own grid nothing but what is given changes.
+    let (settings, said) = fitted::<PretrainRecipe>("mim_base_300e", &[("mask.patches", "10")]);
+    assert_eq!((settings.mask.patches, settings.mask.min_block, said.len()), (10, 16, 1), "{said:?}");
     let recipe = own("stage = \"pretrain\"\n[model.vit]\nimage_size = 64\npatch_size = 8\n");
     let (settings, said) = fitted_of::<PretrainRecipe>(&recipe, &[]);
     assert_eq!((settings.mask.patches, settings.mask.min_block), (24, 5));
