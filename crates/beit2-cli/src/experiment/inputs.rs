@@ -32,7 +32,7 @@ impl Inputs {
             return usage("no training images are named; use --data DIR, or set data.train in the recipe");
         }
         if weights.is_empty() {
-            return usage(format!("{key} is empty; use --set {key}=FILE{}", by_flag(key)));
+            return usage(format!("{key} is empty; {}", how_to_name(S::NAME, key)));
         }
         settings.check()?;
         let train = settings.source(assets, &data.train)?;
@@ -134,10 +134,17 @@ impl Inputs {
     }
 }
 
-fn by_flag(key: &str) -> &'static str {
-    match key {
-        "tokenizer.weights" => " or --tokenizer RUN",
-        "init.weights" => " or --init RUN (--init scratch starts from random weights)",
-        _ => "",
+/// What to write for the weights that a stage needs.
+fn how_to_name(stage: &str, key: &str) -> String {
+    match (stage, key) {
+        (_, "tokenizer.weights") => {
+            "use --tokenizer RUN, with a run of `beit2 tokenizer train` or a published file".to_owned()
+        }
+        (_, "init.weights") => "use --init RUN (--init scratch starts from random weights)".to_owned(),
+        ("tokenizer", _) => format!(
+            "use --set {key}=FILE (`beit2 weights fetch` lists teachers to download), or the recipe quickstart_tokenizer, \
+             whose teacher is inside the program"
+        ),
+        _ => format!("use --set {key}=FILE (`beit2 weights fetch` lists teachers to download)"),
     }
 }

@@ -80,7 +80,7 @@ fn without(command: &str, options: &[&str]) -> String {
     kept.join(" ")
 }
 
-/// A command at a size that a test stands: three steps of four images; the paper's recipes are only looked at.
+/// A command cut down for a test: three steps of four images; the paper's recipes are only looked at.
 fn small(command: &str) -> String {
     const TRAINING: [&str; 5] =
         ["tokenizer train", "pretrain", "finetune", "segment train", "teacher distill"];
@@ -203,6 +203,17 @@ fn messages_name_what_the_command_has() {
     let set = ["--set", "teacher.kind=none", "--set", "teacher.weights=teacher.safetensors"];
     let training = world.beit2(&[&line[..], &set].concat());
     training.fails(2, &["set teacher.kind to `dino`"]);
+    for (line, says) in [
+        ("tokenizer train --data train", "the recipe quickstart_tokenizer"),
+        ("teacher distill distill_tiny --data train", "`beit2 weights fetch` lists teachers"),
+        ("pretrain --data train", "use --tokenizer RUN"),
+        ("finetune --data train", "use --init RUN"),
+        ("segment train --data train", "use --init RUN"),
+    ] {
+        let ended = world.beit2(&line.split(' ').collect::<Vec<_>>());
+        ended.fails(2, &[says]);
+        assert!(!ended.err.contains("--set init") && !ended.err.contains("--set tokenizer"), "{}", ended.err);
+    }
     crate::support::classes(&world.path("labelled"), &["a", "b"]);
     let knn =
         world.beit2(&["knn", "--weights", "teacher.safetensors", "--data", "labelled", "--val", "labelled"]);
