@@ -13,7 +13,6 @@ use crate::classify::finetune::FinetuneRecipe;
 use crate::classify::{Classifier, ClassifierOptions, MultiLabelEvaluation, argmax, row_loss};
 use crate::error::{Error, config_error};
 use crate::train::{EvaluationData, to_device};
-use crate::weights;
 
 /// Images with the highest loss that are shown.
 const WORST: usize = 12;
@@ -28,7 +27,7 @@ pub fn of_classifier<B: Backend>(
     look: &mut Look<'_>,
     device: &B::Device,
 ) -> Result<Examples, Error> {
-    let (file, origin): (weights::WeightFile, String) = look.weights()?;
+    let (file, origin) = look.weights()?;
     let options = ClassifierOptions { precision: recipe.precision, ..ClassifierOptions::default() };
     let classifier = Classifier::<B>::from_file(file, &origin, &options, device)?;
     let vit = &classifier.config.vit;
