@@ -58,7 +58,9 @@ pub fn render_comparison(comparison: &Comparison) -> String {
     }
     top.push_str("</header>\n");
     for warning in &comparison.warnings {
-        top.push_str(&banner(Level::Bad, "", warning));
+        let mut chars = warning.chars();
+        let first = chars.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+        top.push_str(&banner(Level::Bad, "", &format!("{first}{}.", chars.as_str().trim_end_matches('.'))));
     }
     page.set_top(top);
     let names: Vec<String> = comparison.runs.iter().map(|run| run.name.clone()).collect();

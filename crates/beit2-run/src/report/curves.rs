@@ -73,6 +73,9 @@ const TITLES: [(&str, &str); 20] = [
     ("data_wait", "Waiting for images"),
 ];
 
+/// What a run does, rather than what it reaches.
+const OF_RUNS: [&str; 3] = ["grad_norm", "images_per_second", "data_wait"];
+
 /// What a metric measures, and on which images and weights: `ema_val_acc1` is the quantity `acc1`. The same quantity has
 /// one chart.
 fn quantity(name: &str) -> (&str, &'static str) {
@@ -198,7 +201,9 @@ pub(super) fn overlaid(names: &[String], records: &[&[Record]]) -> Vec<Chart> {
     for (run, records) in names.iter().zip(records) {
         for (name, series) in all_series(records) {
             let (base, side) = quantity(&name);
-            let title = format!("{}, {side}", title(base));
+            // A pace or a setting is the run's, not measured on images.
+            let of_run = nature(base) == Nature::Schedule || OF_RUNS.contains(&base);
+            let title = if of_run { title(base) } else { format!("{}, {side}", title(base)) };
             let series = Series { name: run.clone(), ..series };
             match found.iter_mut().find(|group| group.title == title) {
                 Some(group) => group.series.push(series),
