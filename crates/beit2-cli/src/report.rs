@@ -73,9 +73,6 @@ pub fn settings(run: &Path) -> anyhow::Result<Table> {
 /// Why a path is no run directory, and which one may be meant.
 fn not_a_run(path: &Path) -> String {
     let shown = path.display();
-    if !path.exists() {
-        return format!("{shown} does not exist; name a run directory, such as runs/mim");
-    }
     // A checkpoint, or a file of a run.
     if let Some(run) = path.ancestors().skip(1).take(3).find(|folder| folder.join("run.toml").is_file()) {
         return format!("{shown} is a part of a run; name the run directory itself, {}", run.display());
@@ -348,7 +345,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let why = |path: &str| write(&dir.path().join(path)).unwrap_err().to_string();
         assert!(why("").contains("is not a run directory: it has no run.toml"));
-        assert!(why("nowhere").contains("does not exist"));
+        assert!(why("nowhere").contains("nowhere: no such folder; name a run directory"));
         for run in ["quick/tokenizer", "quick/pretrain/checkpoints/step-1"] {
             fs::create_dir_all(dir.path().join(run)).unwrap();
         }

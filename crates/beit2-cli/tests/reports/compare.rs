@@ -111,7 +111,7 @@ fn what_cannot_be_compared_is_refused() {
     compare(&["one"]).fails(2, &["at least two runs", "only one is named"]);
     compare(&["one", "./one"]).fails(2, &["./one is named twice"]);
     compare(&["one", "train"]).fails(2, &["train is not a run directory: it has no run.toml"]);
-    compare(&["one", "nowhere"]).fails(2, &["nowhere does not exist"]);
+    compare(&["one", "nowhere"]).fails(1, &["nowhere: no such folder; name a run directory"]);
     compare(&["one/best", "two"]).fails(2, &["one/best is a part of a run", "itself, one"]);
     compare(&[]).fails(2, &["RUN"]);
     world.beit2(&["pretrain", "mim.toml", "--out", "mim", "--tokenizer", "one", "--quiet"]).works();
