@@ -11,6 +11,8 @@ mod report;
 #[path = "support/scenes.rs"]
 mod scenes;
 mod support;
+#[path = "runs/terminal.rs"]
+mod terminal;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -125,7 +125,7 @@ impl Ran<'_> {
 
     /// A tokenizer with the distilled teacher.
     fn tokenizer(&self, distilled: &DistillRecipe) -> Option<Vec<String>> {
-        let (_, last) = ("model.safetensors", checkpoint::latest(self.dir).ok()?.checkpoint?);
+        let last = checkpoint::latest(self.dir).ok()?.checkpoint?;
         let teacher = weights::read(&last.file("model.safetensors")).ok()?.tensors;
         let teacher_dim = *teacher.get("head.weight")?.shape.first()?;
         let model = &distilled.model;
@@ -171,8 +171,13 @@ impl Ran<'_> {
             let sizes = fit(&settings);
             Some(Candidate { recipe, belongs, settings, sizes })
         });
-        // The one that was made for this run, else one of the same sizes, else the nearest.
-        let cost = |c: &Candidate<T>| (!c.belongs, !c.sizes.is_empty(), distance(&c.settings));
+        // The one that was made for this run, else one of the same sizes, else the nearest; then the name decides.
+        let alike = |name: &str| {
+            name.split('_').filter(|part| self.recipe.name.split('_').any(|p| p == *part)).count()
+        };
+        let cost = |c: &Candidate<T>| {
+            (!c.belongs, !c.sizes.is_empty(), distance(&c.settings), usize::MAX - alike(&c.recipe.name))
+        };
         let best =
             candidates.min_by(|a, b| cost(a).partial_cmp(&cost(b)).unwrap_or(std::cmp::Ordering::Equal))?;
         let Candidate { recipe, settings, mut sizes, .. } = best;
