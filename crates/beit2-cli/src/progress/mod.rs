@@ -313,8 +313,13 @@ impl Progress {
                 self.show(line);
             }
             Style::Lines => {
-                let due = work.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
-                if due || done >= total {
+                // Evaluations that are over in no time would come between the epochs' lines.
+                let training = self.training.is_some();
+                let due = match work.last_line {
+                    Some(at) => at.elapsed() >= LINE_EVERY,
+                    None => !training || work.since.elapsed() >= LINE_EVERY,
+                };
+                if due || (done >= total && (!training || work.last_line.is_some())) {
                     work.last_line = Some(Instant::now());
                     let text = format!("{}  {}/{}", work.what, thousands(done), thousands(total));
                     self.line(&text);
