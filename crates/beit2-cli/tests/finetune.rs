@@ -109,7 +109,7 @@ fn json(text: &str) -> Value {
 fn a_classifier_is_trained_and_judged() {
     let world = world();
     let ended = finetune(&world, "run", &["--init", "scratch", "--set", "ema_decay=0.8"]);
-    for part in ["from scratch", "3 classes", "val_acc1", "ema_val_acc1"] {
+    for part in ["from scratch", "3 classes", "val top-1", "average's top-1"] {
         assert!(ended.works().err.contains(part), "no `{part}` in: {}", ended.err);
     }
     for file in

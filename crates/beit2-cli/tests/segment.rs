@@ -84,7 +84,7 @@ fn read_png(path: &Path) -> (Vec<u8>, Vec<u8>) {
 fn a_model_is_trained_judged_and_used() {
     let world = world();
     let ended = train(&world, "run", &["--init", "scratch"]);
-    for part in ["from scratch", "2 classes", "val_miou", "decode_loss"] {
+    for part in ["from scratch", "2 classes", "val mIoU", "pixel acc"] {
         assert!(ended.works().err.contains(part), "no `{part}` in: {}", ended.err);
     }
     for file in [

@@ -26,13 +26,19 @@ pub(super) fn columns() -> usize {
 pub(super) fn line(name: &str, (done, total): (u64, u64), parts: Vec<Part>, columns: usize) -> String {
     let count = format!("{}/{}", beit2_run::thousands(done), beit2_run::thousands(total));
     let fixed = measure_text_width(name) + 2 + measure_text_width(&count);
-    let least = *BAR.start() + 1;
     let mut parts = parts;
     let width = |parts: &[Part]| parts.iter().map(|part| 2 + measure_text_width(&part.text)).sum::<usize>();
-    while fixed + least + width(&parts) > columns {
-        let Some(last) = parts.iter().map(|part| part.rank).max() else { break };
-        parts.retain(|part| part.rank != last);
-    }
+    let drop_last = |parts: &mut Vec<Part>, least: usize, worth: u8| {
+        while fixed + least + width(parts) > columns {
+            let Some(last) = parts.iter().map(|part| part.rank).max().filter(|rank| *rank >= worth) else {
+                break;
+            };
+            parts.retain(|part| part.rank != last);
+        }
+    };
+    // The bar goes before the parts that are needed most.
+    drop_last(&mut parts, *BAR.start() + 1, 2);
+    drop_last(&mut parts, 0, 0);
     let room = columns.saturating_sub(fixed + width(&parts) + 1).min(*BAR.end());
     let bar = if room >= *BAR.start() { format!("{} ", bar(done, total, room)) } else { String::new() };
     let rest: String = parts.iter().map(|part| format!("  {}", part.text)).collect();
