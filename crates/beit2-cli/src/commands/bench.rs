@@ -399,7 +399,8 @@ impl Rounds<'_> {
                 match run.common.device.device.to_string().as_str() {
                     "cpu" => {
                         let threads = evidence.threads;
-                        format!("{}, {threads} threads", machine.cpu.unwrap_or_else(|| "cpu".into()))
+                        let s = if threads == 1 { "" } else { "s" };
+                        format!("{}, {threads} thread{s}", machine.cpu.unwrap_or_else(|| "cpu".into()))
                     }
                     device => device.to_owned(),
                 },
