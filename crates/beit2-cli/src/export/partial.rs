@@ -11,6 +11,7 @@
 //! goes on at a boundary between batches, because the last bits of a row may depend on how many rows were computed
 //! together; so a continued file is the same to the byte.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -62,6 +63,8 @@ pub struct Partial {
     rows: usize,
     /// Images whose rows are on the disk for good; without any the folder is worth nothing.
     committed: usize,
+    /// Whether something could not be written.
+    broken: Cell<bool>,
     _lock: File,
 }
 
@@ -140,7 +143,19 @@ impl Partial {
         let (pending, last_commit) = (Vec::new(), None);
         let dir = dir.to_owned();
         let committed = samples;
-        Ok(Self { dir, rows_file, samples_file, pending, last_commit, samples, rows, committed, _lock: lock })
+        let broken = Cell::new(false);
+        Ok(Self {
+            dir,
+            rows_file,
+            samples_file,
+            pending,
+            last_commit,
+            samples,
+            rows,
+            committed,
+            broken,
+            _lock: lock,
+        })
     }
 
     /// Images that are done.
@@ -182,6 +197,7 @@ impl Partial {
     }
 
     fn failed(&self, error: std::io::Error) -> FileError {
+        self.broken.set(true);
         FileError::new("write", &wanted(&self.dir), error)
     }
 
@@ -241,7 +257,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if self.committed == 0 {
+        if self.broken.get() && self.committed == 0 {
             clear(&self.dir);
         }
     }

@@ -111,7 +111,7 @@ impl<B: Backend> Segmenter<B> {
         if config.vit.in_chans != 3 {
             return config_error(format!("{origin} takes {} channels; images have 3", config.vit.in_chans));
         }
-        let blame = state.blame();
+        let blame = state.blame().of_missing();
         let heads = take_heads(&mut state);
         let trunk = plan_backbone(state, &config, options.tables)?.tensors;
         let tensors = to_tensors(trunk.into_iter().chain(heads).collect());

@@ -34,6 +34,11 @@ pub struct StateFile {
 pub(crate) struct Blame(Option<(String, String)>);
 
 impl Blame {
+    /// Only for a tensor that is missing: what a model of stated sizes says about shapes is more to the point.
+    pub(crate) fn of_missing(self) -> Self {
+        Self(self.0.filter(|(_, problem)| problem.contains(" is missing")))
+    }
+
     /// The file's error, or this one.
     pub(crate) fn or(self, error: Error) -> Error {
         match self.0 {

@@ -151,7 +151,7 @@ pub fn stop_on(findings: check::Findings) -> anyhow::Result<()> {
     account::tell_warnings(&findings.warnings);
     match findings.errors.first() {
         None => Ok(()),
-        Some(first) => anyhow::bail!(first.clone()),
+        Some(first) => usage(first.as_str()),
     }
 }
 

@@ -191,7 +191,7 @@ fn look(args: &FeatureArgs, train: &Arc<dyn Source>, val: &Arc<dyn Source>) -> a
     findings.extend(check::shared(train, val, args.workers));
     account::tell_warnings(&findings.warnings);
     match findings.errors.first() {
-        Some(error) => anyhow::bail!(error.clone()),
+        Some(error) => usage(error.as_str()),
         None => Ok(()),
     }
 }
