@@ -54,10 +54,14 @@ pub fn last_epoch(run: &Path) -> serde_json::Value {
 /// The settings of the run in a directory.
 pub fn settings(run: &Path) -> anyhow::Result<Table> {
     let file = run.join("run.toml");
-    if let Err(error) = fs::metadata(&file)
-        && error.kind() == ErrorKind::PermissionDenied
-    {
-        return Err(FileError::new("read", &file, error).into());
+    match fs::metadata(&file) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Err(FileError::new("read", &file, error).into());
+        }
+        Err(_) if !run.exists() => {
+            anyhow::bail!("{}: no such folder; name a run directory", run.display())
+        }
+        _ => {}
     }
     if !file.is_file() {
         return usage(not_a_run(run));

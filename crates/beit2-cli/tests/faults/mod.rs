@@ -222,9 +222,8 @@ fn commands_and_settings_that_must_change() {
         let words: Vec<&str> = command.split(' ').chain(["gone.toml", "--out", "never"]).collect();
         all_fail(&world, &[words], 1, &["gone.toml", "No such file"]);
     }
-    let of_folders = |name: &'static str| [vec!["report", name], vec!["run", name]];
-    all_fail(&world, &of_folders("gone"), 2, &["gone "]);
-    all_fail(&world, &of_folders("train"), 2, &["train is not a "]);
+    all_fail(&world, &[vec!["report", "gone"], vec!["run", "gone"]], 1, &["gone: no such folder"]);
+    all_fail(&world, &[vec!["report", "train"], vec!["run", "train"]], 2, &["train is not a "]);
     // What is there already stays.
     let world = self::world();
     for name in ["there.npy", "there.csv", "there.safetensors"] {

@@ -64,6 +64,9 @@ impl Project {
     /// A folder that is none, a file that cannot be understood.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         let file = dir.join(PROJECT);
+        if !dir.exists() {
+            anyhow::bail!("{}: no such folder; `beit2 init --data IMAGES` makes one to run", dir.display());
+        }
         if !dir.is_dir() {
             return usage(format!(
                 "{} is not a folder; `beit2 init --data IMAGES` makes one to run",
