@@ -37,9 +37,10 @@ const NO_SETTINGS: [&str; 7] = [
     \x20 beit2 compare runs/first runs/second\n\
     \x20 beit2 compare runs/first runs/second runs/third -o compare.html\n\
     \n\
-    The table shows the best and the last value of the metric that counts, the other\n\
-    metrics of the last epoch, speed, data, and the settings that differ; * marks the\n\
-    best. The page also shows the curves of all runs in one chart for each metric.")]
+    The table shows the best and the last value of the metric that counts, the\n\
+    other metrics of the last epoch, speed, data, and the settings that differ;\n\
+    * marks the best. The page also shows the curves of all runs, one chart for\n\
+    each metric.")]
 pub struct Args {
     /// Run directories of one stage, at least two
     #[arg(value_name = "RUN", required = true, num_args = 1.., value_hint = ValueHint::DirPath)]
