@@ -211,7 +211,7 @@ impl RunDir {
         let new = parse(run_toml, &path.join("run.toml"))?;
         let fail = |source| FileError::new("create the folder", path, source);
         if path.is_file() {
-            return Err(fail(std::io::Error::from(std::io::ErrorKind::NotADirectory)).into());
+            return Err(RunError::NotAFolder { path: path.to_owned() });
         }
         try_to_write(path).map_err(fail)?;
         if !path.is_dir() {
@@ -424,6 +424,41 @@ mod tests {
             ]
         );
         assert!(differing(&runs[..2], &["environment"]).is_empty());
+    }
+
+    #[test]
+    fn a_look_finds_what_opening_finds_and_leaves_nothing() {
+        let look = |path: &Path, toml: &str, existing| RunDir::look(path, toml, &["environment"], existing);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/a");
+        assert!(!look(&path, RUN, Existing::Continue).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        let held = open(&path, RUN).unwrap();
+        let in_use = look(&path, RUN, Existing::Continue).unwrap_err().to_string();
+        assert_eq!(in_use, open(&path, RUN).unwrap_err().to_string());
+        assert!(in_use.contains("in use by another process"), "{in_use}");
+        drop(held);
+        let files = || {
+            let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let before = files();
+        assert!(look(&path, RUN, Existing::Continue).unwrap());
+        assert!(!look(&path, RUN, Existing::SetAside).unwrap());
+        let other = RUN.replace("0.1", "0.2");
+        let found = look(&path, &other, Existing::Continue).unwrap_err().to_string();
+        assert_eq!(found, open(&path, &other).unwrap_err().to_string());
+        assert_eq!(files(), before);
+
+        let foreign = dir.path().join("notes");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("a.txt"), "mine").unwrap();
+        for path in [foreign.clone(), foreign.join("a.txt"), foreign.join("a.txt/run")] {
+            let found = look(&path, RUN, Existing::Continue).unwrap_err().to_string();
+            assert_eq!(found, open(&path, RUN).unwrap_err().to_string());
+        }
     }
 
     #[test]

@@ -26,8 +26,9 @@ pub use transformer::{FrozenVit, matmul};
 
 /// What training a recipe costs.
 ///
-/// Memory agrees within 25 % with the measured peak of runs on a CPU with AVX-512, f32 and bf16, of tokenizer,
-/// pretraining, fine-tuning and segmentation from a width of 128 to base size and batches of 4 to 256 images. A GPU keeps the same tensors and needs room for its kernels besides.
+/// Memory agrees within 25 % with the measured peak of runs on a CPU with AVX-512, in f32 and bf16: of all stages with widths
+/// of 128 or 384 and batches of 4 to 256 images, and of fine-tuning at base size. A GPU keeps the same tensors and needs
+/// room for its kernels besides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
     /// Values that are trained.
