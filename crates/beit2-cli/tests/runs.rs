@@ -11,8 +11,7 @@ mod report;
 #[path = "support/scenes.rs"]
 mod scenes;
 mod support;
-#[path = "runs/terminal.rs"]
-mod terminal;
+mod telling;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
