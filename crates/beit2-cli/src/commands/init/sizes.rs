@@ -149,14 +149,19 @@ impl Pixels {
                 110.. => new(96, 8),
                 74.. => new(64, 8),
                 56.. => new(48, 6),
-                _ => new(32, 4),
+                37.. => new(32, 4),
+                28.. => new(24, 3),
+                _ => new(16, 2),
             };
         }
         // Finer patches where every pixel gets a class.
-        let patches: &[usize] = if segments { &[4, 8] } else { &[2, 3, 4, 6, 8, 12, 16] };
+        let patches: &[usize] = if segments { &[4, 6, 8] } else { &[2, 3, 4, 6, 8, 12, 16] };
         let wanted = short as f64 / 10.0;
         let off = |patch: usize| (patch as f64 / wanted).ln().abs();
-        let best = patches.iter().copied().min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or(8);
+        // Nearer to the image's side, most crops would have to be enlarged.
+        let leaves_room = |patch: &usize| 8.0 * *patch as f64 <= 0.87 * short as f64;
+        let fitting = patches.iter().copied().filter(leaves_room);
+        let best = fitting.min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or(patches[0]);
         new(8 * best, best)
     }
 }
@@ -200,6 +205,7 @@ mod tests {
         let mini = |short| Pixels::of(Size::Mini, short, false);
         assert_eq!([28, 64, 112, 224, 3000].map(|short| mini(short).image), [24, 48, 96, 128, 128]);
         assert_eq!(Pixels::of(Size::Mini, 480, true), Pixels { image: 64, patch: 8 });
+        assert_eq!([45, 50, 66].map(|short| mini(short).image), [32, 32, 48]);
         for size in Size::ALL {
             for short in [16, 28, 64, 100, 200, 224, 256, 4000] {
                 let pixels = Pixels::of(size, short, false);

@@ -208,12 +208,12 @@ pub(super) fn data_table(facts: &Facts<'_>) -> DataConfig {
     }
 }
 
-/// The smallest crop as a share of the image, in tenths: so large that at most a quarter of the crops have fewer pixels than
-/// the input and are enlarged.
+/// The smallest crop as a share of the image, in tenths: so large that less than a third of the crops have fewer pixels
+/// than the input and are enlarged.
 pub(super) fn crop_scale(facts: &Facts<'_>, pixels: Pixels) -> f64 {
     let sizes = [(facts.data.long, facts.data.short); 64];
     let scales = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
-    let fits = |scale: &f64| crops_to_enlarge(&sizes, pixels.image as u32, *scale) <= 0.25;
+    let fits = |scale: &f64| crops_to_enlarge(&sizes, pixels.image as u32, *scale) <= 0.3;
     scales.into_iter().find(fits).unwrap_or(0.8)
 }
 
@@ -278,7 +278,7 @@ pub(super) fn shared_comments(
         (
             "augment.min_crop_scale",
             format!(
-                "at most a quarter of the crops are enlarged to {0} × {0} px; the images have {1} × {2}",
+                "less than a third of the crops are enlarged to {0} × {0} px; the images have {1} × {2}",
                 pixels.image, data.long, data.short
             ),
         ),
