@@ -201,7 +201,7 @@ fn what_cannot_work_is_said_before_work_starts() {
     fs::rename(world.path("other/boats"), world.path("other/cars")).unwrap();
     init(&["--data", "labelled", "--val", "other", "--goal", "finetune"]).fails(2, &["cars"]);
     world.beit2(&["run", "train"]).fails(2, &["train is not a project", "beit2 init"]);
-    world.beit2(&["run", "nowhere"]).fails(2, &["nowhere is not a folder"]);
+    world.beit2(&["run", "nowhere"]).fails(1, &["nowhere: no such folder"]);
 }
 
 #[test]
