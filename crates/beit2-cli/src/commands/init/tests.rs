@@ -191,7 +191,7 @@ fn every_plan_can_run() {
     let small = MachineFacts { memory: Some(2 << 30), ..laptop() };
     let slow = MachineFacts { speed: Speed::of_matmuls(10e9), ..laptop() };
     let xray = DataFacts { range: PixelRange::Percentile, ..images(3000, 2, 1024, 1024) };
-    let cases: [(&str, DataFacts, MachineFacts); 8] = [
+    let cases: [(&str, DataFacts, MachineFacts); 9] = [
         ("300 photographs", images(300, 6, 3000, 4000), laptop()),
         ("10,000 images of 224 px", images(10_000, 10, 224, 224), laptop()),
         ("2,000 drawings of 64 px", images(2000, 16, 64, 64), laptop()),
@@ -200,6 +200,7 @@ fn every_plan_can_run() {
         ("50 images", images(50, 2, 480, 640), laptop()),
         ("20 small images on a slow machine", images(20, 2, 28, 28), slow),
         ("scenes", segmentation(), laptop()),
+        ("small scenes", DataFacts { short: 66, long: 72, ..segmentation() }, laptop()),
     ];
     for (name, data, machine) in &cases {
         for goal in Goal::ALL {
