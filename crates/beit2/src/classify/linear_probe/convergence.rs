@@ -4,6 +4,8 @@ use super::{LinearProbe, RateChoice};
 
 /// Share of the training loss that a doubling of the epochs may still take away without a warning.
 const STEADY: f64 = 0.05;
+/// A training loss above this share of the first one has hardly fallen.
+const LITTLE: f64 = 0.95;
 /// Fewer steps teach too little, whatever the rate.
 const FEW_STEPS: u64 = 100;
 /// A probe that tells this share of its training images apart learns nothing more from them.
@@ -41,7 +43,15 @@ impl LinearProbe {
     }
 
     fn unfinished(&self) -> Option<String> {
-        let share = self.still_falling().filter(|share| *share > STEADY)?;
+        let (first, last) = (self.losses.first()?, self.losses.last()?);
+        let how = match self.still_falling() {
+            // A rate so low that the loss falls by as much in every step falls by next to nothing in twice as many.
+            _ if *last > LITTLE * first => format!("hardly fell, from {first:.4} to {last:.4}"),
+            Some(share) if share > STEADY => {
+                format!("was still falling, by about {:.0} % for a doubling of the epochs", 100.0 * share)
+            }
+            _ => return None,
+        };
         let other = match self.choice {
             RateChoice::Given => "leave out --lr, so that a rate is chosen",
             RateChoice::NoSplit => "a higher --lr",
@@ -49,9 +59,7 @@ impl LinearProbe {
             RateChoice::Sweep { .. } => return None,
         };
         Some(format!(
-            "the linear probe has not converged: its training loss was still falling, by about {:.0} % for a doubling of \
-             the epochs; try --epochs {}, or {other}",
-            100.0 * share,
+            "the linear probe has not converged: its training loss {how}; try --epochs {}, or {other}",
             2 * self.epochs
         ))
     }
@@ -117,6 +125,9 @@ mod tests {
         );
         assert_eq!(found(1e-3, RateChoice::Given, 0.5, losses(0.03)).warnings(), [""; 0]);
         assert_eq!(found(1e-3, RateChoice::Given, 0.995, losses(0.1)).warnings(), [""; 0]);
+        let warnings = found(1e-6, RateChoice::Given, 0.4, vec![1.0435; 20]).warnings();
+        let text = "has not converged: its training loss hardly fell, from 1.0435 to 1.0435";
+        assert!(matches!(&warnings[..], [one] if one.contains(text)), "{warnings:?}");
         let chosen = sweep(&[Some(0.3), Some(0.5), Some(0.4)]);
         assert_eq!(found(1e-2, chosen.clone(), 0.5, losses(0.1)).warnings(), [""; 0]);
         let short = LinearProbe { steps: 15, epochs: 1, ..found(1e-2, chosen, 0.5, vec![2.0; 15]) };
