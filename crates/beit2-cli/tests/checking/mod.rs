@@ -236,7 +236,7 @@ fn masks_that_teach_nothing_stop_the_run() {
         &[
             "binary: `background` is the only class in 6 masks (their values are 0 and 255, and 255 means \"no label\")",
             "any model scores 100 %",
-            "--map 255=1",
+            "need masks.map = \"255=1\", or values 0 and 1",
         ],
     );
     train("nothing", "nothing", &[]).fails(1, &["nothing: no pixel in 6 masks has a label", "255"]);
