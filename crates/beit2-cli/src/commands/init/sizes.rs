@@ -141,6 +141,11 @@ impl Pixels {
     pub fn of(size: Size, short: u32, segments: bool) -> Self {
         let short = short as usize;
         let new = |image, patch| Self { image, patch };
+        // The pyramid of segmentation takes patches of 8 or 16 pixels.
+        if segments && short < 74 {
+            let grid = (0.87 * short as f64 / 8.0) as usize;
+            return new(8 * grid.clamp(4, 8), 8);
+        }
         if size > Size::Mini {
             return match short {
                 256.. => new(224, 16),
@@ -155,7 +160,7 @@ impl Pixels {
             };
         }
         // Finer patches where every pixel gets a class.
-        let patches: &[usize] = if segments { &[4, 6, 8] } else { &[2, 3, 4, 6, 8, 12, 16] };
+        let patches: &[usize] = if segments { &[8] } else { &[2, 3, 4, 6, 8, 12, 16] };
         let wanted = short as f64 / 10.0;
         let off = |patch: usize| (patch as f64 / wanted).ln().abs();
         // Nearer to the image's side, most crops would have to be enlarged.
@@ -205,6 +210,7 @@ mod tests {
         let mini = |short| Pixels::of(Size::Mini, short, false);
         assert_eq!([28, 64, 112, 224, 3000].map(|short| mini(short).image), [24, 48, 96, 128, 128]);
         assert_eq!(Pixels::of(Size::Mini, 480, true), Pixels { image: 64, patch: 8 });
+        assert_eq!(Pixels::of(Size::Base, 66, true), Pixels { image: 56, patch: 8 });
         assert_eq!([45, 50, 66].map(|short| mini(short).image), [32, 32, 48]);
         for size in Size::ALL {
             for short in [16, 28, 64, 100, 200, 224, 256, 4000] {

@@ -162,9 +162,8 @@ pub fn segment(facts: &Facts<'_>, size: Size, pixels: Pixels) -> anyhow::Result<
         Size::Small => 224,
         Size::Base | Size::Large => 512,
     };
-    // A multiple of the patch (a power of two, or three times one), and of the stride of the coarsest map.
-    let unit = if pixels.patch.is_multiple_of(3) { 96 } else { 32 };
-    let crop = crop.max(64).div_ceil(unit) * unit;
+    // A multiple of the patch, and of the stride of the coarsest map.
+    let crop = crop.max(64).div_ceil(32) * 32;
     let (short, long) = (f64::from(facts.data.short), f64::from(facts.data.long));
     // Images are brought to a size at which a crop shows most of them.
     let factor = (crop as f64 * 1.125 / short).min(1.0);
