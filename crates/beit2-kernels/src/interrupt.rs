@@ -79,13 +79,14 @@ impl Watch {
         stop
     }
 
-    /// Does `work` on this thread under the watch; `None` if it was cut off.
+    /// Does `work` on this thread under the watch; `None` if it was cut off, also where its last operation left something
+    /// out and nothing after it noticed.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let before = WATCH.replace(Some(self.clone()));
         let result = catch_unwind(AssertUnwindSafe(work));
         WATCH.set(before);
         match result {
-            Ok(value) => Some(value),
+            Ok(value) => (!self.stop.stopping.load(Ordering::SeqCst)).then_some(value),
             Err(panic) if panic.is::<CutOff>() => None,
             Err(panic) => resume_unwind(panic),
         }
@@ -142,7 +143,11 @@ mod tests {
             }
         });
         assert!(cut.is_none() && watch.operations() > 16 && asked_at.elapsed() >= patience);
-        assert!(watch.run(|| Rest::here().is_left_out()).unwrap());
+        let mut left_out = false;
+        assert!(
+            watch.run(|| left_out = Rest::here().is_left_out()).is_none() && left_out,
+            "unnoticed, but no result"
+        );
         steps(1);
         assert!(!Rest::here().is_left_out());
     }
