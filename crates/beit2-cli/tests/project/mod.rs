@@ -179,7 +179,7 @@ fn what_cannot_work_is_said_before_work_starts() {
     init(&["--data", "few"]).fails(2, &["few: 11 training images are too few", "at least 20"]);
     photos(&world.path("one"), 30);
     fs::remove_dir_all(world.path("one/boats")).unwrap();
-    init(&["--data", "one", "--goal", "finetune"]).fails(1, &["one class in all", "one sub-folder each"]);
+    init(&["--data", "one", "--goal", "finetune"]).fails(2, &["one class in all", "one sub-folder each"]);
     init(&["--data", "train", "--goal", "finetune"]).fails(2, &["no classes", "sort them into folders"]);
     init(&["--data", "train", "--size", "huge"]).fails(2, &["huge", "mini"]);
     world.beit2(&["init", "--data", "train", "--minutes", "0"]).fails(2, &["--minutes 0 must be above 0"]);
