@@ -195,7 +195,7 @@ fn every_command_of_the_documentation_parses() {
                 let parsed = parse_from(std::iter::once("beit2".to_owned()).chain(call));
                 let Err(why) = parsed else { continue };
                 // `--help` and `--version` are answers of the parser.
-                if !why.downcast_ref().is_some_and(|Flags(answer, _)| !answer.use_stderr()) {
+                if why.downcast_ref().is_none_or(|Flags(answer, _)| answer.use_stderr()) {
                     wrong.push(format!("{}: {}: {why:#}", page.display(), example.trim()));
                 }
             }

@@ -18,6 +18,7 @@ use crate::{experiment, output};
 
 /// The commands of the group.
 #[derive(Debug, clap::Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one
 pub enum Teacher {
     /// Distill a small teacher, or continue the run in --out
     #[command(defer(fitting_help::<DistillRecipe>), after_help = "\

@@ -152,7 +152,7 @@ impl Ran<'_> {
         let distance = |recipe: &TokenizerRecipe| ratio(recipe.model.width, model.width);
         let (seed, precision) = (distilled.seed, "f32".to_owned());
         let given = Given { data: &distilled.data, batch: distilled.schedule.batch_size, seed, precision };
-        let flags: Vec<String> = basic.iter().flat_map(|change| set(change)).collect();
+        let flags: Vec<String> = basic.iter().flat_map(set).collect();
         self.train::<TokenizerRecipe>(&basic, &flags, &given, fit, distance)
     }
 

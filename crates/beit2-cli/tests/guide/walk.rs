@@ -69,8 +69,7 @@ fn without(command: &str, options: &[&str]) -> String {
     let mut kept = Vec::new();
     let mut words = command.split(' ').peekable();
     while let Some(word) = words.next() {
-        let setting =
-            (word == "--set").then(|| words.peek().copied().unwrap_or_default()).unwrap_or_default();
+        let setting = if word == "--set" { words.peek().copied().unwrap_or_default() } else { "" };
         if options.iter().any(|&option| word == option || setting.starts_with(&format!("{option}="))) {
             words.next();
         } else {

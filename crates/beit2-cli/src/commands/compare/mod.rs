@@ -162,7 +162,8 @@ fn check_page(page: &Path) -> anyhow::Result<()> {
 /// Whether what is measured on validation images means the same in all runs.
 fn is_comparable(sides: &[Side]) -> bool {
     let targets = targets_are_weights(&sides[0].stage.name);
-    !Side::conflict(sides, Part::Validation) && !(targets && Side::conflict(sides, Part::Weights))
+    let differs = |part| Side::conflict(sides, part);
+    !(differs(Part::Validation) || targets && differs(Part::Weights))
 }
 
 /// Stages whose losses are measured against what other weights give.

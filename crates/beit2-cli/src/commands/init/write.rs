@@ -68,18 +68,16 @@ impl Staging {
 
     /// Puts the folder into its place.
     pub fn publish(self) -> anyhow::Result<()> {
-        if self.out.exists() {
-            if fs::remove_dir(&self.out).is_err() {
-                let aside = (1..).map(|n| {
-                    let mut name = self.out.file_name().unwrap_or_default().to_owned();
-                    name.push(format!(".old-{n}"));
-                    self.out.with_file_name(name)
-                });
-                let aside =
-                    aside.take(10_000).find(|path| !path.exists()).context("too many old projects")?;
-                fs::rename(&self.out, &aside)
-                    .with_context(|| format!("cannot move {} aside", self.out.display()))?;
-            }
+        // An empty folder is in nobody's way.
+        if self.out.exists() && fs::remove_dir(&self.out).is_err() {
+            let aside = (1..).map(|n| {
+                let mut name = self.out.file_name().unwrap_or_default().to_owned();
+                name.push(format!(".old-{n}"));
+                self.out.with_file_name(name)
+            });
+            let aside = aside.take(10_000).find(|path| !path.exists()).context("too many old projects")?;
+            fs::rename(&self.out, &aside)
+                .with_context(|| format!("cannot move {} aside", self.out.display()))?;
         }
         fs::rename(&self.at, &self.out).with_context(|| format!("cannot create {}", self.out.display()))
     }

@@ -108,7 +108,7 @@ impl<I: Backend> Trained<I> {
 
 /// Tensors one after the other along their first dimension.
 fn stacked<'a, I: Backend, const D: usize>(
-    mut tensors: impl Iterator<Item = &'a Tensor<I, D>> + ExactSizeIterator,
+    mut tensors: impl ExactSizeIterator<Item = &'a Tensor<I, D>>,
 ) -> Tensor<I, D> {
     match (tensors.len(), tensors.next()) {
         (1, Some(only)) => only.clone(),
@@ -116,9 +116,11 @@ fn stacked<'a, I: Backend, const D: usize>(
     }
 }
 
+/// Trained classifiers, and the training loss in each [`LOSSES`]th of the steps: the mean over the classifiers.
+type Fitted<I> = (Vec<Linear<I>>, Vec<f64>);
+
 /// Trains one classifier for each of `rates` on the rows `rows` of `train`; all start from the same weights and see the same
-/// batches. Also the training loss in each
-/// [`LOSSES`]th of the steps, the mean over the classifiers.
+/// batches.
 pub(super) fn fit<B: AutodiffBackend>(
     train: &Set<'_, B::InnerBackend>,
     mut rows: Vec<i32>,
@@ -126,7 +128,7 @@ pub(super) fn fit<B: AutodiffBackend>(
     epochs: u64,
     config: &LinearProbeConfig,
     watch: &mut Watch<'_>,
-) -> Result<(Vec<Linear<B::InnerBackend>>, Vec<f64>), Error> {
+) -> Result<Fitted<B::InnerBackend>, Error> {
     let device = &train.x.device();
     let (features, classes, count) = (train.features, train.features.classes, rates.len());
     let batch = config.batch.clamp(1, rows.len());
