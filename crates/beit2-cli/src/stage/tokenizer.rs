@@ -1,0 +1,111 @@
+//! The tokenizer: vector-quantized knowledge distillation.
+
+use beit2::cost::{self, Cost};
+use beit2::tokenizer::{self, TokenizerRecipe};
+use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, share_batch};
+use beit2::visualize::{self, Look};
+use beit2::{Error, Precision};
+use beit2_bench::Size;
+use beit2_kernels::{AutodiffBackend, Backend};
+use beit2_run::report::Examples;
+
+use super::{Stage, Tables, at_epochs, teacher};
+use crate::fit::{self, Crop, Fitted, Layers};
+
+impl Stage for TokenizerRecipe {
+    const NAME: &'static str = "tokenizer";
+    const COMMAND: &'static str = "tokenizer train";
+    const DEFAULT_RECIPE: Option<&'static str> = Some("vqkd_base_clip_100e");
+
+    fn tables(&self) -> Tables<'_> {
+        let Self { data, schedule, optimizer, teacher, .. } = self;
+        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+    }
+
+    fn channels(&self) -> usize {
+        self.model.in_chans
+    }
+
+    const IMAGE_SIZE: &'static str = "model.image_size";
+
+    fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
+        (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn of_size(size: Size) -> Vec<(&'static str, String)> {
+        // The decoder is as wide as the encoder, as in the registered tokenizers; its depth stays the recipe's.
+        let vit = size.student().vit;
+        vec![
+            ("model.width", vit.width.to_string()),
+            ("model.depth", vit.depth.to_string()),
+            ("model.heads", vit.heads.to_string()),
+            ("model.decoder_width", vit.width.to_string()),
+            ("model.decoder_heads", vit.heads.to_string()),
+        ]
+    }
+
+    fn check_steps(&self, total: u64) -> Result<(), Error> {
+        Self::check_steps(self, total)
+    }
+
+    fn fit(&mut self, layers: &Layers<Self>, said: &mut Fitted) {
+        fit::kmeans_start(self, layers, said);
+    }
+
+    fn crop(&self) -> Option<Crop> {
+        Some(Crop {
+            input: self.model.image_size,
+            patch: self.model.patch_size,
+            min_scale: self.augment.min_crop_scale,
+            key: "augment.min_crop_scale",
+        })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.validate()
+    }
+
+    fn evaluations(&self, plan: &Plan) -> u64 {
+        at_epochs(&self.logging, plan)
+    }
+
+    fn logging(&self) -> &LoggingConfig {
+        &self.logging
+    }
+
+    fn logging_mut(&mut self) -> &mut LoggingConfig {
+        &mut self.logging
+    }
+
+    fn check_run(&self, steps: u64, devices: usize) -> Result<(), Error> {
+        self.check_steps(steps)?;
+        share_batch(self.schedule.batch_size, 1, devices).map(drop)
+    }
+
+    /// K-means needs more vectors than a few images have.
+    fn leave_out(&mut self) {
+        self.model.kmeans_init = false;
+        self.codebook.kmeans_warmup_steps = 0;
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
+    }
+
+    fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error> {
+        let teacher = teacher(&self.teacher, assets)?;
+        Ok(cost::tokenizer(self, &teacher.cost(self.model.grid())))
+    }
+
+    fn train<B: AutodiffBackend>(&self, env: Env<'_>, device: &B::Device) -> Result<Outcome, Error> {
+        tokenizer::train::<B>(self, env, device)
+    }
+
+    fn examples<B: Backend>(
+        &self,
+        look: &mut Look<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Examples>, Error> {
+        visualize::of_tokenizer::<B>(self, look, device).map(Some)
+    }
+}
