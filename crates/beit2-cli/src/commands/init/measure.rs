@@ -36,39 +36,16 @@ pub fn measure(
         let batch = ((stage.images_per_second * SECONDS / 4.0) as usize / 2 * 2).clamp(2, stage.batch);
         let short = Short { batch, device, dir: &dir, session };
         let per_second = match &stage.settings {
-            Settings::Tokenizer(settings) => {
-                let mut settings = settings.as_ref().clone();
-                settings.model.kmeans_init = false;
-                settings.codebook = beit2::tokenizer::CodebookOptions::default();
-                short.of(&mut settings.schedule, &mut settings.logging);
-                settings.data.val = None;
-                short.run(&settings)?
-            }
-            Settings::Pretrain(settings) => {
-                let mut settings = settings.as_ref().clone();
-                settings.tokenizer.weights = before("tokenizer");
-                short.of(&mut settings.schedule, &mut settings.logging);
-                settings.data.val = None;
-                short.run(&settings)?
-            }
-            Settings::Finetune(settings) => {
-                let mut settings = settings.as_ref().clone();
-                settings.init.weights = before("pretrain");
-                settings.grad_accum_steps = 1;
-                short.of(&mut settings.schedule, &mut settings.logging);
-                settings.data.val = None;
-                settings.resolve(&session.assets)?;
-                short.run(&settings)?
-            }
-            Settings::Segment(settings) => {
-                let mut settings = settings.as_ref().clone();
-                settings.init.weights = before("pretrain");
-                settings.grad_accum_steps = 1;
-                short.of(&mut settings.schedule, &mut settings.logging);
-                settings.data.val = None;
-                settings.resolve(&session.assets)?;
-                short.run(&settings)?
-            }
+            Settings::Tokenizer(settings) => short.run(settings.as_ref(), |s| s.data.val = None)?,
+            Settings::Pretrain(settings) => short.run(settings.as_ref(), |s| {
+                (s.data.val, s.tokenizer.weights) = (None, before("tokenizer"));
+            })?,
+            Settings::Finetune(settings) => short.run(settings.as_ref(), |s| {
+                (s.data.val, s.init.weights) = (None, before("pretrain"));
+            })?,
+            Settings::Segment(settings) => short.run(settings.as_ref(), |s| {
+                (s.data.val, s.init.weights) = (None, before("pretrain"));
+            })?,
         };
         speeds.push(per_second);
     }
@@ -92,14 +69,14 @@ struct Short<'a, 's> {
 }
 
 impl Short<'_, '_> {
-    fn of(&self, schedule: &mut beit2::train::ScheduleConfig, logging: &mut beit2::train::LoggingConfig) {
-        (schedule.steps, schedule.warmup_steps) = (Some(STEPS), Some(1));
-        schedule.batch_size = self.batch;
-        // Every step waits for the device, so that its time is its own.
-        (logging.log_every, logging.checkpoint_every, logging.eval_every_epochs) = (1, Some(STEPS), None);
-    }
-
-    fn run<S: Stage>(&self, settings: &S) -> anyhow::Result<f64> {
+    /// Images a second of steps as in a rehearsal, but more of them, with a checkpoint that the next stage starts from.
+    fn run<S: Stage>(&self, settings: &S, change: impl FnOnce(&mut S)) -> anyhow::Result<f64> {
+        let mut settings = settings.rehearsed(self.batch);
+        settings.tables_mut().0.steps = Some(STEPS);
+        settings.logging_mut().checkpoint_every = Some(STEPS);
+        change(&mut settings);
+        settings.resolve(&self.session.assets)?;
+        let settings = &settings;
         let mut watch = Watch::new(self.session.signals);
         let stop = watch.stop.clone();
         let env = Env { stop, ..Env::new(self.dir, &mut watch, &self.session.assets) };
