@@ -70,8 +70,8 @@ fn quickstart_in_the_readme() {
     }
     let perplexity = format!("perplexity {:.0}", run["codebook_perplexity"].as_f64().unwrap());
     // Times are those of an idle machine.
-    let seconds = ["f32", "bf16"]
-        .map(|precision| minutes(&data(&format!("quickstart-{precision}-seed-0"))["seconds"]["total"]));
+    let seconds = ["sweep", "sweep-bf16"]
+        .map(|runs| minutes(&data(&format!("quickstart-{runs}-seed-0"))["seconds"]["total"]));
     for text in [&perplexity, &seconds[0], &seconds[1]] {
         assert!(page.contains(text), "README.md does not say `{text}`");
     }
