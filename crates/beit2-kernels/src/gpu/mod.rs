@@ -6,6 +6,8 @@
 //! custom operations ([`custom`]).
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod custom;
 mod kernels;
 mod matmul;
