@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{BoolElement, CubeRuntime};
 
 use super::Gpu;
-use super::matmul::{Side, matmul};
+use super::portable::matmul::{Side, matmul};
 use crate::AutodiffBackend;
 use crate::tensor::{unwrap, wrap};
 use crate::testing::{distance, random};

@@ -1,6 +1,68 @@
-//! NVIDIA's GPUs: what replaces the portable operations there.
+//! NVIDIA's GPUs: own kernels in CUDA C and cuBLASLt, among CubeCL's operations and on its stream and memory.
+//!
+//! A device takes this native path or the portable one ([`super::portable`]) as a whole, decided once ([`is_native`]). Each
+//! operation is one file here: it implements the operation's trait for Burn's CUDA backend, records a native operation
+//! ([`native()`]) where the device is native, and calls the portable function otherwise. The way of such an operation:
+//! recorded among Burn's (`native.rs`), run on the device's thread (`engine.rs`), put on CubeCL's stream (`stream.rs`,
+//! `launch.rs`) from modules that NVRTC compiled once (`module.rs`, `kernels/`).
 
 // Until the operations that use it are here.
 #![allow(dead_code, unused_imports)]
 
+mod attention;
 mod blas;
+mod engine;
+mod failure;
+mod kernels;
+mod launch;
+mod linear;
+mod module;
+mod native;
+mod stream;
+
+use burn::tensor::ops::FloatTensor;
+use burn_cubecl::BoolElement;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::cuda::{CudaDevice, CudaRuntime};
+
+use super::{Gpu, composed};
+use crate::{AllReduceOps, Backend, Rank, collective};
+
+pub(crate) use blas::{Batch, Element, Epilogue, Gemm, Operand, Ptr};
+pub(crate) use launch::{Arg, Queue};
+pub(crate) use native::{native, native_reusing};
+
+/// A tensor on a CUDA device.
+pub(crate) type CudaTensor = CubeTensor<CudaRuntime>;
+
+/// Whether the operations of `device` are native ones.
+pub(crate) fn is_native(device: &CudaDevice) -> bool {
+    engine::choice(device).is_ok()
+}
+
+composed!(
+    CudaRuntime: AdamwOps,
+    ChannelMomentsOps,
+    ChannelNormOps,
+    Conv3x3Ops,
+    CrossEntropyOps,
+    GeluOps,
+    ImageOps,
+    LayerNormOps,
+    NearestCodeOps,
+    NormMlpOps,
+    PixelCrossEntropyOps,
+    ResidualScaleOps,
+    SampleOps,
+);
+
+impl<BT: BoolElement> Backend for Gpu<CudaRuntime, BT> {}
+
+impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
+    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
+        if collective::nccl::serves(rank) {
+            return collective::nccl::sum::<Self>(x, rank);
+        }
+        collective::through_host::<Self>(x, rank)
+    }
+}

@@ -100,7 +100,7 @@ impl Sizes {
 }
 
 /// `inputs` is `[qkv]` or `[q, k, v]`; gives the output and the log of each row's softmax sum.
-pub(super) fn forward<R: CubeRuntime, BT: BoolElement>(
+pub(in super::super) fn forward<R: CubeRuntime, BT: BoolElement>(
     mut inputs: Vec<Recorded<R>>,
     bias: Option<Recorded<R>>,
     spec: AttentionSpec,
@@ -148,7 +148,7 @@ fn softmax<R: CubeRuntime>(
 }
 
 /// Gradients of the `N` inputs and, on request, of the bias.
-pub(super) fn backward<R: CubeRuntime, BT: BoolElement, const N: usize>(
+pub(in super::super) fn backward<R: CubeRuntime, BT: BoolElement, const N: usize>(
     mut inputs: Vec<Recorded<R>>,
     bias: Option<Recorded<R>>,
     (output, lse): (Recorded<R>, Recorded<R>),

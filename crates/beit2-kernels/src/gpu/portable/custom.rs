@@ -14,7 +14,7 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 use super::Plain;
 
 /// A tensor whose values may still be a list of operations.
-pub(super) type Recorded<R> = FusionTensor<FusionCubeRuntime<R>>;
+pub(in super::super) type Recorded<R> = FusionTensor<FusionCubeRuntime<R>>;
 
 struct Custom<R, BT, F> {
     desc: CustomOpIr,

@@ -10,7 +10,7 @@ use super::custom::{Recorded, custom};
 
 /// Which operand of a matmul is read transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(in super::super) enum Side {
     /// As they are.
     Neither,
     /// `lhsᵀ·rhs`
@@ -20,7 +20,7 @@ pub(super) enum Side {
 }
 
 /// The matmul of two matrices of one element type, in f32: nothing is rounded after the operands.
-pub(super) fn matmul<R: CubeRuntime, BT: BoolElement>(
+pub(in super::super) fn matmul<R: CubeRuntime, BT: BoolElement>(
     lhs: Recorded<R>,
     rhs: Recorded<R>,
     transposed: Side,

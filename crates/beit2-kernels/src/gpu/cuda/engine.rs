@@ -1,0 +1,193 @@
+//! What is kept for each device, and the way to its thread.
+//!
+//! CubeCL gives every device a thread that owns its `CudaServer`; everything that touches the driver happens there. The
+//! engine lives on the same thread, so it needs no lock, and its work is in order with CubeCL's.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use cubecl::Runtime;
+use cubecl::cuda::{CudaDevice, CudaRuntime};
+use cubecl::device::Device;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{ComputeServer, Handle};
+use cubecl::stream_id::StreamId;
+use cudarc::driver::sys::{CUdevice_attribute, CUstream, cuCtxGetDevice, cuDeviceGetAttribute};
+
+use super::blas::{Gemm, Ptr};
+use super::failure;
+use super::launch::Queue;
+use super::module::Modules;
+use super::stream::Streams;
+
+/// CubeCL's server of one device.
+pub(super) type CudaServer = <CudaRuntime as Runtime>::Server;
+
+/// The oldest compute capability with bf16 tensor cores and asynchronous copies.
+const OLDEST: (u32, u32) = (8, 0);
+
+/// Devices beyond this number take the portable path.
+const MOST: usize = 64;
+
+/// Whether a device takes the native path, decided once; in words if not.
+static CHOICES: [OnceLock<Result<(), String>>; MOST] = [const { OnceLock::new() }; MOST];
+
+/// The first error of a device's operations, which all later ones repeat.
+static FAILURES: [OnceLock<String>; MOST] = [const { OnceLock::new() }; MOST];
+
+thread_local! {
+    /// The engine of the device whose thread this is.
+    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
+}
+
+/// On a device's thread: what native operations need.
+pub(super) struct Engine {
+    pub modules: Modules,
+    pub processors: u32,
+    streams: Streams,
+    /// Memory for the middle of operations: one piece for each stream, because its operations run one after the other.
+    scratch: HashMap<u64, Handle>,
+}
+
+/// Whether operations on `device` take the native path.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn choice(device: &CudaDevice) -> &'static Result<(), String> {
+    static TOO_MANY: OnceLock<Result<(), String>> = OnceLock::new();
+    match CHOICES.get(device.index) {
+        Some(choice) => choice.get_or_init(|| start(device)),
+        None => TOO_MANY.get_or_init(|| Err(format!("only the first {MOST} devices are used natively"))),
+    }
+}
+
+/// Panics with the first error of the device's native operations, if there was one.
+pub(super) fn check(device: &CudaDevice) {
+    if let Some(error) = FAILURES.get(device.index).and_then(OnceLock::get) {
+        panic!("{error}");
+    }
+}
+
+fn start(device: &CudaDevice) -> Result<(), String> {
+    let started = handle(device).submit_blocking(|server| {
+        let start = AssertUnwindSafe(|| Engine::start(server, StreamId::current()));
+        let engine = catch_unwind(start).unwrap_or_else(|panic| Err(failure::message(&*panic)))?;
+        ENGINE.set(Some(engine));
+        Ok(())
+    });
+    started.unwrap_or_else(|_| Err("CubeCL's thread of the device has ended".into()))
+}
+
+fn handle(device: &CudaDevice) -> DeviceHandle<CudaServer> {
+    DeviceHandle::new(device.to_id())
+}
+
+/// Runs `work` on the device's thread, later and in order. An error, a panic too, becomes one of the device, and is
+/// what reading a result from it gives.
+pub(super) fn submit(
+    device: &CudaDevice,
+    name: &'static str,
+    work: impl FnOnce(&mut CudaServer, &mut Engine, StreamId) -> Result<(), String> + Send + 'static,
+) {
+    let index = device.index;
+    handle(device).submit(move |server| {
+        let id = StreamId::current();
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            ENGINE.with_borrow_mut(|engine| {
+                let engine = engine.as_mut().ok_or("the engine of this device was not started")?;
+                work(server, engine, id)
+            })
+        }));
+        if let Err(error) = done.unwrap_or_else(|panic| Err(failure::message(&*panic))) {
+            let error = FAILURES[index].get_or_init(|| format!("CUDA device {index}: {name}: {error}"));
+            failure::report(server, id, error);
+        }
+    });
+}
+
+impl Engine {
+    fn start(server: &mut CudaServer, id: StreamId) -> Result<Self, String> {
+        // The first memory makes the stream, and the driver's context current.
+        let probe = Handle::new(id, 512);
+        allocate(server, id, &probe);
+        pointer(server, id, &probe)?;
+        let capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < OLDEST {
+            let ((major, minor), (oldest_major, oldest_minor)) = (capability, OLDEST);
+            return Err(format!(
+                "its compute capability is {major}.{minor}, and native kernels need {oldest_major}.{oldest_minor}"
+            ));
+        }
+        let mut streams = Streams::default();
+        streams.get(server, id)?;
+        Ok(Self {
+            modules: Modules::prepare(capability)?,
+            processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            streams,
+            scratch: HashMap::new(),
+        })
+    }
+
+    /// Where operations of CubeCL's stream `id` are put.
+    pub fn queue(&mut self, server: &CudaServer, id: StreamId) -> Result<Queue<'_>, String> {
+        let stream = self.streams.get(server, id)?;
+        Ok(Queue::new(self, stream))
+    }
+
+    /// At least `bytes` bytes that belong to the operation that asks until it has been launched.
+    pub fn scratch(&mut self, server: &mut CudaServer, id: StreamId, bytes: usize) -> Result<Ptr, String> {
+        if bytes == 0 {
+            return Ok(Ptr(0));
+        }
+        let held = self.scratch.get(&id.value).filter(|held| held.size() >= bytes as u64);
+        let handle = match held {
+            Some(held) => held.clone(),
+            None => {
+                // The smaller piece goes back first.
+                self.scratch.remove(&id.value);
+                let handle = Handle::new(id, bytes as u64);
+                allocate(server, id, &handle);
+                self.scratch.insert(id.value, handle.clone());
+                handle
+            }
+        };
+        pointer(server, id, &handle)
+    }
+
+    /// Puts a matmul on the stream.
+    pub fn gemm(&mut self, _stream: CUstream, _gemm: &Gemm) -> Result<(), String> {
+        Err("matmuls are not here yet".into())
+    }
+}
+
+/// Gives a new handle its memory.
+pub(super) fn allocate(server: &mut CudaServer, id: StreamId, handle: &Handle) {
+    server.initialize_memory(handle.memory.clone(), handle.size(), id);
+}
+
+/// Where the memory of a handle begins.
+///
+/// # Errors
+/// If CubeCL does not know the memory.
+pub(super) fn pointer(server: &mut CudaServer, id: StreamId, handle: &Handle) -> Result<Ptr, String> {
+    let resource = server.get_resource(handle.clone().binding(), id);
+    let resource = resource.map_err(|error| format!("memory of a tensor: {error:?}"))?;
+    Ok(Ptr(resource.resource().ptr))
+}
+
+/// A property of the device of this thread's context.
+fn attribute(which: CUdevice_attribute) -> Result<u32, String> {
+    let (mut device, mut value) = (0, 0);
+    // SAFETY: both write one integer.
+    unsafe {
+        cuCtxGetDevice(&mut device).result().map_err(|error| format!("cuCtxGetDevice: {error}"))?;
+        let asked = cuDeviceGetAttribute(&mut value, which, device).result();
+        asked.map_err(|error| format!("cuDeviceGetAttribute: {error}"))?;
+    }
+    u32::try_from(value).map_err(|_| format!("{which:?} is {value}"))
+}

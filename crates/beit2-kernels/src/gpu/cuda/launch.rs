@@ -1,0 +1,126 @@
+//! What operations put on a device's queue: own kernels, matmuls, zeros.
+
+use std::ffi::c_void;
+
+use cudarc::driver::sys::{CUstream, cuLaunchKernel, cuMemsetD8Async};
+
+use super::blas::{Gemm, Ptr};
+use super::engine::Engine;
+
+/// An argument of a kernel.
+#[derive(Debug, Clone)]
+pub(crate) enum Arg {
+    /// A pointer to memory of the device.
+    Ptr(Ptr),
+    /// `unsigned`
+    U32(u32),
+    /// `int`
+    I32(i32),
+    /// `unsigned long long`
+    U64(u64),
+    /// `float`
+    F32(f32),
+    /// A structure by value, such as a table of pointers, of 4 KB at most.
+    Bytes(Vec<u8>),
+}
+
+impl Arg {
+    /// Where the driver reads the argument.
+    fn address(&self) -> *mut c_void {
+        match self {
+            Self::Ptr(Ptr(value)) | Self::U64(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::U32(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::I32(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::F32(value) => std::ptr::from_ref(value) as *mut c_void,
+            Self::Bytes(value) => value.as_ptr() as *mut c_void,
+        }
+    }
+}
+
+/// Where one operation puts its work, on the device's thread. The work runs later, in order. After the first error the rest is
+/// left out, and whoever reads a result of the device gets the error.
+pub(crate) struct Queue<'a> {
+    engine: &'a mut Engine,
+    stream: CUstream,
+    error: Option<String>,
+}
+
+impl<'a> Queue<'a> {
+    pub(super) fn new(engine: &'a mut Engine, stream: CUstream) -> Self {
+        Self { engine, stream, error: None }
+    }
+
+    /// Launches the entry point `kernel` of one of the sources in `kernels/`, with arguments in its order.
+    pub(crate) fn launch(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: u32,
+        args: &[Arg],
+    ) {
+        self.attempt(|engine, stream| {
+            if grid.contains(&0) {
+                return Ok(()); // CUDA refuses empty grids; there is nothing to do.
+            }
+            let function = engine.modules.function(kernel, shared_bytes)?;
+            let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+            let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
+            // SAFETY: the function belongs to a module that stays loaded, the stream to this device; the addresses point into
+            // `args`, which the driver reads before it returns. Types and sizes are those of the kernel (tests launch all).
+            let launched = unsafe {
+                cuLaunchKernel(
+                    function,
+                    gx,
+                    gy,
+                    gz,
+                    bx,
+                    by,
+                    bz,
+                    shared_bytes,
+                    stream,
+                    addresses.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            };
+            launched.result().map_err(|error| {
+                format!(
+                    "kernel {kernel}, grid {grid:?}, block {block:?}, {shared_bytes} bytes shared: {error}"
+                )
+            })
+        });
+    }
+
+    /// A matmul.
+    pub(crate) fn gemm(&mut self, gemm: &Gemm) {
+        self.attempt(|engine, stream| engine.gemm(stream, gemm));
+    }
+
+    /// Sets `bytes` bytes from `at` on to 0.
+    pub(crate) fn zero(&mut self, at: Ptr, bytes: usize) {
+        self.attempt(|_, stream| {
+            if bytes == 0 {
+                return Ok(());
+            }
+            // SAFETY: the range lies in memory that the operation holds.
+            let zeroed = unsafe { cuMemsetD8Async(at.0, 0, bytes, stream) };
+            zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
+        });
+    }
+
+    /// Multiprocessors of the device.
+    pub(crate) fn processors(&self) -> u32 {
+        self.engine.processors
+    }
+
+    fn attempt(&mut self, work: impl FnOnce(&mut Engine, CUstream) -> Result<(), String>) {
+        if self.error.is_none() {
+            self.error = work(self.engine, self.stream).err();
+        }
+    }
+
+    /// The first error.
+    pub(super) fn finish(self) -> Result<(), String> {
+        self.error.map_or(Ok(()), Err)
+    }
+}

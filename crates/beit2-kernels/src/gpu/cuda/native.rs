@@ -1,0 +1,137 @@
+//! A native operation among those that Burn's fusion records and runs later.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::BoolElement;
+use burn_cubecl::fusion::FusionCubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_fusion::stream::{Operation, OperationStreams};
+use burn_fusion::{FusionRuntime, FusionTensor};
+use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
+use cubecl::cuda::CudaRuntime;
+use cubecl::server::Handle;
+use cubecl::stream_id::StreamId;
+
+use super::super::Plain;
+use super::super::portable::Recorded;
+use super::CudaTensor;
+use super::blas::Ptr;
+use super::engine::{self, allocate, pointer};
+use super::launch::Queue;
+
+type Runtime = FusionCubeRuntime<CudaRuntime>;
+
+/// What an operation does on the device's thread, from the addresses of its inputs, outputs and scratch memory.
+type Run = dyn Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync;
+
+struct Native<BT> {
+    name: &'static str,
+    desc: CustomOpIr,
+    scratch: usize,
+    /// Which output may take which input's memory.
+    reuse: Vec<(usize, usize)>,
+    run: Arc<Run>,
+    bool: PhantomData<fn() -> BT>,
+}
+
+impl<BT> fmt::Debug for Native<BT> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
+    fn execute(&self, handles: &mut HandleContainer<<Runtime as FusionRuntime>::FusionHandle>) {
+        // The same function for every kind of tensor: they are all memory of some type here.
+        let inputs = self.desc.inputs.iter();
+        let inputs: Vec<CudaTensor> =
+            inputs.map(|x| into_contiguous(handles.get_float_tensor::<Plain<CudaRuntime, BT>>(x))).collect();
+        let (client, device) = (inputs[0].client.clone(), inputs[0].device.clone());
+        let id = StreamId::current();
+        let mut fresh = Vec::new();
+        let mut outputs = Vec::with_capacity(self.desc.outputs.len());
+        for (o, place) in self.desc.outputs.iter().enumerate() {
+            let bytes = (place.shape.num_elements() * place.dtype.size()) as u64;
+            let handle = self.reusable(o, bytes, &inputs).unwrap_or_else(|| {
+                let handle = Handle::new(id, bytes);
+                fresh.push(handle.clone());
+                handle
+            });
+            let shape = place.shape.clone();
+            let (client, device) = (client.clone(), device.clone());
+            let tensor = CudaTensor::new_contiguous(client, device, shape, handle.clone(), place.dtype);
+            handles.register_float_tensor::<Plain<CudaRuntime, BT>>(&place.id, tensor);
+            outputs.push(handle);
+        }
+        let inputs: Vec<Handle> = inputs.into_iter().map(|x| x.handle).collect();
+        let (run, scratch) = (self.run.clone(), self.scratch);
+        engine::submit(&device, self.name, move |server, engine, id| {
+            for handle in &fresh {
+                allocate(server, id, handle);
+            }
+            let mut pointers = |handles: &[Handle]| -> Result<Vec<Ptr>, String> {
+                handles.iter().map(|handle| pointer(server, id, handle)).collect()
+            };
+            let (inputs, outputs) = (pointers(&inputs)?, pointers(&outputs)?);
+            let scratch = engine.scratch(server, id, scratch)?;
+            let mut queue = engine.queue(server, id)?;
+            run(&mut queue, &inputs, &outputs, scratch);
+            queue.finish()
+            // The handles go here: later operations of the stream may use the memory again.
+        });
+    }
+}
+
+impl<BT> Native<BT> {
+    /// The memory of an input for output `o`, if the caller allows it and nobody else holds it.
+    fn reusable(&self, o: usize, bytes: u64, inputs: &[CudaTensor]) -> Option<Handle> {
+        let (_, i) = self.reuse.iter().find(|(output, _)| *output == o)?;
+        let input = &inputs[*i];
+        (input.can_mut() && input.handle.size_in_used() >= bytes).then(|| input.handle.clone())
+    }
+}
+
+/// Records `run` as an operation. Inputs arrive contiguous, whatever their type; outputs are contiguous too and hold no values yet.
+/// `scratch` bytes are there during the call. All addresses are multiples of 16 bytes at least.
+///
+/// # Panics
+/// If there is no input, or an earlier operation of the device failed.
+pub(crate) fn native<BT: BoolElement>(
+    name: &'static str,
+    inputs: Vec<Recorded<CudaRuntime>>,
+    outputs: Vec<(Shape, DType)>,
+    scratch: usize,
+    run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
+) -> std::vec::IntoIter<Recorded<CudaRuntime>> {
+    native_reusing::<BT>(name, inputs, outputs, scratch, &[], run)
+}
+
+/// As [`native`]; output `o` takes the memory of input `i` for each `(o, i)` of `reuse`, where nobody else holds it. Then both
+/// have one address, and `run` must not read the input after it wrote the output.
+///
+/// # Panics
+/// As [`native`].
+pub(crate) fn native_reusing<BT: BoolElement>(
+    name: &'static str,
+    inputs: Vec<Recorded<CudaRuntime>>,
+    outputs: Vec<(Shape, DType)>,
+    scratch: usize,
+    reuse: &[(usize, usize)],
+    run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
+) -> std::vec::IntoIter<Recorded<CudaRuntime>> {
+    let client = inputs[0].client.clone();
+    engine::check(client.device());
+    let streams = OperationStreams::with_inputs(&inputs);
+    let inputs: Vec<TensorIr> = inputs.into_iter().map(FusionTensor::into_ir).collect();
+    let outputs: Vec<TensorIr> = outputs
+        .into_iter()
+        .map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype))
+        .collect();
+    let desc = CustomOpIr::new(name, &inputs, &outputs);
+    let (reuse, run) = (reuse.to_vec(), Arc::new(run));
+    let operation = Native::<BT> { name, desc: desc.clone(), scratch, reuse, run, bool: PhantomData };
+    client.register(streams, OperationIr::Custom(desc), operation).into_iter()
+}
