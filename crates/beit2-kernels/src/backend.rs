@@ -5,6 +5,7 @@ use burn::backend::{Autodiff, Flex};
 
 use crate::adamw::AdamwOps;
 use crate::attention::AttentionOps;
+use crate::block::BlockOps;
 use crate::channel_moments::ChannelMomentsOps;
 use crate::channel_norm::ChannelNormOps;
 use crate::collective::AllReduceOps;
@@ -29,6 +30,7 @@ pub trait Backend:
     AdamwOps
     + AllReduceOps
     + AttentionOps
+    + BlockOps
     + ChannelMomentsOps
     + ChannelNormOps
     + Conv3x3Ops

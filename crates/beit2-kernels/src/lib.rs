@@ -13,6 +13,7 @@ mod adamw;
 mod attention;
 mod backend;
 mod bilinear;
+mod block;
 mod channel_moments;
 mod channel_norm;
 mod collective;
@@ -53,6 +54,10 @@ pub use attention::{
 };
 pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;
+pub use block::{
+    BlockDrop, BlockGradients, BlockInputs, BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors,
+    block, block_packed, fuses_block, pack_block,
+};
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, Leave, PeerLeft, Rank};

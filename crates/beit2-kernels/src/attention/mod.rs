@@ -4,7 +4,7 @@
 //! softmax sum; the backward pass recomputes the weights from it, one head at a time. The
 //! gradient of a bias that is shared by the batch is summed over the batch inside, in a fixed order.
 
-mod composed;
+pub(crate) mod composed;
 mod fast;
 mod flex;
 mod graph;

@@ -57,7 +57,7 @@ impl<B: Backend> Attention<B> {
         Self { qkv: self.qkv.freeze(), proj: self.proj.freeze(), ..self }
     }
 
-    fn spec(&self) -> AttentionSpec {
+    pub(super) fn spec(&self) -> AttentionSpec {
         AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() }
     }
 
@@ -78,7 +78,8 @@ impl<B: Backend> Attention<B> {
         [0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width))
     }
 
-    fn total_bias(&self, shared: Option<&Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
+    /// The bias of the logits, `[1, H, T, T]`.
+    pub(super) fn total_bias(&self, shared: Option<&Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
         match (&self.rel_pos, shared) {
             (Some(own), Some(shared)) => Some(own.forward() + shared.clone()),
             (Some(own), None) => Some(own.forward()),

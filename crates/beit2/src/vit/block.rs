@@ -1,6 +1,8 @@
 //! One pre-norm Transformer block.
 
-use beit2_kernels::{self as kernels, Backend, NormMlp, Precision};
+use beit2_kernels::{
+    self as kernels, AttentionSpec, Backend, BlockParameters, BlockSpec, NormMlp, Precision,
+};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -58,6 +60,8 @@ pub struct Block<B: burn::tensor::backend::Backend> {
     pub norm2: LayerNorm<B>,
     /// MLP.
     pub mlp: Mlp<B>,
+    /// All parameters of a frozen block, where a backend computes it as one operation.
+    packed: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Block<B> {
@@ -75,6 +79,7 @@ impl<B: Backend> Block<B> {
                 fc1: Linear::new(o.width, o.mlp_hidden, true, device),
                 fc2: Linear::new(o.mlp_hidden, o.width, true, device),
             },
+            packed: None,
         }
     }
 
@@ -88,9 +93,70 @@ impl<B: Backend> Block<B> {
     /// For a model whose weights do not change any more ([`Linear::freeze`]).
     #[must_use]
     pub fn freeze(self) -> Self {
+        if self.attn.qkv.packed().is_some() {
+            return self;
+        }
+        let packed = self.parameters().and_then(|parameters| kernels::pack_block(parameters, &self.spec()));
         let Self { attn, mlp, .. } = self;
+        let attn = attn.freeze();
         let mlp = Mlp { fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze() };
-        Self { attn: attn.freeze(), mlp, ..self }
+        // Where weights stay they may be exchanged, and must be what is computed with.
+        let packed = packed.filter(|_| attn.qkv.packed().is_some());
+        Self { attn, mlp, packed, ..self }
+    }
+
+    fn spec(&self) -> BlockSpec {
+        let AttentionSpec { heads, scale, precision } = self.attn.spec();
+        BlockSpec { heads, scale, eps: self.norm1.eps(), precision, recompute: false }
+    }
+
+    /// For the block as one operation; `None` if it is not of that form.
+    fn parameters(&self) -> Option<BlockParameters<B>> {
+        let pair = |a: &Option<Param<Tensor<B, 1>>>, b: &Option<Param<Tensor<B, 1>>>| match (a, b) {
+            (Some(a), Some(b)) => Some(Some([a.val(), b.val()])),
+            (None, None) => Some(None),
+            _ => None,
+        };
+        let norm = |norm: &LayerNorm<B>| [norm.weight.val(), norm.bias.val()];
+        let layer = |layer: &Linear<B>| Some((layer.weight.val(), layer.bias.as_ref()?.val()));
+        let precision = self.attn.qkv.precision();
+        let layers = [&self.attn.proj, &self.mlp.fc1, &self.mlp.fc2];
+        let uniform = layers.iter().all(|layer| layer.precision() == precision)
+            && self.norm1.eps() == self.norm2.eps()
+            && self.attn.qkv.bias.is_none();
+        let [proj, fc1, fc2] = layers.map(layer);
+        uniform.then_some(BlockParameters {
+            norm1: norm(&self.norm1),
+            qkv: self.attn.qkv.weight.val(),
+            qv_bias: pair(&self.attn.q_bias, &self.attn.v_bias)?,
+            proj: proj?,
+            norm2: norm(&self.norm2),
+            fc1: fc1?,
+            fc2: fc2?,
+            gammas: pair(&self.gamma_1, &self.gamma_2)?,
+        })
+    }
+
+    /// The block as one operation, where the backend has it.
+    fn fused(
+        &self,
+        x: &Tensor<B, 3>,
+        bias: Option<&Tensor<B, 4>>,
+        drop: &BranchDrop<B>,
+    ) -> Option<Tensor<B, 3>> {
+        let (spec, hidden) = (self.spec(), self.mlp.fc1.outputs());
+        if !kernels::fuses_block(x, hidden, &spec) {
+            return None;
+        }
+        let drop = drop.fused()?;
+        let bias = || self.attn.total_bias(bias);
+        match (&self.packed, &drop) {
+            (Some(packed), None) => {
+                Some(kernels::block_packed(x.clone(), bias(), packed.clone(), hidden, spec))
+            }
+            _ if self.attn.qkv.packed().is_some() => None,
+            _ => Some(kernels::block(x.clone(), bias(), self.parameters()?, drop, spec)),
+        }
     }
 
     /// # Shapes
@@ -101,6 +167,9 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
+        if let Some(y) = self.fused(&x, bias, drop) {
+            return y;
+        }
         let x = add_branch(x.clone(), &self.gamma_1, &drop.attn, |kept| {
             self.attn.forward(self.norm1.forward(kept.take(x)), bias)
         });

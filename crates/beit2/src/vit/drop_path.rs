@@ -2,9 +2,12 @@
 //!
 //! A dropped branch is not computed: norm, attention or MLP see the kept samples only, and what they
 //! give is added to those. Equal to computing all and multiplying by 0 or `1/(1−p)` (tested), which is
-//! what backends do that pay for shapes that change from step to step.
+//! what backends do that pay for shapes that change from step to step. Those get the factors of all branches by
+//! one transfer.
 
-use beit2_kernels::{self as kernels, Backend};
+use std::sync::OnceLock;
+
+use beit2_kernels::{self as kernels, Backend, BlockDrop};
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -23,15 +26,14 @@ pub struct SampleDrop<B: Backend> {
     factor: f32,
     /// Whether dropped samples are left out of the computation.
     leave_out: bool,
-    device: B::Device,
+    /// Unless dropped samples are left out: the factors of all branches, and which row is this one's.
+    factors: Option<(Tensor<B, 2>, usize)>,
 }
 
 impl<B: Backend> SampleDrop<B> {
-    /// 0 for a dropped sample, the factor for a kept one, `[B, 1, 1]`.
-    fn factors(&self) -> Tensor<B, 3> {
-        let factors: Vec<f32> = self.keeps.iter().map(|&kept| if kept { self.factor } else { 0.0 }).collect();
-        let shape = [factors.len(), 1, 1];
-        Tensor::from_data(TensorData::new(factors, shape), &self.device)
+    /// 0 for a dropped sample, the factor for a kept one.
+    fn values(&self) -> impl Iterator<Item = f32> {
+        self.keeps.iter().map(|&kept| if kept { self.factor } else { 0.0 })
     }
 }
 
@@ -44,16 +46,34 @@ pub struct BranchDrop<B: Backend> {
     pub mlp: Option<SampleDrop<B>>,
 }
 
+impl<B: Backend> BranchDrop<B> {
+    /// For a block that is one operation; `None` inside: nothing is dropped. `None`: dropped samples are left out, which
+    /// such a block does not do.
+    pub(crate) fn fused(&self) -> Option<Option<BlockDrop<Tensor<B, 2>>>> {
+        match (&self.attn, &self.mlp) {
+            (None, None) => Some(None),
+            (Some(attn), Some(mlp)) => {
+                let ((factors, attn), (_, mlp)) = (attn.factors.as_ref()?, mlp.factors.as_ref()?);
+                Some(Some(BlockDrop { factors: factors.clone(), rows: [*attn, *mlp] }))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Which samples keep which branches in one forward pass, by block in order of execution.
 #[derive(Debug, Clone, Default)]
 pub struct DropPath<B: Backend> {
     blocks: Vec<BranchDrop<B>>,
+    /// Where the factors go, and those of all branches once they are there, `[2·blocks, B]`.
+    device: B::Device,
+    factors: OnceLock<Tensor<B, 2>>,
 }
 
 impl<B: Backend> DropPath<B> {
     /// Nothing is dropped (evaluation, rate 0).
     pub fn none() -> Self {
-        Self { blocks: Vec::new() }
+        Self::default()
     }
 
     /// Samples independently for blocks with these rates.
@@ -73,7 +93,7 @@ impl<B: Backend> DropPath<B> {
             let keep = 1.0 - rate;
             let keeps = (0..batch).map(|_| keep + uniform() >= 1.0).collect();
             let factor = (1.0 / keep) as f32;
-            Some(SampleDrop { keeps, factor, leave_out: B::SKIPS_DROPPED_SAMPLES, device: device.clone() })
+            Some(SampleDrop { keeps, factor, leave_out: B::SKIPS_DROPPED_SAMPLES, factors: None })
         };
         let blocks = rates
             .iter()
@@ -82,7 +102,7 @@ impl<B: Backend> DropPath<B> {
                 false => BranchDrop::default(),
             })
             .collect();
-        Self { blocks }
+        Self { blocks, device: device.clone(), factors: OnceLock::new() }
     }
 
     /// The part of `count` samples from number `from` on: a rank's part of a batch.
@@ -93,6 +113,7 @@ impl<B: Backend> DropPath<B> {
                 drop.keeps = drop.keeps[from..from + count].to_vec();
             }
         }
+        self.factors = OnceLock::new();
         self
     }
 
@@ -108,7 +129,30 @@ impl<B: Backend> DropPath<B> {
 
     /// The part of block number `index` in order of execution.
     pub fn block(&self, index: usize) -> BranchDrop<B> {
-        self.blocks.get(index).cloned().unwrap_or_default()
+        let mut block = self.blocks.get(index).cloned().unwrap_or_default();
+        for (branch, drop) in [&mut block.attn, &mut block.mlp].into_iter().enumerate() {
+            if let Some(drop) = drop
+                && !drop.leave_out
+            {
+                drop.factors = Some((self.factors(drop.keeps.len()), 2 * index + branch));
+            }
+        }
+        block
+    }
+
+    /// Of all branches, `[2·blocks, B]`; 1 in those that drop nothing.
+    fn factors(&self, batch: usize) -> Tensor<B, 2> {
+        let factors = || {
+            let branches = self.blocks.iter().flat_map(|block| [&block.attn, &block.mlp]);
+            let values: Vec<f32> = branches
+                .flat_map(|drop| match drop {
+                    Some(drop) => drop.values().collect(),
+                    None => vec![1.0; batch],
+                })
+                .collect();
+            Tensor::from_data(TensorData::new(values, [2 * self.blocks.len(), batch]), &self.device)
+        };
+        self.factors.get_or_init(factors).clone()
     }
 }
 
@@ -142,10 +186,11 @@ pub(crate) fn add_branch<B: Backend>(
         None => kernels::residual(x, branch),
     };
     let Some(drop) = drop else { return scaled(x, branch(&KeptSamples(None))) };
-    if !drop.leave_out {
+    if let Some((factors, row)) = &drop.factors {
         let branch = branch(&KeptSamples(None));
-        let dtype = branch.dtype();
-        return scaled(x, branch * drop.factors().cast(dtype));
+        let (batch, dtype) = (branch.dims()[0], branch.dtype());
+        let factors = factors.clone().narrow(0, *row, 1).reshape([batch, 1, 1]).cast(dtype);
+        return scaled(x, branch * factors);
     }
     let kept: Vec<usize> = (0..drop.keeps.len()).filter(|&at| drop.keeps[at]).collect();
     if kept.is_empty() {

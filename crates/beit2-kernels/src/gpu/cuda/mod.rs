@@ -42,6 +42,7 @@ pub(crate) fn is_native(device: &CudaDevice) -> bool {
 
 composed!(
     CudaRuntime: AdamwOps,
+    BlockOps,
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,

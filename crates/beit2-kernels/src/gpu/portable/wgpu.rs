@@ -13,6 +13,7 @@ use crate::{
 
 composed!(
     WgpuRuntime: AdamwOps,
+    BlockOps,
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,

@@ -1,0 +1,66 @@
+//! The block from a backend's other operations.
+
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
+
+use super::{BlockDrop, BlockInputs, BlockOps, BlockSpec};
+use crate::attention::AttentionSpec;
+use crate::norm_mlp::NormMlpTensors;
+use crate::tensor::{unwrap, wrap};
+
+pub(crate) fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> FloatTensor<B> {
+    let BlockInputs { x, bias, parameters: p, drop } = inputs;
+    let BlockSpec { heads, scale, eps, precision, .. } = spec;
+    let [gamma1, gamma2] = match p.gammas {
+        Some([a, b]) => [Some(a), Some(b)],
+        None => [None, None],
+    };
+    let drop = drop.as_ref();
+
+    let [norm_scale, shift] = p.norm1;
+    let (y, ..) = B::fused_layer_norm(x.clone(), norm_scale, shift, eps);
+    let qkv = B::fused_linear(y, p.qkv, p.qv_bias.map(qkv_bias::<B>), precision);
+    let (y, _) = B::fused_attention_qkv(qkv, bias, AttentionSpec { heads, scale, precision });
+    let [weight, bias] = p.proj;
+    let x = add::<B>(x, B::fused_linear(y, weight, Some(bias), precision), gamma1, drop, 0);
+
+    let ([norm_scale, shift], [w1, b1], [w2, b2]) = (p.norm2, p.fc1, p.fc2);
+    let tensors = [norm_scale, shift, w1, b1, w2, b2];
+    let branch = B::fused_norm_mlp(x.clone(), NormMlpTensors { tensors, eps, precision });
+    add::<B>(x, branch, gamma2, drop, 1)
+}
+
+/// `[3D]`, with a k of zeros.
+pub(super) fn qkv_bias<B: BurnBackend>([q, v]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
+    let [q, v]: [Tensor<B, 1>; 2] = [wrap(q), wrap(v)];
+    unwrap(Tensor::cat(vec![q.clone(), q.zeros_like().detach(), v], 0))
+}
+
+/// `x + s⊙γ⊙branch`.
+fn add<B: BlockOps>(
+    x: FloatTensor<B>,
+    branch: FloatTensor<B>,
+    gamma: Option<FloatTensor<B>>,
+    drop: Option<&BlockDrop<FloatTensor<B>>>,
+    which: usize,
+) -> FloatTensor<B> {
+    let branch = match drop {
+        Some(drop) => {
+            let factors = factors::<B>(drop, which).cast(branch.dtype());
+            unwrap(wrap::<B, 3>(branch) * factors)
+        }
+        None => branch,
+    };
+    match gamma {
+        Some(gamma) => B::fused_residual_scale(x, branch, gamma),
+        None => B::fused_sum(x, branch),
+    }
+}
+
+/// The factors of one branch, `[B, 1, 1]`.
+pub(super) fn factors<B: BurnBackend>(drop: &BlockDrop<FloatTensor<B>>, which: usize) -> Tensor<B, 3> {
+    let factors: Tensor<B, 2> = wrap(drop.factors.clone());
+    let batch = factors.dims()[1];
+    factors.narrow(0, drop.rows[which], 1).reshape([batch, 1, 1])
+}
