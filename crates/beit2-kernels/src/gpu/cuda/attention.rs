@@ -1,5 +1,7 @@
 //! Attention with an additive bias.
 
+mod call;
+
 use burn::tensor::ops::FloatTensor;
 use burn_cubecl::BoolElement;
 use cubecl::cuda::CudaRuntime;
@@ -7,6 +9,10 @@ use cubecl::cuda::CudaRuntime;
 use super::super::Gpu;
 use super::super::portable::attention;
 use crate::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec};
+
+pub(crate) use call::{
+    AttentionBackwardCall, AttentionCall, AttentionSizes, BiasLayout, Tokens, backward, forward,
+};
 
 impl<BT: BoolElement> AttentionOps for Gpu<CudaRuntime, BT> {
     fn fused_attention(

@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
 };
 use cudarc::nvrtc::sys as nvrtc;
 
-use super::kernels::{DEVICE, SOURCES, Source};
+use super::kernels::{DEVICE, HEADERS, SOURCES, Source};
 
 /// Dynamic shared memory that a kernel has without asking.
 const SHARED_BY_DEFAULT: u32 = 48 * 1024;
@@ -90,9 +90,12 @@ fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
 }
 
-/// The whole text of a source: `device.cuh` first, in place of its `#include`.
+/// The whole text of a source: `device.cuh` first, in place of its `#include`; other headers where they are included.
 fn text(source: &Source) -> String {
-    let own = source.text.replace("#include \"device.cuh\"", "");
+    let mut own = source.text.replace("#include \"device.cuh\"", "");
+    for (name, header) in HEADERS {
+        own = own.replace(&format!("#include \"{name}\""), header);
+    }
     format!("#line 1 \"device.cuh\"\n{DEVICE}\n#line 1 \"{}.cu\"\n{own}", source.name)
 }
 

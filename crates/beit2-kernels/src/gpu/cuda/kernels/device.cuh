@@ -116,7 +116,18 @@ __device__ __forceinline__ void cp_async_commit();
 // Waits until at most the N latest groups are still on their way.
 template <int N> __device__ __forceinline__ void cp_async_wait();
 
+// -- Exponentials -------------------------------------------------------------------------------------------------------
+
+// 2^x by one instruction, to about 2 units in the last place; 0 where the result is below the smallest normal number.
+__device__ __forceinline__ float exp2_approx(float x);
+
 #ifndef BEIT2_EMULATE
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
     unsigned r;
@@ -161,6 +172,11 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #else // BEIT2_EMULATE
+
+inline float exp2_approx(float x) {
+    float r = exp2f(x);
+    return r < 1.17549435e-38f ? 0.0f : r;
+}
 
 inline unsigned emulated_bf16_bits(float x) {
     unsigned bits = __float_as_uint(x);
