@@ -11,13 +11,18 @@
 
 mod attention;
 mod blas;
+mod casts;
+mod columns;
 mod engine;
 mod failure;
+mod gelu;
 mod kernels;
 mod launch;
 mod linear;
 mod module;
 mod native;
+mod norm;
+mod residual;
 mod stream;
 
 use burn::tensor::ops::FloatTensor;

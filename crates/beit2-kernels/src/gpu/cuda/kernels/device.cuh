@@ -251,3 +251,48 @@ template <int THREADS> __device__ __forceinline__ float block_max(float x) {
     for (int w = 1; w < THREADS / 32; w++) most = fmaxf(most, of_warp[w]);
     return most;
 }
+
+// -- Sums over rows -----------------------------------------------------------------------------------------------------
+
+#ifndef NAN // math.h, where there is one
+#define NAN __int_as_float(0x7fc00000)
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
+template <int N> __device__ __forceinline__ void fill_f32(float (&v)[N], float value) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = value;
+}
+
+// The part of a matrix that a thread goes over in a pass that sums columns. Blocks have 8 warps: a warp reads 256 columns of
+// a row, 8 a thread, of every `8 * gridDim.y`th row.
+struct ColumnThread {
+    unsigned column; // the first of 8
+    bool inside;     // whether the matrix has that column; its width is a multiple of 8
+    unsigned long long row, step;
+};
+
+__device__ __forceinline__ ColumnThread column_thread(unsigned width) {
+    ColumnThread t;
+    t.column = blockIdx.x * 256 + threadIdx.x % 32 * 8;
+    t.inside = t.column < width;
+    t.row = (unsigned long long)blockIdx.y * 8 + threadIdx.x / 32;
+    t.step = (unsigned long long)gridDim.y * 8;
+    return t;
+}
+
+// Adds up the block's warps, in order, for its columns of `to [width]`. All threads of the block call it.
+__device__ __forceinline__ void store_columns(const float (&sums)[8], float *to, unsigned width) {
+    __shared__ float of_warp[8][256];
+    __syncthreads(); // an earlier call may still be read
+#pragma unroll
+    for (int i = 0; i < 8; i++) of_warp[threadIdx.x / 32][threadIdx.x % 32 * 8 + i] = sums[i];
+    __syncthreads();
+    unsigned column = blockIdx.x * 256 + threadIdx.x;
+    if (column < width) {
+        float sum = of_warp[0][threadIdx.x];
+#pragma unroll
+        for (int warp = 1; warp < 8; warp++) sum += of_warp[warp][threadIdx.x];
+        to[column] = sum;
+    }
+}

@@ -1,0 +1,213 @@
+// Mean cross entropy over many classes. The forward pass reads the logits once (the softmax's sum follows the running
+// maximum) and keeps two numbers a row; the backward pass reads them again and writes the gradient, over the logits if
+// nobody else holds them.
+#include "device.cuh"
+
+// A row's softmax so far: the largest logit, its class (the first of equals), the sum of exp(x - top).
+struct Softmax {
+    float top, sum;
+    unsigned best;
+};
+
+static __device__ Softmax joined(Softmax a, Softmax b) {
+    bool other = b.top > a.top || (b.top == a.top && b.best < a.best);
+    Softmax s;
+    s.top = other ? b.top : a.top;
+    s.best = other ? b.best : a.best;
+    // A side without a class yet has the sum 0; exp(-inf + inf) must not make a NaN of it.
+    s.sum = (a.sum == 0.0f ? 0.0f : a.sum * __expf(a.top - s.top)) + (b.sum == 0.0f ? 0.0f : b.sum * __expf(b.top - s.top));
+    return s;
+}
+
+template <int N>
+static __device__ void take(Softmax &s, const float (&v)[N], unsigned first) {
+    float top = s.top;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (v[i] > top) {
+            top = v[i];
+            s.best = first + i;
+        }
+    }
+    if (top > s.top) {
+        s.sum = s.sum == 0.0f ? 0.0f : s.sum * __expf(s.top - top);
+        s.top = top;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        // Logits of -inf count nothing, also before the first finite one; NaN stays.
+        if (v[i] != -INFINITY) s.sum += __expf(v[i] - s.top);
+    }
+}
+
+// The softmax of row `x [classes]` over the threads of the block; all of them get it.
+template <typename In>
+static __device__ Softmax row_softmax(const In *__restrict__ x, unsigned classes) {
+    __shared__ Softmax warps[8];
+    Softmax s = {-INFINITY, 0.0f, 0xffffffffu};
+    if (classes % 8 == 0) {
+        for (unsigned at = threadIdx.x * 8; at < classes; at += blockDim.x * 8) {
+            float v[8];
+            load_f32(v, x + at);
+            take(s, v, at);
+        }
+    } else {
+        for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
+            float v[1] = {to_f32(x[at])};
+            take(s, v, at);
+        }
+    }
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) {
+        Softmax other;
+        other.top = __shfl_xor_sync(0xffffffffu, s.top, by);
+        other.sum = __shfl_xor_sync(0xffffffffu, s.sum, by);
+        other.best = __shfl_xor_sync(0xffffffffu, s.best, by);
+        s = joined(s, other);
+    }
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
+    __syncthreads();
+    s = warps[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) s = joined(s, warps[i]);
+    return s;
+}
+
+// One block a row. `losses` [rows], `hits` [rows] (1 where the largest logit is the target's; may be null), `saved`
+// [rows, 2]: the largest logit and 1 / sum. A target that is no class gives NaN.
+template <typename In>
+static __device__ void cross_entropy_forward(const In *__restrict__ logits, const int *__restrict__ targets,
+                                             float *__restrict__ losses, float *__restrict__ hits,
+                                             float *__restrict__ saved, unsigned classes) {
+    unsigned long long row = blockIdx.x;
+    const In *x = logits + row * classes;
+    Softmax s = row_softmax(x, classes);
+    if (threadIdx.x == 0) {
+        unsigned target = (unsigned)targets[row];
+        bool known = target < classes;
+        losses[row] = known ? logf(s.sum) - (to_f32(x[target]) - s.top) : NAN;
+        if (hits) hits[row] = s.best == target ? 1.0f : 0.0f;
+        saved[row * 2] = s.top;
+        saved[row * 2 + 1] = 1.0f / s.sum;
+    }
+}
+
+// The gradient, (softmax - onehot) * upstream / rows; `grad` may be `logits`.
+template <typename In, typename Out>
+static __device__ void cross_entropy_backward(const In *logits, const int *__restrict__ targets,
+                                              const float *__restrict__ saved, const float *__restrict__ upstream,
+                                              Out *grad, unsigned classes, float share) {
+    unsigned long long row = blockIdx.x;
+    const In *x = logits + row * classes;
+    Out *y = grad + row * classes;
+    unsigned target = (unsigned)targets[row];
+    float scale = *upstream * share, top = saved[row * 2], factor = saved[row * 2 + 1] * scale;
+    if (target >= classes) factor = NAN;
+    if (classes % 8 == 0) {
+        for (unsigned at = threadIdx.x * 8; at < classes; at += blockDim.x * 8) {
+            float v[8];
+            load_f32(v, x + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = __expf(v[i] - top) * factor - (at + i == target ? scale : 0.0f);
+            store_f32(y + at, v);
+        }
+    } else {
+        for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
+            y[at] = to<Out>(__expf(to_f32(x[at]) - top) * factor - (at == target ? scale : 0.0f));
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_forward_f32(const float *logits, const int *targets, float *losses, float *hits, float *saved,
+                              unsigned classes) {
+    cross_entropy_forward<float>(logits, targets, losses, hits, saved, classes);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_backward_f32(const float *logits, const int *targets, const float *saved, const float *upstream,
+                               float *grad, unsigned classes, float share) {
+    cross_entropy_backward<float, float>(logits, targets, saved, upstream, grad, classes, share);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_backward_f32_bf16(const float *logits, const int *targets, const float *saved, const float *upstream,
+                                    bf16 *grad, unsigned classes, float share) {
+    cross_entropy_backward<float, bf16>(logits, targets, saved, upstream, grad, classes, share);
+}
+
+// Against soft targets: a row's loss is -sum of t * log softmax. `saved` [rows, 3]: largest logit, 1 / sum, sum of t.
+extern "C" __global__ void __launch_bounds__(256)
+    soft_cross_entropy_forward_f32(const float *logits, const float *targets, float *losses, float *saved,
+                                   unsigned classes) {
+    __shared__ float parts[2][8];
+    unsigned long long row = blockIdx.x;
+    const float *x = logits + row * classes, *t = targets + row * classes;
+    Softmax s = row_softmax(x, classes);
+    float log_sum = logf(s.sum), loss = 0.0f, weight = 0.0f;
+    for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
+        float target = t[at];
+        weight += target;
+        // A class without weight costs nothing, also at a logit of -inf.
+        if (target != 0.0f) loss += target * (log_sum - (x[at] - s.top));
+    }
+    loss = warp_sum(loss);
+    weight = warp_sum(weight);
+    if (threadIdx.x % 32 == 0) {
+        parts[0][threadIdx.x / 32] = loss;
+        parts[1][threadIdx.x / 32] = weight;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (unsigned i = 1; i < blockDim.x / 32; i++) {
+            loss += parts[0][i];
+            weight += parts[1][i];
+        }
+        losses[row] = loss;
+        saved[row * 3] = s.top;
+        saved[row * 3 + 1] = 1.0f / s.sum;
+        saved[row * 3 + 2] = weight;
+    }
+}
+
+// (softmax * sum of t - t) * upstream / rows; `grad` may be `logits`.
+extern "C" __global__ void __launch_bounds__(256)
+    soft_cross_entropy_backward_f32(const float *logits, const float *__restrict__ targets,
+                                    const float *__restrict__ saved, const float *__restrict__ upstream, float *grad,
+                                    unsigned classes, float share) {
+    unsigned long long row = blockIdx.x;
+    const float *t = targets + row * classes;
+    float scale = *upstream * share, top = saved[row * 3], factor = saved[row * 3 + 1] * saved[row * 3 + 2];
+    for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
+        float p = __expf(logits[row * classes + at] - top) * factor;
+        grad[row * classes + at] = (p - t[at]) * scale;
+    }
+}
+
+// The means of `count` values of one or two vectors, in one block, in a fixed order. `b` may be null.
+extern "C" __global__ void __launch_bounds__(1024)
+    means_f32(const float *__restrict__ a, const float *__restrict__ b, float *__restrict__ mean_a,
+              float *__restrict__ mean_b, unsigned count) {
+    __shared__ float parts[2][32];
+    float sum_a = 0.0f, sum_b = 0.0f;
+#pragma unroll 4
+    for (unsigned at = threadIdx.x; at < count; at += blockDim.x) {
+        sum_a += a[at];
+        if (b) sum_b += b[at];
+    }
+    sum_a = warp_sum(sum_a);
+    sum_b = warp_sum(sum_b);
+    if (threadIdx.x % 32 == 0) {
+        parts[0][threadIdx.x / 32] = sum_a;
+        parts[1][threadIdx.x / 32] = sum_b;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        unsigned warps = blockDim.x / 32;
+        sum_a = warp_sum(threadIdx.x < warps ? parts[0][threadIdx.x] : 0.0f);
+        sum_b = warp_sum(threadIdx.x < warps ? parts[1][threadIdx.x] : 0.0f);
+        if (threadIdx.x == 0) {
+            *mean_a = sum_a / (float)count;
+            if (b) *mean_b = sum_b / (float)count;
+        }
+    }
+}
