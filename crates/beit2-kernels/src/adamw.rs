@@ -33,7 +33,7 @@ pub struct AdamwStep {
 
 impl AdamwStep {
     /// What the moments lack in the first steps: `1 − βᵗ` of both.
-    fn corrections(&self) -> (f64, f64) {
+    pub(crate) fn corrections(&self) -> (f64, f64) {
         let t = i32::try_from(self.step).unwrap_or(i32::MAX);
         (1.0 - self.beta1.powi(t), 1.0 - self.beta2.powi(t))
     }
@@ -77,11 +77,6 @@ pub fn adamw<B: AdamwOps, const D: usize>(
     }
     let (param, m, v) = B::fused_adamw(unwrap(param), unwrap(grad), unwrap(m), unwrap(v), s);
     (wrap(param), wrap(m), wrap(v))
-}
-
-/// Sum of the squares of all elements, `[1]`: what a gradient's norm is made of. Not for graphs.
-pub fn square_sum<B: AdamwOps, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
-    wrap(B::fused_square_sum(unwrap(x)))
 }
 
 /// [`adamw`](crate::adamw) composed from Burn's primitives.
@@ -254,7 +249,8 @@ pub(crate) mod fast {
 
 #[cfg(test)]
 mod tests {
-    use super::AdamwStep;
+    use super::{AdamwOps, AdamwStep};
+    use crate::tensor::{unwrap, wrap};
     use crate::testing::random;
     use burn::backend::Flex;
     use burn::tensor::{DType, Tensor, TensorData};
@@ -297,7 +293,8 @@ mod tests {
     fn square_sums() {
         for n in [1, 33, 40_001] {
             let [fast, wide] = [DType::F32, DType::F64].map(|dtype| {
-                super::square_sum(tensor(n, 3, dtype)).into_data().iter::<f64>().next().unwrap()
+                let x = Flex::fused_square_sum(unwrap(tensor(n, 3, dtype)));
+                wrap::<Flex, 1>(x).into_data().iter::<f64>().next().unwrap()
             });
             assert!((fast - wide).abs() < 1e-6 * wide, "{n}: {fast}, not {wide}");
         }

@@ -17,9 +17,12 @@ use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
 use crate::nearest_code::NearestCodeOps;
 use crate::norm_mlp::NormMlpOps;
+use crate::parameters::ParameterOps;
 use crate::pixel_cross_entropy::PixelCrossEntropyOps;
+use crate::position_bias::PositionBiasOps;
 use crate::residual_scale::ResidualScaleOps;
 use crate::samples::SampleOps;
+use crate::tokens::TokenOps;
 
 /// A Burn backend with the fused operations of this crate.
 ///
@@ -41,9 +44,12 @@ pub trait Backend:
     + LinearOps
     + NearestCodeOps
     + NormMlpOps
+    + ParameterOps
     + PixelCrossEntropyOps
+    + PositionBiasOps
     + ResidualScaleOps
     + SampleOps
+    + TokenOps
 {
     /// Whether a computation that leaves some samples of a batch out is worth it. Not on backends that
     /// tune or compile their kernels for every new shape, because the number left out is another at every step.

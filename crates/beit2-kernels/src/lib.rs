@@ -35,7 +35,9 @@ mod nearest_code;
 mod norm_mlp;
 #[cfg(target_arch = "x86_64")]
 mod packed;
+mod parameters;
 mod pixel_cross_entropy;
+mod position_bias;
 mod precision;
 pub mod probe;
 mod residual_scale;
@@ -46,8 +48,9 @@ mod slices;
 mod tensor;
 #[cfg(test)]
 mod testing;
+mod tokens;
 
-pub use adamw::{AdamwOps, AdamwStep, adamw, square_sum};
+pub use adamw::{AdamwOps, AdamwStep, adamw};
 pub use attention::{
     AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, attention, attention_qkv,
     attention_weights,
@@ -73,10 +76,17 @@ pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
 pub use nearest_code::{NearestCodeOps, nearest_code};
 pub use norm_mlp::{NormMlp, NormMlpOps, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
+pub use parameters::{
+    AdamwTensors, AdamwUpdated, AnyRank, ParameterOps, adamw_all, grad_norm, weighted_sums,
+};
 pub use pixel_cross_entropy::{IGNORE, PixelCrossEntropyOps, PixelLoss, pixel_cross_entropy};
+pub use position_bias::{PositionBiasOps, PositionGrid, position_bias};
 pub use precision::Precision;
 pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
+pub use tokens::{
+    TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens,
+};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
 /// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of

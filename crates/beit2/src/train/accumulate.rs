@@ -1,6 +1,6 @@
 //! Gradient accumulation: one step from several micro-batches.
 
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{self as kernels, AnyRank, AutodiffBackend};
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
@@ -10,12 +10,12 @@ use burn::tensor::Tensor;
 /// pass.
 pub struct GradientSum<B: AutodiffBackend> {
     sum: Option<B::Gradients>,
-    /// Flat gradients of the micro-batches before the running one, in the model's order.
-    earlier: Flat<B::InnerBackend>,
+    /// Gradients of the micro-batches before the running one, in the model's order.
+    earlier: Earlier<B::InnerBackend>,
 }
 
 /// One entry for each trained parameter; `None` where it had no gradient.
-type Flat<I> = Vec<Option<Tensor<I, 1>>>;
+type Earlier<I> = Vec<Option<AnyRank<I>>>;
 
 impl<B: AutodiffBackend> Default for GradientSum<B> {
     fn default() -> Self {
@@ -44,7 +44,16 @@ impl<B: AutodiffBackend> GradientSum<B> {
     pub fn add<M: AutodiffModule<B>>(&mut self, model: &M, mut grads: B::Gradients) {
         let earlier = std::mem::take(&mut self.earlier);
         if !earlier.is_empty() {
-            model.visit(&mut Add::<B> { earlier: earlier.into_iter(), grads: &mut grads });
+            let mut pair = Pair::<B> {
+                earlier: earlier.into_iter(),
+                grads: &mut grads,
+                pairs: Vec::new(),
+                paired: Vec::new(),
+            };
+            model.visit(&mut pair);
+            let Pair { pairs, paired, .. } = pair;
+            let sums = kernels::weighted_sums(pairs, [1.0, 1.0]).into_iter();
+            model.visit(&mut Put::<B> { sums, paired: paired.into_iter(), grads: &mut grads });
         }
         self.sum = Some(grads);
     }
@@ -57,7 +66,7 @@ impl<B: AutodiffBackend> GradientSum<B> {
 
 struct Renew<B: AutodiffBackend> {
     grads: B::Gradients,
-    earlier: Flat<B::InnerBackend>,
+    earlier: Earlier<B::InnerBackend>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Renew<B> {
@@ -66,30 +75,53 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Renew<B> {
             return param;
         }
         let (id, value, mapper) = param.consume();
-        let count = value.shape().num_elements();
-        self.earlier.push(value.grad_remove(&mut self.grads).map(|grad| grad.reshape([count])));
+        self.earlier.push(value.grad_remove(&mut self.grads).map(AnyRank::from));
         let value = Tensor::from_inner(value.inner()).require_grad();
         Param::from_mapped_value(id, value, mapper)
     }
 }
 
-struct Add<'a, B: AutodiffBackend> {
-    earlier: std::vec::IntoIter<Option<Tensor<B::InnerBackend, 1>>>,
+/// Takes the gradients of parameters that have an earlier one too; all are added in one operation.
+struct Pair<'a, B: AutodiffBackend> {
+    earlier: std::vec::IntoIter<Option<AnyRank<B::InnerBackend>>>,
     grads: &'a mut B::Gradients,
+    pairs: Vec<[AnyRank<B::InnerBackend>; 2]>,
+    /// For each trained parameter, whether it is in `pairs`.
+    paired: Vec<bool>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Add<'_, B> {
+impl<B: AutodiffBackend> ModuleVisitor<B> for Pair<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = param.val();
         if !value.is_require_grad() {
             return;
         }
-        let Some(earlier) = self.earlier.next().flatten() else { return };
-        let earlier = earlier.reshape(value.shape());
-        let sum = match value.grad(self.grads) {
-            Some(later) => earlier + later,
-            None => earlier,
-        };
-        value.grad_replace(self.grads, sum);
+        let earlier = self.earlier.next().flatten();
+        let later = earlier.as_ref().and_then(|_| value.grad_remove(self.grads));
+        self.paired.push(later.is_some());
+        match (earlier, later) {
+            (Some(earlier), Some(later)) => self.pairs.push([earlier, later.into()]),
+            (Some(earlier), None) => value.grad_replace(self.grads, earlier.ranked()),
+            (None, _) => {}
+        }
+    }
+}
+
+/// Puts the sums where [`Pair`] took the gradients.
+struct Put<'a, B: AutodiffBackend> {
+    sums: std::vec::IntoIter<AnyRank<B::InnerBackend>>,
+    paired: std::vec::IntoIter<bool>,
+    grads: &'a mut B::Gradients,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Put<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let value = param.val();
+        if value.is_require_grad()
+            && self.paired.next() == Some(true)
+            && let Some(sum) = self.sums.next()
+        {
+            value.grad_replace(self.grads, sum.ranked());
+        }
     }
 }

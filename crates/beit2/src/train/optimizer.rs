@@ -1,9 +1,12 @@
 //! AdamW over named parameters, with global-norm clipping.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
-use beit2_kernels::{self as kernels, AdamwStep, AutodiffBackend, Backend};
-use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
+use beit2_kernels::{
+    self as kernels, AdamwStep, AdamwTensors, AdamwUpdated, AnyRank, AutodiffBackend, Backend,
+};
+use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId, ParamMapper};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -72,11 +75,15 @@ impl<B: AutodiffBackend> AdamW<B> {
         max_norm: Option<f64>,
     ) -> (M, Tensor<B::InnerBackend, 1>) {
         let norm = grad_norm(&model, &grads);
-        // PyTorch's clip_grad_norm_: never scales up, and adds 1e-6 to the norm.
-        let clip = max_norm.map(|max| norm.clone().add_scalar(1e-6).recip().mul_scalar(max).clamp_max(1.0));
         self.steps += 1;
-        let mut mapper = StepMapper { optimizer: self, grads: &mut grads, lr, clip, path: Path::default() };
-        (model.map(&mut mapper), norm)
+        let taken = Taken { tensors: Vec::new(), places: Vec::new() };
+        let mut take = Take { optimizer: self, grads: &mut grads, lr, path: Path::default(), taken };
+        let model = model.map(&mut take);
+        let Taken { tensors, places } = take.taken;
+        let updated = kernels::adamw_all(tensors, max_norm.map(|max| (norm.clone(), max)));
+        let updated: Vec<_> = places.into_iter().zip(updated).collect();
+        let model = model.map(&mut PutBack { optimizer: self, updated: updated.into_iter() });
+        (model, norm)
     }
 
     /// Moments for a checkpoint: `exp_avg/<name>` and `exp_avg_sq/<name>` in the parameters' shapes.
@@ -131,15 +138,31 @@ impl<B: AutodiffBackend> AdamW<B> {
     }
 }
 
-struct StepMapper<'a, B: AutodiffBackend> {
+/// What [`Take`] took out of a model, in the model's order.
+struct Taken<B: AutodiffBackend> {
+    tensors: Vec<AdamwTensors<B::InnerBackend>>,
+    places: Vec<Place>,
+}
+
+/// Where an updated parameter goes back to.
+struct Place {
+    info: ParamInfo,
+    id: ParamId,
+    /// The `ParamMapper` of a tensor of the parameter's rank.
+    mapper: Box<dyn Any>,
+}
+
+/// Takes trained parameters out of the model, each with its gradient and moments: all of them move in one operation, in
+/// place, so nothing else may hold them meanwhile.
+struct Take<'a, B: AutodiffBackend> {
     optimizer: &'a mut AdamW<B>,
     grads: &'a mut B::Gradients,
     lr: f64,
-    clip: Option<Tensor<B::InnerBackend, 1>>,
     path: Path,
+    taken: Taken<B>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for StepMapper<'_, B> {
+impl<B: AutodiffBackend> ModuleMapper<B> for Take<'_, B> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.enter(name);
     }
@@ -151,11 +174,10 @@ impl<B: AutodiffBackend> ModuleMapper<B> for StepMapper<'_, B> {
             return param;
         }
         let (id, value, mapper) = param.consume();
-        // Why zeros: a branch that drop path dropped for the whole batch was not computed. Its parameters
-        // have no gradient then, and move as they do with the gradient of a branch multiplied by 0.
-        let grad = value.grad_remove(self.grads).unwrap_or_else(|| value.clone().inner().zeros_like());
-        let shape = value.shape();
-        let count = shape.num_elements();
+        // No gradient counts as zeros: a branch that drop path dropped for the whole batch was not computed. Its
+        // parameters move as they do with the gradient of a branch multiplied by 0.
+        let grad = value.grad_remove(self.grads).map(AnyRank::from);
+        let (device, shape) = (value.device(), value.shape());
         let info = ParamInfo { name: self.path.name(), shape: value.dims().to_vec(), trainable: true };
         let optimizer = &mut *self.optimizer;
         let step = AdamwStep {
@@ -167,36 +189,50 @@ impl<B: AutodiffBackend> ModuleMapper<B> for StepMapper<'_, B> {
             step: optimizer.steps,
             grad_scale: 1.0,
         };
-        let mut grad = grad.reshape([count]);
-        if let Some(clip) = &self.clip {
-            grad = grad * clip.clone();
+        let moments = optimizer.moments.remove(&info.name).map(|moments| [moments.first, moments.second]);
+        self.taken.tensors.push(AdamwTensors { value: value.inner().into(), grad, moments, step });
+        self.taken.places.push(Place { info, id, mapper: Box::new(mapper) });
+        // Without a value until `PutBack` gives it the new one.
+        let nothing = |device: &B::Device, _| Tensor::empty([0; D], device);
+        Param::uninitialized(id, nothing, device, true, shape)
+    }
+}
+
+/// Gives the parameters that [`Take`] took their new values.
+struct PutBack<'a, B: AutodiffBackend> {
+    optimizer: &'a mut AdamW<B>,
+    updated: std::vec::IntoIter<(Place, AdamwUpdated<B::InnerBackend>)>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for PutBack<'_, B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if param.is_initialized() {
+            return param;
         }
-        let value = value.inner().reshape([count]);
-        let state = optimizer.moments.remove(&info.name);
-        let (first, second) = match state {
-            Some(moments) => (moments.first, moments.second),
-            None => (value.zeros_like(), value.zeros_like()),
+        let Some((place, (value, [first, second]))) = self.updated.next() else {
+            unreachable!("as many parameters are put back as were taken");
         };
-        let (value, first, second) = kernels::adamw(value, grad, first, second, step);
-        optimizer.moments.insert(info.name, Moments { first, second, shape: info.shape });
-        let value = Tensor::from_inner(value.reshape(shape)).require_grad();
-        Param::from_mapped_value(id, value, mapper)
+        let Place { info, id, mapper } = place;
+        let Ok(mapper) = mapper.downcast::<ParamMapper<Tensor<B, D>>>() else {
+            unreachable!("parameters are put back in the order in which they were taken");
+        };
+        self.optimizer.moments.insert(info.name, Moments { first, second, shape: info.shape });
+        let value = Tensor::from_inner(value.ranked::<D>()).require_grad();
+        Param::from_mapped_value(id, value, *mapper)
     }
 }
 
 struct NormVisitor<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
     device: B::Device,
-    squares: Vec<Tensor<B::InnerBackend, 1>>,
+    found: Vec<AnyRank<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = param.val();
         self.device = value.device();
-        if let Some(grad) = value.grad(self.grads) {
-            self.squares.push(kernels::square_sum(grad));
-        }
+        self.found.extend(value.grad(self.grads).map(AnyRank::from));
     }
 }
 
@@ -205,12 +241,12 @@ pub fn grad_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: &B::Gradients,
 ) -> Tensor<B::InnerBackend, 1> {
-    let mut visitor = NormVisitor { grads, device: Default::default(), squares: Vec::new() };
+    let mut visitor = NormVisitor { grads, device: Default::default(), found: Vec::new() };
     model.visit(&mut visitor);
-    if visitor.squares.is_empty() {
+    if visitor.found.is_empty() {
         return Tensor::zeros([1], &visitor.device);
     }
-    Tensor::cat(visitor.squares, 0).sum().sqrt()
+    kernels::grad_norm(visitor.found)
 }
 
 struct GradVisitor<'a, B: AutodiffBackend> {

@@ -1,6 +1,6 @@
 //! Relative position bias over a patch grid with a CLS token (docs/method.md §2.1).
 
-use beit2_kernels::Backend;
+use beit2_kernels::{self as kernels, Backend, PositionGrid};
 use beit2_weights::resize::{TableResize, resize_bias_table};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -123,15 +123,8 @@ impl<B: Backend> RelPosBias<B> {
         if let Some(spread) = &self.spread {
             return spread.clone();
         }
-        let table = self.relative_position_bias_table.val();
-        let heads = table.dims()[1];
-        let tokens = self.rows * self.cols + 1;
-        table
-            .select(0, self.index.clone())
-            .transpose() // [H, (N+1)²]
-            // One axis forces a copy in order here, once, instead of in every block that reads the biases.
-            .reshape([heads * tokens * tokens])
-            .reshape([1, heads, tokens, tokens])
+        let grid = PositionGrid { rows: self.rows, cols: self.cols, table: self.table };
+        kernels::position_bias(self.relative_position_bias_table.val(), self.index.clone(), grid)
     }
 }
 

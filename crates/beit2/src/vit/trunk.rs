@@ -1,6 +1,6 @@
 //! Patch embedding, tokens, positions and blocks: what every model shares.
 
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, Precision, TokenChoice};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -72,24 +72,20 @@ impl<B: Backend> TokenSubset<B> {
 
     /// `[B, T, D]` → `[B, R, D]`.
     pub fn gather(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [batch, tokens, width] = x.dims();
-        x.reshape([batch * tokens, width]).select(0, self.flat.clone()).reshape([
-            batch,
-            self.per_sample,
-            width,
-        ])
+        kernels::gather_tokens(x, self.choice())
     }
 
     /// The queries' rows of a bias: `[1, H, T, T]` → `[B, H, R, T]`.
     pub fn gather_bias(&self, bias: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [_, heads, tokens, keys] = bias.dims();
-        let batch = self.local.dims()[0] / self.per_sample.max(1);
-        bias.reshape([heads, tokens, keys])
-            .swap_dims(0, 1)
-            .reshape([tokens, heads * keys])
-            .select(0, self.local.clone())
-            .reshape([batch, self.per_sample, heads, keys])
-            .swap_dims(1, 2)
+        kernels::gather_bias(bias, self.choice())
+    }
+
+    fn choice(&self) -> TokenChoice<B> {
+        TokenChoice {
+            local: self.local.clone().into_primitive(),
+            flat: self.flat.clone().into_primitive(),
+            per_sample: self.per_sample,
+        }
     }
 }
 
@@ -162,21 +158,13 @@ impl<B: Backend> Trunk<B> {
     /// `x [B, C, H, W]`; `mask`: 1 where a patch is replaced, `[B, N, 1]`, with the token to put there
     /// `[1, 1, D]` → `[B, N+1, D]`, CLS first.
     pub fn embed(&self, x: Tensor<B, 4>, mask: Option<(Tensor<B, 3>, Tensor<B, 3>)>) -> Tensor<B, 3> {
-        let [batch, _, height, width] = x.dims();
+        let [_, _, height, width] = x.dims();
         let patch = self.patch_embed.proj.weight.dims()[2];
-        let mut tokens = self.patch_embed.forward(x);
-        if let Some((mask, token)) = mask {
-            tokens = tokens * (mask.clone().neg() + 1.0) + mask * token;
-        }
-        let cls = self.cls_token.val().repeat_dim(0, batch);
-        let tokens = Tensor::cat(vec![cls, tokens], 1);
-        match &self.pos_embed {
-            Some(pos) => {
-                let (rows, cols) = (height / patch, width / patch);
-                tokens + resize_pos_embed(pos.val(), rows, cols, PosResize::ByPaddedScale)
-            }
-            None => tokens,
-        }
+        let positions = self.pos_embed.as_ref().map(|positions| {
+            let (rows, cols) = (height / patch, width / patch);
+            resize_pos_embed(positions.val(), rows, cols, PosResize::ByPaddedScale)
+        });
+        kernels::embed_tokens(self.patch_embed.forward(x), self.cls_token.val(), mask, positions)
     }
 
     /// All tokens of unmasked images `[B, C, H, W]` after the first `layer` blocks, un-normalised, `[B, N+1, D]`; after

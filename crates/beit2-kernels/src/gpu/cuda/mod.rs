@@ -22,8 +22,10 @@ mod linear;
 mod module;
 mod native;
 mod norm;
+mod parameters;
 mod residual;
 mod stream;
+mod tokens;
 
 use burn::tensor::ops::FloatTensor;
 use burn_cubecl::BoolElement;

@@ -23,9 +23,12 @@ composed!(
     LayerNormOps,
     NearestCodeOps,
     NormMlpOps,
+    ParameterOps,
     PixelCrossEntropyOps,
+    PositionBiasOps,
     ResidualScaleOps,
     SampleOps,
+    TokenOps,
 );
 
 impl<BT: BoolElement> Backend for Gpu<WgpuRuntime, BT> {}

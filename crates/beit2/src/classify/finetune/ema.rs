@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_kernels::Backend;
+use beit2_kernels::{self as kernels, AnyRank, Backend};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -23,26 +23,21 @@ pub struct Ema<B: Backend> {
 impl<B: Backend> Ema<B> {
     /// Starts from a copy of the model.
     pub fn new<M: Module<B>>(model: &M, decay: f64) -> Self {
-        let mut ema = Self { decay, averages: BTreeMap::new() };
-        ema.visit(model, |_, value| value);
-        ema
+        let flat = |(name, value): (String, AnyRank<B>)| (name, value.flat());
+        Self { decay, averages: values(model).into_iter().map(flat).collect() }
     }
 
     /// Takes in the parameters after a step.
     pub fn update<M: Module<B>>(&mut self, model: &M) {
-        let decay = self.decay;
-        self.visit(model, |average, value| match average {
-            Some(average) => average.mul_scalar(decay) + value.mul_scalar(1.0 - decay),
-            None => value,
-        });
-    }
-
-    fn visit<M: Module<B>>(
-        &mut self,
-        model: &M,
-        each: impl Fn(Option<Tensor<B, 1>>, Tensor<B, 1>) -> Tensor<B, 1>,
-    ) {
-        model.visit(&mut Visitor { path: Path::default(), averages: &mut self.averages, each });
+        let (mut names, mut pairs) = (Vec::new(), Vec::new());
+        for (name, value) in values(model) {
+            if let Some(average) = self.averages.remove(&name) {
+                names.push(name);
+                pairs.push([average.into(), value]);
+            }
+        }
+        let sums = kernels::weighted_sums(pairs, [self.decay, 1.0 - self.decay]);
+        self.averages.extend(names.into_iter().zip(sums.into_iter().map(AnyRank::flat)));
     }
 
     /// The model with the averages in place of its parameters.
@@ -85,16 +80,19 @@ impl<B: Backend> Ema<B> {
     }
 }
 
-struct Visitor<'a, B: Backend, F> {
-    path: Path,
-    averages: &'a mut BTreeMap<String, Tensor<B, 1>>,
-    each: F,
+/// All parameters by name.
+fn values<B: Backend, M: Module<B>>(model: &M) -> Vec<(String, AnyRank<B>)> {
+    let mut visitor = Visitor { path: Path::default(), found: Vec::new() };
+    model.visit(&mut visitor);
+    visitor.found
 }
 
-impl<B: Backend, F> ModuleVisitor<B> for Visitor<'_, B, F>
-where
-    F: Fn(Option<Tensor<B, 1>>, Tensor<B, 1>) -> Tensor<B, 1>,
-{
+struct Visitor<B: Backend> {
+    path: Path,
+    found: Vec<(String, AnyRank<B>)>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Visitor<B> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.enter(name);
     }
@@ -102,11 +100,7 @@ where
         self.path.exit();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let value = param.val();
-        let count = value.shape().num_elements();
-        let name = self.path.name();
-        let average = self.averages.remove(&name);
-        self.averages.insert(name, (self.each)(average, value.reshape([count])));
+        self.found.push((self.path.name(), param.val().into()));
     }
 }
 

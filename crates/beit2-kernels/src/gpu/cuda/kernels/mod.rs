@@ -102,4 +102,29 @@ pub(crate) const SOURCES: &[Source] = &[
             "residual_backward_bf16",
         ],
     },
+    Source {
+        name: "parameters",
+        text: include_str!("parameters.cu"),
+        entries: &[
+            "parameters_square_sums",
+            "parameters_norm",
+            "parameters_adamw",
+            "parameters_weighted_sums",
+        ],
+    },
+    Source {
+        name: "tokens",
+        text: include_str!("tokens.cu"),
+        entries: &[
+            "tokens_embed",
+            "tokens_embed_backward",
+            "tokens_embed_backward_sums",
+            "tokens_gather",
+            "tokens_gather_backward",
+            "tokens_gather_bias",
+            "tokens_gather_bias_backward",
+            "position_bias",
+            "position_bias_backward",
+        ],
+    },
 ];

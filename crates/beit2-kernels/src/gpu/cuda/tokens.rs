@@ -1,0 +1,255 @@
+//! Tokens around the blocks ([`crate::TokenOps`]) and position biases ([`crate::PositionBiasOps`]), one or two launches each.
+
+use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::BoolElement;
+use cubecl::cuda::CudaRuntime;
+
+use super::{Arg, Gpu, Ptr, Queue, is_native, native};
+use crate::position_bias::{self, PositionBiasOps, PositionGrid};
+use crate::tokens::{TokenChoice, TokenGradients, TokenOps, TokenParts, composed};
+
+type Cuda<BT> = Gpu<CudaRuntime, BT>;
+type Float<BT> = FloatTensor<Cuda<BT>>;
+
+/// The kernels read f32.
+fn plain<BT: BoolElement>(x: &Float<BT>) -> bool {
+    x.dtype == DType::F32 && x.shape.num_elements() > 0
+}
+
+/// Threads for a row of `width` values.
+fn threads(width: usize) -> [u32; 3] {
+    [width.next_multiple_of(32).min(256) as u32, 1, 1]
+}
+
+fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
+    outputs.next().unwrap_or_else(|| unreachable!("an operation has an output"))
+}
+
+/// As native inputs: all of `list` that are there, and the place of each among them.
+fn present<T, const N: usize>(list: [Option<T>; N]) -> (Vec<T>, [Option<usize>; N]) {
+    let mut inputs = Vec::new();
+    let places = list.map(|x| {
+        x.map(|x| {
+            inputs.push(x);
+            inputs.len() - 1
+        })
+    });
+    (inputs, places)
+}
+
+/// The address of an input, or null.
+fn address(inputs: &[Ptr], place: Option<usize>) -> Arg {
+    Arg::Ptr(place.map_or(Ptr(0), |place| inputs[place]))
+}
+
+impl<BT: BoolElement> TokenOps for Cuda<BT> {
+    fn fuses_tokens(device: &<Self as BurnBackend>::Device) -> bool {
+        is_native(device)
+    }
+
+    fn fused_embed_tokens(parts: TokenParts<Float<BT>>) -> Float<BT> {
+        let device = parts.patches.client.device();
+        let TokenParts { patches, cls, masked, positions } = &parts;
+        let all = [
+            Some(patches),
+            Some(cls),
+            masked.as_ref().map(|m| &m.0),
+            masked.as_ref().map(|m| &m.1),
+            positions.as_ref(),
+        ];
+        if !is_native(device) || !all.into_iter().flatten().all(plain::<BT>) {
+            return composed::embed_tokens::<Self>(parts);
+        }
+        let TokenParts { patches, cls, masked, positions } = parts;
+        let [batch, count, width] = [0, 1, 2].map(|axis| patches.shape[axis]);
+        let (mask, token) = masked.unzip();
+        let (inputs, places) = present([Some(patches), Some(cls), mask, token, positions]);
+        let outputs = vec![(Shape::new([batch, count + 1, width]), DType::F32)];
+        one(native::<BT>("embed_tokens", inputs, outputs, 0, move |queue, inputs, outputs, _| {
+            let mut args: Vec<Arg> = places.iter().map(|&place| address(inputs, place)).collect();
+            args.extend([Arg::Ptr(outputs[0]), Arg::U32(width as u32)]);
+            queue.launch("tokens_embed", [count as u32 + 1, batch as u32, 1], threads(width), 0, &args);
+        }))
+    }
+
+    fn fused_embed_tokens_backward(
+        grad: Float<BT>,
+        mask: Option<Float<BT>>,
+        positions: bool,
+        patches: bool,
+    ) -> TokenGradients<Float<BT>> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) {
+            return composed::embed_tokens_backward::<Self>(grad, mask, positions);
+        }
+        let [batch, tokens, width] = [0, 1, 2].map(|axis| grad.shape[axis]);
+        let masked = mask.is_some();
+        let shapes = [
+            Some(Shape::new([1, 1, width])),
+            Some(Shape::new([1, tokens, width])),
+            patches.then(|| Shape::new([batch, tokens - 1, width])),
+            masked.then(|| Shape::new([1, 1, width])),
+        ];
+        let (shapes, places) = present(shapes);
+        let outputs = shapes.into_iter().map(|shape| (shape, DType::F32)).collect();
+        let (inputs, input_places) = present([Some(grad), mask]);
+        let scratch = if masked { 4 * tokens * width } else { 0 };
+        let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], scratch: Ptr| {
+            let [grad, mask] = input_places.map(|place| address(inputs, place));
+            let [cls, sums, patches, token] = places.map(|place| address(outputs, place));
+            let width = width as u32;
+            let args = [
+                grad,
+                mask,
+                patches,
+                sums.clone(),
+                Arg::Ptr(scratch),
+                Arg::U32(batch as u32),
+                Arg::U32(width),
+            ];
+            let grid = [tokens as u32, width.div_ceil(64), 1];
+            queue.launch("tokens_embed_backward", grid, [64, 1, 1], 0, &args);
+            let args = [sums, Arg::Ptr(scratch), cls, token, Arg::U32(tokens as u32), Arg::U32(width)];
+            queue.launch("tokens_embed_backward_sums", [width.div_ceil(8), 1, 1], [256, 1, 1], 0, &args);
+        };
+        let mut outputs: Vec<_> =
+            native::<BT>("embed_tokens_backward", inputs, outputs, scratch, run).map(Some).collect();
+        let mut output = |place: Option<usize>| place.and_then(|place| outputs[place].take());
+        let [cls, sums, patches, token] = places.map(&mut output);
+        TokenGradients {
+            patches,
+            cls: cls.unwrap_or_else(|| unreachable!("always asked for")),
+            mask_token: token,
+            positions: sums.filter(|_| positions),
+        }
+    }
+
+    fn fused_gather_tokens(x: Float<BT>, choice: TokenChoice<Self>) -> Float<BT> {
+        if !is_native(x.client.device()) || !plain::<BT>(&x) || choice.local.dtype != DType::I32 {
+            return composed::gather_tokens::<Self>(x, choice);
+        }
+        let [batch, tokens, width] = [0, 1, 2].map(|axis| x.shape[axis]);
+        let count = choice.per_sample;
+        let outputs = vec![(Shape::new([batch, count, width]), DType::F32)];
+        one(native::<BT>(
+            "gather_tokens",
+            vec![x, choice.local],
+            outputs,
+            0,
+            move |queue, inputs, outputs, _| {
+                let args = [
+                    Arg::Ptr(inputs[0]),
+                    Arg::Ptr(inputs[1]),
+                    Arg::Ptr(outputs[0]),
+                    Arg::U32(tokens as u32),
+                    Arg::U32(width as u32),
+                ];
+                queue.launch("tokens_gather", [count as u32, batch as u32, 1], threads(width), 0, &args);
+            },
+        ))
+    }
+
+    fn fused_gather_tokens_backward(grad: Float<BT>, choice: TokenChoice<Self>, tokens: usize) -> Float<BT> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) || choice.local.dtype != DType::I32 {
+            return composed::gather_tokens_backward::<Self>(grad, choice, tokens);
+        }
+        let [batch, count, width] = [0, 1, 2].map(|axis| grad.shape[axis]);
+        let outputs = vec![(Shape::new([batch, tokens, width]), DType::F32)];
+        let inputs = vec![grad, choice.local];
+        one(native::<BT>("gather_tokens_backward", inputs, outputs, 0, move |queue, inputs, outputs, _| {
+            let args = [
+                Arg::Ptr(inputs[0]),
+                Arg::Ptr(inputs[1]),
+                Arg::Ptr(outputs[0]),
+                Arg::U32(count as u32),
+                Arg::U32(width as u32),
+            ];
+            let grid = [tokens as u32, batch as u32, 1];
+            queue.launch("tokens_gather_backward", grid, threads(width), 0, &args);
+        }))
+    }
+
+    fn fused_gather_bias(bias: Float<BT>, choice: TokenChoice<Self>) -> Float<BT> {
+        if !is_native(bias.client.device()) || !plain::<BT>(&bias) || choice.local.dtype != DType::I32 {
+            return composed::gather_bias::<Self>(bias, choice);
+        }
+        let (heads, tokens, count) = (bias.shape[1], bias.shape[2], choice.per_sample);
+        let batch = choice.local.shape[0] / count.max(1);
+        let outputs = vec![(Shape::new([batch, heads, count, tokens]), DType::F32)];
+        let inputs = vec![bias, choice.local];
+        one(native::<BT>("gather_bias", inputs, outputs, 0, move |queue, inputs, outputs, _| {
+            let args =
+                [Arg::Ptr(inputs[0]), Arg::Ptr(inputs[1]), Arg::Ptr(outputs[0]), Arg::U32(tokens as u32)];
+            let grid = [count as u32, heads as u32, batch as u32];
+            queue.launch("tokens_gather_bias", grid, threads(tokens), 0, &args);
+        }))
+    }
+
+    fn fused_gather_bias_backward(grad: Float<BT>, choice: TokenChoice<Self>, tokens: usize) -> Float<BT> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) || choice.local.dtype != DType::I32 {
+            return composed::gather_bias_backward::<Self>(grad, choice, tokens);
+        }
+        let [batch, heads, count] = [0, 1, 2].map(|axis| grad.shape[axis]);
+        let outputs = vec![(Shape::new([1, heads, tokens, tokens]), DType::F32)];
+        let inputs = vec![grad, choice.local];
+        one(native::<BT>("gather_bias_backward", inputs, outputs, 0, move |queue, inputs, outputs, _| {
+            let args = [
+                Arg::Ptr(inputs[0]),
+                Arg::Ptr(inputs[1]),
+                Arg::Ptr(outputs[0]),
+                Arg::U32(batch as u32),
+                Arg::U32(count as u32),
+            ];
+            let grid = [tokens as u32, heads as u32, 1];
+            queue.launch("tokens_gather_bias_backward", grid, threads(tokens), 0, &args);
+        }))
+    }
+}
+
+/// `Grid` in `kernels/tokens.cu`.
+fn grid_bytes(grid: PositionGrid) -> Arg {
+    let sizes = [grid.rows, grid.cols, grid.table.0, grid.table.1];
+    Arg::Bytes(sizes.iter().flat_map(|&size| (size as i32).to_ne_bytes()).collect())
+}
+
+impl<BT: BoolElement> PositionBiasOps for Cuda<BT> {
+    fn fuses_position_bias(device: &<Self as BurnBackend>::Device) -> bool {
+        is_native(device)
+    }
+
+    fn fused_position_bias(table: Float<BT>, index: IntTensor<Self>, grid: PositionGrid) -> Float<BT> {
+        if !is_native(table.client.device()) || !plain::<BT>(&table) {
+            return position_bias::composed::position_bias::<Self>(table, index, grid);
+        }
+        let (heads, tokens) = (table.shape[1], grid.tokens());
+        let outputs = vec![(Shape::new([1, heads, tokens, tokens]), DType::F32)];
+        one(native::<BT>("position_bias", vec![table], outputs, 0, move |queue, inputs, outputs, _| {
+            let args = [Arg::Ptr(inputs[0]), Arg::Ptr(outputs[0]), grid_bytes(grid)];
+            queue.launch("position_bias", [tokens as u32, heads as u32, 1], threads(tokens), 0, &args);
+        }))
+    }
+
+    fn fused_position_bias_backward(
+        grad: Float<BT>,
+        index: IntTensor<Self>,
+        grid: PositionGrid,
+    ) -> Float<BT> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) {
+            return position_bias::composed::position_bias_backward::<Self>(grad, index, grid);
+        }
+        let (heads, len) = (grad.shape[1], grid.table_len());
+        let outputs = vec![(Shape::new([len, heads]), DType::F32)];
+        one(native::<BT>(
+            "position_bias_backward",
+            vec![grad],
+            outputs,
+            0,
+            move |queue, inputs, outputs, _| {
+                let args =
+                    [Arg::Ptr(inputs[0]), Arg::Ptr(outputs[0]), Arg::U32(heads as u32), grid_bytes(grid)];
+                queue.launch("position_bias_backward", [len as u32, 1, 1], [128, 1, 1], 0, &args);
+            },
+        ))
+    }
+}
