@@ -289,7 +289,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Averages of three tensors, as one list.
+    /// Weighted sums of some tensors, as one list.
+    #[cfg(feature = "cuda")]
     pub(crate) fn averages<B: ParameterOps>(factors: [f64; 2], device: &B::Device) -> Vec<f32> {
         let pair = |at: usize| {
             let of = |seed: u64| AnyRank::from(tensor::<B>(SHAPES[at], seed + at as u64, device));

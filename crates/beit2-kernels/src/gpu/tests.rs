@@ -178,6 +178,14 @@ mod vulkan {
     }
 }
 
+/// Runs `test` on the CUDA device, if there is one.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_cuda(test: impl FnOnce(&burn::backend::cuda::CudaDevice)) {
+    if answers::<Autodiff<burn::backend::Cuda>>("CUDA") {
+        test(&Default::default());
+    }
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::*;

@@ -1,10 +1,9 @@
 //! Tokens around the blocks ([`crate::TokenOps`]) and position biases ([`crate::PositionBiasOps`]), one or two launches each.
 
-use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
-use cubecl::cuda::CudaRuntime;
+use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::{Arg, Gpu, Ptr, Queue, is_native, native};
 use crate::position_bias::{self, PositionBiasOps, PositionGrid};
@@ -45,7 +44,7 @@ fn address(inputs: &[Ptr], place: Option<usize>) -> Arg {
 }
 
 impl<BT: BoolElement> TokenOps for Cuda<BT> {
-    fn fuses_tokens(device: &<Self as BurnBackend>::Device) -> bool {
+    fn fuses_tokens(device: &CudaDevice) -> bool {
         is_native(device)
     }
 
@@ -214,7 +213,7 @@ fn grid_bytes(grid: PositionGrid) -> Arg {
 }
 
 impl<BT: BoolElement> PositionBiasOps for Cuda<BT> {
-    fn fuses_position_bias(device: &<Self as BurnBackend>::Device) -> bool {
+    fn fuses_position_bias(device: &CudaDevice) -> bool {
         is_native(device)
     }
 
@@ -251,5 +250,142 @@ impl<BT: BoolElement> PositionBiasOps for Cuda<BT> {
                 queue.launch("position_bias_backward", [len as u32, 1, 1], [128, 1, 1], 0, &args);
             },
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::{Autodiff, Cuda, Flex};
+    use burn::tensor::{Int, Tensor, TensorData};
+
+    use crate::gpu::tests::on_cuda;
+    use crate::testing::random;
+    use crate::{AutodiffBackend, PositionGrid, TokenChoice, embed_tokens, gather_bias, gather_tokens};
+
+    fn leaf<B: AutodiffBackend, const D: usize>(
+        shape: [usize; D],
+        seed: u64,
+        device: &B::Device,
+    ) -> Tensor<B, D> {
+        let data = TensorData::new(random(shape.iter().product(), seed, 1.0), shape);
+        Tensor::from_data(data, device).require_grad()
+    }
+
+    fn ints<B: AutodiffBackend>(values: &[i32], device: &B::Device) -> Tensor<B, 1, Int> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+    }
+
+    fn list<B: burn::tensor::backend::Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+        x.into_data().into_vec().unwrap()
+    }
+
+    /// `y`, and the gradients of `Σ weights·y`.
+    macro_rules! results {
+        ($y:expr, $($leaf:expr),+) => {{
+            let y = $y;
+            let weights = leaf::<B, _>(y.dims(), 99, &y.device()).detach();
+            let grads = (y.clone() * weights).sum().backward();
+            vec![list(y), $(list($leaf.grad(&grads).unwrap())),+]
+        }};
+    }
+
+    fn compare(name: &str, found: Vec<Vec<f32>>, expected: Vec<Vec<f32>>) {
+        for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found.len(), expected.len(), "{name} {number}");
+            let error = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // Sums have another order.
+            assert!(error < 2e-5, "{name} result {number}: {error:e}");
+        }
+    }
+
+    fn embedded<B: AutodiffBackend>(masked: bool, positions: bool, device: &B::Device) -> Vec<Vec<f32>> {
+        let (batch, count, width) = (5, 12, 40);
+        let patches = leaf::<B, 3>([batch, count, width], 1, device);
+        let cls = leaf::<B, 3>([1, 1, width], 2, device);
+        let token = leaf::<B, 3>([1, 1, width], 3, device);
+        let pos = leaf::<B, 3>([1, count + 1, width], 4, device);
+        let mask: Vec<f32> = (0..batch * count).map(|at| f32::from(u8::from(at * 7 % 5 < 2))).collect();
+        let mask = Tensor::from_data(TensorData::new(mask, [batch, count, 1]), device);
+        let y = embed_tokens(
+            patches.clone(),
+            cls.clone(),
+            masked.then(|| (mask, token.clone())),
+            positions.then(|| pos.clone()),
+        );
+        match (masked, positions) {
+            (true, true) => results!(y, patches, cls, token, pos),
+            (true, false) => results!(y, patches, cls, token),
+            (false, true) => results!(y, patches, cls, pos),
+            (false, false) => results!(y, patches, cls),
+        }
+    }
+
+    #[test]
+    fn embedding_on_cuda() {
+        on_cuda(|device| {
+            for (masked, positions) in [(false, false), (true, false), (false, true), (true, true)] {
+                let expected = embedded::<Autodiff<Flex>>(masked, positions, &Default::default());
+                compare("embed", embedded::<Autodiff<Cuda>>(masked, positions, device), expected);
+            }
+        });
+    }
+
+    fn gathered<B: AutodiffBackend>(batch: usize, device: &B::Device) -> Vec<Vec<f32>> {
+        let (tokens, width, heads, count) = (11, 24, 3, 4);
+        let mut local = Vec::new();
+        for sample in 0..batch {
+            local.extend((0..count).map(|at| ((sample + at * 3) % tokens) as i32));
+        }
+        let flat: Vec<i32> =
+            local.iter().enumerate().map(|(at, token)| (at / count * tokens) as i32 + token).collect();
+        let choice = || TokenChoice::<B> {
+            local: ints::<B>(&local, device).into_primitive(),
+            flat: ints::<B>(&flat, device).into_primitive(),
+            per_sample: count,
+        };
+        let x = leaf::<B, 3>([batch, tokens, width], 1, device);
+        let mut all = results!(gather_tokens(x.clone(), choice()), x);
+        let bias = leaf::<B, 4>([1, heads, tokens, tokens], 2, device);
+        all.extend(results!(gather_bias(bias.clone(), choice()), bias));
+        all
+    }
+
+    #[test]
+    fn gathers_on_cuda() {
+        on_cuda(|device| {
+            for batch in [1, 7, 300] {
+                let expected = gathered::<Autodiff<Flex>>(batch, &Default::default());
+                compare("gather", gathered::<Autodiff<Cuda>>(batch, device), expected);
+            }
+        });
+    }
+
+    fn biases<B: AutodiffBackend>(grid: PositionGrid, device: &B::Device) -> Vec<Vec<f32>> {
+        // The index that `beit2` makes (docs/method.md §2.1).
+        let (tokens, len, across) = (grid.tokens(), grid.table_len(), 2 * grid.table.1 - 1);
+        let mut index = vec![0; tokens * tokens];
+        for a in 1..tokens {
+            for b in 1..tokens {
+                let down = (a - 1) / grid.cols + grid.table.0 - 1 - (b - 1) / grid.cols;
+                let right = (a - 1) % grid.cols + grid.table.1 - 1 - (b - 1) % grid.cols;
+                index[a * tokens + b] = (down * across + right) as i32;
+            }
+            index[a * tokens] = len as i32 - 2;
+            index[a] = len as i32 - 3;
+        }
+        index[0] = len as i32 - 1;
+        let table = leaf::<B, 2>([len, 3], 1, device);
+        results!(crate::position_bias(table.clone(), ints::<B>(&index, device), grid), table)
+    }
+
+    #[test]
+    fn position_biases_on_cuda() {
+        on_cuda(|device| {
+            for (rows, cols, table) in [(1, 1, (1, 1)), (3, 4, (3, 4)), (2, 3, (4, 5)), (6, 6, (6, 6))] {
+                let grid = PositionGrid { rows, cols, table };
+                let expected = biases::<Autodiff<Flex>>(grid, &Default::default());
+                compare("position bias", biases::<Autodiff<Cuda>>(grid, device), expected);
+            }
+        });
     }
 }
