@@ -57,8 +57,11 @@ pub fn check(spec: &DeviceSpec) -> Result<(), String> {
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
 mod gpu {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
     use anyhow::anyhow;
-    use beit2_kernels::Backend;
+    use beit2_kernels::{Backend, GpuSettings};
     use burn::backend::Autodiff;
     use burn::tensor::Tensor;
     use burn::tensor::backend::Device;
@@ -90,11 +93,27 @@ mod gpu {
         number.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu)
     }
 
+    /// What the environment says about GPUs.
+    fn settings(variable: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<GpuSettings> {
+        let portable = match variable("BEIT2_CUDA") {
+            None => false,
+            Some(path) if path == "native" => false,
+            Some(path) if path == "portable" => true,
+            Some(other) => {
+                let other = other.to_string_lossy();
+                return errors::usage(format!("BEIT2_CUDA is `{other}`; it can be native or portable"));
+            }
+        };
+        let kernels = variable("BEIT2_KERNELS").map(PathBuf::from);
+        if let Some(folder) = kernels.as_ref().filter(|folder| !folder.is_dir()) {
+            return errors::usage(format!("BEIT2_KERNELS: {} is not a folder", folder.display()));
+        }
+        Ok(GpuSettings { folder: cache_dir().map(|folder| folder.join("gpu")), kernels, portable })
+    }
+
     /// One small computation: drivers panic where there is no device, and they should do it here.
     fn try_out<B: Backend>(spec: &DeviceSpec, device: &B::Device) -> anyhow::Result<()> {
-        if let Some(folder) = cache_dir() {
-            beit2_kernels::keep_tuning(&folder.join("gpu"));
-        }
+        beit2_kernels::set_up_gpus(settings(|name| std::env::var_os(name))?);
         let sum = errors::tried(|| {
             let sum = Tensor::<B, 1>::ones([8], device).sum().into_data();
             sum.convert::<f32>().into_vec::<f32>().unwrap_or_default()

@@ -67,8 +67,10 @@ pub use collective::{AllReduceOps, Leave, PeerLeft, Rank};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, cross_entropy};
 pub use gelu::{GeluOps, gelu};
+#[cfg(feature = "cuda")]
+pub use gpu::compile_cuda_kernels;
 #[cfg(feature = "gpu")]
-pub use gpu::keep_tuning;
+pub use gpu::{GpuSettings, set_up_gpus};
 pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise};
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};

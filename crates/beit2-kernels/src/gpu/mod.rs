@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod kept;
 mod portable;
 mod settings;
 #[cfg(test)]
@@ -14,7 +15,11 @@ mod tests;
 use burn_cubecl::CubeBackend;
 use burn_fusion::Fusion;
 
-pub use settings::keep_tuning;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::Recorded;
+#[cfg(feature = "cuda")]
+pub use cuda::compile_cuda_kernels;
+pub use settings::{GpuSettings, set_up_gpus};
 
 /// Burn's backend for one GPU runtime (CUDA, or Vulkan, Metal and WebGPU by `wgpu`), without fusion. `BT` holds a bool.
 type Plain<R, BT> = CubeBackend<R, f32, i32, BT>;

@@ -1,28 +1,61 @@
-//! Where the results of tuning are kept.
+//! What a program chooses for the GPUs of its process.
 
-use std::path::Path;
-use std::sync::Once;
+use std::path::{Path, PathBuf};
+use std::sync::{Once, OnceLock};
 
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
-static ONCE: Once = Once::new();
+use super::kept;
 
-/// Keeps in `folder` which kernel was the fastest for each kind of matmul and sum on each device, so that the next run
-/// of the process need not try them again. To be called before the first use of a device; later calls, and calls
-/// where a `cubecl.toml` or `burn.toml` names another place, change nothing. Without this, CubeCL's own choice depends
-/// on the current directory.
+/// What a program chooses for the GPUs of its process.
+#[derive(Debug, Clone, Default)]
+pub struct GpuSettings {
+    /// Where compiled kernels and results of tuning are kept for the next process. `None`: nowhere.
+    pub folder: Option<PathBuf>,
+    /// Native CUDA kernels that were compiled elsewhere (`compile_cuda_kernels`), looked for here first.
+    pub kernels: Option<PathBuf>,
+    /// Whether NVIDIA's GPUs take the portable path too, as all others do.
+    pub portable: bool,
+}
+
+static SETTINGS: OnceLock<GpuSettings> = OnceLock::new();
+
+/// Holds for all GPUs of the process. To be called before the first use of one; later calls change nothing.
 ///
-/// Compiled kernels are not kept: CubeCL finds them by name and types, which stay the same when a kernel's text changes.
-pub fn keep_tuning(folder: &Path) {
+/// Without it, GPUs compute the same: nothing is compiled for the next process, and results of tuning go where CubeCL's
+/// own choice puts them, which depends on the current directory. A `cubecl.toml` or `burn.toml` that names places for the
+/// two is left as it is.
+///
+/// CubeCL finds its kernels by name and types, which stay the same when a kernel's text changes. So each build of a
+/// program has a folder of its own for them, and only the latest few folders are kept.
+pub fn set_up_gpus(settings: GpuSettings) {
+    static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if CubeClRuntimeConfig::storage().lock().is_some() {
-            return; // A device was used already.
+        let settings = SETTINGS.get_or_init(|| settings);
+        if CubeClRuntimeConfig::storage().lock().is_none() {
+            CubeClRuntimeConfig::set(config(settings.folder.as_deref()));
         }
-        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    });
+}
+
+/// What was chosen, or nothing in particular.
+#[cfg(feature = "cuda")]
+pub(super) fn settings() -> &'static GpuSettings {
+    SETTINGS.get_or_init(GpuSettings::default)
+}
+
+fn config(folder: Option<&Path>) -> CubeClRuntimeConfig {
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    // Threads of this process feed each other, so their work is in one order anyway: CubeCL then orders nothing by events.
+    config.streaming.max_streams = 1;
+    if let Some(folder) = folder {
         if matches!(config.autotune.cache, CacheConfig::Target) {
             config.autotune.cache = CacheConfig::File(folder.to_owned());
         }
-        CubeClRuntimeConfig::set(config);
-    });
+        if config.compilation.cache.is_none() {
+            config.compilation.cache = kept::of_this_program(folder).map(CacheConfig::File);
+        }
+    }
+    config
 }

@@ -1,7 +1,5 @@
 //! The fast CPU version of [`linear`](crate::linear): matmuls on views of the operands.
 
-use std::sync::Arc;
-
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -34,7 +32,7 @@ pub(crate) fn forward(
 }
 
 pub(crate) fn pack(weight: &FlexTensor, precision: Precision) -> Option<PackedWeight> {
-    with_rows(weight, |w| Packed::new(w.transposed(), precision)).map(|packed| PackedWeight(Arc::new(packed)))
+    with_rows(weight, |w| Packed::new(w.transposed(), precision)).map(PackedWeight::of_cpu)
 }
 
 pub(crate) fn forward_packed(x: FlexTensor, weight: &PackedWeight, bias: Option<FlexTensor>) -> FlexTensor {
@@ -42,7 +40,7 @@ pub(crate) fn forward_packed(x: FlexTensor, weight: &PackedWeight, bias: Option<
     let mut y = Buffer::any(shape.num_elements());
     let bias = bias.map(owned);
     let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
-    with_rows(&x, |x| weight.0.matmul(&mut y, start, x));
+    with_rows(&x, |x| weight.cpu().matmul(&mut y, start, x));
     tensor(y, shape)
 }
 

@@ -100,25 +100,77 @@ fn operations(values: usize, outputs: usize) -> usize {
     2 * values * outputs
 }
 
-/// A weight in the order in which matmuls read it: for models whose weights do not change any more.
+/// A weight in the form in which matmuls read it: for models whose weights do not change any more.
 ///
 /// Clones share their memory: as much as the weight itself in f32, half of it in bf16.
 #[derive(Clone)]
-pub struct PackedWeight(Arc<Packed>);
+pub struct PackedWeight(Held);
+
+#[derive(Clone)]
+enum Held {
+    /// In the order of the CPU's kernels.
+    Cpu(Arc<Packed>),
+    /// `[out, in]` in bf16 on a CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::gpu::Recorded),
+}
 
 impl PackedWeight {
+    /// One of the CPU's.
+    fn of_cpu(packed: Packed) -> Self {
+        Self(Held::Cpu(Arc::new(packed)))
+    }
+
+    /// # Panics
+    /// If the weight was packed for another backend.
+    fn cpu(&self) -> &Packed {
+        match &self.0 {
+            Held::Cpu(packed) => packed,
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => panic!("{OTHER_BACKEND}"),
+        }
+    }
+
     /// The operand itself.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn rhs(&self) -> &crate::packed::PackedRhs {
-        self.0.rhs()
+        self.cpu().rhs()
+    }
+
+    /// A weight `[out, in]` of a CUDA device, in bf16.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_cuda(weight: crate::gpu::Recorded) -> Self {
+        Self(Held::Cuda(weight))
+    }
+
+    /// The weight `[out, in]`, in bf16.
+    ///
+    /// # Panics
+    /// If the weight was packed for another backend.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(&self) -> crate::gpu::Recorded {
+        match &self.0 {
+            Held::Cuda(weight) => weight.clone(),
+            Held::Cpu(_) => panic!("{OTHER_BACKEND}"),
+        }
     }
 
     /// `[out, in]`, as the weight's.
     pub fn dims(&self) -> [usize; 2] {
-        let [inner, out] = self.0.dims();
-        [out, inner]
+        match &self.0 {
+            Held::Cpu(packed) => {
+                let [inner, out] = packed.dims();
+                [out, inner]
+            }
+            #[cfg(feature = "cuda")]
+            Held::Cuda(weight) => [weight.shape[0], weight.shape[1]],
+        }
     }
 }
+
+/// What is said where a packed weight is used on a backend that did not pack it.
+#[cfg(feature = "cuda")]
+const OTHER_BACKEND: &str = "linear_packed: the layer was frozen on another backend";
 
 impl fmt::Debug for PackedWeight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

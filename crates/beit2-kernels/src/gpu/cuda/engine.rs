@@ -14,9 +14,10 @@ use cubecl::device::Device;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{ComputeServer, Handle};
 use cubecl::stream_id::StreamId;
-use cudarc::driver::sys::{CUdevice_attribute, CUstream, cuCtxGetDevice, cuDeviceGetAttribute};
+use cudarc::driver::sys::{CUdevice_attribute, cuCtxGetDevice, cuDeviceGetAttribute};
 
-use super::blas::{Gemm, Ptr};
+use super::super::settings::settings;
+use super::blas::{self, Blas, Ptr, Search};
 use super::failure;
 use super::launch::Queue;
 use super::module::Modules;
@@ -45,6 +46,7 @@ thread_local! {
 /// On a device's thread: what native operations need.
 pub(super) struct Engine {
     pub modules: Modules,
+    pub blas: Blas,
     pub processors: u32,
     streams: Streams,
     /// Memory for the middle of operations: one piece for each stream, because its operations run one after the other.
@@ -71,6 +73,10 @@ pub(super) fn check(device: &CudaDevice) {
 }
 
 fn start(device: &CudaDevice) -> Result<(), String> {
+    if settings().portable {
+        return Err("the portable path was asked for".into());
+    }
+    blas::present()?;
     let started = handle(device).submit_blocking(|server| {
         let start = AssertUnwindSafe(|| Engine::start(server, StreamId::current()));
         let engine = catch_unwind(start).unwrap_or_else(|panic| Err(failure::message(&*panic)))?;
@@ -125,8 +131,11 @@ impl Engine {
         }
         let mut streams = Streams::default();
         streams.get(server, id)?;
+        let settings = settings();
+        let folder = settings.folder.as_deref();
         Ok(Self {
-            modules: Modules::prepare(capability)?,
+            modules: Modules::new(capability)?,
+            blas: Blas::open(folder, Search::Timed)?,
             processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             streams,
             scratch: HashMap::new(),
@@ -157,11 +166,6 @@ impl Engine {
             }
         };
         pointer(server, id, &handle)
-    }
-
-    /// Puts a matmul on the stream.
-    pub fn gemm(&mut self, _stream: CUstream, _gemm: &Gemm) -> Result<(), String> {
-        Err("matmuls are not here yet".into())
     }
 }
 

@@ -93,7 +93,7 @@ impl<'a> Queue<'a> {
 
     /// A matmul.
     pub(crate) fn gemm(&mut self, gemm: &Gemm) {
-        self.attempt(|engine, stream| engine.gemm(stream, gemm));
+        self.attempt(|engine, stream| engine.blas.gemm(gemm, stream));
     }
 
     /// Sets `bytes` bytes from `at` on to 0.

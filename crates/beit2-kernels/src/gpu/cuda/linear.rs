@@ -1,12 +1,139 @@
-//! `x·Wᵀ + b` and its gradients.
+//! `x·Wᵀ + b` and its gradients by cuBLASLt.
+//!
+//! Tensors are f32 at the seam. In bf16, operands are cast into scratch memory first, except weights that were packed:
+//! those are kept in bf16. Sums and results are f32, and the bias is added to the sums.
 
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::CudaRuntime;
 
 use super::super::Gpu;
-use super::super::portable::linear;
+use super::super::portable::linear::{self as portable, with_last};
+use super::casts::Cast;
+use super::{Element, Epilogue, Gemm, Operand, Ptr, Queue, Recorded, casts, columns, is_native, native};
+use crate::linear::{PackedWeight, composed};
 use crate::{LinearOps, Precision};
+
+/// How one operand of a matmul arrives.
+#[derive(Debug, Clone, Copy)]
+struct Input {
+    elements: usize,
+    /// As stored.
+    element: Element,
+}
+
+impl Input {
+    fn of(x: &Recorded) -> Self {
+        let element = if x.dtype == DType::BF16 { Element::Bf16 } else { Element::F32 };
+        Self { elements: x.shape.num_elements(), element }
+    }
+
+    /// Scratch memory that it takes to bring it to `wanted`, a multiple of 512 bytes.
+    fn scratch(self, wanted: Element) -> usize {
+        if self.element == wanted { 0 } else { (self.elements * wanted.bytes()).next_multiple_of(512) }
+    }
+
+    /// Where the operand is as `wanted`: at `scratch` where `casts` has to bring it there first.
+    fn bring(self, casts: &mut Vec<Cast>, at: Ptr, wanted: Element, scratch: Ptr) -> Ptr {
+        if self.element == wanted {
+            return at;
+        }
+        casts.push(Cast::to_bf16(at, scratch, self.elements));
+        scratch
+    }
+}
+
+/// One of the three matmuls; addresses come later.
+#[derive(Debug, Clone, Copy)]
+struct Matmul {
+    dims: [usize; 3],
+    /// Whether the operand is stored transposed, and its pitch.
+    a: (bool, usize),
+    b: (bool, usize),
+    operands: Element,
+}
+
+impl Matmul {
+    /// Records the matmul of `a` and `b`, with a bias for each column of the result.
+    fn record<BT: BoolElement>(
+        self,
+        name: &'static str,
+        [a, b]: [Recorded; 2],
+        bias: Option<Recorded>,
+        output: Shape,
+    ) -> Recorded {
+        let (of_a, of_b) = (Input::of(&a), Input::of(&b));
+        let of_a_bytes = of_a.scratch(self.operands);
+        let scratch = of_a_bytes + of_b.scratch(self.operands);
+        let inputs = [a, b].into_iter().chain(bias).collect();
+        let mut outputs = native::<BT>(
+            name,
+            inputs,
+            vec![(output, DType::F32)],
+            scratch,
+            move |queue, inputs, outputs, scratch| {
+                let mut casts = Vec::new();
+                let a = of_a.bring(&mut casts, inputs[0], self.operands, scratch);
+                let b = of_b.bring(&mut casts, inputs[1], self.operands, Ptr(scratch.0 + of_a_bytes as u64));
+                casts::many(queue, &casts);
+                let [m, n, k] = self.dims;
+                queue.gemm(&Gemm {
+                    m,
+                    n,
+                    k,
+                    a: Operand { at: a, transposed: self.a.0, ld: self.a.1 },
+                    b: Operand { at: b, transposed: self.b.0, ld: self.b.1 },
+                    d: outputs[0],
+                    ldd: n,
+                    operands: self.operands,
+                    result: Element::F32,
+                    batch: None,
+                    epilogue: inputs.get(2).map_or(Epilogue::None, |bias| Epilogue::Bias(*bias)),
+                    accumulate: false,
+                });
+            },
+        );
+        outputs.next().unwrap_or_else(|| unreachable!("one output"))
+    }
+}
+
+/// The type of operands in a precision.
+fn operands(precision: Precision) -> Element {
+    match precision {
+        Precision::F32 => Element::F32,
+        Precision::Bf16 => Element::Bf16,
+    }
+}
+
+/// Whether these tensors take the native path: those of a native device, in f32, with something to multiply.
+fn takes(tensors: &[&Recorded]) -> bool {
+    let filled = |x: &&Recorded| x.dtype == DType::F32 && x.shape.num_elements() > 0;
+    tensors.iter().all(filled) && is_native(tensors[0].client.device())
+}
+
+/// Rows of a tensor whose last axis is `width`.
+fn rows(x: &Recorded, width: usize) -> usize {
+    x.shape.num_elements() / width
+}
+
+/// `x·Wᵀ + b` of a weight `[out, inner]` in f32 or bf16.
+fn forward<BT: BoolElement>(
+    x: Recorded,
+    weight: Recorded,
+    bias: Option<Recorded>,
+    precision: Precision,
+) -> Recorded {
+    let (out, inner) = (weight.shape[0], weight.shape[1]);
+    let matmul = Matmul {
+        dims: [rows(&x, inner), out, inner],
+        a: (false, inner),
+        b: (true, inner),
+        operands: operands(precision),
+    };
+    let output = with_last(&x.shape, out);
+    matmul.record::<BT>("linear", [x, weight], bias, output)
+}
 
 impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
     fn fused_linear(
@@ -15,7 +142,35 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         bias: Option<FloatTensor<Self>>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        linear::forward::<CudaRuntime, BT>(x, weight, bias, precision)
+        let mut tensors = vec![&x, &weight];
+        tensors.extend(&bias);
+        if takes(&tensors) {
+            forward::<BT>(x, weight, bias, precision)
+        } else {
+            portable::forward::<CudaRuntime, BT>(x, weight, bias, precision)
+        }
+    }
+
+    fn pack_weight(weight: FloatTensor<Self>, precision: Precision) -> Option<PackedWeight> {
+        if precision == Precision::F32 || !takes(&[&weight]) {
+            return None;
+        }
+        let (shape, count) = (weight.shape.clone(), weight.shape.num_elements());
+        let output = vec![(shape, DType::BF16)];
+        let mut outputs =
+            native::<BT>("pack_weight", vec![weight], output, 0, move |queue, inputs, outputs, _| {
+                casts::many(queue, &[Cast::to_bf16(inputs[0], outputs[0], count)]);
+            });
+        outputs.next().map(PackedWeight::of_cuda)
+    }
+
+    fn fused_linear_packed(
+        x: FloatTensor<Self>,
+        weight: &PackedWeight,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        assert!(takes(&[&x]), "linear_packed: expected f32, found {:?}", x.dtype);
+        forward::<BT>(x, weight.cuda(), bias, Precision::Bf16)
     }
 
     fn fused_linear_backward_input(
@@ -23,7 +178,18 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         grad: FloatTensor<Self>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        linear::backward_input::<CudaRuntime, BT>(weight, grad, precision)
+        if !takes(&[&weight, &grad]) {
+            return portable::backward_input::<CudaRuntime, BT>(weight, grad, precision);
+        }
+        let (out, inner) = (weight.shape[0], weight.shape[1]);
+        let matmul = Matmul {
+            dims: [rows(&grad, out), inner, out],
+            a: (false, out),
+            b: (false, inner),
+            operands: operands(precision),
+        };
+        let output = with_last(&grad.shape, inner);
+        matmul.record::<BT>("linear_backward_input", [grad, weight], None, output)
     }
 
     fn fused_linear_backward_weight(
@@ -31,6 +197,31 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         grad: FloatTensor<Self>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        linear::backward_weight::<CudaRuntime, BT>(x, grad, precision)
+        if !takes(&[&x, &grad]) {
+            return portable::backward_weight::<CudaRuntime, BT>(x, grad, precision);
+        }
+        let [out, inner] = [&grad, &x].map(|x| x.shape[x.shape.num_dims() - 1]);
+        let matmul = Matmul {
+            dims: [out, inner, rows(&x, inner)],
+            a: (true, out),
+            b: (false, inner),
+            operands: operands(precision),
+        };
+        matmul.record::<BT>("linear_backward_weight", [grad, x], None, Shape::new([out, inner]))
+    }
+
+    fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let width = grad.shape.last().copied().unwrap_or(1);
+        if !takes(&[&grad]) || !columns::fits(width) {
+            return composed::sum_rows::<Self>(grad);
+        }
+        let count = rows(&grad, width);
+        let output = vec![(Shape::new([width]), DType::F32)];
+        let scratch = columns::scratch(count, width);
+        let mut outputs =
+            native::<BT>("sum_rows", vec![grad], output, scratch, move |queue, inputs, outputs, scratch| {
+                columns::sums(queue, (inputs[0], Element::F32), [count, width, width], outputs[0], scratch);
+            });
+        outputs.next().unwrap_or_else(|| unreachable!("one output"))
     }
 }

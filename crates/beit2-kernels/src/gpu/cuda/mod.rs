@@ -11,8 +11,10 @@
 
 mod attention;
 mod blas;
+mod cards;
 mod casts;
 mod columns;
+mod cubin;
 mod engine;
 mod failure;
 mod gelu;
@@ -22,6 +24,7 @@ mod linear;
 mod module;
 mod native;
 mod norm;
+mod nvrtc;
 mod parameters;
 mod residual;
 mod stream;
@@ -35,11 +38,16 @@ use cubecl::cuda::{CudaDevice, CudaRuntime};
 use super::{Gpu, composed};
 use crate::{AllReduceOps, Backend, Rank, collective};
 
+pub(super) use cards::write_cards;
+pub use cubin::compile_cuda_kernels;
+
 pub(crate) use blas::{Batch, Element, Epilogue, Gemm, Operand, Ptr};
 pub(crate) use launch::{Arg, Queue};
 pub(crate) use native::{native, native_reusing};
 
-/// A tensor on a CUDA device.
+/// A tensor of a CUDA device whose values may still be a list of operations.
+pub(crate) type Recorded = super::portable::Recorded<CudaRuntime>;
+/// One with memory.
 pub(crate) type CudaTensor = CubeTensor<CudaRuntime>;
 
 /// Whether the operations of `device` are native ones.

@@ -16,11 +16,10 @@ use cubecl::server::Handle;
 use cubecl::stream_id::StreamId;
 
 use super::super::Plain;
-use super::super::portable::Recorded;
-use super::CudaTensor;
 use super::blas::Ptr;
 use super::engine::{self, allocate, pointer};
 use super::launch::Queue;
+use super::{CudaTensor, Recorded};
 
 type Runtime = FusionCubeRuntime<CudaRuntime>;
 
@@ -101,11 +100,11 @@ impl<BT> Native<BT> {
 /// If there is no input, or an earlier operation of the device failed.
 pub(crate) fn native<BT: BoolElement>(
     name: &'static str,
-    inputs: Vec<Recorded<CudaRuntime>>,
+    inputs: Vec<Recorded>,
     outputs: Vec<(Shape, DType)>,
     scratch: usize,
     run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
-) -> std::vec::IntoIter<Recorded<CudaRuntime>> {
+) -> std::vec::IntoIter<Recorded> {
     native_reusing::<BT>(name, inputs, outputs, scratch, &[], run)
 }
 
@@ -116,12 +115,12 @@ pub(crate) fn native<BT: BoolElement>(
 /// As [`native`].
 pub(crate) fn native_reusing<BT: BoolElement>(
     name: &'static str,
-    inputs: Vec<Recorded<CudaRuntime>>,
+    inputs: Vec<Recorded>,
     outputs: Vec<(Shape, DType)>,
     scratch: usize,
     reuse: &[(usize, usize)],
     run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
-) -> std::vec::IntoIter<Recorded<CudaRuntime>> {
+) -> std::vec::IntoIter<Recorded> {
     let client = inputs[0].client.clone();
     engine::check(client.device());
     let streams = OperationStreams::with_inputs(&inputs);

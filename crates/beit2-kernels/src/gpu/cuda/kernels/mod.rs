@@ -128,3 +128,19 @@ pub(crate) const SOURCES: &[Source] = &[
         ],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_points_are_in_their_files_and_nowhere_else() {
+        for source in SOURCES {
+            for entry in source.entries {
+                let holding = SOURCES.iter().filter(|source| source.entries.contains(entry)).count();
+                assert_eq!(holding, 1, "{entry} is listed {holding} times");
+                assert!(source.text.contains(&format!("{entry}(")), "{entry} is not in {}.cu", source.name);
+            }
+        }
+    }
+}
