@@ -105,6 +105,7 @@ void complete_warp_operation(emulate_warp_operation operation, unsigned mask, em
     case EMULATE_LDMATRIX_X4: require_whole_warp("ldmatrix", mask); return ldmatrix(lanes, 4, false);
     case EMULATE_LDMATRIX_X1_TRANS: require_whole_warp("ldmatrix", mask); return ldmatrix(lanes, 1, true);
     case EMULATE_LDMATRIX_X2_TRANS: require_whole_warp("ldmatrix", mask); return ldmatrix(lanes, 2, true);
+    case EMULATE_CALL: require_whole_warp("a matrix operation of the warp", mask); return lanes[0]->call(lanes);
     case EMULATE_LDMATRIX_X4_TRANS: require_whole_warp("ldmatrix", mask); return ldmatrix(lanes, 4, true);
     }
 }

@@ -100,12 +100,13 @@ def main():
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     parser.add_argument("--include", action="append", default=[], help="a folder with headers that the source includes")
+    parser.add_argument("--name", help="of the source, in messages")
     parser.add_argument("--optimize", default="1", help="g++'s level (default 1: compiles fast)")
     parser.add_argument("-D", dest="define", action="append", default=[], help="a macro")
     arguments = parser.parse_args()
     include = [arguments.source.resolve().parent, DEVICE_HEADER.parent, *arguments.include]
     try:
-        compile_source(arguments.source.read_text(), arguments.output, str(arguments.source), include, arguments.optimize, arguments.define)
+        compile_source(arguments.source.read_text(), arguments.output, arguments.name or str(arguments.source), include, arguments.optimize, arguments.define)
     except RuntimeError as error:
         sys.exit(str(error))
 

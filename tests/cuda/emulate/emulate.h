@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernel.h"
 #include "types.h"
 
 #define __CUDA_ARCH__ 900
@@ -76,20 +77,7 @@ inline long long clock64() {
 
 // -- The table of kernels in a compiled file --------------------------------------------------------------------------
 
-struct emulate_kernel {
-    const char *name;
-    void (*entry)();
-    void (*call)(void (*entry)(), void **arguments); // `arguments[i]` points to the value of parameter i
-    unsigned parameters;
-    const unsigned *sizes; // of the parameters, bytes
-    unsigned max_threads;  // __launch_bounds__, or 1024
-    char *shared_begin, *shared_end;
-};
-
 extern "C" {
-// Runs `kernel` over the whole grid.
-void emulate_run(const emulate_kernel *kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes, void **arguments);
-
 // Static shared memory of this file (symbols that the linker makes of the section's name).
 extern char __start_emulate_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_emulate_shared[] __attribute__((weak, visibility("hidden")));

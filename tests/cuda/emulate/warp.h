@@ -5,7 +5,7 @@ extern "C" {
 
 enum emulate_warp_operation {
     EMULATE_SYNC,
-    EMULATE_SHUFFLE,     // argument: lane to read from, by itself relative to nothing
+    EMULATE_SHUFFLE,     // value: what to give; source: lane to read from
     EMULATE_BALLOT,      // value: predicate
     EMULATE_MATCH_ANY,   // value: what to compare
     EMULATE_MMA_BF16,    // pointers: d[4], a[4], b[2] of m16n8k16
@@ -15,6 +15,7 @@ enum emulate_warp_operation {
     EMULATE_LDMATRIX_X1_TRANS,
     EMULATE_LDMATRIX_X2_TRANS,
     EMULATE_LDMATRIX_X4_TRANS,
+    EMULATE_CALL, // call: computes the results of all 32 lanes
 };
 
 // What one lane brings to an operation of its warp. The last lane to arrive computes the results of all.
@@ -22,7 +23,8 @@ struct emulate_lane {
     uint64_t value, result;
     int source;
     void *d;
-    const void *a, *b;
+    const void *a, *b, *c;
+    void (*call)(struct emulate_lane *const lanes[32]);
 };
 
 // Waits until all lanes of `mask` have come to the same operation, and returns with `lane->result` (or `lane->d`) filled.

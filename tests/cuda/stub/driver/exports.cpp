@@ -1,0 +1,15 @@
+// What the stand-ins for CUDA's libraries ask of the driver's (../stub.h).
+#include "stub.h"
+
+using namespace stub;
+
+STUB_EXPORT int stub_computes() { return settings().compute; }
+
+STUB_EXPORT int stub_holds(unsigned long at, unsigned long bytes) {
+    Allocation found;
+    return find_allocation(at, &found) && found.kind == Memory::Device && at + bytes <= found.at + found.size;
+}
+
+STUB_EXPORT void stub_log(const char *line) { log("%s", line); }
+
+STUB_EXPORT void stub_refuse(const char *what) { refuse(CUDA_ERROR_INVALID_VALUE, "%s", what); }

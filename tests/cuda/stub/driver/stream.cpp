@@ -1,0 +1,127 @@
+// Streams and events. Everything is done when it is called, so there is nothing to wait for; waits are counted, because on a
+// real device they cost.
+#include "stub.h"
+
+#include <set>
+#include <time.h>
+
+using namespace stub;
+
+namespace {
+struct Stream {
+    int device;
+};
+struct Event {
+    int device;
+    double recorded; // milliseconds
+};
+
+std::mutex lock;
+std::set<const void *> streams, events;
+
+template <class T> bool known(const std::set<const void *> &all, T *handle) {
+    std::lock_guard<std::mutex> hold(lock);
+    return all.count(handle) != 0;
+}
+CUresult unknown(const char *call, const void *handle) { return refuse(CUDA_ERROR_INVALID_HANDLE, "%s: unknown handle %p", call, handle); }
+double milliseconds() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return double(t.tv_sec) * 1e3 + double(t.tv_nsec) * 1e-6;
+}
+bool is_default(CUstream s) { return s == nullptr || s == CU_STREAM_LEGACY || s == CU_STREAM_PER_THREAD; }
+} // namespace
+
+namespace stub {
+int device_of_stream(CUstream stream) {
+    if (is_default(stream)) return current_device();
+    return known(streams, stream) ? reinterpret_cast<const Stream *>(stream)->device : -1;
+}
+} // namespace stub
+
+STUB_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) {
+    if (current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    Stream *made = new Stream{current_device()};
+    std::lock_guard<std::mutex> hold(lock);
+    streams.insert(made);
+    *out = reinterpret_cast<CUstream>(made);
+    log("stream\t%u", flags);
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuStreamCreateWithPriority(CUstream *out, unsigned flags, int) { return cuStreamCreate(out, flags); }
+STUB_EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (!streams.erase(stream)) return unknown("cuStreamDestroy", stream);
+    delete reinterpret_cast<Stream *>(stream);
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
+    int device = device_of_stream(stream);
+    if (device < 0) return CUDA_ERROR_INVALID_HANDLE;
+    *context = context_of(device);
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuStreamSynchronize(CUstream stream) {
+    totals.stream_waits.add(0);
+    log("streamsync");
+    return device_of_stream(stream) < 0 ? unknown("cuStreamSynchronize", stream) : CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuStreamQuery(CUstream stream) { return device_of_stream(stream) < 0 ? unknown("cuStreamQuery", stream) : CUDA_SUCCESS; }
+STUB_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
+    totals.stream_orders.add(0);
+    log("streamwait\t%p", static_cast<void *>(stream));
+    if (device_of_stream(stream) < 0) return unknown("cuStreamWaitEvent", stream);
+    return known(events, event) ? CUDA_SUCCESS : unknown("cuStreamWaitEvent", event);
+}
+STUB_EXPORT CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
+    log("hostfunc");
+    if (device_of_stream(stream) < 0) return unknown("cuLaunchHostFunc", stream);
+    function(data);
+    return CUDA_SUCCESS;
+}
+
+STUB_EXPORT CUresult cuEventCreate(CUevent *out, unsigned) {
+    if (current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    totals.events.add(0);
+    Event *made = new Event{current_device(), 0};
+    std::lock_guard<std::mutex> hold(lock);
+    events.insert(made);
+    *out = reinterpret_cast<CUevent>(made);
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuEventDestroy_v2(CUevent event) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (!events.erase(event)) return unknown("cuEventDestroy", event);
+    delete reinterpret_cast<Event *>(event);
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
+    if (!known(events, event)) return unknown("cuEventRecord", event);
+    int device = device_of_stream(stream);
+    Event *e = reinterpret_cast<Event *>(event);
+    if (device != e->device) return refuse(CUDA_ERROR_INVALID_HANDLE, "an event of device %d recorded in a stream of device %d", e->device, device);
+    e->recorded = milliseconds();
+    return CUDA_SUCCESS;
+}
+STUB_EXPORT CUresult cuEventSynchronize(CUevent event) {
+    totals.event_waits.add(0);
+    log("eventsync");
+    return known(events, event) ? CUDA_SUCCESS : unknown("cuEventSynchronize", event);
+}
+STUB_EXPORT CUresult cuEventQuery(CUevent event) { return known(events, event) ? CUDA_SUCCESS : unknown("cuEventQuery", event); }
+STUB_EXPORT CUresult cuEventElapsedTime(float *ms, CUevent from, CUevent to) {
+    if (!known(events, from) || !known(events, to)) return unknown("cuEventElapsedTime", from);
+    *ms = float(reinterpret_cast<Event *>(to)->recorded - reinterpret_cast<Event *>(from)->recorded);
+    return CUDA_SUCCESS;
+}
+// cuda.h gives the name above to the second version; older programs ask for the first.
+#undef cuEventElapsedTime
+STUB_EXPORT CUresult cuEventElapsedTime(float *ms, CUevent from, CUevent to) { return cuEventElapsedTime_v2(ms, from, to); }
+
+// Nothing is recorded into graphs here: whoever wants one is told so.
+STUB_EXPORT CUresult cuStreamBeginCapture_v2(CUstream, CUstreamCaptureMode) { return CUDA_ERROR_NOT_SUPPORTED; }
+STUB_EXPORT CUresult cuStreamEndCapture(CUstream, CUgraph *) { return CUDA_ERROR_NOT_SUPPORTED; }
+STUB_EXPORT CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus *status) {
+    *status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return CUDA_SUCCESS;
+}
