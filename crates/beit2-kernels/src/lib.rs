@@ -88,6 +88,7 @@ pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
 pub use tokens::{
     TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens,
+    narrow_tokens, replace_cls,
 };
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,

@@ -1,8 +1,9 @@
 //! What happens to tokens around the blocks: patches become tokens, some tokens are taken out.
 //!
 //! Contract: [`embed_tokens`] puts a token in place of masked patches, CLS before all of them, and adds positions;
-//! [`gather_tokens`] takes some tokens of each sample, and [`gather_bias`] the rows of a bias that belong to them. A GPU does
-//! each in one pass, with a backward pass of its own that adds in a fixed order; elsewhere they are Burn's primitives.
+//! [`gather_tokens`] takes some tokens of each sample, and [`gather_bias`] the rows of a bias that belong to them;
+//! [`narrow_tokens`] takes a range of tokens, [`replace_cls`] the CLS token of another tensor. A GPU does each in one pass, with
+//! a backward pass of its own that adds in a fixed order; elsewhere they are Burn's primitives.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -10,7 +11,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor, TensorMetadata};
+use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 
 use crate::graph::{constant, record, register};
 use crate::tensor::{unwrap, wrap};
@@ -47,8 +48,6 @@ pub struct TokenGradients<T> {
 pub struct TokenChoice<B: BurnBackend> {
     /// Tokens of each sample in turn, none twice, `[B·R]` into `[T]`.
     pub local: IntTensor<B>,
-    /// The same into the flattened tokens `[B·T]`.
-    pub flat: IntTensor<B>,
     /// R.
     pub per_sample: usize,
 }
@@ -87,6 +86,30 @@ pub trait TokenOps: BurnBackend {
         tokens: usize,
     ) -> FloatTensor<Self> {
         composed::gather_tokens_backward::<Self>(grad, choice, tokens)
+    }
+
+    /// [`narrow_tokens`](crate::narrow_tokens).
+    fn fused_narrow_tokens(x: FloatTensor<Self>, from: usize, count: usize) -> FloatTensor<Self> {
+        composed::narrow_tokens::<Self>(x, from, count)
+    }
+
+    /// The gradient of the `tokens` tokens of each sample, 0 outside the range; only where it is one computation.
+    fn fused_narrow_tokens_backward(
+        grad: FloatTensor<Self>,
+        from: usize,
+        tokens: usize,
+    ) -> FloatTensor<Self> {
+        composed::narrow_tokens_backward::<Self>(grad, from, tokens)
+    }
+
+    /// [`replace_cls`](crate::replace_cls).
+    fn fused_replace_cls(cls: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::replace_cls::<Self>(cls, x)
+    }
+
+    /// Its gradients of `cls`, of `tokens` tokens, and of `x`; only where it is one computation.
+    fn fused_replace_cls_backward(grad: FloatTensor<Self>, tokens: usize) -> [FloatTensor<Self>; 2] {
+        composed::replace_cls_backward::<Self>(grad, tokens)
     }
 
     /// [`gather_bias`](crate::gather_bias).
@@ -136,6 +159,26 @@ pub fn embed_tokens<B: TokenOps>(
     }))
 }
 
+/// Tokens `from ..` of each sample, `count` of them: `x [B, T, D]` → `[B, count, D]`.
+///
+/// # Panics
+/// If there are fewer.
+pub fn narrow_tokens<B: TokenOps>(x: Tensor<B, 3>, from: usize, count: usize) -> Tensor<B, 3> {
+    let tokens = x.dims()[1];
+    assert!(from + count <= tokens, "narrow_tokens: tokens {from} to {} of {tokens}", from + count);
+    wrap(B::fused_narrow_tokens(unwrap(x), from, count))
+}
+
+/// The first token of each sample of `cls [B, R, D]`, and all but the first of `x [B, T, D]` → `[B, T, D]`.
+///
+/// # Panics
+/// If batch or width differ.
+pub fn replace_cls<B: TokenOps>(cls: Tensor<B, 3>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let ([batch, _, width], other) = (x.dims(), cls.dims());
+    assert!(other[0] == batch && other[2] == width, "replace_cls: {other:?} does not fit {:?}", x.dims());
+    wrap(B::fused_replace_cls(unwrap(cls), unwrap(x)))
+}
+
 /// Some tokens of each sample: `x [B, T, D]` → `[B, R, D]`.
 pub fn gather_tokens<B: TokenOps>(x: Tensor<B, 3>, choice: TokenChoice<B>) -> Tensor<B, 3> {
     wrap(B::fused_gather_tokens(unwrap(x), choice))
@@ -154,6 +197,14 @@ pub(crate) mod composed {
 
     fn int<B: BurnBackend>(x: IntTensor<B>) -> Tensor<B, 1, Int> {
         Tensor::from_primitive(x)
+    }
+
+    /// The chosen tokens among the flattened ones `[B·T]`, `[B·R]`.
+    fn flat<B: BurnBackend>(choice: TokenChoice<B>, tokens: usize) -> Tensor<B, 1, Int> {
+        let local = int::<B>(choice.local);
+        let (count, per_sample) = (local.dims()[0], choice.per_sample.max(1));
+        let first: Vec<i32> = (0..count).map(|at| (at / per_sample * tokens) as i32).collect();
+        local.clone() + Tensor::from_data(TensorData::new(first, [count]), &local.device())
     }
 
     pub(crate) fn embed_tokens<B: BurnBackend>(parts: TokenParts<FloatTensor<B>>) -> FloatTensor<B> {
@@ -193,8 +244,9 @@ pub(crate) mod composed {
     pub(crate) fn gather_tokens<B: BurnBackend>(x: FloatTensor<B>, choice: TokenChoice<B>) -> FloatTensor<B> {
         let x = wrap::<B, 3>(x);
         let [batch, tokens, width] = x.dims();
-        let taken = x.reshape([batch * tokens, width]).select(0, int::<B>(choice.flat));
-        unwrap(taken.reshape([batch, choice.per_sample, width]))
+        let per_sample = choice.per_sample;
+        let taken = x.reshape([batch * tokens, width]).select(0, flat::<B>(choice, tokens));
+        unwrap(taken.reshape([batch, per_sample, width]))
     }
 
     pub(crate) fn gather_tokens_backward<B: BurnBackend>(
@@ -206,8 +258,43 @@ pub(crate) mod composed {
         let [batch, count, width] = grad.dims();
         let zeros = Tensor::<B, 2>::zeros([batch * tokens, width], (&grad.device(), grad.dtype()));
         let grad = grad.reshape([batch * count, width]);
-        let all = zeros.select_assign(0, int::<B>(choice.flat), grad, IndexingUpdateOp::Add);
+        let all = zeros.select_assign(0, flat::<B>(choice, tokens), grad, IndexingUpdateOp::Add);
         unwrap(all.reshape([batch, tokens, width]))
+    }
+
+    pub(crate) fn narrow_tokens<B: BurnBackend>(
+        x: FloatTensor<B>,
+        from: usize,
+        count: usize,
+    ) -> FloatTensor<B> {
+        unwrap(wrap::<B, 3>(x).narrow(1, from, count))
+    }
+
+    pub(crate) fn narrow_tokens_backward<B: BurnBackend>(
+        grad: FloatTensor<B>,
+        from: usize,
+        tokens: usize,
+    ) -> FloatTensor<B> {
+        let grad = wrap::<B, 3>(grad);
+        let [batch, count, width] = grad.dims();
+        let zeros = Tensor::<B, 3>::zeros([batch, tokens, width], (&grad.device(), grad.dtype()));
+        unwrap(zeros.slice_assign([0..batch, from..from + count, 0..width], grad))
+    }
+
+    pub(crate) fn replace_cls<B: BurnBackend>(cls: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
+        let x = wrap::<B, 3>(x);
+        let others = x.dims()[1] - 1;
+        unwrap(Tensor::cat(vec![wrap::<B, 3>(cls).narrow(1, 0, 1), x.narrow(1, 1, others)], 1))
+    }
+
+    pub(crate) fn replace_cls_backward<B: BurnBackend>(
+        grad: FloatTensor<B>,
+        tokens: usize,
+    ) -> [FloatTensor<B>; 2] {
+        let grad = wrap::<B, 3>(grad);
+        let others = grad.dims()[1] - 1;
+        let cls = narrow_tokens_backward::<B>(unwrap(grad.clone().narrow(1, 0, 1)), 0, tokens);
+        [cls, narrow_tokens_backward::<B>(unwrap(grad.narrow(1, 1, others)), 1, others + 1)]
     }
 
     pub(crate) fn gather_bias<B: BurnBackend>(
@@ -275,6 +362,33 @@ impl<B: TokenOps> Backward<B, 1> for GatherTokensBackward {
 }
 
 #[derive(Debug)]
+struct NarrowBackward;
+
+impl<B: TokenOps> Backward<B, 1> for NarrowBackward {
+    /// Where the range begins, of how many tokens.
+    type State = (usize, usize);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (from, tokens) = ops.state;
+        register!(B, grads, ops.parents, [B::fused_narrow_tokens_backward(grad, from, tokens)]);
+    }
+}
+
+#[derive(Debug)]
+struct ReplaceClsBackward;
+
+impl<B: TokenOps> Backward<B, 2> for ReplaceClsBackward {
+    /// Tokens of `cls`.
+    type State = usize;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        register!(B, grads, ops.parents, B::fused_replace_cls_backward(grad, ops.state));
+    }
+}
+
+#[derive(Debug)]
 struct GatherBiasBackward;
 
 impl<B: TokenOps> Backward<B, 1> for GatherBiasBackward {
@@ -290,7 +404,7 @@ impl<B: TokenOps> Backward<B, 1> for GatherBiasBackward {
 
 /// Integers are the inner backend's already.
 fn inner<B: BurnBackend, C: CheckpointStrategy>(choice: TokenChoice<Autodiff<B, C>>) -> TokenChoice<B> {
-    TokenChoice { local: choice.local, flat: choice.flat, per_sample: choice.per_sample }
+    TokenChoice { local: choice.local, per_sample: choice.per_sample }
 }
 
 impl<B: TokenOps, C: CheckpointStrategy> TokenOps for Autodiff<B, C> {
@@ -328,6 +442,26 @@ impl<B: TokenOps, C: CheckpointStrategy> TokenOps for Autodiff<B, C> {
         record!(B, C, GatherTokensBackward, [x],
             tracked { (B::fused_gather_tokens(x.primitive, choice.clone()), (choice, tokens)) },
             untracked { B::fused_gather_tokens(x.primitive, choice) })
+    }
+
+    fn fused_narrow_tokens(x: FloatTensor<Self>, from: usize, count: usize) -> FloatTensor<Self> {
+        if !B::fuses_tokens(&B::float_device(&x.primitive)) {
+            return composed::narrow_tokens::<Self>(x, from, count);
+        }
+        let tokens = x.primitive.shape()[1];
+        record!(B, C, NarrowBackward, [x],
+            tracked { (B::fused_narrow_tokens(x.primitive, from, count), (from, tokens)) },
+            untracked { B::fused_narrow_tokens(x.primitive, from, count) })
+    }
+
+    fn fused_replace_cls(cls: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !B::fuses_tokens(&B::float_device(&x.primitive)) {
+            return composed::replace_cls::<Self>(cls, x);
+        }
+        let tokens = cls.primitive.shape()[1];
+        record!(B, C, ReplaceClsBackward, [cls, x],
+            tracked { (B::fused_replace_cls(cls.primitive, x.primitive), tokens) },
+            untracked { B::fused_replace_cls(cls.primitive, x.primitive) })
     }
 
     fn fused_gather_bias(bias: FloatTensor<Self>, choice: TokenChoice<Self>) -> FloatTensor<Self> {

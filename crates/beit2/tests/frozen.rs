@@ -47,8 +47,8 @@ fn classifier(bias: RelPosKind) -> VisionTransformer<Flex> {
 
 fn outputs(model: &VisionTransformer<Flex>, x: &Tensor<Flex, 4>) -> Vec<TensorData> {
     let tokens = model.tokens(x.clone(), &DropPath::none());
-    let [batch, count, _] = tokens.dims();
-    let subset = TokenSubset::new(&vec![3; batch], 1, count, &Default::default());
+    let batch = tokens.dims()[0];
+    let subset = TokenSubset::new(&vec![3; batch], 1, &Default::default());
     let (block, bias) = (&model.trunk.blocks[1], model.trunk.shared_bias());
     let drop = DropPath::none().block(0);
     vec![

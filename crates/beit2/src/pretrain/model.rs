@@ -38,8 +38,8 @@ impl<B: Backend> PatchMask<B> {
         }
         Self {
             mask: Tensor::from_data(TensorData::new(mask, [batch, patches, 1]), device),
-            with_cls: TokenSubset::new(&with_cls, per_image + 1, patches + 1, device),
-            masked: TokenSubset::new(&masked, per_image, patches + 1, device),
+            with_cls: TokenSubset::new(&with_cls, per_image + 1, device),
+            masked: TokenSubset::new(&masked, per_image, device),
         }
     }
 
@@ -69,11 +69,12 @@ impl<B: Backend> PatchMask<B> {
 /// The tokenizer's ids at the masked patches, in the order of the logits: `ids [B, N]` → `[B·M]`.
 pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &PatchMask<B>) -> Tensor<B, 1, Int> {
     let [batch, patches] = ids.dims();
-    // Tokens are counted with the CLS of each image, patches without.
-    let (tokens, per_image) = (mask.masked.flat(), mask.per_image());
-    let before: Vec<i32> = (0..batch * per_image).map(|at| (at / per_image.max(1)) as i32 + 1).collect();
-    let before = Tensor::from_data(TensorData::new(before, [batch * per_image]), &tokens.device());
-    ids.reshape([batch * patches]).select(0, tokens - before)
+    // Patches before those of each image; tokens are counted with CLS, patches without.
+    let (tokens, per_image) = (mask.masked.local(), mask.per_image());
+    let first: Vec<i32> =
+        (0..batch * per_image).map(|at| (at / per_image.max(1) * patches) as i32 - 1).collect();
+    let first = Tensor::from_data(TensorData::new(first, [batch * per_image]), &tokens.device());
+    ids.reshape([batch * patches]).select(0, tokens + first)
 }
 
 /// Logits at the masked patches, in (image, patch) order.
@@ -190,20 +191,18 @@ impl<B: Backend> MimModel<B> {
             let x = last_block.forward_subset(x, &mask.masked, bias.as_ref(), &last_drop);
             return MimLogits { last: self.predict(x), patch_aggregation: None };
         }
-        let (cls, last, early) = match early {
+        let (last, mut y) = match early {
             Some(early) => {
                 let x = last_block.forward_subset(x, &mask.with_cls, bias.as_ref(), &last_drop);
                 let masked = x.dims()[1] - 1;
-                (x.clone().narrow(1, 0, 1), x.narrow(1, 1, masked), early)
+                (kernels::narrow_tokens(x.clone(), 1, masked), kernels::replace_cls(x, early))
             }
             // intermediate_layer = depth: the head reads the last block's patches, so all rows are needed.
             None => {
                 let x = last_block.forward(x, bias.as_ref(), &last_drop);
-                (x.clone().narrow(1, 0, 1), mask.masked.gather(x.clone()), x)
+                (mask.masked.gather(x.clone()), x)
             }
         };
-        let patches = early.dims()[1] - 1;
-        let mut y = Tensor::cat(vec![cls, early.narrow(1, 1, patches)], 1);
         let (final_block, inner) = match self.cls_pt_layers.split_last() {
             Some(split) => split,
             None => unreachable!("checked above"),

@@ -186,7 +186,7 @@ impl<B: Backend> Block<B> {
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
         let x = add_branch(subset.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
-            let subset = subset.of_samples(kept, x.dims()[1]);
+            let subset = subset.of_samples(kept);
             self.attn.forward_subset(self.norm1.forward(kept.take(x)), &subset, bias)
         });
         self.mlp_residual(x, drop)

@@ -1,6 +1,6 @@
 //! The reference's `VisionTransformer`: a trunk with final norm, pooling and head.
 
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -69,7 +69,7 @@ impl<B: Backend> VisionTransformer<B> {
     pub fn patch_tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
         let tokens = self.tokens(x, drop);
         let patches = tokens.dims()[1] - 1;
-        let tokens = tokens.narrow(1, 1, patches);
+        let tokens = kernels::narrow_tokens(tokens, 1, patches);
         match &self.head {
             Some(head) => head.forward(tokens),
             None => tokens,

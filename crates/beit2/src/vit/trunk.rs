@@ -11,25 +11,16 @@ use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, re
 /// The tokens of each sample that a caller wants, the same number R for every sample.
 #[derive(Debug, Clone)]
 pub struct TokenSubset<B: Backend> {
-    flat: Tensor<B, 1, Int>,  // [B·R] into [B·T]
     local: Tensor<B, 1, Int>, // [B·R] into [T]
     per_sample: usize,
 }
 
 impl<B: Backend> TokenSubset<B> {
-    /// From token indices, `per_sample` of each sample in turn, out of `tokens` each.
-    pub fn new(indices: &[u32], per_sample: usize, tokens: usize, device: &B::Device) -> Self {
+    /// From token indices, `per_sample` of each sample in turn, none of them twice.
+    pub fn new(indices: &[u32], per_sample: usize, device: &B::Device) -> Self {
         let local: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
-        let flat: Vec<i32> = indices
-            .iter()
-            .enumerate()
-            .map(|(at, &i)| (at / per_sample.max(1) * tokens) as i32 + i as i32)
-            .collect();
-        let tensor = |v: Vec<i32>| {
-            let len = v.len();
-            Tensor::from_data(TensorData::new(v, [len]), device)
-        };
-        Self { flat: tensor(flat), local: tensor(local), per_sample }
+        let count = local.len();
+        Self { local: Tensor::from_data(TensorData::new(local, [count]), device), per_sample }
     }
 
     /// Tokens per sample R.
@@ -42,32 +33,25 @@ impl<B: Backend> TokenSubset<B> {
     where
         A: beit2_kernels::AutodiffBackend<InnerBackend = B>,
     {
-        TokenSubset {
-            flat: Tensor::from_inner(self.flat),
-            local: Tensor::from_inner(self.local),
-            per_sample: self.per_sample,
-        }
+        TokenSubset { local: Tensor::from_inner(self.local), per_sample: self.per_sample }
     }
 
-    /// The subset of the kept samples, out of `tokens` each.
-    pub(crate) fn of_samples(&self, kept: &KeptSamples, tokens: usize) -> Self {
+    /// The subset of the kept samples.
+    pub(crate) fn of_samples(&self, kept: &KeptSamples) -> Self {
         let Some(numbers) = kept.numbers() else {
             return self.clone();
         };
-        let (count, per_sample, device) = (numbers.len(), self.per_sample, self.local.device());
-        let tensor =
-            |numbers: Vec<i32>| Tensor::<B, 1, Int>::from_data(TensorData::new(numbers, [count]), &device);
-        let kept = tensor(numbers.iter().map(|&number| number as i32).collect());
-        let first = tensor((0..count).map(|place| (place * tokens) as i32).collect());
+        let (count, per_sample) = (numbers.len(), self.per_sample);
+        let kept: Vec<i32> = numbers.iter().map(|&number| number as i32).collect();
+        let kept = Tensor::<B, 1, Int>::from_data(TensorData::new(kept, [count]), &self.local.device());
         let batch = self.local.dims()[0] / per_sample.max(1);
         let local = self.local.clone().reshape([batch, per_sample]).select(0, kept); // [K, R]
-        let flat = local.clone() + first.reshape([count, 1]);
-        Self { flat: flat.reshape([-1]), local: local.reshape([-1]), per_sample }
+        Self { local: local.reshape([-1]), per_sample }
     }
 
-    /// Positions in the flattened tokens `[B·T]`, `[B·R]`.
-    pub fn flat(&self) -> Tensor<B, 1, Int> {
-        self.flat.clone()
+    /// Positions among the tokens of each sample, `[B·R]`.
+    pub fn local(&self) -> Tensor<B, 1, Int> {
+        self.local.clone()
     }
 
     /// `[B, T, D]` → `[B, R, D]`.
@@ -81,11 +65,7 @@ impl<B: Backend> TokenSubset<B> {
     }
 
     fn choice(&self) -> TokenChoice<B> {
-        TokenChoice {
-            local: self.local.clone().into_primitive(),
-            flat: self.flat.clone().into_primitive(),
-            per_sample: self.per_sample,
-        }
+        TokenChoice { local: self.local.clone().into_primitive(), per_sample: self.per_sample }
     }
 }
 

@@ -18,6 +18,7 @@ mod cubin;
 mod engine;
 mod failure;
 mod gelu;
+mod images;
 mod kernels;
 mod launch;
 mod linear;
@@ -55,6 +56,11 @@ pub(crate) fn is_native(device: &CudaDevice) -> bool {
     engine::choice(device).is_ok()
 }
 
+/// The only output of an operation.
+fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
+    outputs.next().unwrap_or_else(|| unreachable!("an operation has an output"))
+}
+
 composed!(
     CudaRuntime: AdamwOps,
     BlockOps,
@@ -63,7 +69,6 @@ composed!(
     Conv3x3Ops,
     CrossEntropyOps,
     GeluOps,
-    ImageOps,
     LayerNormOps,
     NearestCodeOps,
     NormMlpOps,

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::CudaRuntime;
 
-use super::{Arg, Gpu, Ptr, is_native, native, native_reusing};
+use super::{Arg, Gpu, Ptr, is_native, native, native_reusing, one};
 use crate::ParameterOps;
 use crate::adamw::AdamwStep;
 use crate::parameters::{AdamwTensors, AdamwUpdated, AnyRank, composed};
@@ -199,10 +199,6 @@ fn step<BT: BoolElement>(
 fn fits<T: TensorMetadata>(x: &T) -> bool {
     let count = x.shape().num_elements();
     x.dtype() == DType::F32 && count > 0 && u32::try_from(count).is_ok()
-}
-
-fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
-    outputs.next().unwrap_or_else(|| unreachable!("an operation has an output"))
 }
 
 /// A table of tensors as a kernel reads it: entries of pointers, number of values, first block and more; then `capacity` is

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
-use super::{Arg, Gpu, Ptr, Queue, is_native, native};
+use super::{Arg, Gpu, Ptr, Queue, is_native, native, one};
 use crate::position_bias::{self, PositionBiasOps, PositionGrid};
 use crate::tokens::{TokenChoice, TokenGradients, TokenOps, TokenParts, composed};
 
@@ -20,10 +20,6 @@ fn plain<BT: BoolElement>(x: &Float<BT>) -> bool {
 /// Threads for a row of `width` values.
 fn threads(width: usize) -> [u32; 3] {
     [width.next_multiple_of(32).min(256) as u32, 1, 1]
-}
-
-fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
-    outputs.next().unwrap_or_else(|| unreachable!("an operation has an output"))
 }
 
 /// As native inputs: all of `list` that are there, and the place of each among them.
@@ -169,6 +165,59 @@ impl<BT: BoolElement> TokenOps for Cuda<BT> {
         }))
     }
 
+    fn fused_narrow_tokens(x: Float<BT>, from: usize, count: usize) -> Float<BT> {
+        if !is_native(x.client.device()) || !plain::<BT>(&x) {
+            return composed::narrow_tokens::<Self>(x, from, count);
+        }
+        moved::<BT>(x, from, 0, count)
+    }
+
+    fn fused_narrow_tokens_backward(grad: Float<BT>, from: usize, tokens: usize) -> Float<BT> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) {
+            return composed::narrow_tokens_backward::<Self>(grad, from, tokens);
+        }
+        moved::<BT>(grad, 0, from, tokens)
+    }
+
+    fn fused_replace_cls(cls: Float<BT>, x: Float<BT>) -> Float<BT> {
+        if !is_native(x.client.device()) || ![&cls, &x].into_iter().all(plain::<BT>) {
+            return composed::replace_cls::<Self>(cls, x);
+        }
+        let ([batch, tokens, width], cls_tokens) = ([0, 1, 2].map(|axis| x.shape[axis]), cls.shape[1]);
+        let outputs = vec![(x.shape.clone(), DType::F32)];
+        one(native::<BT>("replace_cls", vec![cls, x], outputs, 0, move |queue, inputs, outputs, _| {
+            let args = [
+                Arg::Ptr(inputs[0]),
+                Arg::Ptr(inputs[1]),
+                Arg::Ptr(outputs[0]),
+                Arg::U32(cls_tokens as u32),
+                Arg::U32(width as u32),
+            ];
+            queue.launch("tokens_replace_cls", [tokens as u32, batch as u32, 1], threads(width), 0, &args);
+        }))
+    }
+
+    fn fused_replace_cls_backward(grad: Float<BT>, cls_tokens: usize) -> [Float<BT>; 2] {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) {
+            return composed::replace_cls_backward::<Self>(grad, cls_tokens);
+        }
+        let [batch, tokens, width] = [0, 1, 2].map(|axis| grad.shape[axis]);
+        let outputs = [cls_tokens, tokens].map(|tokens| (Shape::new([batch, tokens, width]), DType::F32));
+        let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
+            let args = [
+                Arg::Ptr(inputs[0]),
+                Arg::Ptr(outputs[0]),
+                Arg::Ptr(outputs[1]),
+                Arg::U32(cls_tokens as u32),
+                Arg::U32(width as u32),
+            ];
+            let grid = [(tokens + cls_tokens) as u32, batch as u32, 1];
+            queue.launch("tokens_replace_cls_backward", grid, threads(width), 0, &args);
+        };
+        let mut outputs = native::<BT>("replace_cls_backward", vec![grad], outputs.to_vec(), 0, run);
+        [one(&mut outputs), one(&mut outputs)]
+    }
+
     fn fused_gather_bias(bias: Float<BT>, choice: TokenChoice<Self>) -> Float<BT> {
         if !is_native(bias.client.device()) || !plain::<BT>(&bias) || choice.local.dtype != DType::I32 {
             return composed::gather_bias::<Self>(bias, choice);
@@ -204,6 +253,18 @@ impl<BT: BoolElement> TokenOps for Cuda<BT> {
             queue.launch("tokens_gather_bias_backward", grid, threads(tokens), 0, &args);
         }))
     }
+}
+
+/// Tokens `from ..` of each sample at the places `to ..` of `tokens` tokens, zeros before and behind.
+fn moved<BT: BoolElement>(x: Float<BT>, from: usize, to: usize, tokens: usize) -> Float<BT> {
+    let [batch, old, width] = [0, 1, 2].map(|axis| x.shape[axis]);
+    let outputs = vec![(Shape::new([batch, tokens, width]), DType::F32)];
+    let block = threads(width);
+    one(native::<BT>("move_tokens", vec![x], outputs, 0, move |queue, inputs, outputs, _| {
+        let [old, from, to, width] = [old, from, to, width].map(|n| Arg::U32(n as u32));
+        let args = [Arg::Ptr(inputs[0]), Arg::Ptr(outputs[0]), old, from, to, width];
+        queue.launch("tokens_move", [tokens as u32, batch as u32, 1], block, 0, &args);
+    }))
 }
 
 /// `Grid` in `kernels/tokens.cu`.
@@ -260,7 +321,10 @@ mod tests {
 
     use crate::gpu::tests::on_cuda;
     use crate::testing::random;
-    use crate::{AutodiffBackend, PositionGrid, TokenChoice, embed_tokens, gather_bias, gather_tokens};
+    use crate::{
+        AutodiffBackend, PositionGrid, TokenChoice, embed_tokens, gather_bias, gather_tokens, narrow_tokens,
+        replace_cls,
+    };
 
     fn leaf<B: AutodiffBackend, const D: usize>(
         shape: [usize; D],
@@ -336,15 +400,14 @@ mod tests {
         for sample in 0..batch {
             local.extend((0..count).map(|at| ((sample + at * 3) % tokens) as i32));
         }
-        let flat: Vec<i32> =
-            local.iter().enumerate().map(|(at, token)| (at / count * tokens) as i32 + token).collect();
-        let choice = || TokenChoice::<B> {
-            local: ints::<B>(&local, device).into_primitive(),
-            flat: ints::<B>(&flat, device).into_primitive(),
-            per_sample: count,
-        };
+        let choice =
+            || TokenChoice::<B> { local: ints::<B>(&local, device).into_primitive(), per_sample: count };
         let x = leaf::<B, 3>([batch, tokens, width], 1, device);
         let mut all = results!(gather_tokens(x.clone(), choice()), x);
+        all.extend(results!(narrow_tokens(x.clone(), 1, tokens - 1), x));
+        all.extend(results!(narrow_tokens(x.clone(), 2, 5), x));
+        let cls = leaf::<B, 3>([batch, count, width], 3, device);
+        all.extend(results!(replace_cls(cls.clone(), x.clone()), cls, x));
         let bias = leaf::<B, 4>([1, heads, tokens, tokens], 2, device);
         all.extend(results!(gather_bias(bias.clone(), choice()), bias));
         all

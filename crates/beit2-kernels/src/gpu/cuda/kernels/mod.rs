@@ -65,6 +65,11 @@ pub(crate) const SOURCES: &[Source] = &[
         ],
     },
     Source {
+        name: "images",
+        text: include_str!("images.cu"),
+        entries: &["images_from_bytes", "images_standardise", "images_to_patches"],
+    },
+    Source {
         name: "loss",
         text: include_str!("loss.cu"),
         entries: &[
@@ -119,6 +124,9 @@ pub(crate) const SOURCES: &[Source] = &[
             "tokens_embed",
             "tokens_embed_backward",
             "tokens_embed_backward_sums",
+            "tokens_move",
+            "tokens_replace_cls",
+            "tokens_replace_cls_backward",
             "tokens_gather",
             "tokens_gather_backward",
             "tokens_gather_bias",

@@ -74,6 +74,38 @@ extern "C" __global__ void __launch_bounds__(256) tokens_gather(const float *x, 
     for (unsigned d = threadIdx.x; d < width; d += blockDim.x) y[to * width + d] = x[from * width + d];
 }
 
+// y[b, r] = x[b, from + r - to], where that is a token of x and r one from `to` on; else 0. Grid (tokens of y, B). A range of tokens is
+// taken with to = 0, put back among zeros with from = 0.
+extern "C" __global__ void __launch_bounds__(256) tokens_move(
+    const float *x, float *y, unsigned tokens, unsigned from, unsigned to, unsigned width) {
+    const unsigned r = blockIdx.x;
+    const unsigned t = r + from - to;
+    const bool inside = r >= to && t < tokens;
+    const float *row = x + (size_t(blockIdx.y) * tokens + (inside ? t : 0)) * width;
+    float *into = y + (size_t(blockIdx.y) * gridDim.x + r) * width;
+    for (unsigned d = threadIdx.x; d < width; d += blockDim.x) into[d] = inside ? row[d] : 0;
+}
+
+// y[b, 0] = cls[b, 0] of `cls_tokens` tokens, y[b, t] = x[b, t]. Grid (T, B).
+extern "C" __global__ void __launch_bounds__(256) tokens_replace_cls(
+    const float *cls, const float *x, float *y, unsigned cls_tokens, unsigned width) {
+    const size_t to = (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * width;
+    const float *from = blockIdx.x == 0 ? cls + size_t(blockIdx.y) * cls_tokens * width : x + to;
+    for (unsigned d = threadIdx.x; d < width; d += blockDim.x) y[to + d] = from[d];
+}
+
+// dcls [B, R, D] and dx [B, T, D] from grad [B, T, D]: each has what it gave, and 0 elsewhere. Grid (T + R, B).
+extern "C" __global__ void __launch_bounds__(256) tokens_replace_cls_backward(
+    const float *grad, float *dcls, float *dx, unsigned cls_tokens, unsigned width) {
+    const unsigned tokens = gridDim.x - cls_tokens;
+    const bool own = blockIdx.x < tokens;
+    const unsigned t = own ? blockIdx.x : blockIdx.x - tokens;
+    const bool gave = own == (t > 0);
+    const float *from = grad + (size_t(blockIdx.y) * tokens + (own ? t : 0)) * width;
+    float *to = own ? dx + (size_t(blockIdx.y) * tokens + t) * width : dcls + (size_t(blockIdx.y) * cls_tokens + t) * width;
+    for (unsigned d = threadIdx.x; d < width; d += blockDim.x) to[d] = gave ? from[d] : 0;
+}
+
 // Which of `count` places holds `token`, or -1; the same for all threads of the block. No token is there twice.
 __device__ __forceinline__ int place_of(const int *places, unsigned count, int token) {
     __shared__ int found;
