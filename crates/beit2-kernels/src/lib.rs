@@ -79,7 +79,7 @@ pub use memory::release_memory;
 pub use nearest_code::{NearestCodeOps, nearest_code};
 pub use norm_mlp::{NormMlp, NormMlpOps, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
 pub use parameters::{
-    AdamwTensors, AdamwUpdated, AnyRank, ParameterOps, adamw_all, grad_norm, weighted_sums,
+    AdamwTensors, AdamwUpdated, AnyRank, ParameterOps, adamw_all, grad_norm, join_scalars, weighted_sums,
 };
 pub use pixel_cross_entropy::{IGNORE, PixelCrossEntropyOps, PixelLoss, pixel_cross_entropy};
 pub use position_bias::{PositionBiasOps, PositionGrid, position_bias};
@@ -87,7 +87,7 @@ pub use precision::Precision;
 pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
 pub use tokens::{
-    TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens,
+    TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens, mean_tokens,
     narrow_tokens, replace_cls,
 };
 

@@ -1,4 +1,4 @@
-//! Operations over all parameters of a model at once: the norm of the gradients, AdamW, weighted sums.
+//! Operations over all parameters of a model at once: the norm of the gradients, AdamW, weighted sums; and many scalars as one.
 //!
 //! Contract: what comes out is what the same arithmetic tensor by tensor gives, in order. A GPU takes hundreds of small
 //! tensors in a few launches; the default takes them one after the other. In place where the tensors given are the only
@@ -72,6 +72,11 @@ pub trait ParameterOps: AdamwOps {
         composed::adamw_all::<Self>(params, clip)
     }
 
+    /// [`join_scalars`](crate::join_scalars).
+    fn fused_join_scalars(scalars: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        composed::join_scalars::<Self>(scalars)
+    }
+
     /// [`weighted_sums`](crate::weighted_sums).
     fn fused_weighted_sums(pairs: Vec<[FloatTensor<Self>; 2]>, factors: [f64; 2]) -> Vec<FloatTensor<Self>> {
         composed::weighted_sums::<Self>(pairs, factors)
@@ -105,6 +110,15 @@ pub fn adamw_all<B: ParameterOps>(
         }
     }
     B::fused_adamw_all(params, clip.map(|(norm, max)| (unwrap(norm), max)))
+}
+
+/// Tensors `[1]` side by side, `[n]`: what a step leaves on the device is fetched as one.
+///
+/// # Panics
+/// If there are none.
+pub fn join_scalars<B: ParameterOps>(scalars: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    assert!(!scalars.is_empty(), "join_scalars: no tensors");
+    wrap(B::fused_join_scalars(scalars.into_iter().map(unwrap).collect()))
 }
 
 /// `a·x + b·y` for every pair `[x, y]` of as many values, in order and in the shape of `x`.
@@ -148,6 +162,10 @@ pub(crate) mod composed {
             (AnyRank(B::float_reshape(value, shape)), [wrap(first), wrap(second)])
         };
         params.into_iter().map(update).collect()
+    }
+
+    pub(crate) fn join_scalars<B: BurnBackend>(scalars: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+        B::float_cat(scalars, 0)
     }
 
     pub(crate) fn weighted_sums<B: BurnBackend>(
@@ -298,6 +316,13 @@ pub(crate) mod tests {
         };
         let sums = super::weighted_sums((0..SHAPES.len()).map(pair).collect(), factors);
         sums.into_iter().flat_map(|sum| sum.flat().into_data().into_vec::<f32>().unwrap()).collect()
+    }
+
+    #[test]
+    fn scalars_in_order() {
+        let scalars: Vec<_> =
+            [3.0, 1.0, 2.0].map(|x| Tensor::<Flex, 1>::from_data([x], &Default::default())).to_vec();
+        assert_eq!(super::join_scalars(scalars).into_data().to_vec::<f32>().unwrap(), [3.0, 1.0, 2.0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Contract: [`embed_tokens`] puts a token in place of masked patches, CLS before all of them, and adds positions;
 //! [`gather_tokens`] takes some tokens of each sample, and [`gather_bias`] the rows of a bias that belong to them;
-//! [`narrow_tokens`] takes a range of tokens, [`replace_cls`] the CLS token of another tensor. A GPU does each in one pass, with
+//! [`narrow_tokens`] takes a range of tokens, [`mean_tokens`] their mean, [`replace_cls`] the CLS token of another tensor. A GPU does each in one pass, with
 //! a backward pass of its own that adds in a fixed order; elsewhere they are Burn's primitives.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -102,6 +102,16 @@ pub trait TokenOps: BurnBackend {
         composed::narrow_tokens_backward::<Self>(grad, from, tokens)
     }
 
+    /// [`mean_tokens`](crate::mean_tokens).
+    fn fused_mean_tokens(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::mean_tokens::<Self>(x)
+    }
+
+    /// The gradient of the `tokens` tokens of each sample; only where it is one computation.
+    fn fused_mean_tokens_backward(grad: FloatTensor<Self>, tokens: usize) -> FloatTensor<Self> {
+        composed::mean_tokens_backward::<Self>(grad, tokens)
+    }
+
     /// [`replace_cls`](crate::replace_cls).
     fn fused_replace_cls(cls: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::replace_cls::<Self>(cls, x)
@@ -167,6 +177,11 @@ pub fn narrow_tokens<B: TokenOps>(x: Tensor<B, 3>, from: usize, count: usize) ->
     let tokens = x.dims()[1];
     assert!(from + count <= tokens, "narrow_tokens: tokens {from} to {} of {tokens}", from + count);
     wrap(B::fused_narrow_tokens(unwrap(x), from, count))
+}
+
+/// The mean of all tokens of each sample but the first: `x [B, T, D]` → `[B, D]`.
+pub fn mean_tokens<B: TokenOps>(x: Tensor<B, 3>) -> Tensor<B, 2> {
+    wrap(B::fused_mean_tokens(unwrap(x)))
 }
 
 /// The first token of each sample of `cls [B, R, D]`, and all but the first of `x [B, T, D]` → `[B, T, D]`.
@@ -281,6 +296,22 @@ pub(crate) mod composed {
         unwrap(zeros.slice_assign([0..batch, from..from + count, 0..width], grad))
     }
 
+    pub(crate) fn mean_tokens<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        let x = wrap::<B, 3>(x);
+        let [batch, tokens, width] = x.dims();
+        unwrap(x.narrow(1, 1, tokens - 1).mean_dim(1).reshape([batch, width]))
+    }
+
+    pub(crate) fn mean_tokens_backward<B: BurnBackend>(
+        grad: FloatTensor<B>,
+        tokens: usize,
+    ) -> FloatTensor<B> {
+        let grad = wrap::<B, 2>(grad);
+        let [batch, width] = grad.dims();
+        let share = grad.div_scalar((tokens - 1) as f64).reshape([batch, 1, width]);
+        narrow_tokens_backward::<B>(unwrap(share.repeat_dim(1, tokens - 1)), 1, tokens)
+    }
+
     pub(crate) fn replace_cls<B: BurnBackend>(cls: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
         let x = wrap::<B, 3>(x);
         let others = x.dims()[1] - 1;
@@ -376,6 +407,19 @@ impl<B: TokenOps> Backward<B, 1> for NarrowBackward {
 }
 
 #[derive(Debug)]
+struct MeanBackward;
+
+impl<B: TokenOps> Backward<B, 1> for MeanBackward {
+    /// How many tokens.
+    type State = usize;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        register!(B, grads, ops.parents, [B::fused_mean_tokens_backward(grad, ops.state)]);
+    }
+}
+
+#[derive(Debug)]
 struct ReplaceClsBackward;
 
 impl<B: TokenOps> Backward<B, 2> for ReplaceClsBackward {
@@ -452,6 +496,16 @@ impl<B: TokenOps, C: CheckpointStrategy> TokenOps for Autodiff<B, C> {
         record!(B, C, NarrowBackward, [x],
             tracked { (B::fused_narrow_tokens(x.primitive, from, count), (from, tokens)) },
             untracked { B::fused_narrow_tokens(x.primitive, from, count) })
+    }
+
+    fn fused_mean_tokens(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !B::fuses_tokens(&B::float_device(&x.primitive)) {
+            return composed::mean_tokens::<Self>(x);
+        }
+        let tokens = x.primitive.shape()[1];
+        record!(B, C, MeanBackward, [x],
+            tracked { (B::fused_mean_tokens(x.primitive), tokens) },
+            untracked { B::fused_mean_tokens(x.primitive) })
     }
 
     fn fused_replace_cls(cls: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {

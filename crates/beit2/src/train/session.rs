@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use beit2_data::Batch;
-use beit2_kernels::{Backend, Rank};
+use beit2_kernels::{self as kernels, Backend, Rank};
 use beit2_run::throughput::{Interruptions, Throughput};
 use beit2_run::{Cut, JsonlSink, Keep, Metrics, RunDir, Sink, TensorBoardSink};
-use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -414,7 +413,7 @@ impl<'a, I: Backend> Session<'a, I> {
         }
         // As one tensor, so that there is one read from the device.
         let scalars = pending.iter().flat_map(|report| &report.scalars).map(|(_, value)| value.clone());
-        let own = self.waits.device(|| Tensor::cat(scalars.collect(), 0).into_data());
+        let own = self.waits.device(|| kernels::join_scalars(scalars.collect()).into_data());
         let own = own.convert::<f64>().into_vec::<f64>().unwrap_or_default();
         let all = self.rank().gather(own)?;
         let mean = |at: usize| all.iter().map(|values| values[at]).sum::<f64>() / all.len() as f64;

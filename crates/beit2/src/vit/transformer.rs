@@ -98,12 +98,9 @@ impl<B: Backend> VisionTransformer<B> {
         let x = self.trunk.embed(x, None);
         let bias = self.trunk.shared_bias();
         let x = self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), drop, |_, _| {});
-        let [batch, tokens, width] = x.dims();
+        let [batch, _, width] = x.dims();
         let pooled = match (&self.fc_norm, &self.norm) {
-            (Some(fc_norm), _) => {
-                let mean = x.narrow(1, 1, tokens - 1).mean_dim(1);
-                fc_norm.forward(mean.reshape([batch, width]))
-            }
+            (Some(fc_norm), _) => fc_norm.forward(kernels::mean_tokens(x)),
             (None, Some(norm)) => norm.forward(x.narrow(1, 0, 1).reshape([batch, width])),
             (None, None) => x.narrow(1, 0, 1).reshape([batch, width]),
         };

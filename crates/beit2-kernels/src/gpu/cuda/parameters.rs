@@ -17,6 +17,7 @@ const PIECE: usize = 8192;
 const SQUARES: usize = 240;
 const STEPS: usize = 55;
 const SUMS: usize = 120;
+const SCALARS: usize = 500;
 
 type Cuda<BT> = Gpu<CudaRuntime, BT>;
 
@@ -77,6 +78,25 @@ impl<BT: BoolElement> ParameterOps for Cuda<BT> {
             params = rest;
         }
         updated
+    }
+
+    fn fused_join_scalars(scalars: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let scalar = |x: &FloatTensor<Self>| x.dtype == DType::F32 && x.shape.num_elements() == 1;
+        if !is_native(scalars[0].client.device()) || !scalars.iter().all(scalar) {
+            return composed::join_scalars::<Self>(scalars);
+        }
+        let outputs = vec![(Shape::new([scalars.len()]), DType::F32)];
+        let run = |queue: &mut super::Queue<'_>, scalars: &[Ptr], y: &[Ptr], _: Ptr| {
+            for (number, chunk) in scalars.chunks(SCALARS).enumerate() {
+                let mut table: Vec<u8> = chunk.iter().flat_map(|x| x.0.to_ne_bytes()).collect();
+                table.resize(8 * SCALARS, 0);
+                let numbers = [chunk.len(), number * SCALARS];
+                table.extend(numbers.iter().flat_map(|&number| (number as u32).to_ne_bytes()));
+                let args = [Arg::Bytes(table), Arg::Ptr(y[0])];
+                queue.launch("parameters_join_scalars", [1, 1, 1], [512, 1, 1], 0, &args);
+            }
+        };
+        one(native::<BT>("join_scalars", scalars, outputs, 0, run))
     }
 
     fn fused_weighted_sums(pairs: Vec<[FloatTensor<Self>; 2]>, factors: [f64; 2]) -> Vec<FloatTensor<Self>> {
@@ -237,6 +257,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use burn::backend::{Cuda, Flex};
+    use burn::tensor::Tensor;
 
     use crate::gpu::tests::on_cuda;
     use crate::parameters::tests::{averages, steps};
@@ -252,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn adamw_with_clipping_is_that_of_the_cpu() {
+    fn adamw_with_clipping_on_cuda() {
         on_cuda(|device| {
             for max in [None, Some(3.0), Some(1e9)] {
                 let (found, norm) = steps::<Cuda>(max, device);
@@ -265,7 +286,19 @@ mod tests {
     }
 
     #[test]
-    fn weighted_sums_are_those_of_the_cpu() {
+    fn scalars_on_cuda() {
+        on_cuda(|device| {
+            for count in [1, 7, 1203] {
+                let scalar = |at: usize| Tensor::<Cuda, 1>::from_data([at as f32 * 0.5], device);
+                let found = crate::join_scalars((0..count).map(scalar).collect()).into_data();
+                let expected: Vec<f32> = (0..count).map(|at| at as f32 * 0.5).collect();
+                assert_eq!(found.to_vec::<f32>().unwrap(), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn weighted_sums_on_cuda() {
         on_cuda(|device| {
             for factors in [[1.0, 1.0], [0.999, 0.001]] {
                 let found = averages::<Cuda>(factors, device);

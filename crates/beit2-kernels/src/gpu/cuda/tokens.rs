@@ -179,6 +179,32 @@ impl<BT: BoolElement> TokenOps for Cuda<BT> {
         moved::<BT>(grad, 0, from, tokens)
     }
 
+    fn fused_mean_tokens(x: Float<BT>) -> Float<BT> {
+        if !is_native(x.client.device()) || !plain::<BT>(&x) || x.shape[1] < 2 {
+            return composed::mean_tokens::<Self>(x);
+        }
+        let [batch, tokens, width] = [0, 1, 2].map(|axis| x.shape[axis]);
+        let outputs = vec![(Shape::new([batch, width]), DType::F32)];
+        one(native::<BT>("mean_tokens", vec![x], outputs, 0, move |queue, inputs, outputs, _| {
+            let [tokens, columns] = [tokens, width].map(|n| Arg::U32(n as u32));
+            let args = [Arg::Ptr(inputs[0]), Arg::Ptr(outputs[0]), tokens, columns];
+            queue.launch("tokens_mean", [width.div_ceil(32) as u32, batch as u32, 1], [256, 1, 1], 0, &args);
+        }))
+    }
+
+    fn fused_mean_tokens_backward(grad: Float<BT>, tokens: usize) -> Float<BT> {
+        if !is_native(grad.client.device()) || !plain::<BT>(&grad) || tokens < 2 {
+            return composed::mean_tokens_backward::<Self>(grad, tokens);
+        }
+        let [batch, width] = [0, 1].map(|axis| grad.shape[axis]);
+        let outputs = vec![(Shape::new([batch, tokens, width]), DType::F32)];
+        one(native::<BT>("mean_tokens_backward", vec![grad], outputs, 0, move |queue, inputs, outputs, _| {
+            let args = [Arg::Ptr(inputs[0]), Arg::Ptr(outputs[0]), Arg::U32(width as u32)];
+            let grid = [tokens as u32, batch as u32, 1];
+            queue.launch("tokens_mean_backward", grid, threads(width), 0, &args);
+        }))
+    }
+
     fn fused_replace_cls(cls: Float<BT>, x: Float<BT>) -> Float<BT> {
         if !is_native(x.client.device()) || ![&cls, &x].into_iter().all(plain::<BT>) {
             return composed::replace_cls::<Self>(cls, x);
@@ -322,8 +348,8 @@ mod tests {
     use crate::gpu::tests::on_cuda;
     use crate::testing::random;
     use crate::{
-        AutodiffBackend, PositionGrid, TokenChoice, embed_tokens, gather_bias, gather_tokens, narrow_tokens,
-        replace_cls,
+        AutodiffBackend, PositionGrid, TokenChoice, embed_tokens, gather_bias, gather_tokens, mean_tokens,
+        narrow_tokens, replace_cls,
     };
 
     fn leaf<B: AutodiffBackend, const D: usize>(
@@ -406,6 +432,7 @@ mod tests {
         let mut all = results!(gather_tokens(x.clone(), choice()), x);
         all.extend(results!(narrow_tokens(x.clone(), 1, tokens - 1), x));
         all.extend(results!(narrow_tokens(x.clone(), 2, 5), x));
+        all.extend(results!(mean_tokens(x.clone()), x));
         let cls = leaf::<B, 3>([batch, count, width], 3, device);
         all.extend(results!(replace_cls(cls.clone(), x.clone()), cls, x));
         let bias = leaf::<B, 4>([1, heads, tokens, tokens], 2, device);

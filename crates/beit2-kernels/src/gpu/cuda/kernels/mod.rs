@@ -115,6 +115,7 @@ pub(crate) const SOURCES: &[Source] = &[
             "parameters_norm",
             "parameters_adamw",
             "parameters_weighted_sums",
+            "parameters_join_scalars",
         ],
     },
     Source {
@@ -125,6 +126,8 @@ pub(crate) const SOURCES: &[Source] = &[
             "tokens_embed_backward",
             "tokens_embed_backward_sums",
             "tokens_move",
+            "tokens_mean",
+            "tokens_mean_backward",
             "tokens_replace_cls",
             "tokens_replace_cls_backward",
             "tokens_gather",

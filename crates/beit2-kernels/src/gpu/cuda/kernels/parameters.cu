@@ -192,3 +192,16 @@ extern "C" __global__ void __launch_bounds__(256) parameters_weighted_sums(const
     }
     for (unsigned i = rest + threadIdx.x; i < end; i += THREADS) entry.sum[i] = a * entry.x[i] + b * entry.y[i];
 }
+
+// -- Scalars ----------------------------------------------------------------------------------------------------------
+
+struct ScalarTable {
+    const float *entries[500];
+    unsigned used;
+    unsigned first;
+};
+
+// y[first + i] = the value at entries[i]; one block
+extern "C" __global__ void __launch_bounds__(512) parameters_join_scalars(const __grid_constant__ ScalarTable table, float *y) {
+    if (threadIdx.x < table.used) y[table.first + threadIdx.x] = table.entries[threadIdx.x][0];
+}

@@ -86,6 +86,30 @@ extern "C" __global__ void __launch_bounds__(256) tokens_move(
     for (unsigned d = threadIdx.x; d < width; d += blockDim.x) into[d] = inside ? row[d] : 0;
 }
 
+// y[b] = the mean of x[b, 1 ..]. Grid (D / 32 rounded up, B): 32 values of d; eight threads share a sum, in a fixed order.
+extern "C" __global__ void __launch_bounds__(256) tokens_mean(const float *x, float *y, unsigned tokens, unsigned width) {
+    __shared__ float parts[8][32];
+    const unsigned column = threadIdx.x % 32, row = threadIdx.x / 32, d = blockIdx.x * 32 + column;
+    float sum = 0;
+    if (d < width) {
+        for (unsigned t = 1 + row; t < tokens; t += 8) sum += x[(size_t(blockIdx.y) * tokens + t) * width + d];
+    }
+    parts[row][column] = sum;
+    __syncthreads();
+    if (row == 0 && d < width) {
+        float total = 0;
+        for (unsigned r = 0; r < 8; r++) total += parts[r][column];
+        y[size_t(blockIdx.y) * width + d] = total / float(tokens - 1);
+    }
+}
+
+// dx[b, t] = grad[b] / (T - 1) for t > 0, else 0. Grid (T, B).
+extern "C" __global__ void __launch_bounds__(256) tokens_mean_backward(const float *grad, float *dx, unsigned width) {
+    const float share = blockIdx.x == 0 ? 0 : 1.0f / float(gridDim.x - 1);
+    float *to = dx + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * width;
+    for (unsigned d = threadIdx.x; d < width; d += blockDim.x) to[d] = grad[size_t(blockIdx.y) * width + d] * share;
+}
+
 // y[b, 0] = cls[b, 0] of `cls_tokens` tokens, y[b, t] = x[b, t]. Grid (T, B).
 extern "C" __global__ void __launch_bounds__(256) tokens_replace_cls(
     const float *cls, const float *x, float *y, unsigned cls_tokens, unsigned width) {
