@@ -1,49 +1,73 @@
 #!/usr/bin/env bash
-# Correctness, speed and memory of beit2 on a GPU, beside PyTorch eager and compiled, in one call of under nine minutes.
+# Correctness, speed and memory of beit2 on a GPU, beside PyTorch eager and compiled, cheapest proof first.
 #
 # usage: bench/gpu.sh OUT
+#        bench/gpu.sh --pack DIR              # makes what a machine without Rust or a network needs (bench/gpu_pack.sh)
+#        PACK=DIR bench/gpu.sh OUT            # there, with this repository beside DIR
 #        DEVICE=cpu SIZE=tiny BATCHES=4 BUDGET=300 bench/gpu.sh OUT     # without a GPU, to try the script itself
 #
-# Builds nothing and fetches nothing. It wants a program made by `cargo build --release --features cuda`, and a Python
-# with PyTorch (for CUDA) and timm. OUT gets, all flat:
-#   doctor.json            the machine, its GPU and the libraries for it
-#   golden.txt             what GOLDEN_TEST printed, when it is given
-#   results.jsonl          one line for each cell, written after each program; `compare.py table` prints it
-#   table.md               that table
-#   kernels-*.json         time of one pretraining step by kernel, ours and PyTorch's, when time is left
-#   log.txt                everything that was said
+# Builds nothing and fetches nothing. It wants a program made by `cargo build --release --features cuda`, and for the comparison a
+# Python with PyTorch (for CUDA) and timm. The parts, in their order, each with a limit of its own:
+#   machine    the GPU, the libraries for it                            doctor.json, machine.txt
+#   tiny       a prediction of the smallest model: kernels load         tiny.jsonl
+#   golden     recorded outputs of the reference, on the device         golden.txt
+#   kernels    own kernels against f64                                  kernels.txt
+#   curve      a short pretraining against the CPU's losses             curve/curve.json
+#   compare    speed and memory, ours and PyTorch's                     results.jsonl (one line a cell, after each program), table.md
+#   profile    the longest kernels of a pretraining step                kernels-*.json; nsys-*.csv and ncu-*.txt where they exist
+# Every result is written when it is known: what stops the script loses none. OUT also gets parts.tsv (part, status, seconds)
+# and log.txt (everything that was said).
 #
 # variables, with what they are when they are left out:
+#   PARTS="machine tiny golden kernels curve compare profile"           some of them, for calls of ten minutes
 #   BEIT2=target/release/beit2   the program             PYTHON=python3       the Python
 #   DEVICE=cuda                  or cpu                  SIZE=base            tiny, small, base or large
 #   BATCHES="128 64 256"         most important first    DTYPE=bf16           or f32
 #   BUDGET=520                   seconds for everything  ROUNDS=3             of each program
-#   GOLDEN_TEST=                 a test executable for the device, run first: `golden` of `scripts/test_gpu.sh cuda pack DIR`;
-#                                BEIT2_GOLDEN names its recorded outputs
-#   GOLDEN_SECONDS=150           its limit               STEPS=0              of a round; 0: by the cell
-# Both programs may be packed by xz (NAME.xz), a third of the size.
+#   GOLDEN_TEST= KERNEL_TEST=    test executables for the device: `golden` and `beit2_kernels` of `scripts/test_gpu.sh cuda pack DIR`
+#   BEIT2_GOLDEN=tests/golden    its recorded outputs    STEPS=0              of a round; 0: by the cell
+#   GOLDEN_SECONDS=150           its limit               CURVE=               the CPU's half of `curve`, of loss_curve.py --prepare
+#   CUBINS=                      own kernels, compiled elsewhere: BEIT2_KERNELS of the program
+#   CACHE=                       kernels of this very program for an H100 or H200, as .tar.xz; OUT/kernels-after.tar.xz is such a file,
+#                                with what was tuned on the card
+#   PROGRAMS="beit2 pytorch-compile pytorch-eager"
+# Programs may be packed by xz (NAME.xz), a third of the size.
 #
-# The most important cell comes first: pretraining at the first batch, ours, compiled, eager; then fine-tuning,
+# In `compare` the most important cell comes first: pretraining at the first batch, ours, compiled, eager; then fine-tuning,
 # tokenizer, inference; then the other batches. What the budget has no room for is left out, and a line says so.
 # The status is 0 when everything that ran succeeded, 1 when something failed.
 set -euo pipefail
 usage() { sed -n '2,/^[^#]/s/^#//p' "$0"; }
+here=$(cd "$(dirname "$0")" && pwd)
 case ${1:-} in
 -h | --help) usage; exit ;;
+--pack) shift; exec "$here/gpu_pack.sh" "$@" ;;
 '' | -*) usage >&2; exit 2 ;;
 esac
 SECONDS=0
 mkdir -p "$1"
 out=$(realpath "$1")
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(dirname "$here")
+if [ -n "${PACK:-}" ]; then
+    pack=$(realpath "$PACK")
+    : "${BEIT2:=$pack/beit2.xz}" "${CURVE:=$pack/curve}" "${CACHE:=$pack/kernels.tar.xz}"
+    [ ! -d "$pack/cubins" ] || : "${CUBINS:=$pack/cubins}"
+    [ ! -e "$pack/golden.xz" ] || : "${GOLDEN_TEST:=$pack/golden.xz}"
+    [ ! -e "$pack/beit2_kernels.xz" ] || : "${KERNEL_TEST:=$pack/beit2_kernels.xz}"
+fi
 beit2=$(realpath -m "${BEIT2:-$root/target/release/beit2}")
 python=${PYTHON:-python3}
 # Absolute, but not through links: the link is what makes a virtual environment.
 case $python in /*) ;; */*) python=$PWD/$python ;; esac
 device=${DEVICE:-cuda} size=${SIZE:-base} dtype=${DTYPE:-bf16}
 read -r -a batches <<< "${BATCHES:-128 64 256}"
+read -r -a parts <<< "${PARTS:-machine tiny golden kernels curve compare profile}"
+read -r -a programs <<< "${PROGRAMS:-beit2 pytorch-compile pytorch-eager}"
 budget=${BUDGET:-520} rounds=${ROUNDS:-3} steps=${STEPS:-0}
 golden=${GOLDEN_TEST:+$(realpath -m "$GOLDEN_TEST")}
+kernels=${KERNEL_TEST:+$(realpath -m "$KERNEL_TEST")}
+curve=${CURVE:+$(realpath -m "$CURVE")}
+cache=${CACHE:+$(realpath -m "$CACHE")}
 BEIT2_GOLDEN=$(realpath -m "${BEIT2_GOLDEN:-$root/tests/golden}")
 export BEIT2_GOLDEN
 # The kernels' share of the budget, with what the last lines take.
@@ -51,40 +75,59 @@ reserve=$((budget / 6))
 status=0
 
 # Everything goes to the log as well. Lines are written at once: what stops the script must lose none.
-exec > >(tee "$out/log.txt") 2>&1
+exec > >(tee -a "$out/log.txt") 2>&1
 export PYTHONUNBUFFERED=1
 say() { printf 'gpu.sh: [%s s] %s\n' "$SECONDS" "$*"; }
 stop() { say "$*"; exit 2; }
 left() { echo $((budget - SECONDS)); }
+wanted() { case " ${parts[*]} " in *" $1 "*) return 0 ;; esac; return 1; }
+pytorch() { case " ${programs[*]} " in *" pytorch"*) return 0 ;; esac; return 1; }
 
 usable() { [ -x "$1" ] || { [ -f "$1" ] && [ "${1%.xz}" != "$1" ]; }; }
 usable "$beit2" || stop "$beit2 is no program: cargo build --release --features cuda makes it, BEIT2=… names another"
-[ -z "$golden" ] || usable "$golden" || stop "GOLDEN_TEST is no program: $golden"
-"$python" - "$device" << 'CHECK' || stop "this Python cannot be used: $python; name another with PYTHON=…"
+for test in "$golden" "$kernels"; do
+    [ -z "$test" ] || usable "$test" || stop "this is no test program: $test"
+done
+if pytorch && { wanted compare || wanted profile; }; then
+    "$python" - << 'CHECK' || { say "this Python has no PyTorch: $python; PYTHON=… names another. Only ours is measured"; programs=(beit2); }
 import importlib.util, sys
 missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
 sys.exit(f"{', '.join(missing)} is not installed for {sys.executable}" if missing else 0)
 CHECK
+fi
 
-# Programs start in a folder of their own with settings for CubeCL: compiled and tuned kernels are kept from one to the
-# next.
+# Programs start in a folder of their own, with a cache of their own: compiled and tuned kernels are kept from one to the next.
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cat > "$work/cubecl.toml" << TOML
-[compilation]
-cache = { file = "$work/kernels" }
-[autotune]
-cache = { file = "$work/tuned" }
-TOML
+# What was tuned and compiled here is worth keeping: the next call starts from it.
+keep() {
+    tar -C "$work/cache" -cJf "$out/kernels-after.tar.xz.new" . 2> /dev/null &&
+        mv "$out/kernels-after.tar.xz.new" "$out/kernels-after.tar.xz"
+    rm -rf "$work" "$out/kernels-after.tar.xz.new"
+}
+trap keep EXIT
+trap 'say "stopped by a signal"; exit 143' TERM INT
+mkdir -p "$work/cache/cubecl"
+export XDG_CACHE_HOME=$work/cache
+[ -z "${CUBINS:-}" ] || { BEIT2_KERNELS=$(realpath "$CUBINS"); export BEIT2_KERNELS; }
+if [ -n "$cache" ] && [ -e "$cache" ]; then
+    # What is carried is code for compute capability 9.0; CubeCL's names do not tell generations apart.
+    generation=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 || true)
+    if [ "$generation" = 9.0 ]; then
+        tar -C "$work/cache" -xJf "$cache" || say "$cache cannot be unpacked; its kernels are compiled instead"
+    else
+        say "the carried kernels are for compute capability 9.0, and this is ${generation:-unknown}: they are compiled instead"
+    fi
+fi
+printf '[compilation]\ncache = { file = "%s" }\n' "$work/cache/cubecl" > "$work/cubecl.toml"
 cd "$work"
 
-# CubeCL compiles kernels at run time with NVRTC, which needs CUDA's include files; it asks CUDA_PATH, then usual places.
-# The toolkit may lie elsewhere: beside nvcc, or in Python's packages, as PyTorch brings it. Ours alone is told, so that
-# PyTorch keeps the libraries it was built with.
-packages() {
+# NVRTC, CUDA's include files and cuBLASLt may lie in a toolkit, beside nvcc, or in Python's packages, as PyTorch brings them.
+# Ours alone is told, so that PyTorch keeps the libraries it was built with.
+packages() { # folders of Python's packages with libraries of CUDA, those of the whole toolkit first
     local site
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     compgen -G "$site/nvidia/cu[0-9]*" || true
+    compgen -G "$site/nvidia/*/" || true
 }
 toolkit=${CUDA_PATH:-/usr/local/cuda}
 libraries=${LD_LIBRARY_PATH:-}
@@ -100,12 +143,14 @@ if [ "$device" = cuda ]; then
             fi
         done < <(printf '%s\n' "${beside:-/opt/cuda}"; packages)
     fi
-    while read -r folder; do
-        if compgen -G "$folder/libnvrtc.so*" > /dev/null; then
-            libraries=$folder${libraries:+:$libraries}
-            break
-        fi
-    done < <(printf '%s\n' "$toolkit"/{lib64,targets/x86_64-linux/lib,lib}; packages | sed 's,$,/lib,')
+    for library in libnvrtc.so libcublasLt.so libnccl.so; do
+        while read -r folder; do
+            if compgen -G "$folder/$library*" > /dev/null; then
+                case ":$libraries:" in *":$folder:"*) ;; *) libraries=${libraries:+$libraries:}$folder ;; esac
+                break
+            fi
+        done < <(printf '%s\n' "$toolkit"/{lib64,targets/x86_64-linux/lib,lib}; packages | sed 's,/*$,/lib,')
+    done
     say "CUDA toolkit: $toolkit; LD_LIBRARY_PATH: $libraries"
 fi
 unpacked() { # PROGRAM NAME: prints where the program is, which is the work folder when it was packed
@@ -120,62 +165,118 @@ with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as plain: shutil.
     *) echo "$1" ;;
     esac
 }
-beit2=$(unpacked "$beit2" beit2)
-golden=${golden:+$(unpacked "$golden" golden)}
 launcher() { # PROGRAM NAME: a script in the work folder that starts it with what it needs
     printf '#!/usr/bin/env bash\nexport LD_LIBRARY_PATH=%q CUDA_PATH=%q\nexec %q "$@"\n' \
         "$libraries" "$toolkit" "$1" > "$work/$2"
     chmod +x "$work/$2"
 }
-if [ "$device" = cuda ]; then
-    launcher "$beit2" beit2
-    beit2=$work/beit2
-    [ -z "$golden" ] || { launcher "$golden" golden; golden=$work/golden; }
-fi
+ready() { # PROGRAM NAME: prints how it is started here
+    local program
+    program=$(unpacked "$1" "$2")
+    [ "$device" = cuda ] || { echo "$program"; return; }
+    launcher "$program" "$2"
+    echo "$work/$2"
+}
+beit2=$(ready "$beit2" beit2)
 
-say "the machine"
-timeout 60 "$beit2" doctor --json > "$out/doctor.json" || { say "doctor failed"; status=1; }
-[ "$device" = cpu ] || timeout 60 "$beit2" doctor | grep -E '^(software|device cuda|GPU|CUDA)' || true
-
-if [ -n "$golden" ]; then
-    limit=${GOLDEN_SECONDS:-150}
-    filter=
-    [ "$device" = cpu ] || filter=on_$device
-    say "golden tests: $golden (at most $limit s)"
-    # With a GPU those that run there; the others are the CPU's.
-    if timeout "$limit" "$golden" ${filter:+"$filter"} --nocapture --test-threads 1 > "$out/golden.txt" 2>&1; then
-        say "golden tests passed: $(grep -h '^test result' "$out/golden.txt" | tail -n 1 || true)"
-    else
-        say "golden tests failed or were cut off (status $?); the end of golden.txt:"
-        tail -n 15 "$out/golden.txt"
+part() { # NAME LIMIT COMMAND...: runs a part when it is wanted and fits the budget; its status is a line of parts.tsv
+    local name=$1 limit=$2 began=$SECONDS code=0
+    shift 2
+    wanted "$name" || return 0
+    if [ "$(left)" -lt 10 ]; then
+        say "no time is left for $name"
+        printf '%s\tleft out\t0\n' "$name" >> "$out/parts.tsv"
+        return 0
+    fi
+    [ "$limit" -lt "$(left)" ] || limit=$(left)
+    say "$name (at most $limit s)"
+    "$@" "$limit" || code=$?
+    printf '%s\t%s\t%s\n' "$name" "$code" $((SECONDS - began)) >> "$out/parts.tsv"
+    if [ "$code" != 0 ]; then
+        say "$name failed: status $code"
         status=1
     fi
-fi
+}
+tail_of() { say "the end of $1:"; tail -n "${2:-15}" "$out/$1"; }
 
-cells=()
-for batch in "${batches[@]}"; do
-    for kind in train:pretrain train:finetune train:tokenizer infer; do
-        cells+=(--only "$kind:$size:$batch:$dtype")
+machine() {
+    if [ "$device" = cuda ]; then
+        timeout 30 nvidia-smi 2>&1 | tee "$out/machine.txt" || say "there is no nvidia-smi"
+        timeout 30 nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.sm,pcie.link.gen.max --format=csv \
+            >> "$out/machine.txt" 2>&1 || true
+    fi
+    timeout "$1" "$beit2" doctor --json > "$out/doctor.json" || return
+    timeout "$1" "$beit2" doctor | tee -a "$out/machine.txt" | grep -iE '^(software|device|gpu|cuda|nccl|matmuls)' || true
+}
+tiny() {
+    timeout "$1" "$beit2" bench infer --size tiny --batch-size 8 --precision "$dtype" --device "$device" --steps 2 --rounds 1 --json \
+        2>&1 | tee "$out/tiny.jsonl"
+}
+tests() { # FILE PROGRAM LIMIT: with a GPU those that run there; the others are the CPU's
+    local code=0 filter=
+    [ "$device" = cpu ] || filter=on_$device
+    # Line by line into the file, so that a test that hangs costs its own result only.
+    timeout "$3" "$2" ${filter:+"$filter"} --nocapture --test-threads 1 > "$out/$1" 2>&1 || code=$?
+    [ "$code" = 0 ] || tail_of "$1"
+    grep -h '^test result' "$out/$1" | tail -n 1 || true
+    return "$code"
+}
+loss_curve() {
+    "$python" "$root/bench/loss_curve.py" --beit2 "$beit2" --device "$device" --out "$out/curve" --timeout "$1" \
+        ${curve:+--reference "$curve"}
+}
+compare() {
+    local cells=() code=0
+    for batch in "${batches[@]}"; do
+        for kind in train:pretrain train:finetune train:tokenizer infer; do
+            cells+=(--only "$kind:$size:$batch:$dtype")
+        done
     done
-done
-say "speed and memory: ${#batches[@]} batch sizes, $(left) s left"
-rm -f "$out/results.jsonl"
-# A program that says nothing for a third of the budget must not cost the others theirs.
-"$python" "$root/bench/compare/compare.py" run --beit2 "$beit2" --python "$python" --device "$device" --turns program \
-    --programs beit2 pytorch-compile pytorch-eager --rounds "$rounds" --steps "$steps" \
-    --patience $((budget / 3)) \
-    --budget "$(($(left) - reserve))" --out "$out/results.jsonl" "${cells[@]}" || status=1
-if [ -s "$out/results.jsonl" ]; then
-    "$python" "$root/bench/compare/compare.py" table "$out/results.jsonl" > "$out/table.md" || status=1
-fi
-
-if [ "$(left)" -ge $((reserve / 2)) ]; then
-    say "kernels of a pretraining step, $(left) s left"
+    # A program that says nothing for that long must not cost the others theirs: compiling a step takes PyTorch a minute or two.
+    local patience=$((budget / 3))
+    [ "$patience" -lt 180 ] || patience=180
+    "$python" "$root/bench/compare/compare.py" run --beit2 "$beit2" --python "$python" --device "$device" --turns program \
+        --programs "${programs[@]}" --rounds "$rounds" --steps "$steps" --patience "$patience" \
+        --budget "$1" --out "$out/results.jsonl" "${cells[@]}" || code=$?
+    if [ -s "$out/results.jsonl" ]; then
+        "$python" "$root/bench/compare/compare.py" table "$out/results.jsonl" > "$out/table.md" || code=1
+    fi
+    return "$code"
+}
+profile() {
+    local code=0 bench=("$beit2" bench train --stage pretrain --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --device "$device")
+    if [ "$device" = cuda ] && command -v nsys > /dev/null; then
+        timeout $(($1 / 3)) nsys profile --trace=cuda --force-overwrite true -o "$work/step" "${bench[@]}" --steps 5 --rounds 1 -q > /dev/null &&
+            timeout 60 nsys stats --report cuda_gpu_kern_sum,cuda_gpu_mem_time_sum --format csv "$work/step.nsys-rep" > "$out/nsys.csv" || code=1
+    fi
+    if [ "$device" = cuda ] && command -v ncu > /dev/null && [ -s "$out/nsys.csv" ]; then
+        # The five longest: names are the last column of the first report.
+        "$python" -c 'import csv, sys
+rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > 8 and row[0].replace(".", "").isdigit()]
+print("\n".join(row[-1].split("(")[0].split("<")[0].split("::")[-1].split()[-1] for row in rows[:5]))' "$out/nsys.csv" |
+            while read -r kernel; do
+                timeout $(($1 / 8)) ncu --kernel-name "regex:$kernel" --launch-skip 3 --launch-count 1 --set full \
+                    "${bench[@]}" --steps 1 --rounds 1 -q > "$out/ncu-$kernel.txt" 2>&1 || say "ncu of $kernel failed"
+            done
+    fi
     "$python" "$root/bench/compare/kernels.py" --beit2 "$beit2" --python "$python" --device "$device" --stage pretrain \
         --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --config "$work/cubecl.toml" \
-        --timeout "$(($(left) / 2))" --out "$out" || status=1
-else
+        --programs "${programs[@]}" --timeout "$(($(left) / 2))" --out "$out" || code=1
+    return "$code"
+}
+
+part machine 60 machine
+part tiny 90 tiny
+[ -z "$golden" ] || part golden "${GOLDEN_SECONDS:-150}" tests golden.txt "$(ready "$golden" golden)"
+[ -z "$kernels" ] || part kernels 90 tests kernels.txt "$(ready "$kernels" kernels)"
+part curve 90 loss_curve
+spare=0
+! wanted profile || spare=$reserve
+part compare $(($(left) - spare > 10 ? $(left) - spare : 10)) compare
+if wanted profile && [ "$(left)" -lt $((reserve / 2)) ]; then
     say "no time is left for the kernels of a step"
+else
+    part profile "$(left)" profile
 fi
 say "done, status $status; results in $out"
 exit "$status"

@@ -107,15 +107,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--config", help="a cubecl.toml that beit2 is to use, for its caches")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for each program")
+    parser.add_argument("--programs", nargs="+", default=["beit2", "pytorch-eager"], help="ours alone: beit2")
     parser.add_argument("--out", required=True, help="a folder")
     args = parser.parse_args()
     out = Path(args.out)
     failed = False
     config = Path(args.config).read_text() if args.config else ""
-    for measure in (
-        lambda: theirs(args, out / "kernels-pytorch.json"),
-        lambda: (out / "kernels-beit2.json").write_text(json.dumps(ours(args, config), indent=1) + "\n"),
-    ):
+    measures = [lambda: (out / "kernels-beit2.json").write_text(json.dumps(ours(args, config), indent=1) + "\n")]
+    if any(name.startswith("pytorch") for name in args.programs):
+        measures.append(lambda: theirs(args, out / "kernels-pytorch.json"))
+    for measure in measures:
         try:
             measure()
         except ProgramFailed as error:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -104,11 +105,8 @@ class Runner:
         Raises Failed: it ended badly, or not in time.
         """
         folder = self.out / name
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
         (folder / "stub").mkdir(parents=True)
-        (folder / "cubecl.toml").write_text(
-            f'[compilation]\ncache = {{ file = "{caches}/kernels" }}\n[autotune]\ncache = {{ file = "{caches}/tuned" }}\n'
-        )
         environment = os.environ | {
             "XDG_CACHE_HOME": str(caches),
             "STUB_DIR": str(folder / "stub"),
@@ -119,7 +117,6 @@ class Runner:
         if fake:
             environment |= {"STUB_FAKE": "1"}
         environment |= extra
-        args = [arg.replace("{run}", str(folder)) for arg in args]
         started = time.monotonic()
         with open(folder / "said.txt", "w") as said:
             try:
@@ -130,6 +127,7 @@ class Runner:
             except subprocess.TimeoutExpired:
                 raise Failed(f"{name} took longer than {limit:.0f} s ({folder}/said.txt)") from None
         (folder / "seconds").write_text(f"{time.monotonic() - started:.2f}\n")
+        shutil.rmtree(folder / "run", ignore_errors=True)  # checkpoints of gigabytes
         text = (folder / "said.txt").read_text(errors="replace")
         if status:
             last = next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
@@ -181,7 +179,7 @@ def startup(runner: Runner, limits: dict, limit_s: float) -> dict[str, float]:
     mark = stublog.marker(stublog.read(long), stublog.read(short), LONG - SHORT)
     if mark is None:
         raise Failed("no kernel runs once a step, so the first step has no end that the log shows")
-    subprocess.run(["rm", "-rf", str(caches)], check=True)
+    shutil.rmtree(caches, ignore_errors=True)
     for name in ("cold", "warm"):
         folder = runner.out / f"startup.{name}"
         folder = runner.run(f"startup.{name}", command(cell, limits["batch"], 1, folder), caches, False, limit_s)
@@ -234,6 +232,7 @@ def as_dict(step: stublog.Step) -> dict:
     most = sorted(step.kernels.items(), key=lambda item: -item[1])
     return {
         "counts": step.counts, "bytes_in": step.bytes_in, "thread_ms": step.thread_ms, "process_ms": step.process_ms,
+        "pageable_bytes": step.pageable_bytes, "gemms": step.gemms, "gemm_flop": step.gemm_flop,
         "kernels": dict(most), "copies": step.copies,
     }  # fmt: skip
 

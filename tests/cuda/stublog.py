@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 # What a limit is on, and the lines that count for it.
 KINDS = {
-    "launches": {"launch", "gemm", "nccl"},
+    "launches": {"launch", "gemm", "nccl", "memset", "d2d"},
     "copies_in": {"h2d", "h2d2d"},
     "copies_out": {"d2h", "d2h2d"},
     "waits": {"eventsync", "streamsync", "ctxsync"},
@@ -69,8 +70,12 @@ class Step:
     # Milliseconds of processor time: median over steps; of the busiest thread that calls the driver, and of all threads.
     thread_ms: float | None = None
     process_ms: float | None = None
-    # Sizes of the copies to the device.
+    # Sizes of the copies to the device; of those from memory that is not pinned, the bytes.
     copies: dict[str, float] = field(default_factory=dict)
+    pageable_bytes: float = 0.0
+    # cuBLASLt's products.
+    gemms: float = 0.0
+    gemm_flop: float = 0.0
 
 
 def _totals(lines: list[Line]) -> tuple[collections.Counter, collections.Counter, collections.Counter]:
@@ -83,6 +88,19 @@ def _totals(lines: list[Line]) -> tuple[collections.Counter, collections.Counter
         if line.kind in KINDS["copies_in"]:
             copies[line.rest[0]] += 1
     return counts, kernels, copies
+
+
+def gemm_flop(line: Line) -> float:
+    """Of a product: `gemm ROWSxCOLUMNSxDEPTH types transposes batch …`."""
+    size = 2.0
+    for side in line.rest[0].split("x"):
+        size *= int(side)
+    return size * int(line.rest[3])
+
+
+def per_step(long: list[Line], short: list[Line], steps: int, value: Callable[[Line], float]) -> float:
+    """A sum over lines, of one step."""
+    return (sum(map(value, long)) - sum(map(value, short))) / steps
 
 
 def marker(long: list[Line], short: list[Line], steps: int) -> str | None:
@@ -104,6 +122,11 @@ def step(long: list[Line], short: list[Line], steps: int) -> Step:
         sum(int(size) * count for size, count in copies.items()),
         {name: count for name, count in kernels.items() if count},
         copies={size: count for size, count in copies.items() if count},
+    )
+    result.gemms = per_step(long, short, steps, lambda line: line.kind == "gemm")
+    result.gemm_flop = per_step(long, short, steps, lambda line: gemm_flop(line) if line.kind == "gemm" else 0.0)
+    result.pageable_bytes = per_step(
+        long, short, steps, lambda l: int(l.rest[0]) if l.kind in KINDS["copies_in"] and "pageable" in l.rest else 0
     )
     if (name := marker(long, short, steps)) is None:
         return result
