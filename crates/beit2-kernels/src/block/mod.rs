@@ -7,12 +7,12 @@
 //! pass touches a branch for it. Everywhere else the block is composed from the finer operations, with the numbers
 //! that they give. Start reading at [`BlockOps`]; `rounded` (tests) says in Burn's primitives what a fused block computes.
 
-mod composed;
+pub(crate) mod composed;
 mod graph;
 #[cfg(test)]
 pub(crate) mod rounded;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use burn::backend::Flex;
 use burn::tensor::backend::Backend as BurnBackend;
@@ -38,7 +38,7 @@ pub struct BlockSpec {
     /// Of the matmuls, forward and backward.
     pub precision: Precision,
     /// Whether a fused block keeps nothing but its input for the backward pass and computes the rest again there: a
-    /// third more time, a tenth of the memory, the same gradients. A composed block keeps what its parts keep.
+    /// third more time, an eighth of the memory, the same gradients. A composed block keeps what its parts keep.
     pub recompute: bool,
 }
 

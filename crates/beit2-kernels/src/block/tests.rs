@@ -78,6 +78,12 @@ impl Case {
         BlockSpec { heads: self.heads, scale, eps: 1e-5, precision, recompute: false }
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn sizes(&self) -> super::BlockSizes {
+        let Self { batch, tokens, width, hidden, heads, .. } = *self;
+        super::BlockSizes { batch, tokens, width, hidden, heads }
+    }
+
     /// x, then the parameters in the order of [`super::BlockTensors::list`], then the bias; drop path is no input.
     pub(crate) fn inputs(&self) -> Vec<Vec<f64>> {
         let (d, f) = (self.width, self.hidden);
@@ -113,7 +119,7 @@ impl Case {
     }
 
     #[allow(clippy::type_complexity)]
-    fn arguments<B: BurnBackend>(
+    pub(crate) fn arguments<B: BurnBackend>(
         &self,
         x: &[X<B>],
     ) -> (Tensor<B, 3>, Option<Tensor<B, 4>>, BlockParameters<B>, Option<BlockDrop<Tensor<B, 2>>>) {
@@ -193,10 +199,10 @@ pub(crate) fn results<B: AutodiffBackend>(
 }
 
 /// Whether the CPU's block is the fused one while this lives.
-struct Fused;
+pub(crate) struct Fused;
 
 impl Fused {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         FUSED.set(true);
         Self
     }

@@ -11,6 +11,7 @@
 
 mod attention;
 mod blas;
+mod block;
 mod cards;
 mod casts;
 mod columns;
@@ -63,7 +64,6 @@ fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
 
 composed!(
     CudaRuntime: AdamwOps,
-    BlockOps,
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,

@@ -4,7 +4,11 @@
 pub(super) const DEVICE: &str = include_str!("device.cuh");
 
 /// What some sources share: the name that they include, and the text that stands there.
-pub(super) const HEADERS: &[(&str, &str)] = &[("attention.cuh", include_str!("attention.cuh"))];
+pub(super) const HEADERS: &[(&str, &str)] = &[
+    ("attention.cuh", include_str!("attention.cuh")),
+    ("gelu.cuh", include_str!("gelu.cuh")),
+    ("norm.cuh", include_str!("norm.cuh")),
+];
 
 /// One `.cu` file.
 #[derive(Debug)]
@@ -39,6 +43,17 @@ pub(crate) const SOURCES: &[Source] = &[
             "attention_queries_backward_f32",
             "attention_keys_backward_f32",
             "attention_bias_backward_f32",
+        ],
+    },
+    Source {
+        name: "block",
+        text: include_str!("block.cu"),
+        entries: &[
+            "block_pack",
+            "block_branch_backward",
+            "block_gelu_backward",
+            "block_norm_backward",
+            "block_finish",
         ],
     },
     Source { name: "casts", text: include_str!("casts.cu"), entries: &["cast_many"] },

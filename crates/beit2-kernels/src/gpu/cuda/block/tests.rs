@@ -1,0 +1,126 @@
+//! The block on a CUDA device against the reference in f64 that rounds where it does.
+
+use burn::backend::{Autodiff, Cuda};
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::block::tests::{Case, Fused, results};
+use crate::block::{BlockOps, BlockSpec};
+use crate::testing::{Checked, distance};
+use crate::{Precision, block_packed, pack_block};
+
+type Inner = Cuda<f32, i32>;
+type Recording = Autodiff<Inner>;
+
+/// Heads of 64; everything there, nothing there, one or the other, and the tokens of a real model.
+const CASES: [Case; 4] = [
+    Case {
+        batch: 2,
+        tokens: 5,
+        heads: 1,
+        width: 64,
+        hidden: 72,
+        bias: true,
+        qv_bias: true,
+        gammas: true,
+        drop: true,
+    },
+    Case {
+        batch: 1,
+        tokens: 3,
+        heads: 2,
+        width: 128,
+        hidden: 8,
+        bias: false,
+        qv_bias: false,
+        gammas: false,
+        drop: false,
+    },
+    Case {
+        batch: 3,
+        tokens: 65,
+        heads: 1,
+        width: 64,
+        hidden: 264,
+        bias: true,
+        qv_bias: false,
+        gammas: true,
+        drop: false,
+    },
+    Case {
+        batch: 2,
+        tokens: 197,
+        heads: 5,
+        width: 320,
+        hidden: 640,
+        bias: false,
+        qv_bias: true,
+        gammas: false,
+        drop: true,
+    },
+];
+
+/// Whether there is a device with native operations.
+fn is_there() -> bool {
+    let native = std::panic::catch_unwind(|| super::is_native(&Default::default()));
+    if !matches!(native, Ok(true)) {
+        println!("skipped: no CUDA device with native operations here");
+    }
+    matches!(native, Ok(true))
+}
+
+fn spec(case: &Case) -> BlockSpec {
+    case.spec(Precision::Bf16)
+}
+
+#[test]
+fn values_and_gradients_on_cuda() {
+    if !is_there() {
+        return;
+    }
+    for case in CASES {
+        let inputs = case.inputs();
+        let sizes = case.sizes();
+        assert!(Inner::fuses_block(&Default::default(), &sizes, &spec(&case)), "{case:?} is not fused");
+        let exact = results::<Checked>(&inputs, DType::F64, |x| case.reference(x));
+        let rounded = {
+            let _fused = Fused::new();
+            results::<Checked>(&inputs, DType::F64, |x| case.run(x, spec(&case)))
+        };
+        let got = results::<Recording>(&inputs, DType::F32, |x| case.run(x, spec(&case)));
+        for (i, ((got, rounded), exact)) in got.iter().zip(&rounded).zip(&exact).enumerate() {
+            let (near, far) = (distance(got, rounded, 1e-3), distance(got, exact, 1e-3));
+            let alone = distance(rounded, exact, 1e-3);
+            println!("{case:?} result {i}: {near:.1e} from the reference, {far:.1e} from f64 ({alone:.1e})");
+            assert!(near <= 1e-2, "{case:?} result {i}: {near:e}");
+            assert!(far <= 4e-2, "{case:?} result {i}: {far:e} from f64");
+        }
+        let again = results::<Recording>(&inputs, DType::F32, |x| case.run(x, spec(&case)));
+        assert!(again == got, "{case:?}: another run gives other bits");
+        let recomputed = results::<Recording>(&inputs, DType::F32, |x| {
+            case.run(x, BlockSpec { recompute: true, ..spec(&case) })
+        });
+        assert!(recomputed == got, "{case:?}: recomputed values give other gradients");
+    }
+}
+
+#[test]
+fn packed_blocks_on_cuda_are_the_same_to_the_bit() {
+    if !is_there() {
+        return;
+    }
+    for case in CASES.map(|case| Case { drop: false, ..case }) {
+        let inputs: Vec<Tensor<Inner, 1>> = case
+            .inputs()
+            .iter()
+            .map(|x| {
+                let data = TensorData::new(x.clone(), [x.len()]);
+                Tensor::from_data(data, (&Default::default(), DType::F32))
+            })
+            .collect();
+        let want = case.run(&inputs, spec(&case)).into_data();
+        let (x, bias, parameters, _) = case.arguments(&inputs);
+        let packed = pack_block(parameters, &spec(&case)).unwrap();
+        let got = block_packed(x, bias, packed, case.hidden, spec(&case));
+        got.reshape([want.shape.num_elements()]).into_data().assert_eq(&want, true);
+    }
+}
