@@ -43,13 +43,13 @@ pub fn run<J: GroupJob>(spec: &DeviceSpec, job: J) -> anyhow::Result<J::Output> 
     }
 }
 
-/// Whether the device is there and computes: the reason when it does not.
-pub fn check(spec: &DeviceSpec) -> Result<(), String> {
+/// Whether the device is there and computes, with which kernels if it has a choice: the reason when it does not.
+pub fn check(spec: &DeviceSpec) -> Result<Option<String>, String> {
     struct Nothing;
     impl GroupJob for Nothing {
-        type Output = ();
-        fn run<B: AutodiffBackend>(self, _: &[B::Device]) -> anyhow::Result<()> {
-            Ok(())
+        type Output = Option<String>;
+        fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Option<String>> {
+            Ok(devices.first().and_then(B::kernels))
         }
     }
     run(spec, Nothing).map_err(|error| error.to_string())
@@ -95,13 +95,13 @@ mod gpu {
 
     /// What the environment says about GPUs.
     fn settings(variable: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<GpuSettings> {
-        let portable = match variable("BEIT2_CUDA") {
+        let portable = match variable("BEIT2_PORTABLE") {
             None => false,
-            Some(path) if path == "native" => false,
-            Some(path) if path == "portable" => true,
+            Some(flag) if flag == "0" => false,
+            Some(flag) if flag == "1" => true,
             Some(other) => {
                 let other = other.to_string_lossy();
-                return errors::usage(format!("BEIT2_CUDA is `{other}`; it can be native or portable"));
+                return errors::usage(format!("BEIT2_PORTABLE is `{other}`; it can be 1 or 0"));
             }
         };
         let kernels = variable("BEIT2_KERNELS").map(PathBuf::from);

@@ -57,6 +57,11 @@ pub trait Backend:
 
     /// Whether operations return before they are done, so that values must be waited for.
     const IS_ASYNC: bool = true;
+
+    /// Which kernels compute the operations of a device, for people: backends with a choice say what was chosen, and why.
+    fn kernels(_device: &Self::Device) -> Option<String> {
+        None
+    }
 }
 
 impl Backend for Flex {
@@ -67,6 +72,10 @@ impl Backend for Flex {
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     const SKIPS_DROPPED_SAMPLES: bool = B::SKIPS_DROPPED_SAMPLES;
     const IS_ASYNC: bool = B::IS_ASYNC;
+
+    fn kernels(device: &Self::Device) -> Option<String> {
+        B::kernels(device)
+    }
 }
 
 /// A [`Backend`] that records gradients over an inner [`Backend`].

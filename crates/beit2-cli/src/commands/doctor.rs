@@ -1,5 +1,7 @@
 //! `beit2 doctor`: what to look at first when something is slow or missing, and what to put into a bug report.
 
+use std::path::{Path, PathBuf};
+
 use beit2_run::environment::{Environment, format_bytes};
 use serde_json::json;
 
@@ -14,14 +16,29 @@ use crate::{assets, backend, output, recipes};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  beit2 doctor\n  beit2 doctor --json")]
 pub struct Args {
+    /// Compile the native CUDA kernels into this folder and look at nothing: no GPU is needed; BEIT2_KERNELS=DIR uses them
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    /// The GPUs that `--kernels` compiles for: A100, RTX 30, RTX 40 and H100
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        requires = "kernels",
+        default_value = "sm_80,sm_86,sm_89,sm_90a"
+    )]
+    arch: Vec<String>,
     #[command(flatten)]
     output: JsonArgs,
 }
 
 /// Looks and prints.
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
+    if let Some(folder) = &args.kernels {
+        return compile(folder, &args.arch, args.output);
+    }
     let machine = Environment::detect(SOFTWARE);
-    let devices: Vec<(&str, Result<(), String>)> = Kind::ALL
+    let devices: Vec<(&str, Result<Option<String>, String>)> = Kind::ALL
         .into_iter()
         .map(|kind| {
             let spec = DeviceSpec::best(kind);
@@ -34,7 +51,9 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
 
     if args.output.json {
         let devices = Kind::ALL.into_iter().zip(&devices).map(|(kind, (name, found))| {
-            let state = json!({ "compiled_in": kind.is_compiled_in(), "works": found.is_ok() });
+            let kernels = found.as_ref().ok().and_then(Option::as_ref);
+            let state =
+                json!({ "compiled_in": kind.is_compiled_in(), "works": found.is_ok(), "kernels": kernels });
             ((*name).to_owned(), state)
         });
         output::json(&json!({
@@ -64,7 +83,8 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     ];
     for (name, found) in devices {
         let state = match found {
-            Ok(()) => "works".to_owned(),
+            Ok(None) => "works".to_owned(),
+            Ok(Some(kernels)) => format!("works, {kernels}"),
             Err(why) if why.is_empty() => format!("not in this build (build with --features {name})"),
             Err(why) => why,
         };
@@ -82,6 +102,25 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
     rows.push(("recipes".to_owned(), format!("{} (`beit2 recipes`)", recipes::all().count())));
     output::result(&output::pairs(&rows))?;
     Ok(Ending::Done)
+}
+
+/// Compiles the native CUDA kernels for machines without a compiler, or with little time.
+#[cfg(feature = "cuda")]
+fn compile(folder: &Path, archs: &[String], flags: JsonArgs) -> anyhow::Result<Ending> {
+    let made = beit2_kernels::compile_cuda_kernels(folder, archs).map_err(anyhow::Error::msg)?;
+    if flags.json {
+        output::json(&json!({ "folder": folder, "files": made }))?;
+    } else {
+        output::result(&format!("{} files in {}: BEIT2_KERNELS uses them", made.len(), folder.display()))?;
+    }
+    Ok(Ending::Done)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn compile(_: &Path, _: &[String], _: JsonArgs) -> anyhow::Result<Ending> {
+    crate::errors::usage(
+        "this beit2 was built without cuda, so it has no CUDA kernels; build it with `--features cuda`",
+    )
 }
 
 /// What was found, and what is wrong with it.

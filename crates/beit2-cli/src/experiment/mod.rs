@@ -10,7 +10,7 @@ mod rehearsal;
 
 use std::path::Path;
 
-use beit2::train::{Env, Outcome, look_at_run, on_devices};
+use beit2::train::{Env, Event, Outcome, look_at_run, on_devices};
 use beit2_data::check::Findings;
 use beit2_kernels::AutodiffBackend;
 use beit2_run::{Existing, recipe};
@@ -182,6 +182,9 @@ impl<S: Stage> GroupJob for Training<'_, S> {
 
     fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Outcome> {
         let Self { settings, env } = self;
+        if let Some(kernels) = devices.first().and_then(B::kernels) {
+            env.observer.event(Event::Note(kernels));
+        }
         Ok(on_devices::<B>(devices, env, |env, device| settings.train::<B>(env, device))?)
     }
 }

@@ -32,8 +32,8 @@ const OLDEST: (u32, u32) = (8, 0);
 /// Devices beyond this number take the portable path.
 const MOST: usize = 64;
 
-/// Whether a device takes the native path, decided once; in words if not.
-static CHOICES: [OnceLock<Result<(), String>>; MOST] = [const { OnceLock::new() }; MOST];
+/// Whether a device takes the native path, decided once: with what, or why not.
+static CHOICES: [OnceLock<Result<String, String>>; MOST] = [const { OnceLock::new() }; MOST];
 
 /// The first error of a device's operations, which all later ones repeat.
 static FAILURES: [OnceLock<String>; MOST] = [const { OnceLock::new() }; MOST];
@@ -53,12 +53,12 @@ pub(super) struct Engine {
     scratch: HashMap<u64, Handle>,
 }
 
-/// Whether operations on `device` take the native path.
+/// Whether operations on `device` take the native path: what they use, for people.
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn choice(device: &CudaDevice) -> &'static Result<(), String> {
-    static TOO_MANY: OnceLock<Result<(), String>> = OnceLock::new();
+pub(crate) fn choice(device: &CudaDevice) -> &'static Result<String, String> {
+    static TOO_MANY: OnceLock<Result<String, String>> = OnceLock::new();
     match CHOICES.get(device.index) {
         Some(choice) => choice.get_or_init(|| start(device)),
         None => TOO_MANY.get_or_init(|| Err(format!("only the first {MOST} devices are used natively"))),
@@ -72,7 +72,7 @@ pub(super) fn check(device: &CudaDevice) {
     }
 }
 
-fn start(device: &CudaDevice) -> Result<(), String> {
+fn start(device: &CudaDevice) -> Result<String, String> {
     if settings().portable {
         return Err("the portable path was asked for".into());
     }
@@ -80,8 +80,11 @@ fn start(device: &CudaDevice) -> Result<(), String> {
     let started = handle(device).submit_blocking(|server| {
         let start = AssertUnwindSafe(|| Engine::start(server, StreamId::current()));
         let engine = catch_unwind(start).unwrap_or_else(|panic| Err(failure::message(&*panic)))?;
+        let version = engine.blas.version();
+        let (major, minor) = (version / 10_000, version % 10_000 / 100);
+        let native = format!("native kernels for {}, cuBLASLt {major}.{minor}", engine.modules.arch());
         ENGINE.set(Some(engine));
-        Ok(())
+        Ok(native)
     });
     started.unwrap_or_else(|_| Err("CubeCL's thread of the device has ended".into()))
 }

@@ -77,7 +77,14 @@ composed!(
     SampleOps,
 );
 
-impl<BT: BoolElement> Backend for Gpu<CudaRuntime, BT> {}
+impl<BT: BoolElement> Backend for Gpu<CudaRuntime, BT> {
+    fn kernels(device: &CudaDevice) -> Option<String> {
+        Some(match engine::choice(device) {
+            Ok(native) => native.clone(),
+            Err(why) => format!("portable kernels, slower than native ones: {why}"),
+        })
+    }
+}
 
 impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
     fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {

@@ -44,6 +44,11 @@ impl Modules {
         Ok(Self { arch, images: HashMap::new(), functions: HashMap::new() })
     }
 
+    /// What kernels are compiled for.
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
     /// Begins to compile all sources, once.
     fn begin(&mut self) {
         for source in SOURCES {

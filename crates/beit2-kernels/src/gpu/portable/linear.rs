@@ -1,4 +1,4 @@
-//! `x·Wᵀ + b` and its gradients by Burn's tuned matmuls.
+//! `x·Wᵀ + b` and its gradients by Burn's matmuls.
 
 use burn::tensor::Shape;
 use burn::tensor::backend::Backend as BurnBackend;
@@ -6,7 +6,7 @@ use burn::tensor::ops::FloatTensor;
 use burn_cubecl::{BoolElement, CubeRuntime};
 
 use super::matmul::{Side, matmul};
-use super::{Gpu, operands};
+use super::{Gpu, is_tuned, operands};
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 use crate::{Precision, linear};
 
@@ -18,6 +18,11 @@ fn operand<B: BurnBackend>(x: FloatTensor<B>, precision: Precision) -> FloatTens
     unwrap(rows::<B>(x).cast(operands(precision)))
 }
 
+/// Whether Burn's own matmul is taken, which fusion may join with what follows, and which is always tuned.
+fn is_burns<R: CubeRuntime>(precision: Precision) -> bool {
+    precision == Precision::F32 && is_tuned::<R>()
+}
+
 /// `x·Wᵀ + b`
 pub(in super::super) fn forward<R: CubeRuntime, BT: BoolElement>(
     x: GpuTensor<R, BT>,
@@ -25,8 +30,7 @@ pub(in super::super) fn forward<R: CubeRuntime, BT: BoolElement>(
     bias: Option<GpuTensor<R, BT>>,
     precision: Precision,
 ) -> GpuTensor<R, BT> {
-    if precision == Precision::F32 {
-        // Burn's own matmul, which fusion may join with what follows.
+    if is_burns::<R>(precision) {
         return linear::composed::linear::<Gpu<R, BT>>(x, weight, bias, precision);
     }
     let shape = with_last(&x.shape, weight.shape[0]);
@@ -45,7 +49,7 @@ pub(in super::super) fn backward_input<R: CubeRuntime, BT: BoolElement>(
     grad: GpuTensor<R, BT>,
     precision: Precision,
 ) -> GpuTensor<R, BT> {
-    if precision == Precision::F32 {
+    if is_burns::<R>(precision) {
         return linear::composed::linear_backward_input::<Gpu<R, BT>>(weight, grad, precision);
     }
     let shape = with_last(&grad.shape, weight.shape[1]);
@@ -59,7 +63,7 @@ pub(in super::super) fn backward_weight<R: CubeRuntime, BT: BoolElement>(
     grad: GpuTensor<R, BT>,
     precision: Precision,
 ) -> GpuTensor<R, BT> {
-    if precision == Precision::F32 {
+    if is_burns::<R>(precision) {
         return linear::composed::linear_backward_weight::<Gpu<R, BT>>(x, grad, precision);
     }
     let [x, grad] = [x, grad].map(|x| operand::<Gpu<R, BT>>(x, precision));

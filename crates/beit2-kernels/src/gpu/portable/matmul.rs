@@ -1,12 +1,13 @@
 //! Matmuls whose operands may be narrower than their result.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul as tuned_matmul};
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul as burn_matmul};
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeRuntime};
 
 use super::custom::{Recorded, custom};
+use super::is_tuned;
 
 /// Which operand of a matmul is read transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +47,8 @@ pub(super) fn multiply<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let lhs = if transposed == Side::Left { flipped(lhs) } else { lhs };
     let rhs = if transposed == Side::Right { flipped(rhs) } else { rhs };
-    tuned_matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
-        .unwrap_or_else(|error| panic!("matmul: {error:?}"))
+    let strategy = if is_tuned::<R>() { MatmulStrategy::Autotune } else { MatmulStrategy::Cube };
+    burn_matmul(lhs, rhs, None, strategy, DType::F32).unwrap_or_else(|error| panic!("matmul: {error:?}"))
 }
 
 /// The last two axes swapped, without moving anything.

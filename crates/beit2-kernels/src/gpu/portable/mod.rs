@@ -13,6 +13,7 @@ pub(super) mod matmul;
 mod wgpu;
 
 use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 
 pub(super) use custom::Recorded;
 
@@ -25,4 +26,14 @@ fn operands(precision: Precision) -> DType {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     }
+}
+
+/// Whether matmuls of this runtime are tuned: some twenty kernels are tried for each kind. CUDA's compiler takes a second or
+/// more for each of them, one after the other, so there one good kernel is taken untried.
+fn is_tuned<R: CubeRuntime>() -> bool {
+    #[cfg(feature = "cuda")]
+    if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>() {
+        return false;
+    }
+    true
 }
