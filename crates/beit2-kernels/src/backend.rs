@@ -22,6 +22,7 @@ use crate::pixel_cross_entropy::PixelCrossEntropyOps;
 use crate::position_bias::PositionBiasOps;
 use crate::residual_scale::ResidualScaleOps;
 use crate::samples::SampleOps;
+use crate::soft_cross_entropy::SoftCrossEntropyOps;
 use crate::tokens::TokenOps;
 
 /// A Burn backend with the fused operations of this crate.
@@ -49,6 +50,7 @@ pub trait Backend:
     + PositionBiasOps
     + ResidualScaleOps
     + SampleOps
+    + SoftCrossEntropyOps
     + TokenOps
 {
     /// Whether a computation that leaves some samples of a batch out is worth it. Not on backends that

@@ -1,34 +1,57 @@
-//! Mean cross entropy against class ids.
+//! Mean cross entropy against class ids, and how often the largest logit is the target's.
 //!
-//! Contract: training computes the gradient with respect to the logits, `(softmax − onehot)/n`, in
-//! the forward pass, in the logits' own buffer when nobody else holds it; the backward pass only
-//! scales it. Losses of rows are added in order.
+//! Contract: the backward pass starts from what the forward pass saved, which is each backend's own. On the CPU that is
+//! the gradient with respect to the logits, `(softmax − onehot)/n`, in the logits' own buffer when nobody else holds it;
+//! the backward pass only scales it. Losses of rows are added in order.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, unary};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation};
 
 use crate::flex::is_f32;
-use crate::graph::record;
+use crate::graph::record_with;
 use crate::tensor::{unwrap, wrap};
 
-/// Cross entropy on a backend's own tensors. Shapes are those of the functions of the same names.
+/// What the backward pass of a cross entropy needs; a backend knows what its own means.
+#[derive(Debug, Clone)]
+pub struct CrossEntropySaved<B: BurnBackend> {
+    /// By default the gradient `[n, K]` of the mean loss alone.
+    pub floats: Vec<FloatTensor<B>>,
+    /// Where the backward pass reads the class ids again.
+    pub targets: Option<IntTensor<B>>,
+}
+
+/// Cross entropy on a backend's own tensors. Shapes are those of the functions of the same names; the accuracy `[1]` is
+/// there if it is asked for.
 pub trait CrossEntropyOps: BurnBackend {
     /// [`cross_entropy`](crate::cross_entropy) without what a backward pass needs.
-    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-        composed::cross_entropy::<Self>(logits, targets)
+    fn fused_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        accuracy: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        composed::cross_entropy::<Self>(logits, targets, accuracy)
     }
 
-    /// [`cross_entropy`](crate::cross_entropy) and its gradient `[n, K]` with respect to the logits.
+    /// [`cross_entropy`](crate::cross_entropy) and what its backward pass needs.
     fn fused_cross_entropy_train(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::cross_entropy_train::<Self>(logits, targets)
+        accuracy: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>, CrossEntropySaved<Self>) {
+        composed::cross_entropy_train::<Self>(logits, targets, accuracy)
+    }
+
+    /// The gradient with respect to the logits from that of the mean loss, `upstream [1]`.
+    fn fused_cross_entropy_backward(
+        saved: CrossEntropySaved<Self>,
+        upstream: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::cross_entropy_backward::<Self>(saved, upstream)
     }
 }
 
@@ -37,9 +60,27 @@ pub trait CrossEntropyOps: BurnBackend {
 /// # Panics
 /// If the numbers of rows differ, or (on the CPU) if an id is not below K.
 pub fn cross_entropy<B: CrossEntropyOps>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    check(&logits, &targets);
+    wrap(B::fused_cross_entropy(unwrap(logits), targets.into_primitive(), false).0)
+}
+
+/// [`cross_entropy`](crate::cross_entropy), and the part of the rows whose largest logit (the first of equals) is that of
+/// their target, without gradient: both `[1]`.
+///
+/// # Panics
+/// As [`cross_entropy`](crate::cross_entropy).
+pub fn cross_entropy_with_accuracy<B: CrossEntropyOps>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    check(&logits, &targets);
+    let (loss, accuracy) = B::fused_cross_entropy(unwrap(logits), targets.into_primitive(), true);
+    (wrap(loss), wrap(accuracy.unwrap_or_else(|| unreachable!("it was asked for"))))
+}
+
+fn check<B: BurnBackend>(logits: &Tensor<B, 2>, targets: &Tensor<B, 1, Int>) {
     let (dims, [ids]) = (logits.dims(), targets.dims());
     assert!(ids == dims[0], "cross_entropy: {ids} targets for logits {dims:?}");
-    wrap(B::fused_cross_entropy(unwrap(logits), targets.into_primitive()))
 }
 
 /// [`cross_entropy`](crate::cross_entropy) composed from Burn's primitives.
@@ -65,12 +106,12 @@ pub(crate) fn reference_train<B: BurnBackend>(
 struct CrossEntropyBackward;
 
 impl<B: CrossEntropyOps> Backward<B, 1> for CrossEntropyBackward {
-    type State = FloatTensor<B>;
+    type State = CrossEntropySaved<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = ops.state;
+        let saved = ops.state;
         unary::<B, _>(ops.parents, ops.node, grads, |upstream| {
-            B::float_mul(gradient, B::float_reshape(upstream, [1, 1].into()))
+            B::fused_cross_entropy_backward(saved, upstream)
         });
     }
 }
@@ -82,45 +123,74 @@ pub(crate) mod composed {
     pub(crate) fn cross_entropy<B: BurnBackend>(
         logits: FloatTensor<B>,
         targets: IntTensor<B>,
-    ) -> FloatTensor<B> {
-        unwrap(super::reference::<B>(wrap(logits), Tensor::from_primitive(targets)))
+        accuracy: bool,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        let accuracy = accuracy.then(|| self::accuracy::<B>(logits.clone(), targets.clone()));
+        (unwrap(super::reference::<B>(wrap(logits), Tensor::from_primitive(targets))), accuracy)
     }
 
     pub(crate) fn cross_entropy_train<B: BurnBackend>(
         logits: FloatTensor<B>,
         targets: IntTensor<B>,
-    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        accuracy: bool,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>, CrossEntropySaved<B>) {
+        let accuracy = accuracy.then(|| self::accuracy::<B>(logits.clone(), targets.clone()));
         let (loss, gradient) = super::reference_train::<B>(wrap(logits), Tensor::from_primitive(targets));
-        (unwrap(loss), unwrap(gradient))
+        (unwrap(loss), accuracy, CrossEntropySaved { floats: vec![unwrap(gradient)], targets: None })
+    }
+
+    /// Of a saved gradient.
+    pub(crate) fn cross_entropy_backward<B: BurnBackend>(
+        mut saved: CrossEntropySaved<B>,
+        upstream: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        let gradient = saved.floats.pop().unwrap_or_else(|| unreachable!("the forward pass saved it"));
+        B::float_mul(gradient, B::float_reshape(upstream, [1, 1].into()))
+    }
+
+    pub(crate) fn accuracy<B: BurnBackend>(logits: FloatTensor<B>, targets: IntTensor<B>) -> FloatTensor<B> {
+        let predicted = wrap::<B, 2>(logits).argmax(1).reshape([-1]);
+        unwrap(predicted.equal(Tensor::<B, 1, Int>::from_primitive(targets)).float().mean())
     }
 }
 
 impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, C> {
-    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-        record!(B, C, CrossEntropyBackward, [logits],
-            tracked { B::fused_cross_entropy_train(logits.primitive, targets) },
-            untracked { B::fused_cross_entropy(logits.primitive, targets) })
+    fn fused_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        accuracy: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (loss, accuracy) = record_with!(B, C, CrossEntropyBackward, [logits],
+            tracked { B::fused_cross_entropy_train(logits.primitive, targets, accuracy) },
+            untracked { B::fused_cross_entropy(logits.primitive, targets, accuracy) });
+        (loss, accuracy.map(Self::from_inner))
     }
 }
 
 impl CrossEntropyOps for Flex {
-    fn fused_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-        if is_f32(&[&logits]) {
-            fast::forward(logits, targets)
-        } else {
-            composed::cross_entropy::<Self>(logits, targets)
+    fn fused_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        accuracy: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        if !is_f32(&[&logits]) {
+            return composed::cross_entropy::<Self>(logits, targets, accuracy);
         }
+        let accuracy = accuracy.then(|| composed::accuracy::<Self>(logits.clone(), targets.clone()));
+        (fast::forward(logits, targets), accuracy)
     }
 
     fn fused_cross_entropy_train(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        if is_f32(&[&logits]) {
-            fast::forward_train(logits, targets)
-        } else {
-            composed::cross_entropy_train::<Self>(logits, targets)
+        accuracy: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>, CrossEntropySaved<Self>) {
+        if !is_f32(&[&logits]) {
+            return composed::cross_entropy_train::<Self>(logits, targets, accuracy);
         }
+        let accuracy = accuracy.then(|| composed::accuracy::<Self>(logits.clone(), targets.clone()));
+        let (loss, gradient) = fast::forward_train(logits, targets);
+        (loss, accuracy, CrossEntropySaved { floats: vec![gradient], targets: None })
     }
 }
 
@@ -250,7 +320,7 @@ pub(crate) mod fast {
 #[cfg(test)]
 mod tests {
     use crate::testing::{Checked, check, random};
-    use burn::tensor::{Int, Tensor};
+    use burn::tensor::{DType, Int, Tensor};
 
     fn targets(n: usize, classes: usize) -> Tensor<Checked, 1, Int> {
         let ids: Vec<i32> = (0..n).map(|i| (i * 31 % classes) as i32).collect();
@@ -269,6 +339,18 @@ mod tests {
                 2e-6,
             );
         }
+    }
+
+    #[test]
+    fn accuracy_counts_the_first_of_equal_logits() {
+        let d = Default::default();
+        let rows = [[0.0f32, 2.0, 2.0], [3.0, 1.0, 3.0], [1.0, 0.0, 5.0], [0.5, 0.25, 0.0]];
+        let logits = Tensor::<Checked, 2>::from_data(rows, (&d, DType::F32));
+        let (loss, accuracy) =
+            super::cross_entropy_with_accuracy(logits.clone(), Tensor::from_ints([1, 2, 2, 0], &d));
+        let alone = super::cross_entropy(logits, Tensor::from_ints([1, 2, 2, 0], &d));
+        assert_eq!(accuracy.into_data().to_vec::<f32>().unwrap(), [0.75]);
+        assert_eq!(loss.into_data(), alone.into_data());
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod rows;
 mod samples;
 pub mod simd;
 mod slices;
+mod soft_cross_entropy;
 mod tensor;
 #[cfg(test)]
 mod testing;
@@ -65,7 +66,7 @@ pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, Leave, PeerLeft, Rank};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
-pub use cross_entropy::{CrossEntropyOps, cross_entropy};
+pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use gelu::{GeluOps, gelu};
 #[cfg(feature = "cuda")]
 pub use gpu::compile_cuda_kernels;
@@ -76,7 +77,7 @@ pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
-pub use nearest_code::{NearestCodeOps, nearest_code};
+pub use nearest_code::{NearestCodeOps, code_counts, code_statistics, nearest_code};
 pub use norm_mlp::{NormMlp, NormMlpOps, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
 pub use parameters::{
     AdamwTensors, AdamwUpdated, AnyRank, ParameterOps, adamw_all, grad_norm, join_scalars, weighted_sums,
@@ -86,6 +87,7 @@ pub use position_bias::{PositionBiasOps, PositionGrid, position_bias};
 pub use precision::Precision;
 pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
+pub use soft_cross_entropy::{SoftCrossEntropyOps, soft_cross_entropy};
 pub use tokens::{
     TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens, mean_tokens,
     narrow_tokens, replace_cls,
@@ -128,4 +130,5 @@ pub mod reference {
     pub use crate::samples::{
         reference_gather as gather_samples, reference_scatter_add as scatter_add_samples,
     };
+    pub use crate::soft_cross_entropy::reference as soft_cross_entropy;
 }

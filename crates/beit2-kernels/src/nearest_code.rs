@@ -1,13 +1,13 @@
-//! The code nearest to each row by cosine.
+//! The code nearest to each row by cosine, and what each code stands for.
 //!
 //! Contract: similarities of rows and codes exist only block by block; of equally near codes
-//! the first wins. No gradient: ids are integers.
+//! the first wins. Rows of a code are added in their order. No gradients.
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use crate::flex::is_f32;
 use crate::tensor::{unwrap, wrap};
@@ -17,6 +17,20 @@ pub trait NearestCodeOps: BurnBackend {
     /// [`nearest_code`](crate::nearest_code).
     fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
         composed::nearest_code::<Self>(z, codebook)
+    }
+
+    /// [`code_counts`](crate::code_counts) in `dtype`.
+    fn fused_code_counts(ids: IntTensor<Self>, codes: usize, dtype: DType) -> FloatTensor<Self> {
+        composed::code_counts::<Self>(ids, codes, dtype)
+    }
+
+    /// [`code_statistics`](crate::code_statistics).
+    fn fused_code_statistics(
+        ids: IntTensor<Self>,
+        z: FloatTensor<Self>,
+        codes: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::code_statistics::<Self>(ids, z, codes)
     }
 }
 
@@ -31,6 +45,27 @@ pub fn nearest_code<B: NearestCodeOps>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) 
     Tensor::from_primitive(B::fused_nearest_code(unwrap(z), unwrap(codebook)))
 }
 
+/// How many of `ids [n]` name each of `codes` codes: `[codes]` of type `dtype`.
+pub fn code_counts<B: NearestCodeOps>(ids: Tensor<B, 1, Int>, codes: usize, dtype: DType) -> Tensor<B, 1> {
+    wrap(B::fused_code_counts(ids.into_primitive(), codes, dtype))
+}
+
+/// [`code_counts`](crate::code_counts) of `ids [n]`, and the sums of the rows of `z [n, C]` that each code is named for:
+/// `[codes]` and `[codes, C]`, without gradients.
+///
+/// # Panics
+/// If the numbers of rows differ.
+pub fn code_statistics<B: NearestCodeOps>(
+    ids: Tensor<B, 1, Int>,
+    z: Tensor<B, 2>,
+    codes: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let ([count], dims) = (ids.dims(), z.dims());
+    assert!(count == dims[0], "code_statistics: {count} ids for rows {dims:?}");
+    let (counts, sums) = B::fused_code_statistics(ids.into_primitive(), unwrap(z), codes);
+    (wrap(counts), wrap(sums))
+}
+
 /// [`nearest_code`](crate::nearest_code) composed from Burn's primitives.
 pub fn reference<B: BurnBackend>(z: Tensor<B, 2>, codebook: Tensor<B, 2>) -> Tensor<B, 1, Int> {
     z.matmul(codebook.transpose()).argmax(1).squeeze_dim(1)
@@ -43,12 +78,48 @@ pub(crate) mod composed {
     pub(crate) fn nearest_code<B: BurnBackend>(z: FloatTensor<B>, codebook: FloatTensor<B>) -> IntTensor<B> {
         super::reference::<B>(wrap(z), wrap(codebook)).into_primitive()
     }
+
+    pub(crate) fn code_counts<B: BurnBackend>(
+        ids: IntTensor<B>,
+        codes: usize,
+        dtype: DType,
+    ) -> FloatTensor<B> {
+        let ids = Tensor::<B, 1, Int>::from_primitive(ids);
+        let ones = Tensor::ones([ids.dims()[0]], (&ids.device(), dtype));
+        let zeros = Tensor::<B, 1>::zeros([codes], (&ids.device(), dtype));
+        unwrap(zeros.select_assign(0, ids, ones, IndexingUpdateOp::Add))
+    }
+
+    pub(crate) fn code_statistics<B: BurnBackend>(
+        ids: IntTensor<B>,
+        z: FloatTensor<B>,
+        codes: usize,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let z = wrap::<B, 2>(z);
+        let counts = code_counts::<B>(ids.clone(), codes, z.dtype());
+        let zeros = Tensor::<B, 2>::zeros([codes, z.dims()[1]], (&z.device(), z.dtype()));
+        let sums = zeros.select_assign(0, Tensor::from_primitive(ids), z, IndexingUpdateOp::Add);
+        (counts, unwrap(sums))
+    }
 }
 
 impl<B: NearestCodeOps, C: CheckpointStrategy> NearestCodeOps for Autodiff<B, C> {
     // Ids have no gradient, as Burn's own `argmax`.
     fn fused_nearest_code(z: FloatTensor<Self>, codebook: FloatTensor<Self>) -> IntTensor<Self> {
         B::fused_nearest_code(z.primitive, codebook.primitive)
+    }
+
+    fn fused_code_counts(ids: IntTensor<Self>, codes: usize, dtype: DType) -> FloatTensor<Self> {
+        Self::from_inner(B::fused_code_counts(ids, codes, dtype))
+    }
+
+    fn fused_code_statistics(
+        ids: IntTensor<Self>,
+        z: FloatTensor<Self>,
+        codes: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (counts, sums) = B::fused_code_statistics(ids, z.primitive, codes);
+        (Self::from_inner(counts), Self::from_inner(sums))
     }
 }
 
@@ -133,7 +204,7 @@ pub(crate) mod fast {
 mod tests {
     use crate::testing::random;
     use burn::backend::Flex;
-    use burn::tensor::{Tensor, TensorData};
+    use burn::tensor::{Int, Tensor, TensorData};
 
     fn unit_rows(n: usize, width: usize, seed: u64) -> Tensor<Flex, 2> {
         let x: Vec<f32> = random(n * width, seed, 1.0).iter().map(|&x| x as f32).collect();
@@ -160,5 +231,14 @@ mod tests {
         let ids = super::nearest_code(codes, twice);
         let want: Vec<i32> = (0..700).collect();
         assert_eq!(ids.into_data().to_vec::<i32>().unwrap(), want);
+    }
+    #[test]
+    fn rows_are_counted_and_added_by_code() {
+        let device = Default::default();
+        let ids = Tensor::<Flex, 1, Int>::from_ints([2, 0, 2], &device);
+        let z = Tensor::<Flex, 2>::from_floats([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
+        let (counts, sums) = super::code_statistics(ids, z, 4);
+        assert_eq!(counts.into_data().to_vec::<f32>().unwrap(), [1.0, 0.0, 2.0, 0.0]);
+        assert_eq!(sums.into_data().to_vec::<f32>().unwrap(), [3.0, 4.0, 0.0, 0.0, 6.0, 8.0, 0.0, 0.0]);
     }
 }

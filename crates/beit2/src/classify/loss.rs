@@ -1,6 +1,6 @@
 //! Cross entropy against soft targets, the one loss of fine-tuning.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{self as kernels, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 
 /// One-hot targets smoothed by ε: `1 − ε + ε/C` for the class, `ε/C` for the others. `[B]` → `[B, C]`.
@@ -23,8 +23,7 @@ pub fn smooth_targets<B: Backend>(
 
 /// Mean over the batch of `−Σ target · log softmax(logits)`, both `[B, C]`. Shape `[1]`.
 pub fn soft_cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 2>) -> Tensor<B, 1> {
-    let batch = logits.dims()[0] as f64;
-    (log_softmax(logits, 1) * targets).sum().div_scalar(-batch)
+    kernels::soft_cross_entropy(logits, targets)
 }
 
 /// Mean cross entropy with class numbers `[B]`, as evaluation reports it. Shape `[1]`.

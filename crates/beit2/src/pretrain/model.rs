@@ -261,9 +261,9 @@ impl<B: Backend> MimModel<B> {
         let mut branches = Vec::new();
         let mut accuracy = Vec::new();
         for logits in std::iter::once(logits.last).chain(logits.patch_aggregation) {
-            let predicted = logits.clone().detach().argmax(1).reshape([-1]);
-            accuracy.push(predicted.equal(labels.clone()).float().mean());
-            branches.push(kernels::cross_entropy(logits, labels.clone()));
+            let (loss, right) = kernels::cross_entropy_with_accuracy(logits, labels.clone());
+            branches.push(loss);
+            accuracy.push(right);
         }
         let total = match &branches[..] {
             [one] => one.clone(),

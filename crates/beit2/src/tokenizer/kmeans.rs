@@ -1,7 +1,7 @@
 //! Cosine k-means for the start of the codebook.
 
 use beit2_kernels::{self as kernels, Backend};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 
@@ -33,21 +33,15 @@ pub fn draw_start(rows: usize, codes: usize, rng: &mut impl Rng) -> Vec<i32> {
 /// members keeps its mean.
 pub fn kmeans<B: Backend>(rows: Tensor<B, 2>, start: &[i32], rounds: usize) -> KMeans<B> {
     let (device, dtype) = (rows.device(), rows.dtype());
-    let [count, width] = rows.dims();
+    let width = rows.dims()[1];
     let start = Tensor::<B, 1, Int>::from_data(TensorData::new(start.to_vec(), [start.len()]), &device);
     let codes = start.dims()[0];
     let mut means = rows.clone().select(0, start);
     let mut members = Tensor::zeros([codes], (&device, dtype));
     for _ in 0..rounds {
         let ids = kernels::nearest_code(rows.clone(), means.clone());
-        let ones = Tensor::ones([count], (&device, dtype));
-        members = Tensor::<B, 1>::zeros([codes], (&device, dtype)).select_assign(
-            0,
-            ids.clone(),
-            ones,
-            IndexingUpdateOp::Add,
-        );
-        let sums = means.zeros_like().select_assign(0, ids, rows.clone(), IndexingUpdateOp::Add);
+        let sums;
+        (members, sums) = kernels::code_statistics(ids, rows.clone(), codes);
         let counts = members.clone().unsqueeze_dim::<2>(1);
         let fresh = normalise(sums / counts.clone().clamp_min(1.0));
         let empty = counts.equal_elem(0.0).expand([codes, width]);

@@ -107,9 +107,8 @@ impl<B: Backend> Quantizer<B> {
 
     /// Uses of each code among `ids` → `[K]`.
     pub fn bins(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 1> {
-        let size = self.cluster_size.val().detach();
-        let ones = Tensor::ones([ids.dims()[0]], (&size.device(), size.dtype()));
-        size.zeros_like().select_assign(0, ids.clone(), ones, IndexingUpdateOp::Add)
+        let size = self.cluster_size.val();
+        kernels::code_counts(ids.clone(), size.dims()[0], size.dtype())
     }
 
     /// Counts `bins [K]` into the usage average: what the reference does in evaluation too.
@@ -129,9 +128,7 @@ impl<B: Backend> Quantizer<B> {
     /// Uses of each code `[K]` and the sums of the vectors that it stands for `[K, C]`.
     pub fn statistics(&self, quantized: &Quantized<B>) -> (Tensor<B, 1>, Tensor<B, 2>) {
         let Quantized { ids, z, .. } = quantized;
-        let add = IndexingUpdateOp::Add;
-        let sums = self.codebook().zeros_like().select_assign(0, ids.clone(), z.clone(), add);
-        (self.bins(ids), sums)
+        kernels::code_statistics(ids.clone(), z.clone(), self.codebook().dims()[0])
     }
 
     /// [`Quantizer::update`] from the [statistics](Quantizer::statistics), which data parallel training adds up over

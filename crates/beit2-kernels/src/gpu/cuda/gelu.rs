@@ -2,8 +2,14 @@
 //!
 //! Functions that put kernels on a queue come first, then the operation with f32 tensors.
 
+use burn::tensor::DType;
+use burn::tensor::ops::FloatTensor;
+use burn_cubecl::BoolElement;
+
 use super::columns::{self, Partial};
-use super::{Arg, Element, Ptr, Queue};
+use super::rows::{Cuda, outputs, takes};
+use super::{Arg, Element, Ptr, Queue, native, native_reusing};
+use crate::gelu::{GeluOps, composed};
 
 /// Elements of a block in passes over elements.
 const BLOCK: usize = 2048;
@@ -51,4 +57,49 @@ pub(crate) fn backward(
     ];
     queue.launch(kernel, grid, [256, 1, 1], 0, &args);
     Partial { at: scratch, rows: grid[1], width: width as u32, pitch: width as u32, to: dbias }
+}
+
+/// A pass over `count` elements of the tensors at `at`.
+fn pass(queue: &mut Queue<'_>, kernel: &'static str, at: [Ptr; 3], count: usize) {
+    let [a, b, c] = at.map(Arg::Ptr);
+    let args = [a, b, c, Arg::U64(count as u64)];
+    queue.launch(kernel, [count.div_ceil(BLOCK) as u32, 1, 1], [256, 1, 1], 0, &args);
+}
+
+impl<BT: BoolElement> GeluOps for Cuda<BT> {
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !takes(&[&x]) {
+            return composed::gelu::<Self>(x);
+        }
+        let (count, results) = (x.shape.num_elements(), vec![(x.shape.clone(), DType::F32)]);
+        let [y] = outputs(native::<BT>("gelu", vec![x], results, 0, move |queue, i, o, _| {
+            forward(queue, i[0], o[0], Element::F32, count);
+        }));
+        y
+    }
+
+    fn fused_gelu_train(x: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if !takes(&[&x]) {
+            return composed::gelu_train::<Self>(x);
+        }
+        let (count, result) = (x.shape.num_elements(), (x.shape.clone(), DType::F32));
+        let results = vec![result.clone(), result];
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
+            pass(queue, "gelu_train_f32", [i[0], o[0], o[1]], count);
+        };
+        let [y, slope] = outputs(native_reusing::<BT>("gelu_train", vec![x], results, 0, &[(1, 0)], run));
+        (y, slope)
+    }
+
+    fn fused_mul(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        if x.shape != y.shape || !takes(&[&x, &y]) {
+            return composed::mul::<Self>(x, y);
+        }
+        let (count, results) = (x.shape.num_elements(), vec![(x.shape.clone(), DType::F32)]);
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
+            pass(queue, "multiply_f32", [i[0], i[1], o[0]], count);
+        };
+        let [product] = outputs(native_reusing::<BT>("multiply", vec![x, y], results, 0, &[(0, 0)], run));
+        product
+    }
 }

@@ -14,6 +14,7 @@ mod blas;
 mod block;
 mod cards;
 mod casts;
+mod codes;
 mod columns;
 mod cubin;
 mod engine;
@@ -23,12 +24,14 @@ mod images;
 mod kernels;
 mod launch;
 mod linear;
+mod loss;
 mod module;
 mod native;
 mod norm;
 mod nvrtc;
 mod parameters;
 mod residual;
+mod rows;
 mod stream;
 mod tokens;
 
@@ -67,13 +70,8 @@ composed!(
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,
-    CrossEntropyOps,
-    GeluOps,
-    LayerNormOps,
-    NearestCodeOps,
     NormMlpOps,
     PixelCrossEntropyOps,
-    ResidualScaleOps,
     SampleOps,
 );
 

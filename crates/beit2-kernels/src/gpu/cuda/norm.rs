@@ -3,8 +3,14 @@
 //! [`forward`] and [`backward`] put kernels on a queue, for operations that hold addresses; the operation itself, with f32
 //! tensors, is below them.
 
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::BoolElement;
+
 use super::columns::{self, Partial};
-use super::{Arg, Element, Ptr, Queue};
+use super::rows::{Cuda, dims, outputs, takes};
+use super::{Arg, Element, Ptr, Queue, native};
+use crate::layer_norm::{LayerNormOps, composed};
 
 /// A layer norm of `x [rows, width]` in f32.
 #[derive(Debug, Clone, Copy)]
@@ -136,4 +142,72 @@ pub(super) fn interleaved(at: Ptr, rows: u32, width: usize, to: &[Option<Ptr>]) 
         to.map(|to| Partial { at, rows, width: width as u32, pitch, to })
     };
     to.iter().enumerate().filter_map(vector).collect()
+}
+
+impl<BT: BoolElement> LayerNormOps for Cuda<BT> {
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [rows, width] = dims(&x);
+        if !columns::fits(width) || !takes(&[&x, &weight, &bias]) {
+            return composed::layer_norm::<Self>(x, weight, bias, eps);
+        }
+        let statistics = (Shape::new([rows]), DType::F32);
+        let results = vec![(x.shape.clone(), DType::F32), statistics.clone(), statistics];
+        let inputs = vec![x, weight, bias];
+        let [y, mean, rstd] =
+            outputs(native::<BT>("layer_norm", inputs, results, 0, move |queue, i, o, _| {
+                let norm = Forward {
+                    x: i[0],
+                    weight: i[1],
+                    bias: i[2],
+                    eps: eps as f32,
+                    y: o[0],
+                    element: Element::F32,
+                    statistics: Some([o[1], o[2]]),
+                    rows,
+                    width,
+                };
+                forward(queue, &norm);
+            }));
+        (y, mean, rstd)
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        rstd: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [rows, width] = dims(&x);
+        if !columns::fits(width) || !takes(&[&x, &weight, &mean, &rstd, &grad]) {
+            return composed::layer_norm_backward::<Self>(x, weight, mean, rstd, grad);
+        }
+        let vector = (Shape::new([width]), DType::F32);
+        let results = vec![(x.shape.clone(), DType::F32), vector.clone(), vector];
+        let (inputs, scratch) = (vec![x, weight, mean, rstd, grad], backward_scratch(rows, width));
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch| {
+            let norm = Backward {
+                x: i[0],
+                weight: i[1],
+                statistics: [i[2], i[3]],
+                grad: i[4],
+                element: Element::F32,
+                add: None,
+                dx: o[0],
+                dweight: o[1],
+                dbias: o[2],
+                rows,
+                width,
+            };
+            let sums = backward(queue, &norm, scratch);
+            columns::finish(queue, &sums);
+        };
+        let [dx, dw, db] = outputs(native::<BT>("layer_norm_backward", inputs, results, scratch, run));
+        (dx, dw, db)
+    }
 }

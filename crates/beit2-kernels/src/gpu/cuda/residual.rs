@@ -3,9 +3,15 @@
 //!
 //! Functions that put kernels on a queue come first, then the operation with f32 tensors.
 
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::BoolElement;
+
 use super::columns::{self, Partial};
 use super::norm::{self, interleaved, optional};
-use super::{Arg, Element, Ptr, Queue};
+use super::rows::{Cuda, dims, outputs, takes};
+use super::{Arg, Element, Ptr, Queue, native, native_reusing};
+use crate::residual_scale::{ResidualScaleOps, composed};
 
 /// What is added to a residual stream.
 #[derive(Debug, Clone, Copy)]
@@ -133,4 +139,60 @@ pub(crate) fn backward_norm(
     queue.launch(kernel, [blocks, 1, 1], [norm::block(norm.width).0, 1, 1], 0, &args);
     let sums = [Some(norm.dweight), Some(norm.dbias), to.gamma, to.bias];
     interleaved(scratch, blocks, norm.width, &sums)
+}
+
+impl<BT: BoolElement> ResidualScaleOps for Cuda<BT> {
+    fn fused_sum(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let count = x.shape.num_elements();
+        if !count.is_multiple_of(8) || !takes(&[&x, &y]) {
+            return composed::sum::<Self>(x, y);
+        }
+        let results = vec![(x.shape.clone(), DType::F32)];
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
+            let branch = Branch { at: i[1], element: Element::F32, gamma: None, factors: None };
+            forward(queue, i[0], &branch, o[0], [count / 8, 8]);
+        };
+        let [sum] = outputs(native_reusing::<BT>("sum", vec![x, y], results, 0, &[(0, 0)], run));
+        sum
+    }
+
+    fn fused_residual_scale(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let dims = dims(&x);
+        if !dims[1].is_multiple_of(8) || !takes(&[&x, &branch, &gamma]) {
+            return composed::residual_scale::<Self>(x, branch, gamma);
+        }
+        let results = vec![(x.shape.clone(), DType::F32)];
+        let inputs = vec![x, branch, gamma];
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
+            let branch = Branch { at: i[1], element: Element::F32, gamma: Some(i[2]), factors: None };
+            forward(queue, i[0], &branch, o[0], dims);
+        };
+        let [sum] = outputs(native_reusing::<BT>("residual_scale", inputs, results, 0, &[(0, 0)], run));
+        sum
+    }
+
+    fn fused_residual_scale_backward(
+        branch: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let dims @ [rows, width] = dims(&grad);
+        if !width.is_multiple_of(8) || !takes(&[&branch, &gamma, &grad]) {
+            return composed::residual_scale_backward::<Self>(branch, gamma, grad);
+        }
+        let results = vec![(branch.shape.clone(), DType::F32), (Shape::new([width]), DType::F32)];
+        let (inputs, scratch) = (vec![branch, gamma, grad], backward_scratch(rows, width));
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch| {
+            let branch = Branch { at: i[0], element: Element::F32, gamma: Some(i[1]), factors: None };
+            let to = BranchGradients { branch: o[0], gamma: Some(o[1]), bias: None };
+            let sums = backward(queue, i[2], &branch, &to, dims, scratch);
+            columns::finish(queue, &sums);
+        };
+        let [dbranch, dgamma] = outputs(native::<BT>("residual_backward", inputs, results, scratch, run));
+        (dbranch, dgamma)
+    }
 }

@@ -28,6 +28,7 @@ composed!(
     PositionBiasOps,
     ResidualScaleOps,
     SampleOps,
+    SoftCrossEntropyOps,
     TokenOps,
 );
 

@@ -1,4 +1,4 @@
-// The codebook: the code nearest to each row, and what codes stand for. Rows picked by number, and their sums back.
+// The codebook: the code nearest to each row, and what each code stands for.
 #include "device.cuh"
 
 // Rows and codes of a tile, and the columns of both that lie in shared memory at a time.
@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // How many of `ids [count]` name each code: `bins [codes]`, and the sums of their rows of `z [count, width]`: `sums
 // [codes, width]`. A warp has 8 codes to itself and looks at all ids in order, so the order of each sum is fixed.
-// `bins` may be null: then this is the way back from picking rows.
+// With a width of 0 only the bins; the pointers to rows are not followed then.
 extern "C" __global__ void __launch_bounds__(256)
     sum_rows_by_id(const float *__restrict__ z, const int *__restrict__ ids, float *__restrict__ bins, float *sums,
                    unsigned count, unsigned codes, unsigned width) {
@@ -153,28 +153,5 @@ extern "C" __global__ void __launch_bounds__(256)
             }
         }
     }
-    if (bins && lane < mine) bins[first + lane] = members;
-}
-
-// y [count, width] = rows `ids` of x [rows, width]; a row that is not there gives NaN.
-extern "C" __global__ void __launch_bounds__(256)
-    gather_rows_f32(const float *__restrict__ x, const int *__restrict__ ids, float *__restrict__ y,
-                    unsigned long long rows, unsigned count, unsigned width) {
-    unsigned long long at = ((unsigned long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    unsigned long long end = (unsigned long long)count * width;
-    if (at >= end) return;
-    if (width % 4 == 0) {
-        unsigned long long to = at / width;
-        unsigned long long row = (unsigned)ids[to];
-        float4 v = make_float4(NAN, NAN, NAN, NAN);
-        if (row < rows) v = *(const float4 *)(x + row * width + (at - to * width));
-        *(float4 *)(y + at) = v;
-    } else {
-        end = at + 4 < end ? at + 4 : end;
-        for (; at < end; at++) {
-            unsigned long long to = at / width;
-            unsigned long long row = (unsigned)ids[to];
-            y[at] = row < rows ? x[row * width + (at - to * width)] : NAN;
-        }
-    }
+    if (lane < mine) bins[first + lane] = members;
 }

@@ -60,7 +60,7 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "codes",
         text: include_str!("codes.cu"),
-        entries: &["nearest_code_part", "nearest_code_finish", "sum_rows_by_id", "gather_rows_f32"],
+        entries: &["nearest_code_part", "nearest_code_finish", "sum_rows_by_id"],
     },
     Source {
         name: "columns",
