@@ -13,10 +13,10 @@ use crate::testing::{distance, random};
 use crate::{AttentionSpec, Precision};
 
 /// Values first, then the gradient of every input.
-type Results = Vec<Vec<f64>>;
+pub(super) type Results = Vec<Vec<f64>>;
 
 /// Values and gradients of `Σ weights·f(inputs)`.
-fn run<B: AutodiffBackend>(
+pub(super) fn run<B: AutodiffBackend>(
     inputs: &[Vec<f64>],
     dtype: DType,
     f: impl Fn(&[Tensor<B, 1>]) -> Tensor<B, 1>,
@@ -33,11 +33,11 @@ fn run<B: AutodiffBackend>(
     results
 }
 
-fn floats(data: TensorData) -> Vec<f64> {
+pub(super) fn floats(data: TensorData) -> Vec<f64> {
     data.convert::<f64>().into_vec().unwrap()
 }
 
-fn compare(name: &str, got: &Results, want: &Results, tolerance: f64) {
+pub(super) fn compare(name: &str, got: &Results, want: &Results, tolerance: f64) {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let d = distance(got, want, 1e-3);
         println!("{name} result {i}: {d:.1e}, allowed {tolerance:.0e}");

@@ -31,6 +31,8 @@ mod norm;
 mod nvrtc;
 mod parameters;
 mod residual;
+#[cfg(test)]
+mod row_tests;
 mod rows;
 mod stream;
 mod tokens;

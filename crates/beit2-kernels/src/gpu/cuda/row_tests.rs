@@ -1,0 +1,364 @@
+//! Operations over rows on a CUDA device against f64 on the CPU.
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
+
+use super::super::tests::{Results, compare, floats, on_cuda, run};
+use super::casts::{self, Cast};
+use super::columns;
+use super::residual::{self, Branch, BranchGradients};
+use super::rows::{Tensor as Native, outputs};
+use super::{Element, Ptr, Queue, gelu, native, norm};
+use crate::tensor::{unwrap, wrap};
+use crate::testing::random;
+use crate::{AutodiffBackend, Backend};
+
+type Cuda = burn::backend::Cuda<f32, i32>;
+type B = Autodiff<Cuda>;
+type Wide = Autodiff<Flex>;
+type X<B> = Tensor<B, 1>;
+
+/// An operation on a CUDA device in f32 and the same on the CPU in f64, with every gradient.
+macro_rules! same {
+    ($name:expr, $inputs:expr, $tolerance:expr, $f:expr) => {{
+        let got: Results = run::<B>($inputs, DType::F32, $f);
+        let want: Results = run::<Wide>($inputs, DType::F64, $f);
+        compare(&$name, &got, &want, $tolerance);
+    }};
+}
+
+/// Rows and widths: of one warp and several, of the model sizes, at the ends of what own kernels take, and beyond.
+const ROWS: [(usize, usize); 9] =
+    [(1, 8), (7, 48), (5, 33), (197, 64), (40, 264), (11, 768), (3, 1032), (2, 4096), (3, 4104)];
+
+fn layer_norm<B: AutodiffBackend>(x: &[X<B>], [n, d]: [usize; 2]) -> X<B> {
+    crate::layer_norm(x[0].clone().reshape([n, d]), x[1].clone(), x[2].clone(), 1e-3).reshape([n * d])
+}
+
+#[test]
+fn layer_norms() {
+    on_cuda(|_| {
+        for (n, d) in ROWS {
+            let inputs = [random(n * d, 1, 2.0), random(d, 2, 1.0), random(d, 3, 1.0)];
+            same!(format!("layer_norm [{n}, {d}]"), &inputs, 1e-5, |x| layer_norm(x, [n, d]));
+        }
+    });
+}
+
+fn residual_scale<B: AutodiffBackend>(x: &[X<B>], [n, d]: [usize; 2]) -> X<B> {
+    let [a, b] = [0, 1].map(|i| x[i].clone().reshape([n, d]));
+    crate::residual_scale(a, b, x[2].clone()).reshape([n * d])
+}
+
+#[test]
+fn residuals() {
+    on_cuda(|_| {
+        for (n, d) in ROWS {
+            let inputs = [random(n * d, 1, 1.0), random(n * d, 2, 1.0), random(d, 3, 1.0)];
+            same!(format!("residual_scale [{n}, {d}]"), &inputs, 3e-6, |x| residual_scale(x, [n, d]));
+            let inputs = &inputs[..2];
+            same!(format!("residual [{n}, {d}]"), inputs, 1e-6, |x| crate::residual(
+                x[0].clone(),
+                x[1].clone()
+            ));
+        }
+    });
+}
+
+#[test]
+fn gelus() {
+    on_cuda(|_| {
+        for (n, spread) in [(1, 1.0), (7, 3.0), (2048, 2.0), (5003, 6.0)] {
+            let inputs = [random(n, 1, spread)];
+            same!(format!("gelu [{n}]"), &inputs, 2e-6, |x| crate::gelu(x[0].clone()));
+        }
+    });
+}
+
+fn ids<B: Backend>(n: usize, classes: usize) -> Tensor<B, 1, Int> {
+    let ids: Vec<i32> = (0..n).map(|i| (i * 31 % classes) as i32).collect();
+    Tensor::from_data(TensorData::new(ids, [n]), &Default::default())
+}
+
+/// Loss and accuracy in one vector, so that both are compared; only the loss has a gradient.
+fn cross_entropy<B: AutodiffBackend>(x: &[X<B>], [n, k]: [usize; 2]) -> X<B> {
+    let (loss, accuracy) = crate::cross_entropy_with_accuracy(x[0].clone().reshape([n, k]), ids(n, k));
+    Tensor::cat(vec![loss, accuracy], 0)
+}
+
+fn soft_cross_entropy<B: AutodiffBackend>(x: &[X<B>], [n, k]: [usize; 2]) -> X<B> {
+    let targets = TensorData::new(random(n * k, 5, 0.5), [n, k]);
+    let targets = Tensor::from_data(targets, (&Default::default(), x[0].dtype())) + 0.5;
+    crate::soft_cross_entropy(x[0].clone().reshape([n, k]), targets)
+}
+
+#[test]
+fn losses() {
+    on_cuda(|_| {
+        for (n, k, spread) in [(1, 1, 1.0), (3, 33, 4.0), (75, 512, 4.0), (20, 1000, 30.0), (4, 8192, 8.0)] {
+            let inputs = [random(n * k, 4, spread)];
+            same!(format!("cross_entropy [{n}, {k}]"), &inputs, 2e-6, |x| cross_entropy(x, [n, k]));
+            same!(format!("soft_cross_entropy [{n}, {k}]"), &inputs, 3e-6, |x| soft_cross_entropy(x, [n, k]));
+        }
+    });
+}
+
+#[test]
+fn a_target_that_is_no_class_gives_a_loss_of_nan() {
+    on_cuda(|device| {
+        let logits = Tensor::<Cuda, 2>::zeros([2, 16], device);
+        let targets = Tensor::<Cuda, 1, Int>::from_ints([3, 16], device);
+        assert!(floats(crate::cross_entropy(logits, targets).into_data())[0].is_nan());
+    });
+}
+
+/// Unit rows; the second half of the codes repeats the first, so that the lower number must win.
+fn codebook<B: Backend>(n: usize, codes: usize, width: usize) -> [Tensor<B, 2>; 2] {
+    let tensor = |values: Vec<f64>, rows| {
+        let x = TensorData::new(values, [rows, width]);
+        Tensor::<B, 2>::from_data(x, (&Default::default(), DType::F32))
+    };
+    let half = tensor(random(codes / 2 * width, 2, 1.0), codes / 2);
+    let z = tensor(random(n * width, 1, 1.0), n);
+    [z, Tensor::cat(vec![half.clone(), half], 0)]
+}
+
+#[test]
+fn codes_and_what_they_stand_for() {
+    on_cuda(|_| {
+        for (n, codes, width) in [(1, 2, 3), (130, 300, 17), (500, 1000, 32), (70, 8192, 32)] {
+            let [z, book] = codebook::<Cuda>(n, codes, width);
+            let found = crate::nearest_code(z.clone(), book.clone());
+            let (counts, sums) = crate::code_statistics(found.clone(), z, codes);
+            let alone = crate::code_counts(found.clone(), codes, DType::F32);
+            let [z, book] = codebook::<Flex>(n, codes, width);
+            let (found, want) = (found.into_data(), crate::nearest_code(z.clone(), book));
+            found.assert_eq(&want.clone().into_data(), true);
+            let (want_counts, want_sums) = crate::code_statistics(want, z, codes);
+            counts.into_data().assert_eq(&want_counts.into_data(), true);
+            alone
+                .into_data()
+                .assert_eq(&crate::code_counts(ids_of(found), codes, DType::F32).into_data(), true);
+            let [got, want] = [floats(sums.into_data()), floats(want_sums.into_data())];
+            compare("sums", &vec![got], &vec![want], 1e-6);
+        }
+    });
+}
+
+fn ids_of(data: TensorData) -> Tensor<Flex, 1, Int> {
+    Tensor::from_data(data, &Default::default())
+}
+
+/// Values that bf16 holds exactly.
+fn narrow(values: Vec<f64>) -> Vec<f64> {
+    values.into_iter().map(|x| f64::from(f32::from_bits((x as f32).to_bits() & 0xffff_0000))).collect()
+}
+
+const SAMPLES: usize = 3;
+const EPS: f64 = 1e-5;
+
+/// x, branch, γ, factors of samples, weight, bias, gradient of the normalised rows, gradient that goes around.
+fn stream([rows, width]: [usize; 2]) -> [Vec<f64>; 8] {
+    let count = rows * width;
+    let of = |n, seed| random(n, seed, 1.0);
+    let (branch, grad) = (narrow(of(count, 2)), narrow(of(count, 7)));
+    let around = of(count, 8);
+    [of(count, 1), branch, of(width, 3), vec![1.25, 0.0, 1.25], of(width, 5), of(width, 6), grad, around]
+}
+
+/// What [`joined`] gives, by the graph of the composed operations in f64.
+fn stream_reference(inputs: &[Vec<f64>; 8], [rows, width]: [usize; 2]) -> Results {
+    let tensor = |x: &[f64]| {
+        let x = TensorData::new(x.to_vec(), [x.len()]);
+        X::<Wide>::from_data(x, (&Default::default(), DType::F64))
+    };
+    let [x, branch, gamma, factors, weight, bias, grad, around] = inputs.each_ref().map(|x| tensor(x));
+    let [x, branch, gamma, weight, bias] = [x, branch, gamma, weight, bias].map(Tensor::require_grad);
+    let of_row = factors.unsqueeze_dim::<2>(1).repeat_dim(1, rows / SAMPLES).reshape([rows, 1]);
+    let scaled = branch.clone().reshape([rows, width]) * of_row * gamma.clone().unsqueeze();
+    let sum = x.clone().reshape([rows, width]) + scaled;
+    let y = crate::reference::layer_norm(sum.clone(), weight.clone(), bias.clone(), EPS);
+    let mut results = vec![floats(sum.to_data()), floats(y.to_data())];
+    let loss = (y.reshape([-1]) * grad).sum() + (sum.reshape([-1]) * around).sum();
+    let grads = loss.backward();
+    results
+        .extend([&x, &branch, &weight, &bias, &gamma].map(|x| floats(x.grad(&grads).unwrap().into_data())));
+    let dbranch = Tensor::<Flex, 1>::from_data(
+        TensorData::new(results[3].clone(), [rows * width]),
+        (&Default::default(), DType::F64),
+    );
+    results.push(floats(dbranch.reshape([rows, width]).sum_dim(0).into_data()));
+    results
+}
+
+/// Sum, normalised rows; gradients of x, branch, weight, bias, γ and of a bias of the branch; by the kernels that a block uses, in
+/// `element` where they have a choice, with the joined backward pass or the two alone.
+fn joined(
+    inputs: &[Vec<f64>; 8],
+    dims @ [rows, width]: [usize; 2],
+    element: Element,
+    alone: bool,
+) -> Results {
+    let upload = |x: &Vec<f64>| {
+        let x = TensorData::new(x.clone(), [x.len()]);
+        unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
+    };
+    let tensors: Vec<Native> = inputs.iter().map(upload).collect();
+    let count = rows * width;
+    let results = [count, count, count, count, width, width, width, width];
+    let results = results.map(|n| (Shape::new([n]), DType::F32));
+    // Scratch: branch, y, gradient and branch's gradient in `element`, statistics, partial sums.
+    let part = (count * 4).next_multiple_of(512);
+    let sums_at = 4 * part + (rows * 8).next_multiple_of(512);
+    let norm_sums = norm::backward_scratch(rows, width);
+    let scratch = sums_at
+        + residual::backward_norm_scratch(rows, width)
+            .max(norm_sums + residual::backward_scratch(rows, width));
+    let bf16 = element == Element::Bf16;
+    let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch: Ptr| {
+        let at = |part_number: usize| Ptr(scratch.0 + (part_number * part) as u64);
+        let statistics = [at(4), at(4).offset(rows, Element::F32)];
+        let sums = Ptr(scratch.0 + sums_at as u64);
+        let (mut branch_at, mut y, mut grad, mut dbranch) = (i[1], o[1], i[6], o[3]);
+        if bf16 {
+            casts::many(queue, &[Cast::to_bf16(i[1], at(0), count), Cast::to_bf16(i[6], at(2), count)]);
+            (branch_at, y, grad, dbranch) = (at(0), at(1), at(2), at(3));
+        }
+        let branch =
+            Branch { at: branch_at, element, gamma: Some(i[2]), factors: Some((i[3], rows / SAMPLES)) };
+        let forward = norm::Forward {
+            x: o[0],
+            weight: i[4],
+            bias: i[5],
+            eps: EPS as f32,
+            y,
+            element,
+            statistics: Some(statistics),
+            rows,
+            width,
+        };
+        if alone {
+            residual::forward(queue, i[0], &branch, o[0], dims);
+            norm::forward(queue, &forward);
+        } else {
+            residual::forward_norm(queue, i[0], &branch, &forward);
+        }
+        let backward = norm::Backward {
+            x: o[0],
+            weight: i[4],
+            statistics,
+            grad,
+            element,
+            add: Some(i[7]),
+            dx: o[2],
+            dweight: o[4],
+            dbias: o[5],
+            rows,
+            width,
+        };
+        let to = BranchGradients { branch: dbranch, gamma: Some(o[6]), bias: Some(o[7]) };
+        let partials = if alone {
+            let mut partials = norm::backward(queue, &backward, sums).to_vec();
+            let more = Ptr(sums.0 + norm_sums as u64);
+            partials.extend(residual::backward(queue, o[2], &branch, &to, dims, more));
+            partials
+        } else {
+            residual::backward_norm(queue, &backward, &branch, &to, sums)
+        };
+        columns::finish(queue, &partials);
+        if bf16 {
+            let back = |from, to| Cast { from: Some(from), to, element: Element::F32, count };
+            casts::many(queue, &[back(at(1), o[1]), back(at(3), o[3])]);
+        }
+    };
+    let results: [Native; 8] = outputs(native::<u8>("rows", tensors, results.to_vec(), scratch, run));
+    results.into_iter().map(|x| floats(wrap::<Cuda, 1>(x).into_data())).collect()
+}
+
+#[test]
+fn residual_stream_of_a_block() {
+    on_cuda(|device| {
+        if !super::is_native(device) {
+            println!("skipped: this device takes the portable path");
+            return;
+        }
+        for dims in [[3, 8], [21, 48], [66, 264], [9, 768], [6, 2056]] {
+            let inputs = stream(dims);
+            let want = stream_reference(&inputs, dims);
+            for (element, alone) in
+                [(Element::F32, true), (Element::F32, false), (Element::Bf16, true), (Element::Bf16, false)]
+            {
+                let got = joined(&inputs, dims, element, alone);
+                // The normalised rows and the branch's gradient are rounded to 8 bits.
+                let rounded = if element == Element::Bf16 { 4e-3 } else { 5e-6 };
+                for (at, (got, want)) in got.into_iter().zip(want.clone()).enumerate() {
+                    let tolerance = if at == 1 || at == 3 { rounded } else { 5e-6 };
+                    let name = format!("stream {dims:?} {element:?} alone {alone}, {at}");
+                    compare(&name, &vec![got], &vec![want], tolerance);
+                }
+            }
+        }
+    });
+}
+
+/// GELU's gradient with the bias gradient, and column sums alone, from bf16; zeros between biases.
+#[test]
+fn columns_and_casts() {
+    on_cuda(|device| {
+        if !super::is_native(device) {
+            println!("skipped: this device takes the portable path");
+            return;
+        }
+        for [rows, width] in [[1, 8], [50, 48], [77, 264], [9, 3072], [5000, 16]] {
+            let count = rows * width;
+            let values = [narrow(random(count, 1, 3.0)), narrow(random(count, 2, 1.0))];
+            let tensor = |x: &Vec<f64>| {
+                let x = TensorData::new(x.clone(), [x.len()]);
+                unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
+            };
+            let inputs: Vec<Native> = values.iter().map(tensor).collect();
+            let shapes = [count, width, width, 3 * width];
+            let results = shapes.map(|n| (Shape::new([n]), DType::F32)).to_vec();
+            let part = (count * 2).next_multiple_of(512);
+            let (of_gelu, joint) = (gelu::backward_scratch(rows, width), (6 * width).next_multiple_of(512));
+            let scratch = 2 * part + joint + of_gelu + columns::scratch(rows, width);
+            let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch: Ptr| {
+                let at = |bytes: usize| Ptr(scratch.0 + bytes as u64);
+                let (x, grad, bias) = (at(0), at(part), at(2 * part));
+                casts::many(queue, &[Cast::to_bf16(i[0], x, count), Cast::to_bf16(i[1], grad, count)]);
+                let sums = at(2 * part + joint);
+                let partial =
+                    gelu::backward(queue, [x, grad, grad], Element::Bf16, [rows, width], o[1], sums);
+                columns::finish(queue, &[partial]);
+                let sums = at(2 * part + joint + of_gelu);
+                columns::sums(queue, (x, Element::Bf16), [rows, width, width], o[2], sums);
+                let third = |n: usize| bias.offset(n * width, Element::Bf16);
+                casts::many(
+                    queue,
+                    &[
+                        Cast::to_bf16(i[0], third(0), width),
+                        Cast::zeros(third(1), width),
+                        Cast::to_bf16(i[1], third(2), width),
+                    ],
+                );
+                let back = |from, to, count| Cast { from: Some(from), to, element: Element::F32, count };
+                casts::many(queue, &[back(grad, o[0], count), back(bias, o[3], 3 * width)]);
+            };
+            let got: [Native; 4] = outputs(native::<u8>("columns", inputs, results, scratch, run));
+            let got: Results = got.into_iter().map(|x| floats(wrap::<Cuda, 1>(x).into_data())).collect();
+            let [x, grad] = &values;
+            let wide = TensorData::new(x.clone(), [1, count]);
+            let wide = Tensor::<Flex, 2>::from_data(wide, (&Default::default(), DType::F64));
+            let slope = floats(crate::gelu::reference_train(wide).1.into_data());
+            let before: Vec<f64> = slope.iter().zip(grad).map(|(s, g)| s * g).collect();
+            let column = |x: &[f64]| -> Vec<f64> {
+                (0..width).map(|j| x.iter().skip(j).step_by(width).sum()).collect()
+            };
+            let joint = [&x[..width], &vec![0.0; width], &grad[..width]].concat();
+            compare("gelu backward", &vec![got[0].clone()], &vec![before.clone()], 4e-3);
+            compare("its columns", &vec![got[1].clone()], &vec![column(&before)], 5e-6);
+            compare("columns", &vec![got[2].clone()], &vec![column(x)], 5e-6);
+            assert_eq!(got[3], joint);
+        }
+    });
+}
