@@ -11,8 +11,8 @@ pub(super) const MOST_PROCESSORS: u32 = 256;
 /// Columns of a block of a first stage, and rows that its warps read at a time.
 const COLUMNS: usize = 256;
 const WARPS: usize = 8;
-/// Blocks of a first stage on one processor.
-const BLOCKS: u32 = 6;
+/// Blocks of a first stage on one processor: by registers of the passes, 64 a thread at most.
+const BLOCKS: u32 = 4;
 /// Sums of one launch of the second stage: `ColumnSums` in `columns.cu`.
 const SUMS: usize = 48;
 

@@ -28,6 +28,7 @@ mod loss;
 mod module;
 mod native;
 mod norm;
+mod norm_mlp;
 mod nvrtc;
 mod parameters;
 mod residual;
@@ -72,7 +73,6 @@ composed!(
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,
-    NormMlpOps,
     PixelCrossEntropyOps,
     SampleOps,
 );

@@ -46,7 +46,8 @@ impl Branch {
 
 /// Threads of a processor in [`backward_norm`]: by its registers, 121 a thread.
 const BACKWARD_THREADS: u32 = 512;
-const FORWARD_THREADS: u32 = 2048;
+/// In the forward pass: 54 to 64 registers a thread.
+const FORWARD_THREADS: u32 = 1024;
 
 /// `sum = x + γ⊙s⊙branch`, f32 `[rows, width]`; `sum` may be `x`. Moves rows and branch in and the sum out.
 pub(crate) fn forward(queue: &mut Queue<'_>, x: Ptr, branch: &Branch, sum: Ptr, [rows, width]: [usize; 2]) {
