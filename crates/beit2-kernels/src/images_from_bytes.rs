@@ -24,6 +24,11 @@ pub trait ImageOps: BurnBackend {
         composed::standardise::<Self>(x, mean, std)
     }
 
+    /// [`to_signed`](crate::to_signed).
+    fn fused_to_signed(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::to_signed::<Self>(x)
+    }
+
     /// [`patches`](crate::patches).
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
         composed::patches::<Self>(x, patch)
@@ -74,6 +79,11 @@ pub fn reference_standardise<B: BurnBackend>(x: Tensor<B, 4>, mean: &[f64], std:
     (x.clone() - channels(mean)) / channels(std)
 }
 
+/// [0, 1] → [−1, 1].
+pub fn to_signed<B: ImageOps>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    wrap(B::fused_to_signed(unwrap(x)))
+}
+
 /// Square patches side by side: `x [B, C, H, W]` → `[B, H/p·W/p, C·p·p]`, row by row.
 ///
 /// # Panics
@@ -114,6 +124,10 @@ pub(crate) mod composed {
         std: &[f64],
     ) -> FloatTensor<B> {
         unwrap(super::reference_standardise::<B>(wrap(x), mean, std))
+    }
+
+    pub(crate) fn to_signed<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        unwrap(wrap::<B, 4>(x).mul_scalar(255.0).div_scalar(127.5).sub_scalar(1.0))
     }
 
     pub(crate) fn patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {

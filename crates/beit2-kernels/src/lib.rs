@@ -60,7 +60,7 @@ pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;
 pub use block::{
     BlockDrop, BlockGradients, BlockInputs, BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors,
-    block, block_packed, fuses_block, pack_block,
+    block, block_packed, block_tokens, block_tokens_packed, fuses_block, pack_block,
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
@@ -72,7 +72,7 @@ pub use gelu::{GeluOps, gelu};
 pub use gpu::compile_cuda_kernels;
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuSettings, set_up_gpus};
-pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise};
+pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise, to_signed};
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};

@@ -120,7 +120,7 @@ pub fn check_normalization(channels: usize, normalization: Option<&Normalization
 
 /// [0, 1] → [−1, 1].
 pub fn to_signed<B: Backend>(images: Tensor<B, 4>) -> Tensor<B, 4> {
-    images.mul_scalar(255.0).div_scalar(127.5).sub_scalar(1.0)
+    kernels::to_signed(images)
 }
 
 /// (x − mean)/std per channel of `[B, 3, H, W]`.

@@ -17,7 +17,7 @@ pub(crate) mod tests;
 use burn::backend::Flex;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 
 use crate::attention::AttentionOps;
 use crate::interrupt::tick;
@@ -25,6 +25,7 @@ use crate::norm_mlp::NormMlpOps;
 use crate::precision::Precision;
 use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{unwrap, wrap};
+use crate::tokens::{TokenChoice, TokenOps};
 
 /// The numbers of a block that are not tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -233,7 +234,7 @@ impl<B: BurnBackend> BlockParameters<B> {
 }
 
 /// A Transformer block on a backend's own tensors.
-pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps {
+pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
     /// Whether [`block`](crate::block) of f32 tensors of these sizes is one computation here, with a backward pass of its
     /// own.
     fn fuses_block(_device: &Self::Device, _sizes: &BlockSizes, _spec: &BlockSpec) -> bool {
@@ -265,6 +266,39 @@ pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps {
         unreachable!("{} composes block", std::any::type_name::<Self>())
     }
 
+    /// [`block_tokens`](crate::block_tokens).
+    fn fused_block_tokens(
+        inputs: BlockInputs<FloatTensor<Self>>,
+        choice: TokenChoice<Self>,
+        spec: BlockSpec,
+    ) -> FloatTensor<Self> {
+        Self::fused_gather_tokens(Self::fused_block(inputs, spec), choice)
+    }
+
+    /// As `fused_block_train`, of [`block_tokens`](crate::block_tokens).
+    fn fused_block_tokens_train(
+        inputs: BlockInputs<FloatTensor<Self>>,
+        choice: TokenChoice<Self>,
+        spec: BlockSpec,
+    ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
+        let (y, saved) = Self::fused_block_train(inputs, spec);
+        (Self::fused_gather_tokens(y, choice), saved)
+    }
+
+    /// As `fused_block_backward`, of [`block_tokens`](crate::block_tokens).
+    fn fused_block_tokens_backward(
+        inputs: BlockInputs<FloatTensor<Self>>,
+        choice: TokenChoice<Self>,
+        spec: BlockSpec,
+        saved: Vec<FloatTensor<Self>>,
+        grad: FloatTensor<Self>,
+        bias_grad: bool,
+    ) -> BlockGradients<FloatTensor<Self>> {
+        let tokens = inputs.x.shape()[1];
+        let grad = Self::fused_gather_tokens_backward(grad, choice, tokens);
+        Self::fused_block_backward(inputs, spec, saved, grad, bias_grad)
+    }
+
     /// [`pack_block`](crate::pack_block).
     fn pack_block(
         _parameters: BlockTensors<FloatTensor<Self>>,
@@ -272,6 +306,18 @@ pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps {
         _spec: &BlockSpec,
     ) -> Option<FloatTensor<Self>> {
         None
+    }
+
+    /// [`block_tokens_packed`](crate::block_tokens_packed), for backends that pack.
+    fn fused_block_tokens_packed(
+        x: FloatTensor<Self>,
+        choice: TokenChoice<Self>,
+        bias: Option<FloatTensor<Self>>,
+        packed: FloatTensor<Self>,
+        hidden: usize,
+        spec: BlockSpec,
+    ) -> FloatTensor<Self> {
+        Self::fused_gather_tokens(Self::fused_block_packed(x, bias, packed, hidden, spec), choice)
     }
 
     /// [`block_packed`](crate::block_packed), for backends that pack.
@@ -311,7 +357,39 @@ pub fn block<B: BlockOps>(
     drop: Option<BlockDrop<Tensor<B, 2>>>,
     spec: BlockSpec,
 ) -> Tensor<B, 3> {
-    let sizes = sizes(&x, parameters.fc1.0.dims()[0], &spec);
+    let (sizes, inputs) = inputs(x, bias, parameters, drop, &spec);
+    let y = wrap(B::fused_block(inputs, spec));
+    tick(sizes.operations());
+    y
+}
+
+/// Some tokens of what [`block`] gives, `[B, R, D]`: keys and values of all tokens, everything else for those.
+///
+/// # Panics
+/// As [`block`].
+pub fn block_tokens<B: BlockOps>(
+    x: Tensor<B, 3>,
+    choice: TokenChoice<B>,
+    bias: Option<Tensor<B, 4>>,
+    parameters: BlockParameters<B>,
+    drop: Option<BlockDrop<Tensor<B, 2>>>,
+    spec: BlockSpec,
+) -> Tensor<B, 3> {
+    let (sizes, inputs) = inputs(x, bias, parameters, drop, &spec);
+    let y = wrap(B::fused_block_tokens(inputs, choice, spec));
+    tick(sizes.operations());
+    y
+}
+
+/// The inputs of a block, checked.
+fn inputs<B: BlockOps>(
+    x: Tensor<B, 3>,
+    bias: Option<Tensor<B, 4>>,
+    parameters: BlockParameters<B>,
+    drop: Option<BlockDrop<Tensor<B, 2>>>,
+    spec: &BlockSpec,
+) -> (BlockSizes, BlockInputs<FloatTensor<B>>) {
+    let sizes = sizes(&x, parameters.fc1.0.dims()[0], spec);
     parameters.check(sizes.width);
     check(&sizes, bias.as_ref());
     if let Some(drop) = &drop {
@@ -325,9 +403,7 @@ pub fn block<B: BlockOps>(
     }
     let drop = drop.map(|drop| BlockDrop { factors: unwrap(drop.factors), rows: drop.rows });
     let inputs = BlockInputs { x: unwrap(x), bias: bias.map(unwrap), parameters: parameters.tensors(), drop };
-    let y = wrap(B::fused_block(inputs, spec));
-    tick(sizes.operations());
-    y
+    (sizes, inputs)
 }
 
 fn check<B: BurnBackend>(sizes: &BlockSizes, bias: Option<&Tensor<B, 4>>) {
@@ -362,6 +438,26 @@ pub fn block_packed<B: BlockOps>(
     let sizes = sizes(&x, hidden, &spec);
     check(&sizes, bias.as_ref());
     let y = wrap(B::fused_block_packed(unwrap(x), bias.map(unwrap), unwrap(packed), hidden, spec));
+    tick(sizes.operations());
+    y
+}
+
+/// [`block_tokens`] of packed parameters, without drop path.
+///
+/// # Panics
+/// As [`block_packed`].
+pub fn block_tokens_packed<B: BlockOps>(
+    x: Tensor<B, 3>,
+    choice: TokenChoice<B>,
+    bias: Option<Tensor<B, 4>>,
+    packed: Tensor<B, 1>,
+    hidden: usize,
+    spec: BlockSpec,
+) -> Tensor<B, 3> {
+    let sizes = sizes(&x, hidden, &spec);
+    check(&sizes, bias.as_ref());
+    let (x, bias, packed) = (unwrap(x), bias.map(unwrap), unwrap(packed));
+    let y = wrap(B::fused_block_tokens_packed(x, choice, bias, packed, hidden, spec));
     tick(sizes.operations());
     y
 }

@@ -137,10 +137,11 @@ impl<B: Backend> Block<B> {
         })
     }
 
-    /// The block as one operation, where the backend has it.
+    /// The block, or some tokens of it, as one operation, where the backend has it.
     fn fused(
         &self,
         x: &Tensor<B, 3>,
+        subset: Option<&TokenSubset<B>>,
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Option<Tensor<B, 3>> {
@@ -149,14 +150,23 @@ impl<B: Backend> Block<B> {
             return None;
         }
         let drop = drop.fused()?;
+        let (x, choice) = (x.clone(), subset.map(TokenSubset::choice));
         let bias = || self.attn.total_bias(bias);
-        match (&self.packed, &drop) {
-            (Some(packed), None) => {
-                Some(kernels::block_packed(x.clone(), bias(), packed.clone(), hidden, spec))
-            }
-            _ if self.attn.qkv.packed().is_some() => None,
-            _ => Some(kernels::block(x.clone(), bias(), self.parameters()?, drop, spec)),
+        if let (Some(packed), None) = (&self.packed, &drop) {
+            let packed = packed.clone();
+            return Some(match choice {
+                Some(choice) => kernels::block_tokens_packed(x, choice, bias(), packed, hidden, spec),
+                None => kernels::block_packed(x, bias(), packed, hidden, spec),
+            });
         }
+        if self.attn.qkv.packed().is_some() {
+            return None;
+        }
+        let parameters = self.parameters()?;
+        Some(match choice {
+            Some(choice) => kernels::block_tokens(x, choice, bias(), parameters, drop, spec),
+            None => kernels::block(x, bias(), parameters, drop, spec),
+        })
     }
 
     /// # Shapes
@@ -167,7 +177,7 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        if let Some(y) = self.fused(&x, bias, drop) {
+        if let Some(y) = self.fused(&x, None, bias, drop) {
             return y;
         }
         let x = add_branch(x.clone(), &self.gamma_1, &drop.attn, |kept| {
@@ -185,6 +195,9 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
+        if let Some(y) = self.fused(&x, Some(subset), bias, drop) {
+            return y;
+        }
         let x = add_branch(subset.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
             let subset = subset.of_samples(kept);
             self.attn.forward_subset(self.norm1.forward(kept.take(x)), &subset, bias)

@@ -64,7 +64,7 @@ impl<B: Backend> TokenSubset<B> {
         kernels::gather_bias(bias, self.choice())
     }
 
-    fn choice(&self) -> TokenChoice<B> {
+    pub(super) fn choice(&self) -> TokenChoice<B> {
         TokenChoice { local: self.local.clone().into_primitive(), per_sample: self.per_sample }
     }
 }

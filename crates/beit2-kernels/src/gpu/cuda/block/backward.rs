@@ -4,7 +4,7 @@ use super::super::attention::{self, AttentionBackwardCall, Tokens};
 use super::super::columns::{self, Partial};
 use super::super::norm::{self, interleaved, optional};
 use super::super::{Arg, Element, Epilogue, Gemm, Operand, Ptr, Queue};
-use super::forward::Forward;
+use super::forward::{Forward, heads};
 use super::plan::{Gradients, Plan, at};
 use crate::block::{BlockSizes, BlockTensors};
 
@@ -27,8 +27,8 @@ pub(super) struct Backward {
 
 impl Backward {
     pub fn run(&self, queue: &mut Queue<'_>, plan: &Plan, places: &Gradients) {
-        let BlockSizes { tokens, width, hidden, .. } = plan.sizes;
-        let (n, packed, values) = (plan.sizes.rows(), &plan.packed, &plan.values);
+        let BlockSizes { batch, tokens, width, hidden, .. } = plan.sizes;
+        let (all, n, packed, values) = (plan.sizes.rows(), plan.rows(), &plan.packed, &plan.values);
         let (d, forward) = (&self.dparameters, &self.forward);
         let weight = |layer: [usize; 2]| at(forward.packed, layer[0]);
         let value = |offset| at(forward.kept, offset);
@@ -46,15 +46,19 @@ impl Backward {
         queue.gemm(&weight_gradient(branch, activated, d.fc2[0], [n, width, hidden]));
         queue.gemm(&weight_gradient(wide, value(values.norm2), d.fc1[0], [n, hidden, width]));
         queue.gemm(&input_gradient(wide, weight(packed.fc1), narrow, [n, hidden, width]));
-        partials.extend(self.norm2_backward(queue, plan, narrow, branch, sums[2]));
+        // With chosen tokens it is spread over the others afterwards.
+        let [chosen, chosen_dx] = places.chosen.map(place);
+        let dx = if plan.chosen.is_some() { chosen_dx } else { self.dx };
+        partials.extend(self.norm2_backward(queue, plan, [narrow, branch, dx], sums[2]));
 
         // The attention's branch.
         queue.gemm(&input_gradient(branch, weight(packed.proj), narrow, [n, width, width]));
         queue.gemm(&weight_gradient(branch, value(values.attended), d.proj[0], [n, width, width]));
-        let [dq, dk, dv] = [0, 1, 2].map(|part| Tokens::part(wide, Element::Bf16, tokens, width, (part, 3)));
+        let kv = at(wide, places.kv);
+        let [dq, dk, dv] = heads(plan, wide, kv);
         let call = AttentionBackwardCall {
             forward: forward.attention(plan, values),
-            grad: Tokens::whole(narrow, tokens, width),
+            grad: Tokens::whole(narrow, plan.queries(), width),
             dq,
             dk,
             dv,
@@ -64,12 +68,34 @@ impl Backward {
         };
         attention::backward(queue, &call);
         let qkv_sums = place(places.qkv_sums);
-        let mut qkv = weight_gradient(wide, value(values.norm1), d.qkv, [n, 3 * width, width]);
-        if d.qv_bias.is_some() {
-            qkv.epilogue = Epilogue::BiasGradient(qkv_sums);
+        let biased = |gradient: Gemm, sums: Ptr| match d.qv_bias {
+            Some(_) => Gemm { epilogue: Epilogue::BiasGradient(sums), ..gradient },
+            None => gradient,
+        };
+        let (norm1, qkv_weight) = (value(values.norm1), weight(packed.qkv));
+        match forward.choice {
+            None => {
+                let sizes = [n, 3 * width, width];
+                queue.gemm(&biased(weight_gradient(wide, norm1, d.qkv, sizes), qkv_sums));
+                queue.gemm(&input_gradient(wide, qkv_weight, narrow, sizes));
+            }
+            Some(choice) => {
+                let (q_sizes, kv_sizes) = ([n, width, width], [all, 2 * width, width]);
+                let chosen_norm1 = value(values.chosen[0]);
+                queue.gemm(&biased(weight_gradient(wide, chosen_norm1, d.qkv, q_sizes), qkv_sums));
+                let dkv = d.qkv.offset(width * width, Element::F32);
+                let kv_sums = qkv_sums.offset(width, Element::F32);
+                queue.gemm(&biased(weight_gradient(kv, norm1, dkv, kv_sizes), kv_sums));
+                queue.gemm(&input_gradient(wide, qkv_weight, chosen, q_sizes));
+                let kv_weight = qkv_weight.offset(width * width, Element::Bf16);
+                queue.gemm(&input_gradient(kv, kv_weight, narrow, kv_sizes));
+                let pointers = [chosen_dx, chosen, choice, self.dx, narrow].map(Arg::Ptr);
+                let numbers = [plan.queries(), width].map(|number| Arg::U32(number as u32));
+                let args: Vec<Arg> = pointers.into_iter().chain(numbers).collect();
+                let block = [width.div_ceil(8).min(256) as u32, 1, 1];
+                queue.launch("block_spread", [tokens as u32, batch as u32, 1], block, 0, &args);
+            }
         }
-        queue.gemm(&qkv);
-        queue.gemm(&input_gradient(wide, weight(packed.qkv), narrow, [n, 3 * width, width]));
         let norm1 = norm::Backward {
             x: forward.x,
             weight: weight(packed.norm1),
@@ -80,7 +106,7 @@ impl Backward {
             dx: self.dx,
             dweight: d.norm1[0],
             dbias: d.norm1[1],
-            rows: n,
+            rows: all,
             width,
         };
         partials.extend(norm::backward(queue, &norm1, sums[3]));
@@ -102,7 +128,7 @@ impl Backward {
         dbias: Ptr,
         scratch: Ptr,
     ) -> Partial {
-        let (n, BlockSizes { tokens, width, .. }) = (plan.sizes.rows(), plan.sizes);
+        let (n, tokens, width) = (plan.rows(), plan.queries(), plan.sizes.width);
         let grid = columns::grid(columns::processors(queue), n, width);
         let mut args = vec![Arg::Ptr(self.grad)];
         args.extend(self.factors(1, tokens));
@@ -116,18 +142,16 @@ impl Backward {
         &self,
         queue: &mut Queue<'_>,
         plan: &Plan,
-        grad: Ptr,
-        branch: Ptr,
+        [grad, branch, dx]: [Ptr; 3],
         scratch: Ptr,
     ) -> Vec<Partial> {
-        let (n, BlockSizes { tokens, width, .. }) = (plan.sizes.rows(), plan.sizes);
+        let (n, tokens, width) = (plan.rows(), plan.queries(), plan.sizes.width);
         let (forward, d, values) = (&self.forward, &self.dparameters, &plan.values);
         let blocks = norm::blocks(columns::processors(queue), n, width, NORM_THREADS);
         let kept = [values.middle, values.statistics2[0], values.statistics2[1]];
         let [middle, mean, rstd] = kept.map(|offset| Arg::Ptr(at(forward.kept, offset)));
         let scale = Arg::Ptr(at(forward.packed, plan.packed.norm2[0]));
-        let mut args =
-            vec![middle, scale, mean, rstd, Arg::Ptr(grad), Arg::Ptr(self.grad), Arg::Ptr(self.dx)];
+        let mut args = vec![middle, scale, mean, rstd, Arg::Ptr(grad), Arg::Ptr(self.grad), Arg::Ptr(dx)];
         args.extend(self.factors(0, tokens));
         args.extend([Arg::Ptr(branch), Arg::Ptr(scratch), Arg::U64(n as u64), Arg::U32(width as u32)]);
         queue.launch("block_norm_backward", [blocks, 1, 1], [norm::block(width).0, 1, 1], 0, &args);

@@ -9,6 +9,8 @@ use crate::block::{BlockSizes, BlockTensors};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forward {
     pub x: Ptr,
+    /// Which tokens of each sample, `[B, R]` i32, if not all.
+    pub choice: Option<Ptr>,
     pub bias: Option<Ptr>,
     /// Of drop path, `[B]` for each branch.
     pub factors: [Option<Ptr>; 2],
@@ -22,17 +24,17 @@ pub(super) struct Forward {
 impl Forward {
     /// Arguments of the attention, for both halves.
     pub fn attention(&self, plan: &Plan, values: &Values) -> AttentionCall {
-        let BlockSizes { tokens, width, .. } = plan.sizes;
-        let qkv = at(self.kept, values.qkv);
-        let [q, k, v] = [0, 1, 2].map(|part| Tokens::part(qkv, Element::Bf16, tokens, width, (part, 3)));
+        let width = plan.sizes.width;
+        let [qkv, kv] = [values.qkv, values.kv].map(|offset| at(self.kept, offset));
+        let [q, k, v] = heads(plan, qkv, kv);
         AttentionCall {
             sizes: plan.attention,
             q,
             k,
             v,
             bias: self.bias,
-            query_rows: None,
-            output: Tokens::whole(at(self.kept, values.attended), tokens, width),
+            query_rows: self.choice,
+            output: Tokens::whole(at(self.kept, values.attended), plan.queries(), width),
             output_element: Element::Bf16,
             lse: at(self.kept, values.lse),
         }
@@ -43,14 +45,14 @@ impl Forward {
             at: at(self.passing, values.branch),
             element: Element::Bf16,
             gamma: None,
-            factors: self.factors[which].map(|factors| (factors, plan.sizes.tokens)),
+            factors: self.factors[which].map(|factors| (factors, plan.queries())),
         }
     }
 
     /// Up to the values before GELU; `middle` is where x after attention goes.
     pub fn to_hidden(&self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, keep: bool) {
         let BlockSizes { width, hidden, .. } = plan.sizes;
-        let (n, packed) = (plan.sizes.rows(), &plan.packed);
+        let (all, n, packed) = (plan.sizes.rows(), plan.rows(), &plan.packed);
         let weights = |layer: [usize; 2]| layer.map(|offset| at(self.packed, offset));
         let value = |offset| at(self.kept, offset);
         let statistics = |offsets: [usize; 2]| keep.then(|| offsets.map(value));
@@ -64,16 +66,32 @@ impl Forward {
             y: value(values.norm1),
             element: Element::Bf16,
             statistics: statistics(values.statistics1),
-            rows: n,
+            rows: all,
             width,
         };
         norm::forward(queue, &norm1);
-        queue.gemm(&linear(
-            value(values.norm1),
-            weights(packed.qkv),
-            value(values.qkv),
-            [n, 3 * width, width],
-        ));
+        let [weight, bias] = weights(packed.qkv);
+        let x = match self.choice {
+            None => {
+                let sizes = [n, 3 * width, width];
+                queue.gemm(&linear(value(values.norm1), [weight, bias], value(values.qkv), sizes));
+                self.x
+            }
+            Some(choice) => {
+                let [chosen, x] = values.chosen.map(value);
+                let pointers = [self.x, value(values.norm1), choice, x, chosen].map(Arg::Ptr);
+                let numbers = [plan.sizes.tokens, width].map(|number| Arg::U32(number as u32));
+                let args: Vec<Arg> = pointers.into_iter().chain(numbers).collect();
+                let grid = [plan.queries() as u32, plan.sizes.batch as u32, 1];
+                queue.launch("block_choose", grid, [width.div_ceil(8).min(256) as u32, 1, 1], 0, &args);
+                let sizes = [n, width, width];
+                queue.gemm(&linear(chosen, [weight, bias], value(values.qkv), sizes));
+                let kv = [weight.offset(width * width, Element::Bf16), bias.offset(width, Element::Bf16)];
+                let sizes = [all, 2 * width, width];
+                queue.gemm(&linear(value(values.norm1), kv, value(values.kv), sizes));
+                x
+            }
+        };
         attention::forward(queue, &self.attention(plan, values));
         let branch = at(self.passing, values.branch);
         queue.gemm(&linear(value(values.attended), weights(packed.proj), branch, [n, width, width]));
@@ -84,9 +102,10 @@ impl Forward {
             bias: shift,
             y: value(values.norm2),
             statistics: statistics(values.statistics2),
+            rows: n,
             ..norm1
         };
-        residual::forward_norm(queue, self.x, &self.branch(plan, values, 0), &norm2);
+        residual::forward_norm(queue, x, &self.branch(plan, values, 0), &norm2);
         queue.gemm(&linear(
             value(values.norm2),
             weights(packed.fc1),
@@ -98,12 +117,22 @@ impl Forward {
     /// From the values before GELU to the result.
     pub fn to_output(&self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, y: Ptr) {
         let BlockSizes { width, hidden, .. } = plan.sizes;
-        let n = plan.sizes.rows();
+        let n = plan.rows();
         let weights = plan.packed.fc2.map(|offset| at(self.packed, offset));
         let (activated, branch) = (at(self.passing, values.activated), at(self.passing, values.branch));
         gelu::forward(queue, at(self.kept, values.hidden), activated, Element::Bf16, n * hidden);
         queue.gemm(&linear(activated, weights, branch, [n, width, hidden]));
         residual::forward(queue, middle, &self.branch(plan, values, 1), y, [n, width]);
+    }
+}
+
+/// q, k and v, or their gradients: side by side in `qkv`, or with chosen tokens q there and the others in `kv`.
+pub(super) fn heads(plan: &Plan, qkv: Ptr, kv: Ptr) -> [Tokens; 3] {
+    let BlockSizes { tokens, width, .. } = plan.sizes;
+    let part = |at, part| Tokens::part(at, Element::Bf16, tokens, width, part);
+    match plan.chosen {
+        None => [0, 1, 2].map(|number| part(qkv, (number, 3))),
+        Some(chosen) => [Tokens::whole(qkv, chosen, width), part(kv, (0, 2)), part(kv, (1, 2))],
     }
 }
 

@@ -65,7 +65,11 @@ pub(super) struct Packed {
 pub(super) struct Values {
     pub statistics1: [usize; 2],
     pub norm1: usize,
+    /// With chosen tokens: their rows of norm 1's output, and of x in f32.
+    pub chosen: [usize; 2],
+    /// q, k and v side by side; with chosen tokens their q, and k and v of all tokens in `kv`.
     pub qkv: usize,
+    pub kv: usize,
     pub attended: usize,
     pub lse: usize,
     /// x after attention, f32. Not used where no backward pass follows: it is then where the result goes.
@@ -87,8 +91,11 @@ pub(super) struct Values {
 pub(super) struct Gradients {
     /// Of a branch, `[n, D]` bf16.
     pub branch: usize,
-    /// Of hidden values, `[n, F]`, and later of q, k and v, `[n, 3D]`.
+    /// Of hidden values, `[n, F]`, and later of q, k and v as [`Values`] has them.
     pub wide: usize,
+    /// With chosen tokens: where `kv` begins in `wide`; gradients of their rows of norm 1's output, and of x, f32.
+    pub kv: usize,
+    pub chosen: [usize; 2],
     /// GELU's output, `[n, F]`.
     pub activated: usize,
     /// Of norm outputs and of the attention's, `[n, D]`.
@@ -105,6 +112,8 @@ pub(super) struct Gradients {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
     pub sizes: BlockSizes,
+    /// Tokens of a sample that the block is computed for, if not for all.
+    pub chosen: Option<usize>,
     pub attention: AttentionSizes,
     pub packed: Packed,
     /// Of a forward pass whose backward pass follows, and of one alone.
@@ -113,20 +122,22 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(sizes: BlockSizes, scale: f64, bias: bool) -> Self {
+    pub fn new(sizes: BlockSizes, chosen: Option<usize>, scale: f64, bias: bool) -> Self {
         let layout = BiasLayout { shared: true, rows: sizes.tokens, pitch: sizes.tokens };
         let attention = AttentionSizes {
             batch: sizes.batch,
             heads: sizes.heads,
             depth: sizes.width / sizes.heads.max(1),
-            queries: sizes.tokens,
+            queries: chosen.unwrap_or(sizes.tokens),
             keys: sizes.tokens,
             scale: scale as f32,
             operands: Element::Bf16,
             bias: bias.then_some(layout),
         };
-        let (values, alone) = (Values::kept(&sizes), Values::alone(&sizes));
-        Self { sizes, attention, packed: Packed::new(&sizes), values, alone }
+        let values = Values::kept(&sizes, chosen);
+        // What chosen tokens leave for reuse is not worth another layout.
+        let alone = if chosen.is_some() { values } else { Values::alone(&sizes) };
+        Self { sizes, chosen, attention, packed: Packed::new(&sizes), values, alone }
     }
 
     /// Whether all kernels take these sizes.
@@ -139,14 +150,32 @@ impl Plan {
             && self.attention.is_supported()
     }
 
+    /// Tokens of a sample that the block is computed for.
+    pub fn queries(&self) -> usize {
+        self.attention.queries
+    }
+
+    /// Rows that the block is computed for.
+    pub fn rows(&self) -> usize {
+        self.sizes.batch * self.queries()
+    }
+
     pub fn gradients(&self, bias_grad: bool) -> Gradients {
         let BlockSizes { width, hidden, .. } = self.sizes;
-        let n = self.sizes.rows();
+        let (all, n) = (self.sizes.rows(), self.rows());
         let mut places = Places::default();
         let branch = places.bf16(n * width);
-        let wide = places.bf16(n * hidden.max(3 * width));
+        let kv = (2 * n * width).next_multiple_of(ALIGNMENT);
+        let wide = match self.chosen {
+            Some(_) => places.bytes((kv + 4 * all * width).max(2 * n * hidden)),
+            None => places.bf16(n * hidden.max(3 * width)),
+        };
         let activated = places.bf16(n * hidden);
-        let narrow = places.bf16(n * width);
+        let narrow = places.bf16(all * width);
+        let chosen = match self.chosen {
+            Some(_) => [places.bf16(n * width), places.f32(n * width)],
+            None => [0; 2],
+        };
         let attention = places.bytes(self.attention.scratch(bias_grad));
         let qkv_sums = places.f32(3 * width);
         let sums = [
@@ -154,10 +183,11 @@ impl Plan {
             columns::scratch(n, hidden),
             // Three vectors a block instead of the norm's two.
             norm::backward_scratch(n, width) * 3 / 2,
-            norm::backward_scratch(n, width),
+            norm::backward_scratch(all, width),
         ]
         .map(|bytes| places.bytes(bytes));
-        Gradients { branch, wide, activated, narrow, attention, qkv_sums, sums, bytes: places.end }
+        let bytes = places.end;
+        Gradients { branch, wide, kv, chosen, activated, narrow, attention, qkv_sums, sums, bytes }
     }
 }
 
@@ -173,12 +203,19 @@ impl Packed {
 }
 
 impl Values {
-    fn kept(sizes: &BlockSizes) -> Self {
-        let (n, width, hidden) = (sizes.rows(), sizes.width, sizes.hidden);
+    fn kept(sizes: &BlockSizes, chosen: Option<usize>) -> Self {
+        let (all, width, hidden) = (sizes.rows(), sizes.width, sizes.hidden);
+        let n = sizes.batch * chosen.unwrap_or(sizes.tokens);
         let mut places = Places::default();
-        let (statistics1, statistics2) = ([places.f32(n), places.f32(n)], [places.f32(n), places.f32(n)]);
-        let norm1 = places.bf16(n * width);
-        let qkv = places.bf16(n * 3 * width);
+        let (statistics1, statistics2) = ([places.f32(all), places.f32(all)], [places.f32(n), places.f32(n)]);
+        let norm1 = places.bf16(all * width);
+        let (chosen, qkv, kv) = match chosen {
+            Some(_) => {
+                let chosen = [places.bf16(n * width), places.f32(n * width)];
+                (chosen, places.bf16(n * width), places.bf16(all * 2 * width))
+            }
+            None => ([0; 2], places.bf16(n * 3 * width), 0),
+        };
         let attended = places.bf16(n * width);
         let lse = places.f32(n * sizes.heads);
         let middle = places.f32(n * width);
@@ -188,7 +225,9 @@ impl Values {
         Self {
             statistics1,
             norm1,
+            chosen,
             qkv,
+            kv,
             attended,
             lse,
             middle,
@@ -213,7 +252,9 @@ impl Values {
         Self {
             statistics1: [0; 2],
             norm1: narrow,
+            chosen: [0; 2],
             qkv: wide,
+            kv: 0,
             attended: narrow,
             lse,
             middle: 0,

@@ -1,12 +1,14 @@
 //! The block on a CUDA device against the reference in f64 that rounds where it does.
 
 use burn::backend::{Autodiff, Cuda};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::block::tests::{Case, Fused, results};
 use crate::block::{BlockOps, BlockSpec};
 use crate::testing::{Checked, distance};
-use crate::{Precision, block_packed, pack_block};
+use crate::{
+    Precision, TokenChoice, block, block_packed, block_tokens, block_tokens_packed, gather_tokens, pack_block,
+};
 
 type Inner = Cuda<f32, i32>;
 type Recording = Autodiff<Inner>;
@@ -122,5 +124,59 @@ fn packed_blocks_on_cuda_are_the_same_to_the_bit() {
         let packed = pack_block(parameters, &spec(&case)).unwrap();
         let got = block_packed(x, bias, packed, case.hidden, spec(&case));
         got.reshape([want.shape.num_elements()]).into_data().assert_eq(&want, true);
+    }
+}
+
+/// `count` tokens of each sample, none twice, in no order.
+fn choice<B: BlockOps>(case: &Case, count: usize, device: &B::Device) -> TokenChoice<B> {
+    let token = |at: usize| ((at / count * 3 + at % count * 2) % case.tokens) as i32;
+    let local: Vec<i32> = (0..case.batch * count).map(token).collect();
+    let local = Tensor::<B, 1, Int>::from_data(TensorData::new(local, [case.batch * count]), device);
+    TokenChoice { local: local.into_primitive(), per_sample: count }
+}
+
+#[test]
+fn chosen_tokens_on_cuda() {
+    if !is_there() {
+        return;
+    }
+    let device = Default::default();
+    // Odd numbers of tokens, so that `choice` takes none twice.
+    for (case, count) in CASES.into_iter().zip([2, 3, 20, 76]) {
+        let inputs = case.inputs();
+        let values = case.batch * count * case.width;
+        let chosen = |spec: BlockSpec| {
+            results::<Recording>(&inputs, DType::F32, |x| {
+                let (x, bias, parameters, drop) = case.arguments(x);
+                block_tokens(x, choice(&case, count, &device), bias, parameters, drop, spec).reshape([values])
+            })
+        };
+        let got = chosen(spec(&case));
+        let whole = results::<Recording>(&inputs, DType::F32, |x| {
+            let (x, bias, parameters, drop) = case.arguments(x);
+            let y = block(x, bias, parameters, drop, spec(&case));
+            gather_tokens(y, choice(&case, count, &device)).reshape([values])
+        });
+        for (i, (got, whole)) in got.iter().zip(&whole).enumerate() {
+            let near = distance(got, whole, 1e-3);
+            println!("{case:?}, {count} tokens, result {i}: {near:.1e} from the whole block");
+            // Two gradients of a norm's output are rounded and added where the whole block has one.
+            assert!(near <= 1e-2, "{case:?}, {count} tokens, result {i}: {near:e}");
+        }
+        assert!(chosen(spec(&case)) == got, "{case:?}: another run gives other bits");
+        let again = chosen(BlockSpec { recompute: true, ..spec(&case) });
+        assert!(again == got, "{case:?}: recomputed values give other gradients");
+        if !case.drop {
+            let inputs: Vec<Tensor<Inner, 1>> = inputs
+                .iter()
+                .map(|x| Tensor::from_data(TensorData::new(x.clone(), [x.len()]), (&device, DType::F32)))
+                .collect();
+            let (x, bias, parameters, _) = case.arguments(&inputs);
+            let packed = pack_block(parameters, &spec(&case)).unwrap();
+            let choice = choice(&case, count, &device);
+            let y = block_tokens_packed(x, choice, bias, packed, case.hidden, spec(&case)).into_data();
+            let y: Vec<f64> = y.convert::<f64>().into_vec().unwrap();
+            assert!(y == got[0], "{case:?}: packed parameters give other values");
+        }
     }
 }

@@ -52,6 +52,54 @@ extern "C" __global__ void __launch_bounds__(256) block_pack(Pack table) {
     }
 }
 
+// -- Chosen tokens ------------------------------------------------------------------------------------------------------
+
+// Rows `local[b, r]` of x and of norm 1's output. Grid (R, B).
+extern "C" __global__ void __launch_bounds__(256)
+    block_choose(const float *__restrict__ x, const bf16 *__restrict__ norm, const int *__restrict__ local,
+                 float *__restrict__ chosen_x, bf16 *__restrict__ chosen_norm, unsigned tokens, unsigned width) {
+    unsigned long long to = (unsigned long long)blockIdx.y * gridDim.x + blockIdx.x;
+    unsigned long long from = (unsigned long long)blockIdx.y * tokens + local[to];
+    for (unsigned d = threadIdx.x * 8; d < width; d += blockDim.x * 8) {
+        float v[8];
+        load_f32(v, x + from * width + d);
+        store_f32(chosen_x + to * width + d, v);
+        store(chosen_norm + to * width + d, load<8>(norm + from * width + d));
+    }
+}
+
+// The way back: dx is the gradient of a chosen row and 0 elsewhere, dnorm becomes dnorm + that of a chosen row. No token is
+// chosen twice. Grid (T, B).
+extern "C" __global__ void __launch_bounds__(256)
+    block_spread(const float *__restrict__ chosen_dx, const bf16 *__restrict__ chosen_dnorm,
+                 const int *__restrict__ local, float *__restrict__ dx, bf16 *__restrict__ dnorm, unsigned count,
+                 unsigned width) {
+    __shared__ int found;
+    if (threadIdx.x == 0) found = -1;
+    __syncthreads();
+    const int *places = local + (unsigned long long)blockIdx.y * count;
+    for (unsigned r = threadIdx.x; r < count; r += blockDim.x)
+        if (places[r] == (int)blockIdx.x) found = (int)r;
+    __syncthreads();
+    int r = found;
+    unsigned long long to = ((unsigned long long)blockIdx.y * gridDim.x + blockIdx.x) * width;
+    unsigned long long from = ((unsigned long long)blockIdx.y * count + (r < 0 ? 0 : r)) * width;
+    for (unsigned d = threadIdx.x * 8; d < width; d += blockDim.x * 8) {
+        float v[8];
+        fill_f32(v, 0.0f);
+        if (r >= 0) {
+            float a[8], b[8];
+            load_f32(v, chosen_dx + from + d);
+            load_f32(a, dnorm + to + d);
+            load_f32(b, chosen_dnorm + from + d);
+#pragma unroll
+            for (int i = 0; i < 8; i++) a[i] += b[i];
+            store_f32(dnorm + to + d, a);
+        }
+        store_f32(dx + to + d, v);
+    }
+}
+
 // -- Backward passes ----------------------------------------------------------------------------------------------------
 
 // The gradient of a branch from that of the sum it was added to: branch = factor * grad, and its column sums, the gradient

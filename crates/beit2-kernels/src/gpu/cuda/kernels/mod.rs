@@ -53,6 +53,8 @@ pub(crate) const SOURCES: &[Source] = &[
             "block_branch_backward",
             "block_gelu_backward",
             "block_norm_backward",
+            "block_choose",
+            "block_spread",
             "block_finish",
         ],
     },
