@@ -57,7 +57,7 @@ def translate(source, name):
     """The C++ text for a source of CUDA C."""
     table = "".join(f"EMULATE_KERNEL({kernel}, ({bounds}))\n" for kernel, bounds in kernels(source))
     if not table:
-        raise SystemExit(f"{name}: no __global__ function")
+        raise RuntimeError(f"{name} holds no __global__ function")
     body = DYNAMIC.sub(r"\g<type> *const \g<name> = reinterpret_cast<\g<type> *>(emulate_dynamic_shared);", source)
     return f'#line 1 "{name}"\n{body}\n#line 1 "table of kernels"\nEMULATE_KERNELS({table})\n'
 

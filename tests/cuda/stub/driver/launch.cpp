@@ -110,8 +110,13 @@ STUB_EXPORT CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataTyp
     bool right = rank >= 1 && rank <= 5 && uint64_t(address) % 16 == 0;
     for (unsigned i = 0; right && i < rank; i++) right = sizes[i] > 0 && box[i] > 0 && box[i] <= 256;
     for (unsigned i = 0; right && i + 1 < rank; i++) right = strides[i] % 16 == 0;
-    log("tensormap\t%d\trank %u", right ? 0 : 1, rank);
-    return right ? CUDA_SUCCESS : refuse(CUDA_ERROR_INVALID_VALUE, "a tensor map of rank %u with wrong sizes, strides or address", rank);
+    std::string text;
+    for (unsigned i = 0; i < rank && i < 5; i++)
+        text += " " + std::to_string(sizes[i]) + "/" + std::to_string(box[i]) + (i + 1 < rank ? "/" + std::to_string(strides[i]) : "");
+    log("tensormap\t%d\trank %u\t%s", right ? 0 : 1, rank, text.c_str());
+    return right ? CUDA_SUCCESS
+                 : refuse(CUDA_ERROR_INVALID_VALUE, "a tensor map of rank %u at %p with sizes/box/strides%s: boxes have 1 to 256 elements, strides are multiples of 16", rank,
+                       address, text.c_str());
 }
 STUB_EXPORT CUresult cuTensorMapEncodeIm2col(CUtensorMap *map, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const int *,
     const int *, cuuint32_t, cuuint32_t, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {

@@ -30,6 +30,8 @@ static double start_of_process;
 static FILE *log_file;
 static std::mutex log_lock;
 
+static void write_summaries();
+
 const Settings &settings() {
     static const Settings all = [] {
         Settings s = {};
@@ -83,7 +85,7 @@ CUresult refuse(CUresult code, const char *format, ...) {
     fprintf(stderr, "[stub] %s\n", text);
     log("refused\t%d\t%s", int(code), text);
     if (settings().strict) {
-        fflush(nullptr);
+        write_summaries();
         abort();
     }
     return code;
@@ -154,7 +156,7 @@ __attribute__((constructor)) static void begin() {
     setvbuf(log_file, nullptr, _IOFBF, 1 << 20);
 }
 
-__attribute__((destructor)) static void end() {
+static void write_summaries() {
     if (FILE *file = open_file("summary.txt")) {
         fputs(text_summary().c_str(), file);
         fclose(file);
@@ -163,7 +165,9 @@ __attribute__((destructor)) static void end() {
         fputs(json_summary().c_str(), file);
         fclose(file);
     }
-    if (log_file) fflush(log_file);
+    fflush(nullptr);
 }
+
+__attribute__((destructor)) static void end() { write_summaries(); }
 
 } // namespace stub

@@ -16,7 +16,8 @@ namespace {
 constexpr size_t PAGE = 4096, ALIGNMENT = 512;
 
 std::mutex lock;
-std::map<uint64_t, Allocation> live; // by address
+// By address. Never destroyed: other threads may still call when the process ends.
+std::map<uint64_t, Allocation> &live = *new std::map<uint64_t, Allocation>;
 size_t live_of[MAX_DEVICES], live_total, peak, live_pinned, peak_pinned;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }

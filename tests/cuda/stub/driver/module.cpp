@@ -20,7 +20,8 @@ struct Module {
 };
 
 std::mutex lock;
-std::vector<Module *> modules; // never unloaded, so that handles stay valid for the summary
+// Never unloaded, so that handles stay valid for the summary, and never destroyed: other threads may call when the process ends.
+std::vector<Module *> &modules = *new std::vector<Module *>;
 
 Function *add(Module *module, std::string name) {
     module->kernels.push_back(std::make_unique<Function>());

@@ -17,9 +17,11 @@ struct Event {
 };
 
 std::mutex lock;
-std::set<const void *> streams, events;
+// Never destroyed: other threads may still call when the process ends.
+using Handles = std::set<const void *>;
+Handles &streams = *new Handles, &events = *new Handles;
 
-template <class T> bool known(const std::set<const void *> &all, T *handle) {
+template <class T> bool known(const Handles &all, T *handle) {
     std::lock_guard<std::mutex> hold(lock);
     return all.count(handle) != 0;
 }
