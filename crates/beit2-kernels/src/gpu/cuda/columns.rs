@@ -45,14 +45,9 @@ pub(super) fn grid(processors: u32, rows: usize, width: usize) -> [u32; 3] {
     [across, rows.div_ceil(WARPS).clamp(1, most) as u32, 1]
 }
 
-/// Bytes of the partial sums of `vectors` sums in such a pass.
-pub(super) fn scratch_of(rows: usize, width: usize, vectors: usize) -> usize {
-    grid(MOST_PROCESSORS, rows, width)[1] as usize * vectors * width * 4
-}
-
-/// Scratch memory of [`partials`] and [`sums`], bytes.
+/// Scratch memory of [`partials`] and [`sums`], and of other passes over [`grid`], bytes.
 pub(crate) fn scratch(rows: usize, width: usize) -> usize {
-    scratch_of(rows, width, 1)
+    grid(MOST_PROCESSORS, rows, width)[1] as usize * width * 4
 }
 
 /// The first stage of `to[j] = Σᵢ x[i, j]` for `x [rows, width]` with `pitch` elements from row to row. Width and pitch are

@@ -32,22 +32,17 @@ pub(crate) fn forward(
     means(queue, [scratch, hits], [loss, accuracy], rows);
 }
 
-/// The gradient of the logits, `(softmax − onehot)·upstream/rows`, of type `element`, from the gradient `upstream` of the
-/// mean loss. `grad` may be `logits` in f32. Moves the logits in and the gradient out.
+/// The gradient of the logits, `(softmax − onehot)·upstream/rows` in f32, from the gradient `upstream` of the mean loss.
+/// `grad` may be `logits`. Moves the logits in and the gradient out.
 pub(crate) fn backward(
     queue: &mut Queue<'_>,
     [logits, targets, saved, upstream]: [Ptr; 4],
-    (grad, element): (Ptr, Element),
+    grad: Ptr,
     [rows, classes]: [usize; 2],
 ) {
-    let kernel = match element {
-        Element::F32 => "cross_entropy_backward_f32",
-        Element::Bf16 => "cross_entropy_backward_f32_bf16",
-    };
-    let share = Arg::F32((1.0 / rows as f64) as f32);
-    let args = [logits, targets, saved, upstream, grad].map(Arg::Ptr);
-    let args: Vec<Arg> = args.into_iter().chain([Arg::U32(classes as u32), share]).collect();
-    queue.launch(kernel, [rows as u32, 1, 1], [256, 1, 1], 0, &args);
+    let mut args = [logits, targets, saved, upstream, grad].map(Arg::Ptr).to_vec();
+    args.extend([Arg::U32(classes as u32), Arg::F32((1.0 / rows as f64) as f32)]);
+    queue.launch("cross_entropy_backward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
 }
 
 /// The means of `rows` values of one or two vectors.
@@ -112,7 +107,7 @@ impl<BT: BoolElement> CrossEntropyOps for Cuda<BT> {
         let (dims, results) = (dims(&logits), vec![(logits.shape.clone(), DType::F32)]);
         let inputs = vec![logits, targets, saved, upstream];
         let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
-            backward(queue, [i[0], i[1], i[2], i[3]], (o[0], Element::F32), dims);
+            backward(queue, [i[0], i[1], i[2], i[3]], o[0], dims);
         };
         let name = "cross_entropy_backward";
         let [grad] = outputs(native_reusing::<BT>(name, inputs, results, 0, &[(0, 0)], run));

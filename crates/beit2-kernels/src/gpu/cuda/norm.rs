@@ -68,7 +68,7 @@ pub(super) fn blocks(processors: u32, rows: usize, width: usize, threads: u32) -
 /// Threads of a processor in the backward pass: by its registers, 73 to 80 a thread.
 const BACKWARD_THREADS: u32 = 800;
 /// In the forward pass: 54 to 64 registers a thread.
-const FORWARD_THREADS: u32 = 1024;
+pub(super) const FORWARD_THREADS: u32 = 1024;
 
 /// The pointer, or null.
 pub(super) fn optional(at: Option<Ptr>) -> Arg {

@@ -250,7 +250,7 @@ impl<BT: BoolElement> NormMlpOps for Cuda<BT> {
         let [grad_at, wide_at, narrow_at] = [count, rows * hidden, count].map(|count| pieces.take(2 * count));
         let sums = [
             columns::scratch(rows, width),
-            gelu::backward_scratch(rows, hidden),
+            columns::scratch(rows, hidden),
             norm::backward_scratch(rows, width),
         ];
         let sums = sums.map(|bytes| pieces.take(bytes));
@@ -268,7 +268,7 @@ impl<BT: BoolElement> NormMlpOps for Cuda<BT> {
             queue.gemm(&branch.weight_gradient([grad, after, o[5]], [width, hidden]));
             queue.gemm(&branch.input_gradient([grad, w2, wide], [width, hidden]));
             let dims = [rows, hidden];
-            partials.push(gelu::backward(queue, [before, wide, wide], Element::Bf16, dims, o[4], for_gelu));
+            partials.push(gelu::backward(queue, [before, wide, wide], dims, o[4], for_gelu));
             queue.gemm(&branch.weight_gradient([wide, normed, o[3]], [hidden, width]));
             queue.gemm(&branch.input_gradient([wide, w1, narrow], [hidden, width]));
             let backward = norm::Backward {

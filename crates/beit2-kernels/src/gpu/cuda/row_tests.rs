@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
 use super::super::tests::{Results, compare, floats, on_cuda, run};
 use super::casts::{self, Cast};
 use super::columns;
-use super::residual::{self, Branch, BranchGradients};
+use super::residual::{self, Branch};
 use super::rows::{Tensor as Native, outputs};
 use super::{Element, Ptr, Queue, gelu, native, norm};
 use crate::tensor::{unwrap, wrap};
@@ -186,79 +186,52 @@ fn narrow(values: Vec<f64>) -> Vec<f64> {
 const SAMPLES: usize = 3;
 const EPS: f64 = 1e-5;
 
-/// x, branch, γ, factors of samples, weight, bias, gradient of the normalised rows, gradient that goes around.
-fn stream([rows, width]: [usize; 2]) -> [Vec<f64>; 8] {
+/// x, branch, factors of samples, weight, bias, gradient of the normalised rows, gradient that goes around.
+fn stream([rows, width]: [usize; 2]) -> [Vec<f64>; 7] {
     let count = rows * width;
     let of = |n, seed| random(n, seed, 1.0);
-    let (branch, grad) = (narrow(of(count, 2)), narrow(of(count, 7)));
-    let around = of(count, 8);
-    [of(count, 1), branch, of(width, 3), vec![1.25, 0.0, 1.25], of(width, 5), of(width, 6), grad, around]
+    let (branch, grad) = (narrow(of(count, 2)), narrow(of(count, 6)));
+    [of(count, 1), branch, vec![1.25, 0.0, 1.25], of(width, 4), of(width, 5), grad, of(count, 7)]
 }
 
 /// What [`joined`] gives, by the graph of the composed operations in f64.
-fn stream_reference(inputs: &[Vec<f64>; 8], [rows, width]: [usize; 2]) -> Results {
-    let tensor = |x: &[f64]| {
-        let x = TensorData::new(x.to_vec(), [x.len()]);
+fn stream_reference(inputs: &[Vec<f64>; 7], [rows, width]: [usize; 2]) -> Results {
+    let tensor = |x: &Vec<f64>| {
+        let x = TensorData::new(x.clone(), [x.len()]);
         X::<Wide>::from_data(x, (&Default::default(), DType::F64))
     };
-    let [x, branch, gamma, factors, weight, bias, grad, around] = inputs.each_ref().map(|x| tensor(x));
-    let [x, branch, gamma, weight, bias] = [x, branch, gamma, weight, bias].map(Tensor::require_grad);
+    let [x, branch, factors, weight, bias, grad, around] = inputs.each_ref().map(tensor);
+    let [x, weight, bias] = [x, weight, bias].map(Tensor::require_grad);
     let of_row = factors.unsqueeze_dim::<2>(1).repeat_dim(1, rows / SAMPLES).reshape([rows, 1]);
-    let scaled = branch.clone().reshape([rows, width]) * of_row * gamma.clone().unsqueeze();
-    let sum = x.clone().reshape([rows, width]) + scaled;
+    let sum = x.clone().reshape([rows, width]) + branch.reshape([rows, width]) * of_row;
     let y = crate::reference::layer_norm(sum.clone(), weight.clone(), bias.clone(), EPS);
     let mut results = vec![floats(sum.to_data()), floats(y.to_data())];
     let loss = (y.reshape([-1]) * grad).sum() + (sum.reshape([-1]) * around).sum();
     let grads = loss.backward();
-    results
-        .extend([&x, &branch, &weight, &bias, &gamma].map(|x| floats(x.grad(&grads).unwrap().into_data())));
-    let dbranch = Tensor::<Flex, 1>::from_data(
-        TensorData::new(results[3].clone(), [rows * width]),
-        (&Default::default(), DType::F64),
-    );
-    results.push(floats(dbranch.reshape([rows, width]).sum_dim(0).into_data()));
+    results.extend([&x, &weight, &bias].map(|x| floats(x.grad(&grads).unwrap().into_data())));
     results
 }
 
-/// Sum, normalised rows; gradients of x, branch, weight, bias, γ and of a bias of the branch; by the kernels that a block uses, in
-/// `element` where they have a choice, with the joined backward pass or the two alone.
-fn joined(
-    inputs: &[Vec<f64>; 8],
-    dims @ [rows, width]: [usize; 2],
-    element: Element,
-    alone: bool,
-) -> Results {
-    let upload = |x: &Vec<f64>| {
-        let x = TensorData::new(x.clone(), [x.len()]);
-        unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
-    };
+/// Sum and normalised rows, gradients of x, weight and bias by the kernels that a block uses in bf16, with sum and norm in one
+/// pass or in two.
+fn joined(inputs: &[Vec<f64>; 7], dims @ [rows, width]: [usize; 2], one_pass: bool) -> Results {
     let tensors: Vec<Native> = inputs.iter().map(upload).collect();
     let count = rows * width;
-    let results = [count, count, count, count, width, width, width, width];
-    let results = results.map(|n| (Shape::new([n]), DType::F32));
-    // Scratch: branch, y, gradient and branch's gradient in `element`, statistics, partial sums.
-    let part = (count * 4).next_multiple_of(512);
-    let sums_at = 4 * part + (rows * 8).next_multiple_of(512);
-    let norm_sums = norm::backward_scratch(rows, width);
-    let scratch = sums_at
-        + residual::backward_norm_scratch(rows, width)
-            .max(norm_sums + residual::backward_scratch(rows, width));
-    let bf16 = element == Element::Bf16;
+    let results = [count, count, count, width, width].map(|n| (Shape::new([n]), DType::F32));
+    // Scratch: branch, y and gradient in bf16, statistics, partial sums.
+    let part = (count * 2).next_multiple_of(512);
+    let sums_at = 3 * part + (rows * 8).next_multiple_of(512);
+    let scratch = sums_at + norm::backward_scratch(rows, width);
     let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch: Ptr| {
-        let at = |part_number: usize| Ptr(scratch.0 + (part_number * part) as u64);
-        let statistics = [at(4), at(4).offset(rows, Element::F32)];
-        let sums = Ptr(scratch.0 + sums_at as u64);
-        let (mut branch_at, mut y, mut grad, mut dbranch) = (i[1], o[1], i[6], o[3]);
-        if bf16 {
-            casts::many(queue, &[Cast::to_bf16(i[1], at(0), count), Cast::to_bf16(i[6], at(2), count)]);
-            (branch_at, y, grad, dbranch) = (at(0), at(1), at(2), at(3));
-        }
-        let branch =
-            Branch { at: branch_at, element, gamma: Some(i[2]), factors: Some((i[3], rows / SAMPLES)) };
+        let at = |number: usize| Ptr(scratch.0 + (number * part) as u64);
+        let (branch, y, grad, statistics) = (at(0), at(1), at(2), [at(3), at(3).offset(rows, Element::F32)]);
+        casts::many(queue, &[Cast::to_bf16(i[1], branch, count), Cast::to_bf16(i[5], grad, count)]);
+        let element = Element::Bf16;
+        let branch = Branch { at: branch, element, gamma: None, factors: Some((i[2], rows / SAMPLES)) };
         let forward = norm::Forward {
             x: o[0],
-            weight: i[4],
-            bias: i[5],
+            weight: i[3],
+            bias: i[4],
             eps: EPS as f32,
             y,
             element,
@@ -266,42 +239,36 @@ fn joined(
             rows,
             width,
         };
-        if alone {
+        if one_pass {
+            residual::forward_norm(queue, i[0], &branch, &forward);
+        } else {
             residual::forward(queue, i[0], &branch, o[0], dims);
             norm::forward(queue, &forward);
-        } else {
-            residual::forward_norm(queue, i[0], &branch, &forward);
         }
         let backward = norm::Backward {
             x: o[0],
-            weight: i[4],
+            weight: i[3],
             statistics,
             grad,
             element,
-            add: Some(i[7]),
+            add: Some(i[6]),
             dx: o[2],
-            dweight: o[4],
-            dbias: o[5],
+            dweight: o[3],
+            dbias: o[4],
             rows,
             width,
         };
-        let to = BranchGradients { branch: dbranch, gamma: Some(o[6]), bias: Some(o[7]) };
-        let partials = if alone {
-            let mut partials = norm::backward(queue, &backward, sums).to_vec();
-            let more = Ptr(sums.0 + norm_sums as u64);
-            partials.extend(residual::backward(queue, o[2], &branch, &to, dims, more));
-            partials
-        } else {
-            residual::backward_norm(queue, &backward, &branch, &to, sums)
-        };
+        let partials = norm::backward(queue, &backward, Ptr(scratch.0 + sums_at as u64));
         columns::finish(queue, &partials);
-        if bf16 {
-            let back = |from, to| Cast { from: Some(from), to, element: Element::F32, count };
-            casts::many(queue, &[back(at(1), o[1]), back(at(3), o[3])]);
-        }
+        casts::many(queue, &[Cast { from: Some(y), to: o[1], element: Element::F32, count }]);
     };
-    let results: [Native; 8] = outputs(native::<u8>("rows", tensors, results.to_vec(), scratch, run));
+    let results: [Native; 5] = outputs(native::<u8>("rows", tensors, results.to_vec(), scratch, run));
     results.into_iter().map(|x| floats(wrap::<Cuda, 1>(x).into_data())).collect()
+}
+
+fn upload(x: &Vec<f64>) -> Native {
+    let x = TensorData::new(x.clone(), [x.len()]);
+    unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
 }
 
 #[test]
@@ -314,15 +281,12 @@ fn residual_stream_of_a_block() {
         for dims in [[3, 8], [21, 48], [66, 264], [9, 768], [6, 2056]] {
             let inputs = stream(dims);
             let want = stream_reference(&inputs, dims);
-            for (element, alone) in
-                [(Element::F32, true), (Element::F32, false), (Element::Bf16, true), (Element::Bf16, false)]
-            {
-                let got = joined(&inputs, dims, element, alone);
-                // The normalised rows and the branch's gradient are rounded to 8 bits.
-                let rounded = if element == Element::Bf16 { 4e-3 } else { 5e-6 };
+            for one_pass in [true, false] {
+                let got = joined(&inputs, dims, one_pass);
                 for (at, (got, want)) in got.into_iter().zip(want.clone()).enumerate() {
-                    let tolerance = if at == 1 || at == 3 { rounded } else { 5e-6 };
-                    let name = format!("stream {dims:?} {element:?} alone {alone}, {at}");
+                    // The normalised rows are rounded to 8 bits.
+                    let tolerance = if at == 1 { 4e-3 } else { 5e-6 };
+                    let name = format!("stream {dims:?} in one pass {one_pass}, {at}");
                     compare(&name, &vec![got], &vec![want], tolerance);
                 }
             }
@@ -341,23 +305,18 @@ fn columns_and_casts() {
         for [rows, width] in [[1, 8], [50, 48], [77, 264], [9, 3072], [5000, 16]] {
             let count = rows * width;
             let values = [narrow(random(count, 1, 3.0)), narrow(random(count, 2, 1.0))];
-            let tensor = |x: &Vec<f64>| {
-                let x = TensorData::new(x.clone(), [x.len()]);
-                unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
-            };
-            let inputs: Vec<Native> = values.iter().map(tensor).collect();
+            let inputs: Vec<Native> = values.iter().map(upload).collect();
             let shapes = [count, width, width, 3 * width];
             let results = shapes.map(|n| (Shape::new([n]), DType::F32)).to_vec();
             let part = (count * 2).next_multiple_of(512);
-            let (of_gelu, joint) = (gelu::backward_scratch(rows, width), (6 * width).next_multiple_of(512));
+            let (of_gelu, joint) = (columns::scratch(rows, width), (6 * width).next_multiple_of(512));
             let scratch = 2 * part + joint + of_gelu + columns::scratch(rows, width);
             let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], scratch: Ptr| {
                 let at = |bytes: usize| Ptr(scratch.0 + bytes as u64);
                 let (x, grad, bias) = (at(0), at(part), at(2 * part));
                 casts::many(queue, &[Cast::to_bf16(i[0], x, count), Cast::to_bf16(i[1], grad, count)]);
                 let sums = at(2 * part + joint);
-                let partial =
-                    gelu::backward(queue, [x, grad, grad], Element::Bf16, [rows, width], o[1], sums);
+                let partial = gelu::backward(queue, [x, grad, grad], [rows, width], o[1], sums);
                 columns::finish(queue, &[partial]);
                 let sums = at(2 * part + joint + of_gelu);
                 columns::sums(queue, (x, Element::Bf16), [rows, width, width], o[2], sums);

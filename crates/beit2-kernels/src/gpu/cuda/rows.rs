@@ -6,11 +6,10 @@
 //! | kernel | in | out |
 //! |---|---|---|
 //! | `norm_forward_bf16`, `_f32` | 4 | 2, 4 |
-//! | `residual_norm_forward_bf16_bf16` | 4 + 2 | 4 + 2 |
+//! | `residual_norm_forward_bf16` | 4 + 2 | 4 + 2 |
 //! | `norm_backward_bf16` with what is added | 4 + 2 + 4 | 4 |
-//! | `residual_norm_backward_bf16_bf16` | 4 + 2 + 4 + 2 | 4 + 2 |
 //! | `residual_forward_bf16` | 4 + 2 | 4 |
-//! | `residual_backward_bf16` | 4 + 2 | 2 |
+//! | `residual_backward_f32` | 4 + 4 | 4 |
 //! | `gelu_forward_bf16` | 2 | 2 |
 //! | `gelu_backward_bf16` | 2 + 2 | 2 |
 //! | `columns_bf16`, `_f32` | 2, 4 | |

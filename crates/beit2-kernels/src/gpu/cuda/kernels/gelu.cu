@@ -68,9 +68,9 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // The gradient before GELU, and its column sums: the bias gradient of the linear layer before. `before` may be `grad`.
-template <typename T>
-static __device__ void gelu_backward(const T *__restrict__ x, const T *grad, T *before, float *__restrict__ partials,
-                                     unsigned long long rows, unsigned width) {
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_backward_bf16(const bf16 *__restrict__ x, const bf16 *grad, bf16 *before, float *__restrict__ partials,
+                       unsigned long long rows, unsigned width) {
     ColumnThread t = column_thread(width);
     float sums[8];
     fill_f32(sums, 0.0f);
@@ -88,16 +88,4 @@ static __device__ void gelu_backward(const T *__restrict__ x, const T *grad, T *
         }
     }
     store_columns(sums, partials + (unsigned long long)blockIdx.y * width, width);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    gelu_backward_f32(const float *x, const float *grad, float *before, float *partials, unsigned long long rows,
-                      unsigned width) {
-    gelu_backward<float>(x, grad, before, partials, rows, width);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    gelu_backward_bf16(const bf16 *x, const bf16 *grad, bf16 *before, float *partials, unsigned long long rows,
-                       unsigned width) {
-    gelu_backward<bf16>(x, grad, before, partials, rows, width);
 }

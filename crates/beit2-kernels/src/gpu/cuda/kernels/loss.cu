@@ -41,8 +41,7 @@ static __device__ void take(Softmax &s, const float (&v)[N], unsigned first) {
 }
 
 // The softmax of row `x [classes]` over the threads of the block; all of them get it.
-template <typename In>
-static __device__ Softmax row_softmax(const In *__restrict__ x, unsigned classes) {
+static __device__ Softmax row_softmax(const float *__restrict__ x, unsigned classes) {
     __shared__ Softmax warps[8];
     Softmax s = {-INFINITY, 0.0f, 0xffffffffu};
     if (classes % 8 == 0) {
@@ -53,7 +52,7 @@ static __device__ Softmax row_softmax(const In *__restrict__ x, unsigned classes
         }
     } else {
         for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
-            float v[1] = {to_f32(x[at])};
+            float v[1] = {x[at]};
             take(s, v, at);
         }
     }
@@ -72,33 +71,32 @@ static __device__ Softmax row_softmax(const In *__restrict__ x, unsigned classes
     return s;
 }
 
-// One block a row. `losses` [rows], `hits` [rows] (1 where the largest logit is the target's; may be null), `saved`
+// One block a row. `losses` [rows], `hits` [rows] (1 where the largest logit is the target's), `saved`
 // [rows, 2]: the largest logit and 1 / sum. A target that is no class gives NaN.
-template <typename In>
-static __device__ void cross_entropy_forward(const In *__restrict__ logits, const int *__restrict__ targets,
-                                             float *__restrict__ losses, float *__restrict__ hits,
-                                             float *__restrict__ saved, unsigned classes) {
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_forward_f32(const float *__restrict__ logits, const int *__restrict__ targets,
+                              float *__restrict__ losses, float *__restrict__ hits, float *__restrict__ saved,
+                              unsigned classes) {
     unsigned long long row = blockIdx.x;
-    const In *x = logits + row * classes;
+    const float *x = logits + row * classes;
     Softmax s = row_softmax(x, classes);
     if (threadIdx.x == 0) {
         unsigned target = (unsigned)targets[row];
         bool known = target < classes;
-        losses[row] = known ? logf(s.sum) - (to_f32(x[target]) - s.top) : NAN;
-        if (hits) hits[row] = s.best == target ? 1.0f : 0.0f;
+        losses[row] = known ? logf(s.sum) - (x[target] - s.top) : NAN;
+        hits[row] = s.best == target ? 1.0f : 0.0f;
         saved[row * 2] = s.top;
         saved[row * 2 + 1] = 1.0f / s.sum;
     }
 }
 
 // The gradient, (softmax - onehot) * upstream / rows; `grad` may be `logits`.
-template <typename In, typename Out>
-static __device__ void cross_entropy_backward(const In *logits, const int *__restrict__ targets,
-                                              const float *__restrict__ saved, const float *__restrict__ upstream,
-                                              Out *grad, unsigned classes, float share) {
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_backward_f32(const float *logits, const int *__restrict__ targets, const float *__restrict__ saved,
+                               const float *__restrict__ upstream, float *grad, unsigned classes, float share) {
     unsigned long long row = blockIdx.x;
-    const In *x = logits + row * classes;
-    Out *y = grad + row * classes;
+    const float *x = logits + row * classes;
+    float *y = grad + row * classes;
     unsigned target = (unsigned)targets[row];
     float scale = *upstream * share, top = saved[row * 2], factor = saved[row * 2 + 1] * scale;
     if (target >= classes) factor = NAN;
@@ -112,27 +110,9 @@ static __device__ void cross_entropy_backward(const In *logits, const int *__res
         }
     } else {
         for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
-            y[at] = to<Out>(__expf(to_f32(x[at]) - top) * factor - (at == target ? scale : 0.0f));
+            y[at] = __expf(x[at] - top) * factor - (at == target ? scale : 0.0f);
         }
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy_forward_f32(const float *logits, const int *targets, float *losses, float *hits, float *saved,
-                              unsigned classes) {
-    cross_entropy_forward<float>(logits, targets, losses, hits, saved, classes);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy_backward_f32(const float *logits, const int *targets, const float *saved, const float *upstream,
-                               float *grad, unsigned classes, float share) {
-    cross_entropy_backward<float, float>(logits, targets, saved, upstream, grad, classes, share);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy_backward_f32_bf16(const float *logits, const int *targets, const float *saved, const float *upstream,
-                                    bf16 *grad, unsigned classes, float share) {
-    cross_entropy_backward<float, bf16>(logits, targets, saved, upstream, grad, classes, share);
 }
 
 // Against soft targets: a row's loss is -sum of t * log softmax. `saved` [rows, 3]: largest logit, 1 / sum, sum of t.

@@ -77,7 +77,6 @@ pub(crate) const SOURCES: &[Source] = &[
             "gelu_forward_bf16",
             "gelu_train_f32",
             "multiply_f32",
-            "gelu_backward_f32",
             "gelu_backward_bf16",
         ],
     },
@@ -92,7 +91,6 @@ pub(crate) const SOURCES: &[Source] = &[
         entries: &[
             "cross_entropy_forward_f32",
             "cross_entropy_backward_f32",
-            "cross_entropy_backward_f32_bf16",
             "soft_cross_entropy_forward_f32",
             "soft_cross_entropy_backward_f32",
             "means_f32",
@@ -104,25 +102,15 @@ pub(crate) const SOURCES: &[Source] = &[
         entries: &[
             "norm_forward_f32",
             "norm_forward_bf16",
-            "residual_norm_forward_f32_f32",
-            "residual_norm_forward_f32_bf16",
-            "residual_norm_forward_bf16_f32",
-            "residual_norm_forward_bf16_bf16",
+            "residual_norm_forward_bf16",
             "norm_backward_f32",
             "norm_backward_bf16",
-            "residual_norm_backward_f32_f32",
-            "residual_norm_backward_bf16_bf16",
         ],
     },
     Source {
         name: "residual",
         text: include_str!("residual.cu"),
-        entries: &[
-            "residual_forward_f32",
-            "residual_forward_bf16",
-            "residual_backward_f32",
-            "residual_backward_bf16",
-        ],
+        entries: &["residual_forward_f32", "residual_forward_bf16", "residual_backward_f32"],
     },
     Source {
         name: "parameters",

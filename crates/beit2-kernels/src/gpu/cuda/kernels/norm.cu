@@ -41,52 +41,6 @@ static __device__ void norm_forward(const float *__restrict__ x, const float *__
     }
 }
 
-// x + gamma * factor * branch, and the norm of it. `gamma` and `factors` may be null. `sum` may be `x`.
-template <typename Branch, typename Out>
-static __device__ void residual_norm_forward(const float *x, const Branch *__restrict__ branch,
-                                             const float *__restrict__ gamma, const float *__restrict__ factors,
-                                             unsigned tokens, const float *__restrict__ weight,
-                                             const float *__restrict__ bias, float *sum, Out *__restrict__ y,
-                                             float *__restrict__ mean, float *__restrict__ rstd,
-                                             unsigned long long rows, unsigned width, float eps) {
-    __shared__ float2 parts[2][16];
-    RowThread t = row_thread(width);
-    float g[8], w[8], b[8];
-    fill_f32(g, 1.0f);
-    fill_f32(w, 0.0f);
-    fill_f32(b, 0.0f);
-    if (t.inside) {
-        if (gamma) load_f32(g, gamma + t.column);
-        load_f32(w, weight + t.column);
-        load_f32(b, bias + t.column);
-    }
-    for (unsigned long long base = (unsigned long long)blockIdx.x * t.slots; base < rows;
-         base += (unsigned long long)gridDim.x * t.slots) {
-        unsigned long long row = base + t.slot;
-        bool here = t.inside && row < rows;
-        float v[8];
-        fill_f32(v, 0.0f);
-        if (here) {
-            float add[8];
-            load_f32(v, x + row * width + t.column);
-            load_f32(add, branch + row * width + t.column);
-            float factor = factors ? factors[(unsigned)row / tokens] : 1.0f;
-#pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = fmaf(add[i] * factor, g[i], v[i]);
-            store_f32(sum + row * width + t.column, v);
-        }
-        Statistics s = normalise(v, t, width, eps, parts);
-        if (!here) continue;
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = fmaf(v[i], w[i], b[i]);
-        store_f32(y + row * width + t.column, v);
-        if (t.column == 0 && mean) {
-            mean[row] = s.mean;
-            rstd[row] = s.rstd;
-        }
-    }
-}
-
 // `add` (may be null) is added to the gradient; `dx` may be `add`. partials: [gridDim.x, 2 * width], weight then bias.
 template <typename Grad>
 static __device__ void norm_backward(const float *__restrict__ x, const float *__restrict__ weight,
@@ -128,71 +82,6 @@ static __device__ void norm_backward(const float *__restrict__ x, const float *_
     store_sums(db, t, to + width);
 }
 
-// `norm_backward` of the norm behind a residual branch, then the gradients of that branch (`dbranch`), of gamma and of
-// the bias that the branch ends with. partials: [gridDim.x, 4 * width]: weight, bias, gamma, branch's bias.
-template <typename Grad, typename Branch>
-static __device__ void residual_norm_backward(const float *__restrict__ sum, const float *__restrict__ weight,
-                                              const float *__restrict__ mean, const float *__restrict__ rstd,
-                                              const Grad *__restrict__ grad, const float *add,
-                                              const Branch *__restrict__ branch, const float *__restrict__ gamma,
-                                              const float *__restrict__ factors, unsigned tokens, float *dx,
-                                              Branch *__restrict__ dbranch, float *__restrict__ partials,
-                                              unsigned long long rows, unsigned width) {
-    __shared__ float2 parts[2][16];
-    RowThread t = row_thread(width);
-    float w[8], gm[8], dw[8], db[8], dgamma[8], dbias[8];
-    fill_f32(w, 0.0f);
-    fill_f32(gm, 1.0f);
-    fill_f32(dw, 0.0f);
-    fill_f32(db, 0.0f);
-    fill_f32(dgamma, 0.0f);
-    fill_f32(dbias, 0.0f);
-    if (t.inside) {
-        load_f32(w, weight + t.column);
-        if (gamma) load_f32(gm, gamma + t.column);
-    }
-    unsigned turn = 0;
-    for (unsigned long long base = (unsigned long long)blockIdx.x * t.slots; base < rows;
-         base += (unsigned long long)gridDim.x * t.slots, turn ^= 1) {
-        unsigned long long row = base + t.slot;
-        bool here = t.inside && row < rows;
-        float v[8], g[8];
-        fill_f32(v, 0.0f);
-        fill_f32(g, 0.0f);
-        Statistics s = {0.0f, 0.0f};
-        if (here) {
-            load_f32(v, sum + row * width + t.column);
-            load_f32(g, grad + row * width + t.column);
-            s.mean = mean[row];
-            s.rstd = rstd[row];
-        }
-        float a[8], br[8];
-        fill_f32(a, 0.0f);
-        if (here) {
-            if (add) load_f32(a, add + row * width + t.column);
-            load_f32(br, branch + row * width + t.column);
-        }
-        norm_gradient(v, g, w, s, t, width, parts[turn], dw, db);
-        if (!here) continue;
-        float factor = factors ? factors[(unsigned)row / tokens] : 1.0f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            v[i] += a[i];
-            float scaled = v[i] * factor;
-            dgamma[i] = fmaf(scaled, br[i], dgamma[i]);
-            a[i] = scaled * gm[i];
-            dbias[i] += a[i];
-        }
-        store_f32(dx + row * width + t.column, v);
-        store_f32(dbranch + row * width + t.column, a);
-    }
-    float *to = partials + (unsigned long long)blockIdx.x * 4 * width;
-    store_sums(dw, t, to);
-    store_sums(db, t, to + width);
-    store_sums(dgamma, t, to + 2 * width);
-    store_sums(dbias, t, to + 3 * width);
-}
-
 extern "C" __global__ void __launch_bounds__(512)
     norm_forward_f32(const float *x, const float *weight, const float *bias, float *y, float *mean, float *rstd,
                      unsigned long long rows, unsigned width, float eps) {
@@ -205,36 +94,47 @@ extern "C" __global__ void __launch_bounds__(512)
     norm_forward<bf16>(x, weight, bias, y, mean, rstd, rows, width, eps);
 }
 
+// x + factor * branch, and the norm of it. `factors` [rows / tokens] may be null; `sum` may be `x`. Layer scale is in the
+// branch already (`block.cu`).
 extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_forward_f32_f32(const float *x, const float *branch, const float *gamma, const float *factors,
-                                  unsigned tokens, const float *weight, const float *bias, float *sum, float *y, float
-                                  *mean, float *rstd, unsigned long long rows, unsigned width, float eps) {
-    residual_norm_forward<float, float>(x, branch, gamma, factors, tokens, weight, bias, sum, y, mean, rstd, rows,
-                                        width, eps);
-}
-
-extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_forward_f32_bf16(const float *x, const float *branch, const float *gamma, const float *factors,
-                                   unsigned tokens, const float *weight, const float *bias, float *sum, bf16 *y, float
-                                   *mean, float *rstd, unsigned long long rows, unsigned width, float eps) {
-    residual_norm_forward<float, bf16>(x, branch, gamma, factors, tokens, weight, bias, sum, y, mean, rstd, rows,
-                                       width, eps);
-}
-
-extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_forward_bf16_f32(const float *x, const bf16 *branch, const float *gamma, const float *factors,
-                                   unsigned tokens, const float *weight, const float *bias, float *sum, float *y,
-                                   float *mean, float *rstd, unsigned long long rows, unsigned width, float eps) {
-    residual_norm_forward<bf16, float>(x, branch, gamma, factors, tokens, weight, bias, sum, y, mean, rstd, rows,
-                                       width, eps);
-}
-
-extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_forward_bf16_bf16(const float *x, const bf16 *branch, const float *gamma, const float *factors,
-                                    unsigned tokens, const float *weight, const float *bias, float *sum, bf16 *y,
-                                    float *mean, float *rstd, unsigned long long rows, unsigned width, float eps) {
-    residual_norm_forward<bf16, bf16>(x, branch, gamma, factors, tokens, weight, bias, sum, y, mean, rstd, rows,
-                                      width, eps);
+    residual_norm_forward_bf16(const float *x, const bf16 *__restrict__ branch, const float *__restrict__ factors,
+                               unsigned tokens, const float *__restrict__ weight, const float *__restrict__ bias,
+                               float *sum, bf16 *__restrict__ y, float *__restrict__ mean, float *__restrict__ rstd,
+                               unsigned long long rows, unsigned width, float eps) {
+    __shared__ float2 parts[2][16];
+    RowThread t = row_thread(width);
+    float w[8], b[8];
+    fill_f32(w, 0.0f);
+    fill_f32(b, 0.0f);
+    if (t.inside) {
+        load_f32(w, weight + t.column);
+        load_f32(b, bias + t.column);
+    }
+    for (unsigned long long base = (unsigned long long)blockIdx.x * t.slots; base < rows;
+         base += (unsigned long long)gridDim.x * t.slots) {
+        unsigned long long row = base + t.slot;
+        bool here = t.inside && row < rows;
+        float v[8];
+        fill_f32(v, 0.0f);
+        if (here) {
+            float add[8];
+            load_f32(v, x + row * width + t.column);
+            load_f32(add, branch + row * width + t.column);
+            float factor = factors ? factors[(unsigned)row / tokens] : 1.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = fmaf(add[i], factor, v[i]);
+            store_f32(sum + row * width + t.column, v);
+        }
+        Statistics s = normalise(v, t, width, eps, parts);
+        if (!here) continue;
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = fmaf(v[i], w[i], b[i]);
+        store_f32(y + row * width + t.column, v);
+        if (t.column == 0 && mean) {
+            mean[row] = s.mean;
+            rstd[row] = s.rstd;
+        }
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(512)
@@ -247,22 +147,4 @@ extern "C" __global__ void __launch_bounds__(512)
     norm_backward_bf16(const float *x, const float *weight, const float *mean, const float *rstd, const bf16 *grad,
                        const float *add, float *dx, float *partials, unsigned long long rows, unsigned width) {
     norm_backward<bf16>(x, weight, mean, rstd, grad, add, dx, partials, rows, width);
-}
-
-extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_backward_f32_f32(const float *sum, const float *weight, const float *mean, const float *rstd, const
-                                   float *grad, const float *add, const float *branch, const float *gamma, const float
-                                   *factors, unsigned tokens, float *dx, float *dbranch, float *partials, unsigned
-                                   long long rows, unsigned width) {
-    residual_norm_backward<float, float>(sum, weight, mean, rstd, grad, add, branch, gamma, factors, tokens, dx,
-                                         dbranch, partials, rows, width);
-}
-
-extern "C" __global__ void __launch_bounds__(512)
-    residual_norm_backward_bf16_bf16(const float *sum, const float *weight, const float *mean, const float *rstd,
-                                     const bf16 *grad, const float *add, const bf16 *branch, const float *gamma, const
-                                     float *factors, unsigned tokens, float *dx, bf16 *dbranch, float *partials,
-                                     unsigned long long rows, unsigned width) {
-    residual_norm_backward<bf16, bf16>(sum, weight, mean, rstd, grad, add, branch, gamma, factors, tokens, dx,
-                                       dbranch, partials, rows, width);
 }
