@@ -25,6 +25,7 @@ pub fn run<J: GroupJob>(spec: &DeviceSpec, job: J) -> anyhow::Result<J::Output> 
         #[cfg(feature = "cuda")]
         Kind::Cuda => {
             use burn::backend::cuda::CudaDevice;
+            crate::libraries::open_unseen();
             gpu::run::<burn::backend::Cuda<f32, i32>, J>(spec, job, |number| {
                 CudaDevice::new(number.unwrap_or(0))
             })

@@ -1,16 +1,19 @@
-//! What the CUDA backend needs: NVIDIA's driver, the run-time compiler NVRTC, CUDA's include files, and NCCL for
-//! several GPUs.
+//! What the CUDA backend needs: NVIDIA's driver, the run-time compiler NVRTC, CUDA's include files, cuBLASLt for fast
+//! matmuls, and NCCL for several GPUs.
 //!
-//! Names and search orders are those of cudarc 0.19 (libraries) and cubecl-cuda 0.10 (include files).
+//! Names and search orders are those of cudarc 0.19 (libraries), cubecl-cuda 0.10 (include files) and beit2-kernels
+//! (cuBLASLt). Libraries that the loader doesn't see are opened by their path before the backend asks for them by
+//! name: [`open_unseen`].
 
 use std::env;
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use libloading::Library;
 use serde::Serialize;
 
-use super::{Need, Opened, Survey, folder_of, hidden, keep, open, place};
+use super::{Need, Opened, Survey, hidden, keep, open, place};
 
 /// The major version whose names the bindings try first, as they are compiled without a toolkit.
 const MAJOR: &str = "13";
@@ -21,6 +24,7 @@ const CUDA: &str = "cuda";
 const DRIVER: &str = "CUDA driver";
 const COMPILER: &str = "CUDA compiler";
 const HEADERS: &str = "CUDA headers";
+const BLAS: &str = "CUDA cuBLASLt";
 const NCCL: &str = "CUDA NCCL";
 
 /// A GPU, as the driver describes it.
@@ -38,8 +42,9 @@ pub struct Gpu {
 type Version = (i32, i32);
 
 pub(super) fn survey() -> Survey {
+    open_unseen();
     let (driver, version, gpus) = driver();
-    let needs = vec![driver, compiler(version), headers(&toolkit()), nccl()];
+    let needs = vec![driver, compiler(version), headers(&toolkit()), blas(version), nccl()];
     Survey { needs, nvidia_driver: driver_release(), gpus }
 }
 
@@ -73,19 +78,77 @@ fn unseen_folders() -> Vec<PathBuf> {
     let below = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
     let mut folders: Vec<PathBuf> =
         roots.into_iter().flatten().flat_map(|root| below.map(|name| root.join(name))).collect();
-    // Python packages of NVIDIA: …/lib/python3.12/site-packages/nvidia/cu13/lib.
-    let children = |folder: &Path| -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten();
-        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        paths.sort();
-        paths
-    };
-    if let Some(venv) = env::var_os("VIRTUAL_ENV") {
-        for python in children(&Path::new(&venv).join("lib")) {
-            folders.extend(children(&python.join("site-packages/nvidia")).into_iter().map(|p| p.join("lib")));
+    // Python packages of NVIDIA: …/lib/python3.12/site-packages/nvidia/cu13/lib. An active environment comes first.
+    let prefix = |name: &str| env::var_os(name).map(PathBuf::from);
+    let home = prefix("HOME").map(|home| home.join(".local"));
+    let places = [prefix("VIRTUAL_ENV"), prefix("CONDA_PREFIX"), home, Some("/usr/local".into())];
+    for python in places.into_iter().flatten().flat_map(|place| children(&place.join("lib"))) {
+        for packages in ["site-packages/nvidia", "dist-packages/nvidia"] {
+            // cu13, or cublas, cuda_nvrtc and nccl of CUDA 12.
+            folders.extend(children(&python.join(packages)).into_iter().map(|package| package.join("lib")));
         }
     }
     folders
+}
+
+/// What a folder holds, in order; nothing if it isn't one.
+fn children(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    paths
+}
+
+/// Opens what lies in the folders of toolkits and Python packages where the loader doesn't look, once. A later
+/// opening by file name, in this program or in the framework, then finds it: the loader knows the names of what is open.
+pub fn open_unseen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if !cfg!(target_os = "linux") {
+            return;
+        }
+        let folders = unseen_folders();
+        // The version that the driver knows, else the newest.
+        let majors = if driver_major() == Some(12) { [12, 13] } else { [13, 12] };
+        // The compiler opens its built-in functions by name when it first compiles.
+        for (stem, companion) in [("libnvrtc", Some("libnvrtc-builtins")), ("libcublasLt", None)] {
+            let names = majors.map(|major| format!("{stem}.so.{major}"));
+            open_from(&folders, &[format!("{stem}.so")], &names, companion);
+        }
+        open_from(&folders, &["libnccl.so".into()], &["libnccl.so.2".into()], None);
+    });
+}
+
+/// Opens the first of `names` in one of `folders`, unless the loader finds one of them, or of `plain`, itself.
+fn open_from(folders: &[PathBuf], plain: &[String], names: &[String], companion: Option<&str>) {
+    let all: Vec<String> = plain.iter().chain(names).cloned().collect();
+    if let Opened::Yes { library, .. } = open(&all) {
+        return keep(library);
+    }
+    let files = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    for file in files.filter(|file| file.exists()) {
+        let folder = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let companion = companion.and_then(|stem| hidden(stem, &[folder]));
+        for file in companion.into_iter().chain([file]) {
+            if let Opened::Yes { library, .. } = open(&[file.display().to_string()]) {
+                keep(library);
+            }
+        }
+        return;
+    }
+}
+
+/// The newest CUDA that the driver knows.
+fn driver_major() -> Option<c_int> {
+    let Opened::Yes { library, .. } = open(&names("cuda")) else { return None };
+    // SAFETY: cuda.h declares it so, and allows it before cuInit.
+    let number = unsafe {
+        let ask = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion");
+        let mut number = 0;
+        ask.ok().filter(|ask| ask(&mut number) == 0).map(|_| number)
+    };
+    keep(library);
+    number.map(|number| number / 1000)
 }
 
 fn driver() -> (Need, Option<Version>, Vec<Gpu>) {
@@ -185,24 +248,14 @@ unsafe fn query_driver(library: &Library) -> Result<(Version, Vec<Gpu>), String>
 fn compiler(driver: Option<Version>) -> Need {
     let pip = match driver {
         // Packages for CUDA 12 have other names and folders.
-        Some((12, minor)) => {
-            format!("'nvidia-cuda-nvrtc-cu12==12.{minor}.*' and put its folder nvidia/cuda_nvrtc/lib")
-        }
-        Some((major, minor)) => {
-            format!("'nvidia-cuda-nvrtc=={major}.{minor}.*' and put its folder nvidia/cu{major}/lib")
-        }
-        None => format!("nvidia-cuda-nvrtc and put its folder nvidia/cu{MAJOR}/lib"),
+        Some((12, minor)) => format!("'nvidia-cuda-nvrtc-cu12==12.{minor}.*'"),
+        Some((major, minor)) => format!("'nvidia-cuda-nvrtc=={major}.{minor}.*'"),
+        None => "nvidia-cuda-nvrtc".to_owned(),
     };
-    let pip = format!("pip install {pip} into LD_LIBRARY_PATH");
+    let pip = format!("pip install {pip}");
     let get = format!("apt install nvidia-cuda-toolkit (Debian, Ubuntu), or {pip}");
     match open(&names("nvrtc")) {
-        Opened::Nowhere => {
-            let problem = match hidden("libnvrtc", &unseen_folders()) {
-                Some(file) => unseen(&file),
-                None => format!("libnvrtc.so.{MAJOR} is missing: {get}"),
-            };
-            Need::missing(COMPILER, CUDA, problem)
-        }
+        Opened::Nowhere => Need::missing(COMPILER, CUDA, format!("libnvrtc.so.{MAJOR} is missing: {get}")),
         Opened::No { file, why } => {
             Need::missing(COMPILER, CUDA, format!("{file} cannot be opened ({why}): {get}"))
         }
@@ -237,11 +290,6 @@ fn compiler(driver: Option<Version>) -> Need {
     }
 }
 
-/// A library that is here, but not where the loader looks.
-fn unseen(file: &Path) -> String {
-    format!("{} is not where the loader looks: put {} into LD_LIBRARY_PATH", file.display(), folder_of(file))
-}
-
 /// CUDA's include files, which kernels include: the run time's, those of half precision, tensor cores and barriers.
 fn headers(toolkit: &Toolkit) -> Need {
     const WANTED: [&str; 5] =
@@ -268,11 +316,49 @@ fn headers(toolkit: &Toolkit) -> Need {
     Need::missing(HEADERS, CUDA, problem)
 }
 
+/// cuBLASLt, without which the portable path runs. `driver` is the newest CUDA that the driver knows.
+fn blas(driver: Option<Version>) -> Need {
+    const PURPOSE: &str = "cuda at full speed";
+    let pip = match driver {
+        Some((12, _)) => "nvidia-cublas-cu12".to_owned(),
+        Some((major, _)) => format!("'nvidia-cublas=={major}.*'"),
+        None => "nvidia-cublas".to_owned(),
+    };
+    let get = format!("pip install {pip}, or apt install nvidia-cuda-toolkit (Debian, Ubuntu)");
+    let without = "so the slower portable kernels are used";
+    let missing = |problem: String| Need::missing(BLAS, PURPOSE, problem);
+    // The order in which beit2-kernels tries them.
+    match open(&["13", "12"].map(|major| format!("libcublasLt.so.{major}"))) {
+        Opened::Nowhere => missing(format!("libcublasLt.so.{MAJOR} is missing, {without}: {get}")),
+        Opened::No { file, why } => missing(format!("{file} cannot be opened ({why}), {without}: {get}")),
+        Opened::Yes { library, file } => {
+            // SAFETY: cublasLt.h declares it so.
+            let number = unsafe {
+                let ask = library.get::<unsafe extern "C" fn() -> usize>(b"cublasLtGetVersion");
+                ask.ok().map(|ask| ask())
+            };
+            let place = place(&file);
+            keep(library);
+            let Some(number) = number else {
+                return missing(format!("{place} does not tell its version, {without}: {get}"));
+            };
+            let major = number / 10_000;
+            let problem = driver.filter(|(newest, _)| major > *newest as usize).map(|newest| {
+                let newest = version_text(newest);
+                format!("it is for CUDA {major}, too new for this driver ({newest}), {without}: {get}")
+            });
+            let version = Some(format!("{major}.{}.{}", number % 10_000 / 100, number % 100));
+            Need { name: BLAS, purpose: PURPOSE, found: Some(place), version, problem }
+        }
+    }
+}
+
 /// NCCL, over which GPUs exchange gradients.
 fn nccl() -> Need {
     const PURPOSE: &str = "cuda with several GPUs";
-    let get = "apt install libnccl-dev, which makes the name libnccl.so";
-    match open(&names("nccl")) {
+    let get = "pip install nvidia-nccl-cu13 (nvidia-nccl-cu12 for CUDA 12), or apt install libnccl2 from NVIDIA's repository";
+    let without = "so several GPUs exchange gradients through host memory";
+    match open(&["libnccl.so.2", "libnccl.so"].map(str::to_owned)) {
         Opened::Yes { library, file } => {
             // SAFETY: nccl.h declares it so.
             let version = unsafe {
@@ -287,23 +373,9 @@ fn nccl() -> Need {
             Need::works(NCCL, PURPOSE, place, version.map(version_text))
         }
         Opened::No { file, why } => {
-            Need::missing(NCCL, PURPOSE, format!("{file} cannot be opened ({why}): {get}"))
+            Need::missing(NCCL, PURPOSE, format!("{file} cannot be opened ({why}), {without}: {get}"))
         }
-        Opened::Nowhere => {
-            // The bindings know the name without a number only; packages for running programs have libnccl.so.2.
-            let problem = match open(&["libnccl.so.2".to_owned()]) {
-                Opened::Yes { library, file } => {
-                    let at = place(&file);
-                    keep(library);
-                    format!("it is opened as libnccl.so; here is {at} only: {get}, or make such a link")
-                }
-                _ => match hidden("libnccl", &unseen_folders()) {
-                    Some(file) => format!("{}, under the name libnccl.so", unseen(&file)),
-                    None => format!("libnccl.so is missing, which one GPU does not need: {get}"),
-                },
-            };
-            Need::missing(NCCL, PURPOSE, problem)
-        }
+        Opened::Nowhere => Need::missing(NCCL, PURPOSE, format!("libnccl.so.2 is missing, {without}: {get}")),
     }
 }
 
@@ -318,6 +390,23 @@ mod tests {
         let names = names("nvrtc");
         assert_eq!(names[0], "libnvrtc.so");
         assert!(names.contains(&"libnvrtc.so.12".to_owned()) && names.contains(&"libnvrtc.so.13".to_owned()));
+    }
+
+    #[test]
+    fn a_library_in_a_folder_of_python_packages_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("nvidia/cu13/lib");
+        fs::create_dir_all(&folder).unwrap();
+        // Any library will do: the name of the file is what the search goes by.
+        let Opened::Yes { library, .. } = open(&["libm.so.6".into()]) else {
+            return; // Not on a system with glibc.
+        };
+        keep(library);
+        fs::copy(place("libm.so.6"), folder.join("libbeit2test.so.13")).unwrap();
+        let names = ["libbeit2test.so.12".to_owned(), "libbeit2test.so.13".to_owned()];
+        open_from(&[dir.path().to_owned(), folder.clone()], &[], &names, None);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.contains(&folder.join("libbeit2test.so.13").display().to_string()));
     }
 
     #[test]

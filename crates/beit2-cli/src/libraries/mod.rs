@@ -9,12 +9,14 @@ mod memory;
 mod vulkan;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libloading::Library;
 use serde::Serialize;
 
 pub use cuda::Gpu;
+#[cfg(feature = "cuda")]
+pub use cuda::open_unseen;
 pub use memory::gpu_memory_held_bytes;
 
 /// What was found of everything that GPUs need.
@@ -142,13 +144,10 @@ fn hidden(stem: &str, folders: &[PathBuf]) -> Option<PathBuf> {
     })
 }
 
-/// The folder of a file, for messages.
-fn folder_of(file: &Path) -> String {
-    file.parent().unwrap_or(Path::new("/")).display().to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn path(dir: &Path, name: &str) -> String {
@@ -176,7 +175,6 @@ mod tests {
         let folders = [dir.path().join("none"), dir.path().to_owned()];
         let found = hidden("libnvrtc", &folders).unwrap();
         assert!(found.ends_with("libnvrtc.so.13"));
-        assert_eq!(folder_of(&found), dir.path().display().to_string());
         assert!(hidden("libnccl", &folders).is_none());
     }
 }

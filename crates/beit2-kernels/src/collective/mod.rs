@@ -128,6 +128,16 @@ impl Rank {
         }
     }
 
+    /// The means over the ranks of several tensors each; `xs` itself when alone. Few large exchanges instead of many small
+    /// ones: what gradients are averaged by.
+    pub fn means<B: AllReduceOps>(&self, xs: Vec<Tensor<B, 1>>) -> Vec<Tensor<B, 1>> {
+        if self.rendezvous.is_none() {
+            return xs;
+        }
+        let means = B::all_reduce_means(xs.into_iter().map(unwrap).collect(), self);
+        means.into_iter().map(wrap).collect()
+    }
+
     /// The mean over the ranks of tensors of one shape; `x` itself when alone.
     pub fn mean<B: AllReduceOps, const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self.rendezvous {
@@ -143,6 +153,29 @@ pub trait AllReduceOps: BurnBackend {
     fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
         through_host::<Self>(x, rank)
     }
+
+    /// [`Rank::means`], in a group of more than one, of tensors with one axis.
+    fn all_reduce_means(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
+        means_of_buckets::<Self>(xs, rank)
+    }
+}
+
+/// Values of a bucket.
+const BUCKET: usize = 1 << 24;
+
+/// [`Rank::means`] through flat buckets.
+pub(crate) fn means_of_buckets<B: AllReduceOps>(xs: Vec<FloatTensor<B>>, rank: &Rank) -> Vec<FloatTensor<B>> {
+    let (mut means, mut bucket, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut xs = xs.into_iter().map(wrap::<B, 1>).peekable();
+    while let Some(x) = xs.next() {
+        sizes.push(x.dims()[0]);
+        bucket.push(x);
+        if sizes.iter().sum::<usize>() >= BUCKET || xs.peek().is_none() {
+            let mean = rank.mean(Tensor::cat(std::mem::take(&mut bucket), 0));
+            means.extend(mean.split_with_sizes(std::mem::take(&mut sizes), 0).into_iter().map(unwrap));
+        }
+    }
+    means
 }
 
 /// [`Rank::sum`] through the memory of the host.

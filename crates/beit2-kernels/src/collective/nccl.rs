@@ -1,25 +1,227 @@
-//! Sums over NVIDIA GPUs by NCCL, which Burn's CUDA backend opens at run time. No thread waits for a device.
+//! NCCL, over which NVIDIA's GPUs sum, opened at run time. No thread waits for a device.
+//!
+//! Opened here and not by cudarc's bindings, which never try `libnccl.so.2`, the name under which packages install it.
+//!
+//! A communicator has a stream of its own, ordered with CubeCL's by events: what is recorded between the beginning of a sum
+//! and its end runs beside it.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use burn::tensor::backend::distributed::{DistributedBackend, ReduceOperation};
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::backend::DeviceId;
+use cudarc::driver::sys as driver;
+use cudarc::nccl::sys;
 
 use super::Rank;
 
-/// Whether NCCL can serve this group: the library is there, and no device is named twice.
-pub(crate) fn serves(rank: &Rank) -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    let devices = rank.devices();
-    let distinct = devices.iter().enumerate().all(|(at, device)| !devices[..at].contains(device));
-    // SAFETY: opens a shared library of NVIDIA's, whose start-up code has no preconditions.
-    distinct && *FOUND.get_or_init(|| unsafe { cudarc::nccl::sys::is_culib_present() })
+/// The names under which packages install it.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+type Status = u32;
+type Handle = *mut c_void;
+
+/// `ncclUniqueId`: what the ranks of a group find each other by.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Id([c_char; 128]);
+
+/// What becomes of the tensors of all ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reduction {
+    /// Their sum.
+    Sum,
+    /// Their mean.
+    Mean,
 }
 
-pub(crate) fn sum<B: DistributedBackend>(x: FloatTensor<B>, rank: &Rank) -> FloatTensor<B> {
-    // The threads meet first: a sum that one of them will never ask for would hold up the other devices for ever.
-    if rank.gather(()).is_err() {
-        return x;
+/// One tensor's numbers, in device memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    pub at: u64,
+    pub count: usize,
+    pub bf16: bool,
+}
+
+/// The functions of nccl.h that are used.
+struct Library {
+    unique_id: unsafe extern "C" fn(*mut Id) -> Status,
+    join: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int) -> Status,
+    all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, u32, u32, Handle, Handle) -> Status,
+    group_start: unsafe extern "C" fn() -> Status,
+    group_end: unsafe extern "C" fn() -> Status,
+    error_string: unsafe extern "C" fn(Status) -> *const c_char,
+    // Keeps the functions in memory.
+    _library: libloading::Library,
+}
+
+impl Library {
+    /// `None`: it isn't there.
+    fn get() -> Option<&'static Self> {
+        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+        // SAFETY: a library of NVIDIA's, whose start-up code has no preconditions.
+        let open =
+            || NAMES.iter().find_map(|name| Self::of(unsafe { libloading::Library::new(*name) }.ok()?));
+        LIBRARY.get_or_init(open).as_ref()
     }
-    B::all_reduce(x, ReduceOperation::Sum, rank.devices().to_vec()).resolve()
+
+    fn of(library: libloading::Library) -> Option<Self> {
+        // SAFETY: the signatures are those of nccl.h, version 2.
+        unsafe {
+            Some(Self {
+                unique_id: *library.get(b"ncclGetUniqueId").ok()?,
+                join: *library.get(b"ncclCommInitRank").ok()?,
+                all_reduce: *library.get(b"ncclAllReduce").ok()?,
+                group_start: *library.get(b"ncclGroupStart").ok()?,
+                group_end: *library.get(b"ncclGroupEnd").ok()?,
+                error_string: *library.get(b"ncclGetErrorString").ok()?,
+                _library: library,
+            })
+        }
+    }
+
+    fn ok(&self, call: &str, status: Status) -> Result<(), String> {
+        if status == sys::ncclResult_t::ncclSuccess as Status {
+            return Ok(());
+        }
+        // SAFETY: any number is allowed; the text is static.
+        let text = unsafe { CStr::from_ptr((self.error_string)(status)).to_string_lossy() };
+        Err(format!("NCCL: {call} failed: {text} (NCCL_DEBUG=WARN tells more)"))
+    }
+}
+
+/// Whether NCCL is there.
+#[cfg(test)]
+pub(crate) fn present() -> bool {
+    Library::get().is_some()
+}
+
+/// One rank's end of a group of devices.
+pub(crate) struct Communicator {
+    library: &'static Library,
+    id: Id,
+    index: usize,
+    world: usize,
+    /// Made on the device's thread when it is first needed, which waits for the other ranks.
+    joined: OnceLock<Result<Joined, String>>,
+}
+
+/// Pointers of NCCL and the driver, used on the device's thread only.
+struct Joined {
+    communicator: usize,
+    stream: usize,
+    /// What is reduced is there; it is reduced.
+    ready: usize,
+    done: usize,
+}
+
+/// The communicator of a rank; `None`: NCCL isn't there, or a device is named twice.
+///
+/// Each list of devices gets one for the whole process: they hold memory of the devices, and a run has several stages.
+pub(crate) fn communicator(rank: &Rank) -> Option<Arc<Communicator>> {
+    type Groups = HashMap<Vec<DeviceId>, Vec<Arc<Communicator>>>;
+    static GROUPS: Mutex<Option<Groups>> = Mutex::new(None);
+    let (library, devices) = (Library::get()?, rank.devices());
+    let distinct = devices.iter().enumerate().all(|(at, device)| !devices[..at].contains(device));
+    if devices.len() < 2 || !distinct {
+        return None;
+    }
+    let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+    let groups = groups.get_or_insert_default();
+    if !groups.contains_key(devices) {
+        let mut id = Id([0; 128]);
+        // SAFETY: `id` is written.
+        library.ok("ncclGetUniqueId", unsafe { (library.unique_id)(&mut id) }).ok()?;
+        let world = devices.len();
+        let member = |index| Arc::new(Communicator { library, id, index, world, joined: OnceLock::new() });
+        groups.insert(devices.to_vec(), (0..world).map(member).collect());
+    }
+    groups[devices].get(rank.index()).cloned()
+}
+
+impl Communicator {
+    /// Reduces pieces in place, all in one launch, beside what runs on `stream` after this call. To be called on the
+    /// device's thread, by all ranks with the same pieces; until [`end`](Self::end) nobody may use their memory.
+    ///
+    /// # Errors
+    /// NCCL's or the driver's, in one sentence.
+    pub(crate) fn begin(
+        &self,
+        pieces: &[Piece],
+        reduction: Reduction,
+        stream: driver::CUstream,
+    ) -> Result<(), String> {
+        let joined = self.joined.get_or_init(|| self.join()).as_ref().map_err(String::clone)?;
+        let own = joined.stream as driver::CUstream;
+        let library = self.library;
+        let operation = match reduction {
+            Reduction::Sum => sys::ncclRedOp_t::ncclSum,
+            Reduction::Mean => sys::ncclRedOp_t::ncclAvg,
+        };
+        // SAFETY: events, streams and communicator are alive and of this device; the pieces are, says the caller.
+        unsafe {
+            done("cuEventRecord", driver::cuEventRecord(joined.ready as driver::CUevent, stream))?;
+            done("cuStreamWaitEvent", driver::cuStreamWaitEvent(own, joined.ready as driver::CUevent, 0))?;
+            library.ok("ncclGroupStart", (library.group_start)())?;
+            let mut reduced = Ok(());
+            for piece in pieces {
+                let element = if piece.bf16 {
+                    sys::ncclDataType_t::ncclBfloat16
+                } else {
+                    sys::ncclDataType_t::ncclFloat32
+                };
+                let at = piece.at as *mut c_void;
+                let status = (library.all_reduce)(
+                    at,
+                    at,
+                    piece.count,
+                    element as u32,
+                    operation as u32,
+                    joined.communicator as Handle,
+                    own.cast(),
+                );
+                reduced = reduced.and(library.ok("ncclAllReduce", status));
+            }
+            // Ended in any case: what follows would be taken for a part of it.
+            let ended = library.ok("ncclGroupEnd", (library.group_end)());
+            reduced.and(ended)?;
+            done("cuEventRecord", driver::cuEventRecord(joined.done as driver::CUevent, own))
+        }
+    }
+
+    /// What is put on `stream` from now on runs after everything that has begun.
+    ///
+    /// # Errors
+    /// The driver's, in one sentence.
+    pub(crate) fn end(&self, stream: driver::CUstream) -> Result<(), String> {
+        let Some(Ok(joined)) = self.joined.get() else { return Ok(()) };
+        // SAFETY: event and stream are alive and of this device.
+        done("cuStreamWaitEvent", unsafe {
+            driver::cuStreamWaitEvent(stream, joined.done as driver::CUevent, 0)
+        })
+    }
+
+    fn join(&self) -> Result<Joined, String> {
+        let mut communicator = std::ptr::null_mut();
+        let mut stream = std::ptr::null_mut();
+        let mut events = [std::ptr::null_mut(); 2];
+        // SAFETY: everything is written; the device's context is current in this thread.
+        unsafe {
+            let (world, index) = (self.world as c_int, self.index as c_int);
+            let status = (self.library.join)(&mut communicator, world, self.id, index);
+            self.library.ok("ncclCommInitRank", status)?;
+            let independent = driver::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            done("cuStreamCreate", driver::cuStreamCreate(&mut stream, independent))?;
+            let untimed = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            for event in &mut events {
+                done("cuEventCreate", driver::cuEventCreate(event, untimed))?;
+            }
+        }
+        let [ready, done] = events.map(|event| event as usize);
+        Ok(Joined { communicator: communicator as usize, stream: stream as usize, ready, done })
+    }
+}
+
+fn done(call: &str, result: driver::CUresult) -> Result<(), String> {
+    result.result().map_err(|error| format!("all-reduce: {call} failed: {error}"))
 }

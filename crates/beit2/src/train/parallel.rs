@@ -89,9 +89,6 @@ pub fn share_batch(batch: usize, micro_batches: usize, world: usize) -> Result<u
     ))
 }
 
-/// Values of a bucket: gradients travel in a few large pieces instead of hundreds of small ones.
-const BUCKET: usize = 1 << 24;
-
 /// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every image
 /// dropped by drop path) counts as 0 there.
 pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
@@ -104,16 +101,7 @@ pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     }
     let mut taken = Take { grads: &mut grads, flat: Vec::new() };
     model.visit(&mut taken);
-    let (mut means, mut bucket, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut flat = taken.flat.into_iter().peekable();
-    while let Some(grad) = flat.next() {
-        sizes.push(grad.dims()[0]);
-        bucket.push(grad);
-        if sizes.iter().sum::<usize>() >= BUCKET || flat.peek().is_none() {
-            let mean = rank.mean(Tensor::cat(std::mem::take(&mut bucket), 0));
-            means.extend(mean.split_with_sizes(std::mem::take(&mut sizes), 0));
-        }
-    }
+    let means = rank.means(taken.flat);
     model.visit(&mut Put { grads: &mut grads, means: means.into_iter() });
     grads
 }

@@ -9,6 +9,7 @@
 // Until the operations that use it are here.
 #![allow(dead_code, unused_imports)]
 
+mod all_reduce;
 mod attention;
 mod blas;
 mod block;
@@ -44,7 +45,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::{Gpu, composed};
-use crate::{AllReduceOps, Backend, Rank, collective};
+use crate::Backend;
 
 pub(super) use cards::write_cards;
 pub use cubin::compile_cuda_kernels;
@@ -83,14 +84,5 @@ impl<BT: BoolElement> Backend for Gpu<CudaRuntime, BT> {
             Ok(native) => native.clone(),
             Err(why) => format!("portable kernels, slower than native ones: {why}"),
         })
-    }
-}
-
-impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
-    fn all_reduce_sum(x: FloatTensor<Self>, rank: &Rank) -> FloatTensor<Self> {
-        if collective::nccl::serves(rank) {
-            return collective::nccl::sum::<Self>(x, rank);
-        }
-        collective::through_host::<Self>(x, rank)
     }
 }

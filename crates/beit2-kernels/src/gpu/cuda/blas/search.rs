@@ -87,9 +87,12 @@ struct Clock {
 
 impl Clock {
     fn new() -> Option<Self> {
-        // SAFETY: the signature is that of cuda.h. The bindings have one of this function's two versions, depending on
-        // the toolkit of the machine that compiles them; every driver has the first.
-        let elapsed = unsafe { *driver::culib().get::<Elapsed>(b"cuEventElapsedTime").ok()? };
+        // The bindings have one of two versions, depending on the toolkit of the machine that compiles them; they do the same.
+        let named = |name: &[u8]| {
+            // SAFETY: the signature is that of cuda.h.
+            unsafe { driver::culib().get::<Elapsed>(name).ok().map(|elapsed| *elapsed) }
+        };
+        let elapsed = named(b"cuEventElapsedTime_v2").or_else(|| named(b"cuEventElapsedTime"))?;
         let mut clock = Self { events: [std::ptr::null_mut(); 2], elapsed };
         for event in &mut clock.events {
             // SAFETY: `event` is written.
