@@ -54,7 +54,7 @@ mod tokens;
 pub use adamw::{AdamwOps, AdamwStep, adamw};
 pub use attention::{
     AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, attention, attention_qkv,
-    attention_weights,
+    attention_subset, attention_weights,
 };
 pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;

@@ -6,7 +6,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, operations};
 use crate::graph::{constant, record_with, register};
@@ -68,6 +68,26 @@ impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionQkvBackward {
     }
 }
 
+/// Parents q, kv and, if there is one, the bias.
+#[derive(Debug)]
+struct AttentionSubsetBackward;
+
+impl<B: AttentionOps, const N: usize> Backward<B, N> for AttentionSubsetBackward {
+    type State = (State<B, 2>, IntTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (s, rows) = ops.state;
+        let [q, kv] = s.inputs;
+        let bias_grad = ops.parents.get(2).is_some_and(Option::is_some);
+        let work = operations(q.shape().num_elements(), kv.shape()[1]);
+        let (dq, dkv, dbias) =
+            B::fused_attention_subset_backward(q, kv, s.bias, rows, s.output, grad, s.spec, bias_grad);
+        register!(B, grads, ops.parents, [Some(dq), Some(dkv), dbias]);
+        tick(2 * work);
+    }
+}
+
 /// Runs attention and keeps what a backward pass needs.
 fn attend<B: AttentionOps>(
     inputs: [FloatTensor<B>; 3],
@@ -85,6 +105,17 @@ fn attend_qkv<B: AttentionOps>(
     spec: AttentionSpec,
 ) -> State<B, 1> {
     State { output: B::fused_attention_qkv(qkv.clone(), bias.clone(), spec), inputs: [qkv], bias, spec }
+}
+
+/// As [`attend`], for the queries of some tokens.
+fn attend_subset<B: AttentionOps>(
+    inputs: [FloatTensor<B>; 2],
+    bias: Option<FloatTensor<B>>,
+    rows: IntTensor<B>,
+    spec: AttentionSpec,
+) -> State<B, 2> {
+    let [q, kv] = inputs.clone();
+    State { output: B::fused_attention_subset(q, kv, bias.clone(), rows, spec), inputs, bias, spec }
 }
 
 impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
@@ -156,5 +187,52 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         let output = (output.0.primitive, output.1.primitive);
         let (dqkv, dbias) = B::fused_attention_qkv_backward(qkv, bias, output, grad, spec, bias_grad);
         (Self::from_inner(dqkv), dbias.map(Self::from_inner))
+    }
+
+    fn reads_bias_by_rows(q: &FloatTensor<Self>, kv: &FloatTensor<Self>, spec: AttentionSpec) -> bool {
+        B::reads_bias_by_rows(&q.primitive, &kv.primitive, spec)
+    }
+
+    fn fused_attention_subset(
+        q: FloatTensor<Self>,
+        kv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        rows: IntTensor<Self>,
+        spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        let inputs = [q.primitive, kv.primitive];
+        let tracked = |inputs, bias, rows: IntTensor<B>| {
+            let state = attend_subset::<B>(inputs, bias, rows.clone(), spec);
+            let (y, lse, state) = state.outputs();
+            (y, lse, (state, rows))
+        };
+        let (y, lse) = match bias {
+            None => record_with!(B, C, AttentionSubsetBackward, [q, kv],
+                tracked { tracked(inputs, None, rows) },
+                untracked { attend_subset::<B>(inputs, None, rows, spec).output }),
+            Some(bias) => record_with!(B, C, AttentionSubsetBackward, [q, kv, bias],
+                tracked { tracked(inputs, Some(bias.primitive), rows) },
+                untracked { attend_subset::<B>(inputs, Some(bias.primitive), rows, spec).output }),
+        };
+        (y, Self::from_inner(lse))
+    }
+
+    fn fused_attention_subset_backward(
+        q: FloatTensor<Self>,
+        kv: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        rows: IntTensor<Self>,
+        output: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        spec: AttentionSpec,
+        bias_grad: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let plain = |t| constant::<B, C>("attention_subset", t);
+        let [q, kv, grad] = [q, kv, grad].map(plain);
+        let (bias, output) = (bias.map(plain), (output.0.primitive, output.1.primitive));
+        let (dq, dkv, dbias) =
+            B::fused_attention_subset_backward(q, kv, bias, rows, output, grad, spec, bias_grad);
+        let wrap = Self::from_inner;
+        (wrap(dq), wrap(dkv), dbias.map(wrap))
     }
 }

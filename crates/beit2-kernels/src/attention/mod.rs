@@ -15,11 +15,12 @@ mod tests;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::interrupt::tick;
 use crate::precision::Precision;
 use crate::tensor::{unwrap, wrap};
+use crate::tokens::{TokenChoice, TokenOps, gather_bias};
 
 pub use reference::{attention_weights, reference};
 
@@ -90,6 +91,39 @@ pub trait AttentionOps: BurnBackend {
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         composed::attention_qkv_backward::<Self>(qkv, bias, output, grad, spec, bias_grad)
     }
+
+    /// Whether [`attention_subset`](crate::attention_subset) of tensors such as these reads the bias by rows. If not, the
+    /// rows are gathered for an [`attention`](crate::attention).
+    fn reads_bias_by_rows(_q: &FloatTensor<Self>, _kv: &FloatTensor<Self>, _spec: AttentionSpec) -> bool {
+        false
+    }
+
+    /// [`attention_subset`](crate::attention_subset); only where it reads the bias by rows. `rows [B·R]`: the token of each query.
+    fn fused_attention_subset(
+        _q: FloatTensor<Self>,
+        _kv: FloatTensor<Self>,
+        _bias: Option<FloatTensor<Self>>,
+        _rows: IntTensor<Self>,
+        _spec: AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        panic!("attention_subset: this backend gathers the rows of the bias");
+    }
+
+    /// Gradients of [`attention_subset`](crate::attention_subset): of `q`, `kv` and, if `bias_grad`, the bias; only where it
+    /// reads the bias by rows.
+    #[allow(clippy::too_many_arguments)]
+    fn fused_attention_subset_backward(
+        _q: FloatTensor<Self>,
+        _kv: FloatTensor<Self>,
+        _bias: Option<FloatTensor<Self>>,
+        _rows: IntTensor<Self>,
+        _output: AttentionOutput<Self>,
+        _grad: FloatTensor<Self>,
+        _spec: AttentionSpec,
+        _bias_grad: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        panic!("attention_subset: this backend gathers the rows of the bias");
+    }
 }
 
 /// Multi-head attention with an additive bias on the logits.
@@ -140,6 +174,44 @@ pub fn attention_qkv<B: AttentionOps>(
     let y = wrap(B::fused_attention_qkv(unwrap(qkv), bias.map(unwrap), spec).0);
     tick(operations(batch * tokens * width / 3, tokens));
     y
+}
+
+/// [`attention`] for the queries of some tokens: `q [B, R, H·d]` of the tokens in `choice`, keys and values of all
+/// tokens side by side in `kv [B, T, 2·H·d]`, the bias of all tokens `[1, H, T, T]` → `[B, R, H·d]`. Where a backend reads
+/// the bias by rows, none is gathered.
+///
+/// The tokens of a sample must differ: where the bias is read by rows, only one of several equal ones adds to its gradient.
+///
+/// # Panics
+/// If the shapes do not fit, or the width is not a multiple of `heads`.
+pub fn attention_subset<B: AttentionOps + TokenOps>(
+    q: Tensor<B, 3>,
+    kv: Tensor<B, 3>,
+    bias: Option<Tensor<B, 4>>,
+    choice: TokenChoice<B>,
+    spec: AttentionSpec,
+) -> Tensor<B, 3> {
+    let ([batch, queries, width], keys) = (q.dims(), kv.dims());
+    assert!(
+        keys[0] == batch && keys[2] == 2 * width && choice.per_sample == queries,
+        "attention_subset: q {:?}, kv {keys:?} and {} tokens of a sample do not fit",
+        q.dims(),
+        choice.per_sample
+    );
+    let tokens = keys[1];
+    if let Some(bias) = &bias {
+        let (dims, want) = (bias.dims(), [1, spec.heads, tokens, tokens]);
+        assert!(dims == want, "attention_subset: bias {dims:?} is not {want:?}");
+    }
+    check::<B>(q.dims(), tokens, None, spec.heads);
+    let (q, kv) = (unwrap(q), unwrap(kv));
+    if B::reads_bias_by_rows(&q, &kv, spec) {
+        let y = wrap(B::fused_attention_subset(q, kv, bias.map(unwrap), choice.local, spec).0);
+        tick(operations(batch * queries * width, tokens));
+        return y;
+    }
+    let [k, v] = [0, 1].map(|i| wrap::<B, 3>(kv.clone()).narrow(2, i * width, width));
+    attention(wrap(q), k, v, bias.map(|bias| gather_bias(bias, choice)), spec)
 }
 
 fn check<B: AttentionOps>(q: [usize; 3], keys: usize, bias: Option<&Tensor<B, 4>>, heads: usize) {

@@ -1,6 +1,9 @@
 //! On the devices that are there: against f64 on the CPU, on awkward shapes. Devices that are missing are skipped with
 //! a printed line.
 
+#[cfg(feature = "cuda")]
+mod native_attention;
+
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{BoolElement, CubeRuntime};

@@ -102,10 +102,14 @@ impl<B: Backend> Attention<B> {
         shared: Option<&Tensor<B, 4>>,
     ) -> Tensor<B, 3> {
         let width = x.dims()[2];
+        let bias = self.total_bias(shared);
+        let attention = |q: Tensor<B, 3>, kv| {
+            self.proj.forward(kernels::attention_subset(q, kv, bias, subset.choice(), self.spec()))
+        };
         if self.qkv.packed().is_some() {
-            let [q, k, v] = self.project(x);
-            let bias = self.total_bias(shared).map(|bias| subset.gather_bias(bias));
-            return self.proj.forward(kernels::attention(subset.gather(q), k, v, bias, self.spec()));
+            let qkv = self.qkv.forward_with(x, self.qkv_bias());
+            let (q, kv) = (qkv.clone().narrow(2, 0, width), qkv.narrow(2, width, 2 * width));
+            return attention(subset.gather(q), kv);
         }
         let (weight, bias) = (self.qkv.weight.val(), self.qkv_bias());
         let part = |from: usize, len: usize| {
@@ -115,10 +119,7 @@ impl<B: Backend> Attention<B> {
         let (kv_weight, kv_bias) = part(width, 2 * width);
         let precision = self.qkv.precision();
         let q = kernels::linear(subset.gather(x.clone()), q_weight, q_bias, precision);
-        let kv = kernels::linear(x, kv_weight, kv_bias, precision);
-        let (k, v) = (kv.clone().narrow(2, 0, width), kv.narrow(2, width, width));
-        let bias = self.total_bias(shared).map(|bias| subset.gather_bias(bias));
-        self.proj.forward(kernels::attention(q, k, v, bias, self.spec()))
+        attention(q, kernels::linear(x, kv_weight, kv_bias, precision))
     }
 
     /// The softmax weights `[B, H, T, T]`.

@@ -17,7 +17,19 @@ pub struct TokenSubset<B: Backend> {
 
 impl<B: Backend> TokenSubset<B> {
     /// From token indices, `per_sample` of each sample in turn, none of them twice.
+    ///
+    /// # Panics
+    /// If a sample has a token twice: a gradient would be wrong without a word.
     pub fn new(indices: &[u32], per_sample: usize, device: &B::Device) -> Self {
+        let mut taken = Vec::new();
+        for (at, &index) in indices.iter().enumerate() {
+            let (sample, index) = (at / per_sample.max(1), index as usize);
+            if taken.len() <= index {
+                taken.resize(index + 1, usize::MAX);
+            }
+            assert!(taken[index] != sample, "a subset of tokens has token {index} of sample {sample} twice");
+            taken[index] = sample;
+        }
         let local: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
         let count = local.len();
         Self { local: Tensor::from_data(TensorData::new(local, [count]), device), per_sample }
@@ -59,11 +71,7 @@ impl<B: Backend> TokenSubset<B> {
         kernels::gather_tokens(x, self.choice())
     }
 
-    /// The queries' rows of a bias: `[1, H, T, T]` → `[B, H, R, T]`.
-    pub fn gather_bias(&self, bias: Tensor<B, 4>) -> Tensor<B, 4> {
-        kernels::gather_bias(bias, self.choice())
-    }
-
+    /// The same, as the operations take it.
     pub(super) fn choice(&self) -> TokenChoice<B> {
         TokenChoice { local: self.local.clone().into_primitive(), per_sample: self.per_sample }
     }

@@ -251,15 +251,6 @@ pub(crate) fn backward(queue: &mut Queue<'_>, call: &AttentionBackwardCall) {
     }
 }
 
-/// `count` numbers from f32 to bf16; a multiple of 4.
-pub(crate) fn to_bf16(queue: &mut Queue<'_>, to: Ptr, from: Ptr, count: usize) {
-    debug_assert!(count.is_multiple_of(4), "{count} numbers");
-    let fours = count / 4;
-    let grid = [fours.div_ceil(256) as u32, 1, 1];
-    let arguments = [Arg::Ptr(to), Arg::Ptr(from), Arg::U64(fours as u64)];
-    queue.launch("attention_to_bf16", grid, [256, 1, 1], 0, &arguments);
-}
-
 /// `struct Attention` of `kernels/attention.cuh`, field by field.
 fn argument(call: &AttentionCall, backward: Option<&AttentionBackwardCall>, slice: usize) -> Arg {
     let s = &call.sizes;
@@ -293,4 +284,68 @@ fn argument(call: &AttentionCall, backward: Option<&AttentionBackwardCall>, slic
         bytes.extend((value as i32).to_le_bytes());
     }
     Arg::Bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(batch: usize, queries: usize, keys: usize, operands: Element, shared: bool) -> AttentionSizes {
+        let bias = Some(BiasLayout { shared, rows: queries, pitch: keys });
+        AttentionSizes { batch, heads: 12, depth: 64, queries, keys, scale: 0.125, operands, bias }
+    }
+
+    #[test]
+    fn blocks_are_few_and_even() {
+        let blocks = |rows, warps| AttentionSizes::blocks(rows, warps);
+        assert_eq!(blocks(1, 8), (1, 32));
+        assert_eq!(blocks(75, 8), (1, 160));
+        assert_eq!(blocks(197, 8), (2, 224));
+        assert_eq!(blocks(197, 4), (4, 128));
+        assert_eq!(blocks(1025, 8), (9, 256));
+    }
+
+    /// What a base-size layer takes beside its tensors: 18 MB, whatever the batch of the bias's gradient.
+    #[test]
+    fn scratch_memory_does_not_grow_with_the_square_of_tokens_times_the_batch() {
+        let base = sizes(128, 197, 197, Element::Bf16, true);
+        let rows = 128 * 12 * 256 * 16;
+        assert_eq!(base.parts(), (6, 22));
+        assert_eq!((base.scratch(false), base.scratch(true)), (rows, rows + 6 * 12 * 197 * 197 * 4));
+        // Enough tiles: one part, which is the gradient itself.
+        let large = sizes(128, 1025, 1025, Element::Bf16, true);
+        assert_eq!(large.parts(), (1, 128));
+        assert_eq!(large.scratch(true), large.scratch(false));
+        // A bias of each sample has a gradient of each sample.
+        let each = sizes(3, 197, 197, Element::F32, false);
+        assert_eq!(each.parts(), (3, 1));
+        assert_eq!(each.scratch(true), each.scratch(false));
+    }
+
+    #[test]
+    fn widths_that_the_kernels_have() {
+        let with =
+            |depth, operands| AttentionSizes { depth, ..sizes(1, 3, 3, operands, true) }.is_supported();
+        assert!(with(64, Element::Bf16) && !with(32, Element::Bf16));
+        assert!(with(8, Element::F32) && with(128, Element::F32));
+        assert!(!with(5, Element::F32) && !with(136, Element::F32));
+    }
+
+    #[test]
+    fn the_argument_has_the_size_of_the_structure() {
+        let tokens = Tokens::whole(Ptr(0), 3, 64);
+        let call = AttentionCall {
+            sizes: sizes(2, 3, 3, Element::Bf16, true),
+            q: tokens,
+            k: tokens,
+            v: tokens,
+            bias: None,
+            query_rows: None,
+            output: tokens,
+            output_element: Element::Bf16,
+            lse: Ptr(0),
+        };
+        let Arg::Bytes(bytes) = argument(&call, None, 1) else { panic!("not a structure") };
+        assert_eq!(bytes.len(), 256);
+    }
 }

@@ -20,6 +20,8 @@ struct Attention {
     int depth;                  // width of a head; read by the f32 kernels only
 };
 
+static_assert(sizeof(Attention) == 256, "attention.rs passes 256 bytes");
+
 constexpr int TILE = 64;          // tokens of a tile in shared memory, bf16; `rows` is padded to it in both precisions
 constexpr float OUTSIDE = -1e30f; // a logit whose exponential is 0
 constexpr float NO_ROW = 1e30f;   // the lse of a query that is not there: its weights are 0

@@ -32,7 +32,6 @@ pub(crate) const SOURCES: &[Source] = &[
             "attention_keys_backward_bf16",
             "attention_bias_backward_bf16",
             "attention_add_parts",
-            "attention_to_bf16",
         ],
     },
     Source {
