@@ -123,6 +123,7 @@ STUB_EXPORT CUresult cuCtxGetApiVersion(CUcontext, unsigned *version) {
 STUB_EXPORT CUresult cuCtxSynchronize() {
     totals.context_waits.add(0);
     log("ctxsync");
+    finish();
     return current < 0 ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
 }
 

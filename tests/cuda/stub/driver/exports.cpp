@@ -5,7 +5,9 @@ using namespace stub;
 
 STUB_EXPORT int stub_computes() { return settings().compute; }
 
+// Asked before a library reads or writes the memory, so what came before must be done.
 STUB_EXPORT int stub_holds(unsigned long at, unsigned long bytes) {
+    finish();
     Allocation found;
     return find_allocation(at, &found) && found.kind == Memory::Device && at + bytes <= found.at + found.size;
 }

@@ -52,6 +52,21 @@ CUresult check_parameters(const Function &f, void **values) {
     return CUDA_SUCCESS;
 }
 
+// The parameters are copied at the launch, as a driver does: the caller may use their memory again.
+void run(const Function &f, const unsigned grid[3], const unsigned block[3], unsigned shared, void **values) {
+    std::vector<std::vector<char>> copies;
+    for (size_t i = 0; i < f.parameters.size(); i++) {
+        const char *value = static_cast<const char *>(values[i]);
+        copies.emplace_back(value, value + f.parameters[i].size);
+    }
+    unsigned sizes[6] = {grid[0], grid[1], grid[2], block[0], block[1], block[2]};
+    submit([&f, sizes, shared, copies = std::move(copies)]() mutable {
+        std::vector<void *> pointers;
+        for (auto &copy : copies) pointers.push_back(copy.data());
+        f.run(f.kernel, sizes, sizes + 3, shared, pointers.data());
+    });
+}
+
 // The parameters for the log: addresses and words.
 std::string describe(const Function &f, void **values) {
     std::string out;
@@ -94,7 +109,7 @@ STUB_EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned
         log("launch\t%04d\t%s\t%u,%u,%u\t%u,%u,%u\t%u\t%p\t%zu\t%s", f.module, f.name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z,
             shared, static_cast<void *>(stream), f.parameters.size(),
             !checked && settings().params && f.parameters_known ? describe(f, values).c_str() : "");
-    if (!checked && f.kernel) f.run(f.kernel, grid, block, shared, values);
+    if (!checked && f.kernel) run(f, grid, block, shared, values);
     return checked;
 }
 

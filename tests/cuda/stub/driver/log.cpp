@@ -41,6 +41,7 @@ const Settings &settings() {
         s.params = number("STUB_PARAMS", 1) != 0;
         s.strict = number("STUB_STRICT", 0) != 0;
         s.compute = number("STUB_COMPUTE", 0) != 0;
+        s.lazy = number("STUB_LAZY", 0) != 0;
         s.devices = std::min(number("STUB_DEVICES", 1), MAX_DEVICES);
         s.capability = number("STUB_CC", 90);
         s.processors = number("STUB_SMS", 132);

@@ -53,6 +53,7 @@ CUresult allocate(uint64_t *at, size_t bytes, Memory kind) {
 }
 
 CUresult release(uint64_t at, Memory kind) {
+    finish();
     std::lock_guard<std::mutex> hold(lock);
     auto found = live.find(at);
     if (found == live.end() || found->second.kind != kind)
@@ -87,10 +88,11 @@ CUresult check_range(const char *call, uint64_t at, size_t bytes) {
 }
 
 // "pinned" or "pageable": a copy of pageable memory makes the host wait on a real device.
-const char *kind_of_host(const void *at) {
+bool is_pinned(const void *at) {
     Allocation found;
-    return find_allocation(uint64_t(at), &found) && found.kind == Memory::Pinned ? "pinned" : "pageable";
+    return find_allocation(uint64_t(at), &found) && found.kind == Memory::Pinned;
 }
+const char *kind_of_host(const void *at) { return is_pinned(at) ? "pinned" : "pageable"; }
 
 // What the first read of 4 bytes gives (STUB_FIRST_F32): where nothing computes, the program's check of the device still passes.
 bool answer_first_read(void *to, size_t bytes) {
@@ -144,13 +146,20 @@ STUB_EXPORT CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attr
     }
 }
 
-// -- Copies: done at once, in whatever stream -------------------------------------------------------------------------------
+// -- Copies -------------------------------------------------------------------------------
 
 STUB_EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream) {
     totals.to_device.add(bytes);
     log("h2d\t%zu\t%s", bytes, kind_of_host(from));
     CUresult checked = check_range("copy to the device", to, bytes);
-    if (!checked) memcpy(reinterpret_cast<void *>(to), from, bytes);
+    if (!checked) {
+        if (is_pinned(from))
+            submit([=] { memcpy(reinterpret_cast<void *>(to), from, bytes); });
+        else // a driver has read pageable memory when the call returns
+            submit([to, copy = std::vector<char>(static_cast<const char *>(from), static_cast<const char *>(from) + bytes)] {
+                memcpy(reinterpret_cast<void *>(to), copy.data(), copy.size());
+            });
+    }
     return checked;
 }
 STUB_EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
@@ -159,8 +168,10 @@ STUB_EXPORT CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t byt
     totals.from_device.add(bytes);
     log("d2h\t%zu\t%s", bytes, kind_of_host(to));
     CUresult checked = check_range("copy from the device", from, bytes);
-    if (!checked && !answer_first_read(to, bytes)) memcpy(to, reinterpret_cast<const void *>(from), bytes);
-    return checked;
+    if (checked || answer_first_read(to, bytes)) return checked;
+    submit([=] { memcpy(to, reinterpret_cast<const void *>(from), bytes); });
+    if (!is_pinned(to)) finish();
+    return CUDA_SUCCESS;
 }
 STUB_EXPORT CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
 
@@ -169,7 +180,7 @@ STUB_EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size
     log("d2d\t%zu", bytes);
     if (CUresult checked = check_range("copy within the device, from", from, bytes)) return checked;
     if (CUresult checked = check_range("copy within the device, to", to, bytes)) return checked;
-    if (settings().compute) memmove(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
+    if (settings().compute) submit([=] { memmove(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes); });
     return CUDA_SUCCESS;
 }
 STUB_EXPORT CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
@@ -179,7 +190,7 @@ STUB_EXPORT CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr fr
     log("p2p\t%zu", bytes);
     if (CUresult checked = check_range("copy between devices, from", from, bytes)) return checked;
     if (CUresult checked = check_range("copy between devices, to", to, bytes)) return checked;
-    if (settings().compute) memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
+    if (settings().compute) submit([=] { memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes); });
     return CUDA_SUCCESS;
 }
 
@@ -201,6 +212,7 @@ STUB_EXPORT CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *c, CUstream) {
     if (!to_host)
         if (CUresult checked = check_range("copy of rows, to", uint64_t(to), c->dstPitch * (c->Height - 1) + c->WidthInBytes)) return checked;
     if (!from_host && !to_host && !settings().compute) return CUDA_SUCCESS;
+    finish();
     for (size_t row = 0; row < c->Height; row++) memcpy(to + row * c->dstPitch, from + row * c->srcPitch, c->WidthInBytes);
     return CUDA_SUCCESS;
 }
@@ -209,7 +221,7 @@ STUB_EXPORT CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t
     totals.fills.add(bytes);
     log("memset\t%zu", bytes);
     CUresult checked = check_range("fill", to, bytes);
-    if (!checked && settings().compute) memset(reinterpret_cast<void *>(to), value, bytes);
+    if (!checked && settings().compute) submit([=] { memset(reinterpret_cast<void *>(to), value, bytes); });
     return checked;
 }
 STUB_EXPORT CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) { return cuMemsetD8Async(to, value, bytes, nullptr); }
@@ -217,6 +229,6 @@ STUB_EXPORT CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t cou
     totals.fills.add(count * 4);
     log("memset\t%zu", count * 4);
     CUresult checked = check_range("fill", to, count * 4);
-    if (!checked && settings().compute) std::fill_n(reinterpret_cast<unsigned *>(to), count, value);
+    if (!checked && settings().compute) submit([=] { std::fill_n(reinterpret_cast<unsigned *>(to), count, value); });
     return checked;
 }

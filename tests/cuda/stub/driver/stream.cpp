@@ -1,7 +1,10 @@
-// Streams and events. Everything is done when it is called, so there is nothing to wait for; waits are counted, because on a
-// real device they cost.
+// Streams and events. Waits are counted, because on a real device they cost.
+//
+// Everything is done when it is called, or, with STUB_LAZY=1, in the order of the calls when somebody waits: that is later
+// than any real device, and shows memory of the host that is used again while a copy still reads it.
 #include "stub.h"
 
+#include <deque>
 #include <set>
 #include <time.h>
 
@@ -34,7 +37,30 @@ double milliseconds() {
 bool is_default(CUstream s) { return s == nullptr || s == CU_STREAM_LEGACY || s == CU_STREAM_PER_THREAD; }
 } // namespace
 
+namespace {
+// Work that was put off. One at a time is done, by whoever waits; never destroyed.
+constexpr size_t MOST_PUT_OFF = 4096;
+std::recursive_mutex &working = *new std::recursive_mutex;
+std::deque<std::function<void()>> &put_off = *new std::deque<std::function<void()>>;
+} // namespace
+
 namespace stub {
+void submit(std::function<void()> work) {
+    if (!settings().lazy) return work();
+    std::lock_guard<std::recursive_mutex> hold(working);
+    put_off.push_back(std::move(work));
+    if (put_off.size() > MOST_PUT_OFF) finish();
+}
+void finish() {
+    if (!settings().lazy) return;
+    std::lock_guard<std::recursive_mutex> hold(working);
+    while (!put_off.empty()) {
+        std::function<void()> work = std::move(put_off.front());
+        put_off.pop_front();
+        work();
+    }
+}
+
 int device_of_stream(CUstream stream) {
     if (is_default(stream)) return current_device();
     return known(streams, stream) ? reinterpret_cast<const Stream *>(stream)->device : -1;
@@ -66,9 +92,13 @@ STUB_EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
 STUB_EXPORT CUresult cuStreamSynchronize(CUstream stream) {
     totals.stream_waits.add(0);
     log("streamsync");
+    finish();
     return device_of_stream(stream) < 0 ? unknown("cuStreamSynchronize", stream) : CUDA_SUCCESS;
 }
-STUB_EXPORT CUresult cuStreamQuery(CUstream stream) { return device_of_stream(stream) < 0 ? unknown("cuStreamQuery", stream) : CUDA_SUCCESS; }
+STUB_EXPORT CUresult cuStreamQuery(CUstream stream) {
+    finish();
+    return device_of_stream(stream) < 0 ? unknown("cuStreamQuery", stream) : CUDA_SUCCESS;
+}
 STUB_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     totals.stream_orders.add(0);
     log("streamwait\t%p", static_cast<void *>(stream));
@@ -78,7 +108,7 @@ STUB_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned)
 STUB_EXPORT CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
     log("hostfunc");
     if (device_of_stream(stream) < 0) return unknown("cuLaunchHostFunc", stream);
-    function(data);
+    submit([=] { function(data); });
     return CUDA_SUCCESS;
 }
 
@@ -108,9 +138,13 @@ STUB_EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
 STUB_EXPORT CUresult cuEventSynchronize(CUevent event) {
     totals.event_waits.add(0);
     log("eventsync");
+    finish();
     return known(events, event) ? CUDA_SUCCESS : unknown("cuEventSynchronize", event);
 }
-STUB_EXPORT CUresult cuEventQuery(CUevent event) { return known(events, event) ? CUDA_SUCCESS : unknown("cuEventQuery", event); }
+STUB_EXPORT CUresult cuEventQuery(CUevent event) {
+    finish();
+    return known(events, event) ? CUDA_SUCCESS : unknown("cuEventQuery", event);
+}
 STUB_EXPORT CUresult cuEventElapsedTime(float *ms, CUevent from, CUevent to) {
     if (!known(events, from) || !known(events, to)) return unknown("cuEventElapsedTime", from);
     *ms = float(reinterpret_cast<Event *>(to)->recorded - reinterpret_cast<Event *>(from)->recorded);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ struct Settings {
     const char *folder;    // STUB_DIR: where files go; none if null
     bool log, cpu, params, strict;
     bool compute; // STUB_COMPUTE
+    bool lazy;    // STUB_LAZY
     int devices, capability, processors;
     size_t memory; // of each device, bytes
     const char *name;
@@ -80,6 +82,11 @@ size_t live_bytes(), peak_bytes(), peak_pinned_bytes();
 bool may_access(int device, int memory_of);
 
 // -- stream.cpp -----------------------------------------------------------------------------------------------------------
+
+// Does `work` now; with STUB_LAZY=1 when somebody waits or asks, so that what the host does too early shows.
+void submit(std::function<void()> work);
+// Does all that was put off.
+void finish();
 
 // The device of a stream: the current one for the default stream; -1 if the handle is unknown.
 int device_of_stream(CUstream stream);
