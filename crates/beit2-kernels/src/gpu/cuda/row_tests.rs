@@ -36,7 +36,7 @@ fn layer_norm<B: AutodiffBackend>(x: &[X<B>], [n, d]: [usize; 2]) -> X<B> {
 }
 
 #[test]
-fn layer_norms() {
+fn layer_norms_on_cuda() {
     on_cuda(|_| {
         for (n, d) in ROWS {
             let inputs = [random(n * d, 1, 2.0), random(d, 2, 1.0), random(d, 3, 1.0)];
@@ -51,7 +51,7 @@ fn residual_scale<B: AutodiffBackend>(x: &[X<B>], [n, d]: [usize; 2]) -> X<B> {
 }
 
 #[test]
-fn residuals() {
+fn residuals_on_cuda() {
     on_cuda(|_| {
         for (n, d) in ROWS {
             let inputs = [random(n * d, 1, 1.0), random(n * d, 2, 1.0), random(d, 3, 1.0)];
@@ -66,7 +66,7 @@ fn residuals() {
 }
 
 #[test]
-fn gelus() {
+fn gelus_on_cuda() {
     on_cuda(|_| {
         for (n, spread) in [(1, 1.0), (7, 3.0), (2048, 2.0), (5003, 6.0)] {
             let inputs = [random(n, 1, spread)];
@@ -89,7 +89,7 @@ fn norm_mlp<B: AutodiffBackend>(x: &[X<B>], [n, d, h]: [usize; 3], precision: Pr
 
 /// Every value between the matmuls is rounded to 8 bits.
 #[test]
-fn norm_and_mlp_in_bf16() {
+fn norm_and_mlp_in_bf16_on_cuda() {
     on_cuda(|_| {
         for dims @ [n, d, h] in [[1, 8, 16], [33, 48, 192], [70, 264, 1056]] {
             let (inner, outer) = (1.0 / (d as f64).sqrt(), 1.0 / (h as f64).sqrt());
@@ -122,7 +122,7 @@ fn soft_cross_entropy<B: AutodiffBackend>(x: &[X<B>], [n, k]: [usize; 2]) -> X<B
 }
 
 #[test]
-fn losses() {
+fn losses_on_cuda() {
     on_cuda(|_| {
         for (n, k, spread) in [(1, 1, 1.0), (3, 33, 4.0), (75, 512, 4.0), (20, 1000, 30.0), (4, 8192, 8.0)] {
             let inputs = [random(n * k, 4, spread)];
@@ -133,7 +133,7 @@ fn losses() {
 }
 
 #[test]
-fn a_target_that_is_no_class_gives_a_loss_of_nan() {
+fn a_target_that_is_no_class_gives_a_loss_of_nan_on_cuda() {
     on_cuda(|device| {
         let logits = Tensor::<Cuda, 2>::zeros([2, 16], device);
         let targets = Tensor::<Cuda, 1, Int>::from_ints([3, 16], device);
@@ -153,7 +153,7 @@ fn codebook<B: Backend>(n: usize, codes: usize, width: usize) -> [Tensor<B, 2>; 
 }
 
 #[test]
-fn codes_and_what_they_stand_for() {
+fn codes_and_what_they_stand_for_on_cuda() {
     on_cuda(|_| {
         for (n, codes, width) in [(1, 2, 3), (130, 300, 17), (500, 1000, 32), (70, 8192, 32)] {
             let [z, book] = codebook::<Cuda>(n, codes, width);
@@ -272,7 +272,7 @@ fn upload(x: &Vec<f64>) -> Native {
 }
 
 #[test]
-fn residual_stream_of_a_block() {
+fn residual_stream_of_a_block_on_cuda() {
     on_cuda(|device| {
         if !super::is_native(device) {
             println!("skipped: this device takes the portable path");
@@ -296,7 +296,7 @@ fn residual_stream_of_a_block() {
 
 /// GELU's gradient with the bias gradient, and column sums alone, from bf16; zeros between biases.
 #[test]
-fn columns_and_casts() {
+fn columns_and_casts_on_cuda() {
     on_cuda(|device| {
         if !super::is_native(device) {
             println!("skipped: this device takes the portable path");
