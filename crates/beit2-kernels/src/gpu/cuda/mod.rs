@@ -29,7 +29,6 @@ mod loss;
 mod module;
 mod native;
 mod norm;
-mod norm_mlp;
 mod nvrtc;
 mod parameters;
 mod residual;
@@ -74,6 +73,7 @@ composed!(
     ChannelMomentsOps,
     ChannelNormOps,
     Conv3x3Ops,
+    NormMlpOps,
     PixelCrossEntropyOps,
     SampleOps,
 );

@@ -11,7 +11,7 @@ use super::rows::{Tensor as Native, outputs};
 use super::{Element, Ptr, Queue, gelu, native, norm};
 use crate::tensor::{unwrap, wrap};
 use crate::testing::random;
-use crate::{AutodiffBackend, Backend, NormMlp, Precision};
+use crate::{AutodiffBackend, Backend};
 
 type Cuda = burn::backend::Cuda<f32, i32>;
 type B = Autodiff<Cuda>;
@@ -71,35 +71,6 @@ fn gelus_on_cuda() {
         for (n, spread) in [(1, 1.0), (7, 3.0), (2048, 2.0), (5003, 6.0)] {
             let inputs = [random(n, 1, spread)];
             same!(format!("gelu [{n}]"), &inputs, 2e-6, |x| crate::gelu(x[0].clone()));
-        }
-    });
-}
-
-fn norm_mlp<B: AutodiffBackend>(x: &[X<B>], [n, d, h]: [usize; 3], precision: Precision) -> X<B> {
-    let weight = |i: usize, dims| x[i].clone().reshape::<2, _>(dims);
-    let p = NormMlp {
-        norm: [x[1].clone(), x[2].clone()],
-        eps: EPS,
-        fc1: (weight(3, [h, d]), x[4].clone()),
-        fc2: (weight(5, [d, h]), x[6].clone()),
-        precision,
-    };
-    crate::norm_mlp(x[0].clone().reshape([n, d]), p).reshape([n * d])
-}
-
-/// Every value between the matmuls is rounded to 8 bits.
-#[test]
-fn norm_and_mlp_in_bf16_on_cuda() {
-    on_cuda(|_| {
-        for dims @ [n, d, h] in [[1, 8, 16], [33, 48, 192], [70, 264, 1056]] {
-            let (inner, outer) = (1.0 / (d as f64).sqrt(), 1.0 / (h as f64).sqrt());
-            let sizes =
-                [(n * d, 2.0), (d, 1.0), (d, 1.0), (h * d, inner), (h, 1.0), (d * h, outer), (d, 1.0)];
-            let inputs: Vec<_> =
-                sizes.iter().zip(1..).map(|(&(count, spread), seed)| random(count, seed, spread)).collect();
-            let want = run::<Wide>(&inputs, DType::F64, |x| norm_mlp(x, dims, Precision::F32));
-            let got = run::<B>(&inputs, DType::F32, |x| norm_mlp(x, dims, Precision::Bf16));
-            compare(&format!("norm_mlp {dims:?}"), &got, &want, 2e-2);
         }
     });
 }
