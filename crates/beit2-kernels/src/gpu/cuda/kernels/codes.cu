@@ -142,14 +142,27 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             unsigned here = __ballot_sync(0xffffffffu, code[i] < mine);
+            // Four rows are read before any is added: where one code has most of the rows, reads would follow each other.
             while (here) {
-                int source = __ffs((int)here) - 1;
-                here &= here - 1;
-                unsigned which = __shfl_sync(0xffffffffu, code[i], source);
-                members += lane == which ? 1.0f : 0.0f;
-                const float *row = z + (unsigned long long)(base + i * 32 + source) * width;
-                float *sum = to + (unsigned long long)which * width;
-                for (unsigned column = lane; column < width; column += 32) sum[column] += row[column];
+                const float *row[4];
+                unsigned which[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int source = here ? __ffs((int)here) - 1 : 0;
+                    which[j] = here ? __shfl_sync(0xffffffffu, code[i], source) : 8;
+                    row[j] = z + (unsigned long long)(base + i * 32 + source) * width;
+                    here &= here - 1;
+                    members += lane == which[j] && lane < 8 ? 1.0f : 0.0f;
+                }
+                for (unsigned column = lane; column < width; column += 32) {
+                    float v[4];
+#pragma unroll
+                    for (int j = 0; j < 4; j++) v[j] = which[j] < 8 ? row[j][column] : 0.0f;
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        if (which[j] < 8) to[(unsigned long long)which[j] * width + column] += v[j];
+                    }
+                }
             }
         }
     }
