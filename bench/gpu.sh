@@ -14,7 +14,7 @@
 #   kernels    own kernels against f64                                  kernels.txt
 #   curve      a short pretraining against the CPU's losses             curve/curve.json
 #   compare    speed and memory, ours and PyTorch's                     results.jsonl (one line a cell, after each program), table.md
-#   profile    the longest kernels of a pretraining step                kernels-*.json; nsys-*.csv and ncu-*.txt where they exist
+#   profile    the longest kernels of a pretraining step                kernels-*.json; nsys.csv and ncu-*.txt where these tools are
 # Every result is written when it is known: what stops the script loses none. OUT also gets parts.tsv (part, status, seconds)
 # and log.txt (everything that was said).
 #
@@ -245,19 +245,19 @@ compare() {
 }
 profile() {
     local code=0 bench=("$beit2" bench train --stage pretrain --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --device "$device")
-    if [ "$device" = cuda ] && command -v nsys > /dev/null; then
-        timeout $(($1 / 3)) nsys profile --trace=cuda --force-overwrite true -o "$work/step" "${bench[@]}" --steps 5 --rounds 1 -q > /dev/null &&
-            timeout 60 nsys stats --report cuda_gpu_kern_sum,cuda_gpu_mem_time_sum --format csv "$work/step.nsys-rep" > "$out/nsys.csv" || code=1
-    fi
-    if [ "$device" = cuda ] && command -v ncu > /dev/null && [ -s "$out/nsys.csv" ]; then
-        # The five longest: names are the last column of the first report.
-        "$python" -c 'import csv, sys
-rows = [row for row in csv.reader(open(sys.argv[1])) if len(row) > 8 and row[0].replace(".", "").isdigit()]
-print("\n".join(row[-1].split("(")[0].split("<")[0].split("::")[-1].split()[-1] for row in rows[:5]))' "$out/nsys.csv" |
-            while read -r kernel; do
-                timeout $(($1 / 8)) ncu --kernel-name "regex:$kernel" --launch-skip 3 --launch-count 1 --set full \
+    if [ "$device" = cuda ]; then
+        # Events around our own kernels and matmuls: the card's own times, without another tool.
+        timeout $(($1 / 4)) "${bench[@]}" --steps 3 --rounds 1 -q --kernel-times "$out/kernels-native.json" > /dev/null || code=1
+        if command -v nsys > /dev/null; then
+            timeout $(($1 / 4)) nsys profile --trace=cuda --force-overwrite true -o "$work/step" "${bench[@]}" --steps 3 --rounds 1 -q > /dev/null &&
+                timeout 60 nsys stats --report cuda_gpu_kern_sum --format csv "$work/step.nsys-rep" > "$out/nsys.csv" || code=1
+        fi
+        if command -v ncu > /dev/null; then
+            "$python" "$root/bench/compare/longest.py" "$out/nsys.csv" "$out/kernels-native.json" | while read -r kernel; do
+                timeout $(($1 / 10)) ncu --kernel-name "regex:$kernel" --launch-skip 3 --launch-count 1 --set full \
                     "${bench[@]}" --steps 1 --rounds 1 -q > "$out/ncu-$kernel.txt" 2>&1 || say "ncu of $kernel failed"
             done
+        fi
     fi
     "$python" "$root/bench/compare/kernels.py" --beit2 "$beit2" --python "$python" --device "$device" --stage pretrain \
         --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --config "$work/cubecl.toml" \

@@ -47,7 +47,7 @@ say "own kernels for four generations"
 variables=$(tests/cuda/setup.sh)
 eval "$variables"
 mkdir -p "$pack/cubins"
-"$work/beit2" doctor --kernels "$pack/cubins" --arch sm_90a --arch sm_89 --arch sm_86 --arch sm_80
+"$work/beit2" doctor --kernels "$pack/cubins"
 
 say "CubeCL's kernels"
 mkdir "$work/cubecl"

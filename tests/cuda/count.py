@@ -171,6 +171,29 @@ def first_step(lines: list[stublog.Line], name: str) -> stublog.Line | None:
     return next((line for line in lines if line.kind == "launch" and line.kernel() == name), None)
 
 
+def refused_kernels(runner: Runner, limits: dict, quick: bool) -> list[str]:
+    """Compiles by the real NVRTC and assembles by ptxas: own kernels for all generations, and every source that the counted
+    runs left, for an H100 → a sentence for what fails."""
+    checks = [["--spill", str(limits["spill_bytes"]), *(["--arch", "sm_90a"] if quick else [])]]
+    if not quick:
+        sources = runner.out / "sources"
+        shutil.rmtree(sources, ignore_errors=True)
+        sources.mkdir()
+        for file in sorted(runner.out.glob(f"*.{FILL}/stub/src/*.cu")):
+            name = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            shutil.copyfile(file, sources / f"{name}.cu")
+        checks.append([str(sources), "--arch", "sm_90a"])
+    failed = []
+    for check in checks:
+        done = subprocess.run([sys.executable, str(HERE / "kernels.py"), *check], capture_output=True, text=True)
+        name = "kernels-of-runs.txt" if len(checks) > 1 and check is checks[-1] else "kernels.txt"
+        (runner.out / name).write_text(done.stdout + done.stderr)
+        if done.returncode:
+            said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["it left no message"]
+            failed.append(f"kernels: {said[-1].strip()[:300]} ({runner.out / name})")
+    return failed
+
+
 def startup(runner: Runner, limits: dict, limit_s: float) -> dict[str, float]:
     """Processor seconds from the start of base pretraining in bf16 to the end of its first step, by the real NVRTC, with
     nothing kept and with everything kept."""
@@ -209,13 +232,13 @@ def digits(value: float | None, form: str = "g") -> str:
     return "—" if value is None else format(round(value, 1), form)
 
 
-HEAD = "| | launches | copies in | MB in | copies out | waits | allocations | host ms: busiest thread | all threads |"
+HEAD = "| | launches | copies in | MB in | copies out | waits | allocations | GPU memory, GB | host ms: busiest thread | all threads |"
 
 
 def row(name: str, step: dict) -> str:
     """A line of the table."""
     c = step["counts"]
-    cells = [c["launches"], c["copies_in"], step["bytes_in"] / 1e6, c["copies_out"], c["waits"], c["allocations"]]
+    cells = [c["launches"], c["copies_in"], step["bytes_in"] / 1e6, c["copies_out"], c["waits"], c["allocations"], step["peak_bytes"] / 1e9]
     cells += [step["thread_ms"], step["process_ms"]]
     return f"| {name} | " + " | ".join(digits(value) for value in cells) + " |"
 
@@ -232,7 +255,7 @@ def as_dict(step: stublog.Step) -> dict:
     most = sorted(step.kernels.items(), key=lambda item: -item[1])
     return {
         "counts": step.counts, "bytes_in": step.bytes_in, "thread_ms": step.thread_ms, "process_ms": step.process_ms,
-        "pageable_bytes": step.pageable_bytes, "gemms": step.gemms, "gemm_flop": step.gemm_flop,
+        "peak_bytes": step.peak_bytes, "pageable_bytes": step.pageable_bytes, "gemms": step.gemms, "gemm_flop": step.gemm_flop,
         "kernels": dict(most), "copies": step.copies,
     }  # fmt: skip
 
@@ -262,13 +285,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="cells such as pretrain.bf16")
     parser.add_argument("--limits", type=Path, default=HERE / "limits.toml")
     parser.add_argument("--seconds", type=float, default=300, help="that one run may take")
+    parser.add_argument("--quick", action="store_true", help="pretraining and inference in bf16, own kernels for an H100, no start")
     parser.add_argument("--no-startup", action="store_true", help="leave out the two starts with the real NVRTC")
+    parser.add_argument("--no-kernels", action="store_true", help="compile no kernel by the real NVRTC")
     parser.add_argument("--write", type=Path, help="a page whose table is replaced")
     args = parser.parse_args()
     limits = tomllib.loads(args.limits.read_text())
     cells = [Cell(stage, precision) for stage in STAGES for precision in PRECISIONS]
     if unknown := set(args.only) - set(map(str, cells)):
         parser.error(f"{sorted(unknown)[0]} is no cell; they are {', '.join(map(str, cells))}")
+    if args.quick:
+        args.only, args.no_startup = args.only or ["pretrain.bf16", "infer.bf16"], True
     runner = Runner(args.beit2.resolve(), args.out.resolve())
     runner.out.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
@@ -302,6 +329,8 @@ def main() -> int:
             print("start:", json.dumps(results["startup"]))
         except Failed as error:
             failed.append(str(error))
+    if not args.no_kernels:
+        failed += refused_kernels(runner, limits["kernels"], args.quick)
     (runner.out / "counts.json").write_text(json.dumps(results, indent=1) + "\n")
     failed += runner.refused
     if args.write:

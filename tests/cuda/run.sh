@@ -2,7 +2,8 @@
 # Tests the CUDA path on a machine without a GPU: runs a step of every stage on the emulated card and compares what it does with
 # limits.toml. Prints a table; the status is 1 when something exceeds its limit or fails, with one sentence for each.
 #
-# usage: tests/cuda/run.sh OUT [--only CELL…] [--no-startup] [--write PAGE]      CELL: pretrain.bf16, infer.f32, …
+# usage: tests/cuda/run.sh OUT [--quick] [--only CELL…] [--no-startup] [--no-kernels] [--write PAGE]
+#        CELL: pretrain.bf16, infer.f32, …
 #
 # Builds the program (BEIT2 names one that is built). Needs Rust, gcc, Python 3.11, and at the first run a network: setup.sh
 # installs NVRTC, CUDA's headers and ptxas from PyPI into target/cuda.

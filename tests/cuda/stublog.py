@@ -73,6 +73,8 @@ class Step:
     # Sizes of the copies to the device; of those from memory that is not pinned, the bytes.
     copies: dict[str, float] = field(default_factory=dict)
     pageable_bytes: float = 0.0
+    # The most device memory that the driver has given out.
+    peak_bytes: float = 0.0
     # cuBLASLt's products.
     gemms: float = 0.0
     gemm_flop: float = 0.0
@@ -128,6 +130,8 @@ def step(long: list[Line], short: list[Line], steps: int) -> Step:
     result.pageable_bytes = per_step(
         long, short, steps, lambda l: int(l.rest[0]) if l.kind in KINDS["copies_in"] and "pageable" in l.rest else 0
     )
+    live = [float(line.rest[2].split()[0]) for line in long if line.kind == "alloc" and len(line.rest) > 2]
+    result.peak_bytes = 1e6 * max(live, default=0.0)
     if (name := marker(long, short, steps)) is None:
         return result
     marks = [line for line in long if line.kind == "launch" and line.kernel() == name]

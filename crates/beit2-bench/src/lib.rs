@@ -107,7 +107,7 @@ pub fn gemm_flops<B: Backend>(precision: Precision, device: &B::Device) -> Resul
 /// The side of the matmul that fractions of a GPU's peak refer to.
 pub const GPU_GEMM_SIDE: usize = 8192;
 
-/// Floating-point operations a second of Burn's matmul `x·wᵀ` of square matrices that are held in the precision: the
+/// Floating-point operations a second of a matmul `x·wᵀ` of square matrices that are held in the precision: the
 /// measure for shares of the peak on a GPU ([`GPU_GEMM_SIDE`]), where [`gemm_flops`] would time the rounding of operands as
 /// well. The best of up to twenty, after the device has chosen its kernel; of 2048 rows where `side` takes too long. Memory
 /// is given back.
@@ -127,7 +127,7 @@ pub fn held_gemm_flops<B: Backend>(
     };
     let measure = |side: usize| -> Result<f64, Error> {
         let [x, w] = [(); 2].map(|()| operand::<B>(side, device).cast(dtype));
-        let matmul = || x.clone().matmul(w.clone().transpose());
+        let matmul = || linear(x.clone(), w.clone(), None, precision);
         fastest_matmul::<B>(2, device, matmul)?;
         let seconds = fastest_matmul::<B>(20, device, matmul)?;
         Ok(2.0 * (side as f64).powi(3) / seconds)

@@ -68,10 +68,10 @@ pub use collective::{AllReduceOps, GradientExchange, GradientWatch, Leave, PeerL
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use gelu::{GeluOps, gelu};
-#[cfg(feature = "cuda")]
-pub use gpu::compile_cuda_kernels;
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuSettings, set_up_gpus};
+#[cfg(feature = "cuda")]
+pub use gpu::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
 pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise, to_signed};
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};

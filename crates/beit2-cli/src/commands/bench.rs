@@ -1,6 +1,9 @@
 //! `beit2 bench`: how fast this machine trains and predicts, and how much of its peak matmul speed that is.
 
+mod kernel_times;
+
 use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
 
 use beit2::Error;
 use beit2::train::{Assets, Event, Observer};
@@ -109,6 +112,10 @@ struct Common {
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 
+    /// Write how long each native CUDA kernel of a step takes to this file, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    kernel_times: Option<PathBuf>,
+
     /// Show no progress; results are still printed
     #[arg(long, short)]
     quiet: bool,
@@ -133,6 +140,11 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         if value == 0 {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
+    }
+    if common.kernel_times.is_some()
+        && (common.device.device.kind != Kind::Cuda || cfg!(not(feature = "cuda")))
+    {
+        return usage("--kernel-times is for the native kernels of a CUDA device: use it with --device cuda");
     }
     let mut session = Session::new(OutputArgs { quiet: common.quiet, json: common.json }, signals);
     let images = match &common.data {
@@ -306,6 +318,12 @@ impl Rounds<'_> {
                 output::result(&self.line(&round, &evidence).to_string())?;
             }
             measured.push(round);
+        }
+        if let Some(file) = &common.kernel_times {
+            // As many steps as a round has, and for training one more, which is taken part by part.
+            let count = common.steps + usize::from(self.run.stage.is_some());
+            let device = common.device.device.to_string();
+            kernel_times::write(file, &device, count, || steps(common.steps, &mut || true).map(drop))?;
         }
         session.progress.close();
         if !common.json && !measured.is_empty() {

@@ -18,7 +18,7 @@ use burn_fusion::Fusion;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Recorded;
 #[cfg(feature = "cuda")]
-pub use cuda::compile_cuda_kernels;
+pub use cuda::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
 pub use settings::{GpuSettings, set_up_gpus};
 
 /// Burn's backend for one GPU runtime (CUDA, or Vulkan, Metal and WebGPU by `wgpu`), without fusion. `BT` holds a bool.

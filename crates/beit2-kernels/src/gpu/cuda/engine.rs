@@ -93,6 +93,18 @@ fn handle(device: &CudaDevice) -> DeviceHandle<CudaServer> {
     DeviceHandle::new(device.to_id())
 }
 
+/// Runs `work` on the device's thread, after all that was submitted before, and waits for it.
+///
+/// # Errors
+/// If the thread has ended.
+pub(super) fn on_thread<T: Send + 'static>(
+    device: &CudaDevice,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = handle(device).submit_blocking(|_| work());
+    done.map_err(|_| "CubeCL's thread of the device has ended".into())
+}
+
 /// Runs `work` on the device's thread, later and in order. An error, a panic too, becomes one of the device, and is
 /// what reading a result from it gives.
 pub(super) fn submit(

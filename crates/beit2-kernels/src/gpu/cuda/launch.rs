@@ -6,6 +6,7 @@ use cudarc::driver::sys::{CUstream, cuLaunchKernel, cuMemcpyDtoDAsync_v2, cuMems
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
+use super::times;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone)]
@@ -59,70 +60,79 @@ impl<'a> Queue<'a> {
         shared_bytes: u32,
         args: &[Arg],
     ) {
-        self.attempt(|engine, stream| {
-            if grid.contains(&0) {
-                return Ok(()); // CUDA refuses empty grids; there is nothing to do.
-            }
-            let function = engine.modules.function(kernel, shared_bytes)?;
-            let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
-            let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
-            // SAFETY: the function belongs to a module that stays loaded, the stream to this device; the addresses point into
-            // `args`, which the driver reads before it returns. Types and sizes are those of the kernel (tests launch all).
-            let launched = unsafe {
-                cuLaunchKernel(
-                    function,
-                    gx,
-                    gy,
-                    gz,
-                    bx,
-                    by,
-                    bz,
-                    shared_bytes,
-                    stream,
-                    addresses.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            };
-            launched.result().map_err(|error| {
+        self.attempt(
+            || kernel.to_owned(),
+            |engine, stream| {
+                if grid.contains(&0) {
+                    return Ok(()); // CUDA refuses empty grids; there is nothing to do.
+                }
+                let function = engine.modules.function(kernel, shared_bytes)?;
+                let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+                let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
+                // SAFETY: the function belongs to a module that stays loaded, the stream to this device; the addresses point into
+                // `args`, which the driver reads before it returns. Types and sizes are those of the kernel (tests launch all).
+                let launched = unsafe {
+                    cuLaunchKernel(
+                        function,
+                        gx,
+                        gy,
+                        gz,
+                        bx,
+                        by,
+                        bz,
+                        shared_bytes,
+                        stream,
+                        addresses.as_mut_ptr(),
+                        std::ptr::null_mut(),
+                    )
+                };
+                launched.result().map_err(|error| {
                 format!(
                     "kernel {kernel}, grid {grid:?}, block {block:?}, {shared_bytes} bytes shared: {error}"
                 )
             })
-        });
+            },
+        );
     }
 
     /// A matmul.
     pub(crate) fn gemm(&mut self, gemm: &Gemm) {
-        self.attempt(|engine, stream| engine.blas.gemm(gemm, stream));
+        self.attempt(|| gemm.to_string(), |engine, stream| engine.blas.gemm(gemm, stream));
     }
 
     /// Sets `bytes` bytes from `at` on to 0.
     pub(crate) fn zero(&mut self, at: Ptr, bytes: usize) {
-        self.attempt(|_, stream| {
-            if bytes == 0 {
-                return Ok(());
-            }
-            // SAFETY: the range lies in memory that the operation holds.
-            let zeroed = unsafe { cuMemsetD8Async(at.0, 0, bytes, stream) };
-            zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
-        });
+        self.attempt(
+            || "zeros".to_owned(),
+            |_, stream| {
+                if bytes == 0 {
+                    return Ok(());
+                }
+                // SAFETY: the range lies in memory that the operation holds.
+                let zeroed = unsafe { cuMemsetD8Async(at.0, 0, bytes, stream) };
+                zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
+            },
+        );
     }
 
     /// Copies `bytes` bytes within the device; nothing if both are one place.
     pub(crate) fn copy(&mut self, from: Ptr, to: Ptr, bytes: usize) {
-        self.attempt(|_, stream| {
-            if bytes == 0 || from == to {
-                return Ok(());
-            }
-            // SAFETY: both ranges lie in memory that the operation holds.
-            let copied = unsafe { cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, stream) };
-            copied.result().map_err(|error| format!("a copy of {bytes} bytes: {error}"))
-        });
+        self.attempt(
+            || "copy".to_owned(),
+            |_, stream| {
+                if bytes == 0 || from == to {
+                    return Ok(());
+                }
+                // SAFETY: both ranges lie in memory that the operation holds.
+                let copied = unsafe { cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, stream) };
+                copied.result().map_err(|error| format!("a copy of {bytes} bytes: {error}"))
+            },
+        );
     }
 
     /// Calls of a library that puts work on the stream itself.
     pub(crate) fn call(&mut self, work: impl FnOnce(CUstream) -> Result<(), String>) {
-        self.attempt(|_, stream| work(stream));
+        self.attempt(|| "other work".to_owned(), |_, stream| work(stream));
     }
 
     /// Multiprocessors of the device.
@@ -130,9 +140,17 @@ impl<'a> Queue<'a> {
         self.engine.processors
     }
 
-    fn attempt(&mut self, work: impl FnOnce(&mut Engine, CUstream) -> Result<(), String>) {
+    fn attempt(
+        &mut self,
+        name: impl FnOnce() -> String,
+        work: impl FnOnce(&mut Engine, CUstream) -> Result<(), String>,
+    ) {
         if self.error.is_none() {
-            self.error = work(self.engine, self.stream).err();
+            let timed = times::before(self.stream).and_then(|start| {
+                work(self.engine, self.stream)?;
+                times::after(start, name, self.stream)
+            });
+            self.error = timed.err();
         }
     }
 

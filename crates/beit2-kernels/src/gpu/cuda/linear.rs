@@ -142,9 +142,11 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         bias: Option<FloatTensor<Self>>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        let mut tensors = vec![&x, &weight];
-        tensors.extend(&bias);
-        if takes(&tensors) {
+        // Operands may be bf16 already: so a peak is measured.
+        let held = |x: &Recorded| x.dtype == DType::BF16 && precision == Precision::Bf16;
+        let native = is_native(x.client.device()) && x.shape.num_elements() > 0;
+        let operands = [&x, &weight].into_iter().all(|x| held(x) || takes(&[x]));
+        if native && operands && bias.iter().all(|bias| takes(&[bias])) {
             forward::<BT>(x, weight, bias, precision)
         } else {
             portable::forward::<CudaRuntime, BT>(x, weight, bias, precision)

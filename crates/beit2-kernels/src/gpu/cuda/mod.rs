@@ -36,6 +36,7 @@ mod residual;
 mod row_tests;
 mod rows;
 mod stream;
+mod times;
 mod tokens;
 
 use burn::tensor::ops::FloatTensor;
@@ -48,6 +49,7 @@ use crate::Backend;
 
 pub(super) use cards::write_cards;
 pub use cubin::compile_cuda_kernels;
+pub use times::{KernelTime, cuda_kernel_times, record_cuda_kernel_times};
 
 pub(crate) use blas::{Batch, Element, Epilogue, Gemm, Operand, Ptr};
 pub(crate) use launch::{Arg, Queue};

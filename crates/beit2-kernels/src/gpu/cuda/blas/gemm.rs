@@ -54,6 +54,15 @@ pub(crate) struct Gemm {
     pub accumulate: bool,
 }
 
+impl std::fmt::Display for Gemm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let word = |transposed| if transposed { "t" } else { "n" };
+        let (a, b) = (word(self.a.transposed), word(self.b.transposed));
+        write!(f, "matmul {}x{}x{} {a}{b} {:?} to {:?}", self.m, self.n, self.k, self.operands, self.result)?;
+        self.batch.map_or(Ok(()), |batch| write!(f, ", {} of them", batch.count))
+    }
+}
+
 /// A matrix that is multiplied.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand {
