@@ -10,15 +10,16 @@
 // One layer of ViT-B (B 128, H 12, R = T = 197; N² counts without padding; bf16 everywhere, bias f32 of 1.9 MB, which stays
 // in L2). Registers as ptxas 13.0 counts them for sm_90a (sm_80: within 5 of that), no spills. GB from memory.
 //
-//   kernel               matmuls  GFLOP    GB  registers  shared, KB  threads  blocks an SM   grid
-//   forward                    2   15.3  0.16        128        36.0      224             2   2 x 12 x 128
-//   queries_backward           3   22.9  0.24        128        36.0      224             2   2 x 12 x 128
-//   keys_backward              4   30.5  0.24        168        38.0      128             3   4 x 12 x 128
-//   bias_backward              2   15.3  0.17        122        36.3      128             4   4 x 4 x (12·6)
-//   add_parts                  -      -  0.01         32           -      256             8   1820
+//   kernel             matmuls  GFLOP    GB  registers  shared, KB  threads  blocks an SM  grid             ms, H100, by count
+//   forward                  2   15.3  0.16        128        36.0      224             2  2 x 12 x 128     0.07-0.11
+//   queries_backward         3   22.9  0.24        128        36.0      224             2  2 x 12 x 128     0.14-0.17
+//   keys_backward            4   30.5  0.24        168        38.0      128             3  4 x 12 x 128     0.17-0.20
+//   bias_backward            2   15.3  0.17        161        36.3      128             3  4 x 4 x (12·6)   0.05-0.09
+//   add_parts                -      -  0.01         32           -      256             8  1820             0.01
 //
-// A warp's 16 rows use each operand that it loads from shared memory for two mma: 4 cycles of shared memory for 4096
-// multiply-adds, so at most 1024 a cycle and SM, 475 TFLOP/s on an H100.
+// The milliseconds count cycles of shared memory and L1, which are the bound: an ldmatrix of 512 bytes takes 4 and feeds two mma
+// (so at most 1024 multiply-adds a cycle and SM, 475 TFLOP/s on an H100), a read of the bias, which lies in 8 rows, 4 to 8. An
+// even pitch of the bias halves its reads in the first two kernels. No GPU has measured them yet.
 
 #include "attention.cuh"
 
@@ -529,7 +530,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_backward_bf1
 // and adds the logits' gradients of a slice of the batch in registers. Grid: tiles of keys, tiles of rows, H·slices.
 // 128 threads. Shared memory: 4·64·144 + 64·4 = 37,120 bytes. The queries of a sample must read different rows.
 
-extern "C" __global__ void __launch_bounds__(128, 4) attention_bias_backward_bf16(const Attention a) {
+extern "C" __global__ void __launch_bounds__(128, 3) attention_bias_backward_bf16(const Attention a) {
     extern __shared__ __align__(16) unsigned char shared[];
     bf16 *q_tile = (bf16 *)shared, *grad_tile = q_tile + TILE * PITCH, *k_tile = grad_tile + TILE * PITCH, *v_tile = k_tile + TILE * PITCH;
     int *query_of = (int *)(v_tile + TILE * PITCH); // the query that reads each row, or −1
@@ -539,9 +540,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_bias_backward_bf1
     const int until = min(a.batch, (slice + 1) * a.slice);
     const float inverse = 1.0f / a.scale, factor = a.scale * LOG2E;
 
-    // The bias of this warp's rows, from the first sample on where all share it.
     const int low = warp * 16 + g, high = low + 8;
-    Scores sum[TILE / 8];
+    Scores start[TILE / 8], sum[TILE / 8]; // the bias over the scale, read once where samples share it; the gradient
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++) sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.0f;
 
@@ -570,9 +570,12 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_bias_backward_bf1
             const float4 known = rows[query_high];
             lse_high = known.x, along_high = known.y;
         }
-        const float *bias = bias_head(a, batch, head);
-        const float *bias_low = bias + (long long)(row + min(low, valid_rows - 1)) * a.bias_pitch;
-        const float *bias_high = bias + (long long)(row + min(high, valid_rows - 1)) * a.bias_pitch;
+        if (a.bias_sample || batch == slice * a.slice) {
+            const float *bias = bias_head(a, batch, head);
+            const float *bias_low = bias + (long long)(row + min(low, valid_rows - 1)) * a.bias_pitch;
+            const float *bias_high = bias + (long long)(row + min(high, valid_rows - 1)) * a.bias_pitch;
+            start_scores<TILE / 8>(start, bias_low, bias_high, key, a.keys, bias_is_even(a), inverse);
+        }
         cp_async_wait<0>();
         __syncthreads();
         // Whether one of this warp's rows is read by a query.
@@ -580,27 +583,33 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_bias_backward_bf1
         for (int r = 0; r < 16; r++) here |= query_of[warp * 16 + r] >= 0;
         if (!here) continue;
 #pragma unroll
-        for (int part = 0; part < TILE / 16; part++) {
-            if (part * 16 >= keys) continue;
-            Scores s[2], dp[2];
-            start_scores<2>(s, bias_low, bias_high, key + part * 16, a.keys, bias_is_even(a), inverse);
+        for (int part = 0; part < TILE / 32; part++) {
+            const int valid = keys - part * 32;
+            if (valid <= 0) continue;
+            Scores s[4], dp[4];
 #pragma unroll
-            for (int n = 0; n < 2; n++) dp[n][0] = dp[n][1] = dp[n][2] = dp[n][3] = 0.0f;
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[n][i] = start[part * 4 + n][i], dp[n][i] = 0.0f;
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
-                unsigned x[4], b[4];
+                unsigned x[4], y[4], b[4];
                 rows_operand(x, q_tile + warp * 16 * PITCH, step);
-                tokens_operand(b, k_tile + part * 16 * PITCH, step);
-                mma_pair(s[0], s[1], x, b);
-                rows_operand(x, grad_tile + warp * 16 * PITCH, step);
-                tokens_operand(b, v_tile + part * 16 * PITCH, step);
-                mma_pair(dp[0], dp[1], x, b);
+                rows_operand(y, grad_tile + warp * 16 * PITCH, step);
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    if (j * 16 >= valid) continue;
+                    tokens_operand(b, k_tile + (part * 32 + j * 16) * PITCH, step);
+                    mma_pair(s[2 * j], s[2 * j + 1], x, b);
+                    tokens_operand(b, v_tile + (part * 32 + j * 16) * PITCH, step);
+                    mma_pair(dp[2 * j], dp[2 * j + 1], y, b);
+                }
             }
-            slopes<1>(s, dp, factor, lse_low, lse_high, along_low, along_high, keys - part * 16);
+            slopes<2>(s, dp, factor, lse_low, lse_high, along_low, along_high, valid);
 #pragma unroll
-            for (int n = 0; n < 2; n++)
+            for (int n = 0; n < 4; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[part * 2 + n][i] += s[n][i];
+                for (int i = 0; i < 4; i++) sum[part * 4 + n][i] += s[n][i];
         }
     }
 
