@@ -29,7 +29,7 @@ pub(crate) fn forward(
     let args = [logits, targets, scratch, hits, saved].map(Arg::Ptr);
     let args: Vec<Arg> = args.into_iter().chain([Arg::U32(classes as u32)]).collect();
     queue.launch("cross_entropy_forward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
-    means(queue, [scratch, hits], [loss, accuracy], rows);
+    means(queue, [scratch, hits], [loss, accuracy], rows, rows);
 }
 
 /// The gradient of the logits, `(softmax − onehot)·upstream/rows` in f32, from the gradient `upstream` of the mean loss.
@@ -45,12 +45,18 @@ pub(crate) fn backward(
     queue.launch("cross_entropy_backward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
 }
 
-/// The means of `rows` values of one or two vectors.
-fn means<const N: usize>(queue: &mut Queue<'_>, of: [Ptr; N], to: [Ptr; N], rows: usize) {
+/// The sums of `count` values of one or two vectors over `divisor`.
+pub(super) fn means<const N: usize>(
+    queue: &mut Queue<'_>,
+    of: [Ptr; N],
+    to: [Ptr; N],
+    count: usize,
+    divisor: usize,
+) {
     let two = |list: [Ptr; N]| [list[0], list.get(1).copied().unwrap_or(Ptr(0))];
     let ([a, b], [mean_a, mean_b]) = (two(of), two(to));
-    let args = [a, b, mean_a, mean_b].map(Arg::Ptr);
-    let args: Vec<Arg> = args.into_iter().chain([Arg::U32(rows as u32)]).collect();
+    let mut args = [a, b, mean_a, mean_b].map(Arg::Ptr).to_vec();
+    args.extend([Arg::U32(count as u32), Arg::F32(divisor as f32)]);
     queue.launch("means_f32", [1, 1, 1], [1024, 1, 1], 0, &args);
 }
 
@@ -124,7 +130,7 @@ fn softly<BT: BoolElement>(logits: Tensor, targets: Tensor) -> [Tensor; 2] {
         let args = [i[0], i[1], scratch, o[1]].map(Arg::Ptr);
         let args: Vec<Arg> = args.into_iter().chain([Arg::U32(classes as u32)]).collect();
         queue.launch("soft_cross_entropy_forward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
-        means(queue, [scratch], [o[0]], rows);
+        means(queue, [scratch], [o[0]], rows, rows);
     }))
 }
 

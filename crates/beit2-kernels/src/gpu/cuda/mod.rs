@@ -31,6 +31,7 @@ mod native;
 mod norm;
 mod nvrtc;
 mod parameters;
+mod pixels;
 mod residual;
 #[cfg(test)]
 mod row_tests;
@@ -76,7 +77,6 @@ composed!(
     ChannelNormOps,
     Conv3x3Ops,
     NormMlpOps,
-    PixelCrossEntropyOps,
     SampleOps,
 );
 

@@ -103,6 +103,33 @@ fn losses_on_cuda() {
     });
 }
 
+fn pixel_cross_entropy<B: AutodiffBackend>(x: &[X<B>], map: [usize; 4], to: [usize; 3]) -> X<B> {
+    let label = |at: usize| if at % 5 == 2 { 255 } else { (at * 31 % map[3]) as i32 };
+    let labels: Vec<i32> = (0..to.iter().product()).map(label).collect();
+    let labels =
+        Tensor::<B, 3, Int>::from_data(TensorData::new(labels, to), (&Default::default(), DType::I32));
+    let (loss, share) = crate::pixel_cross_entropy(x[0].clone().reshape(map), labels);
+    Tensor::cat(vec![loss, share], 0)
+}
+
+#[test]
+fn pixel_losses_on_cuda() {
+    on_cuda(|_| {
+        let cases = [
+            ([1, 1, 1, 2], [1, 3, 2]),
+            ([2, 3, 4, 5], [2, 12, 16]),
+            ([1, 5, 3, 33], [1, 17, 40]),
+            ([1, 7, 6, 3], [1, 3, 4]),
+            ([2, 8, 8, 150], [2, 32, 32]),
+        ];
+        for (map, to) in cases {
+            let inputs = [random(map.iter().product(), 4, 4.0)];
+            let name = format!("pixel_cross_entropy {map:?} to {to:?}");
+            same!(name, &inputs, 2e-6, |x| pixel_cross_entropy(x, map, to));
+        }
+    });
+}
+
 #[test]
 fn a_target_that_is_no_class_gives_a_loss_of_nan_on_cuda() {
     on_cuda(|device| {

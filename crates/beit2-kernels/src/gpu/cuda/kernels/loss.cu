@@ -2,43 +2,7 @@
 // maximum) and keeps two numbers a row; the backward pass reads them again and writes the gradient, over the logits if
 // nobody else holds them.
 #include "device.cuh"
-
-// A row's softmax so far: the largest logit, its class (the first of equals), the sum of exp(x - top).
-struct Softmax {
-    float top, sum;
-    unsigned best;
-};
-
-static __device__ Softmax joined(Softmax a, Softmax b) {
-    bool other = b.top > a.top || (b.top == a.top && b.best < a.best);
-    Softmax s;
-    s.top = other ? b.top : a.top;
-    s.best = other ? b.best : a.best;
-    // A side without a class yet has the sum 0; exp(-inf + inf) must not make a NaN of it.
-    s.sum = (a.sum == 0.0f ? 0.0f : a.sum * __expf(a.top - s.top)) + (b.sum == 0.0f ? 0.0f : b.sum * __expf(b.top - s.top));
-    return s;
-}
-
-template <int N>
-static __device__ void take(Softmax &s, const float (&v)[N], unsigned first) {
-    float top = s.top;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (v[i] > top) {
-            top = v[i];
-            s.best = first + i;
-        }
-    }
-    if (top > s.top) {
-        s.sum = s.sum == 0.0f ? 0.0f : s.sum * __expf(s.top - top);
-        s.top = top;
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        // Logits of -inf count nothing, also before the first finite one; NaN stays.
-        if (v[i] != -INFINITY) s.sum += __expf(v[i] - s.top);
-    }
-}
+#include "softmax.cuh"
 
 // The softmax of row `x [classes]` over the threads of the block; all of them get it.
 static __device__ Softmax row_softmax(const float *__restrict__ x, unsigned classes) {
@@ -56,14 +20,7 @@ static __device__ Softmax row_softmax(const float *__restrict__ x, unsigned clas
             take(s, v, at);
         }
     }
-#pragma unroll
-    for (int by = 16; by > 0; by /= 2) {
-        Softmax other;
-        other.top = __shfl_xor_sync(0xffffffffu, s.top, by);
-        other.sum = __shfl_xor_sync(0xffffffffu, s.sum, by);
-        other.best = __shfl_xor_sync(0xffffffffu, s.best, by);
-        s = joined(s, other);
-    }
+    s = warp_softmax(s);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
     __syncthreads();
     s = warps[0];
@@ -163,10 +120,10 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// The means of `count` values of one or two vectors, in one block, in a fixed order. `b` may be null.
+// The sums of `count` values of one or two vectors over `divisor`, in one block, in a fixed order. `b` may be null.
 extern "C" __global__ void __launch_bounds__(1024)
     means_f32(const float *__restrict__ a, const float *__restrict__ b, float *__restrict__ mean_a,
-              float *__restrict__ mean_b, unsigned count) {
+              float *__restrict__ mean_b, unsigned count, float divisor) {
     __shared__ float parts[2][32];
     float sum_a = 0.0f, sum_b = 0.0f;
 #pragma unroll 4
@@ -186,8 +143,8 @@ extern "C" __global__ void __launch_bounds__(1024)
         sum_a = warp_sum(threadIdx.x < warps ? parts[0][threadIdx.x] : 0.0f);
         sum_b = warp_sum(threadIdx.x < warps ? parts[1][threadIdx.x] : 0.0f);
         if (threadIdx.x == 0) {
-            *mean_a = sum_a / (float)count;
-            if (b) *mean_b = sum_b / (float)count;
+            *mean_a = sum_a / divisor;
+            if (b) *mean_b = sum_b / divisor;
         }
     }
 }

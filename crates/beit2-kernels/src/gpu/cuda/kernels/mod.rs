@@ -8,6 +8,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("attention.cuh", include_str!("attention.cuh")),
     ("gelu.cuh", include_str!("gelu.cuh")),
     ("norm.cuh", include_str!("norm.cuh")),
+    ("softmax.cuh", include_str!("softmax.cuh")),
 ];
 
 /// One `.cu` file.
@@ -105,6 +106,11 @@ pub(crate) const SOURCES: &[Source] = &[
             "norm_backward_f32",
             "norm_backward_bf16",
         ],
+    },
+    Source {
+        name: "pixels",
+        text: include_str!("pixels.cu"),
+        entries: &["pixel_cross_entropy_forward", "pixel_cross_entropy_backward"],
     },
     Source {
         name: "residual",
