@@ -6,7 +6,6 @@
 //!
 //! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL).
 
-mod gradients;
 #[cfg(feature = "cuda")]
 pub(crate) mod nccl;
 mod rendezvous;
@@ -28,7 +27,6 @@ use rendezvous::Rendezvous;
 use crate::graph::record;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 
-pub use gradients::{GradientExchange, GradientWatch};
 pub use rendezvous::PeerLeft;
 
 /// One thread's place in a group that trains together. Clones are the same place.
@@ -160,28 +158,6 @@ pub trait AllReduceOps: BurnBackend {
     fn all_reduce_means(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
         means_of_buckets::<Self>(xs, rank)
     }
-
-    /// Whether [`all_reduce_means_begin`](Self::all_reduce_means_begin) returns at once in this group, so that it is worth
-    /// sending gradients before all of them are there. The same on all ranks.
-    fn reduces_beside(_rank: &Rank) -> bool {
-        false
-    }
-
-    /// Begins [`all_reduce_means`](Self::all_reduce_means). What it returns has its values after
-    /// [`all_reduce_means_end`](Self::all_reduce_means_end).
-    fn all_reduce_means_begin(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
-        Self::all_reduce_means(xs, rank)
-    }
-
-    /// Takes everything that was begun since the last call, and gives it with its values.
-    fn all_reduce_means_end(xs: Vec<FloatTensor<Self>>, _rank: &Rank) -> Vec<FloatTensor<Self>> {
-        xs
-    }
-
-    /// `x`, whose gradient goes to `watch` and not to what `x` comes from. A backend without gradients gives `x`.
-    fn watch_gradient(x: FloatTensor<Self>, _watch: &GradientWatch, _number: usize) -> FloatTensor<Self> {
-        x
-    }
 }
 
 /// Values of a bucket.
@@ -257,14 +233,6 @@ impl<B: AllReduceOps, C: CheckpointStrategy> AllReduceOps for Autodiff<B, C> {
         record!(B, C, SumBackward, [x],
             tracked { (B::all_reduce_sum(x.primitive, rank), rank.clone()) },
             untracked { B::all_reduce_sum(x.primitive, rank) })
-    }
-
-    fn reduces_beside(rank: &Rank) -> bool {
-        B::reduces_beside(rank)
-    }
-
-    fn watch_gradient(x: FloatTensor<Self>, watch: &GradientWatch, number: usize) -> FloatTensor<Self> {
-        gradients::watch_gradient::<B, C>(x, watch, number)
     }
 }
 

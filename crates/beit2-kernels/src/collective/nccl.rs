@@ -1,9 +1,6 @@
 //! NCCL, over which NVIDIA's GPUs sum, opened at run time. No thread waits for a device.
 //!
 //! Opened here and not by cudarc's bindings, which never try `libnccl.so.2`, the name under which packages install it.
-//!
-//! A communicator has a stream of its own, ordered with CubeCL's by events: what is recorded between the beginning of a sum
-//! and its end runs beside it.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -38,7 +35,9 @@ pub(crate) enum Reduction {
 /// One tensor's numbers, in device memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Piece {
-    pub at: u64,
+    pub from: u64,
+    /// May be `from`.
+    pub to: u64,
     pub count: usize,
     pub bf16: bool,
 }
@@ -102,17 +101,8 @@ pub(crate) struct Communicator {
     id: Id,
     index: usize,
     world: usize,
-    /// Made on the device's thread when it is first needed, which waits for the other ranks.
-    joined: OnceLock<Result<Joined, String>>,
-}
-
-/// Pointers of NCCL and the driver, used on the device's thread only.
-struct Joined {
-    communicator: usize,
-    stream: usize,
-    /// What is reduced is there; it is reduced.
-    ready: usize,
-    done: usize,
+    /// NCCL's own pointer, made on the device's thread when it is first needed, which waits for the other ranks.
+    joined: OnceLock<Result<usize, String>>,
 }
 
 /// The communicator of a rank; `None`: NCCL isn't there, or a device is named twice.
@@ -140,88 +130,53 @@ pub(crate) fn communicator(rank: &Rank) -> Option<Arc<Communicator>> {
 }
 
 impl Communicator {
-    /// Reduces pieces in place, all in one launch, beside what runs on `stream` after this call. To be called on the
-    /// device's thread, by all ranks with the same pieces; until [`end`](Self::end) nobody may use their memory.
+    /// Puts the reduction of all pieces on a stream, in one launch. To be called on the device's thread, by all ranks
+    /// with pieces of the same lengths.
     ///
     /// # Errors
-    /// NCCL's or the driver's, in one sentence.
-    pub(crate) fn begin(
+    /// NCCL's, in one sentence.
+    pub(crate) fn all_reduce(
         &self,
         pieces: &[Piece],
         reduction: Reduction,
         stream: driver::CUstream,
     ) -> Result<(), String> {
-        let joined = self.joined.get_or_init(|| self.join()).as_ref().map_err(String::clone)?;
-        let own = joined.stream as driver::CUstream;
+        let joined = *self.joined.get_or_init(|| self.join()).as_ref().map_err(String::clone)?;
         let library = self.library;
         let operation = match reduction {
             Reduction::Sum => sys::ncclRedOp_t::ncclSum,
             Reduction::Mean => sys::ncclRedOp_t::ncclAvg,
         };
-        // SAFETY: events, streams and communicator are alive and of this device; the pieces are, says the caller.
+        // SAFETY: communicator and stream are alive and of this device, as are the pieces, says the caller.
         unsafe {
-            done("cuEventRecord", driver::cuEventRecord(joined.ready as driver::CUevent, stream))?;
-            done("cuStreamWaitEvent", driver::cuStreamWaitEvent(own, joined.ready as driver::CUevent, 0))?;
             library.ok("ncclGroupStart", (library.group_start)())?;
             let mut reduced = Ok(());
-            for piece in pieces {
-                let element = if piece.bf16 {
-                    sys::ncclDataType_t::ncclBfloat16
-                } else {
-                    sys::ncclDataType_t::ncclFloat32
-                };
-                let at = piece.at as *mut c_void;
+            for &Piece { from, to, count, bf16 } in pieces {
+                let element =
+                    if bf16 { sys::ncclDataType_t::ncclBfloat16 } else { sys::ncclDataType_t::ncclFloat32 };
                 let status = (library.all_reduce)(
-                    at,
-                    at,
-                    piece.count,
+                    from as *const c_void,
+                    to as *mut c_void,
+                    count,
                     element as u32,
                     operation as u32,
-                    joined.communicator as Handle,
-                    own.cast(),
+                    joined as Handle,
+                    stream.cast(),
                 );
                 reduced = reduced.and(library.ok("ncclAllReduce", status));
             }
             // Ended in any case: what follows would be taken for a part of it.
             let ended = library.ok("ncclGroupEnd", (library.group_end)());
-            reduced.and(ended)?;
-            done("cuEventRecord", driver::cuEventRecord(joined.done as driver::CUevent, own))
+            reduced.and(ended)
         }
     }
 
-    /// What is put on `stream` from now on runs after everything that has begun.
-    ///
-    /// # Errors
-    /// The driver's, in one sentence.
-    pub(crate) fn end(&self, stream: driver::CUstream) -> Result<(), String> {
-        let Some(Ok(joined)) = self.joined.get() else { return Ok(()) };
-        // SAFETY: event and stream are alive and of this device.
-        done("cuStreamWaitEvent", unsafe {
-            driver::cuStreamWaitEvent(stream, joined.done as driver::CUevent, 0)
-        })
-    }
-
-    fn join(&self) -> Result<Joined, String> {
+    fn join(&self) -> Result<usize, String> {
         let mut communicator = std::ptr::null_mut();
-        let mut stream = std::ptr::null_mut();
-        let mut events = [std::ptr::null_mut(); 2];
-        // SAFETY: everything is written; the device's context is current in this thread.
-        unsafe {
-            let (world, index) = (self.world as c_int, self.index as c_int);
-            let status = (self.library.join)(&mut communicator, world, self.id, index);
-            self.library.ok("ncclCommInitRank", status)?;
-            let independent = driver::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            done("cuStreamCreate", driver::cuStreamCreate(&mut stream, independent))?;
-            let untimed = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-            for event in &mut events {
-                done("cuEventCreate", driver::cuEventCreate(event, untimed))?;
-            }
-        }
-        let [ready, done] = events.map(|event| event as usize);
-        Ok(Joined { communicator: communicator as usize, stream: stream as usize, ready, done })
+        let (world, index) = (self.world as c_int, self.index as c_int);
+        // SAFETY: `communicator` is written; the device's context is current in this thread.
+        let status = unsafe { (self.library.join)(&mut communicator, world, self.id, index) };
+        self.library.ok("ncclCommInitRank", status)?;
+        Ok(communicator as usize)
     }
-}
-
-fn done(call: &str, result: driver::CUresult) -> Result<(), String> {
-    result.result().map_err(|error| format!("all-reduce: {call} failed: {error}"))
 }

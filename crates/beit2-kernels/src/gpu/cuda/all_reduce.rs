@@ -31,24 +31,6 @@ impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
             None => collective::means_of_buckets::<Self>(xs, rank),
         }
     }
-
-    fn reduces_beside(rank: &Rank) -> bool {
-        serving(&[], rank).is_some()
-    }
-
-    fn all_reduce_means_begin(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
-        match serving(&xs, rank) {
-            Some(communicator) => begun::<BT>(xs, communicator, Reduction::Mean, rank),
-            None => Self::all_reduce_means(xs, rank),
-        }
-    }
-
-    fn all_reduce_means_end(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
-        match serving(&xs, rank) {
-            Some(communicator) if !xs.is_empty() => ended::<BT>(xs, communicator),
-            _ => xs,
-        }
-    }
 }
 
 /// The communicator of a rank, where all of its group can use NCCL for such tensors.
@@ -67,61 +49,24 @@ fn reduced<BT: BoolElement>(
     reduction: Reduction,
     rank: &Rank,
 ) -> Vec<Recorded> {
-    if xs.is_empty() {
-        return xs;
-    }
-    ended::<BT>(begun::<BT>(xs, communicator.clone(), reduction, rank), communicator)
-}
-
-/// What is reduced beside the operations that are recorded next. Its memory belongs to NCCL until [`ended`] takes it:
-/// whoever drops it before lets others write there.
-fn begun<BT: BoolElement>(
-    xs: Vec<Recorded>,
-    communicator: Arc<Communicator>,
-    reduction: Reduction,
-    rank: &Rank,
-) -> Vec<Recorded> {
     // The threads meet first: a sum that one of them will never ask for would hold up the other devices for ever.
     if xs.is_empty() || rank.gather(()).is_err() {
         return xs;
     }
-    let pieces: Vec<Piece> = xs
-        .iter()
-        .map(|x| Piece { at: 0, count: x.shape.num_elements(), bf16: x.dtype == DType::BF16 })
-        .collect();
-    in_place::<BT>("all_reduce", xs, move |queue, inputs, outputs| {
-        let at = |(piece, output): (&Piece, &Ptr)| Piece { at: output.0, ..*piece };
-        let placed: Vec<Piece> = pieces.iter().zip(outputs).map(at).collect();
-        // NCCL reads what the operation gives, not what it takes: that may be used again when this returns.
-        for ((piece, input), output) in placed.iter().zip(inputs).zip(outputs) {
-            queue.copy(*input, *output, piece.count * if piece.bf16 { 2 } else { 4 });
-        }
-        queue.call(|stream| communicator.begin(&placed, reduction, stream));
-    })
-}
-
-/// What was begun, for the operations that are recorded next.
-fn ended<BT: BoolElement>(xs: Vec<Recorded>, communicator: Arc<Communicator>) -> Vec<Recorded> {
-    let bytes: Vec<usize> = xs.iter().map(|x| x.shape.num_elements() * x.dtype.size()).collect();
-    in_place::<BT>("all_reduce_end", xs, move |queue, inputs, outputs| {
-        queue.call(|stream| communicator.end(stream));
-        for ((bytes, input), output) in bytes.iter().zip(inputs).zip(outputs) {
-            queue.copy(*input, *output, *bytes);
-        }
-    })
-}
-
-/// An operation whose outputs are like its inputs, and take their memory where nobody else holds it.
-fn in_place<BT: BoolElement>(
-    name: &'static str,
-    xs: Vec<Recorded>,
-    run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr]) + Send + Sync + 'static,
-) -> Vec<Recorded> {
     let outputs: Vec<_> = xs.iter().map(|x| (x.shape.clone(), x.dtype)).collect();
     let reuse: Vec<(usize, usize)> = (0..xs.len()).map(|i| (i, i)).collect();
-    let run =
-        move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| run(queue, inputs, outputs);
-    native_reusing::<BT>(name, xs, outputs, 0, &reuse, run).collect()
+    let of = |x: &Recorded| (x.shape.num_elements(), x.dtype == DType::BF16);
+    let pieces: Vec<(usize, bool)> = xs.iter().map(of).collect();
+    let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
+        let addresses = inputs.iter().zip(outputs);
+        let pieces: Vec<Piece> = pieces
+            .iter()
+            .zip(addresses)
+            .map(|(&(count, bf16), (from, to))| Piece { from: from.0, to: to.0, count, bf16 })
+            .collect();
+        queue.call(|stream| communicator.all_reduce(&pieces, reduction, stream));
+    };
+    native_reusing::<BT>("all_reduce", xs, outputs, 0, &reuse, run).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{CUstream, cuLaunchKernel, cuMemcpyDtoDAsync_v2, cuMemsetD8Async};
+use cudarc::driver::sys::{CUstream, cuLaunchKernel, cuMemsetD8Async};
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
@@ -111,21 +111,6 @@ impl<'a> Queue<'a> {
                 // SAFETY: the range lies in memory that the operation holds.
                 let zeroed = unsafe { cuMemsetD8Async(at.0, 0, bytes, stream) };
                 zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
-            },
-        );
-    }
-
-    /// Copies `bytes` bytes within the device; nothing if both are one place.
-    pub(crate) fn copy(&mut self, from: Ptr, to: Ptr, bytes: usize) {
-        self.attempt(
-            || "copy".to_owned(),
-            |_, stream| {
-                if bytes == 0 || from == to {
-                    return Ok(());
-                }
-                // SAFETY: both ranges lie in memory that the operation holds.
-                let copied = unsafe { cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, stream) };
-                copied.result().map_err(|error| format!("a copy of {bytes} bytes: {error}"))
             },
         );
     }
