@@ -14,7 +14,7 @@ from pathlib import Path
 
 # What a limit is on, and the lines that count for it.
 KINDS = {
-    "launches": {"launch", "gemm", "nccl", "memset", "d2d"},
+    "launches": {"launch", "gemm", "nccl", "memset", "d2d", "d2d2d", "p2p"},
     "copies_in": {"h2d", "h2d2d"},
     "copies_out": {"d2h", "d2h2d"},
     "waits": {"eventsync", "streamsync", "ctxsync"},

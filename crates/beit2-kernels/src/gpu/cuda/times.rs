@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cubecl::cuda::CudaDevice;
-use cudarc::driver::result::event::elapsed;
 use cudarc::driver::sys::{
-    CUevent, CUstream, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuEventSynchronize,
+    CUevent, CUresult, CUstream, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuEventSynchronize, culib,
 };
 
 use super::engine;
@@ -86,17 +85,30 @@ pub fn cuda_kernel_times(index: usize) -> Result<Vec<KernelTime>, String> {
     engine::on_thread(&CudaDevice { index }, move || sums(spans))?
 }
 
+/// `cuEventElapsedTime`. The bindings have one of two versions, depending on the toolkit of the machine that compiles them, and
+/// drivers before CUDA 13 have one only; both do the same.
+type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+
 fn sums(spans: Vec<Span>) -> Result<Vec<KernelTime>, String> {
+    let named = |name: &[u8]| {
+        // SAFETY: the signature is that of cuda.h.
+        unsafe { culib().get::<Elapsed>(name).ok().map(|elapsed| *elapsed) }
+    };
+    let elapsed = named(b"cuEventElapsedTime_v2").or_else(|| named(b"cuEventElapsedTime"));
+    let elapsed = elapsed.ok_or("the CUDA driver has no function for the time between events")?;
     let mut sums: HashMap<String, (usize, f64)> = HashMap::new();
     for Span { name, start, end } in spans {
+        let mut milliseconds = 0.0;
         // SAFETY: both events were recorded in a stream of this thread's device and are used here for the last time.
         let read = unsafe {
-            let read = cuEventSynchronize(end).result().and_then(|()| elapsed(start, end));
+            let read = cuEventSynchronize(end)
+                .result()
+                .and_then(|()| elapsed(&mut milliseconds, start, end).result());
             // A handle that cannot be given back is lost with the process.
             let _ = [cuEventDestroy_v2(start), cuEventDestroy_v2(end)];
             read
         };
-        let milliseconds = read.map_err(|error| format!("the time of {name}: {error}"))?;
+        read.map_err(|error| format!("the time of {name}: {error}"))?;
         let sum = sums.entry(name).or_default();
         *sum = (sum.0 + 1, sum.1 + f64::from(milliseconds) / 1e3);
     }
