@@ -12,7 +12,7 @@ use cubecl::Runtime;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::device::Device;
 use cubecl::device_handle::DeviceHandle;
-use cubecl::server::{ComputeServer, Handle};
+use cubecl::server::{Binding, ComputeServer, Handle};
 use cubecl::stream_id::StreamId;
 use cudarc::driver::sys::{CUdevice_attribute, cuCtxGetDevice, cuDeviceGetAttribute};
 
@@ -49,8 +49,8 @@ pub(super) struct Engine {
     pub blas: Blas,
     pub processors: u32,
     streams: Streams,
-    /// Memory for the middle of operations: one piece for each stream, because its operations run one after the other.
-    scratch: HashMap<u64, Handle>,
+    /// Memory for the middle of operations: one piece for each CUDA stream, because its operations run one after the other.
+    scratch: HashMap<usize, (Handle, Ptr)>,
 }
 
 /// Whether operations on `device` take the native path: what they use, for people.
@@ -133,7 +133,7 @@ impl Engine {
         // The first memory makes the stream, and the driver's context current.
         let probe = Handle::new(id, 512);
         allocate(server, id, &probe);
-        pointer(server, id, &probe)?;
+        pointer(server, id, probe.binding())?;
         let capability = (
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -168,19 +168,19 @@ impl Engine {
         if bytes == 0 {
             return Ok(Ptr(0));
         }
-        let held = self.scratch.get(&id.value).filter(|held| held.size() >= bytes as u64);
-        let handle = match held {
-            Some(held) => held.clone(),
-            None => {
-                // The smaller piece goes back first.
-                self.scratch.remove(&id.value);
-                let handle = Handle::new(id, bytes as u64);
-                allocate(server, id, &handle);
-                self.scratch.insert(id.value, handle.clone());
-                handle
-            }
-        };
-        pointer(server, id, &handle)
+        let stream = self.streams.get(server, id)? as usize;
+        if let Some((held, at)) = self.scratch.get(&stream)
+            && held.size() >= bytes as u64
+        {
+            return Ok(*at);
+        }
+        // The smaller piece goes back first.
+        self.scratch.remove(&stream);
+        let handle = Handle::new(id, bytes as u64);
+        allocate(server, id, &handle);
+        let at = pointer(server, id, handle.clone().binding())?;
+        self.scratch.insert(stream, (handle, at));
+        Ok(at)
     }
 }
 
@@ -189,12 +189,12 @@ pub(super) fn allocate(server: &mut CudaServer, id: StreamId, handle: &Handle) {
     server.initialize_memory(handle.memory.clone(), handle.size(), id);
 }
 
-/// Where the memory of a handle begins.
+/// Where the memory of a tensor begins.
 ///
 /// # Errors
 /// If CubeCL does not know the memory.
-pub(super) fn pointer(server: &mut CudaServer, id: StreamId, handle: &Handle) -> Result<Ptr, String> {
-    let resource = server.get_resource(handle.clone().binding(), id);
+pub(super) fn pointer(server: &mut CudaServer, id: StreamId, binding: Binding) -> Result<Ptr, String> {
+    let resource = server.get_resource(binding, id);
     let resource = resource.map_err(|error| format!("memory of a tensor: {error:?}"))?;
     Ok(Ptr(resource.resource().ptr))
 }

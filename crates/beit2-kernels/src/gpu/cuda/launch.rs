@@ -2,7 +2,9 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{CUstream, cuLaunchKernel, cuMemsetD8Async};
+use cudarc::driver::sys::{
+    CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2, cuMemsetD8Async,
+};
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
@@ -118,6 +120,35 @@ impl<'a> Queue<'a> {
     /// Calls of a library that puts work on the stream itself.
     pub(crate) fn call(&mut self, work: impl FnOnce(CUstream) -> Result<(), String>) {
         self.attempt(|| "other work".to_owned(), |_, stream| work(stream));
+    }
+
+    /// Copies `count` rows of `width` bytes that lie `pitch` bytes apart to `to`, one right after the other.
+    pub(super) fn join_rows(&mut self, from: Ptr, pitch: usize, to: Ptr, width: usize, count: usize) {
+        let copy = |_: &mut Engine, stream| {
+            let device = CUmemorytype::CU_MEMORYTYPE_DEVICE;
+            let rows = CUDA_MEMCPY2D {
+                srcMemoryType: device,
+                srcDevice: from.0,
+                srcPitch: pitch,
+                dstMemoryType: device,
+                dstDevice: to.0,
+                dstPitch: width,
+                WidthInBytes: width,
+                Height: count,
+                srcXInBytes: 0,
+                srcY: 0,
+                srcHost: std::ptr::null(),
+                srcArray: std::ptr::null_mut(),
+                dstXInBytes: 0,
+                dstY: 0,
+                dstHost: std::ptr::null_mut(),
+                dstArray: std::ptr::null_mut(),
+            };
+            // SAFETY: both ranges lie in memory that the operation holds; the driver reads `rows` before it returns.
+            let copied = unsafe { cuMemcpy2DAsync_v2(&rows, stream) };
+            copied.result().map_err(|error| format!("{count} rows of {width} bytes, {pitch} apart: {error}"))
+        };
+        self.attempt(|| "rows joined".to_owned(), copy);
     }
 
     /// Multiprocessors of the device.

@@ -37,6 +37,8 @@ mod residual;
 mod row_tests;
 mod rows;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod times;
 mod tokens;
 

@@ -11,8 +11,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
+use cubecl::Runtime as _;
 use cubecl::cuda::CudaRuntime;
-use cubecl::server::Handle;
+use cubecl::server::{Binding, Handle};
 use cubecl::stream_id::StreamId;
 
 use super::super::Plain;
@@ -20,6 +21,9 @@ use super::blas::Ptr;
 use super::engine::{self, allocate, pointer};
 use super::launch::Queue;
 use super::{CudaTensor, Recorded};
+
+/// Bytes of the smallest tensor.
+const SMALLEST: usize = 16;
 
 type Runtime = FusionCubeRuntime<CudaRuntime>;
 
@@ -47,13 +51,14 @@ impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
         // The same function for every kind of tensor: they are all memory of some type here.
         let inputs = self.desc.inputs.iter();
         let inputs: Vec<CudaTensor> =
-            inputs.map(|x| into_contiguous(handles.get_float_tensor::<Plain<CudaRuntime, BT>>(x))).collect();
+            inputs.map(|x| in_order(handles.get_float_tensor::<Plain<CudaRuntime, BT>>(x))).collect();
         let (client, device) = (inputs[0].client.clone(), inputs[0].device.clone());
         let id = StreamId::current();
         let mut fresh = Vec::new();
         let mut outputs = Vec::with_capacity(self.desc.outputs.len());
         for (o, place) in self.desc.outputs.iter().enumerate() {
-            let bytes = (place.shape.num_elements() * place.dtype.size()) as u64;
+            // A tensor without elements has memory too, so that it has an address.
+            let bytes = (place.shape.num_elements() * place.dtype.size()).max(SMALLEST) as u64;
             let handle = self.reusable(o, bytes, &inputs).unwrap_or_else(|| {
                 let handle = Handle::new(id, bytes);
                 fresh.push(handle.clone());
@@ -63,25 +68,75 @@ impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
             let (client, device) = (client.clone(), device.clone());
             let tensor = CudaTensor::new_contiguous(client, device, shape, handle.clone(), place.dtype);
             handles.register_float_tensor::<Plain<CudaRuntime, BT>>(&place.id, tensor);
-            outputs.push(handle);
+            outputs.push(handle.binding());
         }
-        let inputs: Vec<Handle> = inputs.into_iter().map(|x| x.handle).collect();
+        // Bindings keep memory as handles do, but a later operation may still be the only one that holds a handle.
+        let inputs: Vec<(Binding, Option<Rows>)> = inputs
+            .into_iter()
+            .map(|x| {
+                let rows = Rows::of(&x);
+                (x.handle.binding(), rows)
+            })
+            .collect();
         let (run, scratch) = (self.run.clone(), self.scratch);
         engine::submit(&device, self.name, move |server, engine, id| {
-            for handle in &fresh {
-                allocate(server, id, handle);
+            for handle in fresh {
+                allocate(server, id, &handle);
             }
-            let mut pointers = |handles: &[Handle]| -> Result<Vec<Ptr>, String> {
-                handles.iter().map(|handle| pointer(server, id, handle)).collect()
-            };
-            let (inputs, outputs) = (pointers(&inputs)?, pointers(&outputs)?);
+            let mut from = Vec::with_capacity(inputs.len());
+            let mut joined = Vec::new();
+            for (binding, rows) in &inputs {
+                let at = pointer(server, id, binding.clone())?;
+                let Some(rows) = rows else {
+                    from.push(at);
+                    continue;
+                };
+                let handle = Handle::new(id, (rows.count * rows.width) as u64);
+                allocate(server, id, &handle);
+                from.push(pointer(server, id, handle.clone().binding())?);
+                joined.push((handle, at, *rows, from[from.len() - 1]));
+            }
+            let to: Result<Vec<Ptr>, String> =
+                outputs.iter().map(|binding| pointer(server, id, binding.clone())).collect();
+            let to = to?;
             let scratch = engine.scratch(server, id, scratch)?;
             let mut queue = engine.queue(server, id)?;
-            run(&mut queue, &inputs, &outputs, scratch);
+            for (_, padded, rows, at) in &joined {
+                queue.join_rows(*padded, rows.pitch, *at, rows.width, rows.count);
+            }
+            run(&mut queue, &from, &to, scratch);
             queue.finish()
-            // The handles go here: later operations of the stream may use the memory again.
+            // The bindings go here: later operations of the stream may use the memory again.
         });
     }
+}
+
+/// Rows with a gap after each: how CubeCL stores tensors whose last axis does not fill whole lines of memory. In bytes.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    count: usize,
+    width: usize,
+    pitch: usize,
+}
+
+impl Rows {
+    /// `None` for a tensor without gaps.
+    fn of(x: &CudaTensor) -> Option<Self> {
+        let (shape, strides) = (x.meta.shape(), x.meta.strides());
+        let rank = shape.num_dims();
+        if rank < 2 || x.is_contiguous() {
+            return None;
+        }
+        let width = shape[rank - 1];
+        let bytes = x.dtype.size();
+        let count = shape.num_elements() / width.max(1);
+        (count > 0).then(|| Self { count, width: width * bytes, pitch: strides[rank - 2] * bytes })
+    }
+}
+
+/// The tensor with its elements in the order of its axes; there may be gaps after rows.
+fn in_order(x: CudaTensor) -> CudaTensor {
+    if CudaRuntime::can_read_tensor(x.meta.shape(), x.meta.strides()) { x } else { into_contiguous(x) }
 }
 
 impl<BT> Native<BT> {
@@ -89,7 +144,8 @@ impl<BT> Native<BT> {
     fn reusable(&self, o: usize, bytes: u64, inputs: &[CudaTensor]) -> Option<Handle> {
         let (_, i) = self.reuse.iter().find(|(output, _)| *output == o)?;
         let input = &inputs[*i];
-        (input.can_mut() && input.handle.size_in_used() >= bytes).then(|| input.handle.clone())
+        (input.can_mut() && input.is_contiguous() && input.handle.size_in_used() >= bytes)
+            .then(|| input.handle.clone())
     }
 }
 
