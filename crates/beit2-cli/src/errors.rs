@@ -234,12 +234,20 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
         Err(payload) => {
             let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
             let what = noted.unwrap_or_else(|| panic_message(payload.as_ref()).to_owned());
-            complain(&format!(
-                "this is a bug in beit2 {}: {what}; runs on disk are intact, and the same command continues them; \
-                 please report this line at {}/issues",
-                env!("CARGO_PKG_VERSION"),
-                env!("CARGO_PKG_REPOSITORY")
-            ));
+            // The framework's words for it; on a GPU, memory that is full shows as a panic.
+            if what.contains("can't allocate buffer of size") {
+                complain(&format!(
+                    "the GPU's memory is full ({what}); use a smaller --batch-size, or the same one in parts by \
+                     --set grad_accum_steps=N; runs on disk are intact, and the same command continues them"
+                ));
+            } else {
+                complain(&format!(
+                    "this is a bug in beit2 {}: {what}; runs on disk are intact, and the same command continues them; \
+                     please report this line at {}/issues",
+                    env!("CARGO_PKG_VERSION"),
+                    env!("CARGO_PKG_REPOSITORY")
+                ));
+            }
             FAILED
         }
     };

@@ -15,6 +15,7 @@ mod wgpu;
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 
+#[cfg(feature = "cuda")]
 pub(super) use custom::Recorded;
 
 use super::{Gpu, Plain};
