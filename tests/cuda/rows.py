@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The kernels over rows on the CPU (emulate/), against f64 in numpy: layer norm, residual branches, GELU, column sums, casts, cross
-entropy, the codebook's and the loss of pixels; at odd sizes, on grids of one block and of several, in several orders of threads
-and blocks, whose results must have the same bits.
+"""The kernels over rows on the CPU (emulate/), against f64 in numpy: layer norm, residual branches, GELU, column sums, casts,
+cross entropy, the codebook's and the loss of pixels; at odd sizes, on grids of one block and of several, in several orders of
+threads and blocks, whose results must have the same bits.
 
     rows.py                       # needs g++ and numpy
 """
