@@ -125,8 +125,8 @@ fn open_from(folders: &[PathBuf], plain: &[String], names: &[String], companion:
     if let Opened::Yes { library, .. } = open(&all) {
         return keep(library);
     }
-    let files = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    for file in files.filter(|file| file.exists()) {
+    let mut files = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    if let Some(file) = files.find(|file| file.exists()) {
         let folder = file.parent().unwrap_or(Path::new("/")).to_owned();
         let companion = companion.and_then(|stem| hidden(stem, &[folder]));
         for file in companion.into_iter().chain([file]) {
@@ -134,7 +134,6 @@ fn open_from(folders: &[PathBuf], plain: &[String], names: &[String], companion:
                 keep(library);
             }
         }
-        return;
     }
 }
 

@@ -27,6 +27,7 @@ fn answers<B: AutodiffBackend>(name: &str) -> bool {
 }
 
 /// What exact f32 arithmetic must give, by the tolerances of the CPU: all of suites A and B, and C without its steps.
+#[cfg_attr(not(feature = "vulkan"), allow(dead_code))] // Its only user.
 fn in_exact_f32<B: AutodiffBackend>() {
     for case in &cases("A") {
         if case.has("eval/z") {

@@ -50,7 +50,7 @@ impl Forward {
     }
 
     /// Up to the values before GELU; `middle` is where x after attention goes.
-    pub fn to_hidden(&self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, keep: bool) {
+    pub fn to_hidden(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, keep: bool) {
         let BlockSizes { width, hidden, .. } = plan.sizes;
         let (all, n, packed) = (plan.sizes.rows(), plan.rows(), &plan.packed);
         let weights = |layer: [usize; 2]| layer.map(|offset| at(self.packed, offset));
@@ -115,7 +115,7 @@ impl Forward {
     }
 
     /// From the values before GELU to the result.
-    pub fn to_output(&self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, y: Ptr) {
+    pub fn to_output(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, y: Ptr) {
         let BlockSizes { width, hidden, .. } = plan.sizes;
         let n = plan.rows();
         let weights = plan.packed.fc2.map(|offset| at(self.packed, offset));
