@@ -36,8 +36,13 @@ impl<B: BurnBackend> AnyRank<B> {
     /// All its values in one axis.
     #[must_use]
     pub fn flat(self) -> Tensor<B, 1> {
-        let count = self.0.shape().num_elements();
-        wrap(B::float_reshape(self.0, [count].into()))
+        match self.0.shape().num_dims() {
+            1 => wrap(self.0),
+            _ => {
+                let count = self.0.shape().num_elements();
+                wrap(B::float_reshape(self.0, [count].into()))
+            }
+        }
     }
 }
 
