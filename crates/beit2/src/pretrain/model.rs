@@ -37,7 +37,9 @@ impl<B: Backend> PatchMask<B> {
             }
         }
         Self {
-            mask: Tensor::from_data(TensorData::new(mask, [batch, patches, 1]), device),
+            // In one axis first: a device may pad the rows of more, here to many times their size.
+            mask: Tensor::<B, 1>::from_data(TensorData::new(mask, [batch * patches]), device)
+                .reshape([batch, patches, 1]),
             with_cls: TokenSubset::new(&with_cls, per_image + 1, device),
             masked: TokenSubset::new(&masked, per_image, device),
         }

@@ -21,10 +21,12 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
             return composed::images_from_bytes::<Self>(bytes, dims, device);
         }
         let [batch, height, width, channels] = dims;
-        let mut data = TensorData::new(bytes, dims);
+        // In one axis, so that no rows are padded: the kernel reads them without a copy in between.
+        let count = bytes.len();
+        let mut data = TensorData::new(bytes, [count]);
         // Into pinned memory, so that the copy does not hold up the queue.
         Self::staging(std::iter::once(&mut data), device);
-        let bytes = Tensor::<Self, 4, Int>::from_data(data, (device, DType::U8)).into_primitive();
+        let bytes = Tensor::<Self, 1, Int>::from_data(data, (device, DType::U8)).into_primitive();
         let outputs = vec![(Shape::new([batch, channels, height, width]), DType::F32)];
         one(native::<BT>("images_from_bytes", vec![bytes], outputs, 0, move |queue, inputs, outputs, _| {
             let area = (height * width) as u32;
