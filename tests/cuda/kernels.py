@@ -136,7 +136,8 @@ def main():
                 for name, value in figures.items():
                     most[name] = max(most.get(name, 0), value)
                 if limit is not None and figures["spill"] > limit:
-                    problems.append(f"{file.name}: {kernel} spills {figures['spill']} bytes a thread for {arch}, allowed are {limit}")
+                    spilled = figures["spill"]
+                    problems.append(f"{file.name}: {kernel} spills {spilled} bytes a thread for {arch}, allowed are {limit}")
     width = max(map(len, table), default=6)
     print(f"{'kernel':{width}}  registers  shared  stack  spill    ({', '.join(arguments.arch)})")
     for kernel, most in table.items():

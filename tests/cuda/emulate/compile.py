@@ -72,8 +72,8 @@ def runtime():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = pathlib.Path(scratch, library.name)
-            command = ["g++", "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-Wall", "-Wextra", "-fno-exceptions", "-fno-rtti"]
-            subprocess.run([*command, *map(str, sources), "-o", str(built), "-lpthread"], check=True)
+            flags = "-std=c++17 -O3 -march=native -fPIC -shared -Wall -Wextra -fno-exceptions -fno-rtti".split()
+            subprocess.run(["g++", *flags, *map(str, sources), "-o", str(built), "-lpthread"], check=True)
             built.replace(library)
     return folder
 
@@ -106,7 +106,8 @@ def main():
     arguments = parser.parse_args()
     include = [arguments.source.resolve().parent, DEVICE_HEADER.parent, *arguments.include]
     try:
-        compile_source(arguments.source.read_text(), arguments.output, arguments.name or str(arguments.source), include, arguments.optimize, arguments.define)
+        source, name = arguments.source.read_text(), arguments.name or str(arguments.source)
+        compile_source(source, arguments.output, name, include, arguments.optimize, arguments.define)
     except RuntimeError as error:
         sys.exit(str(error))
 

@@ -2,7 +2,7 @@
 
     from emulate import Module
     kernels = Module("norm.cu")                    # beside device.cuh; compiled by g++ when it changed
-    kernels.launch("layer_norm_forward_f32", grid=(rows,), block=(256,), arguments=[x, gamma, out, np.uint32(rows), np.float32(1e-6)])
+    kernels.launch("norm_forward_f32", grid=(rows,), block=(256,), arguments=[x, gamma, out, np.uint32(rows), np.float32(1e-6)])
 
 An argument is a numpy array (its address is passed, as a pointer), a numpy scalar (passed as it is), or bytes (a struct
 by value). Arrays must be contiguous; bf16 is a uint16 array (`to_bf16`, `from_bf16`).
