@@ -211,11 +211,9 @@ pub(crate) mod tests {
     /// Three steps over 70 parameters, one without a gradient: parameters and moments as one list, and the last norm.
     pub(crate) fn steps<B: ParameterOps>(max: Option<f64>, device: &B::Device) -> (Vec<f32>, f32) {
         let shapes: Vec<[usize; 2]> = SHAPES.iter().copied().cycle().take(70).collect();
-        let mut state: Vec<(AnyRank<B>, Option<[Tensor<B, 1>; 2]>)> = shapes
-            .iter()
-            .enumerate()
-            .map(|(at, &shape)| (tensor::<B>(shape, at as u64, device).into(), None))
-            .collect();
+        let start =
+            |(at, &shape): (usize, &[usize; 2])| (AnyRank::from(tensor::<B>(shape, at as u64, device)), None);
+        let mut state: Vec<_> = shapes.iter().enumerate().map(start).collect();
         let mut last = 0.0;
         for step in 1..=3 {
             let grad = |at: usize| {

@@ -178,8 +178,9 @@ pub fn tokenizer<B: AutodiffBackend>(Rounding { precision, share }: Rounding) {
             checks::check(moved as f64 <= MOVED_IDS * expected.len() as f64, || {
                 format!("{}: {moved} of {} ids moved", case.name, expected.len())
             });
-            check(case, "eval/loss", &loss.total.to_data(), LOSS * share);
+            // Another code for one patch is another target for the decoder: the loss follows the ids as the rest does.
             if moved == 0 {
+                check(case, "eval/loss", &loss.total.to_data(), LOSS * share);
                 check(case, "eval/rec", &loss.decoded.to_data(), FORWARD * share);
                 check_gradients(case, &gradients(&model, &loss.total.backward()), share);
             } else {
