@@ -213,7 +213,7 @@ fn stream_reference(inputs: &[Vec<f64>; 7], [rows, width]: [usize; 2]) -> Result
 /// Sum and normalised rows, gradients of x, weight and bias by the kernels that a block uses in bf16, with sum and norm in one
 /// pass or in two.
 fn joined(inputs: &[Vec<f64>; 7], dims @ [rows, width]: [usize; 2], one_pass: bool) -> Results {
-    let tensors: Vec<Native> = inputs.iter().map(upload).collect();
+    let tensors: Vec<Native> = inputs.iter().map(|x| upload(x)).collect();
     let count = rows * width;
     let results = [count, count, count, width, width].map(|n| (Shape::new([n]), DType::F32));
     // Scratch: branch, y and gradient in bf16, statistics, partial sums.
@@ -264,8 +264,8 @@ fn joined(inputs: &[Vec<f64>; 7], dims @ [rows, width]: [usize; 2], one_pass: bo
     results.into_iter().map(|x| floats(wrap::<Cuda, 1>(x).into_data())).collect()
 }
 
-fn upload(x: &Vec<f64>) -> Native {
-    let x = TensorData::new(x.clone(), [x.len()]);
+fn upload(x: &[f64]) -> Native {
+    let x = TensorData::new(x.to_vec(), [x.len()]);
     unwrap(Tensor::<Cuda, 1>::from_data(x, (&Default::default(), DType::F32)))
 }
 
@@ -303,7 +303,7 @@ fn columns_and_casts_on_cuda() {
         for [rows, width] in [[1, 8], [50, 48], [77, 264], [9, 3072], [5000, 16]] {
             let count = rows * width;
             let values = [narrow(random(count, 1, 3.0)), narrow(random(count, 2, 1.0))];
-            let inputs: Vec<Native> = values.iter().map(upload).collect();
+            let inputs: Vec<Native> = values.iter().map(|x| upload(x)).collect();
             let shapes = [count, width, width, 3 * width];
             let results = shapes.map(|n| (Shape::new([n]), DType::F32)).to_vec();
             let part = (count * 2).next_multiple_of(512);

@@ -100,6 +100,7 @@ impl Case {
     }
 
     /// D and the vector as they should be, in row-major words, and how large the numbers of D's sums are.
+    #[allow(clippy::needless_range_loop)] // i and j index several matrices, as in the formula.
     fn expected(&self, [a, b, d, vector]: [&[f64]; 4]) -> (Vec<f64>, Vec<f64>, f64) {
         let [lda, ldb, ldd] = self.pitches();
         let strides = self.strides();
@@ -178,6 +179,7 @@ fn all(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
 
 /// What the library is asked for, computed by its own rules: column-major, its A from the left.
 #[test]
+#[allow(clippy::needless_range_loop)] // i and j index several matrices, as in the formula.
 fn the_column_major_problem_gives_the_row_major_result() {
     for case in all(&[(5, 7, 3)]) {
         let values = case.values();
