@@ -83,6 +83,8 @@ fn ids<B: Backend>(n: usize, classes: usize) -> Tensor<B, 1, Int> {
 /// Loss and accuracy in one vector, so that both are compared; only the loss has a gradient.
 fn cross_entropy<B: AutodiffBackend>(x: &[X<B>], [n, k]: [usize; 2]) -> X<B> {
     let (loss, accuracy) = crate::cross_entropy_with_accuracy(x[0].clone().reshape([n, k]), ids(n, k));
+    // The share is f32 whatever the logits are.
+    let accuracy = accuracy.cast(loss.dtype());
     Tensor::cat(vec![loss, accuracy], 0)
 }
 

@@ -94,7 +94,9 @@ fn values_and_gradients_on_cuda() {
             let alone = distance(rounded, exact, 1e-3);
             println!("{case:?} result {i}: {near:.1e} from the reference, {far:.1e} from f64 ({alone:.1e})");
             assert!(near <= 1e-2, "{case:?} result {i}: {near:e}");
-            assert!(far <= 4e-2, "{case:?} result {i}: {far:e} from f64");
+            // How far rounding alone takes a result from f64 depends on the case: little averages it out where tokens and
+            // hidden units are few.
+            assert!(far <= alone + 1e-2, "{case:?} result {i}: {far:e} from f64, rounding alone {alone:e}");
         }
         let again = results::<Recording>(&inputs, DType::F32, |x| case.run(x, spec(&case)));
         assert!(again == got, "{case:?}: another run gives other bits");
