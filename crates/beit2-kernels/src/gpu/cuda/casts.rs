@@ -24,11 +24,6 @@ impl Cast {
     pub(crate) fn to_bf16(from: Ptr, to: Ptr, count: usize) -> Self {
         Self { from: Some(from), to, element: Element::Bf16, count }
     }
-
-    /// Zeros in bf16: between the biases of queries and values, where keys have none.
-    pub(crate) fn zeros(to: Ptr, count: usize) -> Self {
-        Self { from: None, to, element: Element::Bf16, count }
-    }
 }
 
 /// All of `casts`, 96 to a launch. Addresses need not be aligned beyond their elements; multiples of 16 bytes are faster.

@@ -6,7 +6,6 @@ use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
 use burn_cubecl::BoolElement;
 
-use super::columns::{self, Partial};
 use super::rows::{Cuda, outputs, takes};
 use super::{Arg, Element, Ptr, Queue, native, native_reusing};
 use crate::gelu::{GeluOps, composed};
@@ -22,24 +21,6 @@ pub(crate) fn forward(queue: &mut Queue<'_>, x: Ptr, y: Ptr, element: Element, c
     };
     let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::U64(count as u64)];
     queue.launch(kernel, [count.div_ceil(BLOCK) as u32, 1, 1], [256, 1, 1], 0, &args);
-}
-
-/// `before = grad⊙gelu′(x)`, `[rows, width]` in bf16; `before` may be `grad`. The width is a multiple of 8 of any size.
-///
-/// The sum returned is that of the columns of `before` into `dbias` (f32): the bias gradient of the linear layer that gave
-/// `x`. It is to be finished ([`columns::finish`]) before `scratch`, of [`columns::scratch`] bytes, is used again.
-pub(crate) fn backward(
-    queue: &mut Queue<'_>,
-    [x, grad, before]: [Ptr; 3],
-    [rows, width]: [usize; 2],
-    dbias: Ptr,
-    scratch: Ptr,
-) -> Partial {
-    let grid = columns::grid(columns::processors(queue), rows, width);
-    let mut args = [x, grad, before, scratch].map(Arg::Ptr).to_vec();
-    args.extend([Arg::U64(rows as u64), Arg::U32(width as u32)]);
-    queue.launch("gelu_backward_bf16", grid, [256, 1, 1], 0, &args);
-    Partial { at: scratch, rows: grid[1], width: width as u32, pitch: width as u32, to: dbias }
 }
 
 /// A pass over `count` elements of the tensors at `at`.

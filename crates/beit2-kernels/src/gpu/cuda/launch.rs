@@ -2,9 +2,7 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{
-    CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2, cuMemsetD8Async,
-};
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2};
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
@@ -102,7 +100,8 @@ impl<'a> Queue<'a> {
         self.attempt(|| gemm.to_string(), |engine, stream| engine.blas.gemm(gemm, stream));
     }
 
-    /// Sets `bytes` bytes from `at` on to 0.
+    /// Sets `bytes` bytes from `at` on to 0. Kernels here write all that they give, so only tests need it.
+    #[cfg(test)]
     pub(crate) fn zero(&mut self, at: Ptr, bytes: usize) {
         self.attempt(
             || "zeros".to_owned(),
@@ -111,7 +110,7 @@ impl<'a> Queue<'a> {
                     return Ok(());
                 }
                 // SAFETY: the range lies in memory that the operation holds.
-                let zeroed = unsafe { cuMemsetD8Async(at.0, 0, bytes, stream) };
+                let zeroed = unsafe { cudarc::driver::sys::cuMemsetD8Async(at.0, 0, bytes, stream) };
                 zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
             },
         );

@@ -11,7 +11,7 @@ use cubecl::cuda::CudaRuntime;
 use super::super::Gpu;
 use super::super::portable::linear::{self as portable, with_last};
 use super::casts::Cast;
-use super::{Element, Epilogue, Gemm, Operand, Ptr, Queue, Recorded, casts, columns, is_native, native};
+use super::{Element, Epilogue, Gemm, Operand, Ptr, Recorded, casts, columns, is_native, native};
 use crate::linear::{PackedWeight, composed};
 use crate::{LinearOps, Precision};
 

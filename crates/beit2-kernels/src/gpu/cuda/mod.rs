@@ -6,9 +6,6 @@
 //! recorded among Burn's (`native.rs`), run on the device's thread (`engine.rs`), put on CubeCL's stream (`stream.rs`,
 //! `launch.rs`) from modules that NVRTC compiled once (`module.rs`, `kernels/`).
 
-// Until the operations that use it are here.
-#![allow(dead_code, unused_imports)]
-
 mod all_reduce;
 mod attention;
 mod blas;
@@ -42,7 +39,6 @@ mod tests;
 mod times;
 mod tokens;
 
-use burn::tensor::ops::FloatTensor;
 use burn_cubecl::BoolElement;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
@@ -54,7 +50,7 @@ pub(super) use cards::write_cards;
 pub use cubin::compile_cuda_kernels;
 pub use times::{KernelTime, cuda_kernel_times, record_cuda_kernel_times};
 
-pub(crate) use blas::{Batch, Element, Epilogue, Gemm, Operand, Ptr};
+pub(crate) use blas::{Element, Epilogue, Gemm, Operand, Ptr};
 pub(crate) use launch::{Arg, Queue};
 pub(crate) use native::{native, native_reusing};
 

@@ -11,7 +11,6 @@
 //! | `residual_forward_bf16` | 4 + 2 | 4 |
 //! | `residual_backward_f32` | 4 + 4 | 4 |
 //! | `gelu_forward_bf16` | 2 | 2 |
-//! | `gelu_backward_bf16` | 2 + 2 | 2 |
 //! | `columns_bf16`, `_f32` | 2, 4 | |
 //! | `cast_many` to bf16 | 4 | 2 |
 //! | `cross_entropy_forward_f32`, classes as the width | 4 | |

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use cudarc::driver::sys as driver;
 
-pub(crate) use gemm::{Batch, Element, Epilogue, Gemm, Operand, Ptr};
+pub(crate) use gemm::{Element, Epilogue, Gemm, Operand, Ptr};
 use kept::Kept;
 use library::{Algorithm, Library, Opaque};
 use ones::Ones;
@@ -36,7 +36,8 @@ pub(crate) fn present() -> Result<(), &'static str> {
 /// How an algorithm is chosen that isn't kept on disk yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Search {
-    /// The one that the library proposes first.
+    /// The one that the library proposes first: for tests, where nothing can be timed.
+    #[cfg(test)]
     Proposed,
     /// The fastest of [`search::CANDIDATES`].
     Timed,

@@ -66,26 +66,3 @@ extern "C" __global__ void __launch_bounds__(256)
         for (; at < count; at++) y[at] = x[at] * by[at];
     }
 }
-
-// The gradient before GELU, and its column sums: the bias gradient of the linear layer before. `before` may be `grad`.
-extern "C" __global__ void __launch_bounds__(256)
-    gelu_backward_bf16(const bf16 *__restrict__ x, const bf16 *grad, bf16 *before, float *__restrict__ partials,
-                       unsigned long long rows, unsigned width) {
-    ColumnThread t = column_thread(width);
-    float sums[8];
-    fill_f32(sums, 0.0f);
-    if (t.inside) {
-        for (; t.row < rows; t.row += t.step) {
-            float v[8], g[8];
-            load_f32(v, x + t.row * width + t.column);
-            load_f32(g, grad + t.row * width + t.column);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                g[i] *= gelu_slope(v[i]);
-                sums[i] += g[i];
-            }
-            store_f32(before + t.row * width + t.column, g);
-        }
-    }
-    store_columns(sums, partials + (unsigned long long)blockIdx.y * width, width);
-}

@@ -72,13 +72,7 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "gelu",
         text: include_str!("gelu.cu"),
-        entries: &[
-            "gelu_forward_f32",
-            "gelu_forward_bf16",
-            "gelu_train_f32",
-            "multiply_f32",
-            "gelu_backward_bf16",
-        ],
+        entries: &["gelu_forward_f32", "gelu_forward_bf16", "gelu_train_f32", "multiply_f32"],
     },
     Source {
         name: "images",
