@@ -164,32 +164,31 @@ pub(crate) fn backward<B: BurnBackend>(
     let rows = batch * tokens;
     let grad = wrap::<B, 3>(grad).reshape([rows, width]);
     let x = wrap::<B, 3>(inputs.x.clone()).reshape([rows, width]);
+    // Gradients of biases are sums of what is not rounded yet, save those of q, k and v, which a matmul reads.
     let sum = |x: Matrix<B>| x.sum_dim(0).squeeze_dim::<1>(0);
     let norm = |x: Matrix<B>, scale: &FloatTensor<B>, [mean, rstd]: Statistics<B>, grad: Matrix<B>| {
         layer_norm::reference_backward(x, wrap(scale.clone()), mean, rstd, grad)
     };
 
-    let branch = round(times(grad.clone(), row_factors(inputs, 1, &x, tokens)));
+    let branch = times(grad.clone(), row_factors(inputs, 1, &x, tokens));
+    let (dbias2, branch) = (sum(branch.clone()), round(branch));
     let (cdf, slope) = gelu::reference_train(saved.hidden);
     let activated = round(cdf);
     let (weight, _) = scaled::<B>(p.fc2.clone(), gamma2.as_ref());
-    let dhidden = round(round(branch.clone().matmul(round(weight))) * slope);
-    let (fc2, dgamma2) =
-        unscaled::<B>(&p.fc2, gamma2, branch.clone().transpose().matmul(activated), sum(branch));
-    let fc1 = [unwrap(dhidden.clone().transpose().matmul(saved.norm2.0)), unwrap(sum(dhidden.clone()))];
+    let dhidden = round(branch.clone().matmul(round(weight))) * slope;
+    let (dbias1, dhidden) = (sum(dhidden.clone()), round(dhidden));
+    let (fc2, dgamma2) = unscaled::<B>(&p.fc2, gamma2, branch.transpose().matmul(activated), dbias2);
+    let fc1 = [unwrap(dhidden.clone().transpose().matmul(saved.norm2.0)), unwrap(dbias1)];
     let dnorm = round(dhidden.matmul(round(wrap(p.fc1[0].clone()))));
     let (dx, scale2, shift2) = norm(saved.middle, &p.norm2[0], saved.norm2.1, dnorm);
     let grad = grad + dx;
 
-    let branch = round(times(grad.clone(), row_factors(inputs, 0, &x, tokens)));
+    let branch = times(grad.clone(), row_factors(inputs, 0, &x, tokens));
+    let (dbias, branch) = (sum(branch.clone()), round(branch));
     let (weight, _) = scaled::<B>(p.proj.clone(), gamma1.as_ref());
     let dattended = round(branch.clone().matmul(round(weight)));
-    let (proj, dgamma1) = unscaled::<B>(
-        &p.proj,
-        gamma1,
-        branch.clone().transpose().matmul(saved.attended.clone()),
-        sum(branch),
-    );
+    let dweight = branch.transpose().matmul(saved.attended.clone());
+    let (proj, dgamma1) = unscaled::<B>(&p.proj, gamma1, dweight, dbias);
     let cube = |x: Matrix<B>| {
         let width = x.dims()[1];
         unwrap(x.reshape([batch, tokens, width]))
