@@ -14,7 +14,7 @@ use beit2::tokenizer::{Quantized, VqKd};
 use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
 use beit2::vit::{DropPath, Pooling, VisionTransformer};
 use beit2_data::transform::soft_targets;
-use beit2_kernels::{AutodiffBackend, Backend, Precision};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Precision};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::images::{HostBatch, Images, Stream};
@@ -256,7 +256,7 @@ impl<I: Backend> Frozen<I> {
                 let count = batch.len();
                 let labels: Vec<u32> = (0..count as u32).map(|at| at * 37 % CLASSES as u32).collect();
                 let targets = soft_targets(&labels, CLASSES, 0.1, 1.0)?;
-                let targets = Tensor::from_data(TensorData::new(targets, [count, CLASSES]), &images.device());
+                let targets = kernels::upload(TensorData::new(targets, [count, CLASSES]), &images.device());
                 let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
                 Prepared::Classes(x, targets)
             }

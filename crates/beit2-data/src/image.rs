@@ -117,15 +117,11 @@ impl Image {
     }
 }
 
-/// Joins images of one size into one buffer for the device.
-///
-/// # Shapes
-///
-/// The result is `[B, height, width, channels]`, row-major `u8`; empty without images.
+/// The pixels of images of one size, as a device takes them: `[height, width, channels]` each, row-major `u8`.
 ///
 /// # Errors
 /// Images of different sizes ([`TransformError::MixedSizes`]) or numbers of channels ([`TransformError::Channels`]).
-pub fn stack_hwc<'a>(images: impl IntoIterator<Item = &'a Image>) -> Result<Vec<u8>, TransformError> {
+pub fn batch_hwc<'a>(images: impl IntoIterator<Item = &'a Image>) -> Result<Vec<&'a [u8]>, TransformError> {
     let mut out = Vec::new();
     let mut first: Option<(u32, u32, u32)> = None;
     for (position, image) in images.into_iter().enumerate() {
@@ -138,7 +134,7 @@ pub fn stack_hwc<'a>(images: impl IntoIterator<Item = &'a Image>) -> Result<Vec<
             let (width, height) = (image.width, image.height);
             return Err(TransformError::MixedSizes { position, width, height, first_w, first_h });
         }
-        out.extend_from_slice(&image.data);
+        out.push(&image.data[..]);
     }
     Ok(out)
 }
@@ -155,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn stacking_needs_one_size() {
+    fn a_batch_has_one_size() {
         let a = Image::new(1, 1, vec![1, 2, 3]).unwrap();
         let b = Image::new(1, 1, vec![4, 5, 6]).unwrap();
-        assert_eq!(stack_hwc([&a, &b]).unwrap(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(batch_hwc([&a, &b]).unwrap(), [[1, 2, 3], [4, 5, 6]]);
         let c = Image::new(2, 1, vec![0; 6]).unwrap();
-        assert!(matches!(stack_hwc([&a, &c]), Err(TransformError::MixedSizes { position: 1, .. })));
-        assert!(stack_hwc([]).unwrap().is_empty());
+        assert!(matches!(batch_hwc([&a, &c]), Err(TransformError::MixedSizes { position: 1, .. })));
+        assert!(batch_hwc([]).unwrap().is_empty());
     }
 
     #[test]
@@ -189,6 +185,6 @@ mod tests {
         assert_eq!(image.rgb_of([4, 0, 2]).unwrap().data, [5, 1, 3]);
         assert!(image.rgb_of([0, 1, 5]).unwrap_err().to_string().contains("channel 6 of 5"));
         let rgb = Image::new(1, 1, vec![0; 3]).unwrap();
-        assert!(matches!(stack_hwc([&image, &rgb]), Err(TransformError::Channels { expected: 5, found: 3 })));
+        assert!(matches!(batch_hwc([&image, &rgb]), Err(TransformError::Channels { expected: 5, found: 3 })));
     }
 }

@@ -71,7 +71,7 @@ pub use decode::{
 pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError, advice_on_bad_images};
 pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
 pub use fingerprint::fnv1a;
-pub use image::{Image, stack_hwc};
+pub use image::{Image, batch_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::{EpochOrder, Part, Units};

@@ -15,6 +15,7 @@ use crate::gelu::GeluOps;
 use crate::images_from_bytes::ImageOps;
 use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
+use crate::mixing::MixingOps;
 use crate::nearest_code::NearestCodeOps;
 use crate::norm_mlp::NormMlpOps;
 use crate::parameters::ParameterOps;
@@ -24,6 +25,7 @@ use crate::residual_scale::ResidualScaleOps;
 use crate::samples::SampleOps;
 use crate::soft_cross_entropy::SoftCrossEntropyOps;
 use crate::tokens::TokenOps;
+use crate::upload::UploadOps;
 
 /// A Burn backend with the fused operations of this crate.
 ///
@@ -43,6 +45,7 @@ pub trait Backend:
     + ImageOps
     + LayerNormOps
     + LinearOps
+    + MixingOps
     + NearestCodeOps
     + NormMlpOps
     + ParameterOps
@@ -52,6 +55,7 @@ pub trait Backend:
     + SampleOps
     + SoftCrossEntropyOps
     + TokenOps
+    + UploadOps
 {
     /// Whether a computation that leaves some samples of a batch out is worth it. Not on backends that
     /// tune or compile their kernels for every new shape, because the number left out is another at every step.

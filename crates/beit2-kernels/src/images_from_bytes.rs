@@ -15,8 +15,8 @@ use crate::tensor::{unwrap, wrap};
 /// The way of an image to patches on a backend's own tensors. Shapes are those of the functions of the same names.
 pub trait ImageOps: BurnBackend {
     /// [`images_from_bytes`](crate::images_from_bytes).
-    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
-        composed::images_from_bytes::<Self>(bytes, dims, device)
+    fn images_from_bytes(images: &[&[u8]], size: [usize; 3], device: &Self::Device) -> FloatTensor<Self> {
+        composed::images_from_bytes::<Self>(images, size, device)
     }
 
     /// [`standardise`](crate::standardise).
@@ -35,24 +35,27 @@ pub trait ImageOps: BurnBackend {
     }
 }
 
-/// Bytes `[B, H, W, C]` on the host → `[B, C, H, W]` in [0, 1], f32, on the device.
+/// B images of the host, each bytes `[H, W, C]`, → `[B, C, H, W]` in [0, 1], f32, on the device. `size` is `[H, W, C]`.
 ///
 /// # Panics
-/// If there are not B·H·W·C bytes.
-pub fn images_from_bytes<B: ImageOps>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    assert!(
-        bytes.len() == dims.iter().product::<usize>(),
-        "images_from_bytes: {} bytes are not {dims:?}",
-        bytes.len()
-    );
-    wrap(B::images_from_bytes(bytes, dims, device))
+/// If an image has not H·W·C bytes.
+pub fn images_from_bytes<B: ImageOps>(
+    images: &[&[u8]],
+    size: [usize; 3],
+    device: &B::Device,
+) -> Tensor<B, 4> {
+    let bytes: usize = size.iter().product();
+    for (at, image) in images.iter().enumerate() {
+        let count = image.len();
+        assert!(count == bytes, "images_from_bytes: {count} bytes of image {at} are not {size:?}");
+    }
+    wrap(B::images_from_bytes(images, size, device))
 }
 
 /// [`images_from_bytes`](crate::images_from_bytes) composed from Burn's primitives.
-pub fn reference<B: BurnBackend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    let mut data = TensorData::new(bytes, dims);
-    // Into pinned memory where the device has it, so that the copy does not hold up its queue.
-    B::staging(std::iter::once(&mut data), device);
+pub fn reference<B: BurnBackend>(images: &[&[u8]], size: [usize; 3], device: &B::Device) -> Tensor<B, 4> {
+    let [height, width, channels] = size;
+    let data = TensorData::new(images.concat(), [images.len(), height, width, channels]);
     Tensor::<B, 4, Int>::from_data(data, (device, DType::U8)).float().permute([0, 3, 1, 2]).div_scalar(255.0)
 }
 
@@ -111,11 +114,11 @@ pub(crate) mod composed {
     use super::*;
 
     pub(crate) fn images_from_bytes<B: BurnBackend>(
-        bytes: Vec<u8>,
-        dims: [usize; 4],
+        images: &[&[u8]],
+        size: [usize; 3],
         device: &B::Device,
     ) -> FloatTensor<B> {
-        unwrap(super::reference::<B>(bytes, dims, device))
+        unwrap(super::reference::<B>(images, size, device))
     }
 
     pub(crate) fn standardise<B: BurnBackend>(
@@ -136,8 +139,8 @@ pub(crate) mod composed {
 }
 
 impl<B: ImageOps, C: CheckpointStrategy> ImageOps for Autodiff<B, C> {
-    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], device: &Self::Device) -> FloatTensor<Self> {
-        Self::from_inner(B::images_from_bytes(bytes, dims, device))
+    fn images_from_bytes(images: &[&[u8]], size: [usize; 3], device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::images_from_bytes(images, size, device))
     }
 
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
@@ -150,8 +153,8 @@ impl<B: ImageOps, C: CheckpointStrategy> ImageOps for Autodiff<B, C> {
 }
 
 impl ImageOps for Flex {
-    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], _: &Self::Device) -> FloatTensor<Self> {
-        fast::images_from_bytes(&bytes, dims)
+    fn images_from_bytes(images: &[&[u8]], size: [usize; 3], _: &Self::Device) -> FloatTensor<Self> {
+        fast::images_from_bytes(images, size)
     }
 
     fn fused_standardise(x: FloatTensor<Self>, mean: &[f64], std: &[f64]) -> FloatTensor<Self> {
@@ -177,22 +180,18 @@ pub(crate) mod fast {
     use crate::memory::Buffer;
     use crate::simd::dispatch;
 
-    pub(crate) fn images_from_bytes(
-        bytes: &[u8],
-        [batch, height, width, channels]: [usize; 4],
-    ) -> FlexTensor {
+    pub(crate) fn images_from_bytes(images: &[&[u8]], [height, width, channels]: [usize; 3]) -> FlexTensor {
         let area = height * width;
-        let mut y = Buffer::any(bytes.len());
+        let mut y = Buffer::any(images.len() * area * channels);
         y.par_chunks_mut(area.max(1)).enumerate().for_each(|(plane, y)| {
-            let (image, channel) = (plane / channels, plane % channels);
-            let bytes = &bytes[image * area * channels..(image + 1) * area * channels];
+            let (bytes, channel) = (images[plane / channels], plane % channels);
             // A constant distance, so that the loop becomes vector code.
             match channels {
                 3 => spread(bytes.as_chunks::<3>().0.iter().map(|pixel| pixel[channel]), y),
                 _ => spread(bytes.iter().skip(channel).step_by(channels).copied(), y),
             }
         });
-        tensor(y, [batch, channels, height, width])
+        tensor(y, [images.len(), channels, height, width])
     }
 
     #[inline(always)]
@@ -257,8 +256,10 @@ mod tests {
         let device = Default::default();
         for dims in [[1, 1, 1, 3], [2, 5, 7, 3], [3, 4, 2, 1], [1, 16, 31, 4]] {
             let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
-            let fast = super::images_from_bytes::<Flex>(bytes.clone(), dims, &device);
-            let slow = super::reference::<Flex>(bytes, dims, &device);
+            let size = [dims[1], dims[2], dims[3]];
+            let images: Vec<&[u8]> = bytes.chunks(size.iter().product()).collect();
+            let fast = super::images_from_bytes::<Flex>(&images, size, &device);
+            let slow = super::reference::<Flex>(&images, size, &device);
             fast.clone().into_data().assert_eq(&slow.clone().into_data(), true);
             let (mean, std) =
                 (&[0.485, 0.456, 0.406, 0.5][..dims[3]], &[0.229, 0.224, 0.225, 0.25][..dims[3]]);

@@ -31,6 +31,7 @@ mod linear;
 mod matmul;
 mod matrix;
 mod memory;
+mod mixing;
 mod nearest_code;
 mod norm_mlp;
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +51,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod upload;
 
 pub use adamw::{AdamwOps, AdamwStep, adamw};
 pub use attention::{
@@ -77,6 +79,7 @@ pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
 pub use memory::release_memory;
+pub use mixing::{ImageBox, MixingOps, PairMix, mix_pairs, paste_boxes};
 pub use nearest_code::{NearestCodeOps, code_counts, code_statistics, nearest_code};
 pub use norm_mlp::{NormMlp, NormMlpOps, NormMlpSaved, NormMlpTensors, norm_mlp, norm_mlp_packed};
 pub use parameters::{
@@ -92,6 +95,7 @@ pub use tokens::{
     TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens, mean_tokens,
     narrow_tokens, replace_cls,
 };
+pub use upload::{UploadOps, Uploaded, Uploads, upload, upload_all, upload_ints};
 
 /// Makes the calling thread one of those that the fast CPU versions run on, for the whole process. Without this,
 /// a program's main thread hands every operation to another thread, sleeps, and is woken again, which costs tens of

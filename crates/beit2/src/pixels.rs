@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use beit2_data::{DecodeOptions, EvalConfig, Image, stack_hwc};
+use beit2_data::{DecodeOptions, EvalConfig, Image, batch_hwc};
 use beit2_kernels::{self as kernels, Backend};
 use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
@@ -56,14 +56,18 @@ pub fn stacked<B: Backend>(images: &[Image], device: &B::Device) -> Result<Tenso
     let Some(first) = images.first() else {
         return config_error("a batch needs at least one image");
     };
-    let dims = [images.len(), first.height as usize, first.width as usize, first.channels as usize];
-    Ok(from_bytes(stack_hwc(images)?, dims, device))
+    Ok(from_bytes(&batch_hwc(images)?, size(first), device))
 }
 
-/// Bytes `[B, H, W, C]` on the host → `[B, C, H, W]` in [0, 1] on the device; one byte a value
+/// `[H, W, C]` of an image.
+pub(crate) fn size(image: &Image) -> [usize; 3] {
+    [image.height as usize, image.width as usize, image.channels as usize]
+}
+
+/// B images of the host, each bytes `[H, W, C]` of size `size`, → `[B, C, H, W]` in [0, 1] on the device; one byte a value
 /// crosses, the division happens there.
-pub fn from_bytes<B: Backend>(bytes: Vec<u8>, dims: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    kernels::images_from_bytes(bytes, dims, device)
+pub fn from_bytes<B: Backend>(images: &[&[u8]], size: [usize; 3], device: &B::Device) -> Tensor<B, 4> {
+    kernels::images_from_bytes(images, size, device)
 }
 
 /// Checks that images have as many channels as a model takes.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use beit2_data::{CropMode, EvalConfig, Interpolation};
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, upload_ints};
 use beit2_run::StopFlag;
 use beit2_weights::Normalization;
 use beit2_weights::sidecar::ViewMode;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use super::{hard_cross_entropy, top_k_hits};
@@ -205,8 +205,8 @@ pub fn evaluate<B: Backend>(
         for (row, &label) in values.chunks(classes).zip(&labels) {
             *found.confusion.entry((label, argmax(row))).or_default() += 1;
         }
-        let numbers: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-        let numbers = Tensor::<B, 1, Int>::from_data(&numbers[..], device);
+        let numbers: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+        let numbers = upload_ints(TensorData::new(numbers, [labels.len()]), device);
         loss += scalar(hard_cross_entropy(logits, numbers)) * labels.len() as f64;
         found.images += labels.len();
         let (what, done) = ("evaluation".to_owned(), (found.images + found.left_out) as u64);

@@ -1,7 +1,7 @@
 //! Cross entropy against soft targets, the one loss of fine-tuning.
 
 use beit2_kernels::{self as kernels, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 
 /// One-hot targets smoothed by ε: `1 − ε + ε/C` for the class, `ε/C` for the others. `[B]` → `[B, C]`.
 ///
@@ -18,7 +18,7 @@ pub fn smooth_targets<B: Backend>(
     for (row, &label) in values.chunks_mut(classes).zip(labels) {
         row[label as usize] = (1.0 - smoothing + off) as f32;
     }
-    Tensor::from_data(TensorData::new(values, [labels.len(), classes]), (device, DType::F32))
+    kernels::upload(TensorData::new(values, [labels.len(), classes]), device)
 }
 
 /// Mean over the batch of `−Σ target · log softmax(logits)`, both `[B, C]`. Shape `[1]`.

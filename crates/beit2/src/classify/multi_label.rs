@@ -1,6 +1,6 @@
 //! Images with several classes at once, or none: binary cross entropy, average precision, evaluation.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, upload};
 use beit2_run::StopFlag;
 use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData, activation};
@@ -156,7 +156,7 @@ pub(crate) fn multi_hot<B: Backend>(sets: &[&[u32]], classes: usize, device: &B:
     for (row, set) in values.chunks_mut(classes.max(1)).zip(sets) {
         set.iter().filter(|&&class| (class as usize) < classes).for_each(|&class| row[class as usize] = 1.0);
     }
-    Tensor::from_data(TensorData::new(values, [sets.len(), classes]), device)
+    upload(TensorData::new(values, [sets.len(), classes]), device)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct PatchMask<B: Backend> {
     with_cls: TokenSubset<B>,
     /// The masked tokens, M rows.
     masked: TokenSubset<B>,
+    /// The masked patches among those of all images, `[B·M]`.
+    patches: Tensor<B, 1, Int>,
 }
 
 impl<B: Backend> PatchMask<B> {
@@ -28,20 +30,29 @@ impl<B: Backend> PatchMask<B> {
         let mut mask = vec![0f32; batch * patches];
         let mut with_cls = Vec::with_capacity(indices.len() + batch);
         let mut masked = Vec::with_capacity(indices.len());
+        let mut among_all = Vec::with_capacity(indices.len());
         for (image, patch_indices) in indices.chunks(per_image.max(1)).enumerate() {
             with_cls.push(0);
             for &index in patch_indices {
-                mask[image * patches + index as usize] = 1.0;
+                let at = image * patches + index as usize;
+                mask[at] = 1.0;
+                among_all.push(at as i32);
                 with_cls.push(index + 1); // token 0 is CLS
                 masked.push(index + 1);
             }
         }
+        let data = vec![
+            TensorData::new(mask, [batch, patches, 1]),
+            TokenSubset::<B>::values(&with_cls, per_image + 1),
+            TokenSubset::<B>::values(&masked, per_image),
+            TensorData::new(among_all, [indices.len()]),
+        ];
+        let mut sent = kernels::upload_all::<B>(data, device);
         Self {
-            // In one axis first: a device may pad the rows of more, here to many times their size.
-            mask: Tensor::<B, 1>::from_data(TensorData::new(mask, [batch * patches]), device)
-                .reshape([batch, patches, 1]),
-            with_cls: TokenSubset::new(&with_cls, per_image + 1, device),
-            masked: TokenSubset::new(&masked, per_image, device),
+            mask: sent.float(),
+            with_cls: TokenSubset::sent(sent.int(), per_image + 1),
+            masked: TokenSubset::sent(sent.int(), per_image),
+            patches: sent.int(),
         }
     }
 
@@ -54,6 +65,7 @@ impl<B: Backend> PatchMask<B> {
             mask: Tensor::from_inner(self.mask),
             with_cls: self.with_cls.record(),
             masked: self.masked.record(),
+            patches: Tensor::from_inner(self.patches),
         }
     }
 
@@ -71,12 +83,7 @@ impl<B: Backend> PatchMask<B> {
 /// The tokenizer's ids at the masked patches, in the order of the logits: `ids [B, N]` → `[B·M]`.
 pub fn masked_labels<B: Backend>(ids: Tensor<B, 2, Int>, mask: &PatchMask<B>) -> Tensor<B, 1, Int> {
     let [batch, patches] = ids.dims();
-    // Patches before those of each image; tokens are counted with CLS, patches without.
-    let (tokens, per_image) = (mask.masked.local(), mask.per_image());
-    let first: Vec<i32> =
-        (0..batch * per_image).map(|at| (at / per_image.max(1) * patches) as i32 - 1).collect();
-    let first = Tensor::from_data(TensorData::new(first, [batch * per_image]), &tokens.device());
-    ids.reshape([batch * patches]).select(0, tokens + first)
+    ids.reshape([batch * patches]).select(0, mask.patches.clone())
 }
 
 /// Logits at the masked patches, in (image, patch) order.

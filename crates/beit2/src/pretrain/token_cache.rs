@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use beit2_data::Batch;
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{Backend, Precision, upload_ints};
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -82,7 +82,7 @@ impl TokenCache {
         if let Some(ids) = self.with_records(batch.epoch, shape, |records| records.get(&hash)).flatten() {
             self.used.hits += 1;
             let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-            return Tensor::from_data(TensorData::new(ids, shape), device);
+            return upload_ints(TensorData::new(ids, shape), device);
         }
         let made = make();
         let ids: Vec<u32> = made.to_data().iter::<u32>().collect();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
-use beit2_data::{Image, Loader, RngStream, SampleInfo, TransformError, stack_hwc};
+use beit2_data::{Image, Loader, RngStream, SampleInfo, TransformError, batch_hwc};
 use beit2_kernels::{Backend, Rank};
 use beit2_weights::Normalization;
 use burn::tensor::{Int, Tensor};
@@ -65,8 +65,8 @@ pub(super) fn inputs<B: Backend>(
         return Err(Error::Training("an empty batch".into()));
     };
     let (height, width) = (first.image.height as usize, first.image.width as usize);
-    let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
-    let x = pixels::from_bytes(bytes, [items.len(), height, width, 3], device);
+    let images = batch_hwc(items.iter().map(|item| &item.image))?;
+    let x = pixels::from_bytes(&images, [height, width, 3], device);
     let mut x = pixels::normalise(x, normalization);
     for (at, item) in items.iter().enumerate() {
         let (columns, rows) = (item.content.0 as usize, item.content.1 as usize);

@@ -8,7 +8,7 @@ use beit2_data::Image;
 use beit2_data::segment::{LabelMap, SegmentTestConfig};
 use beit2_kernels::Backend;
 use beit2_weights::Normalization;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -259,13 +259,12 @@ fn cut<B: Backend>(
         let start = row * line + left * 3;
         image.data[start..start + columns * 3].iter().copied()
     });
-    let x = pixels::from_bytes::<B>(pixels.collect(), [1, rows, columns, 3], device);
+    let x = pixels::from_bytes::<B>(&[&pixels.collect::<Vec<u8>>()], [rows, columns, 3], device);
     let x = pixels::normalise(x, normalization);
     if (rows, columns) == (height, width) {
         return x;
     }
-    let empty = TensorData::zeros::<f32, _>([1, 3, height, width]);
-    Tensor::from_data(empty, device).slice_assign([0..1, 0..3, 0..rows, 0..columns], x)
+    Tensor::zeros([1, 3, height, width], device).slice_assign([0..1, 0..3, 0..rows, 0..columns], x)
 }
 
 /// The class with the largest value, the lower number among equal ones; there are at most 255.

@@ -1,7 +1,7 @@
 //! The losses of both heads (docs/method.md §5).
 
-use beit2_kernels::{Backend, pixel_cross_entropy};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use beit2_kernels::{Backend, pixel_cross_entropy, upload_ints};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::model::TrainLogits;
 use crate::error::{Error, config_error};
@@ -42,7 +42,7 @@ pub fn label_tensor<B: Backend>(
     if let Some(id) = ids.iter().find(|id| usize::from(**id) >= classes && **id != super::IGNORE) {
         return config_error(format!("a mask holds class {id}, which is not one of {classes} classes"));
     }
-    Ok(Tensor::from_data(TensorData::new(ids, [batch, height, width]), (device, DType::U8)))
+    Ok(upload_ints(TensorData::new(ids, [batch, height, width]), device))
 }
 
 /// Cross entropy of both heads against `labels [B, H, W]` at the labels' size; the mean is over all pixels, those

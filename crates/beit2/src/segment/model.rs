@@ -1,6 +1,6 @@
 //! The model: backbone, decode head and auxiliary head.
 
-use beit2_kernels::{Backend, Precision, Rank};
+use beit2_kernels::{Backend, Precision, Rank, upload};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -49,7 +49,7 @@ impl<B: Backend> HeadDropout<B> {
         let mut draw = |channels: usize| {
             let factor = |u: f64| if u < keep { keep.recip() as f32 } else { 0.0 };
             let factors: Vec<f32> = (0..batch * channels).map(|_| factor(rng.random())).collect();
-            Tensor::from_data(TensorData::new(factors, [batch, 1, 1, channels]), device)
+            upload(TensorData::new(factors, [batch, 1, 1, channels]), device)
         };
         let decode = Some(draw(config.channels));
         Self { decode, auxiliary: config.has_auxiliary().then(|| draw(config.aux_channels)) }

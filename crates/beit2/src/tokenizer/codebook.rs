@@ -1,7 +1,7 @@
 //! The codebook during training: its initialisation by k-means, and the revival of unused codes.
 
 use beit2_data::{Key, Loader};
-use beit2_kernels::{AutodiffBackend, Backend, Rank};
+use beit2_kernels::{AutodiffBackend, Backend, Rank, upload_all};
 use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 use rand::RngExt;
@@ -80,8 +80,9 @@ pub(super) fn revive_codes<B: AutodiffBackend>(
         has.push(if is_own { 1.0f32 } else { 0.0 });
     }
     let device = quantized.z.device();
-    let picks = Tensor::from_data(TensorData::new(picks, [dead.len()]), &device);
-    let has = Tensor::<B, 2>::from_data(TensorData::new(has, [dead.len(), 1]), &device);
+    let data = vec![TensorData::new(picks, [dead.len()]), TensorData::new(has, [dead.len(), 1])];
+    let mut sent = upload_all::<B>(data, &device);
+    let (picks, has) = (sent.int::<1>(), sent.float::<2>());
     let vectors = rank.sum(quantized.z.clone().select(0, picks) * has);
     model.quantize = model.quantize.replace_codes(&dead, vectors);
     model

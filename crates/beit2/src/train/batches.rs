@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use beit2_data::{
     Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
-    TransformError, TwoViewConfig, ViewParams, sample_block_mask, stack_hwc,
+    TransformError, TwoViewConfig, ViewParams, batch_hwc, sample_block_mask,
 };
 use beit2_kernels::{Backend, Rank};
 use burn::tensor::Tensor;
@@ -132,8 +132,8 @@ pub fn to_device<B: Backend>(
         let Some(first) = images.first() else {
             return Err(Error::Training("an empty batch".into()));
         };
-        let dims = [images.len(), first.height as usize, first.width as usize, first.channels as usize];
-        Ok(pixels::from_bytes(stack_hwc(images)?, dims, device))
+        let size = pixels::size(first);
+        Ok(pixels::from_bytes(&batch_hwc(images)?, size, device))
     };
     let patch = tensor(items.iter().map(|item| &item.patch).collect())?;
     let token: Option<Vec<&Image>> = items.iter().map(|item| item.token.as_ref()).collect();

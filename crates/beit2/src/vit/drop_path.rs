@@ -150,7 +150,7 @@ impl<B: Backend> DropPath<B> {
                     None => vec![1.0; batch],
                 })
                 .collect();
-            Tensor::from_data(TensorData::new(values, [2 * self.blocks.len(), batch]), &self.device)
+            kernels::upload(TensorData::new(values, [2 * self.blocks.len(), batch]), &self.device)
         };
         self.factors.get_or_init(factors).clone()
     }

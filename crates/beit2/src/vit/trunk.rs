@@ -21,6 +21,14 @@ impl<B: Backend> TokenSubset<B> {
     /// # Panics
     /// If a sample has a token twice: a gradient would be wrong without a word.
     pub fn new(indices: &[u32], per_sample: usize, device: &B::Device) -> Self {
+        Self::sent(kernels::upload_ints(Self::values(indices, per_sample), device), per_sample)
+    }
+
+    /// What is sent for a subset, to be sent with other values.
+    ///
+    /// # Panics
+    /// As [`TokenSubset::new`].
+    pub(crate) fn values(indices: &[u32], per_sample: usize) -> TensorData {
         let mut taken = Vec::new();
         for (at, &index) in indices.iter().enumerate() {
             let (sample, index) = (at / per_sample.max(1), index as usize);
@@ -32,7 +40,12 @@ impl<B: Backend> TokenSubset<B> {
         }
         let local: Vec<i32> = indices.iter().map(|&i| i as i32).collect();
         let count = local.len();
-        Self { local: Tensor::from_data(TensorData::new(local, [count]), device), per_sample }
+        TensorData::new(local, [count])
+    }
+
+    /// From [`TokenSubset::values`] on the device.
+    pub(crate) fn sent(local: Tensor<B, 1, Int>, per_sample: usize) -> Self {
+        Self { local, per_sample }
     }
 
     /// Tokens per sample R.
@@ -59,11 +72,6 @@ impl<B: Backend> TokenSubset<B> {
         let batch = self.local.dims()[0] / per_sample.max(1);
         let local = self.local.clone().reshape([batch, per_sample]).select(0, kept); // [K, R]
         Self { local: local.reshape([-1]), per_sample }
-    }
-
-    /// Positions among the tokens of each sample, `[B·R]`.
-    pub fn local(&self) -> Tensor<B, 1, Int> {
-        self.local.clone()
     }
 
     /// `[B, T, D]` → `[B, R, D]`.

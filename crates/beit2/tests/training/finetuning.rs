@@ -44,7 +44,7 @@ fn it_learns_and_the_result_opens_as_a_classifier() {
 
     let classifier = Classifier::open(&run).unwrap();
     assert_eq!(classifier.config.class_names, ["dark", "gray", "light"]);
-    let gray = pixels::from_bytes(vec![120; 32 * 32 * 3], [1, 32, 32, 3], &Default::default());
+    let gray = pixels::from_bytes(&[&[120; 32 * 32 * 3]], [32, 32, 3], &Default::default());
     let class = classifier.logits(gray).argmax(1).into_data().convert::<i64>().into_vec::<i64>().unwrap();
     assert_eq!(class, [1]);
     let gray = Image::new(40, 36, vec![120; 40 * 36 * 3]).unwrap();
@@ -54,7 +54,7 @@ fn it_learns_and_the_result_opens_as_a_classifier() {
     // Another image size resizes the tables.
     let options = ClassifierOptions { image_size: Some(48), ..ClassifierOptions::default() };
     let larger = Classifier::<Flex>::open_with(&run, &options, &Default::default()).unwrap();
-    let gray = pixels::from_bytes(vec![120; 48 * 48 * 3], [1, 48, 48, 3], &Default::default());
+    let gray = pixels::from_bytes(&[&[120; 48 * 48 * 3]], [48, 48, 3], &Default::default());
     assert_eq!(larger.logits(gray).dims(), [1, 3]);
 }
 

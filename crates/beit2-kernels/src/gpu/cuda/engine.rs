@@ -21,6 +21,7 @@ use super::blas::{self, Blas, Ptr, Search};
 use super::failure;
 use super::launch::Queue;
 use super::module::Modules;
+use super::pinned::Copies;
 use super::stream::Streams;
 
 /// CubeCL's server of one device.
@@ -30,7 +31,7 @@ pub(super) type CudaServer = <CudaRuntime as Runtime>::Server;
 const OLDEST: (u32, u32) = (8, 0);
 
 /// Devices beyond this number take the portable path.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Whether a device takes the native path, decided once: with what, or why not.
 static CHOICES: [OnceLock<Result<String, String>>; MOST] = [const { OnceLock::new() }; MOST];
@@ -48,6 +49,8 @@ pub(super) struct Engine {
     pub modules: Modules,
     pub blas: Blas,
     pub processors: u32,
+    /// Copies from the host that may still be under way.
+    pub copies: Copies,
     streams: Streams,
     /// Memory for the middle of operations: one piece for each CUDA stream, because its operations run one after the other.
     scratch: HashMap<usize, (Handle, Ptr)>,
@@ -105,6 +108,18 @@ pub(super) fn on_thread<T: Send + 'static>(
     done.map_err(|_| "CubeCL's thread of the device has ended".into())
 }
 
+/// As [`on_thread`], with the device's engine.
+///
+/// # Errors
+/// If the thread has ended, or the device has no engine.
+pub(super) fn with<T: Send + 'static>(
+    device: &CudaDevice,
+    work: impl FnOnce(&mut Engine) -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = on_thread(device, || ENGINE.with_borrow_mut(|engine| engine.as_mut().map(work)))?;
+    done.ok_or_else(|| "the engine of this device was not started".into())
+}
+
 /// Runs `work` on the device's thread, later and in order. An error, a panic too, becomes one of the device, and is
 /// what reading a result from it gives.
 pub(super) fn submit(
@@ -152,9 +167,28 @@ impl Engine {
             modules: Modules::new(capability)?,
             blas: Blas::open(folder, Search::Timed)?,
             processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            copies: Copies::default(),
             streams,
             scratch: HashMap::new(),
         })
+    }
+
+    /// Where the memory of a tensor begins, for an operation of CubeCL's stream `id`.
+    ///
+    /// # Errors
+    /// If CubeCL does not know the memory.
+    pub fn address(
+        &self,
+        server: &mut CudaServer,
+        id: StreamId,
+        mut binding: Binding,
+    ) -> Result<Ptr, String> {
+        // CubeCL's streams are threads of the host. It orders them by events, even where all are one CUDA stream, and a thread of
+        // its own waits for each: here only where there is something to order.
+        if self.streams.is_one() {
+            binding.stream = id;
+        }
+        pointer(server, id, binding)
     }
 
     /// Where operations of CubeCL's stream `id` are put.
@@ -193,7 +227,7 @@ pub(super) fn allocate(server: &mut CudaServer, id: StreamId, handle: &Handle) {
 ///
 /// # Errors
 /// If CubeCL does not know the memory.
-pub(super) fn pointer(server: &mut CudaServer, id: StreamId, binding: Binding) -> Result<Ptr, String> {
+fn pointer(server: &mut CudaServer, id: StreamId, binding: Binding) -> Result<Ptr, String> {
     let resource = server.get_resource(binding, id);
     let resource = resource.map_err(|error| format!("memory of a tensor: {error:?}"))?;
     Ok(Ptr(resource.resource().ptr))

@@ -1,11 +1,11 @@
 //! From bytes to patches ([`crate::ImageOps`]), one launch a step of the way.
 
-use burn::tensor::backend::Backend as _;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
+use super::upload::send;
 use super::{Arg, Gpu, is_native, native, one};
 use crate::ImageOps;
 use crate::images_from_bytes::composed;
@@ -16,17 +16,13 @@ type Cuda<BT> = Gpu<CudaRuntime, BT>;
 const CHANNELS: usize = 32;
 
 impl<BT: BoolElement> ImageOps for Cuda<BT> {
-    fn images_from_bytes(bytes: Vec<u8>, dims: [usize; 4], device: &CudaDevice) -> FloatTensor<Self> {
-        if !is_native(device) || bytes.is_empty() {
-            return composed::images_from_bytes::<Self>(bytes, dims, device);
+    fn images_from_bytes(images: &[&[u8]], size: [usize; 3], device: &CudaDevice) -> FloatTensor<Self> {
+        let ([height, width, channels], batch) = (size, images.len());
+        let count = batch * height * width * channels;
+        if !is_native(device) || count == 0 {
+            return composed::images_from_bytes::<Self>(images, size, device);
         }
-        let [batch, height, width, channels] = dims;
-        // In one axis, so that no rows are padded: the kernel reads them without a copy in between.
-        let count = bytes.len();
-        let mut data = TensorData::new(bytes, [count]);
-        // Into pinned memory, so that the copy does not hold up the queue.
-        Self::staging(std::iter::once(&mut data), device);
-        let bytes = Tensor::<Self, 1, Int>::from_data(data, (device, DType::U8)).into_primitive();
+        let bytes = one(send::<BT>(&[(images.to_vec(), Shape::new([count]), DType::U8)], device));
         let outputs = vec![(Shape::new([batch, channels, height, width]), DType::F32)];
         one(native::<BT>("images_from_bytes", vec![bytes], outputs, 0, move |queue, inputs, outputs, _| {
             let area = (height * width) as u32;
@@ -96,7 +92,9 @@ mod tests {
 
     fn way<B: ImageOps>(dims: [usize; 4], patch: usize, device: &B::Device) -> Vec<f32> {
         let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
-        let images = images_from_bytes::<B>(bytes, dims, device);
+        let [_, height, width, channels] = dims;
+        let images: Vec<&[u8]> = bytes.chunks(height * width * channels).collect();
+        let images = images_from_bytes::<B>(&images, [height, width, channels], device);
         let (mean, std) = (&[0.485, 0.456, 0.406, 0.5][..dims[3]], &[0.229, 0.224, 0.225, 0.25][..dims[3]]);
         let mut all = images.to_data().into_vec::<f32>().unwrap();
         let images = standardise(images, mean, std);

@@ -1,11 +1,15 @@
 //! What operations put on a device's queue: own kernels, matmuls, zeros.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2};
+use cudarc::driver::sys::{
+    CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2, cuMemcpyHtoDAsync_v2,
+};
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
+use super::pinned::Staged;
 use super::times;
 
 /// An argument of a kernel.
@@ -112,6 +116,20 @@ impl<'a> Queue<'a> {
                 // SAFETY: the range lies in memory that the operation holds.
                 let zeroed = unsafe { cudarc::driver::sys::cuMemsetD8Async(at.0, 0, bytes, stream) };
                 zeroed.result().map_err(|error| format!("zeros for {bytes} bytes: {error}"))
+            },
+        );
+    }
+
+    /// Copies what is staged to `to`.
+    pub(super) fn upload(&mut self, staged: &Arc<Staged>, to: Ptr) {
+        let bytes = staged.bytes();
+        self.attempt(
+            || format!("{bytes} bytes sent"),
+            |engine, stream| {
+                // SAFETY: the memory at `to` belongs to the operation; what is staged stays until the copy is done.
+                let copied = unsafe { cuMemcpyHtoDAsync_v2(to.0, staged.start(), bytes, stream) };
+                copied.result().map_err(|error| format!("{bytes} bytes from the host: {error}"))?;
+                engine.copies.add(staged, stream)
             },
         );
     }

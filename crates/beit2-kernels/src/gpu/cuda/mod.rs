@@ -23,11 +23,13 @@ mod kernels;
 mod launch;
 mod linear;
 mod loss;
+mod mixing;
 mod module;
 mod native;
 mod norm;
 mod nvrtc;
 mod parameters;
+mod pinned;
 mod pixels;
 mod residual;
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod stream;
 mod tests;
 mod times;
 mod tokens;
+mod upload;
 
 use burn_cubecl::BoolElement;
 use burn_cubecl::tensor::CubeTensor;

@@ -18,7 +18,7 @@ use cubecl::stream_id::StreamId;
 
 use super::super::Plain;
 use super::blas::Ptr;
-use super::engine::{self, allocate, pointer};
+use super::engine::{self, allocate};
 use super::launch::Queue;
 use super::{CudaTensor, Recorded};
 
@@ -86,18 +86,18 @@ impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
             let mut from = Vec::with_capacity(inputs.len());
             let mut joined = Vec::new();
             for (binding, rows) in &inputs {
-                let at = pointer(server, id, binding.clone())?;
+                let at = engine.address(server, id, binding.clone())?;
                 let Some(rows) = rows else {
                     from.push(at);
                     continue;
                 };
                 let handle = Handle::new(id, (rows.count * rows.width) as u64);
                 allocate(server, id, &handle);
-                from.push(pointer(server, id, handle.clone().binding())?);
+                from.push(engine.address(server, id, handle.clone().binding())?);
                 joined.push((handle, at, *rows, from[from.len() - 1]));
             }
             let to: Result<Vec<Ptr>, String> =
-                outputs.iter().map(|binding| pointer(server, id, binding.clone())).collect();
+                outputs.iter().map(|binding| engine.address(server, id, binding.clone())).collect();
             let to = to?;
             let scratch = engine.scratch(server, id, scratch)?;
             let mut queue = engine.queue(server, id)?;

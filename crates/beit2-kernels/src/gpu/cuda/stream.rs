@@ -36,6 +36,11 @@ impl Streams {
         Ok(found as CUstream)
     }
 
+    /// Whether CubeCL's streams are all one CUDA stream, whose work is in one order.
+    pub fn is_one(&self) -> bool {
+        self.0.len() == 2
+    }
+
     /// CubeCL spreads its own stream numbers over a fixed number of CUDA streams; one more is for its clean-up.
     fn known(&self, id: StreamId) -> Option<usize> {
         let count = self.0.len().checked_sub(1).filter(|count| *count > 0)?;

@@ -21,6 +21,7 @@ composed!(
     GeluOps,
     ImageOps,
     LayerNormOps,
+    MixingOps,
     NearestCodeOps,
     NormMlpOps,
     ParameterOps,
@@ -30,6 +31,7 @@ composed!(
     SampleOps,
     SoftCrossEntropyOps,
     TokenOps,
+    UploadOps,
 );
 
 impl<BT: BoolElement> Backend for Gpu<WgpuRuntime, BT> {}

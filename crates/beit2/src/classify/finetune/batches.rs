@@ -7,9 +7,9 @@ use beit2_data::finetune::Place;
 use beit2_data::transform::{multi_hot_targets, soft_targets};
 use beit2_data::{
     Batch, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleInfo, Source,
-    TransformError, stack_hwc,
+    TransformError, batch_hwc,
 };
-use beit2_kernels::{Backend, Rank};
+use beit2_kernels::{self as kernels, Backend, ImageBox, PairMix, Rank};
 use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 
@@ -116,18 +116,19 @@ pub(super) fn inputs<B: Backend>(
     let Some(first) = items.first() else {
         return Err(Error::Training("an empty batch".into()));
     };
-    let (height, width) = (first.image.height as usize, first.image.width as usize);
     let channels = first.image.channels as usize;
-    let bytes = stack_hwc(items.iter().map(|item| &item.image))?;
-    let x = pixels::from_bytes(bytes, [items.len(), height, width, channels], device);
-    let mut x = pixels::normalise(x, normalization);
-    for (at, erase) in items.iter().enumerate().filter_map(|(at, item)| Some((at, item.erase?))) {
+    let images = batch_hwc(items.iter().map(|item| &item.image))?;
+    let x = pixels::from_bytes(&images, pixels::size(&first.image), device);
+    let x = pixels::normalise(x, normalization);
+    let (mut boxes, mut values) = (Vec::new(), Vec::new());
+    for (image, erase) in items.iter().enumerate().filter_map(|(at, item)| Some((at, item.erase?))) {
         let (rows, columns) = region(erase.area);
-        let values = TensorData::new(erase.values(channels), [1, channels, rows.len(), columns.len()]);
-        x = x.slice_assign([at..at + 1, 0..channels, rows, columns], Tensor::from_data(values, device));
+        boxes.push(ImageBox { image, rows, columns });
+        values.extend(erase.values(channels));
     }
+    let x = kernels::paste_boxes(x, &boxes, values);
     let targets = labels.targets(part, (classes, smoothing), mix)?;
-    let targets = Tensor::from_data(TensorData::new(targets, [items.len(), classes]), device);
+    let targets = kernels::upload(TensorData::new(targets, [items.len(), classes]), device);
     Ok((mixed(x, mix), targets))
 }
 
@@ -140,16 +141,10 @@ fn region(area: beit2_data::CropBox) -> (std::ops::Range<usize>, std::ops::Range
 fn mixed<B: Backend>(x: Tensor<B, 4>, mix: MixParams) -> Tensor<B, 4> {
     match mix.cut {
         Some(area) => {
-            let [batch, channels, ..] = x.dims();
             let (rows, columns) = region(area);
-            let place = [0..batch, 0..channels, rows, columns];
-            let patch = x.clone().slice(place.clone()).flip([0]);
-            x.slice_assign(place, patch)
+            kernels::mix_pairs(x, PairMix::Cut { rows, columns })
         }
-        None if mix.lambda < 1.0 => {
-            let partner = x.clone().flip([0]);
-            x.mul_scalar(mix.lambda) + partner.mul_scalar(1.0 - mix.lambda)
-        }
+        None if mix.lambda < 1.0 => kernels::mix_pairs(x, PairMix::Blend(mix.lambda)),
         None => x,
     }
 }

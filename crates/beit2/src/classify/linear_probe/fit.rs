@@ -166,7 +166,7 @@ pub(super) fn fit<B: AutodiffBackend>(
             rows.shuffle(&mut rng);
         }
         let picked = &rows[at * batch..(at + 1) * batch];
-        let indices = Tensor::from_data(TensorData::new(picked.to_vec(), [batch]), device);
+        let indices = kernels::upload_ints(TensorData::new(picked.to_vec(), [batch]), device);
         let x = Tensor::<B, 2>::from_inner(train.x.clone().select(0, indices));
         let w = Tensor::<B, 2>::from_inner(stacked(models.iter().map(|m| &m.weight))).require_grad();
         let b = Tensor::<B, 1>::from_inner(stacked(models.iter().map(|m| &m.bias))).require_grad();
@@ -183,7 +183,7 @@ pub(super) fn fit<B: AutodiffBackend>(
                 let labels: Vec<i32> = of_rows.map(|image| features.labels[image] as i32).collect();
                 kernels::cross_entropy(
                     logits,
-                    Tensor::from_data(TensorData::new(labels, [batch * count]), device),
+                    kernels::upload_ints(TensorData::new(labels, [batch * count]), device),
                 )
             }
         };

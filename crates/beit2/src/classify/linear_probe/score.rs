@@ -1,7 +1,7 @@
 //! What a trained linear classifier scores on features.
 
 use beit2_kernels::{self as kernels, Backend, Precision};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
 
 use super::fit::{Linear, Set};
 use crate::classify::evaluate::argmax;
@@ -46,7 +46,7 @@ impl Score {
             let x = match rows {
                 Some(rows) => {
                     let indices = TensorData::new(rows[start..start + count].to_vec(), [count]);
-                    set.x.clone().select(0, Tensor::from_data(indices, &set.x.device()))
+                    set.x.clone().select(0, kernels::upload_ints(indices, &set.x.device()))
                 }
                 None => set.x.clone().narrow(0, start, count),
             };

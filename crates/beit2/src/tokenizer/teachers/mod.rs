@@ -6,6 +6,7 @@
 
 mod block;
 mod canonical;
+mod describe;
 mod distill;
 mod model;
 mod names;
@@ -16,6 +17,7 @@ mod targets;
 
 use serde::{Deserialize, Serialize};
 
+pub use describe::describe;
 pub use distill::distill;
 pub use model::Teacher;
 pub(crate) use names::is_published;

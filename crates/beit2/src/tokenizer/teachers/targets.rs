@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, upload};
 use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::error::Error;
@@ -51,7 +51,7 @@ impl Targets {
 
     fn tensor<I: Backend>(&self, bytes: Vec<u8>, device: &I::Device) -> Tensor<I, 3> {
         let half = TensorData::from_bytes_vec(bytes, self.shape, DType::F16);
-        Tensor::from_data(half.convert_dtype(DType::F32), (device, DType::F32))
+        upload(half.convert_dtype(DType::F32), device)
     }
 
     fn read_bytes(&mut self, record: u64) -> std::io::Result<Option<Vec<u8>>> {

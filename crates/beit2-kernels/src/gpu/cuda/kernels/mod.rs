@@ -90,6 +90,7 @@ pub(crate) const SOURCES: &[Source] = &[
             "means_f32",
         ],
     },
+    Source { name: "mixing", text: include_str!("mixing.cu"), entries: &["paste_boxes", "mix_pairs"] },
     Source {
         name: "norm",
         text: include_str!("norm.cu"),
