@@ -22,6 +22,7 @@ use super::failure;
 use super::launch::Queue;
 use super::module::Modules;
 use super::pinned::Copies;
+use super::spare::Spare;
 use super::stream::Streams;
 
 /// CubeCL's server of one device.
@@ -51,6 +52,7 @@ pub(super) struct Engine {
     pub processors: u32,
     /// Copies from the host that may still be under way.
     pub copies: Copies,
+    spare: Spare,
     streams: Streams,
     /// Memory for the middle of operations: one piece for each CUDA stream, because its operations run one after the other.
     scratch: HashMap<usize, (Handle, Ptr)>,
@@ -143,6 +145,15 @@ pub(super) fn submit(
     });
 }
 
+/// Tells a device, whose operations are native, that a training step is recorded.
+pub(super) fn note_step(device: &CudaDevice) {
+    submit(device, "the end of a step", |server, engine, id| {
+        // Batches cross as bytes, and are f32 then.
+        engine.spare.step(server, id, 4 * engine.copies.largest());
+        Ok(())
+    });
+}
+
 impl Engine {
     fn start(server: &mut CudaServer, id: StreamId) -> Result<Self, String> {
         // The first memory makes the stream, and the driver's context current.
@@ -168,6 +179,7 @@ impl Engine {
             blas: Blas::open(folder, Search::Timed)?,
             processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             copies: Copies::default(),
+            spare: Spare::default(),
             streams,
             scratch: HashMap::new(),
         })

@@ -3,9 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{
-    CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2, cuMemcpyHtoDAsync_v2,
-};
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype, CUstream, cuLaunchKernel, cuMemcpy2DAsync_v2};
 
 use super::blas::{Gemm, Ptr};
 use super::engine::Engine;
@@ -126,10 +124,8 @@ impl<'a> Queue<'a> {
         self.attempt(
             || format!("{bytes} bytes sent"),
             |engine, stream| {
-                // SAFETY: the memory at `to` belongs to the operation; what is staged stays until the copy is done.
-                let copied = unsafe { cuMemcpyHtoDAsync_v2(to.0, staged.start(), bytes, stream) };
-                copied.result().map_err(|error| format!("{bytes} bytes from the host: {error}"))?;
-                engine.copies.add(staged, stream)
+                let put = engine.copies.put(staged, to, stream);
+                put.map_err(|error| format!("{bytes} bytes from the host: {error}"))
             },
         );
     }

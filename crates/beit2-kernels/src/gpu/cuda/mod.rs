@@ -35,6 +35,7 @@ mod residual;
 #[cfg(test)]
 mod row_tests;
 mod rows;
+mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;

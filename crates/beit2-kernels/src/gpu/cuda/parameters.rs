@@ -5,7 +5,7 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::CudaRuntime;
 
-use super::{Arg, Gpu, Ptr, is_native, native, native_reusing, one};
+use super::{Arg, Gpu, Ptr, engine, is_native, native, native_reusing, one};
 use crate::ParameterOps;
 use crate::adamw::AdamwStep;
 use crate::parameters::{AdamwTensors, AdamwUpdated, AnyRank, composed};
@@ -63,6 +63,7 @@ impl<BT: BoolElement> ParameterOps for Cuda<BT> {
         if params.first().is_none_or(|param| !is_native(param.value.0.client.device())) || !all_fit {
             return composed::adamw_all::<Self>(params, clip);
         }
+        engine::note_step(params[0].value.0.client.device());
         let mut updated = Vec::with_capacity(params.len());
         while !params.is_empty() {
             // An operation for each launch, so that gradients are freed as early as they can be. The constants that all
