@@ -26,7 +26,7 @@
 #   BUDGET=520                   seconds for everything  ROUNDS=3             of each program
 #   GOLDEN_TEST= KERNEL_TEST=    test executables for the device: `golden` and `beit2_kernels` of `scripts/test_gpu.sh cuda pack DIR`
 #   BEIT2_GOLDEN=tests/golden    its recorded outputs    STEPS=0              of a round; 0: by the cell
-#   GOLDEN_SECONDS=150           its limit               CURVE=               the CPU's half of `curve`, of loss_curve.py --prepare
+#   SLOW=1                       a part's limit, times   CURVE=               the CPU's half of `curve`, of loss_curve.py --prepare
 #   CUBINS=                      own kernels, compiled elsewhere: BEIT2_KERNELS of the program
 #   CACHE=                       kernels of this very program for an H100 or H200, as .tar.xz; OUT/kernels-after.tar.xz is such a file,
 #                                with what was tuned on the card
@@ -52,6 +52,7 @@ if [ -n "${PACK:-}" ]; then
     pack=$(realpath "$PACK")
     : "${BEIT2:=$pack/beit2.xz}" "${CURVE:=$pack/curve}" "${CACHE:=$pack/kernels.tar.xz}"
     [ ! -d "$pack/cubins" ] || : "${CUBINS:=$pack/cubins}"
+    [ ! -e "$pack/nvrtc.tar.xz" ] || nvrtc=$pack/nvrtc.tar.xz
     [ ! -e "$pack/golden.xz" ] || : "${GOLDEN_TEST:=$pack/golden.xz}"
     [ ! -e "$pack/beit2_kernels.xz" ] || : "${KERNEL_TEST:=$pack/beit2_kernels.xz}"
 fi
@@ -70,18 +71,23 @@ curve=${CURVE:+$(realpath -m "$CURVE")}
 cache=${CACHE:+$(realpath -m "$CACHE")}
 BEIT2_GOLDEN=$(realpath -m "${BEIT2_GOLDEN:-$root/tests/golden}")
 export BEIT2_GOLDEN
-# The kernels' share of the budget, with what the last lines take.
+# The kernels' share of the budget, with what the last lines take. ncu runs a kernel dozens of times, in a program of its own.
 reserve=$((budget / 6))
-status=0
+! command -v ncu > /dev/null || reserve=$((budget / 3))
+failed=() left_out=()
 
-# Everything goes to the log as well. Lines are written at once: what stops the script must lose none.
-exec > >(tee -a "$out/log.txt") 2>&1
+# Everything goes to the log as well. Lines are written at once: what stops the script must lose none, and not the log first.
+exec > >(trap '' INT TERM; exec tee -a "$out/log.txt") 2>&1
 export PYTHONUNBUFFERED=1
 say() { printf 'gpu.sh: [%s s] %s\n' "$SECONDS" "$*"; }
 stop() { say "$*"; exit 2; }
 left() { echo $((budget - SECONDS)); }
 wanted() { case " ${parts[*]} " in *" $1 "*) return 0 ;; esac; return 1; }
 pytorch() { case " ${programs[*]} " in *" pytorch"*) return 0 ;; esac; return 1; }
+# Not every machine has xz.
+unxz() { "$python" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1"; }
+# In the foreground: what stops this script stops the program too.
+limited() { timeout --foreground --kill-after=10 "$@"; }
 
 usable() { [ -x "$1" ] || { [ -f "$1" ] && [ "${1%.xz}" != "$1" ]; }; }
 usable "$beit2" || stop "$beit2 is no program: cargo build --release --features cuda makes it, BEIT2=… names another"
@@ -100,7 +106,9 @@ fi
 work=$(mktemp -d)
 # What was tuned and compiled here is worth keeping: the next call starts from it.
 keep() {
-    tar -C "$work/cache" -cJf "$out/kernels-after.tar.xz.new" . 2> /dev/null &&
+    tar -C "$work/cache" -cf - . 2> /dev/null |
+        "$python" -c 'import lzma, shutil, sys; shutil.copyfileobj(sys.stdin.buffer, lzma.open(sys.argv[1], "wb", preset=1))' \
+            "$out/kernels-after.tar.xz.new" &&
         mv "$out/kernels-after.tar.xz.new" "$out/kernels-after.tar.xz"
     rm -rf "$work" "$out/kernels-after.tar.xz.new"
 }
@@ -110,12 +118,14 @@ mkdir -p "$work/cache/cubecl"
 export XDG_CACHE_HOME=$work/cache
 [ -z "${CUBINS:-}" ] || { BEIT2_KERNELS=$(realpath "$CUBINS"); export BEIT2_KERNELS; }
 if [ -n "$cache" ] && [ -e "$cache" ]; then
-    # What is carried is code for compute capability 9.0; CubeCL's names do not tell generations apart.
-    generation=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 || true)
-    if [ "$generation" = 9.0 ]; then
-        tar -C "$work/cache" -xJf "$cache" || say "$cache cannot be unpacked; its kernels are compiled instead"
+    # What is carried is code for compute capability 9.0; CubeCL's names do not tell generations apart. A driver before 580 does not
+    # take what NVRTC of CUDA 13 made.
+    card=$(nvidia-smi --query-gpu=compute_cap,driver_version --format=csv,noheader 2> /dev/null | head -n 1 || true)
+    driver=${card#*, }
+    if [ "${card%%,*}" = 9.0 ] && [ "${driver%%.*}" -ge 580 ] 2> /dev/null; then
+        unxz "$cache" | tar -C "$work/cache" -xf - || say "$cache cannot be unpacked; its kernels are compiled instead"
     else
-        say "the carried kernels are for compute capability 9.0, and this is ${generation:-unknown}: they are compiled instead"
+        say "the carried kernels are for compute capability 9.0 and driver 580, and this is ${card:-unknown}: they are compiled instead"
     fi
 fi
 printf '[compilation]\ncache = { file = "%s" }\n' "$work/cache/cubecl" > "$work/cubecl.toml"
@@ -151,14 +161,19 @@ if [ "$device" = cuda ]; then
             fi
         done < <(printf '%s\n' "$toolkit"/{lib64,targets/x86_64-linux/lib,lib}; packages | sed 's,/*$,/lib,')
     done
+    if [ -n "${nvrtc:-}" ] && [ ! -e "$toolkit/include/cuda_runtime.h" ]; then
+        say "there is no CUDA toolkit: NVRTC and headers come from $nvrtc"
+        toolkit=$work/nvrtc
+        mkdir "$toolkit"
+        unxz "$nvrtc" | tar -C "$toolkit" -xf -
+        libraries=${libraries:+$libraries:}$toolkit/lib
+    fi
     say "CUDA toolkit: $toolkit; LD_LIBRARY_PATH: $libraries"
 fi
 unpacked() { # PROGRAM NAME: prints where the program is, which is the work folder when it was packed
     case $1 in
     *.xz)
-        "$python" -c 'import lzma, shutil, sys
-with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as plain: shutil.copyfileobj(packed, plain)' \
-            "$1" "$work/$2.plain"
+        unxz "$1" > "$work/$2.plain"
         chmod +x "$work/$2.plain"
         echo "$work/$2.plain"
         ;;
@@ -180,24 +195,29 @@ ready() { # PROGRAM NAME: prints how it is started here
 beit2=$(ready "$beit2" beit2)
 
 part() { # NAME LIMIT COMMAND...: runs a part when it is wanted and fits the budget; its status is a line of parts.tsv
-    local name=$1 limit=$2 began=$SECONDS code=0
+    local name=$1 limit=$(($2 * ${SLOW:-1})) began=$SECONDS code=0
     shift 2
     wanted "$name" || return 0
     if [ "$(left)" -lt 10 ]; then
-        say "no time is left for $name"
-        printf '%s\tleft out\t0\n' "$name" >> "$out/parts.tsv"
+        skip "$name"
         return 0
     fi
     [ "$limit" -lt "$(left)" ] || limit=$(left)
     say "$name (at most $limit s)"
     "$@" "$limit" || code=$?
     printf '%s\t%s\t%s\n' "$name" "$code" $((SECONDS - began)) >> "$out/parts.tsv"
-    if [ "$code" != 0 ]; then
-        say "$name failed: status $code"
-        status=1
-    fi
+    case $code in
+    0) return 0 ;;
+    124 | 137) say "$name was not done in its time" ;;
+    *) say "$name failed: status $code" ;;
+    esac
+    failed+=("$name")
 }
-tail_of() { say "the end of $1:"; tail -n "${2:-15}" "$out/$1"; }
+skip() { # NAME: no time is left for a part
+    say "no time is left for $1"
+    printf '%s\tleft out\t0\n' "$1" >> "$out/parts.tsv"
+    left_out+=("$1")
+}
 
 machine() {
     if [ "$device" = cuda ]; then
@@ -205,19 +225,21 @@ machine() {
         timeout 30 nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.sm,pcie.link.gen.max --format=csv \
             >> "$out/machine.txt" 2>&1 || true
     fi
-    timeout "$1" "$beit2" doctor --json > "$out/doctor.json" || return
-    timeout "$1" "$beit2" doctor | tee -a "$out/machine.txt" | grep -iE '^(software|device|gpu|cuda|nccl|matmuls)' || true
+    limited "$1" "$beit2" doctor --json > "$out/doctor.json" || return
+    limited "$1" "$beit2" doctor | tee -a "$out/machine.txt" | grep -iE '^(software|device|gpu|cuda|nccl|matmuls)' || true
 }
 tiny() {
-    timeout "$1" "$beit2" bench infer --size tiny --batch-size 8 --precision "$dtype" --device "$device" --steps 2 --rounds 1 --json \
+    limited "$1" "$beit2" bench infer --size tiny --batch-size 8 --precision "$dtype" --device "$device" --steps 2 --rounds 1 --json \
         2>&1 | tee "$out/tiny.jsonl"
 }
 tests() { # FILE PROGRAM LIMIT: with a GPU those that run there; the others are the CPU's
     local code=0 filter=
     [ "$device" = cpu ] || filter=on_$device
     # Line by line into the file, so that a test that hangs costs its own result only.
-    timeout "$3" "$2" ${filter:+"$filter"} --nocapture --test-threads 1 > "$out/$1" 2>&1 || code=$?
-    [ "$code" = 0 ] || tail_of "$1"
+    limited "$3" "$2" ${filter:+"$filter"} --nocapture --test-threads 1 > "$out/$1" 2>&1 || code=$?
+    # What each failed test said, and which one did not end.
+    [ "$code" = 0 ] || { grep -h -A 2 "^thread '.*panicked" "$out/$1" || true; } | head -n 40
+    case $code in 124 | 137) say "the last that began: $(grep -h '^test ' "$out/$1" | tail -n 1)" ;; esac
     grep -h '^test result' "$out/$1" | tail -n 1 || true
     return "$code"
 }
@@ -247,16 +269,22 @@ profile() {
     local code=0 bench=("$beit2" bench train --stage pretrain --size "$size" --batch-size "${batches[0]}" --precision "$dtype" --device "$device")
     if [ "$device" = cuda ]; then
         # Events around our own kernels and matmuls: the card's own times, without another tool.
-        timeout $(($1 / 4)) "${bench[@]}" --steps 3 --rounds 1 -q --kernel-times "$out/kernels-native.json" > /dev/null || code=1
+        limited $(($1 / 4)) "${bench[@]}" --steps 3 --rounds 1 -q --kernel-times "$out/kernels-native.json" > /dev/null || code=1
+        rm -f "$out/nsys.csv" # of a call before
         if command -v nsys > /dev/null; then
-            timeout $(($1 / 4)) nsys profile --trace=cuda --force-overwrite true -o "$work/step" "${bench[@]}" --steps 3 --rounds 1 -q > /dev/null &&
-                timeout 60 nsys stats --report cuda_gpu_kern_sum --format csv "$work/step.nsys-rep" > "$out/nsys.csv" || code=1
+            limited $(($1 / 4)) nsys profile --trace=cuda --force-overwrite true -o "$work/step" "${bench[@]}" --steps 3 --rounds 1 -q > /dev/null &&
+                limited 60 nsys stats --report cuda_gpu_kern_sum --format csv "$work/step.nsys-rep" > "$out/nsys.csv" || code=1
+        else
+            say "there is no nsys: kernels are timed by the programs' own logs"
         fi
         if command -v ncu > /dev/null; then
-            "$python" "$root/bench/compare/longest.py" "$out/nsys.csv" "$out/kernels-native.json" | while read -r kernel; do
-                timeout $(($1 / 10)) ncu --kernel-name "regex:$kernel" --launch-skip 3 --launch-count 1 --set full \
-                    "${bench[@]}" --steps 1 --rounds 1 -q > "$out/ncu-$kernel.txt" 2>&1 || say "ncu of $kernel failed"
-            done
+            "$python" "$root/bench/compare/longest.py" "$out/nsys.csv" "$out/kernels-native.json" > "$work/longest"
+            while read -r kernel <&3; do
+                limited $(($1 / 10)) ncu --target-processes all --kernel-name "regex:^$kernel" --launch-skip 3 --launch-count 1 --set full \
+                    "${bench[@]}" --steps 1 --rounds 1 -q > "$out/ncu-$kernel.txt" 2>&1 || { say "ncu of $kernel failed"; code=1; }
+            done 3< "$work/longest"
+        else
+            say "there is no ncu: the five longest kernels are not looked into"
         fi
     fi
     "$python" "$root/bench/compare/kernels.py" --beit2 "$beit2" --python "$python" --device "$device" --stage pretrain \
@@ -267,16 +295,26 @@ profile() {
 
 part machine 60 machine
 part tiny 90 tiny
-[ -z "$golden" ] || part golden "${GOLDEN_SECONDS:-150}" tests golden.txt "$(ready "$golden" golden)"
+if [ "${#failed[@]}" != 0 ] && [ "${failed[-1]}" = tiny ]; then
+    # The parts after it would fail too, and cost their time; `doctor` has said what is missing, the line above what went wrong.
+    say "the smallest model does not run, so nothing else is tried; results in $out"
+    exit 1
+fi
+[ -z "$golden" ] || part golden 150 tests golden.txt "$(ready "$golden" golden)"
 [ -z "$kernels" ] || part kernels 90 tests kernels.txt "$(ready "$kernels" kernels)"
 part curve 90 loss_curve
 spare=0
 ! wanted profile || spare=$reserve
 part compare $(($(left) - spare > 10 ? $(left) - spare : 10)) compare
 if wanted profile && [ "$(left)" -lt $((reserve / 2)) ]; then
-    say "no time is left for the kernels of a step"
+    skip profile
 else
     part profile "$(left)" profile
 fi
-say "done, status $status; results in $out"
-exit "$status"
+[ ${#left_out[@]} = 0 ] || say "left out: ${left_out[*]}"
+if [ ${#failed[@]} = 0 ]; then
+    say "done, nothing failed; results in $out"
+    exit 0
+fi
+say "done; these failed: ${failed[*]}; results in $out"
+exit 1

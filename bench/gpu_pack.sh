@@ -5,12 +5,16 @@
 # usage: bench/gpu_pack.sh DIR         (or bench/gpu.sh --pack DIR)
 #        there: PACK=DIR bench/gpu.sh OUT
 #
-# NO_TESTS=1 leaves the two test programs out. Needs what tests/cuda/setup.sh needs. DIR gets
+# Builds what it packs; BEIT2 names a program that is built already, TESTS a folder with the test programs `golden` and `beit2_kernels`.
+# NO_TESTS=1 leaves these out. NVRTC=1 is for a machine with nothing but a driver (580 or later) and Python: it adds NVRTC and CUDA's
+# headers (34 MB; with the tests the folder has more than 64 MB). Without cuBLASLt, which is too large to carry, the program then takes its
+# slower portable kernels. Needs what tests/cuda/setup.sh needs. DIR gets
 #   beit2.xz                      the program, stripped
 #   golden.xz, beit2_kernels.xz   the test programs, stripped; the recorded outputs are in the repository (tests/golden)
 #   cubins/                       own kernels for sm_90a, sm_89, sm_86 and sm_80: a driver compiles nothing of them
 #   kernels.tar.xz                CubeCL's kernels of one step of every stage, compiled by the real NVRTC for an H100 or H200
 #   curve/                        tokenizer and losses of the CPU (loss_curve.py)
+#   nvrtc.tar.xz                  with NVRTC=1
 # Nothing that was tuned or searched is carried: the emulated card has no times.
 set -euo pipefail
 case ${1:-} in
@@ -33,12 +37,15 @@ strip -o "$work/beit2" "$beit2"
 xz -T0 -6 -c "$work/beit2" > "$pack/beit2.xz"
 if [ -z "${NO_TESTS:-}" ]; then
     say "the tests"
-    scripts/test_gpu.sh cuda pack "$work/tests"
+    tests=${TESTS:-}
+    if [ -z "$tests" ]; then
+        tests=$work/tests
+        scripts/test_gpu.sh cuda pack "$tests"
+    fi
     for name in golden beit2_kernels; do
-        strip -o "$work/$name" "$work/tests/$name"
+        strip -o "$work/$name" "$tests/$name"
         xz -T0 -6 -c "$work/$name" > "$pack/$name.xz"
     done
-    rm -rf "$work/tests"
 fi
 say "the CPU's half of the loss curve"
 python3 bench/loss_curve.py --beit2 "$work/beit2" --prepare "$pack/curve"
@@ -47,7 +54,12 @@ say "own kernels for four generations"
 variables=$(tests/cuda/setup.sh)
 eval "$variables"
 mkdir -p "$pack/cubins"
+rm -f "$pack/cubins"/*.cubin "$pack/nvrtc.tar.xz" # of a program before
 "$work/beit2" doctor --kernels "$pack/cubins"
+if [ -n "${NVRTC:-}" ]; then
+    say "NVRTC"
+    (cd "$CUDA_PATH" && tar -chf - lib/libnvrtc.so.13 lib/libnvrtc-builtins.so.13.0 include) | xz -T0 -6 > "$pack/nvrtc.tar.xz"
+fi
 
 say "CubeCL's kernels"
 mkdir "$work/cubecl"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,13 +32,14 @@ class Failed(Exception):
     """One sentence."""
 
 
-def run(args: list[str], limit: float) -> float:
-    """Runs the program → seconds."""
+def run(args: list[str], end: float) -> float:
+    """Runs the program, until `end` of the monotonic clock at most → seconds."""
     started = time.monotonic()
+    limit = max(0.0, end - started)
     try:
         subprocess.run(args, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise Failed(f"{' '.join(args[1:3])} took longer than {limit:.0f} s") from None
+        raise Failed(f"{' '.join(args[1:3])} was not done after the {limit:.0f} s that were left") from None
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if line.strip()] or ["it left no message"]
         raise Failed(f"{' '.join(args[1:3])} ended with status {error.returncode}: {said[-1].strip()[:300]}") from None
@@ -50,16 +52,16 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line and line["kind"] == "step"]
 
 
-def train_tokenizer(beit2: str, weights: Path, limit: float) -> None:
+def train_tokenizer(beit2: str, weights: Path, end: float) -> None:
     """Writes the weights of the tokenizer that all runs learn from, trained on the CPU."""
     folder, steps = weights.with_suffix(""), ["--steps", str(WARM_UP_TOKENIZER)]
     shutil.rmtree(folder, ignore_errors=True)
-    run([beit2, "tokenizer", "train", "quickstart_tokenizer", "--seed", "0", *steps, "--out", str(folder), "-q"], limit)
+    run([beit2, "tokenizer", "train", "quickstart_tokenizer", "--seed", "0", *steps, "--out", str(folder), "-q"], end)
     shutil.copyfile(folder / "last" / "model.safetensors", weights)
     shutil.rmtree(folder)
 
 
-def pretrain(beit2: str, device: str, precision: str, tokenizer: Path, folder: Path, limit: float) -> tuple[list[float], float]:
+def pretrain(beit2: str, device: str, precision: str, tokenizer: Path, folder: Path, end: float) -> tuple[list[float], float]:
     """Losses and seconds of a pretraining."""
     shutil.rmtree(folder, ignore_errors=True)
     seconds = run(
@@ -68,7 +70,7 @@ def pretrain(beit2: str, device: str, precision: str, tokenizer: Path, folder: P
             "--precision", precision, "--device", device, "--out", str(folder), "-q",
             "--set", "model.vit.heads=2", "--set", "logging.log_every=1", "--set", "schedule.warmup_steps=20",
         ],
-        limit,
+        end,
     )  # fmt: skip
     curve = losses(folder)
     shutil.rmtree(folder)
@@ -92,18 +94,19 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, help="what --prepare made")
     parser.add_argument("--prepare", type=Path, help="make the CPU's half in this folder, and nothing else")
     parser.add_argument("--precision", nargs="*", default=["f32", "bf16"], choices=["f32", "bf16"])
-    parser.add_argument("--timeout", type=float, default=120, help="seconds for one run")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for everything")
     args = parser.parse_args()
     if not args.prepare and not args.out:
         parser.error("give --out or --prepare")
+    end = time.monotonic() + args.timeout
     here = (args.prepare or args.out).resolve()
     here.mkdir(parents=True, exist_ok=True)
     reference = args.reference.resolve() if args.reference else here
     tokenizer = reference / "tokenizer.safetensors"
     try:
         if not (reference / "cpu.json").exists():
-            train_tokenizer(args.beit2, tokenizer, args.timeout)
-            curve, seconds = pretrain(args.beit2, "cpu", "f32", tokenizer, here / "run", args.timeout)
+            train_tokenizer(args.beit2, tokenizer, end)
+            curve, seconds = pretrain(args.beit2, "cpu", "f32", tokenizer, here / "run", end)
             (reference / "cpu.json").write_text(json.dumps({"losses": curve, "seconds": round(seconds, 1)}) + "\n")
         if args.prepare:
             return 0
@@ -115,7 +118,7 @@ def main() -> int:
     status = 0
     for precision in args.precision:
         try:
-            ours, seconds = pretrain(args.beit2, args.device, precision, tokenizer, here / "run", args.timeout)
+            ours, seconds = pretrain(args.beit2, args.device, precision, tokenizer, here / "run", end)
         except Failed as error:
             print(f"loss_curve.py: {precision}: {error}", file=sys.stderr, flush=True)
             status = 1
@@ -137,4 +140,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # The program that trains ends with this one: it would keep the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

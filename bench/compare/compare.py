@@ -23,6 +23,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -118,7 +119,7 @@ class Budget:
     """Seconds for everything: a program that would probably outlast them is not started."""
 
     # Before anything is known: start, compilation or tuning of kernels, rounds.
-    FIRST_GUESS: ClassVar = {OURS: 60.0, EAGER: 25.0, COMPILED: 80.0}
+    FIRST_GUESS: ClassVar = {OURS: 30.0, EAGER: 25.0, COMPILED: 80.0}
 
     def __init__(self, seconds: float | None):
         self.end = None if seconds is None else time.monotonic() + seconds
@@ -306,11 +307,15 @@ def main() -> None:
         names = tables.header(tables.on_gpu(result))
         print(f"[{at}/{len(cells)}] " + "  ".join(f"{k}: {v}" for k, v in zip(names, tables.row(result))), flush=True)
     print("\n" + tables.machine(results[-1]) + "\n\n" + tables.markdown(results))
+    if not any(result["programs"] for result in results):
+        fail("nothing was measured")
     if any(result["failed"] for result in results):
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    # What is being measured ends with the driver: it would keep the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except KeyboardInterrupt:

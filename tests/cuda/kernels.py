@@ -2,8 +2,8 @@
 """Compiles CUDA C by the real NVRTC for several generations of cards and assembles it by ptxas: what a card's driver would do.
 
     tests/cuda/kernels.sh                          the program's own kernels
-    tests/cuda/kernels.sh FOLDER                   the sources that a run left in FOLDER (STUB_DIR/src)
-      --arch sm_90a …                              for these alone (default: sm_80 sm_86 sm_89 sm_90a)
+    tests/cuda/kernels.sh FOLDER                   the sources that a run left in FOLDER (STUB_DIR/src), for the card of that run
+      --arch sm_90a …                              for these alone (default without FOLDER: sm_80 sm_86 sm_89 sm_90a)
       --spill BYTES                                how much a thread may spill (default 64; for FOLDER: nothing is demanded)
       --json FILE                                  the table for programs
 
@@ -68,7 +68,8 @@ class Nvrtc:
         out = self._text(program, "PTX" if status == 0 else "ProgramLog")
         self.library.nvrtcDestroyProgram(ctypes.byref(program))
         if status:
-            raise Refused(f"NVRTC refuses {name} for {arch}:\n{out}")
+            errors = [line for line in out.splitlines() if "error" in line]
+            raise Refused("\n".join([f"NVRTC refuses {name} for {arch}:", *errors[:3]]))
         return out
 
     def _text(self, program, what):
@@ -103,16 +104,24 @@ def assemble(toolkit, ptx, name, arch):
     return found
 
 
+def recorded_architectures(folder):
+    """Those that a run compiled for: the sources of one generation may use what others don't have."""
+    log = folder.parent / "compile.tsv"
+    found = re.findall(r"--gpu-architecture=(\w+)", log.read_text()) if log.exists() else []
+    return tuple(sorted(set(found))) or ARCHITECTURES
+
+
 def main():
     parser = argparse.ArgumentParser(description="Compiles CUDA C by the real NVRTC and assembles it by ptxas.")
     parser.add_argument("folder", nargs="?", type=pathlib.Path, help="sources that a run left, instead of the own kernels")
-    parser.add_argument("--arch", nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--arch", nargs="+")
     parser.add_argument("--spill", type=int)
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     toolkit = pathlib.Path(os.environ["CUDA_PATH"])
     nvrtc = Nvrtc(toolkit)
     recorded = arguments.folder is not None
+    architectures = arguments.arch or (recorded_architectures(arguments.folder) if recorded else ARCHITECTURES)
     files = sorted((arguments.folder if recorded else OWN).glob("*.cu"))
     if not files:
         sys.exit(f"no .cu file in {arguments.folder or OWN}")
@@ -128,7 +137,7 @@ def main():
 
     problems, table = [], {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for file, arch, kernels, refused in pool.map(one, [(file, arch) for file in files for arch in arguments.arch]):
+        for file, arch, kernels, refused in pool.map(one, [(file, arch) for file in files for arch in architectures]):
             if refused:
                 problems.append(refused)
             for kernel, figures in kernels.items():
@@ -139,7 +148,7 @@ def main():
                     spilled = figures["spill"]
                     problems.append(f"{file.name}: {kernel} spills {spilled} bytes a thread for {arch}, allowed are {limit}")
     width = max(map(len, table), default=6)
-    print(f"{'kernel':{width}}  registers  shared  stack  spill    ({', '.join(arguments.arch)})")
+    print(f"{'kernel':{width}}  registers  shared  stack  spill    ({', '.join(architectures)})")
     for kernel, most in table.items():
         print(f"{kernel:{width}}  {most['registers']:9}  {most['shared']:6}  {most['stack']:5}  {most['spill']:5}")
     if arguments.json:

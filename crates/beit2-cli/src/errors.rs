@@ -205,6 +205,30 @@ fn other_folder(error: &RunError) -> bool {
 /// What the last panic said and where; main tells it, once, if the panic reaches it.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
+/// The framework's words for what is no bug. On a GPU, full memory and a missing library show as panics.
+const NO_MEMORY: &str = "can't allocate buffer of size";
+const NO_NVRTC: &str = "Unable to dynamically load the \"nvrtc\"";
+
+fn of_panic(what: &str) -> String {
+    let intact = "runs on disk are intact, and the same command continues them";
+    if what.contains(NO_MEMORY) {
+        format!(
+            "the GPU's memory is full ({what}); use a smaller --batch-size, or the same one in parts by \
+             --set grad_accum_steps=N; {intact}"
+        )
+    } else if what.contains(NO_NVRTC) {
+        format!(
+            "NVRTC (libnvrtc.so), which compiles kernels for the GPU, is missing; `beit2 doctor` tells you how to get it; {intact}"
+        )
+    } else {
+        format!(
+            "this is a bug in beit2 {}: {what}; {intact}; please report this line at {}/issues",
+            env!("CARGO_PKG_VERSION"),
+            env!("CARGO_PKG_REPOSITORY")
+        )
+    }
+}
+
 /// Runs `work`; a panic becomes a sentence that asks for a report.
 ///
 /// Why not print in the hook: the data workers catch panics of image decoders and replace the image, which is
@@ -213,7 +237,11 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
         let text = format!("{} ({place})", panic_message(info.payload()));
-        *PANIC.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
+        let mut noted = PANIC.lock().unwrap_or_else(|e| e.into_inner());
+        // The device's thread says what is missing; who waits for it says only that it failed.
+        if !noted.as_ref().is_some_and(|text| text.contains(NO_NVRTC)) {
+            *noted = Some(text);
+        }
     }));
     let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(code)) => code,
@@ -234,20 +262,7 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
         Err(payload) => {
             let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
             let what = noted.unwrap_or_else(|| panic_message(payload.as_ref()).to_owned());
-            // The framework's words for it; on a GPU, memory that is full shows as a panic.
-            if what.contains("can't allocate buffer of size") {
-                complain(&format!(
-                    "the GPU's memory is full ({what}); use a smaller --batch-size, or the same one in parts by \
-                     --set grad_accum_steps=N; runs on disk are intact, and the same command continues them"
-                ));
-            } else {
-                complain(&format!(
-                    "this is a bug in beit2 {}: {what}; runs on disk are intact, and the same command continues them; \
-                     please report this line at {}/issues",
-                    env!("CARGO_PKG_VERSION"),
-                    env!("CARGO_PKG_REPOSITORY")
-                ));
-            }
+            complain(&of_panic(&what));
             FAILED
         }
     };
@@ -271,6 +286,14 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_library_and_full_memory_are_no_bugs() {
+        let library = "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: [] (lib.rs:200)";
+        assert!(of_panic(library).starts_with("NVRTC (libnvrtc.so)"));
+        assert!(of_panic("can't allocate buffer of size 7 (x.rs:1)").starts_with("the GPU's memory is full"));
+        assert!(of_panic("no message (x.rs:1)").starts_with("this is a bug"));
+    }
 
     #[test]
     fn what_the_user_can_change_is_2_and_the_rest_is_1() {

@@ -1,7 +1,7 @@
 //! CUDA C to machine code, by NVRTC, which is opened at run time.
 
-use std::ffi::{CStr, CString, c_char};
-use std::sync::OnceLock;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use cudarc::nvrtc::sys as nvrtc;
 use cudarc::nvrtc::sys::nvrtcResult;
@@ -29,6 +29,10 @@ pub(super) fn compile(name: &str, text: &str, arch: &str) -> Result<Vec<u8>, Str
     let Some((major, minor)) = version() else {
         return Err(format!("NVRTC, which compiles {name} for {arch}, is not here"));
     };
+    let Some(_running) = COMPILATIONS.begin() else {
+        return Err(format!("{name} is not compiled for {arch}: the process is ending"));
+    };
+    at_exit();
     let cubin = Program::compile(name, text, arch);
     match cubin {
         Err((nvrtcResult::NVRTC_ERROR_INVALID_OPTION, why)) => {
@@ -41,6 +45,66 @@ pub(super) fn compile(name: &str, text: &str, arch: &str) -> Result<Vec<u8>, Str
         cubin => cubin.and_then(|program| program.cubin()),
     }
     .map_err(|(_, why)| format!("NVRTC {major}.{minor} cannot compile {name} for {arch}: {why}"))
+}
+
+/// All compilations of this process.
+static COMPILATIONS: Compilations = Compilations { state: Mutex::new((0, false)), idle: Condvar::new() };
+
+/// A process that ends while a thread is inside NVRTC would crash there: its globals are taken down first. So the end waits for
+/// what runs, some seconds at most, and nothing begins after it.
+struct Compilations {
+    /// How many run, and whether the process is ending.
+    state: Mutex<(usize, bool)>,
+    idle: Condvar,
+}
+
+/// A compilation that runs.
+struct Running<'a>(&'a Compilations);
+
+impl Compilations {
+    fn lock(&self) -> MutexGuard<'_, (usize, bool)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` when the process is ending.
+    fn begin(&self) -> Option<Running<'_>> {
+        let mut state = self.lock();
+        if state.1 {
+            return None;
+        }
+        state.0 += 1;
+        Some(Running(self))
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.1 = true;
+        while state.0 > 0 {
+            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.lock().0 -= 1;
+        self.0.idle.notify_all();
+    }
+}
+
+/// Has the process's end wait for compilations. NVRTC is open by now, so what it does at exit comes after that.
+fn at_exit() {
+    extern "C" fn end() {
+        COMPILATIONS.end();
+    }
+    unsafe extern "C" {
+        fn atexit(function: extern "C" fn()) -> c_int;
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: the C library's function; what it gets doesn't unwind. It fails only without memory, and then nobody waits.
+        let _ = unsafe { atexit(end) };
+    });
 }
 
 /// The newest architecture that NVRTC knows and that a card of `arch` can run.
@@ -133,5 +197,26 @@ fn ok(result: nvrtcResult) -> Result<(), Failed> {
     match result {
         nvrtcResult::NVRTC_SUCCESS => Ok(()),
         error => Err((error, format!("{error:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_waits_for_what_runs_and_nothing_begins_after_it() {
+        let compilations = Compilations { state: Mutex::new((0, false)), idle: Condvar::new() };
+        let running = compilations.begin().unwrap();
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| compilations.end());
+            while !compilations.lock().1 {
+                std::thread::yield_now();
+            }
+            assert!(compilations.begin().is_none() && !end.is_finished());
+            drop(running);
+            end.join().unwrap();
+        });
+        assert_eq!(*compilations.lock(), (0, true));
     }
 }
