@@ -93,6 +93,11 @@ impl Watch {
     }
 }
 
+/// Whether this thread's work may be cut off.
+pub(crate) fn is_watched() -> bool {
+    WATCH.with_borrow(Option::is_some)
+}
+
 /// Reports an operation that ended. Unwinds out of watched work that is being cut off.
 pub(crate) fn tick(operations: usize) {
     WATCH.with_borrow(|watch| {

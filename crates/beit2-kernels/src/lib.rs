@@ -66,7 +66,7 @@ pub use block::{
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
-pub use collective::{AllReduceOps, Leave, PeerLeft, Rank};
+pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use gelu::{GeluOps, gelu};

@@ -54,6 +54,7 @@ static __thread Communicator *whose;
 
 static stub_computes_function *computes;
 static stub_holds_function *holds;
+static stub_exchange_function *exchange;
 static stub_log_function *log_line;
 static stub_refuse_function *refused;
 static int (*current_device)(int *);
@@ -63,6 +64,7 @@ static void find_driver(void) {
     if (!driver) return;
     computes = (stub_computes_function *)dlsym(driver, "stub_computes");
     holds = (stub_holds_function *)dlsym(driver, "stub_holds");
+    exchange = (stub_exchange_function *)dlsym(driver, "stub_exchange");
     log_line = (stub_log_function *)dlsym(driver, "stub_log");
     refused = (stub_refuse_function *)dlsym(driver, "stub_refuse");
     current_device = (int (*)(int *))dlsym(driver, "cuCtxGetDevice");
@@ -184,6 +186,8 @@ static int run(Communicator *communicator, Call *own, int many) {
                  communicator->rank, group->ranks, own[0].stream);
         log_line(line);
     }
+    for (int c = 0; c < many && exchange; c++)
+        if (own[c].count) exchange(own[c].stream, (unsigned long)own[c].receive, own[c].count * bytes_of(own[c].type));
     int status = OK;
     pthread_mutex_lock(&lock);
     // The round before must have been left by all.

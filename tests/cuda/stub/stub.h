@@ -15,3 +15,7 @@ typedef void stub_log_function(const char *line);
 // A call that a real device or library would refuse, or that would give a wrong result: counts and prints it, and ends
 // the program in strict mode.
 typedef void stub_refuse_function(const char *what);
+
+// A library exchanges `bytes` bytes from `at` on with other devices on `stream`: the stream must have waited for what wrote them, and
+// nothing may use them before another stream has waited for this one.
+typedef void stub_exchange_function(void *stream, unsigned long at, unsigned long bytes);

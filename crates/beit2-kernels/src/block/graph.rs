@@ -8,13 +8,17 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
 use super::{BlockDrop, BlockGradients, BlockInputs, BlockOps, BlockSizes, BlockSpec, PARAMETERS, composed};
+use crate::collective::{Rank, overlap};
 use crate::graph::{constant, register};
 use crate::interrupt::tick;
 use crate::tokens::{TokenChoice, TokenOps};
 
 /// Parents: x, the bias, and the parameters. Where a block has no such tensor, x stands for it and gets nothing there:
 /// the number of parents is part of the type.
-const PARENTS: usize = 2 + PARAMETERS;
+const PARENTS: usize = FIRST + PARAMETERS;
+
+/// The first parameter among the parents.
+const FIRST: usize = 2;
 
 #[derive(Debug)]
 struct BlockBackward;
@@ -37,11 +41,25 @@ impl<B: BlockOps> Backward<B, PARENTS> for BlockBackward {
         let grad = grads.consume::<B>(&ops.node);
         let State { inputs, saved, spec, choice, operations } = ops.state;
         let bias_grad = inputs.bias.is_some() && ops.parents[1].is_some();
+        let given = inputs.parameters.each_ref().list().into_iter();
+        // Nothing reads a leaf's gradient in this pass; something may read another's.
+        let leaves = given.zip(&ops.parents[FIRST..]).all(|(given, parent)| {
+            given.is_none() || parent.as_ref().is_none_or(|parent| parent.parents.is_empty())
+        });
+        let group = if leaves { overlap::group() } else { None };
+        let to = group.as_ref();
         let BlockGradients { x, bias, parameters } = match choice {
-            Some(choice) => B::fused_block_tokens_backward(inputs, choice, spec, saved, grad, bias_grad),
-            None => B::fused_block_backward(inputs, spec, saved, grad, bias_grad),
+            Some(choice) => B::fused_block_tokens_backward(inputs, choice, spec, saved, grad, bias_grad, to),
+            None => B::fused_block_backward(inputs, spec, saved, grad, bias_grad, to),
         };
-        let gradients = [Some(x), bias].into_iter().chain(parameters.list());
+        let mut parameters = parameters.list();
+        if group.is_some() {
+            let means = std::mem::take(&mut parameters).into_iter();
+            let keys =
+                ops.parents[FIRST..].iter().map(|parent| parent.as_ref().map(|parent| parent.id.value));
+            overlap::keep::<B>(keys.zip(means).filter_map(|(key, mean)| Some((key, mean?))));
+        }
+        let gradients = [Some(x), bias].into_iter().chain(parameters);
         register!(B, grads, ops.parents, gradients);
         tick(2 * operations);
     }
@@ -82,6 +100,7 @@ impl<B: BlockOps, C: CheckpointStrategy> BlockOps for Autodiff<B, C> {
         _: Vec<FloatTensor<Self>>,
         _: FloatTensor<Self>,
         _: bool,
+        _: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
         refuse()
     }

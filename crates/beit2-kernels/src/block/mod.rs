@@ -20,6 +20,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorMetadata};
 
 use crate::attention::AttentionOps;
+use crate::collective::{AllReduceOps, Rank};
 use crate::interrupt::tick;
 use crate::norm_mlp::NormMlpOps;
 use crate::precision::Precision;
@@ -234,7 +235,7 @@ impl<B: BurnBackend> BlockParameters<B> {
 }
 
 /// A Transformer block on a backend's own tensors.
-pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
+pub trait BlockOps: AllReduceOps + AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
     /// Whether [`block`](crate::block) of f32 tensors of these sizes is one computation here, with a backward pass of its
     /// own.
     fn fuses_block(_device: &Self::Device, _sizes: &BlockSizes, _spec: &BlockSpec) -> bool {
@@ -255,13 +256,16 @@ pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
         unreachable!("{} composes block", std::any::type_name::<Self>())
     }
 
-    /// Gradients of [`block`](crate::block); the bias's only if `bias_grad`.
+    /// Gradients of [`block`](crate::block); the bias's only if `bias_grad`. With a group, which only a backend is given that
+    /// overlaps ([`AllReduceOps::overlaps_all_reduce`]), those of the parameters are the means over it, and may be written
+    /// later: nothing reads them before [`arrived_means`](AllReduceOps::arrived_means).
     fn fused_block_backward(
         _inputs: BlockInputs<FloatTensor<Self>>,
         _spec: BlockSpec,
         _saved: Vec<FloatTensor<Self>>,
         _grad: FloatTensor<Self>,
         _bias_grad: bool,
+        _group: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
         unreachable!("{} composes block", std::any::type_name::<Self>())
     }
@@ -293,10 +297,11 @@ pub trait BlockOps: AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
         saved: Vec<FloatTensor<Self>>,
         grad: FloatTensor<Self>,
         bias_grad: bool,
+        group: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
         let tokens = inputs.x.shape()[1];
         let grad = Self::fused_gather_tokens_backward(grad, choice, tokens);
-        Self::fused_block_backward(inputs, spec, saved, grad, bias_grad)
+        Self::fused_block_backward(inputs, spec, saved, grad, bias_grad, group)
     }
 
     /// [`pack_block`](crate::pack_block).
@@ -492,7 +497,17 @@ impl BlockOps for Flex {
         _: Vec<FloatTensor<Self>>,
         grad: FloatTensor<Self>,
         bias_grad: bool,
+        group: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
-        rounded::backward::<Self>(&inputs, &spec, grad, bias_grad)
+        let mut gradients = rounded::backward::<Self>(&inputs, &spec, grad, bias_grad);
+        if let Some(group) = group {
+            let mean = |x: FloatTensor<Self>| {
+                let shape = x.shape();
+                let sum = crate::tensor::rows::<Self>(crate::collective::through_host::<Self>(x, group));
+                crate::tensor::from_rows::<Self>(shape, sum.div_scalar(group.world() as f64))
+            };
+            gradients.parameters = gradients.parameters.map(mean);
+        }
+        gradients
     }
 }

@@ -4,14 +4,20 @@
 //! get the same bits, again in every run. A rank that ends early releases the others; what they then get is their
 //! own part, and [`Rank::gather`] reports it.
 //!
-//! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL).
+//! Tensors go through the memory of the host, unless the backend has collectives of its own (NCCL). Such a backend may
+//! exchange gradients while the backward pass that makes them goes on (`overlap`).
 
 #[cfg(feature = "cuda")]
 pub(crate) mod nccl;
+pub(crate) mod overlap;
+#[cfg(test)]
+pub(crate) mod overlap_tests;
 mod rendezvous;
 
 use std::ops::Add;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError, Weak};
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -27,6 +33,7 @@ use rendezvous::Rendezvous;
 use crate::graph::record;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 
+pub use overlap::{ArrivedMeans, backward};
 pub use rendezvous::PeerLeft;
 
 /// One thread's place in a group that trains together. Clones are the same place.
@@ -36,6 +43,23 @@ pub struct Rank {
     devices: Arc<[DeviceId]>,
     /// `None`: alone.
     rendezvous: Option<Arc<Rendezvous>>,
+    /// Where the threads that the devices' queues are filled by meet, which run behind those of the ranks.
+    #[cfg(feature = "cuda")]
+    queues: Option<Arc<Rendezvous>>,
+}
+
+/// The groups that there are: for devices that fail outside of a rank's own thread.
+#[cfg(feature = "cuda")]
+static GROUPS: Mutex<Vec<(Arc<[DeviceId]>, Weak<Rendezvous>)>> = Mutex::new(Vec::new());
+
+/// Releases the queues of all groups with `device` from waiting for it; they fail with its reason.
+#[cfg(feature = "cuda")]
+pub(crate) fn device_failed(device: DeviceId, why: &str) {
+    for (devices, queues) in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        if let Some(queues) = queues.upgrade().filter(|_| devices.contains(&device)) {
+            queues.leave_because(why);
+        }
+    }
 }
 
 impl std::fmt::Debug for Rank {
@@ -53,13 +77,23 @@ impl Drop for Leave {
         if let Some(rendezvous) = &self.0.rendezvous {
             rendezvous.leave();
         }
+        #[cfg(feature = "cuda")]
+        if let Some(queues) = &self.0.queues {
+            queues.leave();
+        }
     }
 }
 
 impl Rank {
     /// A group of one.
     pub fn alone() -> Self {
-        Self { index: 0, devices: Arc::new([]), rendezvous: None }
+        Self {
+            index: 0,
+            devices: Arc::new([]),
+            rendezvous: None,
+            #[cfg(feature = "cuda")]
+            queues: None,
+        }
     }
 
     /// The places of a group, one for each device; a device may be named twice.
@@ -69,9 +103,22 @@ impl Rank {
         }
         let rendezvous = Arc::new(Rendezvous::new(devices.len()));
         let devices: Arc<[DeviceId]> = devices.into();
-        (0..devices.len())
-            .map(|index| Self { index, devices: devices.clone(), rendezvous: Some(rendezvous.clone()) })
-            .collect()
+        #[cfg(feature = "cuda")]
+        let queues = {
+            let queues = Arc::new(Rendezvous::new(devices.len()));
+            let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+            groups.retain(|(_, queues)| queues.strong_count() > 0);
+            groups.push((devices.clone(), Arc::downgrade(&queues)));
+            queues
+        };
+        let place = |index| Self {
+            index,
+            devices: devices.clone(),
+            rendezvous: Some(rendezvous.clone()),
+            #[cfg(feature = "cuda")]
+            queues: Some(queues.clone()),
+        };
+        (0..devices.len()).map(place).collect()
     }
 
     /// This place, from 0.
@@ -107,6 +154,22 @@ impl Rank {
         match &self.rendezvous {
             Some(rendezvous) => rendezvous.gather(self.index, value),
             None => Ok(Arc::new(vec![value])),
+        }
+    }
+
+    /// On the threads that fill the devices' queues: waits until all of them are about to sum tensors of these sizes. What
+    /// a device is asked to sum is then summed: without this, one whose queue failed would be waited for by the others for
+    /// ever, in a kernel that nobody can end.
+    ///
+    /// # Errors
+    /// Why another device does not come, or that it sums something else: one sentence.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn meet_on_queues(&self, sizes: Vec<usize>) -> Result<(), String> {
+        let Some(queues) = &self.queues else { return Ok(()) };
+        let all = queues.gather(self.index, sizes).map_err(|PeerLeft| queues.why())?;
+        match all.windows(2).all(|pair| pair[0] == pair[1]) {
+            true => Ok(()),
+            false => Err("the devices of a group were asked to sum different tensors".into()),
         }
     }
 
@@ -157,6 +220,22 @@ pub trait AllReduceOps: BurnBackend {
     /// [`Rank::means`], in a group of more than one, of tensors with one axis.
     fn all_reduce_means(xs: Vec<FloatTensor<Self>>, rank: &Rank) -> Vec<FloatTensor<Self>> {
         means_of_buckets::<Self>(xs, rank)
+    }
+
+    /// Whether backward passes of blocks take the ranks' means of their parameters' gradients themselves, when they are
+    /// told to ([`backward`]). The same on all ranks.
+    fn overlaps_all_reduce(_rank: &Rank) -> bool {
+        false
+    }
+
+    /// Makes means that such a backward pass gave readable: whatever comes later waits for them. In order.
+    fn arrived_means(pending: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
+        pending
+    }
+
+    /// What tells a parameter from others in a graph; `None` of backends without graphs.
+    fn graph_key(_x: &FloatTensor<Self>) -> Option<u64> {
+        None
     }
 }
 
@@ -234,9 +313,19 @@ impl<B: AllReduceOps, C: CheckpointStrategy> AllReduceOps for Autodiff<B, C> {
             tracked { (B::all_reduce_sum(x.primitive, rank), rank.clone()) },
             untracked { B::all_reduce_sum(x.primitive, rank) })
     }
+
+    fn graph_key(x: &FloatTensor<Self>) -> Option<u64> {
+        Some(x.node.id.value)
+    }
 }
 
-impl AllReduceOps for Flex {}
+impl AllReduceOps for Flex {
+    // Tests run the seam on the CPU, where blocks take the means at once.
+    #[cfg(test)]
+    fn overlaps_all_reduce(rank: &Rank) -> bool {
+        rank.world() > 1 && crate::block::rounded::FUSED.with(std::cell::Cell::get)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,8 @@ struct State {
     complete: Option<Brought>,
     taken: usize,
     left: bool,
+    /// Why, where somebody said so.
+    why: Option<String>,
 }
 
 /// A place where `world` threads meet again and again.
@@ -51,6 +53,17 @@ impl Rendezvous {
     pub(super) fn leave(&self) {
         self.lock().left = true;
         self.changed.notify_all();
+    }
+
+    /// As [`leave`](Self::leave), with the reason; the first one stays.
+    pub(super) fn leave_because(&self, why: &str) {
+        self.lock().why.get_or_insert_with(|| why.to_owned());
+        self.leave();
+    }
+
+    /// The reason of whoever left first.
+    pub(super) fn why(&self) -> String {
+        self.lock().why.clone().unwrap_or_else(|| PeerLeft.to_string())
     }
 
     /// What every rank brings, in the order of ranks. Everybody must bring the same type.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use beit2_data::{Batch, Key, RngStream};
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{self as kernels, AutodiffBackend};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
@@ -132,15 +132,15 @@ pub fn train<B: AutodiffBackend>(
             Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, stream: RngStream::DropPath };
         let drop = DropPath::sample(&drop_path_rates, per_rank * rank.world(), &mut key.rng(), device);
         let drop = drop.narrow(per_rank * rank.index(), per_rank);
-        let learned = session.unless_stopped(|| {
+        let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
             let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &drop);
             let loss = MimModel::loss(logits, Tensor::from_inner(labels));
-            let grads = loss.total.backward();
+            let grads = kernels::backward(&loss.total, &rank)?;
             Ok((loss, grads))
         })?;
         let Some((loss, grads)) = learned else { break };
         session.note_batch(&batch);
-        let grads = average_gradients(&model, grads, &rank);
+        let grads = average_gradients(&model, grads, &rank)?;
         optimizer.set_weight_decay(weight_decay);
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);

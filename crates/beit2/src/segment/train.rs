@@ -5,7 +5,7 @@ use std::sync::Arc;
 use beit2_data::classes::Target;
 use beit2_data::segment::SegmentTrainView;
 use beit2_data::{Batch, Key, RngStream, Source};
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Rank};
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::report::Examples;
 use beit2_run::{StopFlag, thousands};
@@ -127,6 +127,8 @@ pub fn train<B: AutodiffBackend>(
         }
         Ok((batch, inputs_of_step))
     });
+    // Gradients are exchanged while the backward pass goes on if there is one in a step; those of several are added first.
+    let exchanging = if micro_batches == 1 { rank.clone() } else { Rank::alone() };
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
         let step = session.state.step;
@@ -134,6 +136,7 @@ pub fn train<B: AutodiffBackend>(
         let before = model.clone();
         let learn = || {
             let (mut model, mut sum) = (before, GradientSum::<B>::default());
+            let mut means = ArrivedMeans::default();
             let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
             for (number, (x, labels)) in (step * per_step + first..).zip(inputs_of_step) {
                 let (seed, epoch) = (recipe.seed, batch.epoch);
@@ -150,21 +153,21 @@ pub fn train<B: AutodiffBackend>(
                 totals.push(losses.total.clone().inner());
                 decoded.push(losses.decode.inner());
                 right.push(losses.decode_acc.inner());
-                sum.add(&model, losses.total.div_scalar(micro_batches as f64).backward());
+                let loss = losses.total.div_scalar(micro_batches as f64);
+                let (grads, exchanged) = kernels::backward(&loss, &exchanging)?;
+                sum.add(&model, grads);
+                means = exchanged;
                 model = model.record(&logits.statistics)?;
             }
-            Ok((model, sum.finish(), totals, decoded, right))
+            Ok((model, sum.finish().map(|grads| (grads, means)), totals, decoded, right))
         };
         // Ranks exchange statistics inside a step, and one that is cut off would leave the others waiting.
-        let learned = match rank.world() {
-            1 => session.unless_stopped(learn)?,
-            _ => session.to_the_end(learn)?,
-        };
+        let learned = session.learn(rank.world() > 1, learn)?;
         let Some((learned, grads, totals, decoded, right)) = learned else { break };
         let Some(grads) = grads else { continue };
         model = learned;
         session.note_batch(&batch);
-        let grads = average_gradients(&model, grads, &rank);
+        let grads = average_gradients(&model, grads, &rank)?;
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![

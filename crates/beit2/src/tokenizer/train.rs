@@ -1,7 +1,7 @@
 //! Training the tokenizer: read top to bottom.
 
 use beit2_data::{Key, RngStream};
-use beit2_kernels::{AutodiffBackend, Backend, Rank};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Rank};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
@@ -135,14 +135,12 @@ pub fn train<B: AutodiffBackend>(
                 let (loss, _) = model.forward_unquantized(x, target);
                 (loss.clone(), loss, None)
             };
-            let grads = loss.backward();
+            let grads = kernels::backward(&loss, &rank)?;
             Ok((model, loss, rec_loss, quantized, grads))
         };
         // The other ranks wait for the leader's codes, and must not wait for ever.
-        let learned = match rank.world() > 1 && step == warmup {
-            true => session.to_the_end(learn)?,
-            false => session.unless_stopped(learn)?,
-        };
+        let waits_for_codes = rank.world() > 1 && step == warmup;
+        let learned = session.learn(waits_for_codes || rank.overlaps::<B::InnerBackend>(), learn)?;
         let Some((started, loss, rec_loss, quantized, grads)) = learned else { break };
         model = started;
         session.note_batch(&batch);
@@ -161,7 +159,7 @@ pub fn train<B: AutodiffBackend>(
             }
         }
         optimizer.set_weight_decay(plan.weight_decay.at(step));
-        let grads = average_gradients(&model, grads, &rank);
+        let grads = average_gradients(&model, grads, &rank)?;
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         scalars.push(("grad_norm", grad_norm));

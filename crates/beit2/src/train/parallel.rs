@@ -4,7 +4,7 @@
 //! others only compute. A batch is the recipe's whatever the number of devices, and every random number belongs to an
 //! image or a step, so a run on two devices equals one on a single device up to rounding.
 
-use beit2_kernels::{AutodiffBackend, Rank};
+use beit2_kernels::{ArrivedMeans, AutodiffBackend, Rank};
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Device;
@@ -90,41 +90,74 @@ pub fn share_batch(batch: usize, micro_batches: usize, world: usize) -> Result<u
 }
 
 /// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every image
-/// dropped by drop path) counts as 0 there.
+/// dropped by drop path) counts as 0 there. Takes what [`beit2_kernels::backward`] gave; means that it took itself are not taken
+/// again.
+///
+/// # Errors
+/// Another rank has ended, or the ranks' backward passes took the means of different parameters.
 pub(crate) fn average_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     model: &M,
-    mut grads: B::Gradients,
+    (mut grads, mut means): (B::Gradients, ArrivedMeans<B::InnerBackend>),
     rank: &Rank,
-) -> B::Gradients {
+) -> Result<B::Gradients, Error> {
     if rank.world() == 1 {
-        return grads;
+        return Ok(grads);
     }
-    let mut taken = Take { grads: &mut grads, flat: Vec::new() };
+    let mut taken = Take { grads: &mut grads, means: &mut means, flat: Vec::new(), open: Vec::new() };
     model.visit(&mut taken);
-    let means = rank.means(taken.flat);
-    model.visit(&mut Put { grads: &mut grads, means: means.into_iter() });
-    grads
+    let Take { flat, open, .. } = taken;
+    let strange = means.left();
+    assert!(
+        strange == 0,
+        "a backward pass took the means of {strange} tensors that are no parameters of the model"
+    );
+    if rank.overlaps::<B::InnerBackend>() {
+        let all = rank.gather(open.clone())?;
+        if all.iter().any(|others| *others != open) {
+            return Err(Error::Training("the devices exchanged gradients of different parameters".into()));
+        }
+    }
+    let means = rank.means(flat).into_iter();
+    model.visit(&mut Put { grads: &mut grads, means, open: open.into_iter() });
+    Ok(grads)
 }
 
 struct Take<'a, B: AutodiffBackend> {
     grads: &'a mut B::Gradients,
+    means: &'a mut ArrivedMeans<B::InnerBackend>,
+    /// What a mean is still to be taken of.
     flat: Vec<Tensor<B::InnerBackend, 1>>,
+    /// For each trained parameter, whether it is in `flat`.
+    open: Vec<bool>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Take<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = param.val();
-        if value.is_require_grad() {
-            let grad = value.grad_remove(self.grads).unwrap_or_else(|| value.inner().zeros_like());
-            let count = grad.shape().num_elements();
-            self.flat.push(grad.reshape([count]));
+        if !value.is_require_grad() {
+            return;
         }
+        let grad = match (self.means.take(&value), value.grad_remove(self.grads)) {
+            (Some(mean), None) => {
+                value.grad_replace(self.grads, mean);
+                self.open.push(false);
+                return;
+            }
+            // Used elsewhere too: the mean of means is the mean, so that their sum is one after this.
+            (Some(mean), Some(own)) => mean + own,
+            (None, Some(own)) => own,
+            (None, None) => value.inner().zeros_like(),
+        };
+        let count = grad.shape().num_elements();
+        self.flat.push(grad.reshape([count]));
+        self.open.push(true);
     }
 }
 
 struct Put<'a, B: AutodiffBackend, I> {
     grads: &'a mut B::Gradients,
     means: I,
+    open: std::vec::IntoIter<bool>,
 }
 
 impl<B: AutodiffBackend, I> ModuleVisitor<B> for Put<'_, B, I>
@@ -134,6 +167,7 @@ where
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = param.val();
         if value.is_require_grad()
+            && self.open.next() == Some(true)
             && let Some(mean) = self.means.next()
         {
             value.grad_replace(self.grads, mean.reshape(value.shape()));

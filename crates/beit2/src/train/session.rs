@@ -264,13 +264,31 @@ impl<'a, I: Backend> Session<'a, I> {
         Ok(done.filter(|_| !self.cut_off))
     }
 
-    /// As [`Session::unless_stopped`] for work in which ranks wait for each other: it is always done.
+    /// As [`Session::unless_stopped`] for work in which ranks wait for each other: it is done as soon as all ranks have what
+    /// they need for it. `None` if one of them was told to stop before.
     ///
     /// # Errors
-    /// Those of `work`.
+    /// Those of `work`; another rank that ended.
     pub fn to_the_end<T>(&mut self, work: impl FnOnce() -> Result<T, Error>) -> Result<Option<T>, Error> {
         self.in_step.begin();
+        // A rank whose inputs were cut off says so in `close`.
+        if self.rank().world() > 1 && !self.all_done(true)? {
+            self.cut_off = true;
+            return Ok(None);
+        }
         work().map(Some)
+    }
+
+    /// [`Session::to_the_end`] where ranks wait for each other in `work`, else [`Session::unless_stopped`].
+    ///
+    /// # Errors
+    /// Those of `work`; another rank that ended.
+    pub fn learn<T>(
+        &mut self,
+        together: bool,
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        if together { self.to_the_end(work) } else { self.unless_stopped(work) }
     }
 
     /// Whether all ranks have done their part of the step.

@@ -52,6 +52,18 @@ CUresult check_parameters(const Function &f, void **values) {
     return CUDA_SUCCESS;
 }
 
+// No address among the parameters, nor in the tables that they hold, may be of memory that another stream still exchanges.
+CUresult check_exchanges(const Function &f, void **values, CUstream stream) {
+    for (size_t i = 0; i < f.parameters.size(); i++)
+        for (unsigned at = 0; at + 8 <= f.parameters[i].size; at += 8) {
+            uint64_t address;
+            memcpy(&address, static_cast<const char *>(values[i]) + at, 8);
+            if (address >= NO_ADDRESS && is_exchanged(stream, address, 1))
+                return refuse(CUDA_ERROR_INVALID_VALUE, "%s: memory at %lx (parameter %zu) is used while it is exchanged", f.name.c_str(), address, i);
+        }
+    return CUDA_SUCCESS;
+}
+
 // The parameters are copied at the launch, as a driver does: the caller may use their memory again.
 void run(const Function &f, const unsigned grid[3], const unsigned block[3], unsigned shared, void **values) {
     std::vector<std::vector<char>> copies;
@@ -105,6 +117,8 @@ STUB_EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned
     if (device != f.device) return refuse(CUDA_ERROR_INVALID_HANDLE, "%s of device %d launched in a stream of device %d", f.name.c_str(), f.device, device);
     CUresult checked = check_sizes(f, grid, block, shared);
     if (!checked && f.parameters_known) checked = check_parameters(f, values);
+    if (!checked && f.parameters_known) checked = check_exchanges(f, values, stream);
+    launched(stream);
     if (logging())
         log("launch\t%04d\t%s\t%u,%u,%u\t%u,%u,%u\t%u\t%p\t%zu\t%s", f.module, f.name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z,
             shared, static_cast<void *>(stream), f.parameters.size(),

@@ -4,7 +4,9 @@
 // than any real device, and shows memory of the host that is used again while a copy still reads it.
 #include "stub.h"
 
+#include <algorithm>
 #include <deque>
+#include <map>
 #include <set>
 #include <time.h>
 
@@ -13,17 +15,30 @@ using namespace stub;
 namespace {
 struct Stream {
     int device;
+    // Launches and exchanges so far; how many launches of other streams it has waited for.
+    uint64_t launches, exchanges;
+    std::map<const Stream *, uint64_t> seen;
 };
 struct Event {
     int device;
     double recorded; // milliseconds
     uint64_t after;  // how much work was put off before it
+    // What it was recorded after.
+    const Stream *stream;
+    uint64_t launches, exchanges;
+};
+// Memory that a library writes on a stream which no other stream has waited for.
+struct Exchange {
+    uint64_t begin, end;
+    const Stream *stream;
+    uint64_t number;
 };
 
 std::mutex lock;
 // Never destroyed: other threads may still call when the process ends.
 using Handles = std::set<const void *>;
 Handles &streams = *new Handles, &events = *new Handles;
+std::vector<Exchange> &exchanges = *new std::vector<Exchange>;
 
 template <class T> bool known(const Handles &all, T *handle) {
     std::lock_guard<std::mutex> hold(lock);
@@ -69,6 +84,34 @@ void finish() {
     while (do_one()) {}
 }
 
+void launched(CUstream stream) {
+    if (is_default(stream)) return;
+    std::lock_guard<std::mutex> hold(lock);
+    reinterpret_cast<Stream *>(stream)->launches++;
+}
+
+bool begin_exchange(CUstream handle, uint64_t at, size_t bytes) {
+    if (is_default(handle)) return true;
+    std::lock_guard<std::mutex> hold(lock);
+    Stream *own = reinterpret_cast<Stream *>(handle);
+    exchanges.push_back({at, at + bytes, own, ++own->exchanges});
+    // Several threads of a program may have streams of their own, and the exchange follows one of them.
+    bool launches = false;
+    for (const void *other : streams) {
+        const Stream *stream = static_cast<const Stream *>(other);
+        if (stream == own || stream->device != own->device || !stream->launches) continue;
+        if (stream->launches == own->seen[stream]) return true;
+        launches = true;
+    }
+    return !launches;
+}
+
+bool is_exchanged(CUstream handle, uint64_t at, size_t bytes) {
+    std::lock_guard<std::mutex> hold(lock);
+    const Stream *own = reinterpret_cast<const Stream *>(handle);
+    return std::any_of(exchanges.begin(), exchanges.end(), [&](const Exchange &x) { return x.stream != own && at < x.end && x.begin < at + bytes; });
+}
+
 int device_of_stream(CUstream stream) {
     if (is_default(stream)) return current_device();
     return known(streams, stream) ? reinterpret_cast<const Stream *>(stream)->device : -1;
@@ -77,7 +120,7 @@ int device_of_stream(CUstream stream) {
 
 STUB_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) {
     if (current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
-    Stream *made = new Stream{current_device()};
+    Stream *made = new Stream{current_device(), 0, 0, {}};
     std::lock_guard<std::mutex> hold(lock);
     streams.insert(made);
     *out = reinterpret_cast<CUstream>(made);
@@ -85,9 +128,16 @@ STUB_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) {
     return CUDA_SUCCESS;
 }
 STUB_EXPORT CUresult cuStreamCreateWithPriority(CUstream *out, unsigned flags, int) { return cuStreamCreate(out, flags); }
+STUB_EXPORT CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0;
+    *greatest = -5;
+    return CUDA_SUCCESS;
+}
 STUB_EXPORT CUresult cuStreamDestroy_v2(CUstream stream) {
     std::lock_guard<std::mutex> hold(lock);
     if (!streams.erase(stream)) return unknown("cuStreamDestroy", stream);
+    auto of_it = [&](const Exchange &x) { return x.stream == reinterpret_cast<Stream *>(stream); };
+    exchanges.erase(std::remove_if(exchanges.begin(), exchanges.end(), of_it), exchanges.end());
     delete reinterpret_cast<Stream *>(stream);
     return CUDA_SUCCESS;
 }
@@ -111,7 +161,16 @@ STUB_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned)
     totals.stream_orders.add(0);
     log("streamwait\t%p", static_cast<void *>(stream));
     if (device_of_stream(stream) < 0) return unknown("cuStreamWaitEvent", stream);
-    return known(events, event) ? CUDA_SUCCESS : unknown("cuStreamWaitEvent", event);
+    if (!known(events, event)) return unknown("cuStreamWaitEvent", event);
+    if (is_default(stream)) return CUDA_SUCCESS;
+    std::lock_guard<std::mutex> hold(lock);
+    Stream *own = reinterpret_cast<Stream *>(stream);
+    const Event *e = reinterpret_cast<const Event *>(event);
+    if (!e->stream || e->stream == own) return CUDA_SUCCESS;
+    own->seen[e->stream] = std::max(own->seen[e->stream], e->launches);
+    auto waited_for = [&](const Exchange &x) { return x.stream == e->stream && x.number <= e->exchanges; };
+    exchanges.erase(std::remove_if(exchanges.begin(), exchanges.end(), waited_for), exchanges.end());
+    return CUDA_SUCCESS;
 }
 STUB_EXPORT CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
     log("hostfunc");
@@ -123,7 +182,7 @@ STUB_EXPORT CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *
 STUB_EXPORT CUresult cuEventCreate(CUevent *out, unsigned) {
     if (current_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
     totals.events.add(0);
-    Event *made = new Event{current_device(), 0, 0};
+    Event *made = new Event{current_device(), 0, 0, nullptr, 0, 0};
     std::lock_guard<std::mutex> hold(lock);
     events.insert(made);
     *out = reinterpret_cast<CUevent>(made);
@@ -141,8 +200,16 @@ STUB_EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
     Event *e = reinterpret_cast<Event *>(event);
     if (device != e->device) return refuse(CUDA_ERROR_INVALID_HANDLE, "an event of device %d recorded in a stream of device %d", e->device, device);
     e->recorded = milliseconds();
-    std::lock_guard<std::recursive_mutex> hold(working);
-    e->after = put_off_so_far;
+    {
+        std::lock_guard<std::recursive_mutex> hold(working);
+        e->after = put_off_so_far;
+    }
+    if (is_default(stream)) return CUDA_SUCCESS;
+    std::lock_guard<std::mutex> hold(lock);
+    const Stream *after = reinterpret_cast<const Stream *>(stream);
+    e->stream = after;
+    e->launches = after->launches;
+    e->exchanges = after->exchanges;
     return CUDA_SUCCESS;
 }
 STUB_EXPORT CUresult cuEventSynchronize(CUevent event) {

@@ -88,6 +88,14 @@ void submit(std::function<void()> work);
 // Does all that was put off.
 void finish();
 
+// A kernel was launched in the stream.
+void launched(CUstream stream);
+// A library exchanges this memory with other devices on the stream. False if there are kernels on other streams of
+// the device, and the stream has waited for the last one of none of them.
+bool begin_exchange(CUstream stream, uint64_t at, size_t bytes);
+// Whether the memory is exchanged on another stream that nobody has waited for since.
+bool is_exchanged(CUstream stream, uint64_t at, size_t bytes);
+
 // The device of a stream: the current one for the default stream; -1 if the handle is unknown.
 int device_of_stream(CUstream stream);
 

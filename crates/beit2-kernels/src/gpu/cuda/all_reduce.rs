@@ -1,4 +1,12 @@
 //! Sums and means over the ranks of a group by NCCL.
+//!
+//! A sum is put on the device's second stream ([`super::communication`]). Where operations ask for one
+//! ([`AllReduceOps`]), the first stream waits for it right there; the backward pass of blocks puts the means of its buckets
+//! ([`Exchange`]) there while it goes on, and the wait is an operation of its own.
+//!
+//! The threads that fill the queues meet before each sum. So that no rank keeps such a thread of another waiting while it
+//! waits for that rank itself, operations with sums do not stay in Burn's list, nor on the way to the device's thread:
+//! [`settle`] runs the list, [`Options::prompt`] the rest.
 
 use std::sync::Arc;
 
@@ -9,7 +17,7 @@ use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::device::Device;
 
 use super::super::Gpu;
-use super::{Ptr, Queue, Recorded, is_native, native_reusing};
+use super::{Options, Ptr, Queue, Recorded, is_native, native_with};
 use crate::AllReduceOps;
 use crate::collective::nccl::{Communicator, Piece, Reduction, communicator};
 use crate::collective::{self, Rank};
@@ -31,6 +39,33 @@ impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
             None => collective::means_of_buckets::<Self>(xs, rank),
         }
     }
+
+    fn overlaps_all_reduce(rank: &Rank) -> bool {
+        serving(&[], rank).is_some()
+    }
+
+    fn arrived_means(pending: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
+        let (outputs, reuse) = in_place(&pending);
+        let sizes: Vec<usize> = pending.iter().map(bytes).collect();
+        let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
+            queue.join_exchanges();
+            for ((from, to), &bytes) in inputs.iter().zip(outputs).zip(&sizes) {
+                if from.0 != to.0 {
+                    queue.join_rows(*from, bytes, *to, bytes, 1);
+                }
+            }
+        };
+        let options = Options { reuse, ..Options::default() };
+        settle(native_with::<BT>("means_arrived", pending, outputs, options, run).collect())
+    }
+}
+
+/// Hands over what is still in Burn's list of operations, up to these tensors: devices may wait for a part of it.
+fn settle(xs: Vec<Recorded>) -> Vec<Recorded> {
+    if let Some(x) = xs.first() {
+        x.client.sync(|| ());
+    }
+    xs
 }
 
 /// The communicator of a rank, where all of its group can use NCCL for such tensors.
@@ -42,7 +77,42 @@ fn serving(xs: &[Recorded], rank: &Rank) -> Option<Arc<Communicator>> {
     native.then(|| communicator(rank)).flatten()
 }
 
-/// All tensors in one launch. No copies into one buffer: NCCL joins the calls of a group itself.
+/// The way to NCCL of an operation that exchanges data.
+#[derive(Clone)]
+pub(super) struct Exchange {
+    communicator: Arc<Communicator>,
+    rank: Rank,
+    reduction: Reduction,
+}
+
+impl Exchange {
+    /// For the means over a group that [`AllReduceOps::overlaps_all_reduce`] is true of.
+    pub fn means(rank: &Rank) -> Option<Self> {
+        let (communicator, rank) = (communicator(rank)?, rank.clone());
+        Some(Self { communicator, rank, reduction: Reduction::Mean })
+    }
+
+    /// Begins one exchange of all pieces; NCCL launches it as one. No copies into one buffer: it joins the calls of a group
+    /// itself.
+    pub fn begin(&self, queue: &mut Queue<'_>, pieces: &[Piece]) {
+        queue.exchange(|stream| {
+            self.rank.meet_on_queues(pieces.iter().map(|piece| piece.count).collect())?;
+            self.communicator.all_reduce(pieces, self.reduction, stream)
+        });
+    }
+}
+
+/// Outputs like the inputs, each in the memory of its input where nobody else holds that.
+fn in_place(xs: &[Recorded]) -> (Vec<(burn::tensor::Shape, DType)>, Vec<(usize, usize)>) {
+    let outputs = xs.iter().map(|x| (x.shape.clone(), x.dtype)).collect();
+    (outputs, (0..xs.len()).map(|i| (i, i)).collect())
+}
+
+fn bytes(x: &Recorded) -> usize {
+    x.shape.num_elements() * x.dtype.size()
+}
+
+/// All tensors in one exchange.
 fn reduced<BT: BoolElement>(
     xs: Vec<Recorded>,
     communicator: Arc<Communicator>,
@@ -53,10 +123,10 @@ fn reduced<BT: BoolElement>(
     if xs.is_empty() || rank.gather(()).is_err() {
         return xs;
     }
-    let outputs: Vec<_> = xs.iter().map(|x| (x.shape.clone(), x.dtype)).collect();
-    let reuse: Vec<(usize, usize)> = (0..xs.len()).map(|i| (i, i)).collect();
+    let (outputs, reuse) = in_place(&xs);
     let of = |x: &Recorded| (x.shape.num_elements(), x.dtype == DType::BF16);
     let pieces: Vec<(usize, bool)> = xs.iter().map(of).collect();
+    let exchange = Exchange { communicator, rank: rank.clone(), reduction };
     let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
         let addresses = inputs.iter().zip(outputs);
         let pieces: Vec<Piece> = pieces
@@ -64,9 +134,11 @@ fn reduced<BT: BoolElement>(
             .zip(addresses)
             .map(|(&(count, bf16), (from, to))| Piece { from: from.0, to: to.0, count, bf16 })
             .collect();
-        queue.call(|stream| communicator.all_reduce(&pieces, reduction, stream));
+        exchange.begin(queue, &pieces);
+        queue.join_exchanges();
     };
-    native_reusing::<BT>("all_reduce", xs, outputs, 0, &reuse, run).collect()
+    let options = Options { reuse, prompt: true, ..Options::default() };
+    settle(native_with::<BT>("all_reduce", xs, outputs, options, run).collect())
 }
 
 #[cfg(test)]
@@ -78,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::PeerLeft;
-    use crate::collective::nccl;
+    use crate::collective::{nccl, overlap_tests};
 
     type B = burn::backend::Cuda<f32, i32>;
 
@@ -101,18 +173,7 @@ mod tests {
 
     /// What `work` gives on each of the two, a thread each.
     fn on_ranks<T: Send>(devices: &[CudaDevice; 2], work: impl Fn(Rank, &CudaDevice) -> T + Sync) -> Vec<T> {
-        let ids: Vec<_> = devices.iter().map(Device::to_id).collect();
-        std::thread::scope(|scope| {
-            let start = |(rank, device): (Rank, _)| {
-                let work = &work;
-                scope.spawn(move || {
-                    let _stay = rank.stay();
-                    work(rank, device)
-                })
-            };
-            let threads: Vec<_> = Rank::group(&ids).into_iter().zip(devices).map(start).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        })
+        overlap_tests::on_ranks(devices, Device::to_id, work)
     }
 
     fn tensor<const D: usize>(
@@ -160,6 +221,15 @@ mod tests {
                 assert_eq!(means, [1, 70_001, 16].map(|count| expected(count, 2.0)), "{dtype:?}");
             }
         }
+    }
+
+    /// With buckets of whole runs: their blocks are small.
+    #[test]
+    fn gradients_are_exchanged_in_the_backward_pass_on_cuda() {
+        let Some(devices) = two() else { return };
+        on_ranks(&devices, |rank, device| {
+            overlap_tests::check::<burn::backend::Autodiff<B>>(&rank, device);
+        });
     }
 
     #[test]

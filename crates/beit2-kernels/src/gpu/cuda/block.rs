@@ -5,6 +5,7 @@
 
 mod backward;
 mod forward;
+mod means;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -15,12 +16,13 @@ use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::super::Gpu;
-use super::{Element, Ptr, Queue, Recorded, is_native, native, native_reusing};
-use crate::Precision;
+use super::{Element, Options, Ptr, Queue, Recorded, is_native, native, native_with};
 use crate::block::{BlockGradients, BlockInputs, BlockOps, BlockSizes, BlockSpec, BlockTensors, composed};
 use crate::tokens::{TokenChoice, TokenOps};
+use crate::{Precision, Rank};
 use backward::Backward;
 use forward::{Forward, pack};
+use means::Means;
 use plan::{Plan, at};
 
 type Inputs = BlockInputs<Recorded>;
@@ -120,8 +122,9 @@ impl<BT: BoolElement> BlockOps for Gpu<CudaRuntime, BT> {
         saved: Vec<FloatTensor<Self>>,
         grad: FloatTensor<Self>,
         bias_grad: bool,
+        group: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
-        backward::<BT>(inputs, None, spec, saved, grad, bias_grad)
+        backward::<BT>(inputs, None, spec, (saved, grad), bias_grad, group)
     }
 
     fn fused_block_tokens(inputs: Inputs, choice: TokenChoice<Self>, spec: BlockSpec) -> FloatTensor<Self> {
@@ -143,8 +146,9 @@ impl<BT: BoolElement> BlockOps for Gpu<CudaRuntime, BT> {
         saved: Vec<FloatTensor<Self>>,
         grad: FloatTensor<Self>,
         bias_grad: bool,
+        group: Option<&Rank>,
     ) -> BlockGradients<FloatTensor<Self>> {
-        backward::<BT>(inputs, Some(choice), spec, saved, grad, bias_grad)
+        backward::<BT>(inputs, Some(choice), spec, (saved, grad), bias_grad, group)
     }
 
     fn pack_block(
@@ -263,9 +267,9 @@ fn backward<BT: BoolElement>(
     inputs: Inputs,
     choice: Option<TokenChoice<Cuda<BT>>>,
     spec: BlockSpec,
-    saved: Vec<Recorded>,
-    grad: Recorded,
+    (saved, grad): (Vec<Recorded>, Recorded),
     bias_grad: bool,
+    group: Option<&Rank>,
 ) -> BlockGradients<Recorded> {
     let plan = plan(&inputs, choice.as_ref().map(|choice| choice.per_sample), &spec);
     let gradients = plan.gradients(bias_grad);
@@ -276,6 +280,7 @@ fn backward<BT: BoolElement>(
         outputs.push((tensor.shape.clone(), DType::F32));
         outputs.len() - 1
     });
+    let means = group.map(|group| Means::new(group, &inputs.parameters));
     let (mut tensors, places) = list(inputs, rows(choice));
     let recompute = saved.is_empty();
     tensors.extend(saved);
@@ -307,11 +312,14 @@ fn backward<BT: BoolElement>(
             scratch: at(scratch, again),
         };
         backward.run(queue, &plan, &gradients);
+        if let Some(means) = &means {
+            means.begin(queue, &backward.dparameters);
+        }
     };
     // A gradient that nobody else holds becomes that of x, row by row; that of chosen tokens has fewer rows.
-    let reuse: &[_] = if plan.chosen.is_none() { &[(0, at_grad)] } else { &[] };
-    let outputs: Vec<_> =
-        native_reusing::<BT>("block_backward", tensors, outputs, scratch, reuse, run).collect();
+    let reuse = if plan.chosen.is_none() { vec![(0, at_grad)] } else { Vec::new() };
+    let options = Options { scratch, reuse, prompt: group.is_some() };
+    let outputs: Vec<_> = native_with::<BT>("block_backward", tensors, outputs, options, run).collect();
     BlockGradients {
         x: outputs[0].clone(),
         bias: (first == 2).then(|| outputs[1].clone()),

@@ -18,12 +18,14 @@ use cudarc::driver::sys::{CUdevice_attribute, cuCtxGetDevice, cuDeviceGetAttribu
 
 use super::super::settings::settings;
 use super::blas::{self, Blas, Ptr, Search};
+use super::communication::Communication;
 use super::failure;
 use super::launch::Queue;
 use super::module::Modules;
 use super::pinned::Copies;
 use super::spare::Spare;
 use super::stream::Streams;
+use crate::collective;
 
 /// CubeCL's server of one device.
 pub(super) type CudaServer = <CudaRuntime as Runtime>::Server;
@@ -56,6 +58,8 @@ pub(super) struct Engine {
     streams: Streams,
     /// Memory for the middle of operations: one piece for each CUDA stream, because its operations run one after the other.
     scratch: HashMap<usize, (Handle, Ptr)>,
+    /// Made when the first data is exchanged with another device.
+    communication: Option<Communication>,
 }
 
 /// Whether operations on `device` take the native path: what they use, for people.
@@ -141,6 +145,8 @@ pub(super) fn submit(
         if let Err(error) = done.unwrap_or_else(|panic| Err(failure::message(&*panic))) {
             let error = FAILURES[index].get_or_init(|| format!("CUDA device {index}: {name}: {error}"));
             failure::report(server, id, error);
+            // Others may be about to wait for this device.
+            collective::device_failed(CudaDevice { index }.to_id(), error);
         }
     });
 }
@@ -152,6 +158,11 @@ pub(super) fn note_step(device: &CudaDevice) {
         engine.spare.step(server, id, 4 * engine.copies.largest());
         Ok(())
     });
+}
+
+/// Makes the device's thread begin with what was submitted, which it else does when there is more.
+pub(super) fn flush(device: &CudaDevice) {
+    handle(device).flush_queue();
 }
 
 impl Engine {
@@ -182,6 +193,7 @@ impl Engine {
             spare: Spare::default(),
             streams,
             scratch: HashMap::new(),
+            communication: None,
         })
     }
 
@@ -201,6 +213,17 @@ impl Engine {
             binding.stream = id;
         }
         pointer(server, id, binding)
+    }
+
+    /// The stream of exchanges with other devices.
+    ///
+    /// # Errors
+    /// The driver's: one sentence.
+    pub fn communication(&mut self) -> Result<&Communication, String> {
+        if self.communication.is_none() {
+            self.communication = Some(Communication::new()?);
+        }
+        self.communication.as_ref().ok_or_else(|| unreachable!("made above"))
     }
 
     /// Where operations of CubeCL's stream `id` are put.

@@ -130,13 +130,22 @@ impl<'a> Queue<'a> {
         );
     }
 
-    /// Calls of a library that puts work on the stream itself.
-    pub(crate) fn call(&mut self, work: impl FnOnce(CUstream) -> Result<(), String>) {
-        self.attempt(|| "other work".to_owned(), |_, stream| work(stream));
+    /// Calls of a library that exchanges data with other devices, on a stream of its own: after all that is on the queue
+    /// now, and beside what comes next. Nothing may read or give away the memory that it writes before
+    /// [`join_exchanges`](Self::join_exchanges).
+    pub(crate) fn exchange(&mut self, work: impl FnOnce(CUstream) -> Result<(), String>) {
+        let exchange = |engine: &mut Engine, stream| work(engine.communication()?.after(stream)?);
+        self.attempt(|| "exchange begun".to_owned(), exchange);
+    }
+
+    /// What comes next waits for all exchanges so far.
+    pub(crate) fn join_exchanges(&mut self) {
+        let join = |engine: &mut Engine, stream| engine.communication()?.join(stream);
+        self.attempt(|| "exchanges ended".to_owned(), join);
     }
 
     /// Copies `count` rows of `width` bytes that lie `pitch` bytes apart to `to`, one right after the other.
-    pub(super) fn join_rows(&mut self, from: Ptr, pitch: usize, to: Ptr, width: usize, count: usize) {
+    pub(crate) fn join_rows(&mut self, from: Ptr, pitch: usize, to: Ptr, width: usize, count: usize) {
         let copy = |_: &mut Engine, stream| {
             let device = CUmemorytype::CU_MEMORYTYPE_DEVICE;
             let rows = CUDA_MEMCPY2D {

@@ -14,6 +14,7 @@ mod cards;
 mod casts;
 mod codes;
 mod columns;
+mod communication;
 mod cubin;
 mod engine;
 mod failure;
@@ -56,7 +57,7 @@ pub use times::{KernelTime, cuda_kernel_times, record_cuda_kernel_times};
 
 pub(crate) use blas::{Element, Epilogue, Gemm, Operand, Ptr};
 pub(crate) use launch::{Arg, Queue};
-pub(crate) use native::{native, native_reusing};
+pub(crate) use native::{Options, native, native_reusing, native_with};
 
 /// A tensor of a CUDA device whose values may still be a list of operations.
 pub(crate) type Recorded = super::portable::Recorded<CudaRuntime>;

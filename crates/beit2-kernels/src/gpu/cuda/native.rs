@@ -33,11 +33,21 @@ type Run = dyn Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync;
 struct Native<BT> {
     name: &'static str,
     desc: CustomOpIr,
-    scratch: usize,
-    /// Which output may take which input's memory.
-    reuse: Vec<(usize, usize)>,
+    options: Options,
     run: Arc<Run>,
     bool: PhantomData<fn() -> BT>,
+}
+
+/// What else an operation needs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Bytes that are there during the call.
+    pub scratch: usize,
+    /// Output `o` takes the memory of input `i` for each `(o, i)`, where nobody else holds it. Then both have one address,
+    /// and `run` must not read the input after it wrote the output.
+    pub reuse: Vec<(usize, usize)>,
+    /// Whether other devices wait for it: the device's thread begins with it at once.
+    pub prompt: bool,
 }
 
 impl<BT> fmt::Debug for Native<BT> {
@@ -78,7 +88,7 @@ impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
                 (x.handle.binding(), rows)
             })
             .collect();
-        let (run, scratch) = (self.run.clone(), self.scratch);
+        let (run, scratch) = (self.run.clone(), self.options.scratch);
         engine::submit(&device, self.name, move |server, engine, id| {
             for handle in fresh {
                 allocate(server, id, &handle);
@@ -108,6 +118,9 @@ impl<BT: BoolElement> Operation<Runtime> for Native<BT> {
             queue.finish()
             // The bindings go here: later operations of the stream may use the memory again.
         });
+        if self.options.prompt {
+            engine::flush(&device);
+        }
     }
 }
 
@@ -142,7 +155,7 @@ fn in_order(x: CudaTensor) -> CudaTensor {
 impl<BT> Native<BT> {
     /// The memory of an input for output `o`, if the caller allows it and nobody else holds it.
     fn reusable(&self, o: usize, bytes: u64, inputs: &[CudaTensor]) -> Option<Handle> {
-        let (_, i) = self.reuse.iter().find(|(output, _)| *output == o)?;
+        let (_, i) = self.options.reuse.iter().find(|(output, _)| *output == o)?;
         let input = &inputs[*i];
         (input.can_mut() && input.is_contiguous() && input.handle.size_in_used() >= bytes)
             .then(|| input.handle.clone())
@@ -161,11 +174,10 @@ pub(crate) fn native<BT: BoolElement>(
     scratch: usize,
     run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
 ) -> std::vec::IntoIter<Recorded> {
-    native_reusing::<BT>(name, inputs, outputs, scratch, &[], run)
+    native_with::<BT>(name, inputs, outputs, Options { scratch, ..Options::default() }, run)
 }
 
-/// As [`native`]; output `o` takes the memory of input `i` for each `(o, i)` of `reuse`, where nobody else holds it. Then both
-/// have one address, and `run` must not read the input after it wrote the output.
+/// As [`native`]; output `o` takes the memory of input `i` for each `(o, i)` of `reuse` ([`Options::reuse`]).
 ///
 /// # Panics
 /// As [`native`].
@@ -177,6 +189,21 @@ pub(crate) fn native_reusing<BT: BoolElement>(
     reuse: &[(usize, usize)],
     run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
 ) -> std::vec::IntoIter<Recorded> {
+    let options = Options { scratch, reuse: reuse.to_vec(), prompt: false };
+    native_with::<BT>(name, inputs, outputs, options, run)
+}
+
+/// As [`native`], with options.
+///
+/// # Panics
+/// As [`native`].
+pub(crate) fn native_with<BT: BoolElement>(
+    name: &'static str,
+    inputs: Vec<Recorded>,
+    outputs: Vec<(Shape, DType)>,
+    options: Options,
+    run: impl Fn(&mut Queue<'_>, &[Ptr], &[Ptr], Ptr) + Send + Sync + 'static,
+) -> std::vec::IntoIter<Recorded> {
     let client = inputs[0].client.clone();
     engine::check(client.device());
     let streams = OperationStreams::with_inputs(&inputs);
@@ -186,7 +213,6 @@ pub(crate) fn native_reusing<BT: BoolElement>(
         .map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype))
         .collect();
     let desc = CustomOpIr::new(name, &inputs, &outputs);
-    let (reuse, run) = (reuse.to_vec(), Arc::new(run));
-    let operation = Native::<BT> { name, desc: desc.clone(), scratch, reuse, run, bool: PhantomData };
+    let operation = Native::<BT> { name, desc: desc.clone(), options, run: Arc::new(run), bool: PhantomData };
     client.register(streams, OperationIr::Custom(desc), operation).into_iter()
 }

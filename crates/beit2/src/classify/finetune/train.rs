@@ -1,7 +1,7 @@
 //! Fine-tuning a classifier: read top to bottom.
 
 use beit2_data::{Batch, Key, MixParams, RngStream};
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Rank};
 use beit2_run::{StopFlag, thousands};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::{Plan as LoadPlan, PlanOptions};
@@ -154,12 +154,15 @@ pub fn train<B: AutodiffBackend>(
         next += per_step;
         Ok((batch, inputs_of_step))
     });
+    // Gradients are exchanged while the backward pass goes on if there is one in a step; those of several are added first.
+    let exchanging = if micro_batches == 1 { rank.clone() } else { Rank::alone() };
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
         let lr = plan.lr.at(session.state.step);
         let before = model.clone();
-        let learned = session.unless_stopped(|| {
+        let learned = session.learn(exchanging.overlaps::<B::InnerBackend>(), || {
             let (mut model, mut sum) = (before, GradientSum::<B>::default());
+            let mut means = ArrivedMeans::default();
             let (mut losses, mut right) = (Vec::new(), Vec::new());
             for (number, x, targets) in inputs_of_step {
                 let (epoch, stream) = (batch.epoch, RngStream::DropPath);
@@ -177,15 +180,18 @@ pub fn train<B: AutodiffBackend>(
                     false => soft_cross_entropy(logits, targets),
                 };
                 losses.push(loss.clone().inner());
-                sum.add(&model, loss.div_scalar(micro_batches as f64).backward());
+                let loss = loss.div_scalar(micro_batches as f64);
+                let (grads, exchanged) = kernels::backward(&loss, &exchanging)?;
+                sum.add(&model, grads);
+                means = exchanged;
             }
-            Ok((model, sum.finish(), losses, right))
+            Ok((model, sum.finish().map(|grads| (grads, means)), losses, right))
         })?;
         let Some((learned, grads, losses, right)) = learned else { break };
         let Some(grads) = grads else { continue };
         model = learned;
         session.note_batch(&batch);
-        let grads = average_gradients(&model, grads, &rank);
+        let grads = average_gradients(&model, grads, &rank)?;
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         if let Some(ema) = &mut ema {

@@ -4,7 +4,7 @@
 //! cosine similarity, on unlabelled images. Not part of the paper: it exists for the bundled quickstart.
 
 use beit2_data::{Batch, Loader, TwoViewConfig};
-use beit2_kernels::{AutodiffBackend, Backend, Rank};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Rank};
 use burn::tensor::{DType, Tensor};
 
 use super::targets::Targets;
@@ -118,7 +118,7 @@ pub fn distill<B: AutodiffBackend>(
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
         let x = pixels::to_signed(images);
         let teacher_x = second.map_or_else(|| x.clone(), pixels::to_signed);
-        let learned = session.unless_stopped(|| {
+        let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
             let target = match (&mut kept, recipe.view_epochs) {
                 (Some(kept), Some(epochs)) => {
                     let record = batch.epoch % epochs * plan.steps_per_epoch + batch.step;
@@ -133,12 +133,12 @@ pub fn distill<B: AutodiffBackend>(
             let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
             let predicted = student.patch_tokens(Tensor::from_inner(x), &DropPath::none());
             let loss = cosine_loss(predicted, Tensor::from_inner(target));
-            let grads = loss.backward();
+            let grads = kernels::backward(&loss, &rank)?;
             Ok((loss, grads))
         })?;
         let Some((loss, grads)) = learned else { break };
         session.note_batch(&batch);
-        let grads = average_gradients(&student, grads, &rank);
+        let grads = average_gradients(&student, grads, &rank)?;
         let grad_norm;
         (student, grad_norm) = optimizer.step(student, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![("loss", loss.inner()), ("grad_norm", grad_norm)];
