@@ -1,7 +1,7 @@
 //! Memory to spare, so that no step takes new memory from the driver long after the first.
 //!
 //! The thread that prepares batches records its operations among those of the step before, each time at another place. So what
-//! is in use at once differs by a few tensors from step to step. During the first steps, spare tensors as large as batches are
+//! is in use at once differs by a few tensors from step to step. During the second step, spare tensors as large as batches are
 //! held; from then on, CubeCL's pool has their memory.
 
 use cubecl::server::Handle;
@@ -12,7 +12,7 @@ use super::engine::{CudaServer, allocate};
 
 /// The steps at whose ends spare tensors are made and given up.
 const FROM: u32 = 1;
-const TO: u32 = 4;
+const TO: u32 = 2;
 
 /// Spare tensors: how many, as parts of a batch in f32. Of half its size, because CubeCL takes those from larger pages.
 const TENSORS: [(usize, usize); 2] = [(4, 1), (4, 2)];
