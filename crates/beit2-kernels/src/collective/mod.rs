@@ -48,9 +48,13 @@ pub struct Rank {
     queues: Option<Arc<Rendezvous>>,
 }
 
+/// The devices of a group, and where their queues meet.
+#[cfg(feature = "cuda")]
+type Queues = (Arc<[DeviceId]>, Weak<Rendezvous>);
+
 /// The groups that there are: for devices that fail outside of a rank's own thread.
 #[cfg(feature = "cuda")]
-static GROUPS: Mutex<Vec<(Arc<[DeviceId]>, Weak<Rendezvous>)>> = Mutex::new(Vec::new());
+static GROUPS: Mutex<Vec<Queues>> = Mutex::new(Vec::new());
 
 /// Releases the queues of all groups with `device` from waiting for it; they fail with its reason.
 #[cfg(feature = "cuda")]

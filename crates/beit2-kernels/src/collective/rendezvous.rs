@@ -28,6 +28,7 @@ struct State {
     taken: usize,
     left: bool,
     /// Why, where somebody said so.
+    #[cfg(feature = "cuda")]
     why: Option<String>,
 }
 
@@ -56,12 +57,14 @@ impl Rendezvous {
     }
 
     /// As [`leave`](Self::leave), with the reason; the first one stays.
+    #[cfg(feature = "cuda")]
     pub(super) fn leave_because(&self, why: &str) {
         self.lock().why.get_or_insert_with(|| why.to_owned());
         self.leave();
     }
 
     /// The reason of whoever left first.
+    #[cfg(feature = "cuda")]
     pub(super) fn why(&self) -> String {
         self.lock().why.clone().unwrap_or_else(|| PeerLeft.to_string())
     }

@@ -10,8 +10,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::device::Device;
@@ -45,7 +45,7 @@ impl<BT: BoolElement> AllReduceOps for Gpu<CudaRuntime, BT> {
     }
 
     fn arrived_means(pending: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
-        let (outputs, reuse) = in_place(&pending);
+        let (outputs, reuse) = (alike(&pending), in_place(&pending));
         let sizes: Vec<usize> = pending.iter().map(bytes).collect();
         let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
             queue.join_exchanges();
@@ -102,10 +102,14 @@ impl Exchange {
     }
 }
 
-/// Outputs like the inputs, each in the memory of its input where nobody else holds that.
-fn in_place(xs: &[Recorded]) -> (Vec<(burn::tensor::Shape, DType)>, Vec<(usize, usize)>) {
-    let outputs = xs.iter().map(|x| (x.shape.clone(), x.dtype)).collect();
-    (outputs, (0..xs.len()).map(|i| (i, i)).collect())
+/// Outputs like the inputs.
+fn alike(xs: &[Recorded]) -> Vec<(Shape, DType)> {
+    xs.iter().map(|x| (x.shape.clone(), x.dtype)).collect()
+}
+
+/// Each output in the memory of its input, where nobody else holds that.
+fn in_place(xs: &[Recorded]) -> Vec<(usize, usize)> {
+    (0..xs.len()).map(|i| (i, i)).collect()
 }
 
 fn bytes(x: &Recorded) -> usize {
@@ -123,7 +127,7 @@ fn reduced<BT: BoolElement>(
     if xs.is_empty() || rank.gather(()).is_err() {
         return xs;
     }
-    let (outputs, reuse) = in_place(&xs);
+    let (outputs, reuse) = (alike(&xs), in_place(&xs));
     let of = |x: &Recorded| (x.shape.num_elements(), x.dtype == DType::BF16);
     let pieces: Vec<(usize, bool)> = xs.iter().map(of).collect();
     let exchange = Exchange { communicator, rank: rank.clone(), reduction };

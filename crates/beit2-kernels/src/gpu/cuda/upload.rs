@@ -237,7 +237,7 @@ mod tests {
             let asked = std::cell::Cell::new(0);
             // A size that no other test takes.
             let bytes = 7 << 20;
-            let part = vec![5u8; 3];
+            let part = [5u8; 3];
             let stage = || {
                 let parts = [(bytes - 3, &part[..])].into_iter();
                 Staged::new(device, bytes, parts, || asked.set(asked.get() + 1))
