@@ -4,11 +4,13 @@
     bench/exchange.py          # the table of docs/benchmarks/gpu.md
 
 Times of kernels are those of bench/roofline.py on an H100, the cautious ones. A ring of n devices sends 2(n − 1)/n of the bytes each way.
-A block's exchange is asked for when its gradients are complete, and begins when the one before has ended. That exchanges and kernels slow each
+An exchange is asked for when its bucket is complete, and begins when the one before has ended. That exchanges and kernels slow each
 other down is not in it. Standard library only.
 """
 
 from __future__ import annotations
+
+import math
 
 import roofline
 
@@ -16,6 +18,8 @@ import roofline
 LINKS = {"NVLink": 450e9 * 0.75, "PCIe 5": 63e9 * 0.6, "PCIe 4": 31.5e9 * 0.6}
 # An exchange takes this long even without data.
 LATENCY = 30e-6
+# Bytes that a bucket has at least: `BUCKET` of gpu/cuda/block/means.rs.
+BUCKET = 25 << 20
 # Trained blocks with the two of the patch aggregation head; parameters; width and heads.
 SIZES = {"base": (14, 106.1e6, 768, 12), "large": (26, 336.8e6, 1024, 16)}
 
@@ -37,9 +41,11 @@ def exposed(blocks: int, parameters: float, width: int, seconds: float, devices:
 
     of_block = 4.0 * (12 * width * width + 15 * width)
     rest = 4 * parameters - blocks * of_block
+    together = math.ceil(BUCKET / of_block)
     free = 0.0
-    for block in range(1, blocks + 1):
-        free = max(free, block * seconds) + exchange(of_block)
+    for first in range(0, blocks, together):
+        end = min(first + together, blocks)
+        free = max(free, end * seconds) + exchange((end - first) * of_block)
     return exchange(4 * parameters), free - blocks * seconds + exchange(rest)
 
 

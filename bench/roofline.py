@@ -34,6 +34,7 @@ LAUNCH = 2e-6
 PUBLISHED = "1,459 images/s at 16 % MFU"
 
 WIDTH, HEADS, DEPTH, HIDDEN = 768, 12, 12, 3072
+LAYER = 9  # after which patch aggregation takes the patch tokens
 HEAD_WIDTH = WIDTH // HEADS
 PATCHES, TOKENS, PIXELS = 196, 197, 3 * 16 * 16
 MASKED, CODES, CODE_DIM, TEACHER_DIM, CLASSES = 75, 8192, 32, 512, 1000
@@ -87,11 +88,23 @@ class Step:
 
     # ------------------------------------------------------------------------------------------------------- parts
 
-    def block(self, *, trained: bool, queries: int = TOKENS, tokens: int = TOKENS, per_block_bias: bool = False) -> None:
-        """A Transformer block over all tokens, of which `queries` are read afterwards."""
+    def run(self, blocks: int, *, trained: bool, last: int = TOKENS, per_block_bias: bool = False) -> None:
+        """Blocks one after the other as one operation; of the last one `last` tokens are read."""
+        for at in range(blocks):
+            ends = at == blocks - 1
+            queries = last if ends else TOKENS
+            self.block(trained=trained, begins=at == 0, ends=ends, queries=queries, per_block_bias=per_block_bias)
+
+    def block(
+        self, *, trained: bool, begins: bool = False, ends: bool = False, queries: int = TOKENS, per_block_bias: bool = False
+    ) -> None:
+        """A Transformer block over all tokens, of which `queries` are read afterwards. What lies between two blocks of a run, the sum
+        that ends one and the norm that begins the next, is one pass each way."""
+        tokens = TOKENS
         b, all_rows, rows = self.batch, self.batch * tokens, self.batch * queries
-        # x f32 → bf16 and two statistics
-        self.rows("layer norm", all_rows, WIDTH, F32 + BF16)
+        if begins:
+            # x f32 → bf16 and two statistics
+            self.rows("layer norm", all_rows, WIDTH, F32 + BF16)
         if queries == tokens:
             self.linear("qkv", all_rows, WIDTH, 3 * WIDTH, trained=trained)
         else:
@@ -108,32 +121,42 @@ class Step:
         self.linear("MLP in", rows, WIDTH, HIDDEN, trained=trained)
         self.rows("GELU", rows, HIDDEN, 2 * BF16)
         self.linear("MLP out", rows, HIDDEN, WIDTH, trained=trained)
-        self.rows("residual and scale", rows, WIDTH, 2 * F32 + BF16)
+        if ends:
+            self.rows("residual and scale", rows, WIDTH, 2 * F32 + BF16)
+        else:
+            self.rows("residual, scale and norm", rows, WIDTH, 2 * F32 + 2 * BF16)
         if not trained:
             return
-        # gradient f32 and branch bf16 → gradient of the branch bf16, of gamma
-        self.rows("residual and scale, backward", rows, WIDTH, F32 + 2 * BF16, 2)
+        if ends:
+            # gradient f32 → gradient of the branch bf16
+            self.rows("residual and scale, backward", rows, WIDTH, F32 + BF16)
         # gradient and pre-activation → gradient; the activation is computed again for the gradient of the weights
         self.rows("GELU, backward", rows, HIDDEN, 4 * BF16)
-        # gradient bf16, x f32, gradient of the residual f32 → gradient f32
-        self.rows("layer norm, backward", rows, WIDTH, 3 * F32 + BF16)
-        self.rows("layer norm, backward", all_rows, WIDTH, 3 * F32 + BF16)
+        # gradient bf16, x f32, gradient of the residual f32 → gradient f32, and that of the branch before bf16
+        self.rows("residual, scale and norm, backward", rows, WIDTH, 3 * F32 + 2 * BF16)
+        if begins:
+            self.rows("layer norm, backward", all_rows, WIDTH, 3 * F32 + BF16)
+        else:
+            self.rows("residual, scale and norm, backward", all_rows, WIDTH, 3 * F32 + 2 * BF16)
         # q, k, v, output and its gradient → three gradients and the bias's. Nine matmuls where the forward pass has two: each of three
         # kernels makes scores and gradients of weights again, so that none needs what another one has in registers.
         self.add("attention, backward", "attention", 9 * scores, 4 * kv + 8 * q + 2 * bias + 6 * rows * HEADS * F32)
         if per_block_bias:
             self.add("bias table, gather and its gradient", "bytes", 0.0, 2 * bias, 2)
 
-    def trunk(self, *, trained: bool, depth: int = DEPTH, last: int = TOKENS, per_block_bias: bool = False, patch: int = PIXELS) -> None:
-        """Patch embedding and blocks; of the last block `last` tokens are read."""
+    def trunk(
+        self, *, trained: bool, runs: tuple[int, ...] = (DEPTH,), last: int = TOKENS, per_block_bias: bool = False, patch: int = PIXELS
+    ) -> None:
+        """Patch embedding and runs of blocks; of the last block `last` tokens are read."""
         rows = self.batch * PATCHES
         if patch == PIXELS:
             # bytes, standardised, in the order of patches
             self.rows("patches from bytes", rows, PIXELS, 1 + BF16)
         self.linear("patch embedding", rows, patch, WIDTH, trained=trained, data=patch != PIXELS)
         self.rows("tokens", rows, WIDTH, BF16 + F32, 1 + trained)
-        for at in range(depth):
-            self.block(trained=trained, queries=last if at == depth - 1 else TOKENS, per_block_bias=per_block_bias)
+        for at, blocks in enumerate(runs):
+            queries = last if at == len(runs) - 1 else TOKENS
+            self.run(blocks, trained=trained, last=queries, per_block_bias=per_block_bias)
 
     def optimizer(self, parameters: float) -> None:
         """Norm of all gradients; AdamW with a copy of the weights in bf16."""
@@ -165,9 +188,8 @@ def pretrain(batch: int) -> Step:
     s.linear("tokenizer's head", masked, WIDTH, WIDTH, trained=False)
     s.linear("tokenizer's head", masked, WIDTH, CODE_DIM, trained=False, result=F32)
     s.codes(masked)
-    s.trunk(trained=True, last=MASKED + 1)
-    s.block(trained=True)
-    s.block(trained=True, queries=MASKED)
+    s.trunk(trained=True, runs=(LAYER, DEPTH - LAYER), last=MASKED + 1)
+    s.run(2, trained=True, last=MASKED)
     for _ in range(2):
         s.rows("layer norm", masked, WIDTH, F32 + BF16)
         s.linear("head", masked, WIDTH, CODES, trained=True, result=F32)
@@ -198,7 +220,7 @@ def tokenizer(batch: int) -> Step:
     s.linear("task layer", rows, WIDTH, WIDTH, trained=True)
     s.linear("task layer", rows, WIDTH, CODE_DIM, trained=True, result=F32)
     s.codes(rows)
-    s.trunk(trained=True, depth=3, patch=CODE_DIM)
+    s.trunk(trained=True, runs=(3,), patch=CODE_DIM)
     s.linear("decoder's task layer", rows, WIDTH, WIDTH, trained=True)
     s.linear("decoder's task layer", rows, WIDTH, TEACHER_DIM, trained=True, result=F32)
     s.rows("cosine loss", rows, TEACHER_DIM, 3 * F32)

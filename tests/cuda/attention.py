@@ -166,10 +166,12 @@ def run(modules, kind, seed, shape, lead, rows=False, joined=False, pad=0, parts
     argument += b"".join(struct.pack("<i", tokens[name][2]) for name in ROWS)
     argument += b"".join(struct.pack("<i", sizes[name]) for name in SIZES)
     argument += struct.pack("<f3i", scale, *[int(result == np.float32)] * 2, depth)
+    # Last: whether the gradient of the bias is added to what is there.
+    argument, adding = (argument + struct.pack("<2i", add, 0) for add in (0, 1))
 
     module = modules[kind]
 
-    def launch(name, grid, threads, shared):
+    def launch(name, grid, threads, shared, argument=argument):
         module.launch(f"attention_{name}_{kind}", grid, (threads,), [argument], shared)
 
     if bf16:
@@ -188,7 +190,10 @@ def run(modules, kind, seed, shape, lead, rows=False, joined=False, pad=0, parts
         launch("keys_backward", (-(-keys // 32), heads, batch), 128, 4 * tokens_bytes + 2 * scores_bytes)
         bias_shared = 4 * tokens_bytes + 4 * 32
     if lead:
-        launch("bias_backward", (-(-keys // tile), -(-bias_rows // tile), heads * parts), 128, bias_shared)
+        grid = (-(-keys // tile), -(-bias_rows // tile), heads * parts)
+        launch("bias_backward", grid, 128, bias_shared)
+        launch("bias_backward", grid, 128, bias_shared, adding)
+        dbias *= 0.5
         if lead == 1:
             total = aligned((1, *dbias.shape[1:]), np.float32)
             arguments = [total, dbias, np.int64(total.size), np.int32(parts)]

@@ -11,6 +11,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 way=native
 case ${1:-} in native | portable) way=$1; shift ;; esac
+# Before the variables are set: with another CUDA_PATH, Cargo would build the whole framework again.
+if [ -z "${BEIT2_TESTS:-}" ]; then
+    BEIT2_TESTS=$(cargo test --release --features cuda --lib --test golden --no-run --message-format=json |
+        sed -n 's/.*"name":"\(beit2_kernels\|golden\)".*"executable":"\([^"]*\)".*/\2/p')
+fi
 variables=$(tests/cuda/setup.sh)
 eval "$variables"
 export STUB_COMPUTE=1 STUB_STRICT=${STUB_STRICT:-1} STUB_DEVICES=${STUB_DEVICES:-2} STUB_DIR=${STUB_DIR:-target/cuda/golden}
@@ -18,10 +23,6 @@ export STUB_COMPUTE=1 STUB_STRICT=${STUB_STRICT:-1} STUB_DEVICES=${STUB_DEVICES:
 [ "$way" = native ] || export STUB_CC=60
 export CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal}
 [ $# -gt 0 ] || set -- on_cuda
-if [ -z "${BEIT2_TESTS:-}" ]; then
-    BEIT2_TESTS=$(cargo test --release --features cuda --lib --test golden --no-run --message-format=json |
-        sed -n 's/.*"name":"\(beit2_kernels\|golden\)".*"executable":"\([^"]*\)".*/\2/p')
-fi
 export BEIT2_GOLDEN=${BEIT2_GOLDEN:-$PWD/tests/golden}
 rm -rf "$STUB_DIR"
 status=0

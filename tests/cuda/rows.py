@@ -64,7 +64,7 @@ def finish(columns, sums):
         pointers = (partials.ctypes.data + at * 4, to.ctypes.data)
         table += struct.pack("<QQIIII", *pointers, partials.shape[0], to.size, partials.shape[1], first)
         first += ceil(to.size, 32)
-    columns.launch("columns_finish", first, 512, [table.ljust(8 + 48 * 32, b"\0")])
+    columns.launch("columns_finish", first, 512, [table.ljust(8 + 96 * 32, b"\0")])
 
 
 def layer_norm(x, weight, bias, eps):

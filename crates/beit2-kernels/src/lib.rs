@@ -61,8 +61,8 @@ pub use attention::{
 pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;
 pub use block::{
-    BlockDrop, BlockGradients, BlockInputs, BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors,
-    block, block_packed, block_tokens, block_tokens_packed, fuses_block, pack_block,
+    BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors, BlocksDrop, BlocksGradients,
+    BlocksInputs, blocks, blocks_packed, fuses_blocks, pack_block,
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};

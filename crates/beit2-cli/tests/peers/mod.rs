@@ -199,9 +199,11 @@ impl Case {
 }
 
 fn hidden(trunk: &Trunk<Flex>, embedded: Tensor<Flex, 3>) -> Vec<Tensor<Flex, 3>> {
-    let (bias, mut found) = (trunk.shared_bias(), vec![embedded.clone()]);
-    let all = 0..trunk.blocks.len();
-    trunk.run(embedded, all, bias.as_ref(), &DropPath::none(), |_, tokens| found.push(tokens.clone()));
+    let (bias, mut found) = (trunk.shared_bias(), vec![embedded]);
+    for block in 0..trunk.blocks.len() {
+        let x = found[block].clone();
+        found.push(trunk.run(x, block..block + 1, None, bias.as_ref(), &DropPath::none()));
+    }
     found
 }
 

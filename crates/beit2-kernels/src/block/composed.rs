@@ -1,15 +1,29 @@
-//! The block from a backend's other operations.
+//! Blocks from a backend's other operations.
 
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{BlockDrop, BlockInputs, BlockOps, BlockSpec};
+use super::{BlockDrop, BlockInputs, BlockOps, BlockSpec, BlocksInputs};
 use crate::attention::AttentionSpec;
 use crate::norm_mlp::NormMlpTensors;
 use crate::tensor::{unwrap, wrap};
+use crate::tokens::TokenChoice;
 
-pub(crate) fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> FloatTensor<B> {
+pub(crate) fn blocks<B: BlockOps>(
+    inputs: BlocksInputs<FloatTensor<B>>,
+    choice: Option<TokenChoice<B>>,
+    spec: BlockSpec,
+) -> FloatTensor<B> {
+    let y = (0..inputs.parameters.len())
+        .fold(inputs.x.clone(), |x, number| block::<B>(inputs.block(number, x), spec));
+    match choice {
+        Some(choice) => B::fused_gather_tokens(y, choice),
+        None => y,
+    }
+}
+
+fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> FloatTensor<B> {
     let BlockInputs { x, bias, parameters: p, drop } = inputs;
     let BlockSpec { heads, scale, eps, precision, .. } = spec;
     let [gamma1, gamma2] = match p.gammas {

@@ -1,4 +1,4 @@
-//! The block as one node of Burn's graph.
+//! A run of blocks as a node of Burn's graph.
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -7,26 +7,31 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
-use super::{BlockDrop, BlockGradients, BlockInputs, BlockOps, BlockSizes, BlockSpec, PARAMETERS, composed};
+use super::{
+    BlockOps, BlockSizes, BlockSpec, BlocksDrop, BlocksGradients, BlocksInputs, PARAMETERS, composed,
+};
 use crate::collective::{Rank, overlap};
 use crate::graph::{constant, register};
 use crate::interrupt::tick;
-use crate::tokens::{TokenChoice, TokenOps};
+use crate::tokens::TokenChoice;
 
-/// Parents: x, the bias, and the parameters. Where a block has no such tensor, x stands for it and gets nothing there:
-/// the number of parents is part of the type.
-const PARENTS: usize = FIRST + PARAMETERS;
+/// Blocks of one node; longer runs become several.
+const MOST: usize = 12;
+
+/// Parents: x, the biases, and the parameters of each block. Where a run has no such tensor, x stands for it and gets
+/// nothing there: the number of parents is part of the type.
+const PARENTS: usize = FIRST + MOST * PARAMETERS;
 
 /// The first parameter among the parents.
-const FIRST: usize = 2;
+const FIRST: usize = 1 + MOST;
 
 #[derive(Debug)]
-struct BlockBackward;
+struct BlocksBackward;
 
 /// What the backward pass needs.
 #[derive(Debug, Clone)]
 struct State<B: BlockOps> {
-    inputs: BlockInputs<FloatTensor<B>>,
+    inputs: BlocksInputs<FloatTensor<B>>,
     saved: Vec<FloatTensor<B>>,
     spec: BlockSpec,
     /// `None`: all tokens.
@@ -34,32 +39,34 @@ struct State<B: BlockOps> {
     operations: usize,
 }
 
-impl<B: BlockOps> Backward<B, PARENTS> for BlockBackward {
+/// A tensor, or what belongs to it, for each parent after x.
+fn in_order<T>(biases: Vec<T>, parameters: Vec<super::BlockTensors<T>>) -> impl Iterator<Item = Option<T>> {
+    let biases = biases.into_iter().map(Some).chain(std::iter::repeat_with(|| None)).take(MOST);
+    biases.chain(parameters.into_iter().flat_map(super::BlockTensors::list))
+}
+
+impl<B: BlockOps> Backward<B, PARENTS> for BlocksBackward {
     type State = State<B>;
 
     fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let State { inputs, saved, spec, choice, operations } = ops.state;
-        let bias_grad = inputs.bias.is_some() && ops.parents[1].is_some();
-        let given = inputs.parameters.each_ref().list().into_iter();
+        let bias_grad = ops.parents[1..=inputs.biases.len()].iter().any(Option::is_some);
+        let given = inputs.parameters.iter().flat_map(|block| block.each_ref().list());
         // Nothing reads a leaf's gradient in this pass; something may read another's.
         let leaves = given.zip(&ops.parents[FIRST..]).all(|(given, parent)| {
             given.is_none() || parent.as_ref().is_none_or(|parent| parent.parents.is_empty())
         });
         let group = if leaves { overlap::group() } else { None };
-        let to = group.as_ref();
-        let BlockGradients { x, bias, parameters } = match choice {
-            Some(choice) => B::fused_block_tokens_backward(inputs, choice, spec, saved, grad, bias_grad, to),
-            None => B::fused_block_backward(inputs, spec, saved, grad, bias_grad, to),
-        };
-        let mut parameters = parameters.list();
+        let BlocksGradients { x, biases, mut parameters } =
+            B::fused_blocks_backward(inputs, choice, spec, saved, grad, bias_grad, group.as_ref());
         if group.is_some() {
-            let means = std::mem::take(&mut parameters).into_iter();
+            let means = std::mem::take(&mut parameters).into_iter().flat_map(super::BlockTensors::list);
             let keys =
                 ops.parents[FIRST..].iter().map(|parent| parent.as_ref().map(|parent| parent.id.value));
             overlap::keep::<B>(keys.zip(means).filter_map(|(key, mean)| Some((key, mean?))));
         }
-        let gradients = [Some(x), bias].into_iter().chain(parameters);
+        let gradients = [Some(x)].into_iter().chain(in_order(biases, parameters));
         register!(B, grads, ops.parents, gradients);
         tick(2 * operations);
     }
@@ -67,96 +74,105 @@ impl<B: BlockOps> Backward<B, PARENTS> for BlockBackward {
 
 /// Why a panic, not a composed form: whoever asks for a second derivative would get it without the node's first.
 fn refuse() -> ! {
-    panic!("block: second derivatives are not implemented")
+    panic!("blocks: second derivatives are not implemented")
 }
 
 impl<B: BlockOps, C: CheckpointStrategy> BlockOps for Autodiff<B, C> {
-    fn fuses_block(device: &Self::Device, sizes: &BlockSizes, spec: &BlockSpec) -> bool {
-        B::fuses_block(device, sizes, spec)
+    fn fuses_blocks(device: &Self::Device, sizes: &BlockSizes, spec: &BlockSpec) -> bool {
+        B::fuses_blocks(device, sizes, spec)
     }
 
-    fn fused_block(inputs: BlockInputs<FloatTensor<Self>>, spec: BlockSpec) -> FloatTensor<Self> {
-        record::<B, C>(inputs, None, spec)
-    }
-
-    fn fused_block_tokens(
-        inputs: BlockInputs<FloatTensor<Self>>,
-        choice: TokenChoice<Self>,
+    fn fused_blocks(
+        inputs: BlocksInputs<FloatTensor<Self>>,
+        choice: Option<TokenChoice<Self>>,
         spec: BlockSpec,
     ) -> FloatTensor<Self> {
-        record::<B, C>(inputs, Some(choice), spec)
+        let shape = inputs.x.shape();
+        let sizes = BlockSizes {
+            batch: shape[0],
+            tokens: shape[1],
+            width: shape[2],
+            hidden: inputs.parameters[0].fc1[1].shape()[0],
+            heads: spec.heads,
+        };
+        if !B::fuses_blocks(&B::float_device(&inputs.x.primitive), &sizes, &spec) {
+            return composed::blocks::<Self>(inputs, choice, spec);
+        }
+        // Nodes of about the same size.
+        let count = inputs.parameters.len();
+        let of_node = count.div_ceil(count.div_ceil(MOST));
+        let operations = sizes.operations();
+        let mut x = inputs.x.clone();
+        for first in (0..count).step_by(of_node) {
+            let range = first..(first + of_node).min(count);
+            let biases = match inputs.biases.len() {
+                0 | 1 => inputs.biases.clone(),
+                _ => inputs.biases[range.clone()].to_vec(),
+            };
+            let drop = inputs.drop.as_ref().map(|drop| BlocksDrop {
+                factors: drop.factors.clone(),
+                rows: drop.rows[range.clone()].to_vec(),
+            });
+            let choice = if range.end == count { choice.clone() } else { None };
+            let parameters = inputs.parameters[range.clone()].to_vec();
+            let part = BlocksInputs { x, biases, parameters, drop };
+            x = record::<B, C>(part, choice, spec, range.len() * operations);
+        }
+        x
     }
 
-    fn fused_block_train(
-        _: BlockInputs<FloatTensor<Self>>,
+    fn fused_blocks_train(
+        _: BlocksInputs<FloatTensor<Self>>,
+        _: Option<TokenChoice<Self>>,
         _: BlockSpec,
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
         refuse()
     }
 
-    fn fused_block_backward(
-        _: BlockInputs<FloatTensor<Self>>,
+    fn fused_blocks_backward(
+        _: BlocksInputs<FloatTensor<Self>>,
+        _: Option<TokenChoice<Self>>,
         _: BlockSpec,
         _: Vec<FloatTensor<Self>>,
         _: FloatTensor<Self>,
         _: bool,
         _: Option<&Rank>,
-    ) -> BlockGradients<FloatTensor<Self>> {
+    ) -> BlocksGradients<FloatTensor<Self>> {
         refuse()
     }
 }
 
-/// The block, or some tokens of it, as a node.
+/// At most [`MOST`] blocks as a node.
 fn record<B: BlockOps, C: CheckpointStrategy>(
-    inputs: BlockInputs<FloatTensor<Autodiff<B, C>>>,
+    inputs: BlocksInputs<FloatTensor<Autodiff<B, C>>>,
     choice: Option<TokenChoice<Autodiff<B, C>>>,
     spec: BlockSpec,
+    operations: usize,
 ) -> FloatTensor<Autodiff<B, C>> {
-    let shape = inputs.x.shape();
-    let sizes = BlockSizes {
-        batch: shape[0],
-        tokens: shape[1],
-        width: shape[2],
-        hidden: inputs.parameters.fc1[1].shape()[0],
-        heads: spec.heads,
-    };
-    if !B::fuses_block(&B::float_device(&inputs.x.primitive), &sizes, &spec) {
-        let y = composed::block::<Autodiff<B, C>>(inputs, spec);
-        return match choice {
-            Some(choice) => Autodiff::<B, C>::fused_gather_tokens(y, choice),
-            None => y,
-        };
-    }
     let x = inputs.x.node.clone();
-    let mut nodes = [inputs.bias.as_ref().map(|bias| bias.node.clone())]
-        .into_iter()
-        .chain(inputs.parameters.each_ref().map(|tensor| tensor.node.clone()).list())
-        .map(|node| node.unwrap_or_else(|| x.clone()));
+    let biases = inputs.biases.iter().map(|bias| bias.node.clone()).collect();
+    let parameters = inputs.parameters.iter();
+    let parameters = parameters.map(|block| block.each_ref().map(|tensor| tensor.node.clone())).collect();
+    let mut nodes = in_order(biases, parameters);
     let nodes = std::array::from_fn(|at| match at {
         0 => x.clone(),
-        _ => nodes.next().unwrap_or_else(|| unreachable!("as many as parents")),
+        _ => nodes.next().flatten().unwrap_or_else(|| x.clone()),
     });
     // Integers are the inner backend's already.
     let choice = choice.map(|choice| TokenChoice::<B> { local: choice.local, per_sample: choice.per_sample });
-    let BlockInputs { x, bias, parameters, drop } = inputs;
-    let inner = BlockInputs {
+    let BlocksInputs { x, biases, parameters, drop } = inputs;
+    let inner = BlocksInputs {
         x: x.primitive,
-        bias: bias.map(|bias| bias.primitive),
-        parameters: parameters.map(|tensor| tensor.primitive),
+        biases: biases.into_iter().map(|bias| bias.primitive).collect(),
+        parameters: parameters.into_iter().map(|block| block.map(|tensor| tensor.primitive)).collect(),
         drop: drop
-            .map(|drop| BlockDrop { factors: constant::<B, C>("block", drop.factors), rows: drop.rows }),
+            .map(|drop| BlocksDrop { factors: constant::<B, C>("blocks", drop.factors), rows: drop.rows }),
     };
-    match Backward::<B, PARENTS>::prepare::<C>(BlockBackward, nodes).compute_bound().stateful() {
+    match Backward::<B, PARENTS>::prepare::<C>(BlocksBackward, nodes).compute_bound().stateful() {
         OpsKind::Tracked(node) => {
-            let (y, saved) = match choice.clone() {
-                Some(choice) => B::fused_block_tokens_train(inner.clone(), choice, spec),
-                None => B::fused_block_train(inner.clone(), spec),
-            };
-            node.finish(State { inputs: inner, saved, spec, choice, operations: sizes.operations() }, y)
+            let (y, saved) = B::fused_blocks_train(inner.clone(), choice.clone(), spec);
+            node.finish(State { inputs: inner, saved, spec, choice, operations }, y)
         }
-        OpsKind::UnTracked(node) => node.finish(match choice {
-            Some(choice) => B::fused_block_tokens(inner, choice, spec),
-            None => B::fused_block(inner, spec),
-        }),
+        OpsKind::UnTracked(node) => node.finish(B::fused_blocks(inner, choice, spec)),
     }
 }

@@ -9,9 +9,10 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 
 use super::composed::{factors, qkv_bias};
-use super::{BlockGradients, BlockInputs, BlockSpec, BlockTensors};
+use super::{BlockInputs, BlockOps, BlockSpec, BlockTensors, BlocksGradients, BlocksInputs};
 use crate::attention::{self, AttentionSpec};
 use crate::tensor::{unwrap, wrap};
+use crate::tokens::TokenChoice;
 use crate::{gelu, layer_norm};
 
 thread_local! {
@@ -26,7 +27,7 @@ type Matrix<B> = Tensor<B, 2>;
 type Statistics<B> = [Vector<B>; 2];
 
 /// All values of a forward pass, rows first.
-pub(crate) struct Forward<B: BurnBackend> {
+struct Forward<B: BurnBackend> {
     shape: [usize; 3],
     norm1: (Matrix<B>, Statistics<B>),
     qkv: Matrix<B>,
@@ -39,7 +40,7 @@ pub(crate) struct Forward<B: BurnBackend> {
 }
 
 impl<B: BurnBackend> Forward<B> {
-    pub(crate) fn y(self) -> FloatTensor<B> {
+    fn y(self) -> FloatTensor<B> {
         unwrap(self.output.reshape(self.shape))
     }
 }
@@ -80,7 +81,7 @@ fn times<B: BurnBackend>(x: Matrix<B>, factors: Option<Matrix<B>>) -> Matrix<B> 
     }
 }
 
-pub(crate) fn forward<B: BurnBackend>(inputs: &BlockInputs<FloatTensor<B>>, spec: &BlockSpec) -> Forward<B> {
+fn forward<B: BurnBackend>(inputs: &BlockInputs<FloatTensor<B>>, spec: &BlockSpec) -> Forward<B> {
     let round = |x: Matrix<B>| spec.precision.round(x);
     let round_bias = |x: Vector<B>| spec.precision.round(x);
     let p = inputs.parameters.clone();
@@ -150,12 +151,12 @@ fn unscaled<B: BurnBackend>(
     ([unwrap(dweight), unwrap(dbias)], Some(unwrap(dgamma)))
 }
 
-pub(crate) fn backward<B: BurnBackend>(
+fn backward<B: BurnBackend>(
     inputs: &BlockInputs<FloatTensor<B>>,
     spec: &BlockSpec,
     grad: FloatTensor<B>,
     bias_grad: bool,
-) -> BlockGradients<FloatTensor<B>> {
+) -> Gradients<B> {
     let saved = forward::<B>(inputs, spec);
     let round = |x: Matrix<B>| spec.precision.round(x);
     let p = inputs.parameters.clone();
@@ -207,7 +208,7 @@ pub(crate) fn backward<B: BurnBackend>(
     let qv_bias = p.qv_bias.map(|_| [0, 2].map(|part| unwrap(sums.clone().narrow(0, part * width, width))));
     let dnorm = round(dqkv.matmul(round(wrap(p.qkv))));
     let (dx, scale1, shift1) = norm(x, &p.norm1[0], saved.norm1.1, dnorm);
-    BlockGradients {
+    Gradients {
         x: cube(grad + dx),
         bias: dbias,
         parameters: BlockTensors {
@@ -221,4 +222,61 @@ pub(crate) fn backward<B: BurnBackend>(
             gammas: dgamma1.zip(dgamma2).map(|(a, b)| [a, b]),
         },
     }
+}
+
+/// Gradients of one block.
+struct Gradients<B: BurnBackend> {
+    x: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    parameters: BlockTensors<FloatTensor<B>>,
+}
+
+pub(crate) fn blocks<B: BlockOps>(
+    inputs: &BlocksInputs<FloatTensor<B>>,
+    choice: Option<TokenChoice<B>>,
+    spec: &BlockSpec,
+) -> FloatTensor<B> {
+    let y = (0..inputs.parameters.len())
+        .fold(inputs.x.clone(), |x, number| forward::<B>(&inputs.block(number, x), spec).y());
+    match choice {
+        Some(choice) => B::fused_gather_tokens(y, choice),
+        None => y,
+    }
+}
+
+pub(crate) fn blocks_backward<B: BlockOps>(
+    inputs: &BlocksInputs<FloatTensor<B>>,
+    choice: Option<TokenChoice<B>>,
+    spec: &BlockSpec,
+    grad: FloatTensor<B>,
+    bias_grad: bool,
+) -> BlocksGradients<FloatTensor<B>> {
+    let mut xs = vec![inputs.x.clone()];
+    for number in 1..inputs.parameters.len() {
+        let x = xs[number - 1].clone();
+        xs.push(forward::<B>(&inputs.block(number - 1, x), spec).y());
+    }
+    let mut x = match choice {
+        Some(choice) => {
+            let tokens = wrap::<B, 3>(inputs.x.clone()).dims()[1];
+            B::fused_gather_tokens_backward(grad, choice, tokens)
+        }
+        None => grad,
+    };
+    let mut biases: Vec<Option<FloatTensor<B>>> = vec![None; inputs.biases.len()];
+    let mut parameters = Vec::new();
+    for (number, of_block) in xs.into_iter().enumerate().rev() {
+        let gradients = backward::<B>(&inputs.block(number, of_block), spec, x, bias_grad);
+        x = gradients.x;
+        parameters.push(gradients.parameters);
+        if let Some(bias) = gradients.bias {
+            let sum = &mut biases[inputs.bias_of(number)];
+            *sum = Some(match sum.take() {
+                Some(sum) => B::float_add(sum, bias),
+                None => bias,
+            });
+        }
+    }
+    parameters.reverse();
+    BlocksGradients { x, biases: biases.into_iter().flatten().collect(), parameters }
 }

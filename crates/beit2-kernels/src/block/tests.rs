@@ -1,18 +1,22 @@
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::rounded::FUSED;
-use super::{BlockDrop, BlockOps, BlockParameters, BlockSpec, block};
+use super::{BlockOps, BlockParameters, BlockSpec, BlocksDrop, blocks};
+use crate::TokenChoice;
 use crate::precision::Precision;
 use crate::testing::{Checked, check, distance, random};
 use crate::{AutodiffBackend, reference};
 
 type X<B> = Tensor<B, 1>;
 
-/// A block and what it has of what may be left out.
+/// A run of blocks and what they have of what may be left out.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
+    pub(crate) blocks: usize,
+    /// Tokens of a sample that the last block is computed for; 0: all.
+    pub(crate) chosen: usize,
     pub(crate) batch: usize,
     pub(crate) tokens: usize,
     pub(crate) heads: usize,
@@ -24,9 +28,11 @@ pub(crate) struct Case {
     pub(crate) drop: bool,
 }
 
-/// Everything there, nothing there, and sizes that are multiples of nothing.
+/// Everything there, nothing there, sizes that are multiples of nothing; one block, several, and chosen tokens.
 pub(crate) const CASES: [Case; 4] = [
     Case {
+        blocks: 1,
+        chosen: 0,
         batch: 2,
         tokens: 5,
         heads: 2,
@@ -38,6 +44,8 @@ pub(crate) const CASES: [Case; 4] = [
         drop: true,
     },
     Case {
+        blocks: 1,
+        chosen: 0,
         batch: 1,
         tokens: 7,
         heads: 1,
@@ -49,6 +57,8 @@ pub(crate) const CASES: [Case; 4] = [
         drop: false,
     },
     Case {
+        blocks: 2,
+        chosen: 0,
         batch: 3,
         tokens: 10,
         heads: 3,
@@ -60,6 +70,8 @@ pub(crate) const CASES: [Case; 4] = [
         drop: false,
     },
     Case {
+        blocks: 3,
+        chosen: 2,
         batch: 2,
         tokens: 3,
         heads: 2,
@@ -84,19 +96,29 @@ impl Case {
         super::BlockSizes { batch, tokens, width, hidden, heads }
     }
 
-    /// x, then the parameters in the order of [`super::BlockTensors::list`], then the bias; drop path is no input.
+    /// x, then the parameters of each block in the order of [`super::BlockTensors::list`], then the bias; drop path is no
+    /// input.
     ///
     /// Weights shrink with the width of their layer, as in a model. Otherwise logits grow with it, softmax picks one key,
     /// and one value that lands on the other side of a tie of bf16 moves a result by a percent: sums in f32 and in f64
     /// then differ by more than a wrong kernel would.
     pub(crate) fn inputs(&self) -> Vec<Vec<f64>> {
+        let mut inputs = vec![random(self.batch * self.tokens * self.width, 1, 2.0)];
+        (0..self.blocks).for_each(|block| inputs.extend(self.parameters(100 * block as u64)));
+        if self.bias {
+            inputs.push(random(self.heads * self.tokens * self.tokens, 17, 1.0));
+        }
+        inputs
+    }
+
+    fn parameters(&self, seed: u64) -> Vec<Vec<f64>> {
         let (d, f) = (self.width, self.hidden);
-        let weights = |inputs: usize, outputs: usize, seed| {
-            random(outputs * inputs, seed, 0.4 * (16.0 / inputs as f64).sqrt().min(1.0))
+        let random = |n, number, range| random(n, seed + number, range);
+        let weights = |inputs: usize, outputs: usize, number| {
+            random(outputs * inputs, number, 0.4 * (16.0 / inputs as f64).sqrt().min(1.0))
         };
-        let mut inputs = vec![random(self.batch * self.tokens * d, 1, 2.0)];
-        let around_one = |n, seed| random(n, seed, 0.5).into_iter().map(|x| x + 1.0).collect();
-        inputs.extend([around_one(d, 2), random(d, 3, 0.3), weights(d, 3 * d, 4)]);
+        let around_one = |n, number| random(n, number, 0.5).into_iter().map(|x| x + 1.0).collect();
+        let mut inputs = vec![around_one(d, 2), random(d, 3, 0.3), weights(d, 3 * d, 4)];
         if self.qv_bias {
             inputs.extend([random(d, 5, 0.5), random(d, 6, 0.5)]);
         }
@@ -106,55 +128,89 @@ impl Case {
         if self.gammas {
             inputs.extend([random(d, 15, 0.8), random(d, 16, 0.8)]);
         }
-        if self.bias {
-            inputs.push(random(self.heads * self.tokens * self.tokens, 17, 1.0));
-        }
         inputs
     }
 
-    /// Factors of three branches, of which the block takes the last two, the second first.
-    fn drop<B: BurnBackend>(&self, like: &X<B>) -> Option<BlockDrop<Tensor<B, 2>>> {
+    /// Factors of three branches, of which a block takes the last two, the second first; the second block drops nothing.
+    fn drop<B: BurnBackend>(&self, like: &X<B>) -> Option<BlocksDrop<Tensor<B, 2>>> {
         let factors: Vec<f32> = (0..3 * self.batch).map(|i| [1.25, 0.0, 1.0, 1.25][i % 4]).collect();
         let data = TensorData::new(factors, [3, self.batch]);
         let factors = Tensor::from_data(data, (&like.device(), DType::F32));
-        self.drop.then_some(BlockDrop { factors, rows: [2, 1] })
+        let rows = (0..self.blocks).map(|block| (block != 1).then_some([2, 1])).collect();
+        self.drop.then_some(BlocksDrop { factors, rows })
     }
 
+    /// Some tokens of each sample, none twice, in no order: for odd numbers of tokens.
+    pub(crate) fn choice<B: BurnBackend>(&self, device: &B::Device) -> Option<TokenChoice<B>> {
+        let count = self.chosen;
+        let token = |at: usize| ((at / count * 3 + at % count * 2) % self.tokens) as i32;
+        (count > 0).then(|| {
+            let local: Vec<i32> = (0..self.batch * count).map(token).collect();
+            let local = TensorData::new(local, [self.batch * count]);
+            let local = Tensor::<B, 1, Int>::from_data(local, device);
+            TokenChoice { local: local.into_primitive(), per_sample: count }
+        })
+    }
+
+    /// The arguments of [`blocks`] but the choice.
     #[allow(clippy::type_complexity)]
     pub(crate) fn arguments<B: BurnBackend>(
         &self,
         x: &[X<B>],
-    ) -> (Tensor<B, 3>, Option<Tensor<B, 4>>, BlockParameters<B>, Option<BlockDrop<Tensor<B, 2>>>) {
+    ) -> (Tensor<B, 3>, Vec<Tensor<B, 4>>, Vec<BlockParameters<B>>, Option<BlocksDrop<Tensor<B, 2>>>) {
         let (d, f) = (self.width, self.hidden);
         let mut inputs = x.iter().cloned();
         let mut next = || inputs.next().unwrap();
         let tokens = next().reshape([self.batch, self.tokens, d]);
-        let norm1 = [next(), next()];
-        let qkv = next().reshape([3 * d, d]);
-        let qv_bias = self.qv_bias.then(|| [next(), next()]);
-        let proj = (next().reshape([d, d]), next());
-        let norm2 = [next(), next()];
-        let fc1 = (next().reshape([f, d]), next());
-        let fc2 = (next().reshape([d, f]), next());
-        let gammas = self.gammas.then(|| [next(), next()]);
+        let mut block = || {
+            let norm1 = [next(), next()];
+            let qkv = next().reshape([3 * d, d]);
+            let qv_bias = self.qv_bias.then(|| [next(), next()]);
+            let proj = (next().reshape([d, d]), next());
+            let norm2 = [next(), next()];
+            let fc1 = (next().reshape([f, d]), next());
+            let fc2 = (next().reshape([d, f]), next());
+            let gammas = self.gammas.then(|| [next(), next()]);
+            BlockParameters { norm1, qkv, qv_bias, proj, norm2, fc1, fc2, gammas }
+        };
+        let parameters = (0..self.blocks).map(|_| block()).collect();
         let bias = self.bias.then(|| next().reshape([1, self.heads, self.tokens, self.tokens]));
-        let parameters = BlockParameters { norm1, qkv, qv_bias, proj, norm2, fc1, fc2, gammas };
-        (tokens, bias, parameters, self.drop(&x[0]))
+        (tokens, bias.into_iter().collect(), parameters, self.drop(&x[0]))
     }
 
     /// The operation under test.
     pub(crate) fn run<B: BlockOps>(&self, x: &[X<B>], spec: BlockSpec) -> X<B> {
-        let (tokens, bias, parameters, drop) = self.arguments(x);
-        block(tokens, bias, parameters, drop, spec).reshape([self.batch * self.tokens * self.width])
+        let (tokens, biases, parameters, drop) = self.arguments(x);
+        let choice = self.choice(&x[0].device());
+        blocks(tokens, biases, parameters, choice, drop, spec).flatten(0, 2)
     }
 
-    /// The block in Burn's primitives.
+    /// The blocks in Burn's primitives.
     pub(crate) fn reference<B: BurnBackend>(&self, x: &[X<B>]) -> X<B> {
-        let (x, bias, p, drop) = self.arguments(x);
+        let device = x[0].device();
+        let (mut x, biases, parameters, drop) = self.arguments(x);
+        for (number, parameters) in parameters.into_iter().enumerate() {
+            let drop = drop.as_ref().and_then(|drop| Some((&drop.factors, drop.rows[number]?)));
+            x = self.reference_block(x, biases.first().cloned(), parameters, drop);
+        }
+        let Some(choice) = self.choice::<B>(&device) else { return x.flatten(0, 2) };
+        let local = Tensor::<B, 1, Int>::from_primitive(choice.local);
+        let first = Tensor::<B, 1, Int>::arange(0..self.batch as i64, &device).reshape([self.batch, 1]);
+        let rows = local.reshape([self.batch, self.chosen]) + first * self.tokens as i64;
+        x.reshape([-1, self.width as i32]).select(0, rows.reshape([-1])).flatten(0, 1)
+    }
+
+    fn reference_block<B: BurnBackend>(
+        &self,
+        x: Tensor<B, 3>,
+        bias: Option<Tensor<B, 4>>,
+        p: BlockParameters<B>,
+        drop: Option<(&Tensor<B, 2>, [usize; 2])>,
+    ) -> Tensor<B, 3> {
         let d = self.width;
         let factors = |row: usize| {
-            drop.as_ref().map(|drop| {
-                drop.factors.clone().narrow(0, drop.rows[row], 1).reshape([self.batch, 1, 1]).cast(x.dtype())
+            drop.map(|(factors, rows)| {
+                factors.clone().narrow(0, rows[row], 1).reshape([self.batch, 1, 1]).cast(x.dtype())
             })
         };
         let add = |x: Tensor<B, 3>, mut branch: Tensor<B, 3>, row: usize| {
@@ -178,11 +234,11 @@ impl Case {
         let y = reference::layer_norm(x.clone(), scale, shift, 1e-5);
         let y = reference::gelu(reference::linear(y, p.fc1.0.clone(), Some(p.fc1.1.clone())));
         let y = reference::linear(y, p.fc2.0.clone(), Some(p.fc2.1.clone()));
-        add(x, y, 1).reshape([self.batch * self.tokens * d])
+        add(x, y, 1)
     }
 }
 
-/// Values of `Σ weights·block` and gradients of all inputs.
+/// Values of `Σ weights·blocks` and gradients of all inputs.
 pub(crate) fn results<B: AutodiffBackend>(
     inputs: &[Vec<f64>],
     dtype: DType,
@@ -297,7 +353,7 @@ fn a_fused_block_without_gradients_is_the_same() {
 }
 
 #[test]
-#[should_panic(expected = "block: second derivatives are not implemented")]
+#[should_panic(expected = "blocks: second derivatives are not implemented")]
 fn second_derivatives_are_refused() {
     let _fused = Fused::new();
     let case = CASES[1];
@@ -305,12 +361,44 @@ fn second_derivatives_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "block: bias [1, 2, 5, 4] is not [1, 2, 5, 5]")]
+#[should_panic(expected = "blocks: bias [1, 2, 5, 4] is not [1, 2, 5, 5]")]
 fn names_the_shapes_that_do_not_fit() {
     let case = CASES[0];
     let tensors: Vec<_> =
         case.inputs().iter().map(|x| like(x, &Tensor::ones([1], &Default::default()))).collect();
-    let (x, bias, parameters, drop) = case.arguments::<Checked>(&tensors);
-    let bias = bias.map(|bias| bias.narrow(3, 0, 4));
-    block(x, bias, parameters, drop, case.spec(Precision::F32));
+    let (x, biases, parameters, drop) = case.arguments::<Checked>(&tensors);
+    let biases = biases.into_iter().map(|bias| bias.narrow(3, 0, 4)).collect();
+    blocks(x, biases, parameters, None, drop, case.spec(Precision::F32));
+}
+
+/// More blocks than a node of the graph has, with a bias for each.
+#[test]
+fn long_runs_and_biases_of_each_block() {
+    let _fused = Fused::new();
+    let case = Case { blocks: 13, bias: false, ..CASES[0] };
+    let of_bias = case.heads * case.tokens * case.tokens;
+    let mut inputs = case.inputs();
+    let first_bias = inputs.len();
+    inputs.extend((0..case.blocks).map(|block| random(of_bias, 900 + block as u64, 1.0)));
+    let biases = |x: &[X<Checked>]| -> Vec<Tensor<Checked, 4>> {
+        let shape = [1, case.heads, case.tokens, case.tokens];
+        x[first_bias..].iter().map(|bias| bias.clone().reshape(shape)).collect()
+    };
+    let got = results::<Checked>(&inputs, DType::F64, |x| {
+        let (tokens, _, parameters, drop) = case.arguments(x);
+        blocks(tokens, biases(x), parameters, None, drop, case.spec(Precision::F32)).flatten(0, 2)
+    });
+    let want = results::<Checked>(&inputs, DType::F64, |x| {
+        let (tokens, _, parameters, drop) = case.arguments(x);
+        let mut x_of_block = tokens;
+        for (number, (parameters, bias)) in parameters.into_iter().zip(biases(x)).enumerate() {
+            let drop = drop.as_ref().and_then(|drop| Some((&drop.factors, drop.rows[number]?)));
+            x_of_block = case.reference_block(x_of_block, Some(bias), parameters, drop);
+        }
+        x_of_block.flatten(0, 2)
+    });
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let d = distance(got, want, 1e-3);
+        assert!(d <= 1e-9, "result {i}: {d:e}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Gradients that ranks exchange while the backward pass that makes them goes on.
 //!
 //! [`backward`] is a backward pass whose gradients are to become means over a group. Burn's graph gives gradients of
-//! parameters last, but a run of blocks is one node of it: its operation knows when a block's gradients are complete, and
+//! parameters last, but a block is one node of it: its operation knows when the block's gradients are complete, and
 //! a backend that can ([`AllReduceOps::overlaps_all_reduce`]) sends them while it computes those of the block before.
 //!
 //! Nobody can take a mean for a rank's own gradient, or the other way round, or read one that is still on its way: such
@@ -61,7 +61,7 @@ impl<I: AllReduceOps> PendingMeans<I> {
         let mut arrived = HashMap::new();
         for (key, mean) in keys.into_iter().zip(I::arrived_means(tensors)) {
             let Some(key) = key else { continue };
-            // A parameter of two runs of blocks: the sum of means is the mean of the sum.
+            // A parameter of two blocks: the sum of means is the mean of the sum.
             let mean = match arrived.remove(&key) {
                 Some(other) => I::float_add(other, mean),
                 None => mean,
@@ -150,7 +150,7 @@ pub fn backward<B: AutodiffBackend, const D: usize>(
     Ok((grads, means.map_or_else(ArrivedMeans::default, |means| means.arrive())))
 }
 
-/// In the backward pass of a run of blocks: the group over which it takes the means of its parameters' gradients, if it
+/// In the backward pass of a block: the group over which it takes the means of its parameters' gradients, if it
 /// shall. Whoever asks must give them to [`keep`].
 pub(crate) fn group() -> Option<Rank> {
     // Not held while waiting: a thread that waits may help with other operations.

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::MimConfig;
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
-use crate::vit::{Block, DropPath, LayerNorm, Linear, TokenSubset, Trunk};
+use crate::vit::{Block, DropPath, LayerNorm, Linear, TokenSubset, Trunk, run_blocks};
 
 /// Which patches of a batch are masked: the same number M in every image, as indices, so that every
 /// shape is known before the step.
@@ -185,41 +185,22 @@ impl<B: Backend> MimModel<B> {
         let depth = self.trunk.blocks.len();
         let dtype = x.dtype();
         let x = self.trunk.embed(x, Some((mask.mask.clone().cast(dtype), self.mask_token.val())));
-        let mut early = None;
-        let aggregates = !self.cls_pt_layers.is_empty();
-        let x = self.trunk.run(x, 0..depth - 1, bias.as_ref(), drop, |block, x| {
-            if aggregates && block + 1 == self.early {
-                early = Some(x.clone());
-            }
-        });
-        let last_drop = drop.block(depth - 1);
-        let Some(last_block) = self.trunk.blocks.last() else {
-            unreachable!("a validated model has a block");
-        };
-        if !aggregates {
-            let x = last_block.forward_subset(x, &mask.masked, bias.as_ref(), &last_drop);
+        let run = |x, range, subset| self.trunk.run(x, range, subset, bias.as_ref(), drop);
+        if self.cls_pt_layers.is_empty() {
+            let x = run(x, 0..depth, Some(&mask.masked));
             return MimLogits { last: self.predict(x), patch_aggregation: None };
         }
-        let (last, mut y) = match early {
-            Some(early) => {
-                let x = last_block.forward_subset(x, &mask.with_cls, bias.as_ref(), &last_drop);
-                let masked = x.dims()[1] - 1;
-                (kernels::narrow_tokens(x.clone(), 1, masked), kernels::replace_cls(x, early))
-            }
+        let (last, y) = if self.early < depth {
+            let early = run(x, 0..self.early, None);
+            let x = run(early.clone(), self.early..depth, Some(&mask.with_cls));
+            let masked = x.dims()[1] - 1;
+            (kernels::narrow_tokens(x.clone(), 1, masked), kernels::replace_cls(x, early))
+        } else {
             // intermediate_layer = depth: the head reads the last block's patches, so all rows are needed.
-            None => {
-                let x = last_block.forward(x, bias.as_ref(), &last_drop);
-                (mask.masked.gather(x.clone()), x)
-            }
+            let x = run(x, 0..depth, None);
+            (mask.masked.gather(x.clone()), x)
         };
-        let (final_block, inner) = match self.cls_pt_layers.split_last() {
-            Some(split) => split,
-            None => unreachable!("checked above"),
-        };
-        for (index, block) in inner.iter().enumerate() {
-            y = block.forward(y, bias.as_ref(), &drop.block(depth + index));
-        }
-        let y = final_block.forward_subset(y, &mask.masked, bias.as_ref(), &drop.block(depth + inner.len()));
+        let y = run_blocks(&self.cls_pt_layers, y, Some(&mask.masked), bias.as_ref(), drop, depth);
         MimLogits { last: self.predict(last), patch_aggregation: Some(self.predict_aggregated(y)) }
     }
 
@@ -231,19 +212,16 @@ impl<B: Backend> MimModel<B> {
         let mask = mask.map(|m| (m.mask.clone().cast(dtype), self.mask_token.val()));
         let x = self.trunk.embed(x, mask);
         let patches = x.dims()[1] - 1;
-        let mut early = None;
-        let x =
-            self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), &DropPath::none(), |block, x| {
-                if block + 1 == self.early {
-                    early = Some(x.clone());
-                }
-            });
+        let (depth, drop) = (self.trunk.blocks.len(), DropPath::none());
+        let run = |x, range| self.trunk.run(x, range, None, bias.as_ref(), &drop);
+        // A model without the head may have fewer blocks than the head would take its input after.
+        let layer = self.early.min(depth);
+        let early = run(x, 0..layer);
+        let x = run(early.clone(), layer..depth);
         let mut branches = vec![self.norm.forward(x.clone()).narrow(1, 1, patches)];
-        if let (Some(early), false) = (early, self.cls_pt_layers.is_empty()) {
-            let mut y = Tensor::cat(vec![x.narrow(1, 0, 1), early.narrow(1, 1, patches)], 1);
-            for block in &self.cls_pt_layers {
-                y = block.forward(y, bias.as_ref(), &DropPath::none().block(0));
-            }
+        if !self.cls_pt_layers.is_empty() {
+            let y = Tensor::cat(vec![x.narrow(1, 0, 1), early.narrow(1, 1, patches)], 1);
+            let y = run_blocks(&self.cls_pt_layers, y, None, bias.as_ref(), &drop, depth);
             let norm = self.cls_pt_norm.as_ref().unwrap_or(&self.norm);
             branches.push(norm.forward(y).narrow(1, 1, patches));
         }

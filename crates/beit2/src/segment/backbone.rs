@@ -137,7 +137,7 @@ impl<B: Backend> Backbone<B> {
         let mut tokens = self.trunk.embed(x, None);
         let mut next = 0;
         let [first, second, third, fourth] = self.out_indices.map(|block| {
-            tokens = self.trunk.run(tokens.clone(), next..block + 1, bias.as_ref(), drop, |_, _| {});
+            tokens = self.trunk.run(tokens.clone(), next..block + 1, None, bias.as_ref(), drop);
             next = block + 1;
             let width = tokens.dims()[2];
             tokens.clone().narrow(1, 1, rows * cols).reshape([batch, rows, cols, width])

@@ -60,8 +60,8 @@ pub struct Block<B: burn::tensor::backend::Backend> {
     pub norm2: LayerNorm<B>,
     /// MLP.
     pub mlp: Mlp<B>,
-    /// All parameters of a frozen block, where a backend computes it as one operation.
-    packed: Option<Tensor<B, 1>>,
+    /// All parameters of a frozen block, where a backend computes a run of them as one operation.
+    pub(super) packed: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Block<B> {
@@ -105,13 +105,13 @@ impl<B: Backend> Block<B> {
         Self { attn, mlp, packed, ..self }
     }
 
-    fn spec(&self) -> BlockSpec {
+    pub(super) fn spec(&self) -> BlockSpec {
         let AttentionSpec { heads, scale, precision } = self.attn.spec();
         BlockSpec { heads, scale, eps: self.norm1.eps(), precision, recompute: false }
     }
 
     /// For the block as one operation; `None` if it is not of that form.
-    fn parameters(&self) -> Option<BlockParameters<B>> {
+    pub(super) fn parameters(&self) -> Option<BlockParameters<B>> {
         let pair = |a: &Option<Param<Tensor<B, 1>>>, b: &Option<Param<Tensor<B, 1>>>| match (a, b) {
             (Some(a), Some(b)) => Some(Some([a.val(), b.val()])),
             (None, None) => Some(None),
@@ -137,38 +137,8 @@ impl<B: Backend> Block<B> {
         })
     }
 
-    /// The block, or some tokens of it, as one operation, where the backend has it.
-    fn fused(
-        &self,
-        x: &Tensor<B, 3>,
-        subset: Option<&TokenSubset<B>>,
-        bias: Option<&Tensor<B, 4>>,
-        drop: &BranchDrop<B>,
-    ) -> Option<Tensor<B, 3>> {
-        let (spec, hidden) = (self.spec(), self.mlp.fc1.outputs());
-        if !kernels::fuses_block(x, hidden, &spec) {
-            return None;
-        }
-        let drop = drop.fused()?;
-        let (x, choice) = (x.clone(), subset.map(TokenSubset::choice));
-        let bias = || self.attn.total_bias(bias);
-        if let (Some(packed), None) = (&self.packed, &drop) {
-            let packed = packed.clone();
-            return Some(match choice {
-                Some(choice) => kernels::block_tokens_packed(x, choice, bias(), packed, hidden, spec),
-                None => kernels::block_packed(x, bias(), packed, hidden, spec),
-            });
-        }
-        if self.attn.qkv.packed().is_some() {
-            return None;
-        }
-        let parameters = self.parameters()?;
-        Some(match choice {
-            Some(choice) => kernels::block_tokens(x, choice, bias(), parameters, drop, spec),
-            None => kernels::block(x, bias(), parameters, drop, spec),
-        })
-    }
-
+    /// Composed of finer operations; [`run_blocks`](super::run_blocks) does several blocks as one where a backend can.
+    ///
     /// # Shapes
     /// `x [B, T, D]`, `bias [1, H, T, T]` → `[B, T, D]`.
     pub fn forward(
@@ -177,9 +147,6 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        if let Some(y) = self.fused(&x, None, bias, drop) {
-            return y;
-        }
         let x = add_branch(x.clone(), &self.gamma_1, &drop.attn, |kept| {
             self.attn.forward(self.norm1.forward(kept.take(x)), bias)
         });
@@ -195,9 +162,6 @@ impl<B: Backend> Block<B> {
         bias: Option<&Tensor<B, 4>>,
         drop: &BranchDrop<B>,
     ) -> Tensor<B, 3> {
-        if let Some(y) = self.fused(&x, Some(subset), bias, drop) {
-            return y;
-        }
         let x = add_branch(subset.gather(x.clone()), &self.gamma_1, &drop.attn, |kept| {
             let subset = subset.of_samples(kept);
             self.attn.forward_subset(self.norm1.forward(kept.take(x)), &subset, bias)

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use beit2_kernels::{self as kernels, Backend, BlockDrop};
+use beit2_kernels::{self as kernels, Backend};
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -47,14 +47,15 @@ pub struct BranchDrop<B: Backend> {
 }
 
 impl<B: Backend> BranchDrop<B> {
-    /// For a block that is one operation; `None` inside: nothing is dropped. `None`: dropped samples are left out, which
-    /// such a block does not do.
-    pub(crate) fn fused(&self) -> Option<Option<BlockDrop<Tensor<B, 2>>>> {
+    /// For a run of blocks that is one operation: the factors of all branches, and which rows are those of this block's.
+    /// `None` inside: nothing is dropped. `None`: dropped samples are left out.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn fused(&self) -> Option<Option<(Tensor<B, 2>, [usize; 2])>> {
         match (&self.attn, &self.mlp) {
             (None, None) => Some(None),
             (Some(attn), Some(mlp)) => {
                 let ((factors, attn), (_, mlp)) = (attn.factors.as_ref()?, mlp.factors.as_ref()?);
-                Some(Some(BlockDrop { factors: factors.clone(), rows: [*attn, *mlp] }))
+                Some(Some((factors.clone(), [*attn, *mlp])))
             }
             _ => None,
         }

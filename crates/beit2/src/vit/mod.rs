@@ -12,6 +12,7 @@ mod load;
 mod patch_embed;
 mod pos_embed;
 mod rel_pos;
+mod run;
 mod transformer;
 mod trunk;
 
@@ -25,6 +26,7 @@ pub use load::{is_position_index, plan_trunk_weights, plan_weights, with_positio
 pub use patch_embed::PatchEmbed;
 pub use pos_embed::{PosResize, resize_grid, resize_pos_embed};
 pub use rel_pos::{RelPosBias, relative_position_index, relative_table_len};
+pub use run::run_blocks;
 pub use transformer::{Pooling, VisionTransformer};
 pub(crate) use trunk::block_options;
 pub use trunk::{TokenSubset, Trunk};

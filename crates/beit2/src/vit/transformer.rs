@@ -58,7 +58,7 @@ impl<B: Backend> VisionTransformer<B> {
     pub fn tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);
         let bias = self.trunk.shared_bias();
-        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), drop, |_, _| {});
+        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), None, bias.as_ref(), drop);
         match (&self.norm, &self.fc_norm) {
             (Some(norm), _) | (None, Some(norm)) => norm.forward(x),
             (None, None) => x,
@@ -81,12 +81,7 @@ impl<B: Backend> VisionTransformer<B> {
     pub fn token_subset(&self, x: Tensor<B, 4>, subset: &TokenSubset<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);
         let (bias, drop) = (self.trunk.shared_bias(), DropPath::none());
-        let inner = self.trunk.blocks.len().saturating_sub(1);
-        let x = self.trunk.run(x, 0..inner, bias.as_ref(), &drop, |_, _| {});
-        let x = match self.trunk.blocks.last() {
-            Some(last) => last.forward_subset(x, subset, bias.as_ref(), &drop.block(inner)),
-            None => subset.gather(x),
-        };
+        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), Some(subset), bias.as_ref(), &drop);
         match (&self.norm, &self.fc_norm) {
             (Some(norm), _) | (None, Some(norm)) => norm.forward(x),
             (None, None) => x,
@@ -97,7 +92,7 @@ impl<B: Backend> VisionTransformer<B> {
     pub fn forward(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 2> {
         let x = self.trunk.embed(x, None);
         let bias = self.trunk.shared_bias();
-        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), bias.as_ref(), drop, |_, _| {});
+        let x = self.trunk.run(x, 0..self.trunk.blocks.len(), None, bias.as_ref(), drop);
         let [batch, _, width] = x.dims();
         let pooled = match (&self.fc_norm, &self.norm) {
             (Some(fc_norm), _) => fc_norm.forward(kernels::mean_tokens(x)),

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::{RelPosKind, VitConfig};
 use super::drop_path::KeptSamples;
-use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed};
+use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed, run_blocks};
 
 /// The tokens of each sample that a caller wants, the same number R for every sample.
 #[derive(Debug, Clone)]
@@ -167,23 +167,20 @@ impl<B: Backend> Trunk<B> {
     /// none of them they are the patch embedding, with CLS and positions.
     pub fn tokens_after(&self, x: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
         let bias = self.shared_bias();
-        self.run(self.embed(x, None), 0..layer, bias.as_ref(), &DropPath::none(), |_, _| {})
+        self.run(self.embed(x, None), 0..layer, None, bias.as_ref(), &DropPath::none())
     }
 
-    /// Runs blocks `range` over `x [B, T, D]`, calling `each` with a block's number and its output.
+    /// Runs blocks `range` over `x [B, T, D]`; see [`run_blocks`] for the subset.
     pub fn run(
         &self,
-        mut x: Tensor<B, 3>,
+        x: Tensor<B, 3>,
         range: std::ops::Range<usize>,
+        subset: Option<&TokenSubset<B>>,
         bias: Option<&Tensor<B, 4>>,
         drop: &DropPath<B>,
-        mut each: impl FnMut(usize, &Tensor<B, 3>),
     ) -> Tensor<B, 3> {
-        for index in range {
-            x = self.blocks[index].forward(x, bias, &drop.block(index));
-            each(index, &x);
-        }
-        x
+        let first = range.start;
+        run_blocks(&self.blocks[range], x, subset, bias, drop, first)
     }
 }
 

@@ -80,13 +80,13 @@ pub fn forward_losses_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DTyp
     let none = DropPath::none();
     case.check("eval/logits", &forward(case, &model, x.clone(), &none).to_data());
     let bias = model.trunk.shared_bias();
-    let mut blocks = Vec::new();
+    let mut blocks: Vec<Tensor<B, 3>> = Vec::new();
     let embedded = model.trunk.embed(x.clone(), None);
-    model.trunk.run(embedded, 0..case.size("depth"), bias.as_ref(), &none, |_, tokens| {
-        blocks.push(tokens.clone());
-    });
-    for (block, tokens) in blocks.iter().enumerate() {
+    for block in 0..case.size("depth") {
+        let x = blocks.last().unwrap_or(&embedded).clone();
+        let tokens = model.trunk.run(x, block..block + 1, None, bias.as_ref(), &none);
         case.check(&format!("eval/block{block}_tokens"), &tokens.to_data());
+        blocks.push(tokens);
     }
     let mut without_head = model.clone();
     without_head.head = None;

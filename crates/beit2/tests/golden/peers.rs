@@ -76,9 +76,11 @@ fn hidden(
     trunk: &beit2::vit::Trunk<Inner>,
     embedded: Tensor<Inner, 3>,
 ) -> Vec<Tensor<Inner, 3>> {
-    let (bias, mut found) = (trunk.shared_bias(), vec![embedded.clone()]);
-    let all = 0..case.size("depth");
-    trunk.run(embedded, all, bias.as_ref(), &DropPath::none(), |_, tokens| found.push(tokens.clone()));
+    let (bias, mut found) = (trunk.shared_bias(), vec![embedded]);
+    for block in 0..case.size("depth") {
+        let x = found[block].clone();
+        found.push(trunk.run(x, block..block + 1, None, bias.as_ref(), &DropPath::none()));
+    }
     found
 }
 

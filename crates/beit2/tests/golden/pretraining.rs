@@ -122,7 +122,7 @@ fn inside<B: AutodiffBackend>(
             continue;
         }
         let run = |start: &Tensor<B, 3>| {
-            let x = trunk.run(start.clone(), 0..block + 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+            let x = trunk.run(start.clone(), 0..block + 1, None, bias.as_ref(), &DropPath::none());
             let patches = x.dims()[1] - 1;
             x.narrow(1, 1, patches).to_data()
         };
@@ -133,13 +133,13 @@ fn inside<B: AutodiffBackend>(
         let found = [run(&plain), run(&masked)].into_iter().find(|data| near(data));
         case.check(&name, &found.unwrap_or_else(|| run(&plain)));
     }
-    let before_last = trunk.run(plain.clone(), 0..depth - 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+    let before_last = trunk.run(plain.clone(), 0..depth - 1, None, bias.as_ref(), &DropPath::none());
     case.check(
         "eval/last_attention",
         &trunk.blocks[depth - 1].attention_weights(before_last.clone(), bias.as_ref()).to_data(),
     );
     if case.has("eval/qkv_q") {
-        let x = trunk.run(masked, 0..depth - 1, bias.as_ref(), &DropPath::none(), |_, _| {});
+        let x = trunk.run(masked, 0..depth - 1, None, bias.as_ref(), &DropPath::none());
         let block = &trunk.blocks[depth - 1];
         for (name, part) in ["q", "k", "v"].into_iter().zip(block.attn.project(block.norm1.forward(x))) {
             let [batch, tokens, width] = part.dims();

@@ -15,7 +15,7 @@ use super::{Element, Ptr, Queue, is_native, native};
 use crate::{AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, Precision};
 
 pub(crate) use call::{
-    AttentionBackwardCall, AttentionCall, AttentionSizes, BiasLayout, Tokens, backward, forward,
+    AttentionBackwardCall, AttentionCall, AttentionSizes, BiasGradient, BiasLayout, Tokens, backward, forward,
 };
 
 type Tensor = Recorded<CudaRuntime>;
@@ -212,7 +212,8 @@ impl Seam {
         let mut outputs: Vec<_> = inputs.iter().map(|x| (x.shape.clone(), DType::F32)).collect();
         let dbias = bias.as_ref().filter(|_| bias_grad);
         outputs.extend(dbias.map(|bias| (bias.shape.clone(), DType::F32)));
-        let scratch = self.rounded(true) + s.scratch(dbias.is_some());
+        let parts = if dbias.is_some() { s.parts_bytes() } else { 0 };
+        let scratch = self.rounded(true) + s.scratch() + parts;
         inputs.extend([output, lse, grad]);
         inputs.extend(bias);
         inputs.extend(rows);
@@ -231,7 +232,7 @@ impl Seam {
                 dk,
                 dv,
                 gradients: Element::F32,
-                dbias: dbias.first().copied(),
+                dbias: dbias.first().map(|to| BiasGradient::alone(*to, Ptr(scratch.0 + s.scratch() as u64))),
                 scratch,
             };
             backward(queue, &call);

@@ -1,11 +1,14 @@
-//! A Transformer block: one native operation forward, one backward, in bf16.
+//! A run of Transformer blocks: one native operation forward, one backward, in bf16.
 //!
-//! `plan` says where its values lie, `forward` and `backward` put the work on the queue. A forward pass is ten launches
-//! and matmuls with the packing of the parameters, a backward pass eighteen; nothing is allocated between them.
+//! `plan` says where values lie, `forward` and `backward` put the work on the queue, `pack` and `finish` begin and end it.
+//! A block takes eight launches and matmuls forward and fourteen backward, and a run six more; nothing is allocated
+//! between them.
 
 mod backward;
+mod finish;
 mod forward;
 mod means;
+mod pack;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -16,79 +19,123 @@ use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::super::Gpu;
+use super::attention::BiasGradient;
 use super::{Element, Options, Ptr, Queue, Recorded, is_native, native, native_with};
-use crate::block::{BlockGradients, BlockInputs, BlockOps, BlockSizes, BlockSpec, BlockTensors, composed};
-use crate::tokens::{TokenChoice, TokenOps};
+use crate::block::{BlockOps, BlockSizes, BlockSpec, BlockTensors, BlocksGradients, BlocksInputs, composed};
+use crate::tokens::TokenChoice;
 use crate::{Precision, Rank};
 use backward::Backward;
-use forward::{Forward, pack};
+use forward::Forward;
 use means::Means;
-use plan::{Plan, at};
+use pack::pack;
+use plan::{Plan, RunPlan, at};
 
-type Inputs = BlockInputs<Recorded>;
+type Inputs = BlocksInputs<Recorded>;
 type Cuda<BT> = Gpu<CudaRuntime, BT>;
 
-/// Where an operation finds the tensors of a block among its inputs, in the order of [`list`].
+/// Where an operation finds the tensors of a run among its inputs, in the order of [`list`].
 #[derive(Debug, Clone)]
 struct Places {
     choice: Option<usize>,
-    bias: Option<usize>,
-    drop: Option<(usize, [usize; 2])>,
-    parameters: BlockTensors<usize>,
+    biases: Vec<usize>,
+    drop: Option<(usize, Vec<Option<[usize; 2]>>)>,
+    /// Of each block; empty where they are packed.
+    parameters: Vec<BlockTensors<usize>>,
     count: usize,
 }
 
-/// The tensors of a block as the inputs of an operation: x first.
+/// The tensors of a run as the inputs of an operation: x first.
 ///
 /// # Panics
 /// If one of them is not f32.
 fn list(inputs: Inputs, choice: Option<Recorded>) -> (Vec<Recorded>, Places) {
-    let BlockInputs { x, bias, parameters, drop } = inputs;
+    let BlocksInputs { x, biases, parameters, drop } = inputs;
     let mut tensors = vec![x];
     let at_choice = choice.is_some().then_some(1);
     tensors.extend(choice);
     let mut push = |tensor: Recorded| {
         assert!(
             tensor.dtype == DType::F32,
-            "block: tensors are f32 on a CUDA device, found {:?}",
+            "blocks: tensors are f32 on a CUDA device, found {:?}",
             tensor.dtype
         );
         tensors.push(tensor);
         tensors.len() - 1
     };
-    let bias = bias.map(&mut push);
+    let biases = biases.into_iter().map(&mut push).collect();
     let drop = drop.map(|drop| (push(drop.factors), drop.rows));
-    let parameters = parameters.map(&mut push);
+    let parameters = parameters.into_iter().map(|block| block.map(&mut push)).collect();
     let count = tensors.len();
-    (tensors, Places { choice: at_choice, bias, drop, parameters, count })
+    (tensors, Places { choice: at_choice, biases, drop, parameters, count })
+}
+
+/// Where the values of a forward pass lie.
+struct Memory<'a> {
+    /// Packed parameters of each block.
+    packed: Vec<Ptr>,
+    /// Inputs of the blocks after the first.
+    xs: Vec<Ptr>,
+    /// The values of each block that a backward pass reads; one place where none follows.
+    kept: &'a [Ptr],
+    passing: Ptr,
+    /// Where a block's x after attention goes, if not among what it keeps.
+    middle: Option<&'a dyn Fn(usize) -> Ptr>,
 }
 
 impl Places {
     /// A forward pass over these inputs.
-    fn forward(&self, inputs: &[Ptr], batch: usize, [packed, kept, passing]: [Ptr; 3], eps: f64) -> Forward {
-        let factors = match self.drop {
-            Some((place, rows)) => rows.map(|row| Some(inputs[place].offset(row * batch, Element::F32))),
+    fn forward(&self, inputs: &[Ptr], plan: &RunPlan, memory: &Memory<'_>, eps: f64) -> Vec<Forward> {
+        let batch = plan.last.sizes.batch;
+        let factors = |number: usize| match &self.drop {
+            Some((place, rows)) => match rows[number] {
+                Some(rows) => rows.map(|row| Some(inputs[*place].offset(row * batch, Element::F32))),
+                None => [None; 2],
+            },
             None => [None; 2],
         };
-        let [choice, bias] = [self.choice, self.bias].map(|place| place.map(|place| inputs[place]));
-        Forward { x: inputs[0], choice, bias, factors, packed, kept, passing, eps: eps as f32 }
+        let block = |number: usize| {
+            let kept = memory.kept[number.min(memory.kept.len() - 1)];
+            Forward {
+                x: number.checked_sub(1).map_or(inputs[0], |before| memory.xs[before]),
+                choice: plan.of(number).chosen.and(self.choice).map(|place| inputs[place]),
+                bias: self.biases.get(self.bias_of(number)).map(|place| inputs[*place]),
+                factors: factors(number),
+                packed: memory.packed[number],
+                kept,
+                passing: memory.passing,
+                middle: match memory.middle {
+                    Some(middle) => middle(number),
+                    None => at(kept, plan.of(number).values.middle),
+                },
+                eps: eps as f32,
+            }
+        };
+        (0..plan.blocks).map(block).collect()
     }
 
-    fn parameters(&self, inputs: &[Ptr]) -> BlockTensors<Ptr> {
-        self.parameters.clone().map(|place| inputs[place])
+    /// Which of the biases is that of a block.
+    fn bias_of(&self, number: usize) -> usize {
+        if self.biases.len() == 1 { 0 } else { number }
+    }
+
+    fn parameters(&self, inputs: &[Ptr]) -> Vec<BlockTensors<Ptr>> {
+        let of_block = |block: &BlockTensors<usize>| block.clone().map(|place| inputs[place]);
+        self.parameters.iter().map(of_block).collect()
     }
 }
 
-fn plan(inputs: &Inputs, chosen: Option<usize>, spec: &BlockSpec) -> Plan {
-    let shape = &inputs.x.shape;
-    let sizes = BlockSizes {
-        batch: shape[0],
-        tokens: shape[1],
-        width: shape[2],
-        hidden: inputs.parameters.fc1[1].shape[0],
-        heads: spec.heads,
-    };
-    Plan::new(sizes, chosen, spec.scale, inputs.bias.is_some())
+/// Addresses of `count` things of `bytes` bytes.
+fn places(from: Ptr, count: usize, bytes: usize) -> Vec<Ptr> {
+    (0..count).map(|number| at(from, number * bytes)).collect()
+}
+
+fn sizes(x: &Recorded, hidden: usize, spec: &BlockSpec) -> BlockSizes {
+    BlockSizes { batch: x.shape[0], tokens: x.shape[1], width: x.shape[2], hidden, heads: spec.heads }
+}
+
+fn plan(inputs: &Inputs, chosen: Option<usize>, spec: &BlockSpec) -> RunPlan {
+    let sizes = sizes(&inputs.x, inputs.parameters[0].fc1[1].shape[0], spec);
+    RunPlan::new(inputs.parameters.len(), sizes, chosen, spec.scale, !inputs.biases.is_empty())
 }
 
 /// A tensor that holds `bytes` bytes of anything.
@@ -101,54 +148,44 @@ fn one(outputs: impl IntoIterator<Item = Recorded>) -> Recorded {
 }
 
 impl<BT: BoolElement> BlockOps for Gpu<CudaRuntime, BT> {
-    fn fuses_block(device: &CudaDevice, sizes: &BlockSizes, spec: &BlockSpec) -> bool {
+    fn fuses_blocks(device: &CudaDevice, sizes: &BlockSizes, spec: &BlockSpec) -> bool {
         let bias = false; // Sizes that are supported without one are with one.
         spec.precision == Precision::Bf16
             && Plan::new(*sizes, None, spec.scale, bias).is_supported()
             && is_native(device)
     }
 
-    fn fused_block(inputs: Inputs, spec: BlockSpec) -> FloatTensor<Self> {
-        forward::<BT>(inputs, None, spec)
+    fn fused_blocks(inputs: Inputs, choice: Option<TokenChoice<Self>>, spec: BlockSpec) -> FloatTensor<Self> {
+        let plan = plan(&inputs, choice.as_ref().map(|choice| choice.per_sample), &spec);
+        if !Self::fuses_blocks(inputs.x.client.device(), &plan.last.sizes, &spec) {
+            return composed::blocks::<Self>(inputs, choice, spec);
+        }
+        let (tensors, places) = list(inputs, rows(choice));
+        let packed = plan.blocks * plan.last.packed.bytes;
+        forward_alone::<BT>("blocks", tensors, plan, packed, spec, move |queue, inputs, scratch| {
+            pack(queue, &plan.last, &places.parameters(inputs), scratch);
+            (places.clone(), self::places(scratch, plan.blocks, plan.last.packed.bytes))
+        })
     }
 
-    fn fused_block_train(inputs: Inputs, spec: BlockSpec) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
-        forward_train::<BT>(inputs, None, spec)
-    }
-
-    fn fused_block_backward(
+    fn fused_blocks_train(
         inputs: Inputs,
-        spec: BlockSpec,
-        saved: Vec<FloatTensor<Self>>,
-        grad: FloatTensor<Self>,
-        bias_grad: bool,
-        group: Option<&Rank>,
-    ) -> BlockGradients<FloatTensor<Self>> {
-        backward::<BT>(inputs, None, spec, (saved, grad), bias_grad, group)
-    }
-
-    fn fused_block_tokens(inputs: Inputs, choice: TokenChoice<Self>, spec: BlockSpec) -> FloatTensor<Self> {
-        forward::<BT>(inputs, Some(choice), spec)
-    }
-
-    fn fused_block_tokens_train(
-        inputs: Inputs,
-        choice: TokenChoice<Self>,
+        choice: Option<TokenChoice<Self>>,
         spec: BlockSpec,
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
-        forward_train::<BT>(inputs, Some(choice), spec)
+        forward_train::<BT>(inputs, choice, spec)
     }
 
-    fn fused_block_tokens_backward(
+    fn fused_blocks_backward(
         inputs: Inputs,
-        choice: TokenChoice<Self>,
+        choice: Option<TokenChoice<Self>>,
         spec: BlockSpec,
         saved: Vec<FloatTensor<Self>>,
         grad: FloatTensor<Self>,
         bias_grad: bool,
         group: Option<&Rank>,
-    ) -> BlockGradients<FloatTensor<Self>> {
-        backward::<BT>(inputs, Some(choice), spec, (saved, grad), bias_grad, group)
+    ) -> BlocksGradients<FloatTensor<Self>> {
+        backward::<BT>(inputs, choice, spec, (saved, grad), bias_grad, group)
     }
 
     fn pack_block(
@@ -156,43 +193,50 @@ impl<BT: BoolElement> BlockOps for Gpu<CudaRuntime, BT> {
         sizes: &BlockSizes,
         spec: &BlockSpec,
     ) -> Option<FloatTensor<Self>> {
-        if !Self::fuses_block(parameters.qkv.client.device(), sizes, spec) {
+        if !Self::fuses_blocks(parameters.qkv.client.device(), sizes, spec) {
             return None;
         }
         let plan = Plan::new(*sizes, None, spec.scale, false);
         let x = parameters.qkv.clone(); // Any tensor: there is no x.
-        let (tensors, places) = list(BlockInputs { x, bias: None, parameters, drop: None }, None);
+        let inputs = BlocksInputs { x, biases: Vec::new(), parameters: vec![parameters], drop: None };
+        let (tensors, places) = list(inputs, None);
         let output = vec![piece(plan.packed.bytes)];
         Some(one(native::<BT>("block_pack", tensors, output, 0, move |queue, inputs, outputs, _| {
             pack(queue, &plan, &places.parameters(inputs), outputs[0]);
         })))
     }
 
-    fn fused_block_packed(
+    fn fused_blocks_packed(
         x: FloatTensor<Self>,
-        bias: Option<FloatTensor<Self>>,
-        packed: FloatTensor<Self>,
+        biases: Vec<FloatTensor<Self>>,
+        packed: Vec<FloatTensor<Self>>,
         hidden: usize,
+        choice: Option<TokenChoice<Self>>,
         spec: BlockSpec,
     ) -> FloatTensor<Self> {
-        forward_packed::<BT>(x, None, bias, packed, hidden, spec)
-    }
-
-    fn fused_block_tokens_packed(
-        x: FloatTensor<Self>,
-        choice: TokenChoice<Self>,
-        bias: Option<FloatTensor<Self>>,
-        packed: FloatTensor<Self>,
-        hidden: usize,
-        spec: BlockSpec,
-    ) -> FloatTensor<Self> {
-        forward_packed::<BT>(x, Some(choice), bias, packed, hidden, spec)
+        let sizes = sizes(&x, hidden, &spec);
+        let chosen = choice.as_ref().map(|choice| choice.per_sample);
+        let plan = RunPlan::new(packed.len(), sizes, chosen, spec.scale, !biases.is_empty());
+        let wanted = plan.last.packed.bytes.div_ceil(4);
+        for block in &packed {
+            let found = block.shape[0];
+            assert!(
+                found == wanted,
+                "blocks_packed: {found} packed numbers, {wanted} are those of a block of {sizes:?}"
+            );
+        }
+        let inputs = BlocksInputs { x, biases, parameters: Vec::new(), drop: None };
+        let (mut tensors, places) = list(inputs, rows(choice));
+        tensors.extend(packed);
+        forward_alone::<BT>("blocks_packed", tensors, plan, 0, spec, move |_, inputs, _| {
+            (places.clone(), inputs[places.count..].to_vec())
+        })
     }
 }
 
-/// The block's output: of all tokens, or of the chosen ones.
-fn output(plan: &Plan) -> (Shape, DType) {
-    (Shape::new([plan.sizes.batch, plan.queries(), plan.sizes.width]), DType::F32)
+/// The output of a run: of all tokens, or of the chosen ones.
+fn output(plan: &RunPlan) -> (Shape, DType) {
+    (Shape::new([plan.last.sizes.batch, plan.last.queries(), plan.last.sizes.width]), DType::F32)
 }
 
 /// Which tokens of each sample, as an input.
@@ -202,64 +246,81 @@ fn output(plan: &Plan) -> (Shape, DType) {
 fn rows<BT: BoolElement>(choice: Option<TokenChoice<Cuda<BT>>>) -> Option<Recorded> {
     choice.map(|choice| {
         let dtype = choice.local.dtype;
-        assert!(
-            dtype == DType::I32,
-            "block_tokens: tokens are numbered in i32 on a CUDA device, found {dtype:?}"
-        );
+        assert!(dtype == DType::I32, "blocks: tokens are numbered in i32 on a CUDA device, found {dtype:?}");
         choice.local
     })
 }
 
-fn forward<BT: BoolElement>(
-    inputs: Inputs,
-    choice: Option<TokenChoice<Cuda<BT>>>,
+/// A forward pass without a backward pass: one block's values take the place of another's. `packed` gives places and
+/// packed parameters; it has as many bytes of scratch memory.
+fn forward_alone<BT: BoolElement>(
+    name: &'static str,
+    tensors: Vec<Recorded>,
+    plan: RunPlan,
+    packed_bytes: usize,
     spec: BlockSpec,
+    packed: impl Fn(&mut Queue<'_>, &[Ptr], Ptr) -> (Places, Vec<Ptr>) + Send + Sync + 'static,
 ) -> Recorded {
-    let plan = plan(&inputs, choice.as_ref().map(|choice| choice.per_sample), &spec);
-    if !Cuda::<BT>::fuses_block(inputs.x.client.device(), &plan.sizes, &spec) {
-        let y = composed::block::<Cuda<BT>>(inputs, spec);
-        return match choice {
-            Some(choice) => Cuda::<BT>::fused_gather_tokens(y, choice),
-            None => y,
-        };
-    }
-    let output = vec![output(&plan)];
-    let (tensors, places) = list(inputs, rows(choice));
-    let (packed, values) = (plan.packed.bytes, plan.alone);
-    let scratch = packed + values.kept + values.passing;
-    one(native::<BT>("block", tensors, output, scratch, move |queue, inputs, outputs, scratch| {
-        let kept = at(scratch, packed);
-        let pieces = [scratch, kept, at(kept, values.kept)];
-        pack(queue, &plan, &places.parameters(inputs), scratch);
-        let forward = places.forward(inputs, plan.sizes.batch, pieces, spec.eps);
-        // Where the result goes, x after attention is until then.
-        forward.to_hidden(queue, &plan, &values, outputs[0], false);
-        forward.to_output(queue, &plan, &values, outputs[0], outputs[0]);
-    }))
+    let kept_bytes = plan.most(|plan| plan.alone.kept);
+    let passing_bytes = plan.most(|plan| plan.alone.passing);
+    // The residual stream lies where the result goes, unless that has fewer rows.
+    let narrow = plan.last.chosen.is_some() && plan.blocks > 1;
+    let stream_bytes = if narrow { 4 * plan.last.sizes.rows() * plan.last.sizes.width } else { 0 };
+    let scratch = packed_bytes + kept_bytes + passing_bytes + stream_bytes;
+    let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], scratch: Ptr| {
+        let (places, packed) = packed(queue, inputs, scratch);
+        let kept = at(scratch, packed_bytes);
+        let passing = at(kept, kept_bytes);
+        let stream = if narrow { at(passing, passing_bytes) } else { outputs[0] };
+        let middle = |number| if number + 1 == plan.blocks { outputs[0] } else { stream };
+        let xs = vec![stream; plan.blocks - 1];
+        let memory = Memory { packed, xs, kept: &[kept], passing, middle: Some(&middle) };
+        let blocks = places.forward(inputs, &plan, &memory, spec.eps);
+        forward::run(queue, &plan, &blocks, false, outputs[0]);
+    };
+    one(native::<BT>(name, tensors, vec![output(&plan)], scratch, run))
 }
 
+/// What is saved: inputs of the blocks after the first; unless the rest is computed again, the packed parameters and what
+/// each block keeps.
 fn forward_train<BT: BoolElement>(
     inputs: Inputs,
     choice: Option<TokenChoice<Cuda<BT>>>,
     spec: BlockSpec,
 ) -> (Recorded, Vec<Recorded>) {
-    if spec.recompute {
-        return (forward::<BT>(inputs, choice, spec), Vec::new());
-    }
     let plan = plan(&inputs, choice.as_ref().map(|choice| choice.per_sample), &spec);
-    let values = plan.values;
-    let outputs = vec![output(&plan), piece(plan.packed.bytes), piece(values.kept)];
+    let (count, packed_bytes) = (plan.blocks, plan.last.packed.bytes);
+    let x = (inputs.x.shape.clone(), DType::F32);
+    let mut outputs = vec![output(&plan)];
+    outputs.extend(vec![x; count - 1]);
+    if !spec.recompute {
+        outputs.push(piece(count * packed_bytes));
+        outputs.extend((0..count).map(|number| piece(plan.of(number).values.kept)));
+    }
+    let (kept_bytes, passing_bytes) =
+        (plan.most(|plan| plan.values.kept), plan.most(|plan| plan.values.passing));
+    let again = if spec.recompute { count * packed_bytes + kept_bytes } else { 0 };
     let (tensors, places) = list(inputs, rows(choice));
-    let scratch = values.passing;
-    let mut outputs =
-        native::<BT>("block_train", tensors, outputs, scratch, move |queue, inputs, outputs, passing| {
-            let [y, packed, kept] = [outputs[0], outputs[1], outputs[2]];
-            pack(queue, &plan, &places.parameters(inputs), packed);
-            let forward = places.forward(inputs, plan.sizes.batch, [packed, kept, passing], spec.eps);
-            let middle = at(kept, values.middle);
-            forward.to_hidden(queue, &plan, &values, middle, true);
-            forward.to_output(queue, &plan, &values, middle, y);
-        });
+    let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], scratch: Ptr| {
+        let (y, saved) = (outputs[0], &outputs[1..]);
+        let (xs, saved) = saved.split_at(count - 1);
+        let again_kept = [at(scratch, count * packed_bytes)];
+        let (packed, kept) = match saved.split_first() {
+            Some((packed, kept)) => (*packed, kept),
+            None => (scratch, &again_kept[..]),
+        };
+        pack(queue, &plan.last, &places.parameters(inputs), packed);
+        let memory = Memory {
+            packed: self::places(packed, count, packed_bytes),
+            xs: xs.to_vec(),
+            kept,
+            passing: at(scratch, again),
+            middle: None,
+        };
+        let blocks = places.forward(inputs, &plan, &memory, spec.eps);
+        forward::run(queue, &plan, &blocks, true, y);
+    };
+    let mut outputs = native::<BT>("blocks_train", tensors, outputs, again + passing_bytes, run);
     (one(&mut outputs), outputs.collect())
 }
 
@@ -270,97 +331,87 @@ fn backward<BT: BoolElement>(
     (saved, grad): (Vec<Recorded>, Recorded),
     bias_grad: bool,
     group: Option<&Rank>,
-) -> BlockGradients<Recorded> {
+) -> BlocksGradients<Recorded> {
     let plan = plan(&inputs, choice.as_ref().map(|choice| choice.per_sample), &spec);
-    let gradients = plan.gradients(bias_grad);
+    let (count, packed_bytes) = (plan.blocks, plan.last.packed.bytes);
     let mut outputs = vec![(inputs.x.shape.clone(), DType::F32)];
-    outputs.extend(inputs.bias.iter().filter(|_| bias_grad).map(|bias| (bias.shape.clone(), DType::F32)));
-    let first = outputs.len();
-    let dplaces = inputs.parameters.each_ref().map(|tensor| {
+    let biases = inputs.biases.iter().filter(|_| bias_grad);
+    outputs.extend(biases.map(|bias| (bias.shape.clone(), DType::F32)));
+    let of_biases = 1..outputs.len();
+    let mut output = |tensor: &Recorded| {
         outputs.push((tensor.shape.clone(), DType::F32));
         outputs.len() - 1
-    });
+    };
+    let of_parameters: Vec<BlockTensors<usize>> =
+        inputs.parameters.iter().map(|block| block.each_ref().map(&mut output)).collect();
     let means = group.map(|group| Means::new(group, &inputs.parameters));
     let (mut tensors, places) = list(inputs, rows(choice));
-    let recompute = saved.is_empty();
     tensors.extend(saved);
     tensors.push(grad);
     let at_grad = tensors.len() - 1;
-    let values = plan.values;
-    let again = if recompute { plan.packed.bytes + values.kept + values.passing } else { 0 };
-    let scratch = again + gradients.bytes;
-    let dparameters = dplaces.clone();
+
+    let kept_bytes = plan.most(|plan| plan.values.kept);
+    let passing_bytes = plan.most(|plan| plan.values.passing);
+    let again = if spec.recompute { count * packed_bytes + kept_bytes + passing_bytes } else { 0 };
+    let work_bytes = plan.most(|plan| plan.gradients().bytes);
+    let parts_bytes = if bias_grad { plan.last.parts_bytes() } else { 0 };
+    let sums_bytes = plan.most(|plan| plan.sums().bytes);
+    let scratch = again + work_bytes + parts_bytes + count * sums_bytes;
+    let (dbiases, dparameters) = (of_biases.clone(), of_parameters.clone());
     let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], scratch: Ptr| {
+        let (xs, saved) = inputs[places.count..at_grad].split_at(count - 1);
+        let again_kept = [at(scratch, count * packed_bytes)];
+        let (packed, kept) = match saved.split_first() {
+            Some((packed, kept)) => (*packed, kept),
+            None => (scratch, &again_kept[..]),
+        };
         let parameters = places.parameters(inputs);
-        let [packed, kept] = match recompute {
-            true => [scratch, at(scratch, plan.packed.bytes)],
-            false => [inputs[places.count], inputs[places.count + 1]],
-        };
-        let pieces = [packed, kept, at(kept, values.kept)];
-        let forward = places.forward(inputs, plan.sizes.batch, pieces, spec.eps);
-        if recompute {
-            pack(queue, &plan, &parameters, packed);
-            forward.to_hidden(queue, &plan, &values, at(kept, values.middle), true);
+        if spec.recompute {
+            pack(queue, &plan.last, &parameters, packed);
         }
-        let backward = Backward {
-            forward,
-            parameters,
-            grad: inputs[at_grad],
-            dx: outputs[0],
-            dbias: bias_grad.then(|| outputs[1]),
-            dparameters: dparameters.clone().map(|place| outputs[place]),
-            scratch: at(scratch, again),
+        let memory = Memory {
+            packed: self::places(packed, count, packed_bytes),
+            xs: xs.to_vec(),
+            kept,
+            passing: at(again_kept[0], kept_bytes),
+            middle: None,
         };
-        backward.run(queue, &plan, &gradients);
-        if let Some(means) = &means {
-            means.begin(queue, &backward.dparameters);
-        }
+        let work = at(scratch, again);
+        let parts = at(work, work_bytes);
+        let sums = self::places(at(parts, parts_bytes), count, sums_bytes);
+        let forward = places.forward(inputs, &plan, &memory, spec.eps);
+        let shared = dbiases.len() == 1;
+        let block = |(number, (forward, parameters)): (usize, (Forward, BlockTensors<Ptr>))| {
+            let last = number + 1 == count;
+            let dbias = outputs[dbiases.clone()].get(if shared { 0 } else { number });
+            Backward {
+                forward,
+                parameters,
+                grad: if last { inputs[at_grad] } else { outputs[0] },
+                dx: outputs[0],
+                // The last block comes first.
+                dbias: dbias.map(|to| match shared {
+                    true => BiasGradient { to: *to, parts, first: last, last: number == 0 },
+                    false => BiasGradient::alone(*to, parts),
+                }),
+                dparameters: dparameters[number].clone().map(|place| outputs[place]),
+                work,
+                sums: sums[number],
+            }
+        };
+        let blocks: Vec<Backward> = forward.into_iter().zip(parameters).enumerate().map(block).collect();
+        backward::run(queue, &plan, &blocks, spec.recompute, means.as_ref());
     };
     // A gradient that nobody else holds becomes that of x, row by row; that of chosen tokens has fewer rows.
-    let reuse = if plan.chosen.is_none() { vec![(0, at_grad)] } else { Vec::new() };
+    let reuse = if plan.last.chosen.is_none() { vec![(0, at_grad)] } else { Vec::new() };
     let options = Options { scratch, reuse, prompt: group.is_some() };
-    let outputs: Vec<_> = native_with::<BT>("block_backward", tensors, outputs, options, run).collect();
-    BlockGradients {
+    let outputs: Vec<_> = native_with::<BT>("blocks_backward", tensors, outputs, options, run).collect();
+    BlocksGradients {
         x: outputs[0].clone(),
-        bias: (first == 2).then(|| outputs[1].clone()),
-        parameters: dplaces.map(|place| outputs[place].clone()),
+        biases: outputs[of_biases].to_vec(),
+        parameters: of_parameters
+            .into_iter()
+            .map(|block| block.map(|place| outputs[place].clone()))
+            .collect(),
     }
-}
-
-fn forward_packed<BT: BoolElement>(
-    x: Recorded,
-    choice: Option<TokenChoice<Cuda<BT>>>,
-    bias: Option<Recorded>,
-    packed: Recorded,
-    hidden: usize,
-    spec: BlockSpec,
-) -> Recorded {
-    let sizes =
-        BlockSizes { batch: x.shape[0], tokens: x.shape[1], width: x.shape[2], hidden, heads: spec.heads };
-    let plan = Plan::new(sizes, choice.as_ref().map(|choice| choice.per_sample), spec.scale, bias.is_some());
-    let wanted = plan.packed.bytes.div_ceil(4);
-    let found = packed.shape[0];
-    assert!(
-        found == wanted,
-        "block_packed: {found} packed numbers, {wanted} are those of a block of {sizes:?}"
-    );
-    let output = vec![output(&plan)];
-    let has_bias = bias.is_some();
-    let tensors: Vec<_> = [x, packed].into_iter().chain(bias).chain(rows(choice)).collect();
-    let values = plan.alone;
-    let scratch = values.kept + values.passing;
-    one(native::<BT>("block_packed", tensors, output, scratch, move |queue, inputs, outputs, scratch| {
-        let forward = Forward {
-            x: inputs[0],
-            choice: plan.chosen.map(|_| inputs[inputs.len() - 1]),
-            bias: has_bias.then(|| inputs[2]),
-            factors: [None; 2],
-            packed: inputs[1],
-            kept: scratch,
-            passing: at(scratch, values.kept),
-            eps: spec.eps as f32,
-        };
-        forward.to_hidden(queue, &plan, &values, outputs[0], false);
-        forward.to_output(queue, &plan, &values, outputs[0], outputs[0]);
-    }))
 }

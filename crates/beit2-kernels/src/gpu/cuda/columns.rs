@@ -1,8 +1,8 @@
 //! Sums over the rows of a matrix, in two stages.
 //!
 //! A first stage leaves rows of partial sums: [`partials`] here, and passes that sum columns on the way (layer norm, GELU,
-//! residual branches). [`finish`] adds those up, for many sums in one launch: a Transformer block's backward pass needs
-//! it once. Every order is fixed, so results are the same bits in every run on one card.
+//! residual branches). [`finish`] adds those up, for many sums in one launch: the backward pass of a run of Transformer
+//! blocks needs it once. Every order is fixed, so results are the same bits in every run on one card.
 
 use super::{Arg, Element, Ptr, Queue};
 
@@ -14,7 +14,7 @@ const WARPS: usize = 8;
 /// Blocks of a first stage on one processor: by registers of the passes, 64 a thread at most.
 const BLOCKS: u32 = 4;
 /// Sums of one launch of the second stage: `ColumnSums` in `columns.cu`.
-const SUMS: usize = 48;
+const SUMS: usize = 96;
 
 /// A sum whose first stage was put on the queue.
 #[derive(Debug, Clone, Copy)]

@@ -113,10 +113,29 @@ pub(crate) struct AttentionBackwardCall {
     pub dv: Tokens,
     /// The type of dq, dk and dv; f32 if the operands are.
     pub gradients: Element,
-    /// Like the bias, with the same pitch; every row is written. Without it that gradient is not computed.
-    pub dbias: Option<Ptr>,
+    /// Without it that gradient is not computed.
+    pub dbias: Option<BiasGradient>,
     /// [`AttentionSizes::scratch`] bytes.
     pub scratch: Ptr,
+}
+
+/// Where the gradient of the bias goes, of one backward pass or of several that read one bias.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BiasGradient {
+    /// Like the bias, with the same pitch; every row is written.
+    pub to: Ptr,
+    /// [`AttentionSizes::parts_bytes`] bytes, which hold what the passes before found.
+    pub parts: Ptr,
+    /// Whether this is the first of the passes, and the last: the others add to it, and that one leaves the sum.
+    pub first: bool,
+    pub last: bool,
+}
+
+impl BiasGradient {
+    /// Of one backward pass.
+    pub(crate) fn alone(to: Ptr, parts: Ptr) -> Self {
+        Self { to, parts, first: true, last: true }
+    }
 }
 
 impl AttentionSizes {
@@ -130,15 +149,14 @@ impl AttentionSizes {
         depth && self.scale > 0.0 && self.queries > 0 && self.keys > 0 && grid
     }
 
-    /// Bytes that a backward pass needs beside its tensors; `dbias`: with the gradient of the bias.
-    pub(crate) fn scratch(&self, dbias: bool) -> usize {
-        self.rows_bytes()
-            + if dbias && self.parts_are_summed() { self.parts().0 * self.bias_bytes() } else { 0 }
+    /// Bytes that a backward pass needs beside its tensors: what the first kernel tells the others of each query.
+    pub(crate) fn scratch(&self) -> usize {
+        self.batch * self.heads * self.queries.next_multiple_of(TILE) * 16
     }
 
-    /// What the first kernel tells the others of each query.
-    fn rows_bytes(&self) -> usize {
-        self.batch * self.heads * self.queries.next_multiple_of(TILE) * 16
+    /// Bytes that the gradient of the bias needs beside itself.
+    pub(crate) fn parts_bytes(&self) -> usize {
+        if self.parts_are_summed() { self.parts().0 * self.bias_bytes() } else { 0 }
     }
 
     /// One gradient of the bias.
@@ -242,10 +260,10 @@ pub(crate) fn backward(queue: &mut Queue<'_>, call: &AttentionBackwardCall) {
             }
         }
     }
-    if let (Some(dbias), true) = (call.dbias, s.parts_are_summed()) {
+    if let Some(dbias) = call.dbias.filter(|dbias| dbias.last && s.parts_are_summed()) {
         let count = s.bias_bytes() / 4;
-        let from = Ptr(call.scratch.0 + s.rows_bytes() as u64);
-        let arguments = [Arg::Ptr(dbias), Arg::Ptr(from), Arg::U64(count as u64), Arg::I32(parts as i32)];
+        let [to, from] = [dbias.to, dbias.parts].map(Arg::Ptr);
+        let arguments = [to, from, Arg::U64(count as u64), Arg::I32(parts as i32)];
         let grid = [count.div_ceil(256) as u32, 1, 1];
         queue.launch("attention_add_parts", grid, [256, 1, 1], 0, &arguments);
     }
@@ -258,16 +276,14 @@ fn argument(call: &AttentionCall, backward: Option<&AttentionBackwardCall>, slic
     let null = |x: Option<Ptr>| x.unwrap_or(Ptr(0)).0;
     let (grad, dq, dk, dv) = backward.map_or((none, none, none, none), |b| (b.grad, b.dq, b.dk, b.dv));
     let rows = backward.map(|b| b.scratch);
-    let dbias = backward.and_then(|b| {
-        let parts = Ptr(b.scratch.0 + s.rows_bytes() as u64);
-        if s.parts_are_summed() { b.dbias.and(Some(parts)) } else { b.dbias }
-    });
+    let dbias = backward.and_then(|b| b.dbias);
+    let at = dbias.map(|dbias| if s.parts_are_summed() { dbias.parts } else { dbias.to });
     let bias = s.bias.unwrap_or(BiasLayout { shared: true, rows: 0, pitch: 0 });
     let bias_sample = if bias.shared { 0 } else { s.heads * bias.rows * bias.pitch };
 
-    let mut bytes = Vec::with_capacity(256);
+    let mut bytes = Vec::with_capacity(264);
     let pointers = [call.q.at.0, call.k.at.0, call.v.at.0, call.output.at.0, call.lse.0, null(call.bias)];
-    let more = [null(call.query_rows), grad.at.0, null(rows), dq.at.0, dk.at.0, dv.at.0, null(dbias)];
+    let more = [null(call.query_rows), grad.at.0, null(rows), dq.at.0, dk.at.0, dv.at.0, null(at)];
     let tokens = [call.q, call.k, call.v, call.output, grad, dq, dk, dv];
     let samples = tokens.iter().map(|x| x.sample as u64).chain([bias_sample as u64]);
     for value in pointers.into_iter().chain(more).chain(samples) {
@@ -280,7 +296,8 @@ fn argument(call: &AttentionCall, backward: Option<&AttentionBackwardCall>, slic
     bytes.extend(s.scale.to_le_bytes());
     let f32 = |element: Element| usize::from(element == Element::F32);
     let gradients = backward.map_or(Element::F32, |b| b.gradients);
-    for value in [f32(call.output_element), f32(gradients), s.depth] {
+    let add = usize::from(dbias.is_some_and(|dbias| !dbias.first));
+    for value in [f32(call.output_element), f32(gradients), s.depth, add, 0] {
         bytes.extend((value as i32).to_le_bytes());
     }
     Arg::Bytes(bytes)
@@ -311,15 +328,15 @@ mod tests {
         let base = sizes(128, 197, 197, Element::Bf16, true);
         let rows = 128 * 12 * 256 * 16;
         assert_eq!(base.parts(), (6, 22));
-        assert_eq!((base.scratch(false), base.scratch(true)), (rows, rows + 6 * 12 * 197 * 197 * 4));
+        assert_eq!((base.scratch(), base.parts_bytes()), (rows, 6 * 12 * 197 * 197 * 4));
         // Enough tiles: one part, which is the gradient itself.
         let large = sizes(128, 1025, 1025, Element::Bf16, true);
         assert_eq!(large.parts(), (1, 128));
-        assert_eq!(large.scratch(true), large.scratch(false));
+        assert_eq!(large.parts_bytes(), 0);
         // A bias of each sample has a gradient of each sample.
         let each = sizes(3, 197, 197, Element::F32, false);
         assert_eq!(each.parts(), (3, 1));
-        assert_eq!(each.scratch(true), each.scratch(false));
+        assert_eq!(each.parts_bytes(), 0);
     }
 
     #[test]
@@ -346,6 +363,6 @@ mod tests {
             lse: Ptr(0),
         };
         let Arg::Bytes(bytes) = argument(&call, None, 1) else { panic!("not a structure") };
-        assert_eq!(bytes.len(), 256);
+        assert_eq!(bytes.len(), 264);
     }
 }

@@ -1,17 +1,19 @@
 //! The backward half: the forward half's operations from the last to the first, and the sums over rows at the end.
 
-use super::super::attention::{self, AttentionBackwardCall, Tokens};
+use super::super::attention::{self, AttentionBackwardCall, BiasGradient, Tokens};
 use super::super::columns::{self, Partial};
-use super::super::norm::{self, interleaved, optional};
+use super::super::norm::{self, interleaved};
 use super::super::{Arg, Element, Epilogue, Gemm, Operand, Ptr, Queue};
+use super::finish::finish;
 use super::forward::{Forward, heads};
-use super::plan::{Gradients, Plan, at};
+use super::means::Means;
+use super::plan::{Gradients, Plan, RunPlan, Sums, at};
 use crate::block::{BlockSizes, BlockTensors};
 
 /// Threads of a processor in `block_norm_backward`: by its registers.
 const NORM_THREADS: u32 = 640;
 
-/// What a backward pass reads and writes beside what its forward pass did.
+/// What the backward pass of a block reads and writes beside what its forward pass did.
 #[derive(Debug, Clone)]
 pub(super) struct Backward {
     pub forward: Forward,
@@ -20,36 +22,97 @@ pub(super) struct Backward {
     pub grad: Ptr,
     /// Of x, f32; may be `grad`.
     pub dx: Ptr,
-    pub dbias: Option<Ptr>,
+    pub dbias: Option<BiasGradient>,
     pub dparameters: BlockTensors<Ptr>,
-    pub scratch: Ptr,
+    /// Where [`Gradients`] begin, the same for all blocks, and where this block's [`Sums`] do.
+    pub work: Ptr,
+    pub sums: Ptr,
+}
+
+/// Gradients of `blocks`, from the last to the first. `recompute`: nothing is kept but the blocks' inputs. With `means` they
+/// become means over a group, bucket by bucket, on another stream.
+pub(super) fn run(
+    queue: &mut Queue<'_>,
+    run: &RunPlan,
+    blocks: &[Backward],
+    recompute: bool,
+    means: Option<&Means>,
+) {
+    let mut partials = Vec::with_capacity(7 * blocks.len());
+    let mut end = blocks.len();
+    for (number, block) in blocks.iter().enumerate().rev() {
+        let plan = run.of(number);
+        if recompute {
+            let values = plan.places(true);
+            norm::forward(queue, &block.forward.norm1(plan, values, true));
+            block.forward.to_hidden(queue, plan, values, true);
+        }
+        if number + 1 == blocks.len() {
+            partials.push(block.branch_backward(queue, plan));
+        }
+        let before = number.checked_sub(1).map(|number| &blocks[number]);
+        partials.extend(block.run(queue, plan, before));
+        if means.map_or(number == 0, |means| means.is_bucket(number, end)) {
+            columns::finish(queue, &std::mem::take(&mut partials));
+            finish(queue, run, blocks, number..end);
+            if let Some(means) = means {
+                means.begin(queue, blocks, number, end);
+            }
+            end = number;
+        }
+    }
+}
+
+/// The end of a branch: which factors it is multiplied by, and its last bias.
+struct Branch {
+    factors: Option<Ptr>,
+    /// Tokens of a sample.
+    tokens: usize,
+    dbias: Ptr,
 }
 
 impl Backward {
-    pub fn run(&self, queue: &mut Queue<'_>, plan: &Plan, places: &Gradients) {
+    /// From the gradient of the MLP's branch to that of x, and with a block `before` on to the gradient of its MLP's branch.
+    fn run(&self, queue: &mut Queue<'_>, plan: &Plan, before: Option<&Self>) -> Vec<Partial> {
         let BlockSizes { batch, tokens, width, hidden, .. } = plan.sizes;
         let (all, n, packed, values) = (plan.sizes.rows(), plan.rows(), &plan.packed, &plan.values);
+        let (places, sums): (Gradients, Sums) = (plan.gradients(), plan.sums());
         let (d, forward) = (&self.dparameters, &self.forward);
         let weight = |layer: [usize; 2]| at(forward.packed, layer[0]);
         let value = |offset| at(forward.kept, offset);
-        let place = |offset| at(self.scratch, offset);
+        let place = |offset| at(self.work, offset);
+        let sum = |offset| at(self.sums, offset);
         let [branch, wide, narrow] = [places.branch, places.wide, places.narrow].map(place);
         let activated = place(places.activated);
-        let sums = places.sums.map(place);
         let mut partials = Vec::with_capacity(7);
 
         // The MLP's branch, back to the norm before it.
-        partials.push(self.branch_backward(queue, plan, branch, d.fc2[1], sums[0]));
         queue.gemm(&input_gradient(branch, weight(packed.fc2), wide, [n, width, hidden]));
         let before_gelu = value(values.hidden);
-        partials.push(gelu_backward(queue, [before_gelu, wide, activated], [n, hidden], d.fc1[1], sums[1]));
+        let of_fc1 =
+            gelu_backward(queue, [before_gelu, wide, activated], [n, hidden], d.fc1[1], sum(sums.fc1));
+        partials.push(of_fc1);
         queue.gemm(&weight_gradient(branch, activated, d.fc2[0], [n, width, hidden]));
         queue.gemm(&weight_gradient(wide, value(values.norm2), d.fc1[0], [n, hidden, width]));
         queue.gemm(&input_gradient(wide, weight(packed.fc1), narrow, [n, hidden, width]));
         // With chosen tokens it is spread over the others afterwards.
         let [chosen, chosen_dx] = places.chosen.map(place);
         let dx = if plan.chosen.is_some() { chosen_dx } else { self.dx };
-        partials.extend(self.norm2_backward(queue, plan, [narrow, branch, dx], sums[2]));
+        let norm2 = norm::Backward {
+            x: forward.middle,
+            weight: weight(packed.norm2),
+            statistics: values.statistics2.map(value),
+            grad: narrow,
+            element: Element::Bf16,
+            add: Some(self.grad),
+            dx,
+            dweight: d.norm2[0],
+            dbias: d.norm2[1],
+            rows: n,
+            width,
+        };
+        let of_proj = Branch { factors: forward.factors[0], tokens: plan.queries(), dbias: d.proj[1] };
+        partials.extend(norm_backward(queue, &norm2, &of_proj, branch, sum(sums.norm2)));
 
         // The attention's branch.
         queue.gemm(&input_gradient(branch, weight(packed.proj), narrow, [n, width, width]));
@@ -67,7 +130,7 @@ impl Backward {
             scratch: place(places.attention),
         };
         attention::backward(queue, &call);
-        let qkv_sums = place(places.qkv_sums);
+        let qkv_sums = sum(sums.qkv);
         let biased = |gradient: Gemm, sums: Ptr| match d.qv_bias {
             Some(_) => Gemm { epilogue: Epilogue::BiasGradient(sums), ..gradient },
             None => gradient,
@@ -109,83 +172,59 @@ impl Backward {
             rows: all,
             width,
         };
-        partials.extend(norm::backward(queue, &norm1, sums[3]));
-        columns::finish(queue, &partials);
-        self.finish(queue, plan, qkv_sums);
-    }
-
-    /// The factors of a branch and the tokens that have the same: arguments of a kernel.
-    fn factors(&self, which: usize, tokens: usize) -> [Arg; 2] {
-        [optional(self.forward.factors[which]), Arg::U32(tokens as u32)]
-    }
-
-    /// The gradient of the MLP's branch, and the sum that is its last bias's.
-    fn branch_backward(
-        &self,
-        queue: &mut Queue<'_>,
-        plan: &Plan,
-        branch: Ptr,
-        dbias: Ptr,
-        scratch: Ptr,
-    ) -> Partial {
-        let (n, tokens, width) = (plan.rows(), plan.queries(), plan.sizes.width);
-        let grid = columns::grid(columns::processors(queue), n, width);
-        let mut args = vec![Arg::Ptr(self.grad)];
-        args.extend(self.factors(1, tokens));
-        args.extend([Arg::Ptr(branch), Arg::Ptr(scratch), Arg::U64(n as u64), Arg::U32(width as u32)]);
-        queue.launch("block_branch_backward", grid, [256, 1, 1], 0, &args);
-        Partial { at: scratch, rows: grid[1], width: width as u32, pitch: width as u32, to: dbias }
-    }
-
-    /// The gradient of x after attention to `dx`, that of the attention's branch to `branch`, and their sums.
-    fn norm2_backward(
-        &self,
-        queue: &mut Queue<'_>,
-        plan: &Plan,
-        [grad, branch, dx]: [Ptr; 3],
-        scratch: Ptr,
-    ) -> Vec<Partial> {
-        let (n, tokens, width) = (plan.rows(), plan.queries(), plan.sizes.width);
-        let (forward, d, values) = (&self.forward, &self.dparameters, &plan.values);
-        let blocks = norm::blocks(columns::processors(queue), n, width, NORM_THREADS);
-        let kept = [values.middle, values.statistics2[0], values.statistics2[1]];
-        let [middle, mean, rstd] = kept.map(|offset| Arg::Ptr(at(forward.kept, offset)));
-        let scale = Arg::Ptr(at(forward.packed, plan.packed.norm2[0]));
-        let mut args = vec![middle, scale, mean, rstd, Arg::Ptr(grad), Arg::Ptr(self.grad), Arg::Ptr(dx)];
-        args.extend(self.factors(0, tokens));
-        args.extend([Arg::Ptr(branch), Arg::Ptr(scratch), Arg::U64(n as u64), Arg::U32(width as u32)]);
-        queue.launch("block_norm_backward", [blocks, 1, 1], [norm::block(width).0, 1, 1], 0, &args);
-        interleaved(scratch, blocks, width, &[Some(d.norm2[0]), Some(d.norm2[1]), Some(d.proj[1])])
-    }
-
-    /// Gradients of γ and what it was multiplied into, and of the biases of q and v.
-    fn finish(&self, queue: &mut Queue<'_>, plan: &Plan, qkv_sums: Ptr) {
-        let BlockSizes { width, hidden, .. } = plan.sizes;
-        let (p, d) = (&self.parameters, &self.dparameters);
-        if d.gammas.is_none() && d.qv_bias.is_none() {
-            return;
-        }
-        let mut argument = Vec::with_capacity(160);
-        let layers = [(&p.proj, &d.proj, width), (&p.fc2, &d.fc2, hidden)];
-        for (which, (layer, gradients, inputs)) in layers.into_iter().enumerate() {
-            let [gamma, dgamma] =
-                [&p.gammas, &d.gammas].map(|gammas| gammas.as_ref().map_or(Ptr(0), |gammas| gammas[which]));
-            for pointer in [layer[0], layer[1], gamma, gradients[0], gradients[1], dgamma] {
-                argument.extend(pointer.0.to_le_bytes());
+        match before {
+            Some(before) => {
+                let factors = before.forward.factors[1];
+                let of_fc2 = Branch { factors, tokens, dbias: before.dparameters.fc2[1] };
+                partials.extend(norm_backward(queue, &norm1, &of_fc2, branch, sum(sums.norm1)));
             }
-            argument.extend((inputs as u64).to_le_bytes());
+            None => partials.extend(norm::backward(queue, &norm1, sum(sums.norm1))),
         }
-        let outputs = if d.gammas.is_some() { width } else { 0 };
-        let biases = if d.qv_bias.is_some() { width } else { 0 };
-        argument.extend((outputs as u32).to_le_bytes());
-        argument.extend((biases as u32).to_le_bytes());
-        let [dq, dv] = d.qv_bias.unwrap_or([Ptr(0); 2]);
-        for pointer in [qkv_sums, dq, dv] {
-            argument.extend(pointer.0.to_le_bytes());
-        }
-        let blocks = (2 * outputs + biases.div_ceil(256)) as u32;
-        queue.launch("block_finish", [blocks, 1, 1], [256, 1, 1], 0, &[Arg::Bytes(argument)]);
+        partials
     }
+
+    /// The gradient of the MLP's branch where no norm follows, and the sum that is its last bias's.
+    fn branch_backward(&self, queue: &mut Queue<'_>, plan: &Plan) -> Partial {
+        let (n, width) = (plan.rows(), plan.sizes.width);
+        let scratch = at(self.sums, plan.sums().fc2);
+        let grid = columns::grid(columns::processors(queue), n, width);
+        let args = [
+            Arg::Ptr(self.grad),
+            norm::optional(self.forward.factors[1]),
+            Arg::U32(plan.queries() as u32),
+            Arg::Ptr(at(self.work, plan.gradients().branch)),
+            Arg::Ptr(scratch),
+            Arg::U64(n as u64),
+            Arg::U32(width as u32),
+        ];
+        queue.launch("block_branch_backward", grid, [256, 1, 1], 0, &args);
+        let to = self.dparameters.fc2[1];
+        Partial { at: scratch, rows: grid[1], width: width as u32, pitch: width as u32, to }
+    }
+}
+
+/// As [`norm::backward`], and on to the branch that was added before the norm: its gradient goes to `to`.
+fn norm_backward(
+    queue: &mut Queue<'_>,
+    norm: &norm::Backward,
+    branch: &Branch,
+    to: Ptr,
+    scratch: Ptr,
+) -> Vec<Partial> {
+    let blocks = norm::blocks(columns::processors(queue), norm.rows, norm.width, NORM_THREADS);
+    let mut args = norm.head().to_vec();
+    args.extend([
+        Arg::Ptr(norm.dx),
+        norm::optional(branch.factors),
+        Arg::U32(branch.tokens as u32),
+        Arg::Ptr(to),
+        Arg::Ptr(scratch),
+        Arg::U64(norm.rows as u64),
+        Arg::U32(norm.width as u32),
+    ]);
+    queue.launch("block_norm_backward", [blocks, 1, 1], [norm::block(norm.width).0, 1, 1], 0, &args);
+    let to = [norm.dweight, norm.dbias, branch.dbias].map(Some);
+    interleaved(scratch, blocks, norm.width, &to)
 }
 
 /// `grad` becomes the gradient before GELU, `after` the values after it; the sum is the gradient of the bias before it.

@@ -1,13 +1,14 @@
-//! The forward half: nine operations on the queue.
+//! The forward half: eight operations on the queue for each block, after the norm that begins a run.
 
 use super::super::attention::{self, AttentionCall, Tokens};
 use super::super::{Arg, Element, Epilogue, Gemm, Operand, Ptr, Queue, gelu, norm, residual};
-use super::plan::{Plan, Values, at};
-use crate::block::{BlockSizes, BlockTensors};
+use super::plan::{Plan, RunPlan, Values, at};
+use crate::block::BlockSizes;
 
-/// What a forward pass reads and writes.
+/// What the forward pass of a block reads and writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forward {
+    /// The block's input; the block before writes it.
     pub x: Ptr,
     /// Which tokens of each sample, `[B, R]` i32, if not all.
     pub choice: Option<Ptr>,
@@ -18,7 +19,33 @@ pub(super) struct Forward {
     /// Where the two pieces of [`Values`] begin.
     pub kept: Ptr,
     pub passing: Ptr,
+    /// Where x after attention goes.
+    pub middle: Ptr,
     pub eps: f32,
+}
+
+/// Runs `blocks`; the last leaves its result in `y`. `keep`: a backward pass follows.
+pub(super) fn run(queue: &mut Queue<'_>, plan: &RunPlan, blocks: &[Forward], keep: bool, y: Ptr) {
+    let of = |number| {
+        let plan: &Plan = plan.of(number);
+        (plan, plan.places(keep))
+    };
+    for (number, block) in blocks.iter().enumerate() {
+        let (plan, values) = of(number);
+        if number == 0 {
+            norm::forward(queue, &block.norm1(plan, values, keep));
+        }
+        block.to_hidden(queue, plan, values, keep);
+        block.to_branch(queue, plan, values);
+        let branch = block.branch(plan, values, 1);
+        match blocks.get(number + 1) {
+            Some(next) => {
+                let (plan, values) = of(number + 1);
+                residual::forward_norm(queue, block.middle, &branch, &next.norm1(plan, values, keep));
+            }
+            None => residual::forward(queue, block.middle, &branch, y, [plan.rows(), plan.sizes.width]),
+        }
+    }
 }
 
 impl Forward {
@@ -49,27 +76,29 @@ impl Forward {
         }
     }
 
-    /// Up to the values before GELU; `middle` is where x after attention goes.
-    pub fn to_hidden(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, keep: bool) {
-        let BlockSizes { width, hidden, .. } = plan.sizes;
-        let (all, n, packed) = (plan.sizes.rows(), plan.rows(), &plan.packed);
-        let weights = |layer: [usize; 2]| layer.map(|offset| at(self.packed, offset));
-        let value = |offset| at(self.kept, offset);
-        let statistics = |offsets: [usize; 2]| keep.then(|| offsets.map(value));
-
-        let [scale, shift] = weights(packed.norm1);
-        let norm1 = norm::Forward {
+    /// The norm before attention.
+    pub fn norm1(&self, plan: &Plan, values: &Values, keep: bool) -> norm::Forward {
+        let [scale, shift] = plan.packed.norm1.map(|offset| at(self.packed, offset));
+        norm::Forward {
             x: self.x,
             weight: scale,
             bias: shift,
             eps: self.eps,
-            y: value(values.norm1),
+            y: at(self.kept, values.norm1),
             element: Element::Bf16,
-            statistics: statistics(values.statistics1),
-            rows: all,
-            width,
-        };
-        norm::forward(queue, &norm1);
+            statistics: keep.then(|| values.statistics1.map(|offset| at(self.kept, offset))),
+            rows: plan.sizes.rows(),
+            width: plan.sizes.width,
+        }
+    }
+
+    /// From norm 1's output to the values before GELU.
+    pub fn to_hidden(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, keep: bool) {
+        let BlockSizes { width, hidden, .. } = plan.sizes;
+        let (all, n, packed) = (plan.sizes.rows(), plan.rows(), &plan.packed);
+        let weights = |layer: [usize; 2]| layer.map(|offset| at(self.packed, offset));
+        let value = |offset| at(self.kept, offset);
+
         let [weight, bias] = weights(packed.qkv);
         let x = match self.choice {
             None => {
@@ -97,13 +126,13 @@ impl Forward {
         queue.gemm(&linear(value(values.attended), weights(packed.proj), branch, [n, width, width]));
         let [scale, shift] = weights(packed.norm2);
         let norm2 = norm::Forward {
-            x: middle,
+            x: self.middle,
             weight: scale,
             bias: shift,
             y: value(values.norm2),
-            statistics: statistics(values.statistics2),
+            statistics: keep.then(|| values.statistics2.map(value)),
             rows: n,
-            ..norm1
+            ..self.norm1(plan, values, keep)
         };
         residual::forward_norm(queue, x, &self.branch(plan, values, 0), &norm2);
         queue.gemm(&linear(
@@ -114,15 +143,14 @@ impl Forward {
         ));
     }
 
-    /// From the values before GELU to the result.
-    pub fn to_output(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values, middle: Ptr, y: Ptr) {
+    /// From the values before GELU to the MLP's branch.
+    fn to_branch(self, queue: &mut Queue<'_>, plan: &Plan, values: &Values) {
         let BlockSizes { width, hidden, .. } = plan.sizes;
         let n = plan.rows();
         let weights = plan.packed.fc2.map(|offset| at(self.packed, offset));
         let (activated, branch) = (at(self.passing, values.activated), at(self.passing, values.branch));
         gelu::forward(queue, at(self.kept, values.hidden), activated, Element::Bf16, n * hidden);
         queue.gemm(&linear(activated, weights, branch, [n, width, hidden]));
-        residual::forward(queue, middle, &self.branch(plan, values, 1), y, [n, width]);
     }
 }
 
@@ -151,83 +179,5 @@ fn linear(x: Ptr, [weight, bias]: [Ptr; 2], d: Ptr, [n, outputs, inputs]: [usize
         batch: None,
         epilogue: Epilogue::Bias(bias),
         accumulate: false,
-    }
-}
-
-/// Numbers that a block of threads packs.
-const BLOCK: usize = 4096;
-/// Parts of `Pack` in `block.cu`.
-const PARTS: usize = 16;
-
-/// Writes the parameters to `packed` in the form that matmuls read, in one launch.
-pub(super) fn pack(queue: &mut Queue<'_>, plan: &Plan, p: &BlockTensors<Ptr>, packed: Ptr) {
-    let BlockSizes { width, hidden, .. } = plan.sizes;
-    let to = |offset| at(packed, offset);
-    let [gamma1, gamma2] = match p.gammas {
-        Some([a, b]) => [Some(a), Some(b)],
-        None => [None; 2],
-    };
-    let mut parts = Parts::default();
-    for (from, offsets) in [(p.norm1, plan.packed.norm1), (p.norm2, plan.packed.norm2)] {
-        for (from, offset) in from.into_iter().zip(offsets) {
-            parts.push(Some(from), None, to(offset), [width, 1], Element::F32);
-        }
-    }
-    let layers = [
-        ([p.qkv, p.qkv], plan.packed.qkv, None, [3 * width, width]),
-        (p.proj, plan.packed.proj, gamma1, [width, width]),
-        (p.fc1, plan.packed.fc1, None, [hidden, width]),
-        (p.fc2, plan.packed.fc2, gamma2, [width, hidden]),
-    ];
-    for (layer, ([weight, bias], [at_weight, at_bias], gamma, [outputs, inputs])) in
-        layers.into_iter().enumerate()
-    {
-        parts.push(Some(weight), gamma, to(at_weight), [outputs, inputs], Element::Bf16);
-        if layer > 0 {
-            parts.push(Some(bias), gamma, to(at_bias), [outputs, 1], Element::Bf16);
-        }
-    }
-    // Keys have no bias, and without one no part has.
-    let [q, v] = p.qv_bias.map_or([None; 2], |pair| pair.map(Some));
-    for (part, from) in [q, None, v].into_iter().enumerate() {
-        let to = to(plan.packed.qkv[1]).offset(part * width, Element::Bf16);
-        parts.push(from, None, to, [width, 1], Element::Bf16);
-    }
-    parts.launch(queue);
-}
-
-/// `Pack` of `block.cu`.
-#[derive(Default)]
-struct Parts {
-    bytes: Vec<u8>,
-    count: u64,
-    blocks: u32,
-}
-
-impl Parts {
-    fn push(
-        &mut self,
-        from: Option<Ptr>,
-        factors: Option<Ptr>,
-        to: Ptr,
-        [rows, width]: [usize; 2],
-        element: Element,
-    ) {
-        let pointers = [from.map_or(0, |from| from.0), factors.map_or(0, |factors| factors.0), to.0];
-        for value in pointers.into_iter().chain([(rows * width) as u64]) {
-            self.bytes.extend(value.to_le_bytes());
-        }
-        for value in [width as u32, self.blocks, u32::from(element == Element::F32), 0] {
-            self.bytes.extend(value.to_le_bytes());
-        }
-        self.count += 1;
-        self.blocks += (rows * width).div_ceil(BLOCK) as u32;
-    }
-
-    fn launch(self, queue: &mut Queue<'_>) {
-        let mut table = self.count.to_le_bytes().to_vec();
-        table.extend(self.bytes);
-        table.resize(8 + PARTS * 48, 0);
-        queue.launch("block_pack", [self.blocks, 1, 1], [256, 1, 1], 0, &[Arg::Bytes(table)]);
     }
 }

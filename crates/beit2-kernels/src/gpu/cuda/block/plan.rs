@@ -1,4 +1,4 @@
-//! Where the values of a block lie: offsets in bytes into a few pieces of memory, from the sizes alone.
+//! Where the values of blocks lie: offsets in bytes into a few pieces of memory, from the sizes alone.
 //!
 //! What a forward pass keeps, in bytes for each of the n rows of width D with F hidden units (F = 4D in brackets):
 //!
@@ -72,7 +72,7 @@ pub(super) struct Values {
     pub kv: usize,
     pub attended: usize,
     pub lse: usize,
-    /// x after attention, f32. Not used where no backward pass follows: it is then where the result goes.
+    /// x after attention, f32. Not used where no backward pass follows: it then takes the place of x, or of the result.
     pub middle: usize,
     pub statistics2: [usize; 2],
     pub norm2: usize,
@@ -86,10 +86,11 @@ pub(super) struct Values {
     pub passing: usize,
 }
 
-/// Memory for the middle of a backward pass.
+/// Memory for the middle of a backward pass of one block; the block before it uses the same again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gradients {
-    /// Of a branch, `[n, D]` bf16.
+    /// Of a branch, `[n, D]` bf16. It lies first, whatever the sizes: the pass that ends a block leaves there that of the
+    /// branch of all tokens with which the block before begins.
     pub branch: usize,
     /// Of hidden values, `[n, F]`, and later of q, k and v as [`Values`] has them.
     pub wide: usize,
@@ -101,10 +102,20 @@ pub(super) struct Gradients {
     /// Of norm outputs and of the attention's, `[n, D]`.
     pub narrow: usize,
     pub attention: usize,
+    pub bytes: usize,
+}
+
+/// Sums over rows, which each block of a run keeps until all are finished at its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sums {
     /// Column sums of the gradient of q, k and v, `[3D]` f32.
-    pub qkv_sums: usize,
-    /// Partial sums over rows: of fc2's bias; fc1's bias; norm 2 and proj's bias; norm 1.
-    pub sums: [usize; 4],
+    pub qkv: usize,
+    /// Partial sums: of fc2's bias, where no norm follows in the run; fc1's bias; norm 2 and proj's bias; norm 1 and the
+    /// bias of the fc2 before it.
+    pub fc2: usize,
+    pub fc1: usize,
+    pub norm2: usize,
+    pub norm1: usize,
     pub bytes: usize,
 }
 
@@ -160,11 +171,16 @@ impl Plan {
         self.sizes.batch * self.queries()
     }
 
-    pub fn gradients(&self, bias_grad: bool) -> Gradients {
+    /// How one pass stands in a run where `keep` says whether a backward pass follows.
+    pub fn places(&self, keep: bool) -> &Values {
+        if keep { &self.values } else { &self.alone }
+    }
+
+    pub fn gradients(&self) -> Gradients {
         let BlockSizes { width, hidden, .. } = self.sizes;
         let (all, n) = (self.sizes.rows(), self.rows());
         let mut places = Places::default();
-        let branch = places.bf16(n * width);
+        let branch = places.bf16(all * width);
         let kv = (2 * n * width).next_multiple_of(ALIGNMENT);
         let wide = match self.chosen {
             Some(_) => places.bytes((kv + 4 * all * width).max(2 * n * hidden)),
@@ -176,18 +192,56 @@ impl Plan {
             Some(_) => [places.bf16(n * width), places.f32(n * width)],
             None => [0; 2],
         };
-        let attention = places.bytes(self.attention.scratch(bias_grad));
-        let qkv_sums = places.f32(3 * width);
-        let sums = [
-            columns::scratch(n, width),
-            columns::scratch(n, hidden),
-            // Three vectors a block instead of the norm's two.
-            norm::backward_scratch(n, width) * 3 / 2,
-            norm::backward_scratch(all, width),
-        ]
-        .map(|bytes| places.bytes(bytes));
-        let bytes = places.end;
-        Gradients { branch, wide, kv, chosen, activated, narrow, attention, qkv_sums, sums, bytes }
+        let attention = places.bytes(self.attention.scratch());
+        Gradients { branch, wide, kv, chosen, activated, narrow, attention, bytes: places.end }
+    }
+
+    /// Memory for the gradient of the bias, with what keeps the next piece in its place.
+    pub fn parts_bytes(&self) -> usize {
+        self.attention.parts_bytes().next_multiple_of(ALIGNMENT)
+    }
+
+    pub fn sums(&self) -> Sums {
+        let BlockSizes { width, hidden, .. } = self.sizes;
+        let (all, n) = (self.sizes.rows(), self.rows());
+        let mut places = Places::default();
+        // Three vectors a block instead of the norm's two.
+        let norm = |rows| norm::backward_scratch(rows, width) * 3 / 2;
+        Sums {
+            qkv: places.f32(3 * width),
+            fc2: places.bytes(columns::scratch(n, width)),
+            fc1: places.bytes(columns::scratch(n, hidden)),
+            norm2: places.bytes(norm(n)),
+            norm1: places.bytes(norm(all)),
+            bytes: places.end,
+        }
+    }
+}
+
+/// A run of blocks of the same sizes, the last perhaps for chosen tokens alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunPlan {
+    pub blocks: usize,
+    /// Of every block but the last.
+    inner: Plan,
+    pub last: Plan,
+}
+
+impl RunPlan {
+    pub fn new(blocks: usize, sizes: BlockSizes, chosen: Option<usize>, scale: f64, bias: bool) -> Self {
+        let plan = |chosen| Plan::new(sizes, chosen, scale, bias);
+        Self { blocks, inner: plan(None), last: plan(chosen) }
+    }
+
+    /// The plan of block `number`.
+    pub fn of(&self, number: usize) -> &Plan {
+        if number + 1 == self.blocks { &self.last } else { &self.inner }
+    }
+
+    /// The largest of something that blocks take one after the other.
+    pub fn most(&self, of: impl Fn(&Plan) -> usize) -> usize {
+        // A run of one has no inner block.
+        of(self.of(0)).max(of(&self.last))
     }
 }
 

@@ -1,21 +1,21 @@
 //! The block on a CUDA device against the reference in f64 that rounds where it does.
 
 use burn::backend::{Autodiff, Cuda};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::block::tests::{Case, Fused, results};
 use crate::block::{BlockOps, BlockSpec};
 use crate::testing::{Checked, distance};
-use crate::{
-    Precision, TokenChoice, block, block_packed, block_tokens, block_tokens_packed, gather_tokens, pack_block,
-};
+use crate::{Precision, blocks, blocks_packed, gather_tokens, pack_block};
 
 type Inner = Cuda<f32, i32>;
 type Recording = Autodiff<Inner>;
 
-/// Heads of 64; everything there, nothing there, one or the other, and the tokens of a real model.
+/// Heads of 64; everything there, nothing there, one or the other, and the tokens of a real model; one block and several.
 const CASES: [Case; 4] = [
     Case {
+        blocks: 1,
+        chosen: 0,
         batch: 2,
         tokens: 5,
         heads: 1,
@@ -27,6 +27,8 @@ const CASES: [Case; 4] = [
         drop: true,
     },
     Case {
+        blocks: 1,
+        chosen: 0,
         batch: 1,
         tokens: 3,
         heads: 2,
@@ -38,6 +40,8 @@ const CASES: [Case; 4] = [
         drop: false,
     },
     Case {
+        blocks: 2,
+        chosen: 0,
         batch: 3,
         tokens: 65,
         heads: 1,
@@ -49,6 +53,8 @@ const CASES: [Case; 4] = [
         drop: false,
     },
     Case {
+        blocks: 3,
+        chosen: 0,
         batch: 2,
         tokens: 197,
         heads: 5,
@@ -82,7 +88,7 @@ fn values_and_gradients_on_cuda() {
     for case in CASES {
         let inputs = case.inputs();
         let sizes = case.sizes();
-        assert!(Inner::fuses_block(&Default::default(), &sizes, &spec(&case)), "{case:?} is not fused");
+        assert!(Inner::fuses_blocks(&Default::default(), &sizes, &spec(&case)), "{case:?} is not fused");
         let exact = results::<Checked>(&inputs, DType::F64, |x| case.reference(x));
         let fused = Fused::new();
         let on_cpu = |dtype| results::<Checked>(&inputs, dtype, |x| case.run(x, spec(&case)));
@@ -125,19 +131,11 @@ fn packed_blocks_on_cuda_are_the_same_to_the_bit() {
             })
             .collect();
         let want = case.run(&inputs, spec(&case)).into_data();
-        let (x, bias, parameters, _) = case.arguments(&inputs);
-        let packed = pack_block(parameters, &spec(&case)).unwrap();
-        let got = block_packed(x, bias, packed, case.hidden, spec(&case));
+        let (x, biases, parameters, _) = case.arguments(&inputs);
+        let packed = parameters.into_iter().map(|block| pack_block(block, &spec(&case)).unwrap()).collect();
+        let got = blocks_packed(x, biases, packed, case.hidden, None, spec(&case));
         got.reshape([want.shape.num_elements()]).into_data().assert_eq(&want, true);
     }
-}
-
-/// `count` tokens of each sample, none twice, in no order.
-fn choice<B: BlockOps>(case: &Case, count: usize, device: &B::Device) -> TokenChoice<B> {
-    let token = |at: usize| ((at / count * 3 + at % count * 2) % case.tokens) as i32;
-    let local: Vec<i32> = (0..case.batch * count).map(token).collect();
-    let local = Tensor::<B, 1, Int>::from_data(TensorData::new(local, [case.batch * count]), device);
-    TokenChoice { local: local.into_primitive(), per_sample: count }
 }
 
 #[test]
@@ -146,41 +144,36 @@ fn chosen_tokens_on_cuda() {
         return;
     }
     let device = Default::default();
-    // Odd numbers of tokens, so that `choice` takes none twice.
-    for (case, count) in CASES.into_iter().zip([2, 3, 20, 76]) {
+    // Odd numbers of tokens, so that none is chosen twice.
+    for (case, chosen) in CASES.into_iter().zip([2, 3, 20, 76]) {
+        let case = Case { chosen, ..case };
         let inputs = case.inputs();
-        let values = case.batch * count * case.width;
-        let chosen = |spec: BlockSpec| {
-            results::<Recording>(&inputs, DType::F32, |x| {
-                let (x, bias, parameters, drop) = case.arguments(x);
-                block_tokens(x, choice(&case, count, &device), bias, parameters, drop, spec).reshape([values])
-            })
-        };
-        let got = chosen(spec(&case));
+        let some = |spec| results::<Recording>(&inputs, DType::F32, |x| case.run(x, spec));
+        let got = some(spec(&case));
         let whole = results::<Recording>(&inputs, DType::F32, |x| {
-            let (x, bias, parameters, drop) = case.arguments(x);
-            let y = block(x, bias, parameters, drop, spec(&case));
-            gather_tokens(y, choice(&case, count, &device)).reshape([values])
+            let (x, biases, parameters, drop) = case.arguments(x);
+            let y = blocks(x, biases, parameters, None, drop, spec(&case));
+            gather_tokens(y, case.choice(&device).unwrap()).flatten(0, 2)
         });
         for (i, (got, whole)) in got.iter().zip(&whole).enumerate() {
             let near = distance(got, whole, 1e-3);
-            println!("{case:?}, {count} tokens, result {i}: {near:.1e} from the whole block");
+            println!("{case:?}, result {i}: {near:.1e} from the whole block");
             // Two gradients of a norm's output are rounded and added where the whole block has one.
-            assert!(near <= 1e-2, "{case:?}, {count} tokens, result {i}: {near:e}");
+            assert!(near <= 1e-2, "{case:?}, result {i}: {near:e}");
         }
-        assert!(chosen(spec(&case)) == got, "{case:?}: another run gives other bits");
-        let again = chosen(BlockSpec { recompute: true, ..spec(&case) });
+        assert!(some(spec(&case)) == got, "{case:?}: another run gives other bits");
+        let again = some(BlockSpec { recompute: true, ..spec(&case) });
         assert!(again == got, "{case:?}: recomputed values give other gradients");
         if !case.drop {
             let inputs: Vec<Tensor<Inner, 1>> = inputs
                 .iter()
                 .map(|x| Tensor::from_data(TensorData::new(x.clone(), [x.len()]), (&device, DType::F32)))
                 .collect();
-            let (x, bias, parameters, _) = case.arguments(&inputs);
-            let packed = pack_block(parameters, &spec(&case)).unwrap();
-            let choice = choice(&case, count, &device);
-            let y = block_tokens_packed(x, choice, bias, packed, case.hidden, spec(&case)).into_data();
-            let y: Vec<f64> = y.convert::<f64>().into_vec().unwrap();
+            let (x, biases, parameters, _) = case.arguments(&inputs);
+            let packed =
+                parameters.into_iter().map(|block| pack_block(block, &spec(&case)).unwrap()).collect();
+            let y = blocks_packed(x, biases, packed, case.hidden, case.choice(&device), spec(&case));
+            let y: Vec<f64> = y.into_data().convert::<f64>().into_vec().unwrap();
             assert!(y == got[0], "{case:?}: packed parameters give other values");
         }
     }

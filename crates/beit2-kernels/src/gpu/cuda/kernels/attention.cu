@@ -619,7 +619,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_bias_backward_bf1
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int r = i < 2 ? low : high, c = n * 8 + t * 2 + (i & 1);
-            if (r < valid_rows && c < keys) to[(long long)(row + r) * a.dbias_pitch + key + c] = sum[n][i];
+            if (r < valid_rows && c < keys) put_dbias(a, to + (long long)(row + r) * a.dbias_pitch + key + c, sum[n][i]);
         }
 }
 

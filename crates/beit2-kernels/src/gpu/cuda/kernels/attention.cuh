@@ -18,9 +18,11 @@ struct Attention {
     float scale;
     int output_f32, grads_f32;
     int depth;                  // width of a head; read by the f32 kernels only
+    int dbias_add;              // whether to add to what dbias holds
+    int unused;
 };
 
-static_assert(sizeof(Attention) == 256, "attention.rs passes 256 bytes");
+static_assert(sizeof(Attention) == 264, "attention.rs passes 264 bytes");
 
 constexpr int TILE = 64;          // tokens of a tile in shared memory, bf16; `rows` is padded to it in both precisions
 constexpr float OUTSIDE = -1e30f; // a logit whose exponential is 0
@@ -35,6 +37,9 @@ __device__ __forceinline__ int bias_row(const Attention &a, int batch, int query
 __device__ __forceinline__ const float *bias_head(const Attention &a, int batch, int head) {
     return a.bias + batch * a.bias_sample + (long long)head * a.bias_rows * a.bias_pitch;
 }
+
+// What goes to an element of dbias.
+__device__ __forceinline__ void put_dbias(const Attention &a, float *to, float sum) { *to = a.dbias_add ? *to + sum : sum; }
 
 // Queries with the padding that `rows` has.
 __device__ __forceinline__ int padded(int queries) { return (queries + TILE - 1) / TILE * TILE; }

@@ -345,6 +345,6 @@ extern "C" __global__ void __launch_bounds__(128) attention_bias_backward_f32(co
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int r = at.y + 16 * i, column = at.x + 8 * j;
-            if (r < valid_rows && column < keys) to[(long long)(row + r) * a.dbias_pitch + key + column] = sum[i][j];
+            if (r < valid_rows && column < keys) put_dbias(a, to + (long long)(row + r) * a.dbias_pitch + key + column, sum[i][j]);
         }
 }

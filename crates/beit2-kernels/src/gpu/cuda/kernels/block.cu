@@ -13,42 +13,47 @@
 
 // `count` f32 as bf16, or as they are, each row times a number. `count` and `width` are multiples of 8, or `width` is 1.
 struct PackPart {
-    const float *from;   // null: zeros
-    const float *factors; // one for each row; null: 1
-    void *to;
+    unsigned long long to; // bytes from the beginning of a block's packed parameters
     unsigned long long count;
     unsigned width;
     unsigned first; // block of the grid
+    int from;       // which of a block's parameters; -1, or one that it does not have: zeros
+    int factors;    // one number for each row; -1, or one that it does not have: 1
     unsigned to_f32;
     unsigned unused;
 };
 
 struct Pack {
-    unsigned long long count;
-    PackPart parts[16];
+    unsigned parts_count, unused;
+    PackPart parts[14];
+    char *to[24];
+    const float *parameters[24][15];
 };
 
-// Blocks of 256 threads take 4096 numbers each.
-extern "C" __global__ void __launch_bounds__(256) block_pack(Pack table) {
+// Blocks of 256 threads take 4096 numbers each. Grid (as many as the parts need, Transformer blocks).
+extern "C" __global__ void __launch_bounds__(256) block_pack(const Pack table) {
     unsigned which = 0;
-    while (which + 1 < table.count && table.parts[which + 1].first <= blockIdx.x) which++;
+    while (which + 1 < table.parts_count && table.parts[which + 1].first <= blockIdx.x) which++;
     const PackPart &p = table.parts[which];
+    const float *from = p.from < 0 ? nullptr : table.parameters[blockIdx.y][p.from];
+    const float *factors = p.factors < 0 ? nullptr : table.parameters[blockIdx.y][p.factors];
+    char *to = table.to[blockIdx.y] + p.to;
     unsigned long long at = (unsigned long long)(blockIdx.x - p.first) * 4096 + threadIdx.x * 8;
 #pragma unroll
     for (int i = 0; i < 2; i++, at += 2048) {
         if (at >= p.count) return;
         float v[8];
         fill_f32(v, 0.0f);
-        if (p.from) load_f32(v, p.from + at);
-        if (p.factors) {
+        if (from) load_f32(v, from + at);
+        if (factors) {
             float f[8];
-            if (p.width == 1) load_f32(f, p.factors + at);
-            else fill_f32(f, p.factors[at / p.width]);
+            if (p.width == 1) load_f32(f, factors + at);
+            else fill_f32(f, factors[at / p.width]);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] *= f[j];
         }
-        if (p.to_f32) store_f32((float *)p.to + at, v);
-        else store_f32((bf16 *)p.to + at, v);
+        if (p.to_f32) store_f32((float *)to + at, v);
+        else store_f32((bf16 *)to + at, v);
     }
 }
 
@@ -216,26 +221,33 @@ struct ScaledLayer {
     unsigned inputs, unused;
 };
 
+// What is left to do for the gradients of one Transformer block.
 struct Finish {
     ScaledLayer layers[2];
-    unsigned outputs; // of both layers; 0: no layer scale
-    unsigned width;   // of each part of `sums`; 0: no biases of queries and values
     const float *sums; // [3, width]: column sums of the gradient of q, k and v
     float *dq, *dv;    // [width]
 };
 
-// Blocks of 256 threads: one for each output of the first layer, then of the second, then for the biases.
-extern "C" __global__ void __launch_bounds__(256) block_finish(Finish f) {
-    if (blockIdx.x >= 2 * f.outputs) {
-        unsigned at = (blockIdx.x - 2 * f.outputs) * 256 + threadIdx.x;
-        if (at < f.width) {
+struct Finishes {
+    unsigned outputs; // of both layers; 0: no layer scale
+    unsigned width;   // of each part of `sums`; 0: no biases of queries and values
+    Finish blocks[24];
+};
+
+// Blocks of 256 threads: one for each output of the first layer, then of the second, then for the biases. Grid (these,
+// Transformer blocks).
+extern "C" __global__ void __launch_bounds__(256) block_finish(const Finishes table) {
+    const Finish &f = table.blocks[blockIdx.y];
+    if (blockIdx.x >= 2 * table.outputs) {
+        unsigned at = (blockIdx.x - 2 * table.outputs) * 256 + threadIdx.x;
+        if (at < table.width) {
             f.dq[at] = f.sums[at];
-            f.dv[at] = f.sums[2 * f.width + at];
+            f.dv[at] = f.sums[2 * table.width + at];
         }
         return;
     }
-    const ScaledLayer &l = f.layers[blockIdx.x >= f.outputs];
-    unsigned row = blockIdx.x % f.outputs;
+    const ScaledLayer &l = f.layers[blockIdx.x >= table.outputs];
+    unsigned row = blockIdx.x % table.outputs;
     float gamma = l.gamma[row], sum = 0.0f;
     const float *weight = l.weight + (unsigned long long)row * l.inputs;
     float *dweight = l.dweight + (unsigned long long)row * l.inputs;

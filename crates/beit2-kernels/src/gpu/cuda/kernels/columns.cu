@@ -40,7 +40,7 @@ struct ColumnSum {
 
 struct ColumnSums {
     unsigned count;
-    ColumnSum sums[48];
+    ColumnSum sums[96];
 };
 
 // The second stage of every sum over rows: `to [width]` is the sum of `rows` rows of partials, in order. A block has 32
