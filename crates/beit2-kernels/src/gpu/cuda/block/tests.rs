@@ -102,7 +102,8 @@ fn values_and_gradients_on_cuda() {
             println!(
                 "{case:?} result {i}: {near:.1e} from the reference (the CPU's f32 {cpu:.1e}), {far:.1e} from f64 ({alone:.1e})"
             );
-            assert!(near <= 1e-2, "{case:?} result {i}: {near:e}");
+            // In a run of several blocks such values move some results of the CPU by more than a percent too.
+            assert!(near <= (2.0 * cpu).max(1e-2), "{case:?} result {i}: {near:e}, the CPU's f32 {cpu:e}");
             // How far rounding alone takes a result from f64 depends on the case: little averages it out where tokens and
             // hidden units are few.
             assert!(far <= alone + 1e-2, "{case:?} result {i}: {far:e} from f64, rounding alone {alone:e}");
