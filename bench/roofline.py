@@ -190,12 +190,12 @@ def pretrain(batch: int) -> Step:
     s.codes(masked)
     s.trunk(trained=True, runs=(LAYER, DEPTH - LAYER), last=MASKED + 1)
     s.run(2, trained=True, last=MASKED)
-    for _ in range(2):
-        s.rows("layer norm", masked, WIDTH, F32 + BF16)
-        s.linear("head", masked, WIDTH, CODES, trained=True, result=F32)
-        # logits f32 → gradient bf16, read once
-        s.rows("cross entropy", masked, CODES, F32 + BF16)
-        s.rows("layer norm, backward", masked, WIDTH, 2 * F32 + BF16)
+    # Both predictions: a norm each, one head, its logits in f32 read twice, their gradient in bf16.
+    s.rows("layer norm", masked, WIDTH, F32 + BF16, 2)
+    s.linear("head", 2 * masked, WIDTH, CODES, trained=True, result=F32)
+    s.rows("cross entropy", 2 * masked, CODES, F32)
+    s.rows("cross entropy, backward", 2 * masked, CODES, F32 + BF16)
+    s.rows("layer norm, backward", masked, WIDTH, 3 * F32, 2)
     s.optimizer(106.1e6)
     return s
 

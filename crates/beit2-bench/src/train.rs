@@ -209,8 +209,8 @@ impl<B: AutodiffBackend> Learner<B> {
                 (loss.total, Some(loss.quantized))
             }
             (Self::Pretrain(model), Prepared::Tokens(x, labels, mask)) => {
-                let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &DropPath::none());
-                (MimModel::loss(logits, Tensor::from_inner(labels)).total, None)
+                let (x, labels) = (Tensor::from_inner(x), Tensor::from_inner(labels));
+                (model.forward_loss(x, &mask.record::<B>(), labels, &DropPath::none()).total, None)
             }
             (Self::Finetune(model), Prepared::Classes(x, targets)) => {
                 let logits = model.forward(Tensor::from_inner(x), &DropPath::none());

@@ -9,9 +9,11 @@ use crate::block::BlockOps;
 use crate::channel_moments::ChannelMomentsOps;
 use crate::channel_norm::ChannelNormOps;
 use crate::collective::AllReduceOps;
+use crate::concat::ConcatOps;
 use crate::conv3x3::Conv3x3Ops;
 use crate::cross_entropy::CrossEntropyOps;
 use crate::gelu::GeluOps;
+use crate::head_loss::HeadLossOps;
 use crate::images_from_bytes::ImageOps;
 use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
@@ -39,9 +41,11 @@ pub trait Backend:
     + BlockOps
     + ChannelMomentsOps
     + ChannelNormOps
+    + ConcatOps
     + Conv3x3Ops
     + CrossEntropyOps
     + GeluOps
+    + HeadLossOps
     + ImageOps
     + LayerNormOps
     + LinearOps

@@ -17,6 +17,7 @@ mod block;
 mod channel_moments;
 mod channel_norm;
 mod collective;
+mod concat;
 mod conv3x3;
 mod cross_entropy;
 mod flex;
@@ -24,6 +25,7 @@ mod gelu;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod graph;
+mod head_loss;
 mod images_from_bytes;
 mod interrupt;
 mod layer_norm;
@@ -67,6 +69,7 @@ pub use block::{
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
+pub use concat::{ConcatOps, Part, concat, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use gelu::{GeluOps, gelu};
@@ -74,6 +77,7 @@ pub use gelu::{GeluOps, gelu};
 pub use gpu::{GpuSettings, set_up_gpus};
 #[cfg(feature = "cuda")]
 pub use gpu::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
+pub use head_loss::{HeadLossOps, HeadLosses, HeadSaved, HeadSpec, HeadTensors, fuses_head_loss, head_loss};
 pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise, to_signed};
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};

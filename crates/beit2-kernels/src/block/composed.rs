@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use super::{BlockDrop, BlockInputs, BlockOps, BlockSpec, BlocksInputs};
 use crate::attention::AttentionSpec;
+use crate::concat::with_zero_keys;
 use crate::norm_mlp::NormMlpTensors;
 use crate::tensor::{unwrap, wrap};
 use crate::tokens::TokenChoice;
@@ -34,7 +35,7 @@ fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> F
 
     let [norm_scale, shift] = p.norm1;
     let (y, ..) = B::fused_layer_norm(x.clone(), norm_scale, shift, eps);
-    let qkv = B::fused_linear(y, p.qkv, p.qv_bias.map(qkv_bias::<B>), precision);
+    let qkv = B::fused_linear(y, p.qkv, p.qv_bias.map(with_zero_keys::<B>), precision);
     let (y, _) = B::fused_attention_qkv(qkv, bias, AttentionSpec { heads, scale, precision });
     let [weight, bias] = p.proj;
     let x = add::<B>(x, B::fused_linear(y, weight, Some(bias), precision), gamma1, drop, 0);
@@ -43,12 +44,6 @@ fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> F
     let tensors = [norm_scale, shift, w1, b1, w2, b2];
     let branch = B::fused_norm_mlp(x.clone(), NormMlpTensors { tensors, eps, precision });
     add::<B>(x, branch, gamma2, drop, 1)
-}
-
-/// `[3D]`, with a k of zeros.
-pub(super) fn qkv_bias<B: BurnBackend>([q, v]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
-    let [q, v]: [Tensor<B, 1>; 2] = [wrap(q), wrap(v)];
-    unwrap(Tensor::cat(vec![q.clone(), q.zeros_like().detach(), v], 0))
 }
 
 /// `x + s⊙γ⊙branch`.

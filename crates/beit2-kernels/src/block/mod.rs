@@ -22,6 +22,7 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::attention::AttentionOps;
 use crate::collective::{AllReduceOps, Rank};
+use crate::concat::ConcatOps;
 use crate::norm_mlp::NormMlpOps;
 use crate::precision::Precision;
 use crate::residual_scale::ResidualScaleOps;
@@ -220,7 +221,9 @@ pub struct BlocksGradients<T> {
 
 /// A run of Transformer blocks on a backend's own tensors. With a `choice` of tokens the last block is computed for those
 /// alone.
-pub trait BlockOps: AllReduceOps + AttentionOps + NormMlpOps + ResidualScaleOps + TokenOps {
+pub trait BlockOps:
+    AllReduceOps + AttentionOps + ConcatOps + NormMlpOps + ResidualScaleOps + TokenOps
+{
     /// Whether [`blocks`] of f32 tensors of these sizes is one computation here, with a backward pass of its own.
     fn fuses_blocks(_device: &Self::Device, _sizes: &BlockSizes, _spec: &BlockSpec) -> bool {
         false

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 
-use super::composed::{factors, qkv_bias};
+use super::composed::factors;
 use super::{BlockInputs, BlockOps, BlockSpec, BlockTensors, BlocksGradients, BlocksInputs};
 use crate::attention::{self, AttentionSpec};
 use crate::tensor::{unwrap, wrap};
@@ -102,7 +102,10 @@ fn forward<B: BurnBackend>(inputs: &BlockInputs<FloatTensor<B>>, spec: &BlockSpe
     };
 
     let norm1 = norm(x.clone(), p.norm1);
-    let bias = p.qv_bias.map(|pair| wrap(qkv_bias::<B>(pair)));
+    let bias = p.qv_bias.map(|pair| {
+        let [q, v]: [Vector<B>; 2] = pair.map(wrap);
+        Tensor::cat(vec![q.clone(), q.zeros_like(), v], 0)
+    });
     let qkv = linear(norm1.0.clone(), wrap(p.qkv), bias);
     let (attended, lse) = attention::composed::attention_qkv::<B>(
         unwrap(qkv.clone().reshape([batch, tokens, 3 * width])),

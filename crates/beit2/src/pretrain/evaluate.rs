@@ -51,7 +51,7 @@ pub fn evaluate<I: Backend>(
         let batch = batch?;
         replaced.extend(unusable(&batch));
         let (x, mask, labels) = inputs(tokenizer, &batch.items, &recipe.model.vit, device)?;
-        let found = MimModel::loss(model.forward(x, &mask, &DropPath::none()), labels);
+        let found = model.forward_loss(x, &mask, labels, &DropPath::none());
         loss.resize(found.branches.len(), 0.0);
         accuracy.resize(found.branches.len(), 0.0);
         loss.iter_mut().zip(found.branches).for_each(|(sum, value)| *sum += scalar(value));

@@ -1,6 +1,6 @@
 //! The masked image model with its patch-aggregation head.
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, HeadSpec, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -181,14 +181,65 @@ impl<B: Backend> MimModel<B> {
     /// After the last block only CLS and masked patches are read, after the last head block only masked
     /// ones: there, queries and MLP run for those rows alone.
     pub fn forward(&self, x: Tensor<B, 4>, mask: &PatchMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
+        let (last, aggregated) = self.masked_rows(x, mask, drop);
+        MimLogits {
+            last: self.lm_head.forward(self.norm.forward(last)),
+            patch_aggregation: aggregated.map(|rows| {
+                let (norm, head) = self.aggregation_head();
+                head.forward(norm.forward(rows))
+            }),
+        }
+    }
+
+    /// [`MimModel::loss`] of [`MimModel::forward`]; in one operation from the final norm on where the backend has it.
+    pub fn forward_loss(
+        &self,
+        x: Tensor<B, 4>,
+        mask: &PatchMask<B>,
+        labels: Tensor<B, 1, Int>,
+        drop: &DropPath<B>,
+    ) -> MimLoss<B> {
+        let device = x.device();
+        if !kernels::fuses_head_loss::<B>(&device, self.lm_head.weight.val().dims()) {
+            return Self::loss(self.forward(x, mask, drop), labels);
+        }
+        let (last, aggregated) = self.masked_rows(x, mask, drop);
+        let own_head = self.cls_pt_norm.is_some();
+        let (shared, own) = match (aggregated, own_head) {
+            (Some(rows), false) => (vec![last, rows], None),
+            (rows, _) => (vec![last], rows),
+        };
+        let score = |sets, (norm, head): (&LayerNorm<B>, &Linear<B>)| {
+            let spec = HeadSpec { eps: norm.eps(), precision: head.precision() };
+            let norm = [norm.weight.val(), norm.bias.val()];
+            let bias =
+                head.bias.as_ref().map_or_else(|| Tensor::zeros([head.outputs()], &device), Param::val);
+            kernels::head_loss(sets, norm, (head.weight.val(), bias), labels.clone(), spec)
+        };
+        let mut found = score(shared, (&self.norm, &self.lm_head));
+        if let Some(rows) = own {
+            let own = score(vec![rows], self.aggregation_head());
+            found.total = found.total + own.total;
+            found.losses.extend(own.losses);
+            found.accuracies.extend(own.accuracies);
+        }
+        MimLoss { total: found.total, branches: found.losses, accuracy: found.accuracies }
+    }
+
+    /// What the final norms read at the masked patches, `[B·M, D]` each: of the last block, and of the aggregation head.
+    fn masked_rows(
+        &self,
+        x: Tensor<B, 4>,
+        mask: &PatchMask<B>,
+        drop: &DropPath<B>,
+    ) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
         let bias = self.trunk.shared_bias();
         let depth = self.trunk.blocks.len();
         let dtype = x.dtype();
         let x = self.trunk.embed(x, Some((mask.mask.clone().cast(dtype), self.mask_token.val())));
         let run = |x, range, subset| self.trunk.run(x, range, subset, bias.as_ref(), drop);
         if self.cls_pt_layers.is_empty() {
-            let x = run(x, 0..depth, Some(&mask.masked));
-            return MimLogits { last: self.predict(x), patch_aggregation: None };
+            return (flat(run(x, 0..depth, Some(&mask.masked))), None);
         }
         let (last, y) = if self.early < depth {
             let early = run(x, 0..self.early, None);
@@ -201,7 +252,15 @@ impl<B: Backend> MimModel<B> {
             (mask.masked.gather(x.clone()), x)
         };
         let y = run_blocks(&self.cls_pt_layers, y, Some(&mask.masked), bias.as_ref(), drop, depth);
-        MimLogits { last: self.predict(last), patch_aggregation: Some(self.predict_aggregated(y)) }
+        (flat(last), Some(flat(y)))
+    }
+
+    /// Norm and prediction head of the aggregated tokens: their own, or the shared ones.
+    fn aggregation_head(&self) -> (&LayerNorm<B>, &Linear<B>) {
+        (
+            self.cls_pt_norm.as_ref().unwrap_or(&self.norm),
+            self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head),
+        )
     }
 
     /// Patch tokens of every branch after its final norm, `[B, N, D]` each, for all patches; without a
@@ -222,7 +281,7 @@ impl<B: Backend> MimModel<B> {
         if !self.cls_pt_layers.is_empty() {
             let y = Tensor::cat(vec![x.narrow(1, 0, 1), early.narrow(1, 1, patches)], 1);
             let y = run_blocks(&self.cls_pt_layers, y, None, bias.as_ref(), &drop, depth);
-            let norm = self.cls_pt_norm.as_ref().unwrap_or(&self.norm);
+            let (norm, _) = self.aggregation_head();
             branches.push(norm.forward(y).narrow(1, 1, patches));
         }
         branches
@@ -230,17 +289,8 @@ impl<B: Backend> MimModel<B> {
 
     /// Logits of every branch for all patches, `[B, N, vocab_size]` each, from [`MimModel::patch_tokens`].
     pub fn logits_all(&self, branches: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
-        let heads = [&self.lm_head, self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head)];
+        let heads = [&self.lm_head, self.aggregation_head().1];
         branches.iter().zip(heads).map(|(tokens, head)| head.forward(tokens.clone())).collect()
-    }
-
-    fn predict(&self, rows: Tensor<B, 3>) -> Tensor<B, 2> {
-        self.lm_head.forward(self.norm.forward(flat(rows)))
-    }
-
-    fn predict_aggregated(&self, rows: Tensor<B, 3>) -> Tensor<B, 2> {
-        let norm = self.cls_pt_norm.as_ref().unwrap_or(&self.norm);
-        self.cls_pt_lm_head.as_ref().unwrap_or(&self.lm_head).forward(norm.forward(flat(rows)))
     }
 
     /// Losses and accuracies of logits against `labels [B·M]`.

@@ -133,8 +133,8 @@ pub fn train<B: AutodiffBackend>(
         let drop = DropPath::sample(&drop_path_rates, per_rank * rank.world(), &mut key.rng(), device);
         let drop = drop.narrow(per_rank * rank.index(), per_rank);
         let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
-            let logits = model.forward(Tensor::from_inner(x), &mask.record::<B>(), &drop);
-            let loss = MimModel::loss(logits, Tensor::from_inner(labels));
+            let (x, labels) = (Tensor::from_inner(x), Tensor::from_inner(labels));
+            let loss = model.forward_loss(x, &mask.record::<B>(), labels, &drop);
             let grads = kernels::backward(&loss.total, &rank)?;
             Ok((loss, grads))
         })?;

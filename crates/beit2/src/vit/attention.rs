@@ -63,10 +63,7 @@ impl<B: Backend> Attention<B> {
 
     fn qkv_bias(&self) -> Option<Tensor<B, 1>> {
         match (&self.q_bias, &self.v_bias) {
-            (Some(q), Some(v)) => {
-                let (q, v) = (q.val(), v.val());
-                Some(Tensor::cat(vec![q.clone(), q.zeros_like().detach(), v], 0))
-            }
+            (Some(q), Some(v)) => Some(kernels::qkv_bias(q.val(), v.val())),
             _ => None,
         }
     }

@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 
 use beit2::classify::soft_cross_entropy;
-use beit2::pretrain::MimModel;
 use beit2::train::gradients;
 use beit2::vit::DropPath;
 use beit2_kernels::{AutodiffBackend, Precision};
@@ -104,13 +103,13 @@ pub fn pretraining<B: AutodiffBackend>(Rounding { precision, share }: Rounding) 
             }
             let drop =
                 case.drop_path("droppath/uniform", &pretraining::config(case).drop_path_rates(), &mut 0);
-            let logits = model.forward(x, &mask, &drop);
+            let logits = model.forward(x.clone(), &mask, &drop);
             for (suffix, logits) in
                 suffixes.iter().zip(std::iter::once(&logits.last).chain(&logits.patch_aggregation))
             {
                 check(case, &format!("train/logits{suffix}"), &logits.to_data(), FORWARD * share);
             }
-            let loss = MimModel::loss(logits, labels);
+            let loss = model.forward_loss(x, &mask, labels, &drop);
             check(case, "train/loss", &loss.total.to_data(), LOSS * share);
             check_gradients(case, &gradients(&model, &loss.total.backward()), share);
         },

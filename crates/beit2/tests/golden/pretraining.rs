@@ -82,12 +82,12 @@ pub fn forward_and_gradients<B: AutodiffBackend>(case: &Case, dtype: DType) {
 
     let rates = config(case).drop_path_rates();
     let drop = case.drop_path("droppath/uniform", &rates, &mut 0);
-    let logits = model.forward(x, &mask, &drop);
+    let logits = model.forward(x.clone(), &mask, &drop);
     let branches = std::iter::once(&logits.last).chain(&logits.patch_aggregation);
     for (suffix, logits) in suffixes.iter().zip(branches) {
         case.check(&format!("train/logits{suffix}"), &logits.to_data());
     }
-    let loss = MimModel::loss(logits, labels);
+    let loss = model.forward_loss(x, &mask, labels, &drop);
     for (at, suffix) in suffixes.iter().enumerate() {
         if case.has(&format!("train/loss{suffix}")) {
             case.check(&format!("train/loss{suffix}"), &loss.branches[at].to_data());
@@ -245,7 +245,7 @@ pub fn train<B: AutodiffBackend>(
         let x: Tensor<B, 4> = case.step("input/patch_view", step, dtype);
         let mask = mask(case, step);
         let drop = case.drop_path("traj/droppath_uniform", &rates, &mut call);
-        let loss = MimModel::loss(model.forward(x, &mask, &drop), labels(case, step, &mask));
+        let loss = model.forward_loss(x, &mask, labels(case, step, &mask), &drop);
         let grads = loss.total.backward();
         let norm = grad_norm(&model, &grads).to_data();
         case.check_number("traj/lr", floats(case.raw("traj/lr"))[step], lr.at(at));

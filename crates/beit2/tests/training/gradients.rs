@@ -71,7 +71,7 @@ fn masked_image_models() {
             let mask = PatchMask::new(&[0, 3, 7, 2, 8, 15], 2, 16, &Default::default());
             let labels: Tensor<Auto, 1, Int> =
                 Tensor::from_data(TensorData::new(vec![1i32, 4, 10, 0, 2, 7], [6]), &Default::default());
-            let loss = MimModel::loss(model.forward(images(16), &mask, &DropPath::none()), labels);
+            let loss = model.forward_loss(images(16), &mask, labels, &DropPath::none());
             let what = format!("{config:?}");
             all_have_gradients(&what, &model, &loss.total.backward());
         }

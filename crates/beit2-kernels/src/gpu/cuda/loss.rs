@@ -27,7 +27,7 @@ pub(crate) fn forward(
 ) {
     let hits = scratch.offset(rows, Element::F32);
     let args = [logits, targets, scratch, hits, saved].map(Arg::Ptr);
-    let args: Vec<Arg> = args.into_iter().chain([Arg::U32(classes as u32)]).collect();
+    let args: Vec<Arg> = args.into_iter().chain([classes, rows].map(|n| Arg::U32(n as u32))).collect();
     queue.launch("cross_entropy_forward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
     means(queue, [scratch, hits], [loss, accuracy], rows, rows);
 }
@@ -41,7 +41,8 @@ pub(crate) fn backward(
     [rows, classes]: [usize; 2],
 ) {
     let mut args = [logits, targets, saved, upstream, grad].map(Arg::Ptr).to_vec();
-    args.extend([Arg::U32(classes as u32), Arg::F32((1.0 / rows as f64) as f32)]);
+    args.extend([classes, rows].map(|n| Arg::U32(n as u32)));
+    args.push(Arg::F32((1.0 / rows as f64) as f32));
     queue.launch("cross_entropy_backward_f32", [rows as u32, 1, 1], [256, 1, 1], 0, &args);
 }
 

@@ -29,16 +29,17 @@ static __device__ Softmax row_softmax(const float *__restrict__ x, unsigned clas
 }
 
 // One block a row. `losses` [rows], `hits` [rows] (1 where the largest logit is the target's), `saved`
-// [rows, 2]: the largest logit and 1 / sum. A target that is no class gives NaN.
+// [rows, 2]: the largest logit and 1 / sum. Every `ids` rows begin with the first target again. A target that is no class
+// gives NaN.
 extern "C" __global__ void __launch_bounds__(256)
     cross_entropy_forward_f32(const float *__restrict__ logits, const int *__restrict__ targets,
                               float *__restrict__ losses, float *__restrict__ hits, float *__restrict__ saved,
-                              unsigned classes) {
+                              unsigned classes, unsigned ids) {
     unsigned long long row = blockIdx.x;
     const float *x = logits + row * classes;
     Softmax s = row_softmax(x, classes);
     if (threadIdx.x == 0) {
-        unsigned target = (unsigned)targets[row];
+        unsigned target = (unsigned)targets[row % ids];
         bool known = target < classes;
         losses[row] = known ? logf(s.sum) - (x[target] - s.top) : NAN;
         hits[row] = s.best == target ? 1.0f : 0.0f;
@@ -47,29 +48,55 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// The gradient, (softmax - onehot) * upstream / rows; `grad` may be `logits`.
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy_backward_f32(const float *logits, const int *__restrict__ targets, const float *__restrict__ saved,
-                               const float *__restrict__ upstream, float *grad, unsigned classes, float share) {
-    unsigned long long row = blockIdx.x;
-    const float *x = logits + row * classes;
-    float *y = grad + row * classes;
-    unsigned target = (unsigned)targets[row];
-    float scale = *upstream * share, top = saved[row * 2], factor = saved[row * 2 + 1] * scale;
-    if (target >= classes) factor = NAN;
-    if (classes % 8 == 0) {
+// A row of the gradient, (softmax - onehot) * upstream * share.
+struct RowGradient {
+    unsigned target;
+    float scale, top, factor;
+    __device__ __forceinline__ RowGradient(const int *targets, const float *saved, const float *upstream, unsigned classes,
+                                           unsigned ids, float share) {
+        unsigned long long row = blockIdx.x;
+        target = (unsigned)targets[row % ids];
+        scale = *upstream * share;
+        top = saved[row * 2];
+        factor = target < classes ? saved[row * 2 + 1] * scale : NAN;
+    }
+    __device__ __forceinline__ float of(float logit, unsigned at) const {
+        return __expf(logit - top) * factor - (at == target ? scale : 0.0f);
+    }
+    // Of classes whose number is a multiple of 8.
+    template <typename T> __device__ __forceinline__ void write(const float *x, T *y, unsigned classes) const {
         for (unsigned at = threadIdx.x * 8; at < classes; at += blockDim.x * 8) {
             float v[8];
             load_f32(v, x + at);
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = __expf(v[i] - top) * factor - (at + i == target ? scale : 0.0f);
+            for (int i = 0; i < 8; i++) v[i] = of(v[i], at + i);
             store_f32(y + at, v);
         }
-    } else {
-        for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) {
-            y[at] = __expf(x[at] - top) * factor - (at == target ? scale : 0.0f);
-        }
     }
+};
+
+// `grad` may be `logits`.
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_backward_f32(const float *logits, const int *targets, const float *saved, const float *upstream,
+                               float *grad, unsigned classes, unsigned ids, float share) {
+    const RowGradient row(targets, saved, upstream, classes, ids, share);
+    const float *x = logits + (unsigned long long)blockIdx.x * classes;
+    float *y = grad + (unsigned long long)blockIdx.x * classes;
+    if (classes % 8 == 0) {
+        row.write(x, y, classes);
+    } else {
+        for (unsigned at = threadIdx.x; at < classes; at += blockDim.x) y[at] = row.of(x[at], at);
+    }
+}
+
+// `classes` is a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256)
+    cross_entropy_backward_bf16(const float *__restrict__ logits, const int *targets, const float *saved,
+                                const float *upstream, bf16 *__restrict__ grad, unsigned classes, unsigned ids,
+                                float share) {
+    const RowGradient row(targets, saved, upstream, classes, ids, share);
+    const unsigned long long begin = (unsigned long long)blockIdx.x * classes;
+    row.write(logits + begin, grad + begin, classes);
 }
 
 // Against soft targets: a row's loss is -sum of t * log softmax. `saved` [rows, 3]: largest logit, 1 / sum, sum of t.
@@ -120,10 +147,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// The sums of `count` values of one or two vectors over `divisor`, in one block, in a fixed order. `b` may be null.
-extern "C" __global__ void __launch_bounds__(1024)
-    means_f32(const float *__restrict__ a, const float *__restrict__ b, float *__restrict__ mean_a,
-              float *__restrict__ mean_b, unsigned count, float divisor) {
+// The sums of `count` values of one or two vectors, over all threads of a block of 1,024, in a fixed order; thread 0 gets them.
+static __device__ float2 two_sums(const float *__restrict__ a, const float *__restrict__ b, unsigned count) {
     __shared__ float parts[2][32];
     float sum_a = 0.0f, sum_b = 0.0f;
 #pragma unroll 4
@@ -142,9 +167,38 @@ extern "C" __global__ void __launch_bounds__(1024)
         unsigned warps = blockDim.x / 32;
         sum_a = warp_sum(threadIdx.x < warps ? parts[0][threadIdx.x] : 0.0f);
         sum_b = warp_sum(threadIdx.x < warps ? parts[1][threadIdx.x] : 0.0f);
+    }
+    __syncthreads();  // `parts` may be used again
+    return make_float2(sum_a, sum_b);
+}
+
+// Those sums over `divisor`. `b` may be null.
+extern "C" __global__ void __launch_bounds__(1024)
+    means_f32(const float *a, const float *b, float *mean_a, float *mean_b, unsigned count, float divisor) {
+    float2 sums = two_sums(a, b, count);
+    if (threadIdx.x == 0) {
+        *mean_a = sums.x / divisor;
+        if (b) *mean_b = sums.y / divisor;
+    }
+}
+
+struct Sets {
+    float *loss[2], *accuracy[2];
+};
+
+// Of one or two sets of `count` rows each: the mean loss and the share of hits; and the sum of the losses.
+extern "C" __global__ void __launch_bounds__(1024)
+    head_means_f32(const float *losses, const float *hits, float *total, Sets to, unsigned sets, unsigned count) {
+    float all = 0.0f;
+#pragma unroll
+    for (unsigned set = 0; set < 2; set++) {
+        if (set == sets) break;
+        float2 sums = two_sums(losses + set * count, hits + set * count, count);
         if (threadIdx.x == 0) {
-            *mean_a = sum_a / divisor;
-            if (b) *mean_b = sum_b / divisor;
+            *to.loss[set] = sums.x / float(count);
+            *to.accuracy[set] = sums.y / float(count);
+            all += sums.x / float(count);
         }
     }
+    if (threadIdx.x == 0) *total = all;
 }

@@ -69,6 +69,7 @@ pub(crate) const SOURCES: &[Source] = &[
         text: include_str!("columns.cu"),
         entries: &["columns_f32", "columns_bf16", "columns_finish"],
     },
+    Source { name: "concat", text: include_str!("concat.cu"), entries: &["concat_f32", "split_f32"] },
     Source {
         name: "gelu",
         text: include_str!("gelu.cu"),
@@ -85,9 +86,11 @@ pub(crate) const SOURCES: &[Source] = &[
         entries: &[
             "cross_entropy_forward_f32",
             "cross_entropy_backward_f32",
+            "cross_entropy_backward_bf16",
             "soft_cross_entropy_forward_f32",
             "soft_cross_entropy_backward_f32",
             "means_f32",
+            "head_means_f32",
         ],
     },
     Source { name: "mixing", text: include_str!("mixing.cu"), entries: &["paste_boxes", "mix_pairs"] },
