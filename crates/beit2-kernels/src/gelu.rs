@@ -1,4 +1,4 @@
-//! Exact GELU, `x·Φ(x)`.
+//! Exact GELU, `x·Φ(x)`, and what others put in its place.
 //!
 //! Contract: training keeps the derivative `Φ(x) + x·φ(x)` instead of the input, in the input's own
 //! buffer when nobody else holds it; both come from one exponential. Burn's own `gelu_backward` is a
@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, unary};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorMetadata};
+use burn::tensor::{Tensor, TensorMetadata, activation};
 
 use crate::flex::is_f32;
 use crate::graph::record;
@@ -43,6 +43,18 @@ pub fn gelu<B: GeluOps, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
 pub fn reference<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let cdf = cdf(x.clone());
     x * cdf
+}
+
+/// `x·σ(1.702 x)`, the approximation of OpenAI's CLIP, from Burn's primitives. Shape is kept.
+pub fn quick_gelu<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    x.clone() * activation::sigmoid(x.mul_scalar(1.702))
+}
+
+/// GELU by tanh, the approximation of SigLIP, from Burn's primitives. Shape is kept.
+pub fn gelu_tanh<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    // (1 + tanh z)/2 = σ(2z), with z = √(2/π)·(x + 0.044715 x³)
+    let cubic = x.clone().powi_scalar(2).mul_scalar(0.044715).add_scalar(1.0) * x.clone();
+    x * activation::sigmoid(cubic.mul_scalar(2.0 * (2.0 / std::f64::consts::PI).sqrt()))
 }
 
 fn cdf<B: BurnBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {

@@ -63,8 +63,8 @@ pub use attention::{
 pub use backend::{AutodiffBackend, Backend};
 pub use bilinear::bilinear;
 pub use block::{
-    BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors, BlocksDrop, BlocksGradients,
-    BlocksInputs, blocks, blocks_packed, fuses_blocks, pack_block,
+    BlockActivation, BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors, BlocksDrop,
+    BlocksGradients, BlocksInputs, blocks, blocks_packed, fuses_blocks, pack_block,
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
@@ -72,7 +72,7 @@ pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward
 pub use concat::{ConcatOps, Part, concat, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
-pub use gelu::{GeluOps, gelu};
+pub use gelu::{GeluOps, gelu, gelu_tanh, quick_gelu};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuSettings, set_up_gpus};
 #[cfg(feature = "cuda")]

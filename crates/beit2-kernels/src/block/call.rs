@@ -75,8 +75,8 @@ fn sizes<B: BurnBackend>(x: &Tensor<B, 3>, hidden: usize, spec: &BlockSpec) -> B
     BlockSizes { batch, tokens, width, hidden, heads: spec.heads }
 }
 
-/// Pre-norm Transformer blocks one after the other: `x + s₁⊙γ₁⊙Attn(LN₁ x)`, then `x + s₂⊙γ₂⊙MLP(LN₂ x)` with exact GELU. With
-/// a `choice`, some tokens of what they give: in the last block keys and values are those of all tokens, everything else is
+/// Pre-norm Transformer blocks one after the other: `x + s₁⊙γ₁⊙Attn(LN₁ x)`, then `x + s₂⊙γ₂⊙MLP(LN₂ x)`. With a `choice`,
+/// some tokens of what they give: in the last block keys and values are those of all tokens, everything else is
 /// computed for the chosen ones.
 ///
 /// # Shapes

@@ -4,9 +4,10 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{BlockDrop, BlockInputs, BlockOps, BlockSpec, BlocksInputs};
+use super::{BlockActivation, BlockDrop, BlockInputs, BlockOps, BlockSpec, BlocksInputs};
 use crate::attention::AttentionSpec;
 use crate::concat::with_zero_keys;
+use crate::gelu::{gelu_tanh, quick_gelu};
 use crate::norm_mlp::NormMlpTensors;
 use crate::tensor::{unwrap, wrap};
 use crate::tokens::TokenChoice;
@@ -26,7 +27,7 @@ pub(crate) fn blocks<B: BlockOps>(
 
 fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> FloatTensor<B> {
     let BlockInputs { x, bias, parameters: p, drop } = inputs;
-    let BlockSpec { heads, scale, eps, precision, .. } = spec;
+    let BlockSpec { heads, scale, eps, activation, precision, .. } = spec;
     let [gamma1, gamma2] = match p.gammas {
         Some([a, b]) => [Some(a), Some(b)],
         None => [None, None],
@@ -41,8 +42,18 @@ fn block<B: BlockOps>(inputs: BlockInputs<FloatTensor<B>>, spec: BlockSpec) -> F
     let x = add::<B>(x, B::fused_linear(y, weight, Some(bias), precision), gamma1, drop, 0);
 
     let ([norm_scale, shift], [w1, b1], [w2, b2]) = (p.norm2, p.fc1, p.fc2);
-    let tensors = [norm_scale, shift, w1, b1, w2, b2];
-    let branch = B::fused_norm_mlp(x.clone(), NormMlpTensors { tensors, eps, precision });
+    let approximation: fn(Tensor<B, 3>) -> Tensor<B, 3> = match activation {
+        BlockActivation::Gelu => {
+            let tensors = [norm_scale, shift, w1, b1, w2, b2];
+            let branch = B::fused_norm_mlp(x.clone(), NormMlpTensors { tensors, eps, precision });
+            return add::<B>(x, branch, gamma2, drop, 1);
+        }
+        BlockActivation::QuickGelu => quick_gelu,
+        BlockActivation::GeluTanh => gelu_tanh,
+    };
+    let (y, ..) = B::fused_layer_norm(x.clone(), norm_scale, shift, eps);
+    let hidden = wrap(B::fused_linear(y, w1, Some(b1), precision));
+    let branch = B::fused_linear(unwrap(approximation(hidden)), w2, Some(b2), precision);
     add::<B>(x, branch, gamma2, drop, 1)
 }
 

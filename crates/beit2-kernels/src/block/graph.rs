@@ -8,7 +8,8 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
 use super::{
-    BlockOps, BlockSizes, BlockSpec, BlocksDrop, BlocksGradients, BlocksInputs, PARAMETERS, composed,
+    BlockActivation, BlockOps, BlockSizes, BlockSpec, BlocksDrop, BlocksGradients, BlocksInputs, PARAMETERS,
+    composed,
 };
 use crate::collective::{Rank, overlap};
 use crate::graph::{constant, register};
@@ -78,8 +79,9 @@ fn refuse() -> ! {
 }
 
 impl<B: BlockOps, C: CheckpointStrategy> BlockOps for Autodiff<B, C> {
+    // Frozen blocks alone have other activations than GELU, so those have no backward pass.
     fn fuses_blocks(device: &Self::Device, sizes: &BlockSizes, spec: &BlockSpec) -> bool {
-        B::fuses_blocks(device, sizes, spec)
+        spec.activation == BlockActivation::Gelu && B::fuses_blocks(device, sizes, spec)
     }
 
     fn fused_blocks(
@@ -95,7 +97,7 @@ impl<B: BlockOps, C: CheckpointStrategy> BlockOps for Autodiff<B, C> {
             hidden: inputs.parameters[0].fc1[1].shape()[0],
             heads: spec.heads,
         };
-        if !B::fuses_blocks(&B::float_device(&inputs.x.primitive), &sizes, &spec) {
+        if !Self::fuses_blocks(&B::float_device(&inputs.x.primitive), &sizes, &spec) {
             return composed::blocks::<Self>(inputs, choice, spec);
         }
         // Nodes of about the same size.

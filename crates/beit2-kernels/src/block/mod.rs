@@ -30,6 +30,18 @@ use crate::tokens::{TokenChoice, TokenOps};
 
 pub use call::{BlockParameters, blocks, blocks_packed, fuses_blocks, pack_block};
 
+/// Activation between the two layers of a block's MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BlockActivation {
+    /// Exact GELU, `x·Φ(x)`.
+    #[default]
+    Gelu,
+    /// [`quick_gelu`](crate::quick_gelu).
+    QuickGelu,
+    /// [`gelu_tanh`](crate::gelu_tanh).
+    GeluTanh,
+}
+
 /// The numbers of a block that are not tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockSpec {
@@ -39,6 +51,8 @@ pub struct BlockSpec {
     pub scale: f64,
     /// ε of both norms.
     pub eps: f64,
+    /// Of the MLP. Only [`BlockActivation::Gelu`] has a backward pass in one computation.
+    pub activation: BlockActivation,
     /// Of the matmuls, forward and backward.
     pub precision: Precision,
     /// Whether fused blocks keep nothing but their inputs for the backward pass and compute the rest again there: a

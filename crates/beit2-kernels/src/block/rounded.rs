@@ -9,7 +9,7 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 
 use super::composed::factors;
-use super::{BlockInputs, BlockOps, BlockSpec, BlockTensors, BlocksGradients, BlocksInputs};
+use super::{BlockActivation, BlockInputs, BlockOps, BlockSpec, BlockTensors, BlocksGradients, BlocksInputs};
 use crate::attention::{self, AttentionSpec};
 use crate::tensor::{unwrap, wrap};
 use crate::tokens::TokenChoice;
@@ -120,7 +120,11 @@ fn forward<B: BurnBackend>(inputs: &BlockInputs<FloatTensor<B>>, spec: &BlockSpe
     let norm2 = norm(middle.clone(), p.norm2);
     let [w1, b1] = p.fc1;
     let hidden = linear(norm2.0.clone(), wrap(w1), Some(wrap(b1)));
-    let activated = round(gelu::reference(hidden.clone()));
+    let activated = round(match spec.activation {
+        BlockActivation::Gelu => gelu::reference(hidden.clone()),
+        BlockActivation::QuickGelu => gelu::quick_gelu(hidden.clone()),
+        BlockActivation::GeluTanh => gelu::gelu_tanh(hidden.clone()),
+    });
     let (weight, bias) = scaled::<B>(p.fc2, gamma2.as_ref());
     let branch = linear(activated, weight, Some(bias));
     let output = middle.clone() + times(branch, row_factors(inputs, 1, &x, tokens));

@@ -1,9 +1,9 @@
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::rounded::FUSED;
-use super::{BlockOps, BlockParameters, BlockSpec, BlocksDrop, blocks};
+use super::{BlockActivation, BlockOps, BlockParameters, BlockSpec, BlocksDrop, blocks};
 use crate::TokenChoice;
 use crate::precision::Precision;
 use crate::testing::{Checked, check, distance, random};
@@ -87,7 +87,14 @@ pub(crate) const CASES: [Case; 4] = [
 impl Case {
     pub(crate) fn spec(&self, precision: Precision) -> BlockSpec {
         let scale = 1.0 / ((self.width / self.heads) as f64).sqrt();
-        BlockSpec { heads: self.heads, scale, eps: 1e-5, precision, recompute: false }
+        BlockSpec {
+            heads: self.heads,
+            scale,
+            eps: 1e-5,
+            activation: BlockActivation::Gelu,
+            precision,
+            recompute: false,
+        }
     }
 
     #[cfg(feature = "cuda")]
@@ -285,6 +292,34 @@ fn the_composed_block_is_the_block() {
             }
         }
     }
+}
+
+#[test]
+fn other_activations_are_the_same_composed_and_fused() {
+    for case in CASES.map(|case| Case { chosen: 0, ..case }) {
+        let mut others: Option<Vec<f64>> = None;
+        for activation in [BlockActivation::Gelu, BlockActivation::QuickGelu, BlockActivation::GeluTanh] {
+            let spec = BlockSpec { activation, ..case.spec(Precision::F32) };
+            let run = || values::<Flex>(&case, DType::F64, |x| case.run(x, spec));
+            let composed = run();
+            let fused = Fused::new();
+            let d = distance(&run(), &composed, 1e-3);
+            drop(fused);
+            assert!(d <= 1e-10, "{case:?} {activation:?}: {d:e}");
+            let other = others.replace(composed.clone());
+            assert!(other.is_none_or(|other| other != composed), "{activation:?} is as the one before");
+        }
+    }
+}
+
+/// The result of `f` for the inputs of a case.
+pub(crate) fn values<B: BurnBackend>(case: &Case, dtype: DType, f: impl Fn(&[X<B>]) -> X<B>) -> Vec<f64> {
+    let tensor = |x: &Vec<f64>| {
+        let data = TensorData::new(x.clone(), [x.len()]);
+        Tensor::from_data(data, (&Default::default(), dtype))
+    };
+    let inputs: Vec<_> = case.inputs().iter().map(tensor).collect();
+    f(&inputs).into_data().convert::<f64>().into_vec().unwrap()
 }
 
 /// One node, with every choice of parents that need gradients, against differences.

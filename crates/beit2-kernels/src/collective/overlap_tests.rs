@@ -89,7 +89,14 @@ impl<B: AutodiffBackend> Model<B> {
             Tensor::<B, 3>::from_data(TensorData::new(values, [batch, tokens, width]), &device)
         };
         let scale = ((width / heads) as f64).powf(-0.5);
-        let spec = BlockSpec { heads, scale, eps: 1e-5, precision: Precision::Bf16, recompute: false };
+        let spec = BlockSpec {
+            heads,
+            scale,
+            eps: 1e-5,
+            activation: Default::default(),
+            precision: Precision::Bf16,
+            recompute: false,
+        };
         let parameters: Vec<_> = (0..blocks).map(|block| self.parameters(block, derived)).collect();
         let run = |x, parameters: &[BlockParameters<B>]| {
             crate::blocks(x, Vec::new(), parameters.to_vec(), None, None, spec)

@@ -1,7 +1,7 @@
 //! One pre-norm Transformer block.
 
 use beit2_kernels::{
-    self as kernels, AttentionSpec, Backend, BlockParameters, BlockSpec, NormMlp, Precision,
+    self as kernels, AttentionSpec, Backend, BlockActivation, BlockParameters, BlockSpec, NormMlp, Precision,
 };
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -107,7 +107,8 @@ impl<B: Backend> Block<B> {
 
     pub(super) fn spec(&self) -> BlockSpec {
         let AttentionSpec { heads, scale, precision } = self.attn.spec();
-        BlockSpec { heads, scale, eps: self.norm1.eps(), precision, recompute: false }
+        let (eps, activation) = (self.norm1.eps(), BlockActivation::Gelu);
+        BlockSpec { heads, scale, eps, activation, precision, recompute: false }
     }
 
     /// For the block as one operation; `None` if it is not of that form.

@@ -84,7 +84,7 @@ struct Memory<'a> {
 
 impl Places {
     /// A forward pass over these inputs.
-    fn forward(&self, inputs: &[Ptr], plan: &RunPlan, memory: &Memory<'_>, eps: f64) -> Vec<Forward> {
+    fn forward(&self, inputs: &[Ptr], plan: &RunPlan, memory: &Memory<'_>, spec: &BlockSpec) -> Vec<Forward> {
         let batch = plan.last.sizes.batch;
         let factors = |number: usize| match &self.drop {
             Some((place, rows)) => match rows[number] {
@@ -107,7 +107,8 @@ impl Places {
                     Some(middle) => middle(number),
                     None => at(kept, plan.of(number).values.middle),
                 },
-                eps: eps as f32,
+                eps: spec.eps as f32,
+                activation: spec.activation,
             }
         };
         (0..plan.blocks).map(block).collect()
@@ -275,7 +276,7 @@ fn forward_alone<BT: BoolElement>(
         let middle = |number| if number + 1 == plan.blocks { outputs[0] } else { stream };
         let xs = vec![stream; plan.blocks - 1];
         let memory = Memory { packed, xs, kept: &[kept], passing, middle: Some(&middle) };
-        let blocks = places.forward(inputs, &plan, &memory, spec.eps);
+        let blocks = places.forward(inputs, &plan, &memory, &spec);
         forward::run(queue, &plan, &blocks, false, outputs[0]);
     };
     one(native::<BT>(name, tensors, vec![output(&plan)], scratch, run))
@@ -317,7 +318,7 @@ fn forward_train<BT: BoolElement>(
             passing: at(scratch, again),
             middle: None,
         };
-        let blocks = places.forward(inputs, &plan, &memory, spec.eps);
+        let blocks = places.forward(inputs, &plan, &memory, &spec);
         forward::run(queue, &plan, &blocks, true, y);
     };
     let mut outputs = native::<BT>("blocks_train", tensors, outputs, again + passing_bytes, run);
@@ -379,7 +380,7 @@ fn backward<BT: BoolElement>(
         let work = at(scratch, again);
         let parts = at(work, work_bytes);
         let sums = self::places(at(parts, parts_bytes), count, sums_bytes);
-        let forward = places.forward(inputs, &plan, &memory, spec.eps);
+        let forward = places.forward(inputs, &plan, &memory, &spec);
         let shared = dbiases.len() == 1;
         let block = |(number, (forward, parameters)): (usize, (Forward, BlockTensors<Ptr>))| {
             let last = number + 1 == count;

@@ -1,4 +1,4 @@
-//! Exact GELU.
+//! Exact GELU, and the approximations of other models' blocks.
 //!
 //! Functions that put kernels on a queue come first, then the operation with f32 tensors.
 
@@ -7,17 +7,19 @@ use burn::tensor::ops::FloatTensor;
 use burn_cubecl::BoolElement;
 
 use super::rows::{Cuda, outputs, takes};
-use super::{Arg, Element, Ptr, Queue, native, native_reusing};
+use super::{Arg, Ptr, Queue, native, native_reusing};
+use crate::BlockActivation;
 use crate::gelu::{GeluOps, composed};
 
 /// Elements of a block in passes over elements.
 const BLOCK: usize = 2048;
 
-/// `y = gelu(x)` of `count` elements of one type. Moves them in and out.
-pub(crate) fn forward(queue: &mut Queue<'_>, x: Ptr, y: Ptr, element: Element, count: usize) {
-    let kernel = match element {
-        Element::F32 => "gelu_forward_f32",
-        Element::Bf16 => "gelu_forward_bf16",
+/// `y` is `activation` of `x`, both `count` elements in bf16. Moves them in and out.
+pub(crate) fn activate(queue: &mut Queue<'_>, activation: BlockActivation, [x, y]: [Ptr; 2], count: usize) {
+    let kernel = match activation {
+        BlockActivation::Gelu => "gelu_forward_bf16",
+        BlockActivation::QuickGelu => "quick_gelu_forward_bf16",
+        BlockActivation::GeluTanh => "gelu_tanh_forward_bf16",
     };
     let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::U64(count as u64)];
     queue.launch(kernel, [count.div_ceil(BLOCK) as u32, 1, 1], [256, 1, 1], 0, &args);
@@ -37,7 +39,8 @@ impl<BT: BoolElement> GeluOps for Cuda<BT> {
         }
         let (count, results) = (x.shape.num_elements(), vec![(x.shape.clone(), DType::F32)]);
         let [y] = outputs(native::<BT>("gelu", vec![x], results, 0, move |queue, i, o, _| {
-            forward(queue, i[0], o[0], Element::F32, count);
+            let args = [Arg::Ptr(i[0]), Arg::Ptr(o[0]), Arg::U64(count as u64)];
+            queue.launch("gelu_forward_f32", [count.div_ceil(BLOCK) as u32, 1, 1], [256, 1, 1], 0, &args);
         }));
         y
     }

@@ -1,6 +1,8 @@
 //! A Transformer block with what published teachers have: other activations, gated MLPs, rotary positions.
 
-use beit2_kernels::{self as kernels, AttentionSpec, Backend, NormMlp, Precision};
+use beit2_kernels::{
+    self as kernels, AttentionSpec, Backend, BlockActivation, BlockParameters, BlockSpec, NormMlp, Precision,
+};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, activation};
 
@@ -58,6 +60,25 @@ pub(super) struct TeacherBlock<B: burn::tensor::backend::Backend> {
     attn: TeacherAttention<B>,
     norm2: LayerNorm<B>,
     mlp: TeacherMlp<B>,
+    /// All parameters of a frozen block, where a backend computes a run of them as one operation.
+    packed: Option<Tensor<B, 1>>,
+}
+
+/// Runs `blocks`, all of one teacher. Shape is kept, `[B, T, D]`.
+pub(super) fn run_blocks<B: Backend>(
+    blocks: &[TeacherBlock<B>],
+    x: Tensor<B, 3>,
+    rotation: Option<&Rotation<B>>,
+) -> Tensor<B, 3> {
+    let spec = blocks.first().and_then(TeacherBlock::spec);
+    let packed: Option<Vec<_>> = blocks.iter().map(|block| block.packed.clone()).collect();
+    if let (Some(spec), Some(packed), None) = (spec, packed, rotation) {
+        let [hidden, _] = blocks[0].mlp_sizes();
+        if kernels::fuses_blocks(&x, hidden, &spec) {
+            return kernels::blocks_packed(x, Vec::new(), packed, hidden, None, spec);
+        }
+    }
+    blocks.iter().fold(x, |x, block| block.forward(x, rotation))
 }
 
 impl<B: Backend> TeacherBlock<B> {
@@ -82,6 +103,7 @@ impl<B: Backend> TeacherBlock<B> {
                 fc2: Linear::new(o.mlp_hidden, o.width, o.mlp_bias, device),
                 activation: o.activation,
             },
+            packed: None,
         }
     }
 
@@ -100,17 +122,59 @@ impl<B: Backend> TeacherBlock<B> {
         }
     }
 
-    /// Packs the weights ([`Linear::freeze`]).
-    pub fn freeze(self) -> Self {
+    /// Packs the weights ([`Linear::freeze`]). `rotates`: the teacher has rotary positions.
+    pub fn freeze(self, rotates: bool) -> Self {
+        if self.attn.qkv.packed().is_some() {
+            return self;
+        }
+        let spec = self.spec().filter(|_| !rotates);
+        let packed = spec.and_then(|spec| kernels::pack_block(self.parameters(), &spec));
         let Self { attn, mlp, .. } = self;
         let attn = TeacherAttention { qkv: attn.qkv.freeze(), proj: attn.proj.freeze(), ..attn };
         let gate = mlp.gate.map(Linear::freeze);
         let mlp = TeacherMlp { gate, fc1: mlp.fc1.freeze(), fc2: mlp.fc2.freeze(), ..mlp };
-        Self { attn, mlp, ..self }
+        // Where weights stay they may be exchanged, and must be what is computed with.
+        let packed = packed.filter(|_| attn.qkv.packed().is_some());
+        Self { attn, mlp, packed, ..self }
+    }
+
+    /// For the block as one operation; `None` if its MLP is not of that form.
+    fn spec(&self) -> Option<BlockSpec> {
+        let activation = match (self.mlp.activation, &self.mlp.gate) {
+            (Activation::Gelu, None) => BlockActivation::Gelu,
+            (Activation::QuickGelu, None) => BlockActivation::QuickGelu,
+            (Activation::GeluTanh, None) => BlockActivation::GeluTanh,
+            (Activation::Silu, _) | (_, Some(_)) => return None,
+        };
+        let AttentionSpec { heads, scale, precision } = self.attn.spec();
+        Some(BlockSpec { heads, scale, eps: self.norm1.eps(), activation, precision, recompute: false })
+    }
+
+    /// What the operation computes with. It has no bias of the keys: q·(k + b) is q·k and a q·b that is the same for all keys
+    /// of a query, and softmax takes that away. Other biases that the teacher does not have are zeros.
+    fn parameters(&self) -> BlockParameters<B> {
+        let width = self.attn.proj.outputs();
+        let norm = |norm: &LayerNorm<B>| [norm.weight.val(), norm.bias.val()];
+        let layer = |layer: &Linear<B>| {
+            let weight = layer.weight.val();
+            let zeros = || Tensor::zeros([layer.outputs()], (&weight.device(), weight.dtype()));
+            (weight.clone(), layer.bias.as_ref().map_or_else(zeros, Param::val))
+        };
+        let part = |bias: &Param<Tensor<B, 1>>, part: usize| bias.val().narrow(0, part * width, width);
+        BlockParameters {
+            norm1: norm(&self.norm1),
+            qkv: self.attn.qkv.weight.val(),
+            qv_bias: self.attn.qkv.bias.as_ref().map(|bias| [part(bias, 0), part(bias, 2)]),
+            proj: layer(&self.attn.proj),
+            norm2: norm(&self.norm2),
+            fc1: layer(&self.mlp.fc1),
+            fc2: layer(&self.mlp.fc2),
+            gammas: self.gamma_1.as_ref().zip(self.gamma_2.as_ref()).map(|(a, b)| [a.val(), b.val()]),
+        }
     }
 
     /// Shape is kept, `[B, T, D]`.
-    pub fn forward(&self, x: Tensor<B, 3>, rotation: Option<&Rotation<B>>) -> Tensor<B, 3> {
+    fn forward(&self, x: Tensor<B, 3>, rotation: Option<&Rotation<B>>) -> Tensor<B, 3> {
         let x = add_branch(x.clone(), &self.gamma_1, &None, |_| {
             self.attn.forward(self.norm1.forward(x), rotation)
         });
@@ -139,9 +203,13 @@ impl<B: Backend> TeacherBlock<B> {
 }
 
 impl<B: Backend> TeacherAttention<B> {
+    fn spec(&self) -> AttentionSpec {
+        AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() }
+    }
+
     fn forward(&self, x: Tensor<B, 3>, rotation: Option<&Rotation<B>>) -> Tensor<B, 3> {
         let width = x.dims()[2];
-        let spec = AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() };
+        let spec = self.spec();
         let qkv = self.qkv.forward(x);
         let mixed = match rotation {
             None => kernels::attention_qkv(qkv, None, spec),
@@ -170,13 +238,9 @@ impl Activation {
     fn apply<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
             Self::Gelu => kernels::gelu(x),
-            Self::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
+            Self::QuickGelu => kernels::quick_gelu(x),
             Self::Silu => x.clone() * activation::sigmoid(x),
-            Self::GeluTanh => {
-                // (1 + tanh z)/2 = σ(2z), with z = √(2/π)·(x + 0.044715 x³)
-                let cubic = x.clone().powi_scalar(2).mul_scalar(0.044715).add_scalar(1.0) * x.clone();
-                x * activation::sigmoid(cubic.mul_scalar(2.0 * (2.0 / std::f64::consts::PI).sqrt()))
-            }
+            Self::GeluTanh => kernels::gelu_tanh(x),
         }
     }
 }
@@ -223,3 +287,7 @@ impl<B: Backend> Rotation<B> {
         (x * self.cos.clone() + turned * self.sin.clone()).reshape([batch, tokens, width])
     }
 }
+
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

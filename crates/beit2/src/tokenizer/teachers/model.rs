@@ -7,7 +7,7 @@ use beit2_weights::Sidecar;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 
-use super::block::{BlockSizes, Rotation, TeacherBlock};
+use super::block::{BlockSizes, Rotation, TeacherBlock, run_blocks};
 use super::canonical::{canonical, dims};
 use super::names::{Names, Renamed};
 use super::options::{Options, kind};
@@ -189,7 +189,8 @@ impl<B: Backend> Teacher<B> {
     /// [`Teacher::set_precision`].
     #[must_use]
     pub fn freeze(self) -> Self {
-        let blocks = self.blocks.into_iter().map(TeacherBlock::freeze).collect();
+        let rotates = !self.facts.options.periods.is_empty();
+        let blocks = self.blocks.into_iter().map(|block| block.freeze(rotates)).collect();
         let (patch_embed, head) = (self.patch_embed.freeze(), self.head.map(Linear::freeze));
         Self { patch_embed, blocks, head, ..self }
     }
@@ -299,9 +300,7 @@ impl<B: Backend> Teacher<B> {
         }
         let rotary = !options.periods.is_empty();
         let rotation = rotary.then(|| Rotation::new(&options.periods, [rows, cols], prefix, &tokens));
-        for block in &self.blocks {
-            tokens = block.forward(tokens, rotation.as_ref());
-        }
+        let tokens = run_blocks(&self.blocks, tokens, rotation.as_ref());
         match &self.norm {
             Some(norm) => norm.forward(tokens),
             None => tokens,

@@ -3,7 +3,7 @@
 use super::super::attention::{self, AttentionCall, Tokens};
 use super::super::{Arg, Element, Epilogue, Gemm, Operand, Ptr, Queue, gelu, norm, residual};
 use super::plan::{Plan, RunPlan, Values, at};
-use crate::block::BlockSizes;
+use crate::block::{BlockActivation, BlockSizes};
 
 /// What the forward pass of a block reads and writes.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,7 @@ pub(super) struct Forward {
     /// Where x after attention goes.
     pub middle: Ptr,
     pub eps: f32,
+    pub activation: BlockActivation,
 }
 
 /// Runs `blocks`; the last leaves its result in `y`. `keep`: a backward pass follows.
@@ -149,7 +150,7 @@ impl Forward {
         let n = plan.rows();
         let weights = plan.packed.fc2.map(|offset| at(self.packed, offset));
         let (activated, branch) = (at(self.passing, values.activated), at(self.passing, values.branch));
-        gelu::forward(queue, at(self.kept, values.hidden), activated, Element::Bf16, n * hidden);
+        gelu::activate(queue, self.activation, [at(self.kept, values.hidden), activated], n * hidden);
         queue.gemm(&linear(activated, weights, branch, [n, width, hidden]));
     }
 }

@@ -1,10 +1,10 @@
 //! The block on a CUDA device against the reference in f64 that rounds where it does.
 
-use burn::backend::{Autodiff, Cuda};
+use burn::backend::{Autodiff, Cuda, Flex};
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::block::tests::{Case, Fused, results};
-use crate::block::{BlockOps, BlockSpec};
+use crate::block::tests::{Case, Fused, results, values};
+use crate::block::{BlockActivation, BlockOps, BlockSpec};
 use crate::testing::{Checked, distance};
 use crate::{Precision, blocks, blocks_packed, gather_tokens, pack_block};
 
@@ -136,6 +136,33 @@ fn packed_blocks_on_cuda_are_the_same_to_the_bit() {
         let packed = parameters.into_iter().map(|block| pack_block(block, &spec(&case)).unwrap()).collect();
         let got = blocks_packed(x, biases, packed, case.hidden, None, spec(&case));
         got.reshape([want.shape.num_elements()]).into_data().assert_eq(&want, true);
+    }
+}
+
+/// Frozen blocks, as those of other models: no bias, no drop path.
+#[test]
+fn activations_of_packed_blocks_on_cuda() {
+    if !is_there() {
+        return;
+    }
+    for case in CASES.map(|case| Case { bias: false, drop: false, ..case }) {
+        let mut others: Option<Vec<f64>> = None;
+        for activation in [BlockActivation::Gelu, BlockActivation::QuickGelu, BlockActivation::GeluTanh] {
+            let spec = BlockSpec { activation, ..spec(&case) };
+            let fused = Fused::new();
+            let want = values::<Flex>(&case, DType::F64, |x| case.run(x, spec));
+            drop(fused);
+            let got = values::<Inner>(&case, DType::F32, |x| {
+                let (x, biases, parameters, _) = case.arguments(x);
+                let packed = parameters.into_iter().map(|block| pack_block(block, &spec).unwrap()).collect();
+                blocks_packed(x, biases, packed, case.hidden, None, spec).flatten(0, 2)
+            });
+            let near = distance(&got, &want, 1e-3);
+            println!("{case:?} {activation:?}: {near:.1e} from the reference");
+            assert!(near <= 1e-2, "{case:?} {activation:?}: {near:e}");
+            let other = others.replace(got.clone());
+            assert!(other.is_none_or(|other| other != got), "{case:?}: {activation:?} is as the one before");
+        }
     }
 }
 

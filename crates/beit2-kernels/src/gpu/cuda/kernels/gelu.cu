@@ -1,30 +1,40 @@
-// Exact GELU, x * Phi(x).
+// Exact GELU, x * Phi(x), and two approximations.
 #include "device.cuh"
 #include "gelu.cuh"
 
-// `count` elements, 8 a thread; the last few one by one.
-template <typename In, typename Out>
-static __device__ void gelu_forward(const In *__restrict__ x, Out *__restrict__ y, unsigned long long count) {
+// y = F(x) of `count` elements, 8 a thread; the last few one by one.
+template <float (*F)(float), typename In, typename Out>
+static __device__ void activate(const In *__restrict__ x, Out *__restrict__ y, unsigned long long count) {
     unsigned long long at = ((unsigned long long)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at + 8 <= count) {
         float v[8];
         load_f32(v, x + at);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = gelu(v[i]);
+        for (int i = 0; i < 8; i++) v[i] = F(v[i]);
         store_f32(y + at, v);
     } else {
-        for (; at < count; at++) y[at] = to<Out>(gelu(to_f32(x[at])));
+        for (; at < count; at++) y[at] = to<Out>(F(to_f32(x[at])));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     gelu_forward_f32(const float *x, float *y, unsigned long long count) {
-    gelu_forward<float, float>(x, y, count);
+    activate<gelu>(x, y, count);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     gelu_forward_bf16(const bf16 *x, bf16 *y, unsigned long long count) {
-    gelu_forward<bf16, bf16>(x, y, count);
+    activate<gelu>(x, y, count);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    quick_gelu_forward_bf16(const bf16 *x, bf16 *y, unsigned long long count) {
+    activate<quick_gelu>(x, y, count);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_tanh_forward_bf16(const bf16 *x, bf16 *y, unsigned long long count) {
+    activate<gelu_tanh>(x, y, count);
 }
 
 // GELU and its derivative; `slope` may be `x`.

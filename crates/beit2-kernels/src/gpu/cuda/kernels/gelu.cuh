@@ -1,4 +1,4 @@
-// Exact GELU, x * Phi(x), and its derivative.
+// Exact GELU, x * Phi(x), and its derivative; two approximations that other models are trained with.
 #pragma once
 
 // The standard normal distribution: the probability below x and the density at x, both within some ulp, also in the left
@@ -29,6 +29,16 @@ static __device__ __forceinline__ Normal normal(float x) {
 
 static __device__ __forceinline__ float gelu(float x) {
     return x * normal(x).below;
+}
+
+// x * sigma(1.702 x). exp overflows to infinity far below 0, and the quotient is 0 there.
+static __device__ __forceinline__ float quick_gelu(float x) {
+    return x / (1.0f + __expf(-1.702f * x));
+}
+
+// GELU by tanh: x * sigma(2 z) with z = sqrt(2 / pi) * (x + 0.044715 x^3).
+static __device__ __forceinline__ float gelu_tanh(float x) {
+    return x / (1.0f + __expf(-1.5957691f * x * fmaf(0.044715f * x, x, 1.0f)));
 }
 
 // The derivative.

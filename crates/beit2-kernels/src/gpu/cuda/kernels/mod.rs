@@ -73,7 +73,14 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "gelu",
         text: include_str!("gelu.cu"),
-        entries: &["gelu_forward_f32", "gelu_forward_bf16", "gelu_train_f32", "multiply_f32"],
+        entries: &[
+            "gelu_forward_f32",
+            "gelu_forward_bf16",
+            "quick_gelu_forward_bf16",
+            "gelu_tanh_forward_bf16",
+            "gelu_train_f32",
+            "multiply_f32",
+        ],
     },
     Source {
         name: "images",
