@@ -181,12 +181,16 @@ def log_sum(x):
 
 def losses(check, m):
     launch = m["loss"].launch
-    for rows, classes in [(1, 1), (3, 2), (5, 33), (7, 512), (4, 1000), (3, 8192)]:
-        for spread in [1.0, 30.0]:
+    for count, classes in [(1, 1), (3, 2), (5, 33), (7, 512), (4, 1000), (3, 8192)]:
+        for spread, sets in [(1.0, 1), (30.0, 1), (4.0, 2)]:
+            # With two sets, the rows of the second have the targets of the first.
+            rows = count * sets
             x, x64 = check.normal((rows, classes), spread)
-            ids = check.rng.integers(0, classes, size=rows).astype(np.int32)
+            first_ids = check.rng.integers(0, classes, size=count).astype(np.int32)
+            ids = np.tile(first_ids, sets)
             of_row, hits, saved, upstream = empty(rows), empty(rows), empty((rows, 2)), F32([0.7])
-            launch("cross_entropy_forward_f32", rows, 256, [x, ids, of_row, hits, saved, U32(classes)])
+            arguments = [x, first_ids, of_row, hits, saved, U32(classes), U32(count)]
+            launch("cross_entropy_forward_f32", rows, 256, arguments)
             each = np.arange(rows)
             want = log_sum(x64)[:, 0] - x64[each, ids]
             check.compare("cross entropy", of_row, want, 1e-6)
@@ -194,11 +198,23 @@ def losses(check, m):
             loss, accuracy = empty(1), empty(1)
             launch("means_f32", 1, 1024, [of_row, hits, loss, accuracy, U32(rows), F32(rows)])
             check.compare("cross entropy", loss, want.mean(keepdims=True), 1e-6)
+            total, means = empty(1), empty((2, 2))  # losses, then accuracies
+            to = struct.pack("<4Q", *(means.ctypes.data + 4 * at for at in range(4)))
+            launch("head_means_f32", 1, 1024, [of_row, hits, total, to, U32(sets), U32(count)])
+            of_sets = [want.reshape(sets, count).mean(1), hits.reshape(sets, count).astype(float).mean(1)]
+            check.compare("losses of sets", means[:, :sets], np.stack(of_sets), 1e-6)
+            check.compare("losses of sets", total, of_sets[0].sum(keepdims=True), 1e-6)
             softmax, share = np.exp(x64 - log_sum(x64)), F32(1 / rows)
             onehot = np.zeros((rows, classes))
             onehot[each, ids] = 1
             grad = x.copy()
-            launch("cross_entropy_backward_f32", rows, 256, [grad, ids, saved, upstream, grad, U32(classes), share])
+            if classes % 8 == 0:
+                narrow = empty((rows, classes), True)
+                arguments = [x, first_ids, saved, upstream, narrow, U32(classes), U32(count), share]
+                launch("cross_entropy_backward_bf16", rows, 256, arguments)
+                check.compare("cross entropy gradient, bf16", narrow, (softmax - onehot) * 0.7 / rows, ROUNDED)
+            arguments = [grad, first_ids, saved, upstream, grad, U32(classes), U32(count), share]
+            launch("cross_entropy_backward_f32", rows, 256, arguments)
             check.compare("cross entropy gradient", grad, (softmax - onehot) * 0.7 / rows, 3e-6)
             soft = check.rng.random(size=(rows, classes)).astype(np.float32)
             soft64, saved = soft.astype(float), empty((rows, 3))
@@ -212,9 +228,25 @@ def losses(check, m):
     x = np.full((3, 16), -np.inf, np.float32)
     x[0, 9], x[1], x[2, 3] = 1, np.nan, 0
     of_row = empty(3)
-    arguments = [x, np.int32([9, 0, 99]), of_row, empty(3), empty((3, 2)), U32(16)]
+    arguments = [x, np.int32([9, 0, 99]), of_row, empty(3), empty((3, 2)), U32(16), U32(3)]
     launch("cross_entropy_forward_f32", 3, 256, arguments)
     check.bad += not (of_row[0] == 0 and np.isnan(of_row[1:]).all())
+
+
+def images(check, m):
+    for batch, channels, patch, rows, cols in [(1, 1, 1, 1, 1), (2, 3, 4, 2, 3), (3, 4, 16, 2, 1), (1, 3, 7, 1, 2)]:
+        height, width, size = rows * patch, cols * patch, channels * patch * patch
+        x = check.rng.integers(0, 256, (batch, height, width, channels), np.uint8)
+        mean, std = np.zeros(32, np.float32), np.ones(32, np.float32)
+        mean[:channels], std[:channels] = check.rng.random(channels), check.rng.random(channels) + 0.2
+        scaled = (x / 255 - mean[:channels].astype(float)) / std[:channels]
+        want = scaled.reshape(batch, rows, patch, cols, patch, channels).transpose(0, 1, 3, 5, 2, 4)
+        for narrow in [False, True]:
+            y = empty((batch, rows * cols, size), narrow)
+            sizes = [U32(value) for value in (channels, height, width, patch)]
+            arguments = [x, y, *sizes, mean.tobytes() + std.tobytes()]
+            m["images"].launch(f"bytes_to_patches_{kind(narrow)}", (rows * cols, batch), 256, arguments)
+            check.compare(f"patches, {kind(narrow)}", y, want.reshape(y.shape), ROUNDED if narrow else 1e-6)
 
 
 def codes(check, m):
@@ -278,12 +310,12 @@ def pixels(check, m):
 
 
 def main():
-    modules = {name: Module(f"{name}.cu") for name in "norm residual gelu columns casts loss codes pixels".split()}
+    modules = {name: Module(f"{name}.cu") for name in "norm residual gelu columns casts loss codes pixels images".split()}
     bad, first = 0, None
     for order in ["", "reverse", "shuffle:1"]:
         os.environ["BEIT2_EMULATE_ORDER"] = order
         check = Check()
-        for part in [norms, gelus, columns_and_casts, losses, codes, pixels]:
+        for part in [norms, gelus, columns_and_casts, losses, codes, pixels, images]:
             part(check, modules)
         print(f"order {order or 'of numbers'}: {check.bits.hexdigest()[:16]}", flush=True)
         bad += check.bad

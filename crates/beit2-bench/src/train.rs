@@ -11,10 +11,10 @@ use beit2::pixels;
 use beit2::pretrain::{MimModel, PatchMask};
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{Quantized, VqKd};
-use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, to_device};
-use beit2::vit::{DropPath, Pooling, VisionTransformer};
+use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, patches_to_device, to_device};
+use beit2::vit::{DropPath, Pixels, Pooling, VisionTransformer};
 use beit2_data::transform::soft_targets;
-use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Precision};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, PatchSpec, Precision};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::images::{HostBatch, Images, Stream};
@@ -69,14 +69,27 @@ enum Learner<B: AutodiffBackend> {
 #[derive(Clone)]
 enum Frozen<I: Backend> {
     Teacher(Teacher<I>),
-    Tokenizer(VqKd<I>, usize),
+    Tokenizer {
+        tokenizer: VqKd<I>,
+        /// How the model and the tokenizer read images.
+        specs: [PatchSpec<'static>; 2],
+        patches: usize,
+    },
     Nothing,
+}
+
+/// A batch on the device.
+enum Sent<I: Backend> {
+    /// `[B, 3, S, S]` in [0, 1].
+    Images(Tensor<I, 4>),
+    /// What model and tokenizer see.
+    Patches([Pixels<I>; 2]),
 }
 
 /// What the frozen half makes of a batch.
 enum Prepared<I: Backend> {
     Features(Tensor<I, 4>, Tensor<I, 3>),
-    Tokens(Tensor<I, 4>, Tensor<I, 1, Int>, PatchMask<I>),
+    Tokens(Pixels<I>, Tensor<I, 1, Int>, PatchMask<I>),
     Classes(Tensor<I, 4>, Tensor<I, 2>),
 }
 
@@ -102,7 +115,9 @@ impl<B: AutodiffBackend> TrainBench<B> {
                 let mut tokenizer = VqKd::<B::InnerBackend>::new(&size.tokenizer(), 0, device)?;
                 tokenizer.set_precision(precision);
                 let tokenizer = tokenizer.freeze_encoder();
-                (Learner::Pretrain(model), Frozen::Tokenizer(tokenizer, config.vit.patches()))
+                let specs = [model.trunk.patch_embed.spec(pixels::scaling(None)), tokenizer.patch_spec()];
+                let frozen = Frozen::Tokenizer { tokenizer, specs, patches: config.vit.patches() };
+                (Learner::Pretrain(model), frozen)
             }
             Stage::Finetune => {
                 let vit = size.classifier();
@@ -171,9 +186,9 @@ impl<B: AutodiffBackend> TrainBench<B> {
             return Err(Error::Training("the images came to an end".into()));
         };
         let batch = batch?;
-        let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
+        let sent = self.frozen.send(&batch, &device)?;
         let data = watch.lap()?;
-        let prepared = self.frozen.prepare(x, &batch)?;
+        let prepared = self.frozen.prepare(sent, &batch, &device)?;
         let tokenizer = watch.lap()?;
         let learner = self.take()?;
         let (loss, quantized) = learner.loss(prepared);
@@ -189,8 +204,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
         let (mut images, frozen, device) = (self.images.clone(), self.frozen.clone(), self.device.clone());
         let batches = requested.into_iter().map_while(move |()| images.next());
         let prepared = Prefetch::new(batches, move |batch| {
-            let x = to_device::<B::InnerBackend>(&batch, &device)?.0;
-            frozen.prepare(x, &batch)
+            frozen.prepare(frozen.send(&batch, &device)?, &batch, &device)
         });
         Preparer { requests, prepared }
     }
@@ -209,7 +223,7 @@ impl<B: AutodiffBackend> Learner<B> {
                 (loss.total, Some(loss.quantized))
             }
             (Self::Pretrain(model), Prepared::Tokens(x, labels, mask)) => {
-                let (x, labels) = (Tensor::from_inner(x), Tensor::from_inner(labels));
+                let (x, labels) = (x.record(), Tensor::from_inner(labels));
                 (model.forward_loss(x, &mask.record::<B>(), labels, &DropPath::none()).total, None)
             }
             (Self::Finetune(model), Prepared::Classes(x, targets)) => {
@@ -237,29 +251,33 @@ impl<B: AutodiffBackend> Learner<B> {
 }
 
 impl<I: Backend> Frozen<I> {
-    /// `images [B, 3, S, S]` in [0, 1].
-    fn prepare(&self, images: Tensor<I, 4>, batch: &HostBatch) -> Result<Prepared<I>, Error> {
+    fn send(&self, batch: &HostBatch, device: &I::Device) -> Result<Sent<I>, Error> {
         Ok(match self {
-            Self::Teacher(teacher) => {
+            Self::Tokenizer { specs, .. } => Sent::Patches(patches_to_device(batch, *specs, device)?),
+            Self::Teacher(_) | Self::Nothing => Sent::Images(to_device(batch, device)?.0),
+        })
+    }
+
+    fn prepare(&self, sent: Sent<I>, batch: &HostBatch, device: &I::Device) -> Result<Prepared<I>, Error> {
+        Ok(match (self, sent) {
+            (Self::Teacher(teacher), Sent::Images(images)) => {
                 let x = pixels::to_signed(images);
                 Prepared::Features(x.clone(), teacher.forward(x))
             }
-            Self::Tokenizer(tokenizer, patches) => {
+            (Self::Tokenizer { tokenizer, patches, .. }, Sent::Patches([x, tokenizer_x])) => {
                 let masked: Vec<u32> = batch.iter().flat_map(|item| item.masked.iter().copied()).collect();
-                let mask = PatchMask::new(&masked, batch.len(), *patches, &images.device());
-                let x = tokenizer.preprocess(images.clone());
-                let labels = tokenizer.ids_at(x, mask.masked_tokens());
-                let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+                let mask = PatchMask::new(&masked, batch.len(), *patches, device);
+                let labels = tokenizer.ids_at(tokenizer_x, mask.masked_tokens());
                 Prepared::Tokens(x, labels, mask)
             }
-            Self::Nothing => {
+            (Self::Nothing, Sent::Images(images)) => {
                 let count = batch.len();
                 let labels: Vec<u32> = (0..count as u32).map(|at| at * 37 % CLASSES as u32).collect();
                 let targets = soft_targets(&labels, CLASSES, 0.1, 1.0)?;
-                let targets = kernels::upload(TensorData::new(targets, [count, CLASSES]), &images.device());
-                let x = pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
-                Prepared::Classes(x, targets)
+                let targets = kernels::upload(TensorData::new(targets, [count, CLASSES]), device);
+                Prepared::Classes(pixels::normalise(images, None), targets)
             }
+            _ => unreachable!("`send` gives what `prepare` takes"),
         })
     }
 }

@@ -1,16 +1,18 @@
-//! Tensors one after the other along an axis, and the biases of queries, keys and values in one vector.
+//! Tensors one after the other along an axis, ranges of an axis, and the biases of queries, keys and values in one vector.
 //!
 //! Contract: values are copied, never computed; a part of zeros has no gradient and needs no memory of its own.
 
+use std::ops::Range;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, Slice, Tensor, TensorMetadata};
 
-use crate::graph::register;
+use crate::graph::{record, register};
 use crate::tensor::{unwrap, wrap};
 
 /// Most parts of one call.
@@ -56,6 +58,28 @@ pub trait ConcatOps: BurnBackend {
     fn fused_split(x: FloatTensor<Self>, axis: usize, pieces: &[(usize, bool)]) -> Vec<FloatTensor<Self>> {
         composed::split::<Self>(x, axis, pieces)
     }
+
+    /// [`narrow`](crate::narrow).
+    fn fused_narrow(x: FloatTensor<Self>, axis: usize, range: Range<usize>) -> FloatTensor<Self> {
+        composed::narrow::<Self>(x, axis, range)
+    }
+}
+
+/// A range of `x` along `axis`. Its gradient is written once, with zeros around it.
+///
+/// # Panics
+/// If the range does not lie within the axis.
+pub fn narrow<B: ConcatOps, const D: usize>(
+    x: Tensor<B, D>,
+    axis: usize,
+    range: Range<usize>,
+) -> Tensor<B, D> {
+    let dims = x.dims();
+    assert!(
+        axis < D && range.start < range.end && range.end <= dims[axis],
+        "narrow: {range:?} is no range of axis {axis} of {dims:?}"
+    );
+    wrap(B::fused_narrow(unwrap(x), axis, range))
 }
 
 /// Tensors one after the other along `axis`: one to eight, equal along all other axes.
@@ -114,11 +138,19 @@ pub(crate) mod composed {
         let piece = |&(length, wanted): &(usize, bool)| {
             let range = at..at + length;
             at = range.end;
-            let mut slices: Vec<Slice> = x.shape().iter().map(|&size| (0..size).into()).collect();
-            slices[axis] = range.into();
-            wanted.then(|| B::float_slice(x.clone(), &slices))
+            wanted.then(|| narrow::<B>(x.clone(), axis, range))
         };
         pieces.iter().filter_map(piece).collect()
+    }
+
+    pub(crate) fn narrow<B: BurnBackend>(
+        x: FloatTensor<B>,
+        axis: usize,
+        range: Range<usize>,
+    ) -> FloatTensor<B> {
+        let mut slices: Vec<Slice> = x.shape().iter().map(|&size| (0..size).into()).collect();
+        slices[axis] = range.into();
+        B::float_slice(x, &slices)
     }
 }
 
@@ -144,6 +176,23 @@ impl<B: ConcatOps> Backward<B, MOST> for ConcatBackward {
     }
 }
 
+#[derive(Debug)]
+struct NarrowBackward;
+
+impl<B: ConcatOps> Backward<B, 1> for NarrowBackward {
+    /// The axis, and how much lies before and behind the range.
+    type State = (usize, [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (axis, [before, behind]) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            let around = [Part::Zeros(before), Part::Tensor(grad), Part::Zeros(behind)];
+            let there = around.into_iter().filter(|part| !matches!(part, Part::Zeros(0)));
+            B::fused_concat(there.collect(), axis)
+        });
+    }
+}
+
 impl<B: ConcatOps, C: CheckpointStrategy> ConcatOps for Autodiff<B, C> {
     fn fused_concat(parts: Vec<Part<FloatTensor<Self>>>, axis: usize) -> FloatTensor<Self> {
         let pieces = parts.iter().map(|part| (part.length(axis), part.tensor().is_some())).collect();
@@ -165,6 +214,13 @@ impl<B: ConcatOps, C: CheckpointStrategy> ConcatOps for Autodiff<B, C> {
 
     fn fused_split(x: FloatTensor<Self>, axis: usize, pieces: &[(usize, bool)]) -> Vec<FloatTensor<Self>> {
         composed::split::<Self>(x, axis, pieces)
+    }
+
+    fn fused_narrow(x: FloatTensor<Self>, axis: usize, range: Range<usize>) -> FloatTensor<Self> {
+        let state = (axis, [range.start, x.shape()[axis] - range.end]);
+        record!(B, C, NarrowBackward, [x],
+            tracked { (B::fused_narrow(x.primitive, axis, range), state) },
+            untracked { B::fused_narrow(x.primitive, axis, range) })
     }
 }
 
@@ -208,6 +264,14 @@ pub(crate) mod tests {
                 Tensor::cat(parts.collect(), axis).reshape([-1])
             };
             check("concat", &inputs(dims, axis), |x| run(x, dims, axis), by_burn, 1e-6);
+        }
+        for (axis, range) in [(0, 1..2), (1, 0..2), (2, 1..4), (2, 0..5)] {
+            let (dims, length) = ([2, 3, 5], range.len());
+            let input = [random(30, 1, 1.0)];
+            let ours = |x: &[Tensor<Checked, 1>]| narrow(x[0].clone().reshape(dims), axis, range.clone());
+            let by_burn =
+                |x: &[Tensor<Checked, 1>]| x[0].clone().reshape(dims).narrow(axis, range.start, length);
+            check("narrow", &input, |x| ours(x).reshape([-1]), |x| by_burn(x).reshape([-1]), 1e-6);
         }
         let by_burn =
             |x: &[Tensor<Checked, 1>]| Tensor::cat(vec![x[0].clone(), x[0].clone() * 0.0, x[1].clone()], 0);

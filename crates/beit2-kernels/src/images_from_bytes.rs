@@ -10,7 +10,35 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::flex::is_f32;
+use crate::precision::Precision;
 use crate::tensor::{unwrap, wrap};
+
+/// What a model wants of values in [0, 1].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scaling<'a> {
+    /// As they are.
+    Unit,
+    /// In [−1, 1].
+    Signed,
+    /// `(x − mean)/std` of each channel.
+    Standardised {
+        /// Of each channel.
+        mean: &'a [f64],
+        /// Of each channel.
+        std: &'a [f64],
+    },
+}
+
+/// How a model takes images: scaled, and cut into patches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PatchSpec<'a> {
+    /// Side of a patch.
+    pub patch: usize,
+    /// What happens to values.
+    pub scaling: Scaling<'a>,
+    /// Of the matmul that reads the patches: in bf16, a backend may give them in bf16.
+    pub precision: Precision,
+}
 
 /// The way of an image to patches on a backend's own tensors. Shapes are those of the functions of the same names.
 pub trait ImageOps: BurnBackend {
@@ -33,6 +61,16 @@ pub trait ImageOps: BurnBackend {
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
         composed::patches::<Self>(x, patch)
     }
+
+    /// [`patches_from_bytes`](crate::patches_from_bytes).
+    fn patches_from_bytes(
+        images: &[&[u8]],
+        size: [usize; 3],
+        specs: &[PatchSpec<'_>],
+        device: &Self::Device,
+    ) -> Vec<FloatTensor<Self>> {
+        composed::patches_from_bytes::<Self>(images, size, specs, device)
+    }
 }
 
 /// B images of the host, each bytes `[H, W, C]`, → `[B, C, H, W]` in [0, 1], f32, on the device. `size` is `[H, W, C]`.
@@ -44,12 +82,45 @@ pub fn images_from_bytes<B: ImageOps>(
     size: [usize; 3],
     device: &B::Device,
 ) -> Tensor<B, 4> {
+    check("images_from_bytes", images, size);
+    wrap(B::images_from_bytes(images, size, device))
+}
+
+fn check(name: &str, images: &[&[u8]], size: [usize; 3]) {
     let bytes: usize = size.iter().product();
     for (at, image) in images.iter().enumerate() {
         let count = image.len();
-        assert!(count == bytes, "images_from_bytes: {count} bytes of image {at} are not {size:?}");
+        assert!(count == bytes, "{name}: {count} bytes of image {at} are not {size:?}");
     }
-    wrap(B::images_from_bytes(images, size, device))
+}
+
+/// B images of the host, each bytes `[H, W, C]`, as each of several models takes them: [`patches`](crate::patches)
+/// `[B, N, C·p·p]` of the scaled images. The bytes are sent once.
+///
+/// # Panics
+/// If an image has not H·W·C bytes, a side is not a multiple of a patch, or there are not C means and deviations.
+pub fn patches_from_bytes<B: ImageOps>(
+    images: &[&[u8]],
+    size @ [height, width, channels]: [usize; 3],
+    specs: &[PatchSpec<'_>],
+    device: &B::Device,
+) -> Vec<Tensor<B, 3>> {
+    check("patches_from_bytes", images, size);
+    for PatchSpec { patch, scaling, .. } in specs {
+        assert!(
+            *patch > 0 && height.is_multiple_of(*patch) && width.is_multiple_of(*patch),
+            "patches_from_bytes: {size:?} cannot be cut into patches of {patch}"
+        );
+        if let Scaling::Standardised { mean, std } = scaling {
+            assert!(
+                [mean.len(), std.len()] == [channels; 2],
+                "patches_from_bytes: {} means and {} deviations for {channels} channels",
+                mean.len(),
+                std.len()
+            );
+        }
+    }
+    B::patches_from_bytes(images, size, specs, device).into_iter().map(wrap).collect()
 }
 
 /// [`images_from_bytes`](crate::images_from_bytes) composed from Burn's primitives.
@@ -80,6 +151,18 @@ pub fn reference_standardise<B: BurnBackend>(x: Tensor<B, 4>, mean: &[f64], std:
     let channels =
         |v: &[f64]| Tensor::<B, 4>::from_data(TensorData::new(v.to_vec(), [1, v.len(), 1, 1]), options);
     (x.clone() - channels(mean)) / channels(std)
+}
+
+/// Values in [0, 1] as a model wants them: `x [B, C, H, W]`.
+///
+/// # Panics
+/// As [`standardise`](crate::standardise).
+pub fn scale<B: ImageOps>(x: Tensor<B, 4>, scaling: Scaling<'_>) -> Tensor<B, 4> {
+    match scaling {
+        Scaling::Unit => x,
+        Scaling::Signed => to_signed(x),
+        Scaling::Standardised { mean, std } => standardise(x, mean, std),
+    }
 }
 
 /// [0, 1] → [−1, 1].
@@ -136,6 +219,19 @@ pub(crate) mod composed {
     pub(crate) fn patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {
         unwrap(super::reference_patches::<B>(wrap(x), patch))
     }
+
+    /// From the backend's other operations.
+    pub(crate) fn patches_from_bytes<B: ImageOps>(
+        images: &[&[u8]],
+        size: [usize; 3],
+        specs: &[PatchSpec<'_>],
+        device: &B::Device,
+    ) -> Vec<FloatTensor<B>> {
+        let images: Tensor<B, 4> = wrap(B::images_from_bytes(images, size, device));
+        let of =
+            |spec: &PatchSpec<'_>| unwrap(super::patches(scale(images.clone(), spec.scaling), spec.patch));
+        specs.iter().map(of).collect()
+    }
 }
 
 impl<B: ImageOps, C: CheckpointStrategy> ImageOps for Autodiff<B, C> {
@@ -149,6 +245,15 @@ impl<B: ImageOps, C: CheckpointStrategy> ImageOps for Autodiff<B, C> {
             true => composed::patches::<Self>(x, patch),
             false => Self::from_inner(B::fused_patches(x.primitive, patch)),
         }
+    }
+
+    fn patches_from_bytes(
+        images: &[&[u8]],
+        size: [usize; 3],
+        specs: &[PatchSpec<'_>],
+        device: &Self::Device,
+    ) -> Vec<FloatTensor<Self>> {
+        B::patches_from_bytes(images, size, specs, device).into_iter().map(Self::from_inner).collect()
     }
 }
 
@@ -249,6 +354,7 @@ mod tests {
     use burn::backend::Flex;
     use burn::tensor::{Distribution, Tensor};
 
+    use super::{PatchSpec, Precision, Scaling};
     use crate::testing::{check, random};
 
     #[test]
@@ -266,6 +372,30 @@ mod tests {
             let fast = super::standardise(fast, mean, std);
             fast.into_data().assert_eq(&super::reference_standardise(slow, mean, std).into_data(), true);
         }
+    }
+
+    #[test]
+    fn patches_of_bytes_are_those_of_scaled_images() {
+        let device = Default::default();
+        let (size, patch) = ([6, 9, 3], 3);
+        let bytes: Vec<u8> = (0..2 * 6 * 9 * 3).map(|i| (i * 37 % 256) as u8).collect();
+        let images: Vec<&[u8]> = bytes.chunks(6 * 9 * 3).collect();
+        let standardised = Scaling::Standardised { mean: &[0.1, 0.2, 0.3], std: &[0.5, 1.0, 2.0] };
+        let scalings = [Scaling::Unit, Scaling::Signed, standardised];
+        let specs = scalings.map(|scaling| PatchSpec { patch, scaling, precision: Precision::F32 });
+        let found = super::patches_from_bytes::<Flex>(&images, size, &specs, &device);
+        for (found, scaling) in found.into_iter().zip(scalings) {
+            let images = super::images_from_bytes::<Flex>(&images, size, &device);
+            let want = super::patches(super::scale(images, scaling), patch);
+            found.into_data().assert_eq(&want.into_data(), true);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "patches_from_bytes: [6, 9, 3] cannot be cut into patches of 4")]
+    fn names_images_that_patches_do_not_fit() {
+        let spec = PatchSpec { patch: 4, scaling: Scaling::Unit, precision: Precision::F32 };
+        super::patches_from_bytes::<Flex>(&[&[0; 162]], [6, 9, 3], &[spec], &Default::default());
     }
 
     #[test]

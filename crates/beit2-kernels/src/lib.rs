@@ -69,7 +69,7 @@ pub use block::{
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
-pub use concat::{ConcatOps, Part, concat, qkv_bias};
+pub use concat::{ConcatOps, Part, concat, narrow, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use gelu::{GeluOps, gelu, gelu_tanh, quick_gelu};
@@ -78,7 +78,10 @@ pub use gpu::{GpuSettings, set_up_gpus};
 #[cfg(feature = "cuda")]
 pub use gpu::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
 pub use head_loss::{HeadLossOps, HeadLosses, HeadSaved, HeadSpec, HeadTensors, fuses_head_loss, head_loss};
-pub use images_from_bytes::{ImageOps, images_from_bytes, patches, standardise, to_signed};
+pub use images_from_bytes::{
+    ImageOps, PatchSpec, Scaling, images_from_bytes, patches, patches_from_bytes, scale, standardise,
+    to_signed,
+};
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};

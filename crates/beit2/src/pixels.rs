@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use beit2_data::{DecodeOptions, EvalConfig, Image, batch_hwc};
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Scaling};
 use beit2_weights::Normalization;
 use burn::tensor::{Tensor, TensorData};
 
@@ -134,9 +134,14 @@ pub fn standardise<B: Backend>(images: Tensor<B, 4>, mean: [f64; 3], std: [f64; 
 
 /// Standardises by a model's own statistics; `None`: ImageNet's.
 pub fn normalise<B: Backend>(images: Tensor<B, 4>, normalization: Option<&Normalization>) -> Tensor<B, 4> {
+    kernels::scale(images, scaling(normalization))
+}
+
+/// What [`normalise`] does.
+pub fn scaling(normalization: Option<&Normalization>) -> Scaling<'_> {
     match normalization {
-        Some(Normalization { mean, std }) => kernels::standardise(images, mean, std),
-        None => standardise(images, IMAGENET_MEAN, IMAGENET_STD),
+        Some(Normalization { mean, std }) => Scaling::Standardised { mean, std },
+        None => Scaling::Standardised { mean: &IMAGENET_MEAN, std: &IMAGENET_STD },
     }
 }
 

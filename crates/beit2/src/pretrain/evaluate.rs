@@ -10,8 +10,8 @@ use super::{MimModel, PatchMask, PretrainRecipe};
 use crate::error::Error;
 use crate::pixels;
 use crate::tokenizer::VqKd;
-use crate::train::{DataConfig, DataPosition, Item, TrainingData, scalar, to_device, unusable};
-use crate::vit::{DropPath, VitConfig};
+use crate::train::{DataConfig, DataPosition, Item, TrainingData, patches_to_device, scalar, unusable};
+use crate::vit::{DropPath, Pixels, VitConfig};
 
 /// Metrics of a validation set.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +50,7 @@ pub fn evaluate<I: Backend>(
     for batch in data.loader(DataPosition::default(), &Rank::alone())?.take(batches) {
         let batch = batch?;
         replaced.extend(unusable(&batch));
-        let (x, mask, labels) = inputs(tokenizer, &batch.items, &recipe.model.vit, device)?;
+        let (x, mask, labels) = inputs(model, tokenizer, &batch.items, &recipe.model.vit, device)?;
         let found = model.forward_loss(x, &mask, labels, &DropPath::none());
         loss.resize(found.branches.len(), 0.0);
         accuracy.resize(found.branches.len(), 0.0);
@@ -76,21 +76,25 @@ pub(crate) fn validation_data<'a>(
     TrainingData { source, config, batch_size, views, mask: Some(recipe.block_mask()), seed: 0 }
 }
 
-/// What a model of these sizes is given: standardised images `[B, 3, H, W]`, their masks, and the target token ids
-/// `[B·M]`.
+/// What a model is given: the patches of images, their masks, and the target token ids `[B·M]`.
 pub(crate) fn inputs<I: Backend>(
+    model: &MimModel<I>,
     tokenizer: &VqKd<I>,
     items: &[Item],
     vit: &VitConfig,
     device: &I::Device,
 ) -> Result<Inputs<I>, Error> {
-    let (images, second) = to_device::<I>(items, device)?;
-    let masked: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-    let mask = PatchMask::new(&masked, items.len(), vit.patches(), device);
-    let tokenizer_x = tokenizer.preprocess(second.unwrap_or_else(|| images.clone()));
+    let of_model = model.trunk.patch_embed.spec(pixels::scaling(vit.normalization.as_ref()));
+    let [x, tokenizer_x] = patches_to_device::<I>(items, [of_model, tokenizer.patch_spec()], device)?;
+    let mask = mask_of(items, vit.patches(), device);
     let labels = tokenizer.ids_at(tokenizer_x, mask.masked_tokens());
-    let x = pixels::normalise(images, vit.normalization.as_ref());
     Ok((x, mask, labels))
 }
 
-type Inputs<I> = (Tensor<I, 4>, PatchMask<I>, Tensor<I, 1, Int>);
+/// The masks of a batch.
+pub(super) fn mask_of<I: Backend>(items: &[Item], patches: usize, device: &I::Device) -> PatchMask<I> {
+    let masked: Vec<u32> = items.iter().flat_map(|item| item.masked.iter().copied()).collect();
+    PatchMask::new(&masked, items.len(), patches, device)
+}
+
+type Inputs<I> = (Pixels<I>, PatchMask<I>, Tensor<I, 1, Int>);

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::MimConfig;
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
-use crate::vit::{Block, DropPath, LayerNorm, Linear, TokenSubset, Trunk, run_blocks};
+use crate::vit::{Block, DropPath, LayerNorm, Linear, Pixels, TokenSubset, Trunk, run_blocks};
 
 /// Which patches of a batch are masked: the same number M in every image, as indices, so that every
 /// shape is known before the step.
@@ -176,12 +176,12 @@ impl<B: Backend> MimModel<B> {
         heads.for_each(|head| head.set_precision(precision));
     }
 
-    /// Logits at the masked patches of standardised images `[B, C, H, W]`.
+    /// Logits at the masked patches of standardised images `[B, C, H, W]`, or of their patches.
     ///
     /// After the last block only CLS and masked patches are read, after the last head block only masked
     /// ones: there, queries and MLP run for those rows alone.
-    pub fn forward(&self, x: Tensor<B, 4>, mask: &PatchMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
-        let (last, aggregated) = self.masked_rows(x, mask, drop);
+    pub fn forward(&self, x: impl Into<Pixels<B>>, mask: &PatchMask<B>, drop: &DropPath<B>) -> MimLogits<B> {
+        let (last, aggregated) = self.masked_rows(x.into(), mask, drop);
         MimLogits {
             last: self.lm_head.forward(self.norm.forward(last)),
             patch_aggregation: aggregated.map(|rows| {
@@ -194,16 +194,16 @@ impl<B: Backend> MimModel<B> {
     /// [`MimModel::loss`] of [`MimModel::forward`]; in one operation from the final norm on where the backend has it.
     pub fn forward_loss(
         &self,
-        x: Tensor<B, 4>,
+        x: impl Into<Pixels<B>>,
         mask: &PatchMask<B>,
         labels: Tensor<B, 1, Int>,
         drop: &DropPath<B>,
     ) -> MimLoss<B> {
-        let device = x.device();
+        let device = labels.device();
         if !kernels::fuses_head_loss::<B>(&device, self.lm_head.weight.val().dims()) {
             return Self::loss(self.forward(x, mask, drop), labels);
         }
-        let (last, aggregated) = self.masked_rows(x, mask, drop);
+        let (last, aggregated) = self.masked_rows(x.into(), mask, drop);
         let own_head = self.cls_pt_norm.is_some();
         let (shared, own) = match (aggregated, own_head) {
             (Some(rows), false) => (vec![last, rows], None),
@@ -229,14 +229,14 @@ impl<B: Backend> MimModel<B> {
     /// What the final norms read at the masked patches, `[B·M, D]` each: of the last block, and of the aggregation head.
     fn masked_rows(
         &self,
-        x: Tensor<B, 4>,
+        x: Pixels<B>,
         mask: &PatchMask<B>,
         drop: &DropPath<B>,
     ) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
         let bias = self.trunk.shared_bias();
         let depth = self.trunk.blocks.len();
-        let dtype = x.dtype();
-        let x = self.trunk.embed(x, Some((mask.mask.clone().cast(dtype), self.mask_token.val())));
+        let token = self.mask_token.val();
+        let x = self.trunk.embed(x, Some((mask.mask.clone().cast(token.dtype()), token)));
         let run = |x, range, subset| self.trunk.run(x, range, subset, bias.as_ref(), drop);
         if self.cls_pt_layers.is_empty() {
             return (flat(run(x, 0..depth, Some(&mask.masked))), None);

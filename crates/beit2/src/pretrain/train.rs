@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use beit2_data::{Batch, Key, RngStream};
-use beit2_kernels::{self as kernels, AutodiffBackend};
+use beit2_kernels::{self as kernels, AutodiffBackend, PatchSpec, Scaling};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor};
 
+use super::evaluate::mask_of;
 use super::token_cache::{CacheUse, TokenCache, identity};
-use super::{MimModel, PatchMask, PretrainRecipe, evaluate, masked_labels};
+use super::{MimModel, PretrainRecipe, evaluate, masked_labels};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
@@ -17,7 +18,7 @@ use crate::pixels;
 use crate::tokenizer::TokenizerConfig;
 use crate::train::{
     AdamW, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
-    check_precision, per_rank_batch, to_device,
+    check_precision, patches_to_device, per_rank_batch,
 };
 use crate::vit::{DropPath, is_position_index, with_position_indices};
 use crate::weights::checkpoint_metadata;
@@ -98,14 +99,14 @@ pub fn train<B: AutodiffBackend>(
     // The frozen half of a step, which runs one batch ahead on a thread of its own.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, patches, frozen_device) = (tokenizer.clone(), vit.patches(), device.clone());
-    let normalization = vit.normalization.clone();
+    let (spec, normalization) = (model.trunk.patch_embed.spec(Scaling::Unit), vit.normalization.clone());
     session.expect(cost::pretrain_flops(&recipe.model, &tokenizer_config, recipe.mask.patches));
     let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
         let device = &frozen_device;
-        let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
-        let masked: Vec<u32> = batch.items.iter().flat_map(|item| item.masked.iter().copied()).collect();
-        let mask = PatchMask::new(&masked, batch.items.len(), patches, device);
-        let tokenizer_x = frozen.preprocess(second.unwrap_or_else(|| images.clone()));
+        let of_model = PatchSpec { scaling: pixels::scaling(normalization.as_ref()), ..spec };
+        let [x, tokenizer_x] =
+            patches_to_device::<B::InnerBackend>(&batch.items, [of_model, frozen.patch_spec()], device)?;
+        let mask = mask_of(&batch.items, patches, device);
         let labels = match &mut cache {
             // It holds the ids of all patches, so that a run with other masks finds them too.
             Some(cache) => {
@@ -113,7 +114,6 @@ pub fn train<B: AutodiffBackend>(
             }
             None => frozen.ids_at(tokenizer_x, mask.masked_tokens()),
         };
-        let x = pixels::normalise(images, normalization.as_ref());
         let cache_use = cache.as_mut().map(TokenCache::used).unwrap_or_default();
         Ok((batch, x, mask, labels, cache_use))
     });
@@ -133,7 +133,7 @@ pub fn train<B: AutodiffBackend>(
         let drop = DropPath::sample(&drop_path_rates, per_rank * rank.world(), &mut key.rng(), device);
         let drop = drop.narrow(per_rank * rank.index(), per_rank);
         let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
-            let (x, labels) = (Tensor::from_inner(x), Tensor::from_inner(labels));
+            let (x, labels) = (x.record(), Tensor::from_inner(labels));
             let loss = model.forward_loss(x, &mask.record::<B>(), labels, &drop);
             let grads = kernels::backward(&loss.total, &rank)?;
             Ok((loss, grads))

@@ -1,6 +1,6 @@
 //! VQ-KD: encoder, quantizer, decoder and the cosine loss to a teacher.
 
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, PatchSpec, Precision, Scaling};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
@@ -8,7 +8,7 @@ use super::{ProcessType, Quantized, Quantizer, TokenizerConfig};
 use crate::error::Error;
 use crate::init::{InitRule, initialise};
 use crate::pixels;
-use crate::vit::{DropPath, Linear, Pooling, TokenSubset, VisionTransformer};
+use crate::vit::{DropPath, Linear, Pixels, Pooling, TokenSubset, VisionTransformer};
 
 /// `Linear · tanh · Linear` between a Transformer and its task.
 #[derive(Module, Debug)]
@@ -121,20 +121,25 @@ impl<B: Backend> VqKd<B> {
         preprocess(images, self.process_type)
     }
 
+    /// How the encoder reads images in [0, 1].
+    pub fn patch_spec(&self) -> PatchSpec<'static> {
+        self.encoder.trunk.patch_embed.spec(scaling(self.process_type))
+    }
+
     /// The encoder's vectors before normalisation, preprocessed `[B, 3, H, W]` → `[B, N, C]`.
-    pub fn encode(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+    pub fn encode(&self, x: impl Into<Pixels<B>>) -> Tensor<B, 3> {
         self.encode_task_layer.forward(self.encoder.patch_tokens(x, &DropPath::none()))
     }
 
     /// Code ids `[B, N]` of preprocessed images: no decoder, no state, nothing but the nearest code.
-    pub fn ids(&self, x: Tensor<B, 4>) -> Tensor<B, 2, Int> {
+    pub fn ids(&self, x: impl Into<Pixels<B>>) -> Tensor<B, 2, Int> {
         let z = self.encode(x);
         let [batch, patches, width] = z.dims();
         self.quantize.ids(z.reshape([batch * patches, width])).reshape([batch, patches])
     }
 
     /// Code ids `[B·R]` of some patches, given as tokens behind CLS: those of [`VqKd::ids`], for less.
-    pub fn ids_at(&self, x: Tensor<B, 4>, subset: &TokenSubset<B>) -> Tensor<B, 1, Int> {
+    pub fn ids_at(&self, x: impl Into<Pixels<B>>, subset: &TokenSubset<B>) -> Tensor<B, 1, Int> {
         let z = self.encode_task_layer.forward(self.encoder.token_subset(x, subset));
         let [batch, count, width] = z.dims();
         self.quantize.ids(z.reshape([batch * count, width]))
@@ -182,9 +187,13 @@ pub fn cosine_loss<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 1>
 
 /// [`VqKd::preprocess`] without the model.
 pub(super) fn preprocess<B: Backend>(images: Tensor<B, 4>, process_type: ProcessType) -> Tensor<B, 4> {
+    kernels::scale(images, scaling(process_type))
+}
+
+fn scaling(process_type: ProcessType) -> Scaling<'static> {
     match process_type {
-        ProcessType::Default => pixels::to_signed(images),
-        ProcessType::ImagenetNorm => pixels::standardise(images, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD),
-        ProcessType::DallE => images,
+        ProcessType::Default => Scaling::Signed,
+        ProcessType::ImagenetNorm => pixels::scaling(None),
+        ProcessType::DallE => Scaling::Unit,
     }
 }

@@ -6,12 +6,13 @@ use beit2_data::{
     Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
     TransformError, TwoViewConfig, ViewParams, batch_hwc, sample_block_mask,
 };
-use beit2_kernels::{Backend, Rank};
+use beit2_kernels::{self as kernels, Backend, PatchSpec, Rank};
 use burn::tensor::Tensor;
 
 use super::recipe::DataConfig;
 use crate::error::Error;
 use crate::pixels;
+use crate::vit::Pixels;
 
 /// One augmented image.
 #[derive(Debug, Clone)]
@@ -129,15 +130,51 @@ pub fn to_device<B: Backend>(
     device: &B::Device,
 ) -> Result<(Tensor<B, 4>, Option<Tensor<B, 4>>), Error> {
     let tensor = |images: Vec<&Image>| -> Result<Tensor<B, 4>, Error> {
-        let Some(first) = images.first() else {
-            return Err(Error::Training("an empty batch".into()));
-        };
-        let size = pixels::size(first);
+        let size = size(&images)?;
         Ok(pixels::from_bytes(&batch_hwc(images)?, size, device))
     };
-    let patch = tensor(items.iter().map(|item| &item.patch).collect())?;
-    let token: Option<Vec<&Image>> = items.iter().map(|item| item.token.as_ref()).collect();
-    Ok((patch, token.map(tensor).transpose()?))
+    let (patch, token) = views(items);
+    Ok((tensor(patch)?, token.map(tensor).transpose()?))
+}
+
+/// What two models see of a batch: the first its patch views, the second its token views if there are such, else the same.
+///
+/// # Errors
+/// An empty batch.
+///
+/// # Panics
+/// If a view can't be cut into patches.
+pub fn patches_to_device<B: Backend>(
+    items: &[Item],
+    specs: [PatchSpec<'_>; 2],
+    device: &B::Device,
+) -> Result<[Pixels<B>; 2], Error> {
+    let pixels = |images: Vec<&Image>, specs: &[PatchSpec<'_>]| -> Result<Vec<Pixels<B>>, Error> {
+        let size @ [height, width, _] = size(&images)?;
+        let patches = kernels::patches_from_bytes(&batch_hwc(images)?, size, specs, device);
+        let grid = |spec: &PatchSpec<'_>| [height / spec.patch, width / spec.patch];
+        Ok(patches
+            .into_iter()
+            .zip(specs)
+            .map(|(patches, spec)| Pixels::Patches(patches, grid(spec)))
+            .collect())
+    };
+    let (patch, token) = views(items);
+    let found = match token {
+        None => pixels(patch, &specs)?,
+        Some(token) => [pixels(patch, &specs[..1])?, pixels(token, &specs[1..])?].concat(),
+    };
+    Ok(found.try_into().unwrap_or_else(|_| unreachable!("one for each model")))
+}
+
+/// The images of both views; the second only where every item has one.
+fn views(items: &[Item]) -> (Vec<&Image>, Option<Vec<&Image>>) {
+    (items.iter().map(|item| &item.patch).collect(), items.iter().map(|item| item.token.as_ref()).collect())
+}
+
+fn size(images: &[&Image]) -> Result<[usize; 3], Error> {
+    let first = images.first().ok_or_else(|| Error::Training("an empty batch".into()))?;
+    Ok(pixels::size(first))
 }
 
 /// What evaluation batches are made from: every image once, in order, through the evaluation transform.

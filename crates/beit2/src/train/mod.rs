@@ -19,7 +19,9 @@ mod statistics;
 
 pub use accumulate::GradientSum;
 pub use assets::{Assets, Files, OpenOnce};
-pub use batches::{DataPosition, EvaluationData, Item, TrainingData, TrainingItem, to_device};
+pub use batches::{
+    DataPosition, EvaluationData, Item, TrainingData, TrainingItem, patches_to_device, to_device,
+};
 pub(crate) use batches::{loader_config, unusable};
 pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};

@@ -112,7 +112,7 @@ pub fn mim_samples<B: Backend>(
     let mut loader = data.loader(DataPosition::default(), &Rank::alone())?;
     let Some(batch) = loader.next() else { return Ok(Vec::new()) };
     let batch = batch?;
-    let (x, mask, labels) = inputs(tokenizer, &batch.items, &recipe.model.vit, device)?;
+    let (x, mask, labels) = inputs(model, tokenizer, &batch.items, &recipe.model.vit, device)?;
     let logits = model.forward(x, &mask, &DropPath::none());
     let labels = ids(labels);
     let predicted: Vec<Vec<i64>> = std::iter::once(logits.last)

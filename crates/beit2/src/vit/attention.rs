@@ -1,5 +1,7 @@
 //! Multi-head self-attention with BEiT's biases.
 
+use std::ops::Range;
+
 use beit2_kernels::{self as kernels, AttentionSpec, Backend, Precision};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -109,11 +111,12 @@ impl<B: Backend> Attention<B> {
             return attention(subset.gather(q), kv);
         }
         let (weight, bias) = (self.qkv.weight.val(), self.qkv_bias());
-        let part = |from: usize, len: usize| {
-            (weight.clone().narrow(0, from, len), bias.clone().map(|b| b.narrow(0, from, len)))
+        let part = |range: Range<usize>| {
+            let bias = bias.clone().map(|bias| kernels::narrow(bias, 0, range.clone()));
+            (kernels::narrow(weight.clone(), 0, range), bias)
         };
-        let (q_weight, q_bias) = part(0, width);
-        let (kv_weight, kv_bias) = part(width, 2 * width);
+        let (q_weight, q_bias) = part(0..width);
+        let (kv_weight, kv_bias) = part(width..3 * width);
         let precision = self.qkv.precision();
         let q = kernels::linear(subset.gather(x.clone()), q_weight, q_bias, precision);
         attention(q, kernels::linear(x, kv_weight, kv_bias, precision))

@@ -23,7 +23,7 @@ pub(crate) use drop_path::add_branch;
 pub use drop_path::{BranchDrop, DropPath, SampleDrop, drop_path_rates};
 pub use layers::{LayerNorm, Linear};
 pub use load::{is_position_index, plan_trunk_weights, plan_weights, with_position_indices};
-pub use patch_embed::PatchEmbed;
+pub use patch_embed::{PatchEmbed, Pixels};
 pub use pos_embed::{PosResize, resize_grid, resize_pos_embed};
 pub use rel_pos::{RelPosBias, relative_position_index, relative_table_len};
 pub use run::run_blocks;

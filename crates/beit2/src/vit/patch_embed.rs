@@ -1,8 +1,33 @@
 //! Patches to vectors.
 
-use beit2_kernels::{self as kernels, Backend, PackedWeight, Precision};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, PackedWeight, PatchSpec, Precision, Scaling};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+
+/// What a model sees of a batch: images scaled as it wants them, whole or cut into its patches.
+#[derive(Debug, Clone)]
+pub enum Pixels<B: burn::tensor::backend::Backend> {
+    /// `[B, C, H, W]`.
+    Images(Tensor<B, 4>),
+    /// `[B, N, C·p·p]`, row by row, with the numbers of rows and columns.
+    Patches(Tensor<B, 3>, [usize; 2]),
+}
+
+impl<B: burn::tensor::backend::Backend> From<Tensor<B, 4>> for Pixels<B> {
+    fn from(images: Tensor<B, 4>) -> Self {
+        Self::Images(images)
+    }
+}
+
+impl<B: Backend> Pixels<B> {
+    /// The same on the backend that records gradients.
+    pub fn record<A: AutodiffBackend<InnerBackend = B>>(self) -> Pixels<A> {
+        match self {
+            Self::Images(images) => Pixels::Images(Tensor::from_inner(images)),
+            Self::Patches(patches, grid) => Pixels::Patches(Tensor::from_inner(patches), grid),
+        }
+    }
+}
 
 /// A convolution whose stride equals its kernel, computed as one matmul over patches.
 #[derive(Module, Debug)]
@@ -57,14 +82,30 @@ impl<B: Backend> PatchEmbed<B> {
         weight.reshape([dim, channels * patch * patch])
     }
 
-    /// # Shapes
-    /// `[B, C, H, W]` → `[B, N, D]`, patches row by row.
-    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
-        let patches = kernels::patches(x, self.proj.weight.dims()[2]);
+    /// Side of a patch.
+    pub fn patch(&self) -> usize {
+        self.proj.weight.dims()[2]
+    }
+
+    /// How the layer reads images of this scaling.
+    pub fn spec<'a>(&self, scaling: Scaling<'a>) -> PatchSpec<'a> {
+        PatchSpec { patch: self.patch(), scaling, precision: self.precision }
+    }
+
+    /// Vectors of patches row by row, `[B, N, D]`, with the numbers of rows and columns.
+    pub fn forward(&self, x: Pixels<B>) -> (Tensor<B, 3>, [usize; 2]) {
+        let (patches, grid) = match x {
+            Pixels::Patches(patches, grid) => (patches, grid),
+            Pixels::Images(images) => {
+                let ([_, _, height, width], patch) = (images.dims(), self.patch());
+                (kernels::patches(images, patch), [height / patch, width / patch])
+            }
+        };
         let bias = self.proj.bias.as_ref().map(Param::val);
-        match &self.packed {
+        let vectors = match &self.packed {
             Some(packed) => kernels::linear_packed(patches, packed, bias),
             None => kernels::linear(patches, self.rows(), bias, self.precision),
-        }
+        };
+        (vectors, grid)
     }
 }

@@ -4,7 +4,7 @@ use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::{DropPath, LayerNorm, Linear, TokenSubset, Trunk, VitConfig};
+use super::{DropPath, LayerNorm, Linear, Pixels, TokenSubset, Trunk, VitConfig};
 
 /// What becomes the image's vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -55,7 +55,7 @@ impl<B: Backend> VisionTransformer<B> {
     }
 
     /// All tokens after the final norm, `[B, C, H, W]` → `[B, N+1, D]`.
-    pub fn tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
+    pub fn tokens(&self, x: impl Into<Pixels<B>>, drop: &DropPath<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);
         let bias = self.trunk.shared_bias();
         let x = self.trunk.run(x, 0..self.trunk.blocks.len(), None, bias.as_ref(), drop);
@@ -66,7 +66,7 @@ impl<B: Backend> VisionTransformer<B> {
     }
 
     /// Patch tokens after the final norm and the head, `[B, N, outputs]`.
-    pub fn patch_tokens(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 3> {
+    pub fn patch_tokens(&self, x: impl Into<Pixels<B>>, drop: &DropPath<B>) -> Tensor<B, 3> {
         let tokens = self.tokens(x, drop);
         let patches = tokens.dims()[1] - 1;
         let tokens = kernels::narrow_tokens(tokens, 1, patches);
@@ -78,7 +78,7 @@ impl<B: Backend> VisionTransformer<B> {
 
     /// Some tokens after the final norm, `[B, R, D]`: in the last block, everything but keys and values is computed for them
     /// alone. Equal to selecting them from [`VisionTransformer::tokens`].
-    pub fn token_subset(&self, x: Tensor<B, 4>, subset: &TokenSubset<B>) -> Tensor<B, 3> {
+    pub fn token_subset(&self, x: impl Into<Pixels<B>>, subset: &TokenSubset<B>) -> Tensor<B, 3> {
         let x = self.trunk.embed(x, None);
         let (bias, drop) = (self.trunk.shared_bias(), DropPath::none());
         let x = self.trunk.run(x, 0..self.trunk.blocks.len(), Some(subset), bias.as_ref(), &drop);
@@ -89,7 +89,7 @@ impl<B: Backend> VisionTransformer<B> {
     }
 
     /// The head's output for the pooled image, `[B, outputs]`.
-    pub fn forward(&self, x: Tensor<B, 4>, drop: &DropPath<B>) -> Tensor<B, 2> {
+    pub fn forward(&self, x: impl Into<Pixels<B>>, drop: &DropPath<B>) -> Tensor<B, 2> {
         let x = self.trunk.embed(x, None);
         let bias = self.trunk.shared_bias();
         let x = self.trunk.run(x, 0..self.trunk.blocks.len(), None, bias.as_ref(), drop);

@@ -6,7 +6,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::{RelPosKind, VitConfig};
 use super::drop_path::KeptSamples;
-use super::{Block, BlockOptions, DropPath, PatchEmbed, PosResize, RelPosBias, resize_pos_embed, run_blocks};
+use super::{
+    Block, BlockOptions, DropPath, PatchEmbed, Pixels, PosResize, RelPosBias, resize_pos_embed, run_blocks,
+};
 
 /// The tokens of each sample that a caller wants, the same number R for every sample.
 #[derive(Debug, Clone)]
@@ -151,16 +153,15 @@ impl<B: Backend> Trunk<B> {
     /// Images to tokens.
     ///
     /// # Shapes
-    /// `x [B, C, H, W]`; `mask`: 1 where a patch is replaced, `[B, N, 1]`, with the token to put there
+    /// `x [B, C, H, W]`, or its patches; `mask`: 1 where a patch is replaced, `[B, N, 1]`, with the token to put there
     /// `[1, 1, D]` → `[B, N+1, D]`, CLS first.
-    pub fn embed(&self, x: Tensor<B, 4>, mask: Option<(Tensor<B, 3>, Tensor<B, 3>)>) -> Tensor<B, 3> {
-        let [_, _, height, width] = x.dims();
-        let patch = self.patch_embed.proj.weight.dims()[2];
-        let positions = self.pos_embed.as_ref().map(|positions| {
-            let (rows, cols) = (height / patch, width / patch);
-            resize_pos_embed(positions.val(), rows, cols, PosResize::ByPaddedScale)
-        });
-        kernels::embed_tokens(self.patch_embed.forward(x), self.cls_token.val(), mask, positions)
+    pub fn embed(&self, x: impl Into<Pixels<B>>, mask: Option<(Tensor<B, 3>, Tensor<B, 3>)>) -> Tensor<B, 3> {
+        let (patches, [rows, cols]) = self.patch_embed.forward(x.into());
+        let positions = self
+            .pos_embed
+            .as_ref()
+            .map(|positions| resize_pos_embed(positions.val(), rows, cols, PosResize::ByPaddedScale));
+        kernels::embed_tokens(patches, self.cls_token.val(), mask, positions)
     }
 
     /// All tokens of unmasked images `[B, C, H, W]` after the first `layer` blocks, un-normalised, `[B, N+1, D]`; after

@@ -92,8 +92,8 @@ mod tests {
 
     use crate::concat::tests as of;
     use crate::gpu::tests::{compare, on_cuda, run};
-    use crate::qkv_bias;
     use crate::testing::random;
+    use crate::{narrow, qkv_bias};
 
     type Recording = Autodiff<Cuda<f32, i32>>;
     type Wide = Autodiff<Flex>;
@@ -108,6 +108,16 @@ mod tests {
                 let got = run::<Recording>(&inputs, DType::F32, |x| of::run(x, dims, axis));
                 let want = run::<Wide>(&inputs, DType::F64, |x| of::run(x, dims, axis));
                 compare(&format!("concat {dims:?} along {axis}"), &got, &want, 1e-6);
+            }
+            for (axis, range) in [(0, 1..2), (1, 0..2), (2, 1..4), (2, 0..5)] {
+                let inputs = [random(30, 1, 1.0)];
+                let got = run::<Recording>(&inputs, DType::F32, |x| {
+                    narrow(x[0].clone().reshape([2, 3, 5]), axis, range.clone()).reshape([-1])
+                });
+                let want = run::<Wide>(&inputs, DType::F64, |x| {
+                    x[0].clone().reshape([2, 3, 5]).narrow(axis, range.start, range.len()).reshape([-1])
+                });
+                compare(&format!("narrow {range:?} of axis {axis}"), &got, &want, 0.0);
             }
             for width in [1, 7, 64, 768, 5000] {
                 let inputs = [random(width, 1, 1.0), random(width, 2, 1.0)];

@@ -6,9 +6,9 @@ use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::upload::send;
-use super::{Arg, Gpu, is_native, native, one};
-use crate::ImageOps;
-use crate::images_from_bytes::composed;
+use super::{Arg, Gpu, Ptr, Queue, is_native, native, one};
+use crate::images_from_bytes::{PatchSpec, Scaling, composed};
+use crate::{ImageOps, Precision};
 
 type Cuda<BT> = Gpu<CudaRuntime, BT>;
 
@@ -38,10 +38,7 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
         if !is_native(x.client.device()) || !plain || batch * channels > 65_535 {
             return composed::standardise::<Self>(x, mean, std);
         }
-        let mut values = [0f32; 2 * CHANNELS];
-        for (at, (mean, std)) in mean.iter().zip(std).enumerate() {
-            (values[at], values[CHANNELS + at]) = (*mean as f32, *std as f32);
-        }
+        let values = statistics(mean, std);
         let outputs = vec![(x.shape.clone(), DType::F32)];
         one(native::<BT>("standardise", vec![x], outputs, 0, move |queue, inputs, outputs, _| {
             let area = (height * width) as u32;
@@ -50,7 +47,7 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
                 Arg::Ptr(outputs[0]),
                 Arg::U32(area),
                 Arg::U32(channels as u32),
-                Arg::Bytes(values.iter().flat_map(|value| value.to_ne_bytes()).collect()),
+                Arg::Bytes(values.clone()),
             ];
             let grid = [area.div_ceil(1024), (batch * channels) as u32, 1];
             queue.launch("images_standardise", grid, [256, 1, 1], 0, &args);
@@ -81,14 +78,67 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
             queue.launch("images_to_patches", [count as u32, batch as u32, 1], [256, 1, 1], 0, &args);
         }))
     }
+
+    fn patches_from_bytes(
+        images: &[&[u8]],
+        size: [usize; 3],
+        specs: &[PatchSpec<'_>],
+        device: &CudaDevice,
+    ) -> Vec<FloatTensor<Self>> {
+        let ([height, width, channels], batch) = (size, images.len());
+        let count = batch * height * width * channels;
+        if !is_native(device) || count == 0 || channels > CHANNELS || batch > 65_535 {
+            return composed::patches_from_bytes::<Self>(images, size, specs, device);
+        }
+        let bytes = one(send::<BT>(&[(images.to_vec(), Shape::new([count]), DType::U8)], device));
+        let of = |spec: &PatchSpec<'_>| {
+            let PatchSpec { patch, scaling, precision } = *spec;
+            let values = match scaling {
+                Scaling::Unit => statistics(&[0.0; CHANNELS], &[1.0; CHANNELS]),
+                Scaling::Signed => statistics(&[0.5; CHANNELS], &[0.5; CHANNELS]),
+                Scaling::Standardised { mean, std } => statistics(mean, std),
+            };
+            let (kernel, element) = match precision {
+                Precision::F32 => ("bytes_to_patches_f32", DType::F32),
+                Precision::Bf16 => ("bytes_to_patches_bf16", DType::BF16),
+            };
+            let patches = (height / patch) * (width / patch);
+            let outputs = vec![(Shape::new([batch, patches, channels * patch * patch]), element)];
+            let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| {
+                let sizes = [channels, height, width, patch].map(|n| Arg::U32(n as u32));
+                let args: Vec<Arg> = [i[0], o[0]]
+                    .map(Arg::Ptr)
+                    .into_iter()
+                    .chain(sizes)
+                    .chain([Arg::Bytes(values.clone())])
+                    .collect();
+                queue.launch(kernel, [patches as u32, batch as u32, 1], [256, 1, 1], 0, &args);
+            };
+            one(native::<BT>("patches_from_bytes", vec![bytes.clone()], outputs, 0, run))
+        };
+        specs.iter().map(of).collect()
+    }
+}
+
+/// `struct Channels` of `kernels/images.cu`.
+fn statistics(mean: &[f64], std: &[f64]) -> Vec<u8> {
+    let mut values = [0f32; 2 * CHANNELS];
+    for (at, (mean, std)) in mean.iter().zip(std).enumerate() {
+        (values[at], values[CHANNELS + at]) = (*mean as f32, *std as f32);
+    }
+    values.iter().flat_map(|value| value.to_ne_bytes()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::{Cuda, Flex};
+    use burn::backend::{Autodiff, Cuda, Flex};
+    use burn::tensor::{DType, Distribution, Tensor};
 
     use crate::gpu::tests::on_cuda;
-    use crate::{ImageOps, images_from_bytes, patches, standardise, to_signed};
+    use crate::{
+        ImageOps, PatchSpec, Precision, Scaling, images_from_bytes, linear, patches, patches_from_bytes,
+        standardise, to_signed,
+    };
 
     fn way<B: ImageOps>(dims: [usize; 4], patch: usize, device: &B::Device) -> Vec<f32> {
         let bytes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 256) as u8).collect();
@@ -101,7 +151,44 @@ mod tests {
         all.extend(images.to_data().into_vec::<f32>().unwrap());
         all.extend(to_signed(images.clone()).into_data().into_vec::<f32>().unwrap());
         all.extend(patches(images, patch).into_data().into_vec::<f32>().unwrap());
+        let images: Vec<&[u8]> = bytes.chunks(height * width * channels).collect();
+        let scalings = [Scaling::Standardised { mean, std }, Scaling::Signed, Scaling::Unit];
+        let specs = scalings.map(|scaling| PatchSpec { patch, scaling, precision: Precision::F32 });
+        for found in patches_from_bytes::<B>(&images, [height, width, channels], &specs, device) {
+            all.extend(found.into_data().into_vec::<f32>().unwrap());
+        }
         all
+    }
+
+    /// Patches in bf16 are what a matmul in bf16 makes of those in f32, and their gradients are the same bits.
+    #[test]
+    fn patches_in_bf16_on_cuda() {
+        on_cuda(|device| {
+            if !super::is_native(device) {
+                println!("skipped: this device takes the portable path");
+                return;
+            }
+            let bytes: Vec<u8> = (0..2 * 32 * 48 * 3).map(|i| (i * 37 % 256) as u8).collect();
+            let images: Vec<&[u8]> = bytes.chunks(32 * 48 * 3).collect();
+            let specs = [Precision::Bf16, Precision::F32].map(|precision| PatchSpec {
+                patch: 16,
+                scaling: Scaling::Signed,
+                precision,
+            });
+            let weight = Tensor::<Cuda, 2>::random([24, 768], Distribution::Default, device);
+            let found = patches_from_bytes::<Cuda>(&images, [32, 48, 3], &specs, device);
+            assert_eq!([found[0].dtype(), found[1].dtype()], [DType::BF16, DType::F32]);
+            let results = found.into_iter().map(|patches| {
+                let weight = Tensor::<Autodiff<Cuda>, 2>::from_inner(weight.clone()).require_grad();
+                let y = linear(Tensor::from_inner(patches), weight.clone(), None, Precision::Bf16);
+                let grads = y.clone().powi_scalar(2).sum().backward();
+                let values = y.into_data().into_vec::<f32>().unwrap();
+                (values, weight.grad(&grads).unwrap().into_data().into_vec::<f32>().unwrap())
+            });
+            let [narrow, wide] = results.collect::<Vec<_>>().try_into().unwrap();
+            assert!(narrow.0.iter().any(|&value| value != 0.0));
+            assert_eq!(narrow, wide);
+        });
     }
 
     #[test]

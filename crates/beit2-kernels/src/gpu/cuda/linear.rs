@@ -112,6 +112,11 @@ fn takes(tensors: &[&Recorded]) -> bool {
     tensors.iter().all(filled) && is_native(tensors[0].client.device())
 }
 
+/// Whether this is an operand that is bf16 already, on a native device: patches, or a tensor by which a peak is measured.
+fn narrow(x: &Recorded) -> bool {
+    x.dtype == DType::BF16 && x.shape.num_elements() > 0 && is_native(x.client.device())
+}
+
 /// Rows of a tensor whose last axis is `width`.
 fn rows(x: &Recorded, width: usize) -> usize {
     x.shape.num_elements() / width
@@ -142,11 +147,9 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         bias: Option<FloatTensor<Self>>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        // Operands may be bf16 already: so a peak is measured.
-        let held = |x: &Recorded| x.dtype == DType::BF16 && precision == Precision::Bf16;
-        let native = is_native(x.client.device()) && x.shape.num_elements() > 0;
+        let held = |x: &Recorded| narrow(x) && precision == Precision::Bf16;
         let operands = [&x, &weight].into_iter().all(|x| held(x) || takes(&[x]));
-        if native && operands && bias.iter().all(|bias| takes(&[bias])) {
+        if operands && bias.iter().all(|bias| takes(&[bias])) {
             forward::<BT>(x, weight, bias, precision)
         } else {
             portable::forward::<CudaRuntime, BT>(x, weight, bias, precision)
@@ -171,7 +174,7 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         weight: &PackedWeight,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        assert!(takes(&[&x]), "linear_packed: expected f32, found {:?}", x.dtype);
+        assert!(takes(&[&x]) || narrow(&x), "linear_packed: expected f32 or bf16, found {:?}", x.dtype);
         forward::<BT>(x, weight.cuda(), bias, Precision::Bf16)
     }
 
@@ -199,7 +202,8 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         grad: FloatTensor<Self>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        if !takes(&[&x, &grad]) {
+        let operand = takes(&[&x]) || (narrow(&x) && precision == Precision::Bf16);
+        if !operand || !takes(&[&grad]) {
             return portable::backward_weight::<CudaRuntime, BT>(x, grad, precision);
         }
         let [out, inner] = [&grad, &x].map(|x| x.shape[x.shape.num_dims() - 1]);

@@ -286,7 +286,7 @@ impl<B: Backend> Teacher<B> {
         let [batch, _, height, width] = x.dims();
         let (patch, options) = (self.patch_size(), &self.facts.options);
         let (rows, cols) = (height / patch, width / patch);
-        let mut tokens = self.patch_embed.forward(x);
+        let (mut tokens, _) = self.patch_embed.forward(x.into());
         if let Some(pos) = &self.pos_embed {
             tokens = tokens + resize_grid(pos.val(), rows, cols, options.resize);
         }

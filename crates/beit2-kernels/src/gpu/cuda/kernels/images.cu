@@ -1,4 +1,5 @@
 // From bytes to patches. The arithmetic is that of the composed versions, to the bit.
+#include "device.cuh"
 
 // y[b, c, pixel] = x[b, pixel, c] / 255. Grid (area / 256 rounded up, B): a thread takes all channels of a pixel.
 extern "C" __global__ void __launch_bounds__(256) images_from_bytes(const unsigned char *x, float *y, unsigned area, unsigned channels) {
@@ -13,6 +14,34 @@ extern "C" __global__ void __launch_bounds__(256) images_from_bytes(const unsign
 struct Channels {
     float mean[32], std[32];
 };
+
+// y[b, (row, col), (c, line, at)] = (x[b, row·p + line, col·p + at, c] / 255 - mean[c]) / std[c]. Grid (patches, B): a block
+// writes a patch.
+template <typename T>
+static __device__ void bytes_to_patches(const unsigned char *__restrict__ x, T *__restrict__ y, unsigned channels,
+                                        unsigned height, unsigned width, unsigned patch, const Channels &values) {
+    const unsigned cols = width / patch, row = blockIdx.x / cols, col = blockIdx.x % cols;
+    const unsigned count = channels * patch * patch;
+    const unsigned char *image = x + size_t(blockIdx.y) * height * width * channels;
+    T *out = y + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * count;
+    for (unsigned i = threadIdx.x; i < count; i += 256) {
+        const unsigned at = i % patch, line = i / patch % patch, c = i / (patch * patch);
+        const size_t pixel = size_t(row * patch + line) * width + col * patch + at;
+        out[i] = to<T>((float(image[pixel * channels + c]) / 255.0f - values.mean[c]) / values.std[c]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    bytes_to_patches_f32(const unsigned char *x, float *y, unsigned channels, unsigned height, unsigned width,
+                         unsigned patch, const __grid_constant__ Channels values) {
+    bytes_to_patches<float>(x, y, channels, height, width, patch, values);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    bytes_to_patches_bf16(const unsigned char *x, bf16 *y, unsigned channels, unsigned height, unsigned width,
+                          unsigned patch, const __grid_constant__ Channels values) {
+    bytes_to_patches<bf16>(x, y, channels, height, width, patch, values);
+}
 
 // y = (x - mean[c]) / std[c] of planes of `area` values. Grid (area / 1024 rounded up, planes): four values a thread.
 extern "C" __global__ void __launch_bounds__(256) images_standardise(

@@ -85,7 +85,13 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "images",
         text: include_str!("images.cu"),
-        entries: &["images_from_bytes", "images_standardise", "images_to_patches"],
+        entries: &[
+            "images_from_bytes",
+            "images_standardise",
+            "images_to_patches",
+            "bytes_to_patches_f32",
+            "bytes_to_patches_bf16",
+        ],
     },
     Source {
         name: "loss",
