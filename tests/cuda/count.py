@@ -65,7 +65,7 @@ def png(path: Path, side: int, channels: int, value: int) -> None:
     )
 
 
-def scenes(folder: Path, count: int = 8, side: int = 512) -> Path:
+def scenes(folder: Path, count: int, side: int = 512) -> Path:
     """Images with masks of 150 classes, to segment."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -80,10 +80,12 @@ def command(cell: Cell, batch: int, steps: int, folder: Path) -> list[str]:
     """Arguments of the program for so many steps."""
     common = ["--batch-size", str(batch), "--precision", cell.precision, "--device", "cuda"]
     if cell.stage == "segment":
-        data = scenes(folder.parent / "scenes")
-        # The evaluation and the checkpoint at the end are the same in a long and a short run.
+        # All steps of an epoch, at whose end metrics are read. Evaluation and checkpoint at the end are the same in a long and a
+        # short run.
+        data = scenes(folder.parent / "scenes", batch * (LONG + 1))
+        val = scenes(folder.parent / "val", 4)
         return [
-            "segment", "train", "segment_base_ade20k", "--init", "scratch", "--data", str(data), "--val", str(data),
+            "segment", "train", "segment_base_ade20k", "--init", "scratch", "--data", str(data), "--val", str(val),
             "--no-check", "--steps", str(steps), "--workers", "1", "--out", str(folder / "run"), "--restart",
             "--set", "eval.every=\"none\"", "--set", "schedule.warmup_steps=1", *common,
         ]  # fmt: skip

@@ -45,7 +45,8 @@ fn shape(batch: usize, side: usize, inputs: usize, outputs: usize, repeats: usiz
     let wide = random([batch, side, side, 9 * inputs]);
     let matrix = random([outputs, 9 * inputs]);
     let flops = 3.0 * 2.0 * (batch * side * side * 9 * inputs * outputs) as f64;
-    let mut runs: Vec<Box<dyn FnMut()>> = vec![Box::new(|| step(kernels::conv3x3(leaf(&x), leaf(&weight))))];
+    let mut runs: Vec<Box<dyn FnMut()>> =
+        vec![Box::new(|| step(kernels::conv3x3(leaf(&x), leaf(&weight), Precision::F32)))];
     if others {
         runs.push(Box::new(|| step(shifted(leaf(&x), leaf(&weight)))));
         runs.push(Box::new(|| step(kernels::reference::conv3x3(leaf(&x), leaf(&weight)))));

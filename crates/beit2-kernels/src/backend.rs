@@ -5,6 +5,7 @@ use burn::backend::{Autodiff, Flex};
 
 use crate::adamw::AdamwOps;
 use crate::attention::AttentionOps;
+use crate::batch_norm::BatchNormOps;
 use crate::block::BlockOps;
 use crate::channel_moments::ChannelMomentsOps;
 use crate::channel_norm::ChannelNormOps;
@@ -12,11 +13,14 @@ use crate::collective::AllReduceOps;
 use crate::concat::ConcatOps;
 use crate::conv3x3::Conv3x3Ops;
 use crate::cross_entropy::CrossEntropyOps;
+use crate::deconv2x2::DeconvOps;
 use crate::gelu::GeluOps;
 use crate::head_loss::HeadLossOps;
 use crate::images_from_bytes::ImageOps;
 use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
+use crate::loss_sum::LossSumOps;
+use crate::maps::MapOps;
 use crate::mixing::MixingOps;
 use crate::nearest_code::NearestCodeOps;
 use crate::norm_mlp::NormMlpOps;
@@ -38,17 +42,21 @@ pub trait Backend:
     AdamwOps
     + AllReduceOps
     + AttentionOps
+    + BatchNormOps
     + BlockOps
     + ChannelMomentsOps
     + ChannelNormOps
     + ConcatOps
     + Conv3x3Ops
     + CrossEntropyOps
+    + DeconvOps
     + GeluOps
     + HeadLossOps
     + ImageOps
     + LayerNormOps
     + LinearOps
+    + LossSumOps
+    + MapOps
     + MixingOps
     + NearestCodeOps
     + NormMlpOps

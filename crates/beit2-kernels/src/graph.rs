@@ -57,7 +57,26 @@ macro_rules! register {
     };
 }
 
-pub(crate) use {record, record_with, register};
+/// As `grads.register`, for a parent that may have other children: what they gave already is added by the backend's own sum.
+/// `accumulate!(B, grads, parent, gradient)`.
+macro_rules! accumulate {
+    ($B:ident, $grads:expr, $parent:expr, $gradient:expr) => {{
+        use burn::tensor::ops::FloatTensor;
+        let (parent, gradient): (_, FloatTensor<$B>) = ($parent, $gradient);
+        // Burn finds a gradient by a tensor of the graph, of which only the node counts.
+        let mut place = FloatTensor::<burn::backend::Autodiff<$B>>::new(gradient.clone());
+        place.node = parent.clone();
+        let there = $grads.remove::<$B>(&place);
+        drop(place);
+        let gradient = match there {
+            Some(there) => $B::fused_sum(gradient, there),
+            None => gradient,
+        };
+        $grads.register::<$B>(parent.id, gradient);
+    }};
+}
+
+pub(crate) use {accumulate, record, record_with, register};
 
 /// The inner tensor of one without gradient; for backward passes that use statistics of the forward pass, which are
 /// constants to a graph: they refuse instead of losing a part of the second derivative.

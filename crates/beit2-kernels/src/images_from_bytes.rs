@@ -57,6 +57,11 @@ pub trait ImageOps: BurnBackend {
         composed::to_signed::<Self>(x)
     }
 
+    /// [`clear_outside`](crate::clear_outside).
+    fn fused_clear_outside(x: FloatTensor<Self>, contents: &[[usize; 2]]) -> FloatTensor<Self> {
+        composed::clear_outside::<Self>(x, contents)
+    }
+
     /// [`patches`](crate::patches).
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
         composed::patches::<Self>(x, patch)
@@ -145,6 +150,23 @@ pub fn standardise<B: ImageOps>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> T
     wrap(B::fused_standardise(unwrap(x), mean, std))
 }
 
+/// `x [B, C, H, W]` with 0 outside of each image's content: its first columns and rows.
+///
+/// # Panics
+/// If there are not B contents `[columns, rows]`, or one is larger than the images.
+pub fn clear_outside<B: ImageOps>(x: Tensor<B, 4>, contents: &[[usize; 2]]) -> Tensor<B, 4> {
+    let dims @ [batch, _, height, width] = x.dims();
+    assert!(
+        contents.len() == batch
+            && contents.iter().all(|[columns, rows]| *columns <= width && *rows <= height),
+        "clear_outside: contents {contents:?} do not fit {dims:?}"
+    );
+    match contents.iter().all(|content| *content == [width, height]) {
+        true => x,
+        false => wrap(B::fused_clear_outside(unwrap(x), contents)),
+    }
+}
+
 /// [`standardise`](crate::standardise) composed from Burn's primitives.
 pub fn reference_standardise<B: BurnBackend>(x: Tensor<B, 4>, mean: &[f64], std: &[f64]) -> Tensor<B, 4> {
     let options = (&x.device(), x.dtype());
@@ -214,6 +236,24 @@ pub(crate) mod composed {
 
     pub(crate) fn to_signed<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
         unwrap(wrap::<B, 4>(x).mul_scalar(255.0).div_scalar(127.5).sub_scalar(1.0))
+    }
+
+    pub(crate) fn clear_outside<B: BurnBackend>(
+        x: FloatTensor<B>,
+        contents: &[[usize; 2]],
+    ) -> FloatTensor<B> {
+        let mut x: Tensor<B, 4> = wrap(x);
+        let [_, channels, height, width] = x.dims();
+        for (at, &[columns, rows]) in contents.iter().enumerate() {
+            for [rows, columns] in [[0..rows, columns..width], [rows..height, 0..width]] {
+                if !rows.is_empty() && !columns.is_empty() {
+                    let options = (&x.device(), x.dtype());
+                    let zeros = Tensor::zeros([1, channels, rows.len(), columns.len()], options);
+                    x = x.slice_assign([at..at + 1, 0..channels, rows, columns], zeros);
+                }
+            }
+        }
+        unwrap(x)
     }
 
     pub(crate) fn patches<B: BurnBackend>(x: FloatTensor<B>, patch: usize) -> FloatTensor<B> {

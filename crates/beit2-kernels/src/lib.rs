@@ -12,6 +12,7 @@
 mod adamw;
 mod attention;
 mod backend;
+mod batch_norm;
 mod bilinear;
 mod block;
 mod channel_moments;
@@ -20,6 +21,7 @@ mod collective;
 mod concat;
 mod conv3x3;
 mod cross_entropy;
+mod deconv2x2;
 mod flex;
 mod gelu;
 #[cfg(feature = "gpu")]
@@ -30,6 +32,8 @@ mod images_from_bytes;
 mod interrupt;
 mod layer_norm;
 mod linear;
+mod loss_sum;
+mod maps;
 mod matmul;
 mod matrix;
 mod memory;
@@ -61,6 +65,10 @@ pub use attention::{
     attention_subset, attention_weights,
 };
 pub use backend::{AutodiffBackend, Backend};
+pub use batch_norm::{
+    BatchNormOps, ChannelAffine, Recorded, RunningMoments, RunningOf, batch_norm, fuses_batch_norm,
+    record_moments,
+};
 pub use bilinear::bilinear;
 pub use block::{
     BlockActivation, BlockOps, BlockParameters, BlockSizes, BlockSpec, BlockTensors, BlocksDrop,
@@ -70,8 +78,9 @@ pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
 pub use concat::{ConcatOps, Part, concat, narrow, qkv_bias};
-pub use conv3x3::{Conv3x3Ops, conv3x3};
+pub use conv3x3::{Conv3x3Ops, conv_precision, conv3x3};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
+pub use deconv2x2::{DeconvOps, deconv2x2};
 pub use gelu::{GeluOps, gelu, gelu_tanh, quick_gelu};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuSettings, set_up_gpus};
@@ -79,12 +88,14 @@ pub use gpu::{GpuSettings, set_up_gpus};
 pub use gpu::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
 pub use head_loss::{HeadLossOps, HeadLosses, HeadSaved, HeadSpec, HeadTensors, fuses_head_loss, head_loss};
 pub use images_from_bytes::{
-    ImageOps, PatchSpec, Scaling, images_from_bytes, patches, patches_from_bytes, scale, standardise,
-    to_signed,
+    ImageOps, PatchSpec, Scaling, clear_outside, images_from_bytes, patches, patches_from_bytes, scale,
+    standardise, to_signed,
 };
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
 pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
+pub use loss_sum::{LossSumOps, loss_sum};
+pub use maps::{MapDims, MapOps, cell_means, max_pool, resize_add, resize_concat, scale_channels};
 pub use memory::release_memory;
 pub use mixing::{ImageBox, MixingOps, PairMix, mix_pairs, paste_boxes};
 pub use nearest_code::{NearestCodeOps, code_counts, code_statistics, nearest_code};

@@ -13,7 +13,8 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 
-use crate::graph::{constant, record, register};
+use crate::graph::{accumulate, constant, record, register};
+use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{unwrap, wrap};
 
 /// What [`embed_tokens`](crate::embed_tokens) makes tokens of, as tensors or whatever belongs to each of them.
@@ -53,7 +54,7 @@ pub struct TokenChoice<B: BurnBackend> {
 }
 
 /// Operations on tokens on a backend's own tensors. Shapes are those of the functions of the same names.
-pub trait TokenOps: BurnBackend {
+pub trait TokenOps: ResidualScaleOps {
     /// Whether these operations (on f32) are one computation each here, with backward passes of their own.
     fn fuses_tokens(_device: &Self::Device) -> bool {
         false
@@ -402,7 +403,10 @@ impl<B: TokenOps> Backward<B, 1> for NarrowBackward {
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let (from, tokens) = ops.state;
-        register!(B, grads, ops.parents, [B::fused_narrow_tokens_backward(grad, from, tokens)]);
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            accumulate!(B, grads, &parent, B::fused_narrow_tokens_backward(grad, from, tokens));
+        }
     }
 }
 

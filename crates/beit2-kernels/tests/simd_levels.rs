@@ -36,7 +36,7 @@ fn maps(
         let (loss, _) = if is_fast {
             let (mean, var) = fast::channel_moments(map.clone());
             let y = fast::channel_norm(map.clone(), mean, scale.clone() * var, shift.clone(), true);
-            fast::pixel_cross_entropy(fast::conv3x3(y, kernel.clone()), labels)
+            fast::pixel_cross_entropy(fast::conv3x3(y, kernel.clone(), Precision::F32), labels)
         } else {
             let (mean, var) = slow::channel_moments(map.clone().reshape([60, 120]));
             let y = slow::channel_norm(map.clone(), mean, wide(scale) * var, wide(shift), true);

@@ -12,7 +12,7 @@ use super::{
     composed,
 };
 use crate::collective::{Rank, overlap};
-use crate::graph::{constant, register};
+use crate::graph::{accumulate, constant, register};
 use crate::interrupt::tick;
 use crate::tokens::TokenChoice;
 
@@ -67,8 +67,11 @@ impl<B: BlockOps> Backward<B, PARENTS> for BlocksBackward {
                 ops.parents[FIRST..].iter().map(|parent| parent.as_ref().map(|parent| parent.id.value));
             overlap::keep::<B>(keys.zip(means).filter_map(|(key, mean)| Some((key, mean?))));
         }
-        let gradients = [Some(x)].into_iter().chain(in_order(biases, parameters));
-        register!(B, grads, ops.parents, gradients);
+        let mut parents = ops.parents.into_iter();
+        if let Some(parent) = parents.next().flatten() {
+            accumulate!(B, grads, &parent, x);
+        }
+        register!(B, grads, parents, in_order(biases, parameters));
         tick(2 * operations);
     }
 }

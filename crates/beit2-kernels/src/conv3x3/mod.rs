@@ -4,6 +4,9 @@
 //! bounded by a few bands of rows and one copy of the weight. The input's gradient is the same convolution
 //! with the kernel flipped; a backward pass keeps the input only if the weight needs a gradient, and
 //! the weight only if the input does. Results do not depend on the number of threads.
+//!
+//! A precision is that of the operands, as in a linear layer's matmuls. A backend may compute in f32 nevertheless, as the CPU
+//! does; [`conv_precision`](crate::conv_precision) says in which one it does.
 
 pub(crate) mod fast;
 
@@ -16,41 +19,66 @@ use burn::tensor::module::conv2d;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 use burn::tensor::{Tensor, TensorMetadata};
 
+use crate::Precision;
 use crate::flex::is_f32;
-use crate::graph::record;
+use crate::graph::{accumulate, record};
 use crate::interrupt::tick;
+use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{unwrap, wrap};
 
 /// 3×3 convolution on a backend's own tensors. Shapes are those of the functions of the same names.
-pub trait Conv3x3Ops: BurnBackend {
+pub trait Conv3x3Ops: ResidualScaleOps {
+    /// [`conv_precision`](crate::conv_precision).
+    fn conv_precision(_device: &Self::Device, _precision: Precision) -> Precision {
+        Precision::F32
+    }
+
     /// [`conv3x3`](crate::conv3x3).
-    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        _precision: Precision,
+    ) -> FloatTensor<Self> {
         composed::conv3x3::<Self>(x, weight)
     }
 
     /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its input, `[B, H, W, in]`.
-    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        _precision: Precision,
+    ) -> FloatTensor<Self> {
         composed::conv3x3_backward_input::<Self>(weight, grad)
     }
 
     /// Gradient of [`conv3x3`](crate::conv3x3) with respect to its weight, `[out, in, 3, 3]`.
-    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        _precision: Precision,
+    ) -> FloatTensor<Self> {
         composed::conv3x3_backward_weight::<Self>(x, grad)
     }
 }
 
-/// 3×3 convolution: `x [B, H, W, in]`, `weight [out, in, 3, 3]` → `[B, H, W, out]`.
+/// In which precision convolutions compute on `device` in a model whose matmuls compute in `precision`. Layers that stand between
+/// convolutions (1×1, transposed) take the same.
+pub fn conv_precision<B: Conv3x3Ops>(device: &B::Device, precision: Precision) -> Precision {
+    B::conv_precision(device, precision)
+}
+
+/// 3×3 convolution: `x [B, H, W, in]`, `weight [out, in, 3, 3]` → `[B, H, W, out]`, forward and backward in `precision`.
 ///
 /// # Panics
 /// If the weight is not of that shape or has another number of inputs than `x`.
-pub fn conv3x3<B: Conv3x3Ops>(x: Tensor<B, 4>, weight: Tensor<B, 4>) -> Tensor<B, 4> {
+pub fn conv3x3<B: Conv3x3Ops>(x: Tensor<B, 4>, weight: Tensor<B, 4>, precision: Precision) -> Tensor<B, 4> {
     let (map, kernel) = (x.dims(), weight.dims());
     assert!(
         kernel[1..] == [map[3], 3, 3],
         "conv3x3: x {map:?} needs a weight [out, {}, 3, 3], found {kernel:?}",
         map[3]
     );
-    let y = wrap(B::fused_conv3x3(unwrap(x), unwrap(weight)));
+    let y = wrap(B::fused_conv3x3(unwrap(x), unwrap(weight), precision));
     tick(operations(map.iter().product(), kernel[0]));
     y
 }
@@ -94,7 +122,7 @@ pub(crate) fn reference_backward_weight<B: BurnBackend>(x: Tensor<B, 4>, grad: T
 }
 
 #[derive(Debug)]
-struct ConvBackward;
+struct ConvBackward(Precision);
 
 impl<B: Conv3x3Ops> Backward<B, 2> for ConvBackward {
     /// The input if the weight needs a gradient, the weight if the input does.
@@ -107,14 +135,14 @@ impl<B: Conv3x3Ops> Backward<B, 2> for ConvBackward {
         let values = grad.shape().num_elements();
         if let (Some(node), Some(x)) = (kernel, x) {
             let inputs = x.shape()[3];
-            let dw = B::fused_conv3x3_backward_weight(x, grad.clone());
+            let dw = B::fused_conv3x3_backward_weight(x, grad.clone(), self.0);
             grads.register::<B>(node.id, dw);
             tick(operations(values, inputs));
         }
         if let (Some(node), Some(weight)) = (input, weight) {
             let inputs = weight.shape()[1];
-            let dx = B::fused_conv3x3_backward_input(weight, grad);
-            grads.register::<B>(node.id, dx);
+            let dx = B::fused_conv3x3_backward_input(weight, grad, self.0);
+            accumulate!(B, grads, &node, dx);
             tick(operations(values, inputs));
         }
     }
@@ -144,23 +172,36 @@ pub(crate) mod composed {
 }
 
 impl<B: Conv3x3Ops, C: CheckpointStrategy> Conv3x3Ops for Autodiff<B, C> {
-    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn conv_precision(device: &Self::Device, precision: Precision) -> Precision {
+        B::conv_precision(device, precision)
+    }
+
+    fn fused_conv3x3(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let state = (
             weight.is_tracked().then(|| x.primitive.clone()),
             x.is_tracked().then(|| weight.primitive.clone()),
         );
-        record!(B, C, ConvBackward, [x, weight],
-            tracked { (B::fused_conv3x3(x.primitive, weight.primitive), state) },
-            untracked { B::fused_conv3x3(x.primitive, weight.primitive) })
+        let backward = ConvBackward(precision);
+        record!(B, C, backward, [x, weight],
+            tracked { (B::fused_conv3x3(x.primitive, weight.primitive, precision), state) },
+            untracked { B::fused_conv3x3(x.primitive, weight.primitive, precision) })
     }
 }
 
 impl Conv3x3Ops for Flex {
-    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3(x: FloatTensor<Self>, weight: FloatTensor<Self>, _: Precision) -> FloatTensor<Self> {
         if is_f32(&[&x, &weight]) { fast::forward(x, weight) } else { composed::conv3x3::<Self>(x, weight) }
     }
 
-    fn fused_conv3x3_backward_input(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3_backward_input(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        _: Precision,
+    ) -> FloatTensor<Self> {
         if is_f32(&[&weight, &grad]) {
             fast::backward_input(weight, grad)
         } else {
@@ -168,7 +209,11 @@ impl Conv3x3Ops for Flex {
         }
     }
 
-    fn fused_conv3x3_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_conv3x3_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        _: Precision,
+    ) -> FloatTensor<Self> {
         if is_f32(&[&x, &grad]) {
             fast::backward_weight(x, grad)
         } else {
@@ -179,6 +224,7 @@ impl Conv3x3Ops for Flex {
 
 #[cfg(test)]
 mod tests {
+    use crate::Precision;
     use crate::testing::{check, random};
 
     #[test]
@@ -199,7 +245,10 @@ mod tests {
             check(
                 "conv3x3",
                 &tensors,
-                |t| super::conv3x3(t[0].clone().reshape(x), t[1].clone().reshape(weight)).reshape([count]),
+                |t| {
+                    let (x, weight) = (t[0].clone().reshape(x), t[1].clone().reshape(weight));
+                    super::conv3x3(x, weight, Precision::F32).reshape([count])
+                },
                 |t| super::reference(t[0].clone().reshape(x), t[1].clone().reshape(weight)).reshape([count]),
                 5e-6,
             );
@@ -211,6 +260,6 @@ mod tests {
     fn names_the_shapes_that_do_not_fit() {
         let d = Default::default();
         let x = burn::tensor::Tensor::<burn::backend::Flex, 4>::zeros([1, 2, 2, 3], &d);
-        super::conv3x3(x, burn::tensor::Tensor::zeros([4, 2, 3, 3], &d));
+        super::conv3x3(x, burn::tensor::Tensor::zeros([4, 2, 3, 3], &d), Precision::F32);
     }
 }

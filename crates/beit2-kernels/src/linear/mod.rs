@@ -17,14 +17,15 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
-use crate::graph::record;
+use crate::graph::{accumulate, record};
 use crate::interrupt::tick;
 use crate::matmul::Packed;
 use crate::precision::Precision;
+use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 
 /// `x·Wᵀ + b` on a backend's own tensors. Shapes are those of the functions of the same names.
-pub trait LinearOps: BurnBackend {
+pub trait LinearOps: ResidualScaleOps {
     /// [`linear`](crate::linear) on `x [.., in]`.
     fn fused_linear(
         x: FloatTensor<Self>,
@@ -250,7 +251,7 @@ impl<B: LinearOps, const N: usize> Backward<B, N> for LinearBackward {
         if let (Some(node), Some(weight)) = (parent(0), weight) {
             let inner = weight.shape()[1];
             let dx = B::fused_linear_backward_input(weight, grad, self.0);
-            grads.register::<B>(node.id, dx);
+            accumulate!(B, grads, node, dx);
             tick(operations(values, inner));
         }
     }

@@ -50,6 +50,14 @@ pub trait PixelCrossEntropyOps: BurnBackend {
     ) -> PixelLoss<Self> {
         composed::pixel_cross_entropy_train::<Self>(logits, labels)
     }
+
+    /// `gradient [B, h, w, C]` times the number `upstream [1]`.
+    fn fused_pixel_cross_entropy_backward(
+        gradient: FloatTensor<Self>,
+        upstream: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::pixel_cross_entropy_backward::<Self>(gradient, upstream)
+    }
 }
 
 /// Mean cross entropy `[1]` of `logits [B, h, w, C]`, resized to the labels' size (bilinear), against
@@ -143,7 +151,7 @@ impl<B: PixelCrossEntropyOps> Backward<B, 1> for PixelLossBackward {
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let gradient = ops.state;
         unary::<B, _>(ops.parents, ops.node, grads, |upstream| {
-            B::float_mul(gradient, B::float_reshape(upstream, [1, 1, 1, 1].into()))
+            B::fused_pixel_cross_entropy_backward(gradient, upstream)
         });
     }
 }
@@ -151,6 +159,13 @@ impl<B: PixelCrossEntropyOps> Backward<B, 1> for PixelLossBackward {
 /// The reference on a backend's own tensors.
 pub(crate) mod composed {
     use super::*;
+
+    pub(crate) fn pixel_cross_entropy_backward<B: BurnBackend>(
+        gradient: FloatTensor<B>,
+        upstream: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        B::float_mul(gradient, B::float_reshape(upstream, [1, 1, 1, 1].into()))
+    }
 
     pub(crate) fn pixel_cross_entropy<B: BurnBackend>(
         logits: FloatTensor<B>,

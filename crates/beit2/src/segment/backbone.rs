@@ -1,12 +1,11 @@
 //! A Vision Transformer whose blocks give maps of four sizes (docs/method.md §5).
 
-use beit2_kernels::{self as kernels, Backend};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::config::{LEVELS, SegmenterConfig};
 use super::layers::{BatchNorm, Deconv, Pass};
-use super::pool::max_pool;
 use crate::error::{Error, config_error};
 use crate::vit::{DropPath, RelPosBias, Trunk};
 
@@ -92,6 +91,17 @@ impl<B: Backend> Backbone<B> {
         Ok(self)
     }
 
+    /// Runs the trunk's matmuls in `precision` from now on, and those of the pyramid in `of_maps`.
+    pub(super) fn set_precision(&mut self, precision: Precision, of_maps: Precision) {
+        self.trunk.set_precision(precision);
+        for upscale in [Some(&mut self.fpn1), self.fpn2.as_mut()].into_iter().flatten() {
+            upscale.layer0.precision = of_maps;
+            if let Some(second) = &mut upscale.layer3 {
+                second.precision = of_maps;
+            }
+        }
+    }
+
     /// For a model whose weights do not change any more.
     pub(super) fn freeze(self) -> Self {
         Self { trunk: self.trunk.freeze_matmuls(), ..self }
@@ -140,12 +150,12 @@ impl<B: Backend> Backbone<B> {
             tokens = self.trunk.run(tokens.clone(), next..block + 1, None, bias.as_ref(), drop);
             next = block + 1;
             let width = tokens.dims()[2];
-            tokens.clone().narrow(1, 1, rows * cols).reshape([batch, rows, cols, width])
+            kernels::narrow_tokens(tokens.clone(), 1, rows * cols).reshape([batch, rows, cols, width])
         });
         let first = self.fpn1.forward(first, pass);
         match &self.fpn2 {
-            Some(twice) => [first, twice.forward(second, pass), third, max_pool(fourth, 2)],
-            None => [first, second, max_pool(third, 2), max_pool(fourth, 4)],
+            Some(twice) => [first, twice.forward(second, pass), third, kernels::max_pool(fourth, 2)],
+            None => [first, second, kernels::max_pool(third, 2), kernels::max_pool(fourth, 4)],
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use beit2_data::segment::{SegmentDataError, SegmentSource, SegmentTrainParams, SegmentTrainView};
 use beit2_data::{Image, Loader, RngStream, SampleInfo, TransformError, batch_hwc};
-use beit2_kernels::{Backend, Rank};
+use beit2_kernels::{Backend, Rank, clear_outside};
 use beit2_weights::Normalization;
 use burn::tensor::{Int, Tensor};
 
@@ -67,17 +67,9 @@ pub(super) fn inputs<B: Backend>(
     let (height, width) = (first.image.height as usize, first.image.width as usize);
     let images = batch_hwc(items.iter().map(|item| &item.image))?;
     let x = pixels::from_bytes(&images, [height, width, 3], device);
-    let mut x = pixels::normalise(x, normalization);
-    for (at, item) in items.iter().enumerate() {
-        let (columns, rows) = (item.content.0 as usize, item.content.1 as usize);
-        for region in [[0..rows, columns..width], [rows..height, 0..width]] {
-            let [rows, columns] = region;
-            if !rows.is_empty() && !columns.is_empty() {
-                let zeros = Tensor::zeros([1, 3, rows.len(), columns.len()], device);
-                x = x.slice_assign([at..at + 1, 0..3, rows, columns], zeros);
-            }
-        }
-    }
+    let contents: Vec<_> =
+        items.iter().map(|item| [item.content.0 as usize, item.content.1 as usize]).collect();
+    let x = clear_outside(pixels::normalise(x, normalization), &contents);
     let ids = items.iter().flat_map(|item| item.mask.data.iter().copied()).collect();
     Ok((x, label_tensor(ids, [items.len(), height, width], classes, device)?))
 }

@@ -1,6 +1,6 @@
 //! The auxiliary head: one 3×3 convolution on one map. It helps training and is not used afterwards.
 
-use beit2_kernels::Backend;
+use beit2_kernels::{Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -38,6 +38,11 @@ impl<B: Backend> FcnHead<B> {
     ) -> Tensor<B, 4> {
         let x = self.convs.iter().fold(map, |x, conv| conv.forward(x, pass));
         classify(&self.conv_seg, x, dropout)
+    }
+
+    /// Runs the convolutions before the classifier in `precision` from now on.
+    pub(super) fn set_precision(&mut self, precision: Precision) {
+        self.convs.iter_mut().for_each(|layer| layer.conv.precision = precision);
     }
 
     /// All norms, in order of execution.

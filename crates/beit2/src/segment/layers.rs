@@ -1,6 +1,6 @@
 //! Convolutions and batch normalization in the checkpoints' layout, on channels-last maps.
 
-use beit2_kernels::{self as kernels, Backend, Precision, Rank};
+use beit2_kernels::{self as kernels, Backend, ChannelAffine, Precision, Rank, RunningMoments};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
@@ -18,6 +18,9 @@ pub struct Conv<B: burn::tensor::backend::Backend> {
     pub weight: Param<Tensor<B, 4>>,
     /// `[out]`; only kernels of one pixel have it.
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// Of the matmuls; f32 unless set otherwise.
+    #[module(skip)]
+    pub(super) precision: Precision,
 }
 
 impl<B: Backend> Conv<B> {
@@ -26,12 +29,14 @@ impl<B: Backend> Conv<B> {
         Self {
             weight: Param::from_tensor(Tensor::zeros([outputs, inputs, 1, 1], device)),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([outputs], device))),
+            precision: Precision::F32,
         }
     }
 
     /// A 3×3 convolution of zeros, without bias.
     pub fn square(inputs: usize, outputs: usize, device: &B::Device) -> Self {
-        Self { weight: Param::from_tensor(Tensor::zeros([outputs, inputs, 3, 3], device)), bias: None }
+        let weight = Param::from_tensor(Tensor::zeros([outputs, inputs, 3, 3], device));
+        Self { weight, bias: None, precision: Precision::F32 }
     }
 
     /// # Shapes
@@ -42,9 +47,9 @@ impl<B: Backend> Conv<B> {
         match side {
             1 => {
                 let bias = self.bias.as_ref().map(Param::val);
-                kernels::linear(x, weight.reshape([outputs, inputs]), bias, Precision::F32)
+                kernels::linear(x, weight.reshape([outputs, inputs]), bias, self.precision)
             }
-            _ => kernels::conv3x3(x, weight),
+            _ => kernels::conv3x3(x, weight, self.precision),
         }
     }
 }
@@ -56,6 +61,9 @@ pub struct Deconv<B: burn::tensor::backend::Backend> {
     pub weight: Param<Tensor<B, 4>>,
     /// `[out]`.
     pub bias: Param<Tensor<B, 1>>,
+    /// Of the matmul; f32 unless set otherwise.
+    #[module(skip)]
+    pub(super) precision: Precision,
 }
 
 impl<B: Backend> Deconv<B> {
@@ -64,26 +72,14 @@ impl<B: Backend> Deconv<B> {
         Self {
             weight: Param::from_tensor(Tensor::zeros([inputs, outputs, 2, 2], device)),
             bias: Param::from_tensor(Tensor::zeros([outputs], device)),
+            precision: Precision::F32,
         }
     }
 
     /// # Shapes
     /// `[B, H, W, in]` → `[B, 2H, 2W, out]`.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, height, width, _] = x.dims();
-        let weight = self.weight.val();
-        let [inputs, outputs, ..] = weight.dims();
-        // Rows of the matmul's weight: (row of the four, column, output).
-        let weight = weight.permute([2, 3, 1, 0]).reshape([4 * outputs, inputs]);
-        // Burn 0.21's `repeat_dim` mixes up the gradient of an axis longer than one.
-        let bias = self.bias.val().unsqueeze::<2>().expand([4, outputs]).reshape([4 * outputs]);
-        let four: Tensor<B, 4> = kernels::linear(x, weight, Some(bias), Precision::F32);
-        four.reshape([batch, height, width, 2, 2, outputs]).permute([0, 1, 3, 2, 4, 5]).reshape([
-            batch,
-            2 * height,
-            2 * width,
-            outputs,
-        ])
+        kernels::deconv2x2(x, self.weight.val(), self.bias.val(), self.precision)
     }
 }
 
@@ -161,6 +157,13 @@ impl<B: Backend> BatchNorm<B> {
     /// Shape is kept; a ReLU follows if `relu`.
     pub fn forward(&self, x: Tensor<B, 4>, relu: bool, pass: &mut Pass<'_, B>) -> Tensor<B, 4> {
         let (mean, var) = match pass {
+            Pass::Train(seen, rank) if rank.world() == 1 && kernels::fuses_batch_norm(&x) => {
+                let [batch, height, width, _] = x.dims();
+                let (weight, bias) = (self.weight.val(), self.bias.val());
+                let (y, [mean, var]) = kernels::batch_norm(x, ChannelAffine { weight, bias, eps: EPS, relu });
+                seen.push(Moments { mean, var, count: batch * height * width });
+                return y;
+            }
             Pass::Evaluate => (self.running_mean.val(), self.running_var.val()),
             Pass::Train(seen, rank) => {
                 let Moments { mean, var, count } = Moments::of(&x).across(rank);
@@ -172,18 +175,21 @@ impl<B: Backend> BatchNorm<B> {
         kernels::channel_norm(x, mean, scale, self.bias.val(), relu)
     }
 
-    /// Takes a batch into the running statistics.
-    pub fn record(&mut self, seen: &Moments<B>) {
-        // The average is of the variance of the population that the values are a sample of.
-        let unbiased = seen.count as f64 / (seen.count as f64 - 1.0);
-        let average = |running: &Param<Tensor<B, 1>>, batch: Tensor<B, 1>| {
-            let old = running.val();
-            let batch = batch.cast(old.dtype());
-            running.clone().map(|_| (old.mul_scalar(1.0 - MOMENTUM) + batch.mul_scalar(MOMENTUM)).detach())
-        };
-        self.running_mean = average(&self.running_mean, seen.mean.clone());
-        self.running_var = average(&self.running_var, seen.var.clone().mul_scalar(unbiased));
-        self.num_batches_tracked = self.num_batches_tracked.clone().map(|count| count.add_scalar(1));
+    /// Takes batches into the running statistics of norms, one into each.
+    pub fn record(norms: Vec<&mut Self>, seen: &[Moments<B>]) {
+        let running = norms.iter().zip(seen).map(|(norm, seen)| RunningMoments {
+            running: [norm.running_mean.val(), norm.running_var.val()],
+            batches: norm.num_batches_tracked.val(),
+            seen: [seen.mean.clone(), seen.var.clone()],
+            // The average is of the variance of the population that the values are a sample of.
+            unbiased: seen.count as f64 / (seen.count as f64 - 1.0),
+        });
+        let recorded = kernels::record_moments(running.collect(), MOMENTUM);
+        for (norm, ([mean, var], batches)) in norms.into_iter().zip(recorded) {
+            norm.running_mean = norm.running_mean.clone().map(|_| mean);
+            norm.running_var = norm.running_var.clone().map(|_| var);
+            norm.num_batches_tracked = norm.num_batches_tracked.clone().map(|_| batches);
+        }
     }
 }
 

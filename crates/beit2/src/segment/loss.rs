@@ -1,6 +1,6 @@
 //! The losses of both heads (docs/method.md §5).
 
-use beit2_kernels::{Backend, pixel_cross_entropy, upload_ints};
+use beit2_kernels::{Backend, loss_sum, pixel_cross_entropy, upload_ints};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::model::TrainLogits;
@@ -61,7 +61,7 @@ pub fn pixel_losses<B: Backend>(
         None => (None, None),
     };
     let total = match &auxiliary {
-        Some(loss) => decode.clone() + loss.clone().mul_scalar(aux_weight),
+        Some(loss) => loss_sum(decode.clone(), loss.clone(), aux_weight),
         None => decode.clone(),
     };
     PixelLosses { total, decode, auxiliary, decode_acc, auxiliary_acc }

@@ -17,7 +17,6 @@ mod meta;
 mod metrics;
 mod model;
 mod overlay;
-mod pool;
 mod recipe;
 mod segmenter;
 mod stitch;

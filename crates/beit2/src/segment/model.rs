@@ -1,6 +1,6 @@
 //! The model: backbone, decode head and auxiliary head.
 
-use beit2_kernels::{Backend, Precision, Rank, upload};
+use beit2_kernels::{Backend, Precision, Rank, conv_precision, upload};
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -8,7 +8,7 @@ use rand::{Rng, RngExt};
 use super::backbone::Backbone;
 use super::config::{LEVELS, SegmenterConfig};
 use super::fcn_head::FcnHead;
-use super::layers::{Moments, Pass, check_batch};
+use super::layers::{BatchNorm, Moments, Pass, check_batch};
 use super::uper_head::UperHead;
 use crate::error::{Error, config_error};
 use crate::init::{InitRule, initialise};
@@ -87,10 +87,16 @@ impl<B: Backend> UperNet<B> {
         initialise(self, InitRule::Segment { gamma: config.vit.layer_scale_init }, seed)
     }
 
-    /// Runs the trunk's matmuls in `precision` from now on. Pyramid and heads stay in f32: they are convolutions, which
-    /// have no other precision.
+    /// Runs the trunk's matmuls in `precision` from now on, and those of pyramid and heads in the one that convolutions have
+    /// then ([`conv_precision`]): f32 on the CPU. The classifiers stay in f32.
     pub fn set_precision(&mut self, precision: Precision) {
-        self.backbone.trunk.set_precision(precision);
+        let device = self.decode_head.conv_seg.weight.val().device();
+        let of_maps = conv_precision::<B>(&device, precision);
+        self.backbone.set_precision(precision, of_maps);
+        self.decode_head.set_precision(of_maps);
+        if let Some(head) = &mut self.auxiliary_head {
+            head.set_precision(of_maps);
+        }
     }
 
     /// For a model whose weights do not change any more: those of the trunk are packed, as
@@ -181,7 +187,7 @@ impl<B: Backend> UperNet<B> {
                 norms.len()
             ));
         }
-        norms.into_iter().zip(statistics).for_each(|(norm, seen)| norm.record(seen));
+        BatchNorm::record(norms, statistics);
         Ok(self)
     }
 }

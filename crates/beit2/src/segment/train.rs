@@ -5,7 +5,7 @@ use std::sync::Arc;
 use beit2_data::classes::Target;
 use beit2_data::segment::SegmentTrainView;
 use beit2_data::{Batch, Key, RngStream, Source};
-use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Rank};
+use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Backend, Rank};
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::report::Examples;
 use beit2_run::{StopFlag, thousands};
@@ -153,7 +153,10 @@ pub fn train<B: AutodiffBackend>(
                 totals.push(losses.total.clone().inner());
                 decoded.push(losses.decode.inner());
                 right.push(losses.decode_acc.inner());
-                let loss = losses.total.div_scalar(micro_batches as f64);
+                let loss = match micro_batches {
+                    1 => losses.total,
+                    _ => losses.total.div_scalar(micro_batches as f64),
+                };
                 let (grads, exchanged) = kernels::backward(&loss, &exchanging)?;
                 sum.add(&model, grads);
                 means = exchanged;
@@ -171,9 +174,9 @@ pub fn train<B: AutodiffBackend>(
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![
-            ("loss", Tensor::cat(totals, 0).mean()),
-            ("decode_loss", Tensor::cat(decoded, 0).mean()),
-            ("pixel_acc", Tensor::cat(right, 0).mean()),
+            ("loss", mean(totals)),
+            ("decode_loss", mean(decoded)),
+            ("pixel_acc", mean(right)),
             ("grad_norm", grad_norm),
         ];
         let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
@@ -225,6 +228,14 @@ pub fn train<B: AutodiffBackend>(
     }
     session.close(|| saved(&model, &optimizer), &metadata)?;
     session.finish()
+}
+
+/// The mean of one number of each micro-batch; of a single one that number, which a GPU need not compute.
+fn mean<B: Backend>(numbers: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    match <[_; 1]>::try_from(numbers) {
+        Ok([number]) => number,
+        Err(numbers) => Tensor::cat(numbers, 0).mean(),
+    }
 }
 
 fn describe(plan: &LoadPlan) -> String {

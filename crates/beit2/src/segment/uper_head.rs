@@ -1,12 +1,11 @@
 //! The decode head: pyramid pooling on the smallest map, a feature pyramid downwards, all maps fused at stride 4.
 
-use beit2_kernels::{Backend, bilinear};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::config::{LAST_STRIDE, LEVELS, SegmenterConfig};
 use super::layers::{BatchNorm, Conv, ConvBnRelu, Pass};
-use super::pool::adaptive_mean;
 
 /// One branch of the pyramid pooling: means over a coarse grid, then a 1×1 convolution.
 #[derive(Module, Debug)]
@@ -66,22 +65,19 @@ impl<B: Backend> UperHead<B> {
             maps.into_iter().zip(&self.lateral_convs).map(|(map, conv)| conv.forward(map, pass)).collect();
         levels.push(self.pooled(top, pass));
         for level in (1..LEVELS).rev() {
-            let [_, height, width, _] = levels[level - 1].dims();
-            levels[level - 1] = levels[level - 1].clone() + bilinear(levels[level].clone(), height, width);
+            levels[level - 1] = kernels::resize_add(levels[level - 1].clone(), levels[level].clone());
         }
         let [_, height, width, _] = levels[0].dims();
         let fused = levels
             .into_iter()
             .enumerate()
-            .map(|(level, map)| {
-                let map = match self.fpn_convs.get(level) {
-                    Some(conv) => conv.forward(map, pass),
-                    None => map,
-                };
-                bilinear(map, height, width)
+            .map(|(level, map)| match self.fpn_convs.get(level) {
+                Some(conv) => conv.forward(map, pass),
+                None => map,
             })
             .collect();
-        let fused = self.fpn_bottleneck.forward(Tensor::cat(fused, 3), pass);
+        let fused = kernels::resize_concat(fused, height, width);
+        let fused = self.fpn_bottleneck.forward(fused, pass);
         classify(&self.conv_seg, fused, dropout)
     }
 
@@ -90,16 +86,27 @@ impl<B: Backend> UperHead<B> {
         let [_, height, width, _] = top.dims();
         let mut parts = vec![top.clone()];
         parts.extend(self.psp_modules.iter().map(|branch| {
-            let cells = branch.layer1.forward(adaptive_mean(top.clone(), branch.scale), pass);
-            bilinear(cells, height, width)
+            let cells = kernels::cell_means(top.clone(), branch.scale);
+            branch.layer1.forward(cells, pass)
         }));
-        self.bottleneck.forward(Tensor::cat(parts, 3), pass)
+        self.bottleneck.forward(kernels::resize_concat(parts, height, width), pass)
     }
 
     /// Pixels of the smallest map that a norm sees, for images of this size.
     pub(super) fn smallest_map(&self, height: usize, width: usize) -> usize {
         let pooled = self.psp_modules.iter().map(|branch| branch.scale * branch.scale);
         pooled.fold((height / LAST_STRIDE) * (width / LAST_STRIDE), usize::min)
+    }
+
+    /// Runs the convolutions before the classifier in `precision` from now on.
+    pub(super) fn set_precision(&mut self, precision: Precision) {
+        self.psp_modules
+            .iter_mut()
+            .map(|branch| &mut branch.layer1)
+            .chain(self.lateral_convs.iter_mut())
+            .chain(self.fpn_convs.iter_mut())
+            .chain([&mut self.bottleneck, &mut self.fpn_bottleneck])
+            .for_each(|layer| layer.conv.precision = precision);
     }
 
     /// All norms, in order of execution.
@@ -121,10 +128,7 @@ pub(super) fn classify<B: Backend>(
     dropout: Option<&Tensor<B, 4>>,
 ) -> Tensor<B, 4> {
     conv_seg.forward(match dropout {
-        Some(factors) => {
-            let dtype = x.dtype();
-            x * factors.clone().cast(dtype)
-        }
+        Some(factors) => kernels::scale_channels(x, factors.clone()),
         None => x,
     })
 }

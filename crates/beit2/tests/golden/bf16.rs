@@ -1,4 +1,4 @@
-//! Suites A, B and C with matmuls of rounded operands, against the same recorded f32 tensors.
+//! Suites A, B, C and G with matmuls of rounded operands, against the same recorded f32 tensors.
 //!
 //! Tolerances are relative, by Euclidean norm. A matmul whose operands are rounded to 8 bits has an error of about
 //! 0.3 % of its size, whatever its length, because the errors of its terms are independent; residual streams and
@@ -13,14 +13,17 @@
 use std::collections::BTreeMap;
 
 use beit2::classify::soft_cross_entropy;
-use beit2::train::gradients;
+use beit2::params;
+use beit2::segment::{HeadDropout, pixel_losses};
+use beit2::train::{Rank, gradients};
 use beit2::vit::DropPath;
 use beit2_kernels::{AutodiffBackend, Precision};
+use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::checks::{self, skip};
 use super::folder::{Auto, Case, cases, cases_with, each_case, floats};
-use super::{classification, pretraining, tokenizer};
+use super::{classification, pretraining, segmentation, tokenizer};
 
 const FORWARD: f64 = 0.01;
 const GRADIENT: f64 = 0.03;
@@ -67,18 +70,15 @@ fn check_against(case: &Case, name: &str, expected: &[f64], found: &TensorData, 
 }
 
 fn check_gradients(case: &Case, found: &BTreeMap<String, TensorData>, share: f64) {
+    check_gradients_within(case, found, GRADIENT * share);
+}
+
+fn check_gradients_within(case: &Case, found: &BTreeMap<String, TensorData>, allowed: f64) {
     let recorded = case.below("grad");
     let all: Vec<f64> = recorded.values().flat_map(floats).collect();
     for (name, expected) in &recorded {
         let expected = floats(expected);
-        check_against(
-            case,
-            &format!("grad/{name}"),
-            &expected,
-            &found[name],
-            0.01 * norm(&all),
-            GRADIENT * share,
-        );
+        check_against(case, &format!("grad/{name}"), &expected, &found[name], 0.01 * norm(&all), allowed);
     }
 }
 
@@ -143,6 +143,41 @@ pub fn classification<B: AutodiffBackend>(Rounding { precision, share }: Roundin
             check_gradients(case, &gradients(&model, &loss.backward()), share);
         },
     );
+}
+
+#[test]
+fn golden_g_in_bf16() {
+    segmentation::<Auto>(Rounding::BF16);
+}
+
+/// In training, norms of the recorded models see two values (pooled to one pixel of each of two images), whose difference they
+/// blow up, and ReLUs follow. So gradients move eighty times as far as the maps do: by 24 % on the CPU, where only the trunk
+/// is rounded (maps by 0.3 %), by 34 % with convolutions in bf16. In f32 the CPU is within 1e-5.
+const GRADIENT_OF_NORMS: f64 = 0.5;
+
+pub fn segmentation<B: AutodiffBackend>(Rounding { precision, share }: Rounding) {
+    each_case(segmentation::models, |case| {
+        let mut model = segmentation::model::<B>(case, DType::F32);
+        model.set_precision(precision);
+        let x: Tensor<B, 4> = case.tensor("input/crop", DType::F32);
+        let valid = model.valid();
+        for (level, map) in valid.features(x.clone().inner()).unwrap().into_iter().enumerate() {
+            let map = segmentation::channels_first(map);
+            check(case, &format!("eval/feature{level}"), &map, FORWARD * share);
+        }
+        let logits = segmentation::channels_first(valid.forward(x.clone().inner()).unwrap());
+        check(case, "eval/decode_logits", &logits, FORWARD * share);
+        let (drop, dropout) = (DropPath::none(), HeadDropout::none());
+        let logits = model.forward_train(x, &drop, &dropout, &Rank::alone()).unwrap();
+        let losses = pixel_losses(&logits, segmentation::labels(case), segmentation::config(case).aux_weight);
+        check(case, "train/total", &losses.total.to_data(), LOSS * share);
+        let found = gradients(&model, &losses.total.backward());
+        check_gradients_within(case, &found, GRADIENT_OF_NORMS * share);
+        let state = params::export(&model.record(&logits.statistics).unwrap());
+        for (name, _) in case.below("after_train") {
+            check(case, &format!("after_train/{name}"), &state[&name], FORWARD * share);
+        }
+    });
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn rounded<B: AutodiffBackend>(rounding: Rounding) {
     bf16::tokenizer::<B>(rounding);
     bf16::pretraining::<B>(rounding);
     bf16::classification::<B>(rounding);
+    bf16::segmentation::<B>(rounding);
     bf16::steps::<B>(rounding);
 }
 

@@ -8,15 +8,15 @@ use beit2::segment::{
 };
 use beit2::train::{GroupRule, PolySchedule, Rank, gradients};
 use beit2::vit::DropPath;
-use beit2_kernels::{Backend, bilinear};
+use beit2_kernels::{AutodiffBackend, Backend, bilinear};
 use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::checks::{self, check, equal, skip};
 use super::folder::{Auto, Case, cases_with, each_case, each_entry, entries, floats, ints, json};
 use super::sizes;
 
-fn config(case: &Case) -> SegmenterConfig {
+pub fn config(case: &Case) -> SegmenterConfig {
     let backbone = sizes::below(&sizes::shapes(&case.below("weight")), "backbone.");
     let default = SegmenterConfig::default();
     SegmenterConfig {
@@ -32,7 +32,7 @@ fn config(case: &Case) -> SegmenterConfig {
     }
 }
 
-pub fn model(case: &Case, dtype: DType) -> UperNet<Auto> {
+pub fn model<B: AutodiffBackend>(case: &Case, dtype: DType) -> UperNet<B> {
     let zeros = UperNet::zeros(&config(case), &Default::default()).unwrap();
     params::load_strict(zeros, case.below("weight"), dtype, |name| name.ends_with("relative_position_index"))
         .unwrap()
@@ -44,7 +44,7 @@ pub fn models() -> Vec<Case> {
 }
 
 /// A map with the channels where PyTorch has them.
-fn channels_first<B: Backend>(map: Tensor<B, 4>) -> TensorData {
+pub fn channels_first<B: Backend>(map: Tensor<B, 4>) -> TensorData {
     map.permute([0, 3, 1, 2]).into_data()
 }
 
@@ -54,7 +54,7 @@ fn golden_g_maps_and_logits() {
 }
 
 fn maps_and_logits(case: &Case, dtype: DType) {
-    let model = model(case, dtype).valid();
+    let model = model::<Auto>(case, dtype).valid();
     let x = case.tensor("input/crop", dtype);
     for (level, map) in model.features(x.clone()).unwrap().into_iter().enumerate() {
         case.check(&format!("eval/feature{level}"), &channels_first(map));
@@ -72,14 +72,19 @@ fn golden_g_losses_gradients_and_statistics() {
     each_case(models, |case| case.in_both_types(losses_gradients_and_statistics));
 }
 
-fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
-    let model = model(case, dtype);
-    let config = config(case);
-    let x = case.tensor("input/crop", dtype);
+/// Classes of the pixels.
+pub fn labels<B: AutodiffBackend>(case: &Case) -> Tensor<B, 3, Int> {
     let labels = case.raw("input/label");
     let ids = ints(labels).into_iter().map(|id| u8::try_from(id).unwrap()).collect();
     let size = [labels.shape[0], labels.shape[2], labels.shape[3]];
-    let labels = label_tensor::<Auto>(ids, size, config.class_count(), &Default::default()).unwrap();
+    label_tensor(ids, size, config(case).class_count(), &Default::default()).unwrap()
+}
+
+fn losses_gradients_and_statistics(case: &Case, dtype: DType) {
+    let model = model::<Auto>(case, dtype);
+    let config = config(case);
+    let x = case.tensor("input/crop", dtype);
+    let labels = labels::<Auto>(case);
     let logits: TrainLogits<Auto> =
         model.forward_train(x, &DropPath::none(), &HeadDropout::none(), &Rank::alone()).unwrap();
     let losses = pixel_losses(&logits, labels, config.aux_weight);
@@ -174,7 +179,7 @@ fn parameter_groups(case: &Case) {
         layer_decay: Some((case.number("layer_decay"), config.vit.depth)),
         exempt_tables: case.flag("no_wd_rel_pos"),
     };
-    let infos = params::list(&model(case, DType::F32));
+    let infos = params::list(&model::<Auto>(case, DType::F32));
     let infos: BTreeMap<_, _> =
         infos.into_iter().filter(|info| info.trainable).map(|info| (info.name.clone(), info)).collect();
     let mut seen = 0;

@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::checks::check;
-use super::folder::{Case, each_case};
+use super::folder::{Auto, Case, each_case};
 use super::segmentation::{model, models};
 
 /// The rows of a standardised image, resized to `size` and mirrored back if it was mirrored.
@@ -68,7 +68,7 @@ fn golden_g_slide() {
 }
 
 fn whole_images(case: &Case) {
-    let model = model(case, DType::F32).valid();
+    let model = model::<Auto>(case, DType::F32).valid();
     let x: Tensor<Flex, 4> = case.tensor("input/big", DType::F32);
     let [_, _, height, width] = x.dims();
     let (big, classes) = ((height, width), case.size("classes"));

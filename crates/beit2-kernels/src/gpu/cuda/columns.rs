@@ -77,6 +77,31 @@ pub(crate) fn partials(
     Partial { at: scratch, rows: grid[1], width: width as u32, pitch: width as u32, to }
 }
 
+/// Columns of a block of `columns_any_f32`, and rows that it has at least.
+const ANY_COLUMNS: usize = 32;
+const ANY_ROWS: usize = 64;
+
+/// The grid of [`sums_of_any`].
+fn grid_of_any(processors: u32, rows: usize, width: usize) -> [u32; 3] {
+    let across = width.div_ceil(ANY_COLUMNS) as u32;
+    let most = (processors * BLOCKS).div_ceil(across) as usize;
+    [across, rows.div_ceil(ANY_ROWS).clamp(1, most) as u32, 1]
+}
+
+/// Scratch memory of [`sums_of_any`], bytes.
+pub(crate) fn scratch_of_any(rows: usize, width: usize) -> usize {
+    grid_of_any(MOST_PROCESSORS, rows, width)[1] as usize * width * 4
+}
+
+/// `to[j] = Σᵢ x[i, j]` for `x [rows, width]` in f32 of any width, such as a number of classes.
+pub(crate) fn sums_of_any(queue: &mut Queue<'_>, x: Ptr, [rows, width]: [usize; 2], to: Ptr, scratch: Ptr) {
+    let grid = grid_of_any(processors(queue), rows, width);
+    let args = [Arg::Ptr(x), Arg::Ptr(scratch), Arg::U64(rows as u64), Arg::U32(width as u32)];
+    queue.launch("columns_any_f32", grid, [256, 1, 1], 0, &args);
+    let width = width as u32;
+    finish(queue, &[Partial { at: scratch, rows: grid[1], width, pitch: width, to }]);
+}
+
 /// The second stage of all of `sums`, in as few launches as they fit.
 pub(crate) fn finish(queue: &mut Queue<'_>, sums: &[Partial]) {
     for sums in sums.chunks(SUMS) {

@@ -6,7 +6,7 @@ use burn_cubecl::BoolElement;
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 
 use super::upload::send;
-use super::{Arg, Gpu, Ptr, Queue, is_native, native, one};
+use super::{Arg, Element, Gpu, Ptr, Queue, is_native, native, native_reusing, one};
 use crate::images_from_bytes::{PatchSpec, Scaling, composed};
 use crate::{ImageOps, Precision};
 
@@ -14,6 +14,8 @@ type Cuda<BT> = Gpu<CudaRuntime, BT>;
 
 /// Most channels whose statistics are passed as arguments; `Channels` in `kernels/images.cu`.
 const CHANNELS: usize = 32;
+/// Images of one launch; `Contents` there.
+const CONTENTS: usize = 256;
 
 impl<BT: BoolElement> ImageOps for Cuda<BT> {
     fn images_from_bytes(images: &[&[u8]], size: [usize; 3], device: &CudaDevice) -> FloatTensor<Self> {
@@ -61,6 +63,33 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
         }
         // The same up to the last bit, and no other kernel to compile.
         Self::fused_standardise(x, &[0.5; CHANNELS][..channels], &[0.5; CHANNELS][..channels])
+    }
+
+    fn fused_clear_outside(x: FloatTensor<Self>, contents: &[[usize; 2]]) -> FloatTensor<Self> {
+        let [channels, height, width] = [1, 2, 3].map(|axis| x.shape[axis]);
+        let plain = x.dtype == DType::F32 && x.shape.num_elements() > 0 && height * width < 1 << 31;
+        if !is_native(x.client.device()) || !plain {
+            return composed::clear_outside::<Self>(x, contents);
+        }
+        let outputs = vec![(x.shape.clone(), DType::F32)];
+        let contents: Vec<[u32; 2]> = contents.iter().map(|content| content.map(|n| n as u32)).collect();
+        let run = move |queue: &mut Queue<'_>, inputs: &[Ptr], outputs: &[Ptr], _: Ptr| {
+            for (part, contents) in contents.chunks(CONTENTS).enumerate() {
+                let first = part * CONTENTS * channels * height * width;
+                let mut table = Vec::with_capacity(CONTENTS * 8);
+                for side in 0..2 {
+                    table.extend(contents.iter().flat_map(|content| content[side].to_le_bytes()));
+                    table.resize(4 * CONTENTS * (side + 1), 0);
+                }
+                let mut args =
+                    [inputs[0], outputs[0]].map(|at| Arg::Ptr(at.offset(first, Element::F32))).to_vec();
+                args.extend([channels, height, width].map(|n| Arg::U32(n as u32)));
+                args.push(Arg::Bytes(table));
+                let grid = [(height * width).div_ceil(256) as u32, contents.len() as u32, 1];
+                queue.launch("images_clear", grid, [256, 1, 1], 0, &args);
+            }
+        };
+        one(native_reusing::<BT>("clear_outside", vec![x], outputs, 0, &[(0, 0)], run))
     }
 
     fn fused_patches(x: FloatTensor<Self>, patch: usize) -> FloatTensor<Self> {
@@ -136,8 +165,8 @@ mod tests {
 
     use crate::gpu::tests::on_cuda;
     use crate::{
-        ImageOps, PatchSpec, Precision, Scaling, images_from_bytes, linear, patches, patches_from_bytes,
-        standardise, to_signed,
+        ImageOps, PatchSpec, Precision, Scaling, clear_outside, images_from_bytes, linear, patches,
+        patches_from_bytes, standardise, to_signed,
     };
 
     fn way<B: ImageOps>(dims: [usize; 4], patch: usize, device: &B::Device) -> Vec<f32> {
@@ -149,6 +178,8 @@ mod tests {
         let mut all = images.to_data().into_vec::<f32>().unwrap();
         let images = standardise(images, mean, std);
         all.extend(images.to_data().into_vec::<f32>().unwrap());
+        let contents: Vec<_> = (0..dims[0]).map(|at| [width - at % width, height - at / 2]).collect();
+        all.extend(clear_outside(images.clone(), &contents).into_data().into_vec::<f32>().unwrap());
         all.extend(to_signed(images.clone()).into_data().into_vec::<f32>().unwrap());
         all.extend(patches(images, patch).into_data().into_vec::<f32>().unwrap());
         let images: Vec<&[u8]> = bytes.chunks(height * width * channels).collect();

@@ -218,15 +218,22 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
 
     fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         let width = grad.shape.last().copied().unwrap_or(1);
-        if !takes(&[&grad]) || !columns::fits(width) {
+        if !takes(&[&grad]) {
             return composed::sum_rows::<Self>(grad);
         }
         let count = rows(&grad, width);
         let output = vec![(Shape::new([width]), DType::F32)];
-        let scratch = columns::scratch(count, width);
+        let fits = columns::fits(width);
+        let scratch =
+            if fits { columns::scratch(count, width) } else { columns::scratch_of_any(count, width) };
         let mut outputs =
             native::<BT>("sum_rows", vec![grad], output, scratch, move |queue, inputs, outputs, scratch| {
-                columns::sums(queue, (inputs[0], Element::F32), [count, width, width], outputs[0], scratch);
+                if fits {
+                    let x = (inputs[0], Element::F32);
+                    columns::sums(queue, x, [count, width, width], outputs[0], scratch);
+                } else {
+                    columns::sums_of_any(queue, inputs[0], [count, width], outputs[0], scratch);
+                }
             });
         outputs.next().unwrap_or_else(|| unreachable!("one output"))
     }

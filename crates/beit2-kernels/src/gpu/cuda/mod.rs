@@ -12,11 +12,14 @@ mod blas;
 mod block;
 mod cards;
 mod casts;
+mod channels;
 mod codes;
 mod columns;
 mod communication;
 mod concat;
+mod conv;
 mod cubin;
+mod deconv;
 mod engine;
 mod failure;
 mod gelu;
@@ -26,6 +29,9 @@ mod kernels;
 mod launch;
 mod linear;
 mod loss;
+#[cfg(test)]
+mod map_tests;
+mod maps;
 mod mixing;
 mod module;
 mod native;
@@ -78,9 +84,6 @@ fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
 
 composed!(
     CudaRuntime: AdamwOps,
-    ChannelMomentsOps,
-    ChannelNormOps,
-    Conv3x3Ops,
     NormMlpOps,
     SampleOps,
 );

@@ -6,10 +6,10 @@ use burn_cubecl::BoolElement;
 use cubecl::cuda::CudaRuntime;
 
 use super::{Arg, Gpu, Ptr, engine, is_native, native, native_reusing, one};
-use crate::ParameterOps;
 use crate::adamw::AdamwStep;
 use crate::parameters::{AdamwTensors, AdamwUpdated, AnyRank, composed};
 use crate::tensor::{unwrap, wrap};
+use crate::{LossSumOps, ParameterOps};
 
 /// Values of a tensor that one block takes; `PIECE` in `kernels/parameters.cu`.
 const PIECE: usize = 8192;
@@ -139,6 +139,16 @@ impl<BT: BoolElement> ParameterOps for Cuda<BT> {
             let inputs = inputs.into_iter().flatten().collect();
             sums.extend(native_reusing::<BT>("weighted_sums", inputs, outputs, 0, &reuse, run));
         }
+    }
+}
+
+impl<BT: BoolElement> LossSumOps for Cuda<BT> {
+    fn fused_loss_sum(loss: FloatTensor<Self>, other: FloatTensor<Self>, weight: f64) -> FloatTensor<Self> {
+        one(Self::fused_weighted_sums(vec![[loss, other]], [1.0, weight]).into_iter())
+    }
+
+    fn fused_loss_sum_backward(grad: FloatTensor<Self>, weight: f64) -> FloatTensor<Self> {
+        one(Self::fused_weighted_sums(vec![[grad.clone(), grad]], [weight, 0.0]).into_iter())
     }
 }
 

@@ -6,7 +6,7 @@ use burn_cubecl::BoolElement;
 
 use super::loss::means;
 use super::rows::{Cuda, Tensor, outputs, takes};
-use super::{Arg, Element, Ptr, Queue, native};
+use super::{Arg, Element, Ptr, Queue, native, native_reusing};
 use crate::pixel_cross_entropy::{PixelCrossEntropyOps, PixelLoss, composed};
 
 /// Pixels of a block of the forward pass.
@@ -107,5 +107,24 @@ impl<BT: BoolElement> PixelCrossEntropyOps for Cuda<BT> {
         let found = native::<BT>("pixel_cross_entropy_train", inputs, results, map.scratch(), run);
         let [loss, share, gradient] = outputs(found);
         PixelLoss { loss, share, gradient }
+    }
+
+    fn fused_pixel_cross_entropy_backward(
+        gradient: FloatTensor<Self>,
+        upstream: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !takes(&[&gradient, &upstream]) {
+            return composed::pixel_cross_entropy_backward::<Self>(gradient, upstream);
+        }
+        let (count, results) = (gradient.shape.num_elements(), vec![(gradient.shape.clone(), DType::F32)]);
+        let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _: Ptr| {
+            let args = [Arg::Ptr(i[0]), Arg::Ptr(i[1]), Arg::Ptr(o[0]), Arg::U64(count as u64)];
+            let grid = [count.div_ceil(2048) as u32, 1, 1];
+            queue.launch("pixel_cross_entropy_scale", grid, [256, 1, 1], 0, &args);
+        };
+        let inputs = vec![gradient, upstream];
+        let name = "pixel_cross_entropy_backward";
+        let [scaled] = outputs(native_reusing::<BT>(name, inputs, results, 0, &[(0, 0)], run));
+        scaled
     }
 }

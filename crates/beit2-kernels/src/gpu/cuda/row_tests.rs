@@ -294,6 +294,22 @@ fn residual_stream_of_a_block_on_cuda() {
     });
 }
 
+#[test]
+fn bias_gradients_of_any_width_on_cuda() {
+    on_cuda(|_| {
+        for [rows, inner, out] in [[1, 3, 1], [70, 5, 7], [1000, 4, 150], [3, 2, 4104]] {
+            let inputs = [random(rows * inner, 1, 1.0), random(out * inner, 2, 1.0), random(out, 3, 1.0)];
+            fn biased<B: AutodiffBackend>(x: &[X<B>], [rows, inner, out]: [usize; 3]) -> X<B> {
+                let weight = x[1].clone().reshape([out, inner]);
+                let (map, bias) = (x[0].clone().reshape([rows, inner]), Some(x[2].clone()));
+                crate::linear(map, weight, bias, crate::Precision::F32).reshape([rows * out])
+            }
+            let sizes = [rows, inner, out];
+            same!(format!("linear {sizes:?}"), &inputs, 3e-6, |x| biased(x, sizes));
+        }
+    });
+}
+
 /// GELU's gradient with the bias gradient, and column sums alone, from bf16; zeros between biases.
 #[test]
 fn columns_and_casts_on_cuda() {

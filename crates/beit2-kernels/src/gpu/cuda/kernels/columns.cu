@@ -31,6 +31,25 @@ extern "C" __global__ void __launch_bounds__(256)
     column_sums<bf16>(x, partials, rows, width, pitch);
 }
 
+// The same of any width, without a pitch. A block has 32 columns; its 8 warps take every `8 * gridDim.y`th row.
+extern "C" __global__ void __launch_bounds__(256)
+    columns_any_f32(const float *__restrict__ x, float *__restrict__ partials, unsigned long long rows, unsigned width) {
+    __shared__ float warps[8][32];
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+    float sum = 0.0f;
+    if (column < width) {
+#pragma unroll 4
+        for (unsigned long long row = blockIdx.y * 8 + warp; row < rows; row += gridDim.y * 8) sum += x[row * width + column];
+    }
+    warps[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && column < width) {
+#pragma unroll
+        for (int i = 1; i < 8; i++) sum += warps[i][lane];
+        partials[(unsigned long long)blockIdx.y * width + column] = sum;
+    }
+}
+
 struct ColumnSum {
     const float *partials;
     float *to;

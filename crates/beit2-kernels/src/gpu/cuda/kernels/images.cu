@@ -66,3 +66,20 @@ extern "C" __global__ void __launch_bounds__(256) images_to_patches(
         to[i] = x[(plane * height + row * patch + line) * width + col * patch + at];
     }
 }
+
+struct Contents {
+    unsigned width[256], height[256];
+};
+
+// x[b, c, row, col] = 0 outside the first columns and rows of each image; the rest stays. Grid (area / 256 rounded up, images).
+extern "C" __global__ void __launch_bounds__(256) images_clear(
+    const float *x, float *y, unsigned channels, unsigned height, unsigned width, const __grid_constant__ Contents contents) {
+    const unsigned pixel = blockIdx.x * 256 + threadIdx.x, area = height * width;
+    if (pixel >= area) return;
+    const unsigned image = blockIdx.y;
+    const bool inside = pixel % width < contents.width[image] && pixel / width < contents.height[image];
+    for (unsigned c = 0; c < channels; c++) {
+        const size_t at = (size_t(image) * channels + c) * area + pixel;
+        y[at] = inside ? x[at] : 0.0f;
+    }
+}

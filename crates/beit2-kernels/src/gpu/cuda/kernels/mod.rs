@@ -60,6 +60,17 @@ pub(crate) const SOURCES: &[Source] = &[
     },
     Source { name: "casts", text: include_str!("casts.cu"), entries: &["cast_many"] },
     Source {
+        name: "channels",
+        text: include_str!("channels.cu"),
+        entries: &[
+            "channels_sums",
+            "channels_norm",
+            "channels_gradient_sums",
+            "channels_gradient",
+            "channels_record",
+        ],
+    },
+    Source {
         name: "codes",
         text: include_str!("codes.cu"),
         entries: &["nearest_code_part", "nearest_code_finish", "sum_rows_by_id"],
@@ -67,9 +78,27 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "columns",
         text: include_str!("columns.cu"),
-        entries: &["columns_f32", "columns_bf16", "columns_finish"],
+        entries: &["columns_f32", "columns_bf16", "columns_any_f32", "columns_finish"],
     },
     Source { name: "concat", text: include_str!("concat.cu"), entries: &["concat_f32", "split_f32"] },
+    Source {
+        name: "conv",
+        text: include_str!("conv.cu"),
+        entries: &[
+            "conv_pad_f32",
+            "conv_pad_bf16",
+            "conv_crop",
+            "conv_taps_f32",
+            "conv_taps_bf16",
+            "conv_weight_of_taps",
+            "deconv_rows_f32",
+            "deconv_rows_bf16",
+            "deconv_weight_of_rows",
+            "deconv_spread",
+            "deconv_gather_f32",
+            "deconv_gather_bf16",
+        ],
+    },
     Source {
         name: "gelu",
         text: include_str!("gelu.cu"),
@@ -89,6 +118,7 @@ pub(crate) const SOURCES: &[Source] = &[
             "images_from_bytes",
             "images_standardise",
             "images_to_patches",
+            "images_clear",
             "bytes_to_patches_f32",
             "bytes_to_patches_bf16",
         ],
@@ -106,6 +136,23 @@ pub(crate) const SOURCES: &[Source] = &[
             "head_means_f32",
         ],
     },
+    Source {
+        name: "maps",
+        text: include_str!("maps.cu"),
+        entries: &[
+            "maps_resize_4",
+            "maps_resize_1",
+            "maps_resize_backward_4",
+            "maps_resize_backward_1",
+            "maps_cell_means",
+            "maps_cell_means_backward_4",
+            "maps_cell_means_backward_1",
+            "maps_max",
+            "maps_max_backward",
+            "maps_scale_4",
+            "maps_scale_1",
+        ],
+    },
     Source { name: "mixing", text: include_str!("mixing.cu"), entries: &["paste_boxes", "mix_pairs"] },
     Source {
         name: "norm",
@@ -121,7 +168,11 @@ pub(crate) const SOURCES: &[Source] = &[
     Source {
         name: "pixels",
         text: include_str!("pixels.cu"),
-        entries: &["pixel_cross_entropy_forward", "pixel_cross_entropy_backward"],
+        entries: &[
+            "pixel_cross_entropy_forward",
+            "pixel_cross_entropy_backward",
+            "pixel_cross_entropy_scale",
+        ],
     },
     Source {
         name: "residual",

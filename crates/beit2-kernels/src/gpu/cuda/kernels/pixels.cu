@@ -140,3 +140,19 @@ extern "C" __global__ void __launch_bounds__(256)
         grad[small * map.classes + k] = sum * share;
     }
 }
+
+// y = x * by[0]; `y` may be `x`.
+extern "C" __global__ void __launch_bounds__(256)
+    pixel_cross_entropy_scale(const float *x, const float *by, float *y, unsigned long long count) {
+    unsigned long long at = ((unsigned long long)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    float factor = *by;
+    if (at + 8 <= count) {
+        float v[8];
+        load_f32(v, x + at);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= factor;
+        store_f32(y + at, v);
+    } else {
+        for (; at < count; at++) y[at] = x[at] * factor;
+    }
+}
