@@ -214,16 +214,28 @@ def finetune(batch: int) -> Step:
 def tokenizer(batch: int) -> Step:
     """A frozen teacher; encoder, nearest code, decoder of three blocks; cosine loss; the codebook's averages."""
     s, rows = Step(batch), batch * PATCHES
+    # CLIP's norm before the blocks.
+    s.rows("layer norm", batch * TOKENS, WIDTH, 2 * F32)
     s.trunk(trained=False)
     s.linear("teacher's head", rows, WIDTH, TEACHER_DIM, trained=False, result=F32)
     s.trunk(trained=True)
     s.linear("task layer", rows, WIDTH, WIDTH, trained=True)
     s.linear("task layer", rows, WIDTH, CODE_DIM, trained=True, result=F32)
+    # Of this task layer, in f32, and of the decoder's.
+    for size in (F32, BF16):
+        s.rows("tanh", rows, WIDTH, 2 * size)
+        s.rows("tanh, backward", rows, WIDTH, 3 * size)
+    s.rows("unit rows", rows, CODE_DIM, 2 * F32)
     s.codes(rows)
+    s.rows("codes and commitment loss", rows, CODE_DIM, 3 * F32)
+    s.rows("codes and unit rows, backward", rows, CODE_DIM, 3 * F32, 3)
     s.trunk(trained=True, runs=(3,), patch=CODE_DIM)
     s.linear("decoder's task layer", rows, WIDTH, WIDTH, trained=True)
     s.linear("decoder's task layer", rows, WIDTH, TEACHER_DIM, trained=True, result=F32)
-    s.rows("cosine loss", rows, TEACHER_DIM, 3 * F32)
+    s.rows("cosine loss", rows, TEACHER_DIM, 2 * F32)
+    s.rows("cosine loss, backward", rows, TEACHER_DIM, 3 * F32)
+    s.rows("sums of codes", rows, CODE_DIM, F32)
+    s.rows("moving averages of codes", CODES, CODE_DIM, 3 * F32)
     s.optimizer(108.8e6)
     return s
 

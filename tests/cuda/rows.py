@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The kernels over rows on the CPU (emulate/), against f64 in numpy: layer norm, residual branches, GELU, column sums, casts,
-cross entropy, the codebook's and the loss of pixels; at odd sizes, on grids of one block and of several, in several orders of
+cross entropy, cosine loss, the codebook's and the loss of pixels; at odd sizes, on grids of one block and of several, in several orders of
 threads and blocks, whose results must have the same bits.
 
     rows.py                       # needs g++ and numpy
@@ -140,6 +140,19 @@ def gelus(check, m):
             y = empty(count, narrow)
             m["gelu"].launch(f"gelu_forward_{kind(narrow)}", ceil(count, 2048), 256, [x, y, U64(count)])
             check.compare(f"gelu {kind(narrow)}", y, x64 * below(x64), ROUNDED if narrow else 3e-7)
+        x, x64 = check.normal(count, 3.0, True)
+        of_tanh = math.sqrt(2 / math.pi) * (x64 + 0.044715 * x64**3)
+        for name, want in [("quick_gelu", x64 / (1 + np.exp(-1.702 * x64))), ("gelu_tanh", x64 / (1 + np.exp(-2 * of_tanh)))]:
+            y = empty(count, True)
+            m["gelu"].launch(f"{name}_forward_bf16", ceil(count, 2048), 256, [x, y, U64(count)])
+            check.compare(name, y, want, ROUNDED)
+        for narrow in [False, True]:
+            (x, x64), (grad, grad64) = check.normal(count, 1.0, narrow), check.normal(count, 1.0, narrow)
+            m["gelu"].launch(f"tanh_forward_{kind(narrow)}", ceil(count, 2048), 256, [x, x, U64(count)])
+            check.compare(f"tanh {kind(narrow)}", x, np.tanh(x64), ROUNDED if narrow else 3e-7)
+            y64 = (from_bf16(x) if narrow else x).astype(float)
+            m["gelu"].launch(f"tanh_backward_{kind(narrow)}", ceil(count, 2048), 256, [x, grad, grad, U64(count)])
+            check.compare(f"tanh gradient {kind(narrow)}", grad, grad64 * (1 - y64**2), ROUNDED if narrow else 1e-6)
         x, x64 = check.normal(count, 3.0)
         y = empty(count)
         m["gelu"].launch("gelu_train_f32", ceil(count, 2048), 256, [x, y, x, U64(count)])
@@ -224,6 +237,16 @@ def losses(check, m):
             launch("soft_cross_entropy_backward_f32", rows, 256, arguments)
             want = (softmax * soft64.sum(1, keepdims=True) - soft64) * 0.7 / rows
             check.compare("soft cross entropy gradient", grad, want, 5e-6)
+    for rows, width in [(1, 3), (5, 33), (9, 512), (20, 768), (8, 8)]:
+        (a, a64), (b, b64) = check.normal((rows, width)), check.normal((rows, width))
+        of_row, saved, sizes = empty(rows), empty((rows, 3)), [U64(rows), U32(width)]
+        launch("cosine_loss_forward_f32", ceil(rows, 8), 256, [a, b, of_row, saved, *sizes])
+        of_a, of_b = np.linalg.norm(a64, axis=1, keepdims=True), np.linalg.norm(b64, axis=1, keepdims=True)
+        cosine = (a64 * b64).sum(1, keepdims=True) / of_a / of_b
+        check.compare("cosine loss", of_row, 1 - cosine[:, 0], 1e-6)
+        want = (cosine * a64 / of_a - b64 / of_b) / of_a * 0.7 / rows
+        launch("cosine_loss_backward_f32", ceil(rows, 8), 256, [a, b, saved, F32([0.7]), a, *sizes, F32(1 / rows)])
+        check.compare("cosine loss gradient", a, want, 2e-6)
     # Logits of -inf count nothing; NaN and a target that is no class show.
     x = np.full((3, 16), -np.inf, np.float32)
     x[0, 9], x[1], x[2, 3] = 1, np.nan, 0
@@ -270,6 +293,52 @@ def codes(check, m):
         check.bad += not np.array_equal(bins, np.bincount(ids, minlength=count))
 
 
+def unit(x):
+    norm = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x / norm, norm
+
+
+def quantizer(check, m):
+    launch = m["quantize"].launch
+    for rows, count, width in [(1, 1, 3), (5, 9, 8), (30, 20, 32), (17, 100, 40)]:
+        (x, x64), (grad, grad64), sizes = check.normal((rows, width)), check.normal((rows, width)), [U64(rows), U32(width)]
+        x[rows // 2], x64[rows // 2] = (0, 0) if rows > 1 else (x[0], x64[0])  # a row of zeros stays one
+        y, norms, blocks = empty((rows, width)), empty(rows), ceil(rows, 8)
+        launch("unit_rows_forward", blocks, 256, [x, y, norms, *sizes])
+        want, norm = unit(x64)
+        check.compare("unit rows", y, want, 1e-6)
+        launch("unit_rows_forward", blocks, 256, [x, x, None, *sizes])
+        check.bad += not np.array_equal(x, y)
+        launch("unit_rows_backward", blocks, 256, [y, norms, grad, grad, *sizes])
+        along = (want * grad64).sum(1, keepdims=True)
+        dx, whole = (grad64 - want * along) / norm, norm[:, 0] > 1e-6
+        check.compare("unit rows, gradient", grad[whole], dx[whole], 2e-6)
+        if not whole.all():
+            check.compare("unit rows, gradient of zeros", grad[~whole], dx[~whole], 1e-6)
+        parts, rng, (book, book64) = 3, check.rng, check.normal((count, width))
+        of_parts = rng.integers(0, count, size=(parts, rows)).astype(np.int32)
+        of_parts.sort(0)
+        best = rng.integers(0, 2, size=(parts, rows)).astype(np.float32)  # of equals the first
+        codes, of_row, ids = empty((rows, width)), empty(rows), np.full(rows, -1, np.int32)
+        launch("quantize_rows", blocks, 256, [y, book, best, of_parts, ids, codes, of_row, *sizes, U32(parts), F32(0.3)])
+        check.bad += not np.array_equal(ids, of_parts[best.argmax(0), np.arange(rows)])
+        check.compare("codes of rows", codes, book64[ids], 1e-6)
+        check.compare("commitment", of_row, 0.3 * ((book64[ids] - want) ** 2).sum(1), 2e-6)
+        dz = empty((rows, width))
+        launch("commitment_backward", blocks, 256, [y, book, ids, F32([0.7]), dz, *sizes, F32(0.1)])
+        check.compare("commitment gradient", dz, (want - book64[ids]) * 0.07, 2e-6)
+        bins = np.bincount(ids, minlength=count).astype(np.float32)
+        sums, total = np.zeros((count, width)), check.rng.random(count).astype(np.float32)
+        np.add.at(sums, ids, y.astype(float))
+        book64, usage = unit(book64)[0], total.astype(float)
+        book = book64.astype(np.float32)
+        mean = np.where(bins[:, None] > 0, unit(sums / np.maximum(bins, 1)[:, None])[0], book64)
+        arguments = [book, total, bins, sums.astype(np.float32), book, total, U64(count), U32(width), F32(0.9), F32(0.1)]
+        launch("update_codes", ceil(count, 8), 256, arguments)
+        check.compare("moved codes", book, unit(book64 * 0.9 + mean * 0.1)[0], 2e-6)
+        check.compare("usage of codes", total, usage * 0.9 + bins * 0.1, 1e-6)
+
+
 def enlarging(size, to):
     matrix = np.zeros((to, size))
     for at in range(to):
@@ -310,12 +379,12 @@ def pixels(check, m):
 
 
 def main():
-    modules = {name: Module(f"{name}.cu") for name in "norm residual gelu columns casts loss codes pixels images".split()}
+    modules = {name: Module(f"{name}.cu") for name in "norm residual gelu columns casts loss codes quantize pixels images".split()}
     bad, first = 0, None
     for order in ["", "reverse", "shuffle:1"]:
         os.environ["BEIT2_EMULATE_ORDER"] = order
         check = Check()
-        for part in [norms, gelus, columns_and_casts, losses, codes, pixels, images]:
+        for part in [norms, gelus, columns_and_casts, losses, codes, quantizer, pixels, images]:
             part(check, modules)
         print(f"order {order or 'of numbers'}: {check.bits.hexdigest()[:16]}", flush=True)
         bad += check.bad

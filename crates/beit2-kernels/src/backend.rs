@@ -12,6 +12,7 @@ use crate::channel_norm::ChannelNormOps;
 use crate::collective::AllReduceOps;
 use crate::concat::ConcatOps;
 use crate::conv3x3::Conv3x3Ops;
+use crate::cosine_loss::CosineLossOps;
 use crate::cross_entropy::CrossEntropyOps;
 use crate::deconv2x2::DeconvOps;
 use crate::gelu::GeluOps;
@@ -27,9 +28,11 @@ use crate::norm_mlp::NormMlpOps;
 use crate::parameters::ParameterOps;
 use crate::pixel_cross_entropy::PixelCrossEntropyOps;
 use crate::position_bias::PositionBiasOps;
+use crate::quantize::QuantizeOps;
 use crate::residual_scale::ResidualScaleOps;
 use crate::samples::SampleOps;
 use crate::soft_cross_entropy::SoftCrossEntropyOps;
+use crate::tanh_mlp::TanhMlpOps;
 use crate::tokens::TokenOps;
 use crate::upload::UploadOps;
 
@@ -48,6 +51,7 @@ pub trait Backend:
     + ChannelNormOps
     + ConcatOps
     + Conv3x3Ops
+    + CosineLossOps
     + CrossEntropyOps
     + DeconvOps
     + GeluOps
@@ -63,9 +67,11 @@ pub trait Backend:
     + ParameterOps
     + PixelCrossEntropyOps
     + PositionBiasOps
+    + QuantizeOps
     + ResidualScaleOps
     + SampleOps
     + SoftCrossEntropyOps
+    + TanhMlpOps
     + TokenOps
     + UploadOps
 {

@@ -20,6 +20,7 @@ mod channel_norm;
 mod collective;
 mod concat;
 mod conv3x3;
+mod cosine_loss;
 mod cross_entropy;
 mod deconv2x2;
 mod flex;
@@ -47,12 +48,14 @@ mod pixel_cross_entropy;
 mod position_bias;
 mod precision;
 pub mod probe;
+mod quantize;
 mod residual_scale;
 mod rows;
 mod samples;
 pub mod simd;
 mod slices;
 mod soft_cross_entropy;
+mod tanh_mlp;
 mod tensor;
 #[cfg(test)]
 mod testing;
@@ -79,6 +82,7 @@ pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
 pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
 pub use concat::{ConcatOps, Part, concat, narrow, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv_precision, conv3x3};
+pub use cosine_loss::{CosineLossOps, cosine_loss};
 pub use cross_entropy::{CrossEntropyOps, CrossEntropySaved, cross_entropy, cross_entropy_with_accuracy};
 pub use deconv2x2::{DeconvOps, deconv2x2};
 pub use gelu::{GeluOps, gelu, gelu_tanh, quick_gelu};
@@ -106,9 +110,11 @@ pub use parameters::{
 pub use pixel_cross_entropy::{IGNORE, PixelCrossEntropyOps, PixelLoss, pixel_cross_entropy};
 pub use position_bias::{PositionBiasOps, PositionGrid, position_bias};
 pub use precision::Precision;
+pub use quantize::{QuantizeOps, QuantizedRows, quantize, unit_rows, update_codes};
 pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
 pub use soft_cross_entropy::{SoftCrossEntropyOps, soft_cross_entropy};
+pub use tanh_mlp::{TanhMlpOps, TanhMlpTensors, tanh_mlp};
 pub use tokens::{
     TokenChoice, TokenGradients, TokenOps, TokenParts, embed_tokens, gather_bias, gather_tokens, mean_tokens,
     narrow_tokens, replace_cls,
@@ -139,6 +145,7 @@ pub mod reference {
     pub use crate::channel_moments::reference as channel_moments;
     pub use crate::channel_norm::reference as channel_norm;
     pub use crate::conv3x3::reference as conv3x3;
+    pub use crate::cosine_loss::reference as cosine_loss;
     pub use crate::cross_entropy::reference as cross_entropy;
     pub use crate::gelu::reference as gelu;
     pub use crate::images_from_bytes::{
@@ -148,6 +155,9 @@ pub mod reference {
     pub use crate::linear::reference as linear;
     pub use crate::nearest_code::reference as nearest_code;
     pub use crate::pixel_cross_entropy::reference as pixel_cross_entropy;
+    pub use crate::quantize::{
+        reference as quantize, reference_unit_rows as unit_rows, reference_update as update_codes,
+    };
     pub use crate::residual_scale::reference as residual_scale;
     pub use crate::samples::{
         reference_gather as gather_samples, reference_scatter_add as scatter_add_samples,

@@ -1,12 +1,11 @@
 //! The codebook during training: its initialisation by k-means, and the revival of unused codes.
 
 use beit2_data::{Key, Loader};
-use beit2_kernels::{AutodiffBackend, Backend, Rank, upload_all};
+use beit2_kernels::{AutodiffBackend, Backend, Rank, unit_rows, upload_all};
 use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 use rand::RngExt;
 
-use super::quantizer::normalise;
 use super::{CodeUsage, CodebookHealth, Quantized, TokenizerRecipe, VqKd, draw_start, kmeans};
 use crate::error::Error;
 use crate::init::generator;
@@ -34,7 +33,7 @@ pub(super) fn initial_codes<B: AutodiffBackend>(
         let z = encoder.encode(encoder.preprocess(images));
         let [size, patches, width] = z.dims();
         count += size * patches;
-        vectors.push(normalise(z.reshape([size * patches, width])));
+        vectors.push(unit_rows(z.reshape([size * patches, width])));
         if count >= wanted {
             break;
         }

@@ -5,8 +5,6 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 
-use super::quantizer::normalise;
-
 /// The result of [`kmeans`].
 #[derive(Debug, Clone)]
 pub struct KMeans<B: Backend> {
@@ -43,7 +41,7 @@ pub fn kmeans<B: Backend>(rows: Tensor<B, 2>, start: &[i32], rounds: usize) -> K
         let sums;
         (members, sums) = kernels::code_statistics(ids, rows.clone(), codes);
         let counts = members.clone().unsqueeze_dim::<2>(1);
-        let fresh = normalise(sums / counts.clone().clamp_min(1.0));
+        let fresh = kernels::unit_rows(sums / counts.clone().clamp_min(1.0));
         let empty = counts.equal_elem(0.0).expand([codes, width]);
         means = fresh.mask_where(empty, means);
     }

@@ -13,6 +13,7 @@ pub mod teachers;
 mod train;
 mod vqkd;
 
+pub use beit2_kernels::cosine_loss;
 pub use config::{ProcessType, TokenizerConfig};
 pub use encode::{Tokenizer, TokenizerOptions};
 pub use evaluate::{TokenizerEvaluation, evaluate};
@@ -22,4 +23,4 @@ pub use load::load;
 pub use quantizer::{Quantized, Quantizer};
 pub use recipe::{CodebookOptions, TokenizerAugment, TokenizerRecipe};
 pub use train::train;
-pub use vqkd::{TokenizerLoss, VqKd, cosine_loss};
+pub use vqkd::{TokenizerLoss, VqKd};

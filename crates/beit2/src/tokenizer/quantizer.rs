@@ -74,7 +74,7 @@ impl<B: Backend> Quantizer<B> {
             let (k, c) = (config.codebook_size, config.code_dim);
             let mut rng = generator(seed, "quantize.embedding.weight");
             let rows: Vec<f32> = (0..k * c).map(|_| rng.sample(StandardNormal)).collect();
-            let start = normalise(Tensor::from_data(TensorData::new(rows, [k, c]), device));
+            let start = kernels::unit_rows(Tensor::from_data(TensorData::new(rows, [k, c]), device));
             this.embedding.weight = frozen(start.clone());
             this.embedding.embed_avg = frozen(start);
             this.embedding.initted = frozen(Tensor::ones([1], device));
@@ -90,18 +90,14 @@ impl<B: Backend> Quantizer<B> {
     /// Ids of the codes nearest to `z [n, C]` → `[n]`, without touching any state: all that
     /// pretraining needs of a tokenizer.
     pub fn ids(&self, z: Tensor<B, 2>) -> Tensor<B, 1, Int> {
-        kernels::nearest_code(normalise(z), self.codebook())
+        kernels::nearest_code(kernels::unit_rows(z), self.codebook())
     }
 
     /// Quantizes `z [n, C]` with the codebook as it is.
     pub fn forward(&self, z: Tensor<B, 2>) -> Quantized<B> {
-        let z = normalise(z);
+        let z = kernels::unit_rows(z);
         let fixed = z.clone().detach();
-        let ids = kernels::nearest_code(fixed.clone(), self.codebook());
-        let codes = self.codebook().select(0, ids.clone());
-        let commitment_loss = (codes.clone() - z.clone()).powi_scalar(2).mean().mul_scalar(self.commitment);
-        // Forward value: the code. Gradient: as if it were z.
-        let codes = z.clone() + (codes - fixed.clone());
+        let (ids, codes, commitment_loss) = kernels::quantize(z, self.codebook(), self.commitment);
         Quantized { ids, z: fixed, codes, commitment_loss }
     }
 
@@ -134,16 +130,11 @@ impl<B: Backend> Quantizer<B> {
     /// [`Quantizer::update`] from the [statistics](Quantizer::statistics), which data parallel training adds up over
     /// devices first.
     pub fn update_from(self, bins: Tensor<B, 1>, sums: Tensor<B, 2>) -> Self {
-        let decay = self.decay;
-        let mut this = self.count_usage(bins.clone());
-        let unused = bins.clone().equal_elem(0.0).unsqueeze_dim::<2>(1); // [K, 1]
-        let divisor = bins.mask_fill(unused.clone().squeeze_dim::<1>(1), 1.0).unsqueeze_dim::<2>(1);
-        let means = normalise(sums / divisor);
-        this.embedding.weight = this.embedding.weight.map(|codes| {
-            let [k, c] = codes.dims();
-            let means = means.mask_where(unused.expand([k, c]), codes.clone());
-            normalise(codes.mul_scalar(decay) + means.mul_scalar(1.0 - decay)).detach()
-        });
+        let mut this = self;
+        let (codes, usage) =
+            kernels::update_codes(this.codebook(), this.cluster_size.val(), bins, sums, this.decay);
+        this.embedding.weight = this.embedding.weight.map(|_| codes);
+        this.cluster_size = this.cluster_size.map(|_| usage);
         this
     }
 
@@ -185,10 +176,4 @@ impl<B: Backend> Quantizer<B> {
     pub fn dtype(&self) -> DType {
         self.embedding.weight.val().dtype()
     }
-}
-
-/// Rows divided by max(‖row‖, 1e-12).
-pub(crate) fn normalise<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
-    let norm = rows.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
-    rows / norm
 }

@@ -1,6 +1,6 @@
 //! VQ-KD: encoder, quantizer, decoder and the cosine loss to a teacher.
 
-use beit2_kernels::{self as kernels, Backend, PatchSpec, Precision, Scaling};
+use beit2_kernels::{self as kernels, Backend, PatchSpec, Precision, Scaling, cosine_loss};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
@@ -32,7 +32,17 @@ impl<B: Backend> TaskLayer<B> {
     }
 
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.layer2.forward(self.layer0.forward(x).tanh())
+        let Self { layer0, layer2 } = self;
+        let weights = |layer: &Linear<B>| match (layer.packed(), &layer.bias) {
+            (None, Some(bias)) => Some((layer.weight.val(), bias.val())),
+            _ => None,
+        };
+        match (weights(layer0), weights(layer2)) {
+            (Some(first), Some(second)) if layer0.precision() == layer2.precision() => {
+                kernels::tanh_mlp(x, first, second, layer0.precision())
+            }
+            _ => layer2.forward(layer0.forward(x).tanh()),
+        }
     }
 }
 
@@ -174,15 +184,9 @@ impl<B: Backend> VqKd<B> {
     ) -> (Tensor<B, 1>, Tensor<B, 2>) {
         let z = self.encode(x);
         let [batch, patches, width] = z.dims();
-        let z = super::quantizer::normalise(z.reshape([batch * patches, width]));
+        let z = kernels::unit_rows(z.reshape([batch * patches, width]));
         (cosine_loss(self.decode(z.clone(), batch), teacher), z.detach())
     }
-}
-
-/// mean over rows of 1 − cos(a, b), without an epsilon, as the reference.
-pub fn cosine_loss<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 1> {
-    let unit = |x: Tensor<B, 3>| x.clone() / x.powi_scalar(2).sum_dim(2).sqrt();
-    (unit(a) * unit(b)).sum_dim(2).mean().neg().add_scalar(1.0)
 }
 
 /// [`VqKd::preprocess`] without the model.

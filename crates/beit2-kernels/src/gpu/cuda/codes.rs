@@ -33,16 +33,28 @@ pub(crate) fn nearest(
     [rows, codes, width]: [usize; 3],
     scratch: Ptr,
 ) {
+    let ([best, found], parts) = nearest_of_parts(queue, [z, codebook], [rows, codes, width], scratch);
+    let size = |n: usize| Arg::U32(n as u32);
+    let args = [Arg::Ptr(best), Arg::Ptr(found), Arg::Ptr(ids), size(rows), size(parts)];
+    queue.launch("nearest_code_finish", [rows.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, &args);
+}
+
+/// The first half of [`nearest`]: the largest product with each row and its code, `[parts, rows]` each in scratch memory, for each
+/// part of the codebook in order; and the number of parts.
+pub(super) fn nearest_of_parts(
+    queue: &mut Queue<'_>,
+    [z, codebook]: [Ptr; 2],
+    [rows, codes, width]: [usize; 3],
+    scratch: Ptr,
+) -> ([Ptr; 2], usize) {
     let (part, parts) = parts(rows, codes);
     let found = scratch.offset(parts * rows, Element::F32);
-    let size = |n: usize| Arg::U32(n as u32);
     let args = [z, codebook, scratch, found].map(Arg::Ptr);
-    let sizes = [rows, codes, width, part].map(size);
+    let sizes = [rows, codes, width, part].map(|n| Arg::U32(n as u32));
     let args: Vec<Arg> = args.into_iter().chain(sizes).collect();
     let grid = [rows.div_ceil(TILE) as u32, parts as u32, 1];
     queue.launch("nearest_code_part", grid, [256, 1, 1], 0, &args);
-    let args = [Arg::Ptr(scratch), Arg::Ptr(found), Arg::Ptr(ids), size(rows), size(parts)];
-    queue.launch("nearest_code_finish", [rows.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, &args);
+    ([scratch, found], parts)
 }
 
 /// How many of `ids [count]` name each code and the sums of their rows of `z [count, width]`, in the order of rows:

@@ -18,6 +18,7 @@ mod columns;
 mod communication;
 mod concat;
 mod conv;
+mod cosine_loss;
 mod cubin;
 mod deconv;
 mod engine;
@@ -40,12 +41,14 @@ mod nvrtc;
 mod parameters;
 mod pinned;
 mod pixels;
+mod quantize;
 mod residual;
 #[cfg(test)]
 mod row_tests;
 mod rows;
 mod spare;
 mod stream;
+mod tanh_mlp;
 #[cfg(test)]
 mod tests;
 mod times;

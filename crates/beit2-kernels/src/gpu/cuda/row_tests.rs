@@ -11,7 +11,7 @@ use super::rows::{Tensor as Native, outputs};
 use super::{Element, Ptr, Queue, native, norm};
 use crate::tensor::{unwrap, wrap};
 use crate::testing::random;
-use crate::{AutodiffBackend, Backend};
+use crate::{AutodiffBackend, Backend, Precision};
 
 type Cuda = burn::backend::Cuda<f32, i32>;
 type B = Autodiff<Cuda>;
@@ -170,6 +170,112 @@ fn codes_and_what_they_stand_for_on_cuda() {
                 .assert_eq(&crate::code_counts(ids_of(found), codes, DType::F32).into_data(), true);
             let [got, want] = [floats(sums.into_data()), floats(want_sums.into_data())];
             compare("sums", &vec![got], &vec![want], 1e-6);
+        }
+    });
+}
+
+/// Codes, loss and ids in one vector, so that both gradients are compared.
+fn quantized<B: AutodiffBackend>(x: &[X<B>], [n, codes, width]: [usize; 3]) -> X<B> {
+    let options = (&x[0].device(), x[0].dtype());
+    let book = TensorData::new(random(codes * width, 7, 1.0), [codes, width]);
+    let z = crate::unit_rows(x[0].clone().reshape([n, width]));
+    let (ids, found, loss) = crate::quantize(z, Tensor::from_data(book, options), 0.7);
+    let ids = ids.float().cast(found.dtype());
+    Tensor::cat(vec![found.reshape([-1]), loss.mul_scalar(3.0), ids], 0)
+}
+
+#[test]
+fn quantizers_on_cuda() {
+    on_cuda(|_| {
+        for (n, codes, width) in [(1, 1, 3), (5, 7, 8), (197, 300, 32), (70, 20, 45), (40, 2500, 32)] {
+            let inputs = [random(n * width, 1, 2.0)];
+            same!(format!("unit_rows [{n}, {width}]"), &inputs, 2e-6, |x| crate::unit_rows(
+                x[0].clone().reshape([n, width])
+            )
+            .reshape([-1]));
+            same!(format!("quantize [{n}, {codes}, {width}]"), &inputs, 3e-6, |x| quantized(
+                x,
+                [n, codes, width]
+            ));
+        }
+    });
+}
+
+/// Codes and usage after an update in which every third code stands for nothing.
+fn updated<B: Backend>(dtype: DType, [codes, width]: [usize; 2]) -> Results {
+    let device = Default::default();
+    let tensor = |values: Vec<f64>| {
+        let data = TensorData::new(values, [codes * width]);
+        Tensor::<B, 1>::from_data(data, (&device, dtype)).reshape([codes, width])
+    };
+    let vector = |values: Vec<f64>| Tensor::from_data(TensorData::new(values, [codes]), (&device, dtype));
+    let bins: Vec<f64> = (0..codes).map(|code| (code % 3) as f64 * 2.0).collect();
+    let sums = random(codes * width, 2, 3.0);
+    let sums = sums.iter().enumerate().map(|(at, &x)| if bins[at / width] > 0.0 { x } else { 0.0 }).collect();
+    let book = crate::unit_rows(tensor(random(codes * width, 1, 1.0)));
+    let usage = vector((0..codes).map(|code| code as f64).collect());
+    let (book, usage) = crate::update_codes(book, usage, vector(bins), tensor(sums), 0.9);
+    vec![floats(book.into_data()), floats(usage.into_data())]
+}
+
+#[test]
+fn codes_move_on_cuda() {
+    on_cuda(|_| {
+        for dims in [[1, 3], [20, 8], [301, 32], [65, 50]] {
+            let want = updated::<Flex>(DType::F64, dims);
+            compare(&format!("update_codes {dims:?}"), &updated::<Cuda>(DType::F32, dims), &want, 2e-6);
+            let recorded = updated::<B>(DType::F32, dims);
+            assert!(
+                recorded == updated::<Cuda>(DType::F32, dims),
+                "{dims:?}: other values where gradients are recorded"
+            );
+        }
+    });
+}
+
+/// The second operand is a constant.
+fn cosine_loss<B: AutodiffBackend>(x: &[X<B>], dims: [usize; 3]) -> X<B> {
+    let b = TensorData::new(random(dims.iter().product(), 6, 2.0), dims);
+    let b = Tensor::from_data(b, (&x[0].device(), x[0].dtype()));
+    crate::cosine_loss(x[0].clone().reshape(dims), b)
+}
+
+#[test]
+fn cosine_losses_on_cuda() {
+    on_cuda(|_| {
+        for dims in [[1, 1, 3], [2, 5, 33], [3, 7, 512], [1, 20, 768]] {
+            let inputs = [random(dims.iter().product(), 1, 2.0)];
+            same!(format!("cosine_loss {dims:?}"), &inputs, 2e-6, |x| cosine_loss(x, dims));
+        }
+    });
+}
+
+fn tanh_mlp<B: AutodiffBackend>(x: &[X<B>], [n, inputs, hidden, out]: [usize; 4], how: Precision) -> X<B> {
+    let matrix = |at: usize, rows, width| x[at].clone().reshape([rows, width]);
+    let (first, second) = ((matrix(1, hidden, inputs), x[2].clone()), (matrix(3, out, hidden), x[4].clone()));
+    crate::tanh_mlp(x[0].clone().reshape([1, n, inputs]), first, second, how).reshape([n * out])
+}
+
+#[test]
+fn layers_around_tanh_on_cuda() {
+    on_cuda(|_| {
+        for dims @ [n, inputs, hidden, out] in
+            [[1, 8, 8, 8], [7, 24, 40, 16], [130, 64, 64, 32], [5, 7, 9, 3]]
+        {
+            let weights = |count, seed, inner: usize| random(count, seed, 1.0 / (inner as f64).sqrt());
+            let inputs = [
+                random(n * inputs, 1, 1.5),
+                weights(hidden * inputs, 2, inputs),
+                random(hidden, 3, 0.3),
+                weights(out * hidden, 4, hidden),
+                random(out, 5, 0.3),
+            ]
+            .map(narrow);
+            let want: Results = run::<Wide>(&inputs, DType::F64, |x| tanh_mlp(x, dims, Precision::F32));
+            for (how, tolerance) in [(Precision::F32, 5e-6), (Precision::Bf16, 1.5e-2)] {
+                let got: Results = run::<B>(&inputs, DType::F32, |x| tanh_mlp(x, dims, how));
+                compare(&format!("tanh_mlp {dims:?} {how}"), &got, &want, tolerance);
+            }
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, Precision};
 use beit2_weights::Sidecar;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -32,6 +32,8 @@ pub struct Teacher<B: burn::tensor::backend::Backend> {
     blocks: Vec<TeacherBlock<B>>,
     norm: Option<LayerNorm<B>>,
     head: Option<Linear<B>>,
+    /// Of a frozen teacher with CLS and no registers: its positions, after zeros for CLS.
+    token_positions: Option<Tensor<B, 3>>,
     #[module(skip)]
     facts: Facts,
 }
@@ -167,6 +169,7 @@ impl<B: Backend> Teacher<B> {
             blocks: (0..depth).map(|_| TeacherBlock::new(sizes, device)).collect(),
             norm: norm(final_norm),
             head,
+            token_positions: None,
             facts: Facts { kind, options, has_cls, registers: prefix - usize::from(has_cls), width },
         };
         let unused = |name: &str| {
@@ -192,7 +195,13 @@ impl<B: Backend> Teacher<B> {
         let rotates = !self.facts.options.periods.is_empty();
         let blocks = self.blocks.into_iter().map(|block| block.freeze(rotates)).collect();
         let (patch_embed, head) = (self.patch_embed.freeze(), self.head.map(Linear::freeze));
-        Self { patch_embed, blocks, head, ..self }
+        let token_positions = match (&self.prefix_tokens, &self.pos_embed) {
+            (Some(prefix), Some(positions)) if prefix.dims()[1] == 1 => {
+                Some(Tensor::cat(vec![prefix.val().zeros_like(), positions.val()], 1))
+            }
+            _ => None,
+        };
+        Self { patch_embed, blocks, head, token_positions, ..self }
     }
 
     /// Its family.
@@ -258,7 +267,7 @@ impl<B: Backend> Teacher<B> {
         let tokens = self.all_tokens(x);
         let prefix = usize::from(self.facts.has_cls) + self.facts.registers;
         let patches = tokens.dims()[1] - prefix;
-        let tokens = tokens.narrow(1, prefix, patches);
+        let tokens = kernels::narrow_tokens(tokens, prefix, patches);
         let features = match &self.head {
             Some(head) => head.forward(tokens),
             None => tokens,
@@ -287,13 +296,20 @@ impl<B: Backend> Teacher<B> {
         let (patch, options) = (self.patch_size(), &self.facts.options);
         let (rows, cols) = (height / patch, width / patch);
         let (mut tokens, _) = self.patch_embed.forward(x.into());
-        if let Some(pos) = &self.pos_embed {
-            tokens = tokens + resize_grid(pos.val(), rows, cols, options.resize);
-        }
-        let mut prefix = 0;
-        if let Some(first) = &self.prefix_tokens {
-            prefix = first.dims()[1];
-            tokens = Tensor::cat(vec![first.val().repeat_dim(0, batch), tokens], 1);
+        let prefix = self.prefix_tokens.as_ref().map_or(0, |first| first.dims()[1]);
+        let made_for = |positions: &&Tensor<B, 3>| rows == cols && positions.dims()[1] == rows * cols + 1;
+        match (&self.prefix_tokens, self.token_positions.as_ref().filter(made_for)) {
+            (Some(cls), Some(positions)) => {
+                tokens = kernels::embed_tokens(tokens, cls.val(), None, Some(positions.clone()));
+            }
+            (first, _) => {
+                if let Some(pos) = &self.pos_embed {
+                    tokens = tokens + resize_grid(pos.val(), rows, cols, options.resize);
+                }
+                if let Some(first) = first {
+                    tokens = Tensor::cat(vec![first.val().repeat_dim(0, batch), tokens], 1);
+                }
+            }
         }
         if let Some(norm) = &self.ln_pre {
             tokens = norm.forward(tokens);

@@ -157,8 +157,14 @@ fn activations_of_packed_blocks_on_cuda() {
                 let packed = parameters.into_iter().map(|block| pack_block(block, &spec).unwrap()).collect();
                 blocks_packed(x, biases, packed, case.hidden, None, spec).flatten(0, 2)
             });
-            let near = distance(&got, &want, 1e-3);
-            println!("{case:?} {activation:?}: {near:.1e} from the reference");
+            let exact = BlockSpec { precision: Precision::F32, ..spec };
+            let exact = values::<Flex>(&case, DType::F64, |x| case.run(x, exact));
+            let composed = values::<Flex>(&case, DType::F32, |x| case.run(x, spec));
+            let (near, far) = (distance(&got, &want, 1e-3), distance(&got, &exact, 1e-3));
+            let composed = distance(&composed, &exact, 1e-3);
+            println!(
+                "{case:?} {activation:?}: {near:.1e} from the reference, {far:.1e} from f64 (composed in bf16 {composed:.1e})"
+            );
             assert!(near <= 1e-2, "{case:?} {activation:?}: {near:e}");
             let other = others.replace(got.clone());
             assert!(other.is_none_or(|other| other != got), "{case:?}: {activation:?} is as the one before");

@@ -202,3 +202,69 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
     if (threadIdx.x == 0) *total = all;
 }
+
+// 1 - cosine of rows of `a` and `b` [rows, width], a warp a row: `losses` [rows], `saved` [rows, 3]: 1 / |a|, 1 / |b|, cosine.
+// A row of zeros gives NaN.
+extern "C" __global__ void __launch_bounds__(256)
+    cosine_loss_forward_f32(const float *__restrict__ a, const float *__restrict__ b, float *__restrict__ losses,
+                            float *__restrict__ saved, unsigned long long rows, unsigned width) {
+    unsigned long long row = (unsigned long long)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= rows) return;
+    unsigned lane = threadIdx.x % 32;
+    const float *x = a + row * width, *y = b + row * width;
+    float xx = 0.0f, yy = 0.0f, xy = 0.0f;
+    if (width % 8 == 0) {
+        for (unsigned at = lane * 8; at < width; at += 256) {
+            float v[8], w[8];
+            load_f32(v, x + at);
+            load_f32(w, y + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                xx += v[i] * v[i];
+                yy += w[i] * w[i];
+                xy += v[i] * w[i];
+            }
+        }
+    } else {
+        for (unsigned at = lane; at < width; at += 32) {
+            xx += x[at] * x[at];
+            yy += y[at] * y[at];
+            xy += x[at] * y[at];
+        }
+    }
+    xx = 1.0f / sqrtf(warp_sum(xx));
+    yy = 1.0f / sqrtf(warp_sum(yy));
+    xy = warp_sum(xy) * xx * yy;
+    if (lane == 0) {
+        losses[row] = 1.0f - xy;
+        saved[row * 3] = xx;
+        saved[row * 3 + 1] = yy;
+        saved[row * 3 + 2] = xy;
+    }
+}
+
+// (cosine * a / |a| - b / |b|) / |a| * upstream / rows; `grad` may be `a`.
+extern "C" __global__ void __launch_bounds__(256)
+    cosine_loss_backward_f32(const float *a, const float *__restrict__ b, const float *__restrict__ saved,
+                             const float *__restrict__ upstream, float *grad, unsigned long long rows, unsigned width,
+                             float share) {
+    unsigned long long row = (unsigned long long)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= rows) return;
+    unsigned lane = threadIdx.x % 32;
+    float scale = *upstream * share * saved[row * 3];
+    float of_a = scale * saved[row * 3 + 2] * saved[row * 3], of_b = scale * saved[row * 3 + 1];
+    const float *x = a + row * width, *y = b + row * width;
+    float *to = grad + row * width;
+    if (width % 8 == 0) {
+        for (unsigned at = lane * 8; at < width; at += 256) {
+            float v[8], w[8];
+            load_f32(v, x + at);
+            load_f32(w, y + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = of_a * v[i] - of_b * w[i];
+            store_f32(to + at, v);
+        }
+    } else {
+        for (unsigned at = lane; at < width; at += 32) to[at] = of_a * x[at] - of_b * y[at];
+    }
+}
