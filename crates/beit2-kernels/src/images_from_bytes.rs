@@ -27,6 +27,14 @@ pub enum Scaling<'a> {
         /// Of each channel.
         std: &'a [f64],
     },
+    /// As a teacher gets them from the tokenizer: in [−1, 1], [back](crate::from_signed), then `(x − mean)/std`. That is
+    /// [`Scaling::Standardised`] up to rounding.
+    Teacher {
+        /// Of each channel.
+        mean: &'a [f64],
+        /// Of each channel.
+        std: &'a [f64],
+    },
 }
 
 /// How a model takes images: scaled, and cut into patches.
@@ -116,7 +124,7 @@ pub fn patches_from_bytes<B: ImageOps>(
             *patch > 0 && height.is_multiple_of(*patch) && width.is_multiple_of(*patch),
             "patches_from_bytes: {size:?} cannot be cut into patches of {patch}"
         );
-        if let Scaling::Standardised { mean, std } = scaling {
+        if let Scaling::Standardised { mean, std } | Scaling::Teacher { mean, std } = scaling {
             assert!(
                 [mean.len(), std.len()] == [channels; 2],
                 "patches_from_bytes: {} means and {} deviations for {channels} channels",
@@ -184,7 +192,13 @@ pub fn scale<B: ImageOps>(x: Tensor<B, 4>, scaling: Scaling<'_>) -> Tensor<B, 4>
         Scaling::Unit => x,
         Scaling::Signed => to_signed(x),
         Scaling::Standardised { mean, std } => standardise(x, mean, std),
+        Scaling::Teacher { mean, std } => standardise(from_signed(to_signed(x)), mean, std),
     }
+}
+
+/// [−1, 1] → [0, 1], by way of bytes' range, where values are clamped.
+pub fn from_signed<B: BurnBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    x.add_scalar(1.0).mul_scalar(127.5).clamp(0.0, 255.0).div_scalar(255.0)
 }
 
 /// [0, 1] → [−1, 1].
@@ -421,7 +435,8 @@ mod tests {
         let bytes: Vec<u8> = (0..2 * 6 * 9 * 3).map(|i| (i * 37 % 256) as u8).collect();
         let images: Vec<&[u8]> = bytes.chunks(6 * 9 * 3).collect();
         let standardised = Scaling::Standardised { mean: &[0.1, 0.2, 0.3], std: &[0.5, 1.0, 2.0] };
-        let scalings = [Scaling::Unit, Scaling::Signed, standardised];
+        let teacher = Scaling::Teacher { mean: &[0.4, 0.5, 0.6], std: &[0.2, 0.3, 0.25] };
+        let scalings = [Scaling::Unit, Scaling::Signed, standardised, teacher];
         let specs = scalings.map(|scaling| PatchSpec { patch, scaling, precision: Precision::F32 });
         let found = super::patches_from_bytes::<Flex>(&images, size, &specs, &device);
         for (found, scaling) in found.into_iter().zip(scalings) {

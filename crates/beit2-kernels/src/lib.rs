@@ -92,8 +92,8 @@ pub use gpu::{GpuSettings, set_up_gpus};
 pub use gpu::{KernelTime, compile_cuda_kernels, cuda_kernel_times, record_cuda_kernel_times};
 pub use head_loss::{HeadLossOps, HeadLosses, HeadSaved, HeadSpec, HeadTensors, fuses_head_loss, head_loss};
 pub use images_from_bytes::{
-    ImageOps, PatchSpec, Scaling, clear_outside, images_from_bytes, patches, patches_from_bytes, scale,
-    standardise, to_signed,
+    ImageOps, PatchSpec, Scaling, clear_outside, from_signed, images_from_bytes, patches, patches_from_bytes,
+    scale, standardise, to_signed,
 };
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};

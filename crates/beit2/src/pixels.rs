@@ -147,8 +147,7 @@ pub fn scaling(normalization: Option<&Normalization>) -> Scaling<'_> {
 
 /// [−1, 1] → a teacher's standardised input: back to bytes' range with clamping, then its statistics.
 pub fn teacher_scaling<B: Backend>(x: Tensor<B, 4>, mean: [f64; 3], std: [f64; 3]) -> Tensor<B, 4> {
-    let unit = x.add_scalar(1.0).mul_scalar(127.5).clamp(0.0, 255.0).div_scalar(255.0);
-    standardise(unit, mean, std)
+    standardise(kernels::from_signed(x), mean, std)
 }
 
 /// Bilinear resize of `[B, C, H, W]`, half-pixel centres, averaged over the covered pixels when it

@@ -1,6 +1,6 @@
 //! Training the tokenizer: read top to bottom.
 
-use beit2_data::{Key, RngStream};
+use beit2_data::{Batch, Key, RngStream};
 use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Rank};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
@@ -9,15 +9,16 @@ use burn::tensor::{DType, Tensor};
 use super::codebook::{health_of, initial_codes, revive_codes};
 use super::teachers::Teacher;
 use super::vqkd::preprocess;
-use super::{TokenizerRecipe, VqKd, evaluate};
+use super::{ProcessType, TokenizerRecipe, VqKd, evaluate};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Env, GroupRule, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
-    check_precision, per_rank_batch, to_device,
+    AdamW, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
+    check_precision, patches_to_device, per_rank_batch, to_device,
 };
+use crate::vit::Pixels;
 use crate::weights::{Tensors, checkpoint_metadata};
 
 /// Trains a tokenizer, or continues the run in `env.dir`.
@@ -91,8 +92,16 @@ pub fn train<B: AutodiffBackend>(
     // The frozen half of a step, which runs one batch ahead on a thread of its own.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, frozen_device, process_type) = (teacher.clone(), device.clone(), recipe.model.process_type);
-    let bands = recipe.data.teacher_bands;
-    let prefetch = session.prefetch(batches, move |batch| {
+    let (bands, spec) = (recipe.data.teacher_bands, model.patch_spec());
+    let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
+        // A teacher sees [−1, 1]: of a view of its own, else of what the model sees.
+        let is_signed = |item: &Item| item.token.is_some() || process_type == ProcessType::Default;
+        if bands.is_none() && batch.items.iter().all(is_signed) {
+            let specs = [spec, frozen.patch_spec()];
+            let [x, teacher_x] = patches_to_device::<B::InnerBackend>(&batch.items, specs, &frozen_device)?;
+            let target = frozen.features(teacher_x);
+            return Ok((batch, x, target));
+        }
         let (images, second) = to_device::<B::InnerBackend>(&batch.items, &frozen_device)?;
         let x = preprocess(images.clone(), process_type);
         let teacher_x = match (second, bands) {
@@ -101,11 +110,11 @@ pub fn train<B: AutodiffBackend>(
             (None, None) => x.clone(),
         };
         let target = frozen.forward(teacher_x);
-        Ok((batch, x, target))
+        Ok((batch, Pixels::Images(x), target))
     });
     for prepared in session.timed_inputs(prefetch) {
         let (batch, x, target) = prepared?;
-        let (x, target) = (Tensor::from_inner(x), Tensor::from_inner(target));
+        let (x, target) = (x.record(), Tensor::from_inner(target));
         let step = session.state.step;
         let lr = plan.lr.at(step);
         let quantizes = step >= warmup;

@@ -159,13 +159,14 @@ impl<B: Backend> VqKd<B> {
     pub fn decode(&self, codes: Tensor<B, 2>, batch: usize) -> Tensor<B, 3> {
         let [rows, width] = codes.dims();
         let side = (rows / batch.max(1)).isqrt();
-        let image = codes.reshape([batch, side, side, width]).permute([0, 3, 1, 2]);
-        self.decode_task_layer.forward(self.decoder.patch_tokens(image, &DropPath::none()))
+        // The decoder's patches are single pixels, of code_dim channels.
+        let pixels = Pixels::Patches(codes.reshape([batch, side * side, width]), [side, side]);
+        self.decode_task_layer.forward(self.decoder.patch_tokens(pixels, &DropPath::none()))
     }
 
     /// Losses of preprocessed images `x [B, 3, H, W]` against teacher features `[B, N, teacher_dim]`.
     /// The codebook is not changed: pass `quantized` to [`Quantizer::update`] after the step.
-    pub fn forward(&self, x: Tensor<B, 4>, teacher: Tensor<B, 3>) -> TokenizerLoss<B> {
+    pub fn forward(&self, x: impl Into<Pixels<B>>, teacher: Tensor<B, 3>) -> TokenizerLoss<B> {
         let z = self.encode(x);
         let [batch, patches, width] = z.dims();
         let quantized = self.quantize.forward(z.reshape([batch * patches, width]));
@@ -179,7 +180,7 @@ impl<B: Backend> VqKd<B> {
     /// warm-up before a k-means start.
     pub fn forward_unquantized(
         &self,
-        x: Tensor<B, 4>,
+        x: impl Into<Pixels<B>>,
         teacher: Tensor<B, 3>,
     ) -> (Tensor<B, 1>, Tensor<B, 2>) {
         let z = self.encode(x);

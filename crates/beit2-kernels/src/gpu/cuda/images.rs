@@ -125,7 +125,8 @@ impl<BT: BoolElement> ImageOps for Cuda<BT> {
             let values = match scaling {
                 Scaling::Unit => statistics(&[0.0; CHANNELS], &[1.0; CHANNELS]),
                 Scaling::Signed => statistics(&[0.5; CHANNELS], &[0.5; CHANNELS]),
-                Scaling::Standardised { mean, std } => statistics(mean, std),
+                // A teacher's way over [−1, 1] only rounds once more.
+                Scaling::Standardised { mean, std } | Scaling::Teacher { mean, std } => statistics(mean, std),
             };
             let (kernel, element) = match precision {
                 Precision::F32 => ("bytes_to_patches_f32", DType::F32),
@@ -183,7 +184,12 @@ mod tests {
         all.extend(to_signed(images.clone()).into_data().into_vec::<f32>().unwrap());
         all.extend(patches(images, patch).into_data().into_vec::<f32>().unwrap());
         let images: Vec<&[u8]> = bytes.chunks(height * width * channels).collect();
-        let scalings = [Scaling::Standardised { mean, std }, Scaling::Signed, Scaling::Unit];
+        let scalings = [
+            Scaling::Standardised { mean, std },
+            Scaling::Teacher { mean, std },
+            Scaling::Signed,
+            Scaling::Unit,
+        ];
         let specs = scalings.map(|scaling| PatchSpec { patch, scaling, precision: Precision::F32 });
         for found in patches_from_bytes::<B>(&images, [height, width, channels], &specs, device) {
             all.extend(found.into_data().into_vec::<f32>().unwrap());

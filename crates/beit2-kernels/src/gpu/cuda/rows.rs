@@ -11,6 +11,10 @@
 //! | `residual_forward_bf16` | 4 + 2 | 4 |
 //! | `residual_backward_f32` | 4 + 4 | 4 |
 //! | `gelu_forward_bf16` | 2 | 2 |
+//! | `tanh_forward_bf16`, `_f32` | 2, 4 | 2, 4 |
+//! | `tanh_backward_bf16`, `_f32` | 4, 8 | 2, 4 |
+//! | `cosine_loss_forward_f32`, `_backward_f32` | 4 + 4 | none, 4 |
+//! | `unit_rows_forward`, `_backward` | 4, 4 + 4 | 4 |
 //! | `columns_bf16`, `_f32` | 2, 4 | |
 //! | `cast_many` to bf16 | 4 | 2 |
 //! | `cross_entropy_forward_f32`, classes as the width | 4 | |

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beit2_kernels::{self as kernels, Backend, Precision};
+use beit2_kernels::{self as kernels, Backend, PatchSpec, Precision, Scaling};
 use beit2_weights::Sidecar;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -17,7 +17,7 @@ use crate::cost::{FrozenVit, matmul};
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
-use crate::vit::{LayerNorm, Linear, PatchEmbed, VitConfig, resize_grid};
+use crate::vit::{LayerNorm, Linear, PatchEmbed, Pixels, VitConfig, resize_grid};
 use crate::weights::{SCRIPT, WeightFile};
 
 /// A frozen Vision Transformer.
@@ -262,8 +262,14 @@ impl<B: Backend> Teacher<B> {
         pixels::teacher_scaling(x, self.facts.options.mean, self.facts.options.std)
     }
 
+    /// How it reads images in [0, 1].
+    pub fn patch_spec(&self) -> PatchSpec<'_> {
+        let Options { mean, std, .. } = &self.facts.options;
+        self.patch_embed.spec(Scaling::Teacher { mean, std })
+    }
+
     /// Patch features of standardised images.
-    pub fn features(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+    pub fn features(&self, x: impl Into<Pixels<B>>) -> Tensor<B, 3> {
         let tokens = self.all_tokens(x);
         let prefix = usize::from(self.facts.has_cls) + self.facts.registers;
         let patches = tokens.dims()[1] - prefix;
@@ -276,7 +282,7 @@ impl<B: Backend> Teacher<B> {
     }
 
     /// Tokens of standardised images before the head: CLS, if there is one, then the patches; registers are left out.
-    pub fn tokens(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
+    pub fn tokens(&self, x: impl Into<Pixels<B>>) -> Tensor<B, 3> {
         let tokens = self.all_tokens(x);
         let (registers, from) = (self.facts.registers, usize::from(self.facts.has_cls));
         if registers == 0 {
@@ -291,11 +297,10 @@ impl<B: Backend> Teacher<B> {
     }
 
     /// All tokens before the head: CLS, registers, patches.
-    pub fn all_tokens(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
-        let [batch, _, height, width] = x.dims();
-        let (patch, options) = (self.patch_size(), &self.facts.options);
-        let (rows, cols) = (height / patch, width / patch);
-        let (mut tokens, _) = self.patch_embed.forward(x.into());
+    pub fn all_tokens(&self, x: impl Into<Pixels<B>>) -> Tensor<B, 3> {
+        let options = &self.facts.options;
+        let (mut tokens, [rows, cols]) = self.patch_embed.forward(x.into());
+        let batch = tokens.dims()[0];
         let prefix = self.prefix_tokens.as_ref().map_or(0, |first| first.dims()[1]);
         let made_for = |positions: &&Tensor<B, 3>| rows == cols && positions.dims()[1] == rows * cols + 1;
         match (&self.prefix_tokens, self.token_positions.as_ref().filter(made_for)) {
