@@ -165,7 +165,7 @@ def count(runner: Runner, cell: Cell, limits: dict, limit_s: float) -> stublog.S
         folder = runner.out / name
         runs.append(runner.run(name, command(cell, limits["batch"], steps, folder), caches, True, limit_s))
     short, long = (stublog.read(folder / "stub") for folder in runs[1:])
-    return stublog.step(long, short, LONG - SHORT)
+    return stublog.step(long, short, LONG - SHORT, warm=SHORT)
 
 
 def first_step(lines: list[stublog.Line], name: str) -> stublog.Line | None:

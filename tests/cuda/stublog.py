@@ -113,8 +113,15 @@ def marker(long: list[Line], short: list[Line], steps: int) -> str | None:
     return next((line.kernel() for line in reversed(long) if line.kind == "launch" and line.kernel() in once), None)
 
 
-def step(long: list[Line], short: list[Line], steps: int) -> Step:
-    """What one of the `steps` does by which the runs differ."""
+def after(lines: list[Line], name: str, count: int) -> list[Line]:
+    """What comes behind the `count`-th launch of a kernel."""
+    places = [at for at, line in enumerate(lines) if line.kind == "launch" and line.kernel() == name]
+    return lines[places[count - 1] + 1 :] if len(places) >= count else []
+
+
+def step(long: list[Line], short: list[Line], steps: int, warm: int) -> Step:
+    """What one of the `steps` does by which the runs differ. The first `warm` steps may take memory from the driver; which of
+    them takes how much depends on the order in which threads run."""
     (a, a_kernels, a_copies), (b, b_kernels, b_copies) = _totals(long), _totals(short)
     counts = {name: (a[name] - b[name]) / steps for name in KINDS}
     kernels = {name: (a_kernels[name] - b_kernels[name]) / steps for name in a_kernels | b_kernels}
@@ -134,6 +141,8 @@ def step(long: list[Line], short: list[Line], steps: int) -> Step:
     result.peak_bytes = 1e6 * max(live, default=0.0)
     if (name := marker(long, short, steps)) is None:
         return result
+    taken = [_totals(after(lines, name, warm))[0]["allocations"] for lines in (long, short)]
+    result.counts["allocations"] = (taken[0] - taken[1]) / steps
     marks = [line for line in long if line.kind == "launch" and line.kernel() == name]
     # The last marks are of steps that are timed part by part; those before follow each other as in training.
     marks = marks[-steps - 2 : -1]

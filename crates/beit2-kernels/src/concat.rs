@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Slice, Tensor, TensorMetadata};
+use burn::tensor::{Slice, Tensor, TensorMetadata};
 
 use crate::graph::{record, register};
 use crate::tensor::{unwrap, wrap};
@@ -225,11 +225,6 @@ impl<B: ConcatOps, C: CheckpointStrategy> ConcatOps for Autodiff<B, C> {
 }
 
 impl ConcatOps for Flex {}
-
-/// What lies before an axis (as one number), and what lies behind.
-pub(crate) fn around(shape: &Shape, axis: usize) -> [usize; 2] {
-    [shape[..axis].iter().product(), shape[axis + 1..].iter().product()]
-}
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -68,6 +68,16 @@ pub trait LinearOps: ResidualScaleOps {
         composed::linear_backward_weight::<Self>(x, grad, precision)
     }
 
+    /// Gradients of weight and bias together.
+    fn fused_linear_backward_parameters(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> [FloatTensor<Self>; 2] {
+        let dw = Self::fused_linear_backward_weight(x, grad.clone(), precision);
+        [dw, Self::fused_sum_rows(grad)]
+    }
+
     /// Gradient of a bias that was added to each row: the sum of the rows of `grad`, `[out]`.
     fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::sum_rows::<Self>(grad)
@@ -75,7 +85,8 @@ pub trait LinearOps: ResidualScaleOps {
 }
 
 /// `x·Wᵀ + b`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`. `precision` is that of the
-/// three matmuls, forward and backward; the bias and its gradient are not rounded.
+/// three matmuls, forward and backward; the bias is not rounded, nor is its gradient but on NVIDIA's GPUs, where the
+/// matmul for the weight sums its operand for the bias too.
 ///
 /// # Panics
 /// If the last axis of `x` is not `in`, or `bias` is not `[out]`.
@@ -238,15 +249,23 @@ impl<B: LinearOps, const N: usize> Backward<B, N> for LinearBackward {
         let (x, weight) = ops.state;
         let parent = |i: usize| ops.parents.get(i).and_then(|parent| parent.as_ref());
         let values = grad.shape().num_elements();
-        if let (Some(node), Some(x)) = (parent(1), x) {
-            let shape = x.shape();
-            let inner = shape[shape.num_dims() - 1];
-            let dw = B::fused_linear_backward_weight(x, grad.clone(), self.0);
-            grads.register::<B>(node.id, dw);
-            tick(operations(values, inner));
-        }
-        if let Some(node) = parent(2) {
-            grads.register::<B>(node.id, B::fused_sum_rows(grad.clone()));
+        let last = |x: &FloatTensor<B>| x.shape().last().copied().unwrap_or(1);
+        match (parent(1).zip(x), parent(2)) {
+            (Some((weight, x)), Some(bias)) => {
+                let inner = last(&x);
+                let [dw, db] = B::fused_linear_backward_parameters(x, grad.clone(), self.0);
+                grads.register::<B>(weight.id, dw);
+                grads.register::<B>(bias.id, db);
+                tick(operations(values, inner));
+            }
+            (Some((weight, x)), None) => {
+                let inner = last(&x);
+                let dw = B::fused_linear_backward_weight(x, grad.clone(), self.0);
+                grads.register::<B>(weight.id, dw);
+                tick(operations(values, inner));
+            }
+            (None, Some(bias)) => grads.register::<B>(bias.id, B::fused_sum_rows(grad.clone())),
+            (None, None) => {}
         }
         if let (Some(node), Some(weight)) = (parent(0), weight) {
             let inner = weight.shape()[1];

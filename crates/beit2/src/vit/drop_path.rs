@@ -189,9 +189,12 @@ pub(crate) fn add_branch<B: Backend>(
     let Some(drop) = drop else { return scaled(x, branch(&KeptSamples(None))) };
     if let Some((factors, row)) = &drop.factors {
         let branch = branch(&KeptSamples(None));
-        let (batch, dtype) = (branch.dims()[0], branch.dtype());
-        let factors = factors.clone().narrow(0, *row, 1).reshape([batch, 1, 1]).cast(dtype);
-        return scaled(x, branch * factors);
+        // As a map of one channel, which a GPU multiplies without the framework's kernels.
+        let ([batch, tokens, width], dtype) = (branch.dims(), branch.dtype());
+        let factors = kernels::narrow(factors.clone(), 0, *row..row + 1).reshape([batch, 1, 1, 1]);
+        let factors = if factors.dtype() == dtype { factors } else { factors.cast(dtype) };
+        let branch = kernels::scale_channels(branch.reshape([batch, tokens, width, 1]), factors);
+        return scaled(x, branch.reshape([batch, tokens, width]));
     }
     let kept: Vec<usize> = (0..drop.keeps.len()).filter(|&at| drop.keeps[at]).collect();
     if kept.is_empty() {

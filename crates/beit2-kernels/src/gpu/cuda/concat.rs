@@ -6,7 +6,7 @@ use burn_cubecl::BoolElement;
 
 use super::rows::{Cuda, Tensor, takes};
 use super::{Arg, Ptr, Queue, native, one};
-use crate::concat::{ConcatOps, MOST, Part, around, composed};
+use crate::concat::{ConcatOps, MOST, Part, composed};
 
 /// Blocks over the rows of a call; each takes more where there are more rows.
 const ROWS: usize = 4096;
@@ -42,6 +42,11 @@ impl Call {
         let joint: usize = self.parts.iter().map(|(width, _)| width).sum();
         self.parts.len() <= MOST && joint < 1 << 31 && self.rows < 1 << 31
     }
+}
+
+/// What lies before an axis, as one number, and what lies behind.
+fn around(shape: &Shape, axis: usize) -> [usize; 2] {
+    [shape[..axis].iter().product(), shape[axis + 1..].iter().product()]
 }
 
 impl<BT: BoolElement> ConcatOps for Cuda<BT> {

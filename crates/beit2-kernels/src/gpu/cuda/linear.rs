@@ -11,7 +11,8 @@ use cubecl::cuda::CudaRuntime;
 use super::super::Gpu;
 use super::super::portable::linear::{self as portable, with_last};
 use super::casts::Cast;
-use super::{Element, Epilogue, Gemm, Operand, Ptr, Recorded, casts, columns, is_native, native};
+use super::rows::outputs;
+use super::{Element, Epilogue, Gemm, Operand, Ptr, Recorded, casts, columns, is_native, native, one};
 use crate::linear::{PackedWeight, composed};
 use crate::{LinearOps, Precision};
 
@@ -44,6 +45,15 @@ impl Input {
     }
 }
 
+/// What a matmul does beside multiplying.
+enum Extra {
+    None,
+    /// Adds a bias to each column of the result.
+    Bias(Recorded),
+    /// Sums the rows of `a`, in f32, into a second output.
+    Sums,
+}
+
 /// One of the three matmuls; addresses come later.
 #[derive(Debug, Clone, Copy)]
 struct Matmul {
@@ -55,46 +65,53 @@ struct Matmul {
 }
 
 impl Matmul {
-    /// Records the matmul of `a` and `b`, with a bias for each column of the result.
+    /// Records the matmul of `a` and `b`.
     fn record<BT: BoolElement>(
         self,
         name: &'static str,
-        [a, b]: [Recorded; 2],
-        bias: Option<Recorded>,
+        operands: [Recorded; 2],
+        extra: Extra,
         output: Shape,
-    ) -> Recorded {
+    ) -> std::vec::IntoIter<Recorded> {
+        let [a, b] = operands;
+        let mut results = vec![(output, DType::F32)];
+        let bias = match extra {
+            Extra::None => None,
+            Extra::Bias(bias) => Some(bias),
+            Extra::Sums => {
+                results.push((Shape::new([self.dims[0]]), DType::F32));
+                None
+            }
+        };
         let (of_a, of_b) = (Input::of(&a), Input::of(&b));
         let of_a_bytes = of_a.scratch(self.operands);
         let scratch = of_a_bytes + of_b.scratch(self.operands);
         let inputs = [a, b].into_iter().chain(bias).collect();
-        let mut outputs = native::<BT>(
-            name,
-            inputs,
-            vec![(output, DType::F32)],
-            scratch,
-            move |queue, inputs, outputs, scratch| {
-                let mut casts = Vec::new();
-                let a = of_a.bring(&mut casts, inputs[0], self.operands, scratch);
-                let b = of_b.bring(&mut casts, inputs[1], self.operands, Ptr(scratch.0 + of_a_bytes as u64));
-                casts::many(queue, &casts);
-                let [m, n, k] = self.dims;
-                queue.gemm(&Gemm {
-                    m,
-                    n,
-                    k,
-                    a: Operand { at: a, transposed: self.a.0, ld: self.a.1 },
-                    b: Operand { at: b, transposed: self.b.0, ld: self.b.1 },
-                    d: outputs[0],
-                    ldd: n,
-                    operands: self.operands,
-                    result: Element::F32,
-                    batch: None,
-                    epilogue: inputs.get(2).map_or(Epilogue::None, |bias| Epilogue::Bias(*bias)),
-                    accumulate: false,
-                });
-            },
-        );
-        outputs.next().unwrap_or_else(|| unreachable!("one output"))
+        native::<BT>(name, inputs, results, scratch, move |queue, inputs, outputs, scratch| {
+            let mut casts = Vec::new();
+            let a = of_a.bring(&mut casts, inputs[0], self.operands, scratch);
+            let b = of_b.bring(&mut casts, inputs[1], self.operands, Ptr(scratch.0 + of_a_bytes as u64));
+            casts::many(queue, &casts);
+            let [m, n, k] = self.dims;
+            queue.gemm(&Gemm {
+                m,
+                n,
+                k,
+                a: Operand { at: a, transposed: self.a.0, ld: self.a.1 },
+                b: Operand { at: b, transposed: self.b.0, ld: self.b.1 },
+                d: outputs[0],
+                ldd: n,
+                operands: self.operands,
+                result: Element::F32,
+                batch: None,
+                epilogue: match (inputs.get(2), outputs.get(1)) {
+                    (Some(bias), _) => Epilogue::Bias(*bias),
+                    (None, Some(sums)) => Epilogue::BiasGradient(*sums),
+                    (None, None) => Epilogue::None,
+                },
+                accumulate: false,
+            });
+        })
     }
 }
 
@@ -137,7 +154,30 @@ fn forward<BT: BoolElement>(
         operands: operands(precision),
     };
     let output = with_last(&x.shape, out);
-    matmul.record::<BT>("linear", [x, weight], bias, output)
+    one(matmul.record::<BT>("linear", [x, weight], bias.map_or(Extra::None, Extra::Bias), output))
+}
+
+/// Whether the gradient of a weight takes the native path.
+fn takes_for_weight(x: &Recorded, grad: &Recorded, precision: Precision) -> bool {
+    (takes(&[x]) || (narrow(x) && precision == Precision::Bf16)) && takes(&[grad])
+}
+
+/// `gradᵀ·x`, and the sum of the rows of `grad` if asked for.
+fn backward_weight<BT: BoolElement>(
+    name: &'static str,
+    x: Recorded,
+    grad: Recorded,
+    extra: Extra,
+    precision: Precision,
+) -> std::vec::IntoIter<Recorded> {
+    let [out, inner] = [&grad, &x].map(|x| x.shape[x.shape.num_dims() - 1]);
+    let matmul = Matmul {
+        dims: [out, inner, rows(&x, inner)],
+        a: (true, out),
+        b: (false, inner),
+        operands: operands(precision),
+    };
+    matmul.record::<BT>(name, [grad, x], extra, Shape::new([out, inner]))
 }
 
 impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
@@ -194,7 +234,7 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
             operands: operands(precision),
         };
         let output = with_last(&grad.shape, inner);
-        matmul.record::<BT>("linear_backward_input", [grad, weight], None, output)
+        one(matmul.record::<BT>("linear_backward_input", [grad, weight], Extra::None, output))
     }
 
     fn fused_linear_backward_weight(
@@ -202,18 +242,22 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         grad: FloatTensor<Self>,
         precision: Precision,
     ) -> FloatTensor<Self> {
-        let operand = takes(&[&x]) || (narrow(&x) && precision == Precision::Bf16);
-        if !operand || !takes(&[&grad]) {
+        if !takes_for_weight(&x, &grad, precision) {
             return portable::backward_weight::<CudaRuntime, BT>(x, grad, precision);
         }
-        let [out, inner] = [&grad, &x].map(|x| x.shape[x.shape.num_dims() - 1]);
-        let matmul = Matmul {
-            dims: [out, inner, rows(&x, inner)],
-            a: (true, out),
-            b: (false, inner),
-            operands: operands(precision),
-        };
-        matmul.record::<BT>("linear_backward_weight", [grad, x], None, Shape::new([out, inner]))
+        one(backward_weight::<BT>("linear_backward_weight", x, grad, Extra::None, precision))
+    }
+
+    fn fused_linear_backward_parameters(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        precision: Precision,
+    ) -> [FloatTensor<Self>; 2] {
+        if !takes_for_weight(&x, &grad, precision) {
+            let dw = portable::backward_weight::<CudaRuntime, BT>(x, grad.clone(), precision);
+            return [dw, Self::fused_sum_rows(grad)];
+        }
+        outputs(backward_weight::<BT>("linear_backward_parameters", x, grad, Extra::Sums, precision))
     }
 
     fn fused_sum_rows(grad: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -226,15 +270,13 @@ impl<BT: BoolElement> LinearOps for Gpu<CudaRuntime, BT> {
         let fits = columns::fits(width);
         let scratch =
             if fits { columns::scratch(count, width) } else { columns::scratch_of_any(count, width) };
-        let mut outputs =
-            native::<BT>("sum_rows", vec![grad], output, scratch, move |queue, inputs, outputs, scratch| {
-                if fits {
-                    let x = (inputs[0], Element::F32);
-                    columns::sums(queue, x, [count, width, width], outputs[0], scratch);
-                } else {
-                    columns::sums_of_any(queue, inputs[0], [count, width], outputs[0], scratch);
-                }
-            });
-        outputs.next().unwrap_or_else(|| unreachable!("one output"))
+        one(native::<BT>("sum_rows", vec![grad], output, scratch, move |queue, inputs, outputs, scratch| {
+            if fits {
+                let x = (inputs[0], Element::F32);
+                columns::sums(queue, x, [count, width, width], outputs[0], scratch);
+            } else {
+                columns::sums_of_any(queue, inputs[0], [count, width], outputs[0], scratch);
+            }
+        }))
     }
 }

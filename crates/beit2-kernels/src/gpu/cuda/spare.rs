@@ -14,8 +14,9 @@ use super::engine::{CudaServer, allocate};
 const FROM: u32 = 1;
 const TO: u32 = 2;
 
-/// Spare tensors: how many, as parts of a batch in f32. Of half its size, because CubeCL takes those from larger pages.
-const TENSORS: [(usize, usize); 2] = [(4, 1), (4, 2)];
+/// Spare tensors: how many, and of how many quarters of a batch in f32. Of several sizes, because CubeCL has pages of several
+/// sizes for them. The largest is a page for what a frozen model makes in passing.
+const TENSORS: [(usize, usize); 3] = [(1, 16), (4, 4), (4, 2)];
 
 /// What is held on one device.
 #[derive(Default)]
@@ -29,7 +30,8 @@ impl Spare {
     pub fn step(&mut self, server: &mut CudaServer, id: StreamId, batch: usize) {
         self.steps = self.steps.saturating_add(1);
         if self.steps == FROM && batch > 0 {
-            let sizes = TENSORS.iter().flat_map(|&(count, part)| std::iter::repeat_n(batch / part, count));
+            let sizes =
+                TENSORS.iter().flat_map(|&(count, part)| std::iter::repeat_n(batch * part / 4, count));
             let sizes: Vec<usize> = sizes.collect();
             // A card that is nearly full keeps what it has.
             if sizes.iter().sum::<usize>() <= free() / 8 {
