@@ -1,5 +1,7 @@
 //! Concatenation and its inverse ([`crate::ConcatOps`]), one launch each.
 
+use std::ops::Range;
+
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::BoolElement;
@@ -10,6 +12,8 @@ use crate::concat::{ConcatOps, MOST, Part, composed};
 
 /// Blocks over the rows of a call; each takes more where there are more rows.
 const ROWS: usize = 4096;
+/// Where parts of tensors begin that CubeCL does not copy: a multiple of its alignment of memory, bytes.
+const VIEWS: usize = 512;
 
 /// Elements of a row of each part, in order; a part with an address is read or written.
 #[derive(Debug, Clone)]
@@ -87,6 +91,18 @@ impl<BT: BoolElement> ConcatOps for Cuda<BT> {
         let results = pieces.iter().filter(|(_, there)| *there).map(|(length, _)| shape(*length)).collect();
         let run = move |queue: &mut Queue<'_>, i: &[Ptr], o: &[Ptr], _| call.put(queue, "split_f32", i[0], o);
         native::<BT>("split", vec![x], results, 0, run).collect()
+    }
+
+    fn fused_narrow(x: FloatTensor<Self>, axis: usize, range: Range<usize>) -> FloatTensor<Self> {
+        let ([_, behind], length) = (around(&x.shape, axis), x.shape[axis]);
+        let bytes = [range.start, length - range.end].map(|count| count * behind * 4);
+        // CubeCL gives a view of what lies at such places, and copies the rest by a kernel that needs its shape sent.
+        if bytes.iter().all(|bytes| bytes.is_multiple_of(VIEWS)) || !takes(&[&x]) {
+            return composed::narrow::<Self>(x, axis, range);
+        }
+        let pieces = [(range.start, false), (range.len(), true), (length - range.end, false)];
+        let pieces: Vec<(usize, bool)> = pieces.into_iter().filter(|(length, _)| *length > 0).collect();
+        one(Self::fused_split(x, axis, &pieces).into_iter())
     }
 }
 

@@ -16,7 +16,7 @@ const TO: u32 = 2;
 
 /// Spare tensors: how many, and of how many quarters of a batch in f32. Of several sizes, because CubeCL has pages of several
 /// sizes for them. The largest is a page for what a frozen model makes in passing.
-const TENSORS: [(usize, usize); 3] = [(1, 16), (4, 4), (4, 2)];
+const TENSORS: [(usize, usize); 3] = [(1, 16), (6, 4), (4, 2)];
 
 /// What is held on one device.
 #[derive(Default)]
