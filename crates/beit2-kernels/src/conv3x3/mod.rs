@@ -1,7 +1,8 @@
 //! 3×3 convolution of channels-last maps, stride 1, padded by one zero on each side, without bias.
 //!
 //! Contract: no copy of a map is made that is nine times as large. Memory beside operands and result is
-//! bounded by a few bands of rows and one copy of the weight; on NVIDIA's GPUs by three copies of the padded map. The input's gradient is the same convolution
+//! bounded by a few bands of rows and one copy of the weight; on NVIDIA's GPUs by one copy of the padded map in f32, and
+//! three in bf16. The input's gradient is the same convolution
 //! with the kernel flipped; a backward pass keeps the input only if the weight needs a gradient, and
 //! the weight only if the input does. Results do not depend on the number of threads.
 //!

@@ -134,7 +134,9 @@ fn convolve<BT: BoolElement>(
     let (from, to) = if flipped { (outputs_of, inputs_of) } else { (inputs_of, outputs_of) };
     let pairs = from * to;
     let result = vec![(Shape::new([map.batch, map.height, map.width, to]), DType::F32)];
-    let wide = 3 * from;
+    // Taps of one matmul: a row in bf16. In f32 one, because neighbours beside each pixel would take gigabytes.
+    let side = if element == Element::Bf16 { 3 } else { 1 };
+    let wide = side * from;
     let padded_bytes = part(map.padded() * wide, element);
     let taps_bytes = part(9 * pairs, element);
     let scratch = padded_bytes + taps_bytes + part(map.padded() * to, Element::F32);
@@ -142,22 +144,23 @@ fn convolve<BT: BoolElement>(
         let padded = scratch;
         let weights = Ptr(padded.0 + padded_bytes as u64);
         let sums = Ptr(weights.0 + taps_bytes as u64);
-        map.pad(queue, i[0], padded, [from, 3], element);
+        map.pad(queue, i[0], padded, [from, side], element);
         taps(queue, i[1], weights, [outputs_of, inputs_of], flipped, element);
-        for row in 0..3 {
+        for first in (0..9).step_by(side) {
+            let weight = if flipped { first * pairs } else { first / 3 * 3 * pairs + first % 3 * from };
             queue.gemm(&Gemm {
                 m: map.inner(),
                 n: to,
                 k: wide,
                 a: Operand {
-                    at: padded.offset(map.tap(3 * row + 1) * wide, element),
+                    at: padded.offset(map.tap(first + side / 2) * wide, element),
                     transposed: false,
                     ld: wide,
                 },
                 b: Operand {
-                    at: weights.offset(row * 3 * pairs, element),
+                    at: weights.offset(weight, element),
                     transposed: !flipped,
-                    ld: if flipped { to } else { wide },
+                    ld: if flipped { to } else { 3 * from },
                 },
                 d: sums.offset(map.first() * to, Element::F32),
                 ldd: to,
@@ -165,7 +168,7 @@ fn convolve<BT: BoolElement>(
                 result: Element::F32,
                 batch: None,
                 epilogue: Epilogue::None,
-                accumulate: row > 0,
+                accumulate: first > 0,
             });
         }
         map.crop(queue, sums, o[0], to);
