@@ -3,7 +3,8 @@
 //! With a border of zeros around each image, a tap of the kernel is the whole map moved by some rows of its flat form
 //! `[B·(H+2)·(W+2), C]`. A convolution is three matmuls that add to one result: each pixel has its two neighbours beside it, so
 //! that a row of taps is one product, and the three rows read the same copy of the map. More matmuls would read and write the
-//! f32 result more often, and that would cost more than the copy. The gradient of the weight is nine matmuls of two
+//! f32 result more often, and that would cost more than the copy. In f32 it is nine all the same, because that copy would take
+//! gigabytes. The gradient of the weight is nine matmuls of two
 //! padded maps, each with a result of its own. Results on the border are computed for nothing and dropped.
 
 use burn::tensor::ops::FloatTensor;
