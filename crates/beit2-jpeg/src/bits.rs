@@ -46,6 +46,7 @@ impl ScanData {
                 }
                 Some(_) => {
                     intervals.push(start..out.len());
+                    out.extend([0; 8]);
                     return Ok(Self { bytes: out, intervals, length: marker });
                 }
                 None => return Err(Unusual("a scan has no end")),
@@ -62,16 +63,18 @@ impl ScanData {
     /// A reader at the beginning of an interval.
     pub(crate) fn reader(&self, interval: usize) -> Bits<'_> {
         let Range { start, end } = self.intervals[interval];
-        Bits { bytes: &self.bytes[..end], at: start, bits: 0, count: 0 }
+        Bits { bytes: &self.bytes, at: start, end, bits: 0, count: 0 }
     }
 }
 
-/// Bits of one interval, first bit first. Behind its end there are zeros; [`Bits::check`] says whether they were used.
+/// Bits of one interval, first bit first. What lies behind its end means nothing; [`Bits::check`] says whether it was used.
 #[derive(Clone, Debug)]
 pub(crate) struct Bits<'a> {
-    /// Up to the end of the interval.
+    /// Of all intervals, so that the last bytes of one are read as quickly as the others.
     bytes: &'a [u8],
     at: usize,
+    /// Behind the interval's last byte.
+    end: usize,
     /// The next bits, from the highest on.
     bits: u64,
     /// How many of them are counted; further ones may be there already.
@@ -79,25 +82,20 @@ pub(crate) struct Bits<'a> {
 }
 
 impl Bits<'_> {
-    /// Makes at least 56 bits available.
+    /// Makes at least 32 bits available.
     #[inline(always)]
     pub(crate) fn refill(&mut self) {
+        if self.count >= 32 {
+            return;
+        }
         let next = match self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
             Some(&eight) => u64::from_be_bytes(eight),
-            None => self.last_bytes(),
+            // Far behind the end: `check` will say so.
+            None => 0,
         };
         self.bits |= next >> self.count;
         self.at += ((63 - self.count) >> 3) as usize;
         self.count |= 56;
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn last_bytes(&self) -> u64 {
-        let mut eight = [0; 8];
-        let rest = self.bytes.get(self.at..).unwrap_or_default();
-        eight[..rest.len()].copy_from_slice(rest);
-        u64::from_be_bytes(eight)
     }
 
     /// The next `n` bits, 1 to 32, as a number. At least `n` are available.
@@ -134,7 +132,7 @@ impl Bits<'_> {
     /// Fails when more bits were taken than the interval has.
     pub(crate) fn check(&self) -> Result<(), Unusual> {
         let taken = self.at * 8 - self.count as usize;
-        match taken <= self.bytes.len() * 8 {
+        match taken <= self.end * 8 {
             true => Ok(()),
             false => Err(Unusual("data are missing")),
         }
@@ -149,7 +147,7 @@ mod tests {
     fn stuffing_and_restarts_are_taken_out() {
         let data = ScanData::new(&[1, 0xFF, 0, 2, 0xFF, 0xD0, 3, 0xFF, 0xFF, 0xD1, 0xFF, 0xD9, 9]).unwrap();
         assert_eq!((data.intervals(), data.length), (3, 10));
-        assert_eq!(data.bytes, [1, 0xFF, 2, 3]);
+        assert_eq!(data.bytes, [1, 0xFF, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert!(ScanData::new(&[1, 0xFF, 0xD1, 0xFF, 0xD9]).is_err());
         assert!(ScanData::new(&[1, 2]).is_err() && ScanData::new(&[1, 0xFF]).is_err());
     }

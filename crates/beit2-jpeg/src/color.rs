@@ -90,7 +90,8 @@ mod x86 {
             _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
         };
         let center = _mm256_set1_epi16(128);
-        let (luma, cb, cr) = (wide(luma), _mm256_sub_epi16(wide(cb), center), _mm256_sub_epi16(wide(cr), center));
+        let (luma, cb, cr) =
+            (wide(luma), _mm256_sub_epi16(wide(cb), center), _mm256_sub_epi16(wide(cr), center));
         // (x·f + 2¹⁵) / 2¹⁶ = ((2x·f) / 2¹⁶ + 1) / 2, both rounded down.
         let one = _mm256_set1_epi16(1);
         let scaled = |x: __m256i, f: i16| {
@@ -104,7 +105,8 @@ mod x86 {
             let wide = _mm256_add_epi32(_mm256_madd_epi16(both, factors), _mm256_set1_epi32(HALF));
             _mm256_srai_epi32::<16>(wide)
         };
-        let mixed = _mm256_packs_epi32(sum(_mm256_unpacklo_epi16(cb, cr)), sum(_mm256_unpackhi_epi16(cb, cr)));
+        let mixed =
+            _mm256_packs_epi32(sum(_mm256_unpacklo_epi16(cb, cr)), sum(_mm256_unpackhi_epi16(cb, cr)));
         let green = _mm256_add_epi16(luma, _mm256_sub_epi16(mixed, cr));
         let bytes = |wide: __m256i| {
             _mm_packus_epi16(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide))

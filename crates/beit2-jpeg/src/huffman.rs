@@ -65,7 +65,8 @@ impl Huffman {
         }
     }
 
-    /// Next coefficient: how many zeros precede it ([`END`]: the block ends), and its value. Needs 32 bits.
+    /// Next coefficient: how many zeros precede it, and its value. [`END`]: the block ends; in a progressive image, as do
+    /// the next blocks, up to as many as two to the power of the value. Needs 32 bits.
     #[inline(always)]
     pub(crate) fn coefficient(&self, bits: &mut Bits<'_>) -> Result<(usize, i32), Unusual> {
         let entry = self.table[bits.peek(LOOKUP) as usize];
@@ -75,13 +76,14 @@ impl Huffman {
         }
         let symbol = self.remaining_symbol(entry, bits)?;
         let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-        let run = if size == 0 && run < 15 { END } else { run };
+        if size == 0 && run < 15 {
+            return Ok((END, run as i32));
+        }
         Ok((run, bits.signed(size)))
     }
 
-    /// Next symbol alone. Needs 16 bits.
-    #[inline(always)]
-    pub(crate) fn symbol(&self, bits: &mut Bits<'_>) -> Result<u8, Unusual> {
+    /// Next symbol, bit by bit.
+    fn symbol(&self, bits: &mut Bits<'_>) -> Result<u8, Unusual> {
         let next = bits.peek(16);
         let mut length = 1;
         while length <= 16 && next >= self.limits[length] {
@@ -113,7 +115,7 @@ fn fill(table: &mut [u32], code: u32, length: u32, symbol: u8) {
     for (rest, entry) in table[first..first + (1 << spare)].iter_mut().enumerate() {
         *entry = if size == 0 {
             // An end of block, or sixteen zeros: fifteen and a coefficient of 0. In a DC table, a difference of 0.
-            length | (if run < 15 { END as u32 } else { run }) << 8
+            length | if run < 15 { (END as u32) << 8 | run << 16 } else { run << 8 }
         } else if size <= spare {
             let number = (rest as u32 >> (spare - size)) as i32;
             let value = if number < 1 << (size - 1) { number + 1 - (1 << size) } else { number };

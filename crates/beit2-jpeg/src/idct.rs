@@ -52,14 +52,10 @@ pub(crate) fn two_blocks(blocks: &[Block; 2]) -> [Samples; 2] {
 
 /// Transforms a block by the plain form.
 pub(crate) fn one_block(block: &Block) -> Samples {
-    let mut between = [[0i16; 8]; 8];
-    for x in 0..8 {
-        let column = one_dimension(std::array::from_fn(|y| block.0[y * 8 + x]), CONSTANT_BITS - PASS_BITS);
-        for (y, value) in column.into_iter().enumerate() {
-            between[y][x] = value;
-        }
-    }
-    between.map(|row| {
+    let column = |x: usize| std::array::from_fn(|y| block.0[y * 8 + x]);
+    let columns: [[i16; 8]; 8] = std::array::from_fn(|x| one_dimension(column(x), CONSTANT_BITS - PASS_BITS));
+    std::array::from_fn(|y| {
+        let row = std::array::from_fn(|x| columns[x][y]);
         let values = one_dimension(row, CONSTANT_BITS + PASS_BITS + 3);
         values.map(|value| (i32::from(value).clamp(-128, 127) + 128) as u8)
     })
@@ -142,24 +138,36 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     fn one_dimension<const SHIFT: i32>(c: Rows) -> Rows {
         let zip = |a, b| (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
-        let add = |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
-        let sub = |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])];
+        let add =
+            |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
+        let sub =
+            |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])];
         // To 32 bits with the sign, times 2¹³: into the upper half, then down again by what is too much.
         let zero = _mm256_setzero_si256();
         let scaled = |sum: __m256i| {
             let (low, high) = (_mm256_unpacklo_epi16(zero, sum), _mm256_unpackhi_epi16(zero, sum));
-            [_mm256_srai_epi32::<{ 16 - CONSTANT_BITS }>(low), _mm256_srai_epi32::<{ 16 - CONSTANT_BITS }>(high)]
+            [
+                _mm256_srai_epi32::<{ 16 - CONSTANT_BITS }>(low),
+                _mm256_srai_epi32::<{ 16 - CONSTANT_BITS }>(high),
+            ]
         };
         let ends = [scaled(_mm256_add_epi16(c[0], c[4])), scaled(_mm256_sub_epi16(c[0], c[4]))];
         let (low, high) = zip(c[2], c[6]);
         let middle = [dot(constant::EVEN[0], low, high), dot(constant::EVEN[1], low, high)];
-        let even = [add(ends[0], middle[1]), add(ends[1], middle[0]), sub(ends[1], middle[0]), sub(ends[0], middle[1])];
+        let even = [
+            add(ends[0], middle[1]),
+            add(ends[1], middle[0]),
+            sub(ends[1], middle[0]),
+            sub(ends[0], middle[1]),
+        ];
         let (low, high) = zip(_mm256_add_epi16(c[7], c[3]), _mm256_add_epi16(c[5], c[1]));
         let (z3, z4) = (dot(constant::ODD_SUMS[0], low, high), dot(constant::ODD_SUMS[1], low, high));
         let (low, high) = zip(c[7], c[1]);
-        let outer = [add(dot(constant::OUTER[0], low, high), z3), add(dot(constant::OUTER[1], low, high), z4)];
+        let outer =
+            [add(dot(constant::OUTER[0], low, high), z3), add(dot(constant::OUTER[1], low, high), z4)];
         let (low, high) = zip(c[5], c[3]);
-        let inner = [add(dot(constant::INNER[0], low, high), z4), add(dot(constant::INNER[1], low, high), z3)];
+        let inner =
+            [add(dot(constant::INNER[0], low, high), z4), add(dot(constant::INNER[1], low, high), z3)];
         let odd = [outer[1], inner[1], inner[0], outer[0]];
         let half = _mm256_set1_epi32(1 << (SHIFT - 1));
         let round = |[low, high]: [__m256i; 2]| {
@@ -181,13 +189,15 @@ mod x86 {
     /// Rows to columns, in each half.
     #[target_feature(enable = "avx2")]
     fn transpose(r: Rows) -> Rows {
-        let words = |a: usize, b: usize| (_mm256_unpacklo_epi16(r[a], r[b]), _mm256_unpackhi_epi16(r[a], r[b]));
+        let words =
+            |a: usize, b: usize| (_mm256_unpacklo_epi16(r[a], r[b]), _mm256_unpackhi_epi16(r[a], r[b]));
         let ((a0, a1), (b0, b1), (c0, c1), (d0, d1)) = (words(0, 1), words(2, 3), words(4, 5), words(6, 7));
         let doubles = |a, b| (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
         let ((e0, e1), (f0, f1)) = (doubles(a0, b0), doubles(c0, d0));
         let ((g0, g1), (h0, h1)) = (doubles(a1, b1), doubles(c1, d1));
         let quads = |a, b| [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)];
-        let [[t0, t1], [t2, t3], [t4, t5], [t6, t7]] = [quads(e0, f0), quads(e1, f1), quads(g0, h0), quads(g1, h1)];
+        let [[t0, t1], [t2, t3], [t4, t5], [t6, t7]] =
+            [quads(e0, f0), quads(e1, f1), quads(g0, h0), quads(g1, h1)];
         [t0, t1, t2, t3, t4, t5, t6, t7]
     }
 }
@@ -223,7 +233,9 @@ mod tests {
             for (x, &value) in row.iter().enumerate() {
                 let term = |at: usize| {
                     let (u, v) = (at % 8, at / 8);
-                    let wave = |n: usize, place: usize| ((2 * place + 1) as f64 * n as f64 * std::f64::consts::PI / 16.0).cos();
+                    let wave = |n: usize, place: usize| {
+                        ((2 * place + 1) as f64 * n as f64 * std::f64::consts::PI / 16.0).cos()
+                    };
                     f64::from(coefficients[at]) * scale(u) * scale(v) * wave(u, x) * wave(v, y) / 4.0
                 };
                 let exact = ((0..BLOCK).map(term).sum::<f64>() + 128.0).clamp(0.0, 255.0);

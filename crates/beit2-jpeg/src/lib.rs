@@ -104,7 +104,9 @@ impl<'a> Jpeg<'a> {
         let inside = |start: u32, length: u32, all: u32| {
             length > 0 && start.checked_add(length).is_some_and(|end| end <= all)
         };
-        if !inside(region.left, region.width, self.width()) || !inside(region.top, region.height, self.height()) {
+        if !inside(region.left, region.width, self.width())
+            || !inside(region.top, region.height, self.height())
+        {
             return Err(Unusual("the region is empty or not inside the image"));
         }
         let mut frame = self.frame.clone();

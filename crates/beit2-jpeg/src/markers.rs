@@ -162,7 +162,8 @@ impl<'a> Segments<'a> {
                 1 => &mut self.ac,
                 _ => return Err(Unusual("a Huffman table is of an unknown class")),
             };
-            *class.get_mut(usize::from(head & 15)).ok_or(Unusual("it has more than four tables"))? = Some(table);
+            *class.get_mut(usize::from(head & 15)).ok_or(Unusual("it has more than four tables"))? =
+                Some(table);
             content = &rest[total..];
         }
         Ok(())
@@ -179,7 +180,8 @@ impl<'a> Segments<'a> {
         }
         let mut parts: Vec<ScanPart> = Vec::with_capacity(count);
         for selector in selectors.as_chunks::<2>().0 {
-            let position = frame.components.iter().position(|component| component.id == selector[0]).ok_or(bad)?;
+            let position =
+                frame.components.iter().position(|component| component.id == selector[0]).ok_or(bad)?;
             // In the order of the frame, each once.
             if parts.last().is_some_and(|part| part.component >= position) {
                 return Err(bad);
@@ -187,9 +189,12 @@ impl<'a> Segments<'a> {
             let component = &mut frame.components[position];
             if component.quantization.is_none() {
                 let table = self.quantization.get(component.table).copied().flatten();
-                component.quantization = Some(Box::new(table.ok_or(Unusual("a quantisation table is missing"))?));
+                component.quantization =
+                    Some(Box::new(table.ok_or(Unusual("a quantisation table is missing"))?));
             }
-            let table = |tables: &[Option<Arc<Huffman>>; 4], number: u8| tables.get(usize::from(number)).cloned().flatten();
+            let table = |tables: &[Option<Arc<Huffman>>; 4], number: u8| {
+                tables.get(usize::from(number)).cloned().flatten()
+            };
             let (dc, ac) = (table(&self.dc, selector[1] >> 4), table(&self.ac, selector[1] & 15));
             parts.push(ScanPart { component: position, dc, ac });
         }
@@ -233,7 +238,10 @@ fn read_frame(code: u8, content: &[u8]) -> Result<Frame, Unusual> {
     let (mut max_h, mut max_v) = (1, 1);
     for &[id, sampling, table] in parts.as_chunks::<3>().0 {
         let (h, v) = (usize::from(sampling >> 4), usize::from(sampling & 15));
-        if !(1..=4).contains(&h) || !(1..=4).contains(&v) || components.iter().any(|other: &Component| other.id == id) {
+        if !(1..=4).contains(&h)
+            || !(1..=4).contains(&v)
+            || components.iter().any(|other: &Component| other.id == id)
+        {
             return Err(bad);
         }
         (max_h, max_v) = (max_h.max(h), max_v.max(v));

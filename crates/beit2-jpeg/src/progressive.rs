@@ -6,7 +6,7 @@ use crate::Unusual;
 use crate::bits::{Bits, ScanData};
 use crate::blocks::{Planes, Queue};
 use crate::frame::{BLOCK, Frame, Scan, ZIGZAG};
-use crate::huffman::Huffman;
+use crate::huffman::{END, Huffman};
 use crate::markers::Segments;
 use crate::sequential::Walk;
 
@@ -26,7 +26,11 @@ struct Coefficients {
 ///
 /// # Errors
 /// Damaged or rare files.
-pub(crate) fn decode(segments: &mut Segments<'_>, frame: &mut Frame, planes: &mut Planes) -> Result<(), Unusual> {
+pub(crate) fn decode(
+    segments: &mut Segments<'_>,
+    frame: &mut Frame,
+    planes: &mut Planes,
+) -> Result<(), Unusual> {
     let (across, down) = frame.mcus();
     let coefficients = |(h, v): (usize, usize)| Coefficients {
         columns: across * h,
@@ -45,7 +49,8 @@ pub(crate) fn decode(segments: &mut Segments<'_>, frame: &mut Frame, planes: &mu
     }
     let mut queue = Queue::new();
     for (number, (component, coefficients)) in frame.components.iter().zip(&all).enumerate() {
-        let quantization = component.quantization.as_deref().ok_or(Unusual("a quantisation table is missing"))?;
+        let quantization =
+            component.quantization.as_deref().ok_or(Unusual("a quantisation table is missing"))?;
         // In the order in which a block has its values.
         let mut steps = [0; BLOCK];
         ZIGZAG.iter().zip(quantization).for_each(|(&place, &step)| steps[usize::from(place)] = step);
@@ -118,7 +123,8 @@ fn decode_scan(data: &ScanData, scan: &Scan, frame: &Frame, all: &mut [Coefficie
         for &(part, x, y) in &walk.blocks {
             let number = scan.parts[part].component;
             let coefficients = &mut all[number];
-            let place = (row * walk.steps[part].1 + y) * coefficients.columns + column * walk.steps[part].0 + x;
+            let place =
+                (row * walk.steps[part].1 + y) * coefficients.columns + column * walk.steps[part].0 + x;
             let block = &mut coefficients.blocks[place];
             match (&tables[part], before) {
                 ((Some(dc), _), _) => {
@@ -151,31 +157,34 @@ struct Band {
 const TOO_LONG: Unusual = Unusual("a block has too many coefficients");
 
 impl Band {
-    /// The next symbol: zeros before a coefficient and its size; a size of 0 with fewer than 15 zeros ends this block and
-    /// as many more as follow, which are noted.
-    fn symbol(&mut self, bits: &mut Bits<'_>, table: &Huffman) -> Result<(usize, u32), Unusual> {
+    /// The next coefficient and the zeros before it; `None`: this block ends, and as many more as follow, which are noted.
+    #[inline(always)]
+    fn coefficient(&mut self, bits: &mut Bits<'_>, table: &Huffman) -> Result<Option<(usize, i32)>, Unusual> {
         bits.refill();
-        let symbol = table.symbol(bits)?;
-        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
-        if size == 0 && run < 15 {
-            self.blocks_to_skip = (1 << run) + bits.take(run);
+        let (run, value) = table.coefficient(bits)?;
+        if run < END {
+            return Ok(Some((run, value)));
         }
-        Ok((run as usize, size))
+        // `value` is at most 14.
+        self.blocks_to_skip = (1 << value) + bits.take(value as u32);
+        Ok(None)
     }
 
     /// First bits of the coefficients.
-    fn read(&mut self, bits: &mut Bits<'_>, table: &Huffman, block: &mut [i16; BLOCK]) -> Result<(), Unusual> {
+    fn read(
+        &mut self,
+        bits: &mut Bits<'_>,
+        table: &Huffman,
+        block: &mut [i16; BLOCK],
+    ) -> Result<(), Unusual> {
         let mut at = self.first;
         while self.blocks_to_skip == 0 && at <= self.last {
-            let (run, size) = self.symbol(bits, table)?;
-            if self.blocks_to_skip > 0 {
-                break;
-            }
+            let Some((run, value)) = self.coefficient(bits, table)? else { break };
             at += run;
             if at > self.last {
                 return Err(TOO_LONG);
             }
-            block[usize::from(ZIGZAG[at])] = (bits.signed(size) << self.shift) as i16;
+            block[usize::from(ZIGZAG[at])] = (value << self.shift) as i16;
             at += 1;
         }
         self.blocks_to_skip = self.blocks_to_skip.saturating_sub(1);
@@ -183,23 +192,24 @@ impl Band {
     }
 
     /// One more bit of the coefficients that are known, and those that appear with this bit.
-    fn refine(&mut self, bits: &mut Bits<'_>, table: &Huffman, block: &mut [i16; BLOCK]) -> Result<(), Unusual> {
+    fn refine(
+        &mut self,
+        bits: &mut Bits<'_>,
+        table: &Huffman,
+        block: &mut [i16; BLOCK],
+    ) -> Result<(), Unusual> {
         let mut at = self.first;
         while self.blocks_to_skip == 0 && at <= self.last {
-            let (run, size) = self.symbol(bits, table)?;
-            if self.blocks_to_skip > 0 {
-                break;
-            }
-            if size > 1 {
+            let Some((run, value)) = self.coefficient(bits, table)? else { break };
+            if value.abs() > 1 {
                 return Err(Unusual("a coefficient appears with more than its last bit"));
             }
-            let value = bits.signed(size) << self.shift;
             at = self.correct(bits, block, at, Some(run));
             if at > self.last {
                 return Err(TOO_LONG);
             }
             if value != 0 {
-                block[usize::from(ZIGZAG[at])] = value as i16;
+                block[usize::from(ZIGZAG[at])] = (value << self.shift) as i16;
             }
             at += 1;
         }
@@ -212,7 +222,13 @@ impl Band {
 
     /// Adds a bit to every coefficient from `at` on that is not zero, until so many zeros were passed and another is met;
     /// its position.
-    fn correct(&self, bits: &mut Bits<'_>, block: &mut [i16; BLOCK], from: usize, zeros: Option<usize>) -> usize {
+    fn correct(
+        &self,
+        bits: &mut Bits<'_>,
+        block: &mut [i16; BLOCK],
+        from: usize,
+        zeros: Option<usize>,
+    ) -> usize {
         let mut left = zeros;
         for at in from..=self.last {
             let value = &mut block[usize::from(ZIGZAG[at])];

@@ -80,7 +80,7 @@ impl<'a> Enlarger<'a> {
             return self.plane.row(self.left, own);
         }
         // Above for the upper of two rows, below for the lower one.
-        let upper = y % self.down == 0;
+        let upper = y.is_multiple_of(self.down);
         let other = match (self.down, upper) {
             (1, _) => own,
             (_, true) => own.saturating_sub(1),

@@ -6,7 +6,7 @@ use crate::Unusual;
 use crate::bits::{Bits, ScanData};
 use crate::blocks::{Planes, Queue};
 use crate::frame::{BLOCK, Frame, Quantization, Scan, ScanPart, ZIGZAG};
-use crate::huffman::Huffman;
+use crate::huffman::{END, Huffman};
 use crate::idct::Block;
 use crate::markers::Segments;
 
@@ -14,7 +14,11 @@ use crate::markers::Segments;
 ///
 /// # Errors
 /// Damaged or rare files.
-pub(crate) fn decode(segments: &mut Segments<'_>, frame: &mut Frame, planes: &mut Planes) -> Result<(), Unusual> {
+pub(crate) fn decode(
+    segments: &mut Segments<'_>,
+    frame: &mut Frame,
+    planes: &mut Planes,
+) -> Result<(), Unusual> {
     let mut seen = vec![false; frame.components.len()];
     while let Some(scan) = segments.next_scan(frame)? {
         if scan.spectral != (0, BLOCK - 1) || scan.approximation != (0, 0) {
@@ -56,7 +60,9 @@ impl Walk {
             // Alone, a component has its blocks one by one, without those that pad an MCU.
             [only] => (frame.components[only.component].blocks(), vec![(1, 1)]),
             parts => {
-                let step = |part: &ScanPart| (frame.components[part.component].h, frame.components[part.component].v);
+                let step = |part: &ScanPart| {
+                    (frame.components[part.component].h, frame.components[part.component].v)
+                };
                 (frame.mcus(), parts.iter().map(step).collect())
             }
         };
@@ -87,8 +93,11 @@ fn decode_scan(data: &ScanData, scan: &Scan, frame: &Frame, planes: &mut Planes)
     let walk = Walk::new(frame, scan, data)?;
     let missing = Unusual("a table is missing");
     let table = |table: &'_ Option<Arc<Huffman>>| table.clone().ok_or(missing);
-    let tables: Vec<_> =
-        scan.parts.iter().map(|part| Ok((table(&part.dc)?, table(&part.ac)?))).collect::<Result<_, Unusual>>()?;
+    let tables: Vec<_> = scan
+        .parts
+        .iter()
+        .map(|part| Ok((table(&part.dc)?, table(&part.ac)?)))
+        .collect::<Result<_, Unusual>>()?;
     for (dc, _) in &tables {
         dc.check_dc()?;
     }
@@ -100,7 +109,8 @@ fn decode_scan(data: &ScanData, scan: &Scan, frame: &Frame, planes: &mut Planes)
     };
     let units = walk.blocks.iter().map(unit).collect::<Result<Vec<_>, Unusual>>()?;
     // MCU rows that the region needs something of.
-    let needed = units.iter().map(|unit| planes.0[unit.component].rows.1.div_ceil(unit.step.1)).max().unwrap_or(0);
+    let needed =
+        units.iter().map(|unit| planes.0[unit.component].rows.1.div_ceil(unit.step.1)).max().unwrap_or(0);
     let mut queue = Queue::new();
     let mut bits = data.reader(0);
     let mut means = [0i32; 3];
@@ -154,7 +164,7 @@ fn read_block(
         at += run;
         if at >= BLOCK {
             // An end of block leads far beyond the block.
-            return if run == crate::huffman::END { Ok(at == 1 + run) } else { Err(TOO_LONG) };
+            return if run == END { Ok(at == 1 + run) } else { Err(TOO_LONG) };
         }
         block.0[usize::from(ZIGZAG[at])] = (value as i16).wrapping_mul(quantization[at]);
         at += 1;
@@ -171,7 +181,7 @@ fn skip_block(bits: &mut Bits<'_>, table: &Huffman) -> Result<(), Unusual> {
     while at < BLOCK {
         bits.refill();
         let (run, _) = table.coefficient(bits)?;
-        if run == crate::huffman::END {
+        if run == END {
             return Ok(());
         }
         at += run + 1;

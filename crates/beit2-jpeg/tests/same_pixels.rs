@@ -75,7 +75,13 @@ fn compare(bytes: &[u8], regions: &[Region]) {
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    let sampling = prop_oneof![Just(None), Just(Some((1, 1))), Just(Some((2, 1))), Just(Some((1, 2))), Just(Some((2, 2)))];
+    let sampling = prop_oneof![
+        Just(None),
+        Just(Some((1, 1))),
+        Just(Some((2, 1))),
+        Just(Some((1, 2))),
+        Just(Some((2, 2)))
+    ];
     let noise = prop_oneof![Just(0u8), Just(30), Just(255)];
     (5usize..120, 1usize..120, 1u8..=100, sampling, any::<bool>(), noise, any::<u32>()).prop_map(
         |(width, height, quality, sampling, progressive, noise, seed)| Kind {
