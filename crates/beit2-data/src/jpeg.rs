@@ -1,16 +1,17 @@
 //! JPEG to RGB with the arithmetic of libjpeg-turbo, which is what Pillow and therefore the
 //! reference decodes with.
 //!
-//! Why a C library: JPEG leaves the inverse transform and the enlarging of subsampled colour to the
-//! decoder. Against Pillow 13 on 68 files (photographs of several qualities and samplings, tiny and
-//! odd sizes, noise), `zune-jpeg` 0.5 differs in 1 to 27 % of the values by up to 7 levels (28 on
-//! noise), `jpeg-decoder` 0.3 in 2 to 17 % by up to 7; `mozjpeg`, which is libjpeg-turbo with another
-//! encoder, in none. A 500 x 375 image takes 1.37 ms (`zune-jpeg` 0.65, Pillow 1.43); where `nasm`
-//! is installed the build takes in the library's assembly, and it takes 0.56 ms with the same bits.
+//! JPEG leaves the inverse transform and the enlarging of subsampled colour to the decoder. Against
+//! Pillow 13 on 68 files (photographs of several qualities and samplings, tiny and odd sizes, noise),
+//! `zune-jpeg` 0.5 differs in 1 to 27 % of the values by up to 7 levels (28 on noise), `jpeg-decoder`
+//! 0.3 in 2 to 17 % by up to 7. [`beit2_jpeg`] differs in none and is faster than Pillow, and it
+//! decodes only a region if that is enough. What it leaves to others (four channels, rare samplings,
+//! damaged data) goes to `mozjpeg`, which is libjpeg-turbo with another encoder.
 //!
-//! The library reports errors by unwinding through its C frames, so this module needs `panic =
+//! That library reports errors by unwinding through its C frames, so this module needs `panic =
 //! "unwind"`, as the loader's workers do.
 
+use beit2_jpeg::{Jpeg, Region};
 use mozjpeg::{ColorSpace, Decompress};
 
 use crate::decode::{self, DecodeOptions, check_dimensions};
@@ -24,6 +25,22 @@ const MAX_SCANS: usize = 100;
 
 /// Decodes a JPEG. Limits are checked before pixels are allocated.
 pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
+    let whole = |jpeg: Jpeg<'_>| {
+        let (width, height) = (jpeg.width(), jpeg.height());
+        let data = jpeg.decode(Region { left: 0, top: 0, width, height }).ok()?;
+        Image::new(width, height, data).ok()
+    };
+    match open(bytes, options)?.and_then(whole) {
+        Some(image) => Ok(image),
+        None => guarded(|| decode_by_library(bytes, options)).unwrap_or_else(|message| Err(invalid(message))),
+    }
+}
+
+/// A JPEG whose regions can be decoded; `None` when only the library may know what to do with it. Limits are checked.
+///
+/// # Errors
+/// A file without an end, or beyond the limits.
+pub(crate) fn open<'a>(bytes: &'a [u8], options: &DecodeOptions) -> Result<Option<Jpeg<'a>>, DecodeError> {
     // Why: the library fills missing rows with grey instead of failing, as browsers do. Pillow
     // fails, and a half-grey image must not be trained on.
     let Some(scans) = scans_before_end(bytes) else {
@@ -32,14 +49,16 @@ pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Image, Dec
     if scans > MAX_SCANS {
         return Err(invalid(format!("it has {scans} scans, more than the limit of {MAX_SCANS}")));
     }
-    guarded(|| decode_pixels(bytes, options)).unwrap_or_else(|message| Err(invalid(message)))
+    let Ok(jpeg) = Jpeg::open(bytes) else { return Ok(None) };
+    check_dimensions(jpeg.width(), jpeg.height(), options)?;
+    Ok(Some(jpeg))
 }
 
 fn invalid(reason: impl ToString) -> DecodeError {
     DecodeError::Invalid { reason: reason.to_string() }
 }
 
-fn decode_pixels(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
+fn decode_by_library(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
     let header = Decompress::new_mem(bytes).map_err(invalid)?;
     let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     let (width, height) = (side(header.width()), side(header.height()));

@@ -113,6 +113,9 @@ fn decode_scan(data: &ScanData, scan: &Scan, frame: &Frame, all: &mut [Coefficie
     let mut means = [0i32; 3];
     let (mut left, mut interval) = (walk.interval, 0);
     for (row, column) in (0..walk.mcus.1).flat_map(|row| (0..walk.mcus.0).map(move |column| (row, column))) {
+        if column == 0 {
+            bits.check()?;
+        }
         if left == 0 {
             bits.check()?;
             interval += 1;

@@ -116,6 +116,8 @@ fn decode_scan(data: &ScanData, scan: &Scan, frame: &Frame, planes: &mut Planes)
     let mut means = [0i32; 3];
     let (mut left, mut interval) = (walk.interval, 0);
     for row in 0..needed.min(walk.mcus.1) {
+        // A few bytes that claim to be a huge image are found out before they cost much.
+        bits.check()?;
         for column in 0..walk.mcus.0 {
             if left == 0 {
                 bits.check()?;
