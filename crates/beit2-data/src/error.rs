@@ -309,6 +309,17 @@ pub enum TransformError {
     },
 }
 
+/// Why a loader's work function made nothing of a sample.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SampleError {
+    /// The image cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The image cannot be transformed.
+    #[error(transparent)]
+    Transform(#[from] TransformError),
+}
+
 /// A contradiction in a [`BlockMaskConfig`](crate::BlockMaskConfig).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MaskError {

@@ -25,14 +25,22 @@ const MAX_SCANS: usize = 100;
 
 /// Decodes a JPEG. Limits are checked before pixels are allocated.
 pub(crate) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
-    let whole = |jpeg: Jpeg<'_>| {
-        let (width, height) = (jpeg.width(), jpeg.height());
-        let data = jpeg.decode(Region { left: 0, top: 0, width, height }).ok()?;
-        Image::new(width, height, data).ok()
-    };
-    match open(bytes, options)?.and_then(whole) {
-        Some(image) => Ok(image),
-        None => guarded(|| decode_by_library(bytes, options)).unwrap_or_else(|message| Err(invalid(message))),
+    match open(bytes, options)? {
+        Some(jpeg) => decode_opened(&jpeg, bytes, options),
+        None => by_library(bytes, options),
+    }
+}
+
+/// Decodes a JPEG that was opened.
+pub(crate) fn decode_opened(
+    jpeg: &Jpeg<'_>,
+    bytes: &[u8],
+    options: &DecodeOptions,
+) -> Result<Image, DecodeError> {
+    let (width, height) = (jpeg.width(), jpeg.height());
+    match jpeg.decode(Region { left: 0, top: 0, width, height }) {
+        Ok(data) => Image::new(width, height, data).map_err(invalid),
+        Err(_) => by_library(bytes, options),
     }
 }
 
@@ -58,7 +66,11 @@ fn invalid(reason: impl ToString) -> DecodeError {
     DecodeError::Invalid { reason: reason.to_string() }
 }
 
-fn decode_by_library(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
+fn by_library(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
+    guarded(|| by_library_unguarded(bytes, options)).unwrap_or_else(|message| Err(invalid(message)))
+}
+
+fn by_library_unguarded(bytes: &[u8], options: &DecodeOptions) -> Result<Image, DecodeError> {
     let header = Decompress::new_mem(bytes).map_err(invalid)?;
     let side = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     let (width, height) = (side(header.width()), side(header.height()));

@@ -47,6 +47,7 @@
 pub mod check;
 pub mod classes;
 pub mod decode;
+mod encoded;
 mod error;
 pub mod finetune;
 mod fingerprint;
@@ -68,7 +69,10 @@ pub use decode::{
     Background, DecodeOptions, ExifOrientation, ImageFacts, PixelRange, decode, decode_with_facts,
     foreign_format,
 };
-pub use error::{DecodeError, LoaderError, MaskError, SourceError, TransformError, advice_on_bad_images};
+pub use encoded::EncodedImage;
+pub use error::{
+    DecodeError, LoaderError, MaskError, SampleError, SourceError, TransformError, advice_on_bad_images,
+};
 pub use finetune::{Color, FinetuneConfig, FinetuneParams, TrainCrop};
 pub use fingerprint::fnv1a;
 pub use image::{Image, batch_hwc};

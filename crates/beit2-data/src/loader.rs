@@ -10,11 +10,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::decode::DecodeOptions;
+use crate::encoded::EncodedImage;
 use crate::error::LoaderError;
 use crate::order::{EpochOrder, sample_of, setting};
 use crate::pool::{Outcome, Pool, guarded};
 use crate::sample::{BadCount, Prepared, Preparer};
-pub use crate::sample::{Replaced, SampleInfo, Work};
+pub use crate::sample::{EncodedWork, Replaced, SampleInfo, Work};
 use crate::source::Source;
 
 /// Most worker threads; more is a typing mistake.
@@ -197,6 +198,23 @@ impl<T: Send + 'static> Loader<T> {
         config: LoaderConfig,
         source: Arc<dyn Source>,
         work: Work<T, E>,
+    ) -> Result<Self, LoaderError> {
+        let whole = move |image: &EncodedImage<'_>, info: &SampleInfo| {
+            let image = image.whole().map_err(|error| error.to_string())?;
+            work(&image, info).map_err(|error| error.to_string())
+        };
+        Self::of_encoded(config, source, Arc::new(whole))
+    }
+
+    /// As [`Self::new`], with a work function that asks for the part of an image that it needs; only that part of a JPEG is
+    /// decoded.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_encoded<E: Display + 'static>(
+        config: LoaderConfig,
+        source: Arc<dyn Source>,
+        work: EncodedWork<T, E>,
     ) -> Result<Self, LoaderError> {
         let order = config.order(source.as_ref())?;
         let steps = order.steps_per_epoch();

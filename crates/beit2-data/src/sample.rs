@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::decode::{DecodeOptions, ExifOrientation, decode_as_stored, orient, swaps_sides};
-use crate::error::DecodeError;
+use crate::decode::DecodeOptions;
+use crate::encoded::EncodedImage;
 use crate::error::LoaderError;
 use crate::image::Image;
 use crate::order::sample_of;
@@ -121,32 +121,10 @@ impl BadCount {
     }
 }
 
-/// Decodes a sample's bytes. When the source knows the size that the image has to have ([`Source::image_size`]), EXIF
-/// orientation is applied only where it leads to that size.
-pub(crate) fn decode_for(
-    source: &dyn Source,
-    index: usize,
-    bytes: &[u8],
-    options: &DecodeOptions,
-) -> Result<Image, DecodeError> {
-    let (image, facts) = decode_as_stored(bytes, options)?;
-    let orientation = facts.orientation;
-    if options.exif == ExifOrientation::Ignore || orientation == 1 {
-        return Ok(image);
-    }
-    let Some(wanted) = source.image_size(index) else {
-        return Ok(orient(image, orientation));
-    };
-    let (width, height) = (image.width, image.height);
-    let seen = if swaps_sides(orientation) { (height, width) } else { (width, height) };
-    match ((width, height) == wanted, seen == wanted) {
-        (true, true) => Err(DecodeError::AmbiguousOrientation { orientation, width, height }),
-        (false, true) => Ok(orient(image, orientation)),
-        _ => Ok(image),
-    }
-}
+/// As [`Work`], from an image that is decoded as far as the function asks.
+pub type EncodedWork<T, E> = Arc<dyn Fn(&EncodedImage<'_>, &SampleInfo) -> Result<T, E> + Send + Sync>;
 
-type BoxedWork<T> = Box<dyn Fn(&Image, &SampleInfo) -> Result<T, String> + Send + Sync>;
+type BoxedWork<T> = Box<dyn Fn(&EncodedImage<'_>, &SampleInfo) -> Result<T, String> + Send + Sync>;
 
 /// Everything a worker needs to turn a sample number into an item.
 pub(crate) struct Preparer<T> {
@@ -197,12 +175,12 @@ impl<T> Preparer<T> {
         let bytes = self.source.read(index as usize).map_err(|error| error.to_string())?;
         // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the
         // end of a run.
-        let decoded = guarded(|| decode_for(self.source.as_ref(), index as usize, &bytes, &self.decode));
-        let image = decoded.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
+        let opened =
+            guarded(|| EncodedImage::of_sample(self.source.as_ref(), index as usize, &bytes, &self.decode));
+        let image = opened.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
         let image = image.map_err(|error| error.to_string())?;
-        drop(bytes);
         if image.shorter_side() < self.min_side_px {
-            let (w, h, min) = (image.width, image.height, self.min_side_px);
+            let (w, h, min) = (image.width(), image.height(), self.min_side_px);
             return Err(format!(
                 "the image is {w} x {h} pixels, smaller than the {min} wanted for its shorter side"
             ));

@@ -66,7 +66,10 @@ impl<T: Send + 'static> Sequence<T> {
             min_side_px: 0,
             seed: 0,
             replace: false,
-            work: Box::new(move |image, _| work(image).map_err(|error| error.to_string())),
+            work: Box::new(move |image, _| {
+                let image = image.whole().map_err(|error| error.to_string())?;
+                work(&image).map_err(|error| error.to_string())
+            }),
         });
         let pool = match config.workers {
             0 => None,

@@ -2,8 +2,9 @@
 
 use super::{Findings, Set, parallel, spread};
 use crate::decode::DecodeOptions;
+use crate::encoded::EncodedImage;
 use crate::error::advice_on_bad_images;
-use crate::sample::{decode_for, most_bad, percent};
+use crate::sample::{most_bad, percent};
 use crate::source::Source;
 
 /// Images that are decoded.
@@ -26,7 +27,8 @@ pub fn sample(
     let indices = spread(source.len(), SAMPLE);
     let looked = parallel::map(&indices, workers, |&index| {
         let bytes = source.read(index).map_err(|error| error.to_string())?;
-        decode_for(source, index, &bytes, options)
+        EncodedImage::of_sample(source, index, &bytes, options)
+            .and_then(EncodedImage::into_whole)
             .map(|image| is_constant(&image))
             .map_err(|error| error.to_string())
     });

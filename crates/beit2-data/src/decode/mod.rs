@@ -25,7 +25,9 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, er
 pub use self::foreign::foreign_format;
 pub(crate) use self::npy::join_bands;
 pub use self::options::{Background, DecodeOptions, ExifOrientation, PixelRange};
-pub(crate) use self::orientation::{orient, swaps_sides};
+#[cfg(test)]
+pub(crate) use self::orientation::with_orientation_tag;
+pub(crate) use self::orientation::{jpeg_orientation, orient, stored_box, swaps_sides};
 pub(crate) use self::samples::cmyk_to_rgb;
 use self::samples::{Alpha, Color, Samples, Values};
 use crate::error::DecodeError;

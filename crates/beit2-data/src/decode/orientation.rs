@@ -4,6 +4,7 @@ use image::ImageFormat;
 
 use super::ifd::Tiff;
 use crate::image::Image;
+use crate::transform::CropBox;
 
 /// The tag of the orientation, in EXIF data and in TIFF files.
 const ORIENTATION: u16 = 274;
@@ -18,6 +19,11 @@ pub(super) fn orientation(bytes: &[u8], format: ImageFormat) -> u8 {
         _ => None,
     };
     exif.and_then(in_exif).unwrap_or(1)
+}
+
+/// The orientation that a JPEG states, as [`orientation`].
+pub(crate) fn jpeg_orientation(bytes: &[u8]) -> u8 {
+    orientation(bytes, ImageFormat::Jpeg)
 }
 
 fn in_exif(bytes: &[u8]) -> Option<u8> {
@@ -83,6 +89,26 @@ pub(crate) fn swaps_sides(orientation: u8) -> bool {
     orientation >= 5
 }
 
+/// Where the pixels of a box of the image that is seen are stored; `size` is that of the stored image.
+pub(crate) fn stored_box(area: CropBox, orientation: u8, (w, h): (u32, u32)) -> CropBox {
+    let CropBox { top, left, height, width } = area;
+    // Counted from the other end of a stored side, as [`orient`] does.
+    let (from_right, from_bottom) =
+        (|at: u32, length: u32| w - at - length, |at: u32, length: u32| h - at - length);
+    let (left, top) = match orientation {
+        2 => (from_right(left, width), top),
+        3 => (from_right(left, width), from_bottom(top, height)),
+        4 => (left, from_bottom(top, height)),
+        5 => (top, left),
+        6 => (top, from_bottom(left, width)),
+        7 => (from_right(top, height), from_bottom(left, width)),
+        8 => (from_right(top, height), left),
+        _ => (left, top),
+    };
+    let (width, height) = if swaps_sides(orientation) { (height, width) } else { (width, height) };
+    CropBox { top, left, height, width }
+}
+
 /// Turns a stored image the way it is to be seen. The channels of a pixel stay together, however many there are.
 ///
 /// With (x, y) counted from the top left of the image that is seen, and w, h the sides of the stored one, the pixel comes
@@ -111,4 +137,14 @@ pub(crate) fn orient(image: Image, orientation: u8) -> Image {
         }
     }
     Image { width: width as u32, height: height as u32, data, ..image }
+}
+
+#[cfg(test)]
+/// A JPEG without EXIF data, with an orientation.
+pub(crate) fn with_orientation_tag(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let exif =
+        [&b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0"[..], &[orientation, 0, 0, 0, 0, 0, 0]]
+            .concat();
+    let length = (exif.len() as u16 + 2).to_be_bytes();
+    [&jpeg[..2], &[0xFF, 0xE1], &length[..], &exif[..], &jpeg[2..]].concat()
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::encoded::EncodedImage;
 use crate::pool::{Pool, guarded};
-use crate::sample::decode_for;
 use crate::segment::error::{MaskProblem, SegmentDataError};
 use crate::segment::label_map::IGNORE;
 use crate::segment::mask_png::RawPixels;
@@ -189,7 +189,8 @@ fn examine(source: &SegmentSource, index: usize) -> Examined {
 /// Width and height, after decoding all of it: a header says nothing about the rest.
 fn image_size(source: &SegmentSource, index: usize) -> Result<(u32, u32), String> {
     let bytes = source.read(index).map_err(|error| error.to_string())?;
-    let image = guarded(|| decode_for(source, index, &bytes, source.decode_options()));
+    let image =
+        guarded(|| EncodedImage::of_sample(source, index, &bytes, source.decode_options())?.into_whole());
     let image = image.map_err(|panic| format!("the image decoder crashed on it ({panic})"));
     let image = image.and_then(|image| image.map_err(|error| error.to_string()));
     match image {
