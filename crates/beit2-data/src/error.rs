@@ -271,6 +271,28 @@ pub enum TransformError {
         /// Image height, pixels.
         height: u32,
     },
+    /// A decoded region of another size than the parameters' box.
+    #[error("the transform needs a region of {need_w} x {need_h} pixels, found one of {width} x {height}")]
+    RegionSize {
+        /// Width of the box, pixels.
+        need_w: u32,
+        /// Height of the box, pixels.
+        need_h: u32,
+        /// Width of the region, pixels.
+        width: u32,
+        /// Height of the region, pixels.
+        height: u32,
+    },
+    /// A part of an image where the whole is needed.
+    #[error(
+        "contrast jitter and padded crops need the whole image, and only a region of {width} x {height} was given"
+    )]
+    NeedsWholeImage {
+        /// Width of the region, pixels.
+        width: u32,
+        /// Height of the region, pixels.
+        height: u32,
+    },
     /// A target size that is zero or absurdly large.
     #[error("cannot resize to {width} x {height} pixels; each side must be 1 to {max}")]
     TargetSize {

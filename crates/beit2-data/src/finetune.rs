@@ -12,7 +12,7 @@ use crate::transform::eval::SMALL_INPUT;
 use crate::transform::flip::flip_horizontal;
 use crate::transform::jitter::JitterParams;
 use crate::transform::randaugment::{AugmentOp, RandAugmentConfig};
-use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop_resize};
+use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop_resize, resize};
 use crate::transform::window::window;
 
 /// Black pixels put around an image before a [`TrainCrop::Padded`] crop, on each side.
@@ -172,6 +172,16 @@ impl FinetuneParams {
         Self { place, flip, color, erase: EraseParams::draw(&config.erase, size, size, key) }
     }
 
+    /// The box of the image whose pixels are enough for [`Self::apply_region`]; `None` when the whole image is needed,
+    /// because a padded crop knows its edges.
+    #[must_use]
+    pub fn region(&self) -> Option<CropBox> {
+        match self.place {
+            Place::Resized(area) => Some(area),
+            Place::Padded { .. } => None,
+        }
+    }
+
     /// Makes the training image, `[input_size, input_size, 3]`, not yet erased.
     ///
     /// # Errors
@@ -179,7 +189,7 @@ impl FinetuneParams {
     /// ([`TransformError::PaddedCrop`]).
     pub fn apply(&self, config: &FinetuneConfig, image: &Image) -> Result<Image, TransformError> {
         let size = config.input_size;
-        let mut out = match self.place {
+        let out = match self.place {
             Place::Resized(area) => crop_resize(image, area, size, size, config.interpolation)?,
             Place::Padded { top, left } => {
                 let (width, height, padding) = (image.width, image.height, PADDING);
@@ -189,6 +199,24 @@ impl FinetuneParams {
                 window(image, (top, left), (size, size), [0; 3])?
             }
         };
+        self.finish(config, out)
+    }
+
+    /// Makes the training image from the pixels of [`Self::region`] alone; the same as [`Self::apply`] on the image they
+    /// come from.
+    ///
+    /// # Errors
+    /// A region of another size than the box ([`TransformError::RegionSize`]); parameters that need the whole image
+    /// ([`TransformError::NeedsWholeImage`]).
+    pub fn apply_region(&self, config: &FinetuneConfig, region: &Image) -> Result<Image, TransformError> {
+        let (width, height, size) = (region.width, region.height, config.input_size);
+        let area = self.region().ok_or(TransformError::NeedsWholeImage { width, height })?;
+        area.check_region(region)?;
+        self.finish(config, resize(region, size, size, config.interpolation)?)
+    }
+
+    /// What happens to the resized crop.
+    fn finish(&self, config: &FinetuneConfig, mut out: Image) -> Result<Image, TransformError> {
         if self.flip {
             flip_horizontal(&mut out);
         }
@@ -216,6 +244,7 @@ mod tests {
     use super::*;
     use crate::rng::RngStream;
     use crate::transform::crop::CropBox;
+    use crate::transform::resize::crop;
 
     fn key(index: u64) -> Key {
         Key { seed: 4, epoch: 0, index, stream: RngStream::Augment }
@@ -284,6 +313,12 @@ mod tests {
         flip_horizontal(&mut plain);
         op.apply(&mut plain, [124, 116, 104]).unwrap();
         assert_eq!(params.apply(&config, &image).unwrap(), plain);
+        let region = crop(&image, params.region().unwrap()).unwrap();
+        assert_eq!(params.apply_region(&config, &region).unwrap(), plain);
+        assert!(matches!(params.apply_region(&config, &image), Err(TransformError::RegionSize { .. })));
+        let padded = FinetuneParams { place: Place::Padded { top: 0, left: 0 }, ..params };
+        assert!(padded.region().is_none());
+        assert!(matches!(padded.apply_region(&config, &image), Err(TransformError::NeedsWholeImage { .. })));
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub mod rng;
 mod sample;
 pub mod segment;
 pub mod sequence;
+pub mod simd;
 pub mod source;
 pub mod transform;
 pub mod views;

@@ -12,8 +12,9 @@ use crate::image::Image;
 use crate::rng::{Key, unit};
 use crate::transform::crop::{CropBox, CropConfig};
 use crate::transform::flip::flip_horizontal;
-use crate::transform::jitter::JitterParams;
-use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, crop, resize};
+use crate::transform::jitter::{JitterParams, PixelJitter};
+use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, check_target, crop, resize, resize_cut};
+use crate::transform::rows::Cut;
 
 /// Settings of the two-view transform; the defaults are those of the paper's documented pretraining
 /// commands.
@@ -143,32 +144,73 @@ impl ViewParams {
         self.crop.smaller_than(config.input_size.max(config.second_size))
     }
 
+    /// The box of the stored image whose pixels are enough for [`Self::apply_region`], in an image of `width` pixels;
+    /// `None` when the whole image is needed, because contrast jitter looks at its mean.
+    #[must_use]
+    pub fn region(&self, width: u32) -> Option<CropBox> {
+        if self.jitter.is_some_and(|jitter| jitter.looks_at_whole()) {
+            return None;
+        }
+        Some(if self.flip { self.crop.mirrored(width) } else { self.crop })
+    }
+
     /// Makes the views of an image.
     ///
     /// The result is bit for bit that of jittering, flipping and cropping the whole image
-    /// (tested), but only the pixels inside the box are jittered and mirrored.
+    /// (tested), but only the pixels inside the box are jittered and mirrored, on their way into the resize.
     ///
     /// # Errors
     /// A box outside the image ([`TransformError::CropOutside`]).
     pub fn apply(&self, config: &TwoViewConfig, image: &Image) -> Result<Views, TransformError> {
         self.crop.check(image.width, image.height)?;
         let area = if self.flip { self.crop.mirrored(image.width) } else { self.crop };
-        let mut cut = crop(image, area)?;
-        if let Some(jitter) = &self.jitter {
-            jitter.prepare(image).apply(&mut cut.data);
+        let jitter = self.jitter.map(|jitter| jitter.prepare(image));
+        self.views(config, image, area, jitter.as_ref())
+    }
+
+    /// Makes the views from the pixels of [`Self::region`] alone; the same as [`Self::apply`] on the image they come from.
+    ///
+    /// # Errors
+    /// A region of another size than the box ([`TransformError::RegionSize`]); parameters that need the whole image
+    /// ([`TransformError::NeedsWholeImage`]).
+    pub fn apply_region(&self, config: &TwoViewConfig, region: &Image) -> Result<Views, TransformError> {
+        self.crop.check_region(region)?;
+        if self.jitter.is_some_and(|jitter| jitter.looks_at_whole()) {
+            let (width, height) = (region.width, region.height);
+            return Err(TransformError::NeedsWholeImage { width, height });
         }
-        // Why before resizing: filters and rounding are not exactly symmetric, so a flip afterwards
-        // could differ in the last bit.
+        let jitter = self.jitter.map(|jitter| jitter.prepare(region));
+        self.views(config, region, CropBox::whole(region.width, region.height), jitter.as_ref())
+    }
+
+    /// The views of a box of an image. Flipping comes before resizing: filters and rounding are not exactly symmetric, so
+    /// a flip afterwards could differ in the last bit.
+    fn views(
+        &self,
+        config: &TwoViewConfig,
+        image: &Image,
+        area: CropBox,
+        jitter: Option<&PixelJitter>,
+    ) -> Result<Views, TransformError> {
+        let (size, second) = (config.input_size, config.second_size);
+        if image.channels == 3 && config.is_one_view() {
+            check_target(size, size)?;
+            image.check()?;
+            let cut = Cut::new(image, area).changed(jitter, self.flip);
+            return Ok(Views { patch: resize_cut(&cut, size, size, config.interpolation)?, token: None });
+        }
+        let mut cut = crop(image, area)?;
+        if let Some(jitter) = jitter {
+            jitter.apply(&mut cut.data);
+        }
         if self.flip {
             flip_horizontal(&mut cut);
         }
-        let token = if config.is_one_view() {
-            None
-        } else {
-            Some(resize(&cut, config.second_size, config.second_size, config.second_interpolation)?)
+        let token = match config.is_one_view() {
+            true => None,
+            false => Some(resize(&cut, second, second, config.second_interpolation)?),
         };
-        let patch = resize(&cut, config.input_size, config.input_size, config.interpolation)?;
-        Ok(Views { patch, token })
+        Ok(Views { patch: resize(&cut, size, size, config.interpolation)?, token })
     }
 }
 
@@ -204,7 +246,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn cropping_first_changes_no_bit(seed: u64, width in 1u32..90, height in 1u32..90, second in 8u32..40, lanczos: bool) {
+        fn cropping_first_changes_no_bit(seed: u64, width in 1u32..90, height in 1u32..90, second in 20u32..28, lanczos: bool) {
             let second_interpolation = if lanczos { Interpolation::Lanczos } else { Interpolation::Bicubic };
             let config = TwoViewConfig { input_size: 24, second_size: second, second_interpolation, ..TwoViewConfig::default() };
             let image = noise(width, height, seed);
@@ -213,7 +255,11 @@ mod tests {
             let (patch, token) = plain(&params, &config, &image);
             prop_assert_eq!(views.token.is_none(), config.is_one_view());
             prop_assert_eq!(views.token_view(), &token);
-            prop_assert_eq!(views.patch, patch);
+            prop_assert_eq!(&views.patch, &patch);
+            prop_assert!(params.region(width).is_none());
+            let params = ViewParams { jitter: None, ..params };
+            let region = crop(&image, params.region(width).unwrap()).unwrap();
+            prop_assert_eq!(params.apply_region(&config, &region).unwrap(), params.apply(&config, &image).unwrap());
         }
     }
 
@@ -231,6 +277,12 @@ mod tests {
         let config = TwoViewConfig { input_size: 8, second_size: 8, ..TwoViewConfig::default() };
         let params = ViewParams { jitter: None, flip: true, crop: CropBox::whole(50, 10) };
         assert!(matches!(params.apply(&config, &noise(10, 10, 0)), Err(TransformError::CropOutside { .. })));
+        let sentence = params.apply_region(&config, &noise(50, 9, 0)).unwrap_err().to_string();
+        assert_eq!(sentence, "the transform needs a region of 50 x 10 pixels, found one of 50 x 9");
+        let drawn = ViewParams::draw(&TwoViewConfig::default(), 50, 10, &key(0));
+        let jittered = ViewParams { jitter: drawn.jitter, ..params };
+        let error = jittered.apply_region(&config, &noise(50, 10, 0)).unwrap_err();
+        assert!(matches!(error, TransformError::NeedsWholeImage { .. }));
     }
 
     #[test]

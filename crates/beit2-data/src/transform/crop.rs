@@ -2,6 +2,7 @@
 //! torchvision's rules).
 
 use crate::error::TransformError;
+use crate::image::Image;
 use crate::rng::{Rng, below, uniform};
 
 /// Tries before the central crop is taken.
@@ -38,6 +39,15 @@ impl CropBox {
     #[must_use]
     pub fn smaller_than(&self, size: u32) -> bool {
         self.width < size || self.height < size
+    }
+
+    /// Checks that a region has the size of the box.
+    pub(crate) fn check_region(&self, region: &Image) -> Result<(), TransformError> {
+        let (width, height) = (region.width, region.height);
+        if (width, height) == (self.width, self.height) && width > 0 && height > 0 {
+            return region.check();
+        }
+        Err(TransformError::RegionSize { need_w: self.width, need_h: self.height, width, height })
     }
 
     /// Checks that the box lies inside an image of `width` x `height` pixels.

@@ -6,7 +6,9 @@ use crate::error::TransformError;
 use crate::image::Image;
 use crate::transform::crop::CropBox;
 use crate::transform::randaugment::IMAGENET_MEAN_COLOR;
-use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, resize};
+use crate::transform::resample::{Axis, resample};
+use crate::transform::resize::{Interpolation, MAX_TARGET_SIDE, check_target};
+use crate::transform::rows::Cut;
 use crate::transform::window::window;
 
 /// How an image that is not square becomes a square view; timm's names.
@@ -88,38 +90,103 @@ impl EvalConfig {
         }
     }
 
+    /// The box of an image of `width` x `height` pixels whose pixels are enough for [`Self::apply_region`].
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn region(&self, width: u32, height: u32) -> Result<CropBox, TransformError> {
+        Ok(self.plan(width, height)?.area)
+    }
+
     /// Makes the view, `[size, size, 3]`.
     ///
-    /// A view larger than the resized image (`crop_pct` above 1) is padded, with black in the
-    /// modes that come from torchvision.
+    /// Only the part of the resized image that the view shows is computed. A view larger than the resized image
+    /// (`crop_pct` above 1) is padded, with black in the modes that come from torchvision.
     ///
     /// # Errors
     /// An image so long that its resized form would exceed [`MAX_TARGET_SIDE`]
     /// ([`TransformError::TargetSize`]).
     pub fn apply(&self, image: &Image) -> Result<Image, TransformError> {
-        let side = self.resize_side();
-        let (width, height) = match self.crop_mode {
-            CropMode::Center => shorter_side_to(side, image),
-            CropMode::Squash => (side, side),
-            CropMode::Border => longer_side_to(side, image),
-        };
-        let resized = resize(image, width, height, self.interpolation)?;
+        image.check()?;
+        if image.channels != 3 {
+            return image.by_threes(|rgb| self.apply(rgb));
+        }
+        let plan = self.plan(image.width, image.height)?;
+        self.view(&plan, &Cut::new(image, plan.area))
+    }
+
+    /// Makes the view from the pixels of [`Self::region`] of an image of `whole` (width, height) pixels; the same as
+    /// [`Self::apply`] on that image.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; a region of another size ([`TransformError::RegionSize`]).
+    pub fn apply_region(&self, region: &Image, whole: (u32, u32)) -> Result<Image, TransformError> {
+        let plan = self.plan(whole.0, whole.1)?;
+        plan.area.check_region(region)?;
+        if region.channels != 3 {
+            return region.by_threes(|rgb| self.apply_region(rgb, whole));
+        }
+        self.view(&plan, &Cut::new(region, CropBox::whole(region.width, region.height)))
+    }
+
+    fn view(&self, plan: &Plan, cut: &Cut) -> Result<Image, TransformError> {
+        let data = resample(cut, &plan.across, &plan.down, self.interpolation);
+        let shown = Image::new(plan.across.outputs.len() as u32, plan.down.outputs.len() as u32, data)?;
+        if (shown.width, shown.height) == (self.size, self.size) {
+            return Ok(shown);
+        }
         let fill = if self.crop_mode == CropMode::Border { self.fill } else { [0; 3] };
-        let start = (centered(height, self.size), centered(width, self.size));
-        window(&resized, start, (self.size, self.size), fill)
+        window(&shown, plan.start, (self.size, self.size), fill)
+    }
+
+    fn plan(&self, width: u32, height: u32) -> Result<Plan, TransformError> {
+        let side = self.resize_side();
+        let (w, h) = match self.crop_mode {
+            CropMode::Center => shorter_side_to(side, (width, height)),
+            CropMode::Squash => (side, side),
+            CropMode::Border => longer_side_to(side, (width, height)),
+        };
+        check_target(w, h)?;
+        CropBox::whole(width, height).check(width, height)?; // not empty
+        let axis = |from: u32, to: u32| {
+            let start = centered(to, self.size);
+            let outputs = start.max(0) as usize..(start + i64::from(self.size)).min(to.into()) as usize;
+            let axis = Axis { outputs, ..Axis::whole(from as usize, to as usize) };
+            let inputs = axis.inputs(self.interpolation);
+            (Axis { origin: inputs.start, ..axis }, inputs, start.min(0))
+        };
+        let ((across, columns, left), (down, rows, top)) = (axis(width, w), axis(height, h));
+        let area = CropBox {
+            top: rows.start as u32,
+            left: columns.start as u32,
+            height: rows.len() as u32,
+            width: columns.len() as u32,
+        };
+        Ok(Plan { across, down, area, start: (top, left) })
     }
 }
 
+/// How the view of images of one size is made.
+struct Plan {
+    /// The columns and rows of the resized image that the view shows.
+    across: Axis,
+    down: Axis,
+    /// The pixels that they are made of.
+    area: CropBox,
+    /// First row and column of the view in what is shown: 0, or below where the view is padded.
+    start: (i64, i64),
+}
+
 /// torchvision's Resize: the longer side is rounded down.
-fn shorter_side_to(side: u32, image: &Image) -> (u32, u32) {
-    let (w, h) = (u64::from(image.width), u64::from(image.height));
+fn shorter_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
+    let (w, h) = (u64::from(width), u64::from(height));
     let scaled = |length: u64| u32::try_from(u64::from(side) * length / w.min(h).max(1)).unwrap_or(u32::MAX);
     (scaled(w), scaled(h))
 }
 
 /// timm's ResizeKeepRatio: the shorter side is rounded to the nearest, half to even.
-fn longer_side_to(side: u32, image: &Image) -> (u32, u32) {
-    let (w, h) = (f64::from(image.width), f64::from(image.height));
+fn longer_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
+    let (w, h) = (f64::from(width), f64::from(height));
     let ratio = w.max(h) / f64::from(side);
     let scaled = |length: f64| (length / ratio).round_ties_even().max(1.0) as u32;
     (scaled(w), scaled(h))
@@ -163,6 +230,34 @@ pub fn eval_view(image: &Image, size: u32, filter: Interpolation) -> Result<Imag
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transform::resize::{crop, resize};
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn the_region_is_enough(width in 1u32..90, height in 1u32..90, size in 1u32..70, pct in 0.5f64..1.5, mode in 0usize..3, channels in 1u32..5) {
+            let crop_mode = [CropMode::Center, CropMode::Squash, CropMode::Border][mode];
+            let config = EvalConfig { size, crop_pct: Some(pct), crop_mode, ..EvalConfig::default() };
+            let data = (0..width * height * channels).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            let image = Image::with_channels(width, height, channels, data).unwrap();
+            let side = config.resize_side();
+            let (w, h) = match crop_mode {
+                CropMode::Center => shorter_side_to(side, (width, height)),
+                CropMode::Squash => (side, side),
+                CropMode::Border => longer_side_to(side, (width, height)),
+            };
+            if side == 0 {
+                return Ok(());
+            }
+            let fill = if crop_mode == CropMode::Border { config.fill } else { [0; 3] };
+            let resized = resize(&image, w, h, config.interpolation).unwrap();
+            let expected = window(&resized, (centered(h, size), centered(w, size)), (size, size), fill).unwrap();
+            prop_assert_eq!(&config.apply(&image).unwrap(), &expected);
+            let region = crop(&image, config.region(width, height).unwrap()).unwrap();
+            prop_assert_eq!(&config.apply_region(&region, (width, height)).unwrap(), &expected);
+        }
+    }
 
     #[test]
     fn sizes_of_the_reference() {

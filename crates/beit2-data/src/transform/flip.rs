@@ -1,6 +1,7 @@
 //! Left-right flip.
 
 use crate::image::Image;
+use crate::transform::rows::mirror;
 
 /// Mirrors an image left to right, in place. Shape `[height, width, channels]`.
 pub fn flip_horizontal(image: &mut Image) {
@@ -9,9 +10,12 @@ pub fn flip_horizontal(image: &mut Image) {
     if row_bytes == 0 {
         return;
     }
+    let mut before = Vec::with_capacity(row_bytes);
     for row in image.data.chunks_exact_mut(row_bytes) {
         if channels == 3 {
-            row.as_chunks_mut::<3>().0.reverse();
+            before.clear();
+            before.extend_from_slice(row);
+            mirror(&before, row);
             continue;
         }
         // Every value mirrored, then every pixel mirrored back.

@@ -50,6 +50,12 @@ impl JitterParams {
         }
     }
 
+    /// Whether an operation looks at the whole image: contrast does, at its mean.
+    #[must_use]
+    pub fn looks_at_whole(&self) -> bool {
+        self.ops.iter().any(|&(op, _)| op == JitterOp::Contrast)
+    }
+
     /// Resolves the mean that contrast needs from the whole image, and returns the operations as
     /// per-pixel steps.
     #[must_use]

@@ -14,6 +14,7 @@ mod pixel_steps;
 pub mod randaugment;
 mod resample;
 pub mod resize;
+pub(crate) mod rows;
 pub mod tone;
 pub mod window;
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::TransformError;
 use crate::image::Image;
 use crate::transform::crop::CropBox;
-use crate::transform::resample::resample;
+use crate::transform::resample::{Axis, resample};
+use crate::transform::rows::Cut;
 
 /// Largest side an image may be resized to, in pixels.
 pub const MAX_TARGET_SIDE: u32 = 16_384;
@@ -36,9 +37,7 @@ pub fn resize(
     height: u32,
     filter: Interpolation,
 ) -> Result<Image, TransformError> {
-    if !(1..=MAX_TARGET_SIDE).contains(&width) || !(1..=MAX_TARGET_SIDE).contains(&height) {
-        return Err(TransformError::TargetSize { width, height, max: MAX_TARGET_SIDE });
-    }
+    check_target(width, height)?;
     image.check()?;
     CropBox::whole(image.width, image.height).check(image.width, image.height)?; // not empty
     if (image.width, image.height) == (width, height) {
@@ -47,9 +46,27 @@ pub fn resize(
     if image.channels != 3 {
         return image.by_threes(|rgb| resize(rgb, width, height, filter));
     }
-    let size = |w: u32, h: u32| (w as usize, h as usize);
-    let data = resample(&image.data, size(image.width, image.height), size(width, height), filter);
-    Image::new(width, height, data)
+    resize_cut(&Cut::new(image, CropBox::whole(image.width, image.height)), width, height, filter)
+}
+
+/// Fails for a side outside 1 to [`MAX_TARGET_SIDE`].
+pub(crate) fn check_target(width: u32, height: u32) -> Result<(), TransformError> {
+    if (1..=MAX_TARGET_SIDE).contains(&width) && (1..=MAX_TARGET_SIDE).contains(&height) {
+        return Ok(());
+    }
+    Err(TransformError::TargetSize { width, height, max: MAX_TARGET_SIDE })
+}
+
+/// Resizes a cut of RGB pixels; sides are from 1 to [`MAX_TARGET_SIDE`].
+pub(crate) fn resize_cut(
+    cut: &Cut,
+    width: u32,
+    height: u32,
+    filter: Interpolation,
+) -> Result<Image, TransformError> {
+    let across = Axis::whole(cut.width, width as usize);
+    let down = Axis::whole(cut.height, height as usize);
+    Image::new(width, height, resample(cut, &across, &down, filter))
 }
 
 /// Copies a box of pixels.
@@ -88,7 +105,13 @@ pub fn crop_resize(
     height: u32,
     filter: Interpolation,
 ) -> Result<Image, TransformError> {
-    resize(&crop(image, area)?, width, height, filter)
+    if image.channels != 3 {
+        return resize(&crop(image, area)?, width, height, filter);
+    }
+    check_target(width, height)?;
+    image.check()?;
+    area.check(image.width, image.height)?;
+    resize_cut(&Cut::new(image, area), width, height, filter)
 }
 
 #[cfg(test)]
