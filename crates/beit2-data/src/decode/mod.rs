@@ -15,6 +15,7 @@ mod options;
 mod orientation;
 mod samples;
 mod tiff;
+mod webp;
 
 use std::error::Error;
 use std::io::Cursor;
@@ -128,6 +129,10 @@ fn read_samples(
         let (samples, pages) = match format {
             ImageFormat::Jpeg => (from_jpeg(bytes, options)?, 1),
             ImageFormat::Tiff => tiff::decode(bytes, options)?,
+            ImageFormat::WebP => match webp::decode(bytes, options)? {
+                Some(samples) => (samples, 1),
+                None => (from_image_crate(bytes, format, options)?, 1),
+            },
             _ => (from_image_crate(bytes, format, options)?, 1),
         };
         (samples, format_name(format), orientation::orientation(bytes, format), pages)
