@@ -204,6 +204,31 @@ mod tests {
     }
 
     #[test]
+    fn training_views_are_those_of_the_whole_image() {
+        use crate::{FinetuneConfig, FinetuneParams, Key, RngStream, TwoViewConfig, ViewParams};
+        let (bytes, options) = (with_orientation_tag(&photo(), 6), DecodeOptions::default());
+        let whole = decode(&bytes, &options).unwrap();
+        let (width, height) = (whole.width, whole.height);
+        let encoded = EncodedImage::open(&bytes, &options).unwrap();
+        let views = TwoViewConfig { input_size: 24, second_size: 16, ..TwoViewConfig::default() };
+        let finetune = FinetuneConfig { input_size: 40, ..FinetuneConfig::default() };
+        for index in 0..40 {
+            let key = Key { seed: 3, epoch: 0, index, stream: RngStream::Augment };
+            for color_jitter in [0.0, 0.4] {
+                let views = TwoViewConfig { color_jitter, ..views };
+                let params = ViewParams::draw(&views, width, height, &key);
+                assert_eq!(
+                    params.apply_encoded(&views, &encoded).unwrap(),
+                    params.apply(&views, &whole).unwrap()
+                );
+            }
+            let params = FinetuneParams::draw(&finetune, width, height, &key);
+            let expected = params.apply(&finetune, &whole).unwrap();
+            assert_eq!(params.apply_encoded(&finetune, &encoded).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn other_formats_are_decoded_at_once() {
         let options = DecodeOptions::default();
         let encoded = EncodedImage::open(b"P6 2 1 255\n\x01\x02\x03\x04\x05\x06", &options).unwrap();

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TransformError;
+use crate::encoded::EncodedImage;
+use crate::error::{SampleError, TransformError};
 use crate::image::Image;
 use crate::rng::{Key, Rng, below, unit};
 use crate::transform::crop::{CropBox, CropConfig};
@@ -200,6 +201,22 @@ impl FinetuneParams {
             }
         };
         self.finish(config, out)
+    }
+
+    /// Makes the training image of one that is not decoded yet; of a JPEG, only the part that it shows is decoded if that is
+    /// enough.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; an image that cannot be decoded.
+    pub fn apply_encoded(
+        &self,
+        config: &FinetuneConfig,
+        image: &EncodedImage<'_>,
+    ) -> Result<Image, SampleError> {
+        Ok(match self.region() {
+            Some(area) => self.apply_region(config, &image.region(area)?)?,
+            None => self.apply(config, image.whole()?.as_ref())?,
+        })
     }
 
     /// Makes the training image from the pixels of [`Self::region`] alone; the same as [`Self::apply`] on the image they

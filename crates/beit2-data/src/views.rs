@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TransformError;
+use crate::encoded::EncodedImage;
+use crate::error::{SampleError, TransformError};
 use crate::image::Image;
 use crate::rng::{Key, unit};
 use crate::transform::crop::{CropBox, CropConfig};
@@ -181,6 +182,22 @@ impl ViewParams {
         }
         let jitter = self.jitter.map(|jitter| jitter.prepare(region));
         self.views(config, region, CropBox::whole(region.width, region.height), jitter.as_ref())
+    }
+
+    /// Makes the views of an image that is not decoded yet; of a JPEG, only the part that they show is decoded if that is
+    /// enough.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; an image that cannot be decoded.
+    pub fn apply_encoded(
+        &self,
+        config: &TwoViewConfig,
+        image: &EncodedImage<'_>,
+    ) -> Result<Views, SampleError> {
+        Ok(match self.region(image.width()) {
+            Some(area) => self.apply_region(config, &image.region(area)?)?,
+            None => self.apply(config, image.whole()?.as_ref())?,
+        })
     }
 
     /// The views of a box of an image. Flipping comes before resizing: filters and rounding are not exactly symmetric, so

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use beit2_data::{
-    Batch, BlockMaskConfig, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream, SampleInfo, Source,
-    TransformError, TwoViewConfig, ViewParams, batch_hwc, sample_block_mask,
+    Batch, BlockMaskConfig, EncodedImage, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream,
+    SampleError, SampleInfo, Source, TransformError, TwoViewConfig, ViewParams, batch_hwc, sample_block_mask,
 };
 use beit2_kernels::{self as kernels, Backend, PatchSpec, Rank};
 use burn::tensor::Tensor;
@@ -101,14 +101,15 @@ impl TrainingData<'_> {
         if let Some(mask) = &mask {
             mask.validate()?;
         }
-        let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-            let params = ViewParams::draw(&views, image.width, image.height, &info.key(RngStream::Augment));
-            let made = params.apply(&views, image)?;
+        let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
+            let (width, height) = (image.width(), image.height());
+            let params = ViewParams::draw(&views, width, height, &info.key(RngStream::Augment));
+            let made = params.apply_encoded(&views, image)?;
             let masked = match &mask {
                 Some(mask) => sample_block_mask(&mut info.key(RngStream::Mask).rng(), mask).masked_indices(),
                 None => Vec::new(),
             };
-            Ok::<_, TransformError>(Item {
+            Ok::<_, SampleError>(Item {
                 patch: made.patch,
                 token: made.token,
                 masked,
@@ -116,7 +117,7 @@ impl TrainingData<'_> {
             })
         });
         let config = loader_config(self.config, self.batch_size, self.seed, start, rank);
-        Ok(Loader::new(config, self.source.clone(), work)?)
+        Ok(Loader::of_encoded(config, self.source.clone(), work)?)
     }
 }
 

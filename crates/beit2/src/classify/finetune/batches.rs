@@ -6,8 +6,8 @@ use std::sync::Arc;
 use beit2_data::finetune::Place;
 use beit2_data::transform::{multi_hot_targets, soft_targets};
 use beit2_data::{
-    Batch, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleInfo, Source,
-    TransformError, batch_hwc,
+    Batch, EncodedImage, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleError,
+    SampleInfo, Source, TransformError, batch_hwc,
 };
 use beit2_kernels::{self as kernels, Backend, ImageBox, PairMix, Rank};
 use beit2_weights::Normalization;
@@ -41,13 +41,18 @@ pub(super) fn training_loader(
 ) -> Result<Loader<Item>, Error> {
     let augment = recipe.augmentation();
     augment.validate()?;
-    let work = Arc::new(move |image: &Image, info: &SampleInfo| {
-        let params = FinetuneParams::draw(&augment, image.width, image.height, &info.key(RngStream::Augment));
+    let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
+        let (width, height) = (image.width(), image.height());
+        let params = FinetuneParams::draw(&augment, width, height, &info.key(RngStream::Augment));
         let upscaled = match params.place {
             Place::Resized(area) => area.width.min(area.height) < augment.input_size,
             Place::Padded { .. } => false,
         };
-        Ok::<_, TransformError>(Item { image: params.apply(&augment, image)?, erase: params.erase, upscaled })
+        Ok::<_, SampleError>(Item {
+            image: params.apply_encoded(&augment, image)?,
+            erase: params.erase,
+            upscaled,
+        })
     });
     let config = loader_config(
         &recipe.data.of_channels(recipe.model.vit.in_chans),
@@ -56,7 +61,7 @@ pub(super) fn training_loader(
         start,
         rank,
     );
-    Ok(Loader::new(config, source, work)?)
+    Ok(Loader::of_encoded(config, source, work)?)
 }
 
 /// The classes of a batch's images.
