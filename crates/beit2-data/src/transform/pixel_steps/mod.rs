@@ -1,10 +1,17 @@
-//! The fast form of colour jitter: the same arithmetic as `jitter.rs`, on separate colour planes, a
-//! piece at a time.
+//! The fast form of colour jitter: the same arithmetic as `jitter.rs`, many pixels at a time.
 //!
-//! The loops are plain, so that the compiler vectorises them; they are compiled a second time for
-//! AVX2 and chosen at run time. A property test in `jitter.rs` compares. Single-precision products
-//! and sums are rounded alike everywhere (nothing is fused), so the bits do not depend on it.
+//! Here are plain loops, on separate colour planes, for any processor; `avx2.rs` computes the same in registers, and
+//! `avx512.rs` looks bytes up in tables (`tables.rs`). A property test in `jitter.rs` compares them all.
+//! Single-precision products and sums are rounded alike everywhere (nothing is fused).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 looks tables up"))]
+mod tables;
+
+use crate::simd::Level;
 use crate::transform::jitter::luma;
 
 /// Pixels per piece: three planes of this size stay in the first-level cache.
@@ -16,7 +23,7 @@ pub(super) enum Step {
     /// Blend every channel with one value.
     Blend {
         /// Black for brightness, the mean grey for contrast.
-        degenerate: f32,
+        degenerate: u8,
         /// 1 changes nothing.
         factor: f32,
     },
@@ -27,39 +34,70 @@ pub(super) enum Step {
     },
 }
 
-/// Applies the steps, in order, to every pixel.
-pub(super) fn apply(steps: &[Step], pixels: &mut [[u8; 3]]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the function only needs AVX2, which was just detected.
-        return unsafe { apply_avx2(steps, pixels) };
+/// Steps, first to last.
+#[derive(Clone, Debug)]
+pub(super) struct Steps {
+    level: Level,
+    steps: Vec<Step>,
+    /// The same as tables, as far as the level uses them and there are exact ones.
+    stages: Option<Vec<tables::Stage>>,
+}
+
+impl Steps {
+    /// No steps; none of the vector code above `level` will be used.
+    pub fn new(level: Level) -> Self {
+        let stages = (level >= Level::Avx512).then(|| Vec::with_capacity(3));
+        Self { level, steps: Vec::with_capacity(3), stages }
     }
-    apply_plain(steps, pixels);
-}
 
-/// Sum of the grey values that the steps would leave; the pixels stay as they are.
-pub(super) fn luma_sum(steps: &[Step], pixels: &[[u8; 3]]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the function only needs AVX2, which was just detected.
-        return unsafe { luma_sum_avx2(steps, pixels) };
+    /// Adds one behind the others.
+    pub fn push(&mut self, step: Step) {
+        if self.stages.as_mut().is_some_and(|stages| !tables::push(stages, &step)) {
+            self.stages = None;
+        }
+        self.steps.push(step);
     }
-    luma_sum_plain(steps, pixels)
+
+    /// Applies the steps to every pixel.
+    pub fn apply(&self, pixels: &mut [[u8; 3]]) {
+        let mut rest = pixels;
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(stages) = &self.stages {
+                // SAFETY: there are stages only where there is AVX-512.
+                return unsafe { avx512::apply(stages, rest) };
+            }
+            if self.level >= Level::Avx2 {
+                // SAFETY: the level says that there is AVX2.
+                let done = unsafe { avx2::apply(&self.steps, rest) };
+                rest = &mut rest[done..];
+            }
+        }
+        apply_plain(&self.steps, rest);
+    }
+
+    /// Sum of the grey values that the steps would leave; the pixels stay as they are.
+    pub fn luma_sum(&self, pixels: &[[u8; 3]]) -> u64 {
+        let (mut sum, mut rest) = (0, pixels);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(stages) = &self.stages {
+                let (blocks, behind) = rest.as_chunks::<{ avx512::BLOCK }>();
+                // SAFETY: there are stages only where there is AVX-512.
+                sum += unsafe { avx512::luma_sum(stages, blocks) };
+                rest = behind;
+            }
+            if self.level >= Level::Avx2 {
+                // SAFETY: the level says that there is AVX2.
+                let (more, done) = unsafe { avx2::luma_sum(&self.steps, rest) };
+                sum += more;
+                rest = &rest[done..];
+            }
+        }
+        sum + luma_sum_plain(&self.steps, rest)
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn apply_avx2(steps: &[Step], pixels: &mut [[u8; 3]]) {
-    apply_plain(steps, pixels);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn luma_sum_avx2(steps: &[Step], pixels: &[[u8; 3]]) -> u64 {
-    luma_sum_plain(steps, pixels)
-}
-
-#[inline(always)]
 fn apply_plain(steps: &[Step], pixels: &mut [[u8; 3]]) {
     let mut planes = Planes::new();
     for piece in pixels.chunks_mut(PIECE) {
@@ -71,7 +109,6 @@ fn apply_plain(steps: &[Step], pixels: &mut [[u8; 3]]) {
     }
 }
 
-#[inline(always)]
 fn luma_sum_plain(steps: &[Step], pixels: &[[u8; 3]]) -> u64 {
     let mut planes = Planes::new();
     let mut sum = 0;
@@ -111,7 +148,7 @@ impl Planes {
             Step::Blend { degenerate, factor } => {
                 for plane in [&mut self.r, &mut self.g, &mut self.b] {
                     for value in plane {
-                        *value = blend(degenerate, *value, factor);
+                        *value = blend(f32::from(degenerate), *value, factor);
                     }
                 }
             }
@@ -132,7 +169,7 @@ impl Planes {
     }
 }
 
-/// The blend of `jitter.rs`, clipped before the cast: a cast that clips by itself is not
+/// The blend of `jitter::blend` in f32, clipped before the cast: a cast that clips by itself is not
 /// vectorised, and the whole jitter was measured to take three times as long with it.
 #[inline(always)]
 #[expect(clippy::manual_clamp, reason = "`clamp` lets a NaN through, which the cast must not see")]
