@@ -23,7 +23,7 @@ pub(super) struct Saturation {
 /// One or several steps.
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
-    Blends(Table),
+    Blends(Box<Table>),
     Saturation(Box<Saturation>),
 }
 
@@ -35,7 +35,7 @@ pub(super) fn push(stages: &mut Vec<Stage>, step: &Step) -> bool {
                 table.0.iter_mut().for_each(|value| *value = blend(degenerate, *value, factor));
             } else {
                 let table = std::array::from_fn(|value| blend(degenerate, value as u8, factor));
-                stages.push(Stage::Blends(Table(table)));
+                stages.push(Stage::Blends(Box::new(Table(table))));
             }
             true
         }

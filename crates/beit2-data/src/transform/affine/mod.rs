@@ -4,8 +4,12 @@
 //! This is interpolation at points, not resampling: the kernel is the cubic with a = -1 (resizing
 //! has -0.5), it never widens, and the result is cut off instead of rounded.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use crate::error::TransformError;
 use crate::image::Image;
+use crate::simd::{self, Level};
 
 /// For the centre (x, y) of an output pixel, where in the source it comes from: `(a x + b y + c,
 /// d x + e y + f)`, in pixels from the upper left corner.
@@ -64,52 +68,58 @@ pub fn warp(image: &Image, map: &Affine, fill: [u8; 3]) -> Result<Image, Transfo
     image.check()?;
     let (pixels, _) = image.data.as_chunks::<3>();
     let mut out = vec![fill; pixels.len()];
-    run(pixels, (image.width as usize, image.height as usize), map, &mut out);
+    run(simd::level(), pixels, (image.width as usize, image.height as usize), map, &mut out);
     Image::new(image.width, image.height, out.into_flattened())
 }
 
 /// Fills in what comes from inside, with the widest instructions this machine has; nothing is
 /// fused, so the bits are the same with any.
-fn run(pixels: &[[u8; 3]], size: (usize, usize), map: &Affine, out: &mut [[u8; 3]]) {
+fn run(level: Level, pixels: &[[u8; 3]], size: (usize, usize), map: &Affine, out: &mut [[u8; 3]]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the function only needs AVX2, which was just detected.
-        unsafe { run_avx2(pixels, size, map, out) };
+    if level >= Level::Avx2 && !pixels.is_empty() {
+        // SAFETY: the level says that there is AVX2.
+        unsafe { avx2::run(pixels, size, map, out) };
         return;
     }
-    run_plain(pixels, size, map, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn run_avx2(pixels: &[[u8; 3]], size: (usize, usize), map: &Affine, out: &mut [[u8; 3]]) {
-    run_plain(pixels, size, map, out);
-}
-
-#[inline(always)]
-fn run_plain(pixels: &[[u8; 3]], size: (usize, usize), map: &Affine, out: &mut [[u8; 3]]) {
-    let (width, height) = (size.0 as f64, size.1 as f64);
+    let _ = level;
     for (row, y) in out.chunks_exact_mut(size.0.max(1)).zip(0..) {
         for (pixel, x) in row.iter_mut().zip(0..) {
-            let (cx, cy) = (f64::from(x) + 0.5, f64::from(y) + 0.5);
-            let [sx, sy] = [map.x, map.y].map(|[a, b, c]| a * cx + b * cy + c);
-            if sx >= 0.0 && sx < width && sy >= 0.0 && sy < height {
-                *pixel = interpolate(pixels, size, sx - 0.5, sy - 0.5);
+            if let Some(place) = point_of(map, (x, y), size) {
+                *pixel = interpolate(pixels, size, &place);
             }
         }
     }
 }
 
+/// A point among pixel centres: the centre up and left of it, which lies at most one pixel outside, and how far
+/// behind it the point is, in pixels.
+struct Place {
+    left: isize,
+    top: isize,
+    dx: f64,
+    dy: f64,
+}
+
+/// Where an output pixel comes from; `None` outside of the image.
+#[inline(always)]
+fn point_of(map: &Affine, (x, y): (usize, usize), (width, height): (usize, usize)) -> Option<Place> {
+    let (cx, cy) = (x as f64 + 0.5, y as f64 + 0.5);
+    let [sx, sy] = [map.x, map.y].map(|[a, b, c]| a * cx + b * cy + c);
+    if !(sx >= 0.0 && sx < width as f64 && sy >= 0.0 && sy < height as f64) {
+        return None;
+    }
+    let (x, y) = (sx - 0.5, sy - 0.5);
+    // The same as rounding down, above -1; `floor` is a call where SSE 4.1 is not assumed.
+    let (left, top) = ((x + 1.0) as isize - 1, (y + 1.0) as isize - 1);
+    Some(Place { left, top, dx: x - left as f64, dy: y - top as f64 })
+}
+
 /// The three channels and an empty one, so that they fill a register.
 type Lanes = [f64; 4];
 
-/// The value at a point, in units of pixel centres; pixels beyond the edge repeat the outermost.
-/// The point lies at most half a pixel outside of the image.
-#[inline(always)]
-fn interpolate(pixels: &[[u8; 3]], (width, height): (usize, usize), x: f64, y: f64) -> [u8; 3] {
-    // The same as rounding down, above -1; `floor` is a call where SSE 4.1 is not assumed.
-    let (left, top) = ((x + 1.0) as isize - 1, (y + 1.0) as isize - 1);
-    let (dx, dy) = (x - left as f64, y - top as f64);
+/// The value at a point; pixels beyond the edge repeat the outermost.
+fn interpolate(pixels: &[[u8; 3]], (width, height): (usize, usize), place: &Place) -> [u8; 3] {
+    let &Place { left, top, dx, dy } = place;
     let clamped = |first: isize, i: usize, length: usize| {
         (first - 1 + i as isize).clamp(0, length as isize - 1) as usize
     };
@@ -146,6 +156,34 @@ fn cubic([p, q, r, s]: [Lanes; 4], d: f64) -> Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn every_level_gives_the_bits_of_the_plain_loop(width in 1u32..60, height in 1u32..40, seed: u32, kind in 0usize..6, strength in -1.0f64..1.0, whole: bool) {
+            let data = (0..width * height * 3).map(|i| (i + 1).wrapping_mul(seed | 1).to_be_bytes()[0]).collect();
+            let image = Image::new(width, height, data).unwrap();
+            let shift = if whole { (strength * 20.0).round() } else { strength * 20.0 };
+            let map = match kind {
+                0 => Affine::translation(shift, 0.0),
+                1 => Affine::translation(0.0, shift),
+                2 => Affine::shear_x(strength),
+                3 => Affine::shear_y(strength),
+                4 => Affine::rotation(if whole { (strength * 4.0).round() * 45.0 } else { strength * 180.0 }, width, height),
+                _ => Affine { x: [strength, 0.3, shift], y: [-0.2, 1.0 - strength, shift] },
+            };
+            let pixels = image.data.as_chunks::<3>().0;
+            let size = (width as usize, height as usize);
+            let mut expected = vec![FILL; pixels.len()];
+            run(Level::Baseline, pixels, size, &map, &mut expected);
+            for level in Level::ALL.into_iter().filter(|&level| level <= simd::level()) {
+                let mut found = vec![FILL; pixels.len()];
+                run(level, pixels, size, &map, &mut found);
+                prop_assert!(found == expected, "{:?} {:?}", level, map);
+            }
+        }
+    }
 
     const FILL: [u8; 3] = [1, 2, 3];
 
