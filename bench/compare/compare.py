@@ -2,6 +2,7 @@
 
     compare.py run --beit2 target/release/beit2 --python target/python-env/bin/python --out cpu.jsonl
     compare.py run … --only train:pretrain:small:8:f32 --only infer:base:1:f32
+    compare.py run … --simd avx2 --only infer:base:1:f32
     compare.py run … --device cuda --budget 400 --only train:pretrain:base:128:bf16
     compare.py table cpu.jsonl
 
@@ -157,11 +158,25 @@ def commands(args: argparse.Namespace, cell: Cell) -> dict[str, list[str]]:
     return {name: every[name] for name in args.programs}
 
 
+# What keeps every program at an instruction set: beit2; PyTorch's own kernels, which Inductor follows, and the compiler
+# that Inductor calls; the matmuls of oneDNN and MKL.
+SIMD = {
+    "avx2": {
+        "BEIT2_SIMD": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
+
+
 def empty_result(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     return {
         "cell": str(cell),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": args.device,
+        "simd": args.simd,
         "gpu": gpu_name() if args.device == "cuda" else None,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -193,7 +208,8 @@ def measure_in_rounds(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     try:
         for name, command in commands(args, cell).items():
             try:
-                program = Program(name, command, args.threads, args.patience, args.device)
+                limits = SIMD.get(args.simd, {})
+                program = Program(name, command, args.threads, args.patience, args.device, environment=limits)
                 started.append(program)
                 program.wait_ready()
                 programs.append(program)
@@ -256,6 +272,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--beit2", default=str(HERE.parents[1] / "target/release/beit2"), help="the program to compare")
     run.add_argument("--python", default=sys.executable, help="a Python with PyTorch and timm")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    run.add_argument("--simd", choices=SIMD, help="cpu: instruction set that no program goes beyond")
     run.add_argument("--out", help="append JSON lines; of a cell's lines the last counts")
     run.add_argument("--only", action="append", metavar="CELL", help="such as train:pretrain:small:8:f32; repeatable")
     run.add_argument("--rounds", type=int, default=5)
@@ -274,6 +291,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.command == "run":
         args.turns = args.turns or ("program" if args.device == "cuda" else "round")
+        if args.simd and args.turns == "program":
+            fail("--simd is for programs that take turns on a CPU")
         if args.budget is not None and args.turns == "round":
             fail("--budget needs --turns program: programs that take turns end together")
     return args

@@ -98,21 +98,18 @@ class Program:
         patience: float,
         device: str = "cpu",
         cwd: str | None = None,
+        environment: dict[str, str] | None = None,
     ):
         self.name, self.patience, self.device = name, patience, device
         count = str(threads)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": count,
-            "MKL_NUM_THREADS": count,
-            "RAYON_NUM_THREADS": count,
-        }
+        threads_each = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "RAYON_NUM_THREADS": count}
         self.gpu_before = gpu_memory_mib() if device == "cuda" else None
         self.started = time.monotonic()
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the program)
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-                env=environment, cwd=cwd,
+                env=os.environ | threads_each | (environment or {}), cwd=cwd,
             )  # fmt: skip
         except OSError as error:
             raise ProgramFailed(f"{name} cannot be started: {command[0]}: {error.strerror}") from None

@@ -114,9 +114,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
 def machine(result: dict[str, Any]) -> str:
     versions = [f"{name} {p['version'].split()[-1]}" for name, p in result["programs"].items() if p.get("version")]
     gpus = [result.get("gpu"), *(p.get("gpu") for p in result["programs"].values())]
+    limit = f", limited to {simd.upper()}" if (simd := result.get("simd")) else ""
     parts = [
         next((gpu for gpu in gpus if gpu), None),
-        f"{result['cpu']}, {result['cores']} cores, {result['threads']} threads",
+        f"{result['cpu']}{limit}, {result['cores']} cores, {result['threads']} threads",
         ", ".join(versions),
     ]
     return "; ".join(filter(None, parts))
@@ -129,7 +130,7 @@ def left_out(results: list[dict[str, Any]]) -> list[str]:
 
 
 def table(files: list[str]) -> str:
-    """One table for each machine in the files; of a cell measured twice the last counts.
+    """One table for each machine and instruction set in the files; of a cell measured twice the last counts.
 
     Raises OSError and ValueError for files that cannot be read.
     """
@@ -138,7 +139,7 @@ def table(files: list[str]) -> str:
         for line in Path(file).read_text().splitlines():
             if line.strip():
                 result = json.loads(line)
-                place = (result["cpu"], result["threads"], result.get("device", "cpu"), result.get("gpu"))
+                place = (result["cpu"], result.get("simd"), result["threads"], result.get("device", "cpu"), result.get("gpu"))
                 groups.setdefault(place, {})[result["cell"]] = result
     parts = []
     for cells in groups.values():

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     errors::guarded(|| {
         let cli = cli::parse()?;
         errors::know_flags(cli::flags_of(std::env::args_os()));
+        machine::limit_instruction_set(std::env::var_os("BEIT2_SIMD"))?;
         let signals = signals::Signals::install()?;
         let ending = cli::run(&cli.command, &signals);
         Ok(errors::settled(ending, &signals))

@@ -1,6 +1,6 @@
 //! Matmuls of Vision Transformers as shares of what this machine can do in registers.
 //!
-//! `cargo bench --bench matmul_speed`
+//! `cargo bench --bench matmul_speed`, or with `-- avx2` (or another name of a level) at most at this instruction set
 //!
 //! The matmuls are those of `linear`, forward and backward, for 8 images of 197 tokens. Peak and
 //! matmul are measured in turn, and the best of each is shown: on a busy machine that is the one which
@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use beit2_kernels::probe::Probe;
+use beit2_kernels::simd::{Level, level, limit};
 use beit2_kernels::{LinearOps, Precision};
 use burn::backend::Flex;
 use burn::tensor::{Distribution, Tensor};
@@ -17,7 +18,13 @@ const ROWS: usize = 8 * 197;
 const REPEATS: usize = 25;
 
 fn main() {
-    println!("rows {ROWS}, {} threads; GFLOP/s and share of the peak", rayon::current_num_threads());
+    // Cargo adds `--bench`.
+    if let Some(name) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')) {
+        let Some(level) = Level::named(&name) else { panic!("there is no instruction set {name}") };
+        limit(level);
+    }
+    let threads = rayon::current_num_threads();
+    println!("rows {ROWS}, {threads} threads, {:?}; GFLOP/s and share of the peak", level());
     for precision in [Precision::F32, Precision::Bf16] {
         let Some(probe) = Probe::new(precision) else {
             println!("{precision}: this CPU has no such matmuls");

@@ -9,6 +9,8 @@ use crate::matrix::{Accumulate, Matrix, span};
 #[cfg(target_arch = "x86_64")]
 use crate::packed;
 use crate::precision::Precision;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Level, level};
 
 /// Work below which a matmul stays on its own thread (multiplications).
 const PARALLEL: usize = 1 << 21;
@@ -102,8 +104,7 @@ impl Packed {
         #[cfg(target_arch = "x86_64")]
         if b.rows > 0 && b.cols > 0 {
             let precision = packed::offered(precision)?;
-            // SAFETY: the instructions are there.
-            return Some(Self { rhs: unsafe { packed::PackedRhs::new(b, precision, true) } });
+            return Some(Self { rhs: packed::PackedRhs::new(b, precision, true) });
         }
         None
     }
@@ -166,12 +167,13 @@ pub(crate) unsafe fn matmul_at(
     }
     let work = a.rows.saturating_mul(b.cols).saturating_mul(a.cols);
     let parallel = how.parallel && work >= PARALLEL;
-    // bf16 of any size, so that what is rounded does not depend on shapes. In f32, `gemm` is as fast where rows of the
-    // left-hand operand must be transposed, slower where it copies what could be read in place.
+    // bf16 of any size, so that what is rounded does not depend on shapes. In f32 with AVX-512, `gemm` is as fast where
+    // rows of the left-hand operand must be transposed, slower where it copies what could be read in place. With AVX2, it
+    // would be no faster either, and on a better CPU it would not keep to a limit of the level.
     #[cfg(target_arch = "x86_64")]
     if let Some(precision) = packed::offered(how.precision)
         && a.cols > 0
-        && (precision == Precision::Bf16 || a.col == 1)
+        && (precision == Precision::Bf16 || a.col == 1 || level() == Level::Avx2)
     {
         // SAFETY: the caller vouches for the destination; `Matrix` checked the span of both operands.
         unsafe { packed::matmul(dst, row, start, factor, a, b, precision, parallel) }

@@ -37,8 +37,9 @@ impl Level {
 
 static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
 
-/// Keeps kernels of the whole process at or below `level`: for tests and comparisons. The matrix
-/// matmuls of the `gemm` crate are not affected.
+/// Keeps kernels of the whole process at or below `level`: for tests and comparisons. What Burn computes itself is not
+/// affected, nor are the matmuls of the `gemm` crate, which only [`Level::Baseline`] uses. Weights that are packed already
+/// stay as they are.
 pub fn limit(level: Level) {
     LIMIT.store(level as u8, Ordering::Relaxed);
 }
@@ -46,9 +47,21 @@ pub fn limit(level: Level) {
 /// The instruction set in use: the best that this CPU has, within [`limit`].
 #[inline]
 pub fn level() -> Level {
+    best(LIMIT.load(Ordering::Relaxed))
+}
+
+/// The best instruction set that this CPU has, whatever the [`limit`] is.
+pub fn highest() -> Level {
+    best(u8::MAX)
+}
+
+#[inline]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+fn best(limit: u8) -> Level {
     #[cfg(target_arch = "x86_64")]
     {
-        let limit = LIMIT.load(Ordering::Relaxed);
+        #[cfg(test)]
+        let limit = limit.min(tests::limit());
         if limit >= Level::Avx512 as u8
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -223,7 +236,21 @@ pub(crate) fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
+
+    /// What `BEIT2_TEST_SIMD` keeps the tests of this crate at.
+    pub(super) fn limit() -> u8 {
+        static LIMIT: LazyLock<Level> = LazyLock::new(|| match std::env::var_os("BEIT2_TEST_SIMD") {
+            None => Level::Avx512Bf16,
+            Some(name) => {
+                let level = name.to_str().and_then(Level::named);
+                level.unwrap_or_else(|| panic!("BEIT2_TEST_SIMD: no instruction set {}", name.display()))
+            }
+        });
+        *LIMIT as u8
+    }
 
     fn steps(from: f32, to: f32, n: usize) -> impl Iterator<Item = f32> {
         (0..=n).map(move |i| from + (to - from) * i as f32 / n as f32)

@@ -9,7 +9,7 @@ use crate::device::{DeviceSpec, Kind};
 use crate::errors::Ending;
 use crate::flags::JsonArgs;
 use crate::libraries::{self, Need};
-use crate::machine::{SOFTWARE, instruction_set};
+use crate::machine::{self, SOFTWARE, instruction_set};
 use crate::{assets, backend, output, recipes};
 
 /// Flags of `doctor`.
@@ -60,6 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
             "software": SOFTWARE,
             "cpu": machine.cpu,
             "instruction_set": instruction_set(),
+            "unused_instructions": machine::unused_instructions(),
             "threads": machine.threads,
             "memory_bytes": machine.memory_bytes,
             "system": machine.os,
@@ -77,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<Ending> {
         ("software".to_owned(), SOFTWARE.to_owned()),
         ("system".to_owned(), machine.os),
         ("processor".to_owned(), machine.cpu.unwrap_or_else(|| "unknown".to_owned())),
-        ("instruction set".to_owned(), instruction_set().to_owned()),
+        ("instruction set".to_owned(), machine::instructions()),
         ("threads".to_owned(), machine.threads.to_string()),
         ("memory".to_owned(), machine.memory_bytes.map_or("unknown".to_owned(), format_bytes)),
     ];

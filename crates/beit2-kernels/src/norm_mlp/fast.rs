@@ -13,7 +13,7 @@ use crate::layer_norm::fast::{gradients, normalize};
 use crate::matmul::{MatmulOptions, Operand, matmul_of};
 use crate::matrix::{Accumulate, Matrix};
 use crate::memory::{Buffer, Stored, Values};
-use crate::packed::{FEW, PackedRhs, ROWS};
+use crate::packed::{self, FEW, PackedRhs, ROWS};
 use crate::precision::Precision;
 use crate::rows::Rows;
 use crate::slices::add_rows;
@@ -31,7 +31,7 @@ const BLOCKS: usize = 32;
 pub(crate) const FEWEST: usize = 16 * ROWS;
 
 /// The same for packed weights, whose matmuls cut few rows by columns only: each thread reads its part of a weight once.
-pub(crate) const FEWEST_PACKED: usize = FEW * ROWS + 1;
+pub(crate) const FEWEST_PACKED: usize = FEW + 1;
 
 /// Rows of a block.
 fn block_rows(rows: usize) -> usize {
@@ -67,8 +67,7 @@ impl Weights {
 
 /// Packs a weight.
 fn pack(w: Matrix<'_>, precision: Precision) -> PackedRhs {
-    // SAFETY: `fuses_norm_mlp` found the instructions.
-    unsafe { PackedRhs::new(w, precision, true) }
+    PackedRhs::new(w, precision, true)
 }
 
 /// What training keeps: normalised rows, mean and inverse deviation of each, activations, derivatives.
@@ -76,17 +75,19 @@ type Saved = [FlexTensor; 5];
 
 /// → result, and what a backward pass needs.
 pub(crate) fn forward_train(x: FlexTensor, p: Parameters) -> (FlexTensor, Saved) {
-    match p.precision {
-        Precision::F32 => forward::<f32>(x, p, true),
-        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, true),
+    let precision = offered(&p);
+    match precision {
+        Precision::F32 => forward::<f32>(x, p, precision, true),
+        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, precision, true),
     }
 }
 
 /// The result alone.
 pub(crate) fn forward_only(x: FlexTensor, p: Parameters) -> FlexTensor {
-    match p.precision {
-        Precision::F32 => forward::<f32>(x, p, false).0,
-        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, false).0,
+    let precision = offered(&p);
+    match precision {
+        Precision::F32 => forward::<f32>(x, p, precision, false).0,
+        Precision::Bf16 => forward::<burn::tensor::bf16>(x, p, precision, false).0,
     }
 }
 
@@ -105,8 +106,19 @@ pub(crate) fn forward_packed(
     }
 }
 
-fn forward<S: Stored + Operand>(x: FlexTensor, p: Parameters, train: bool) -> (FlexTensor, Saved) {
-    let (eps, precision) = (p.eps, p.precision);
+/// The precision of matmuls here: bf16 becomes f32 on a CPU without bf16 matmuls.
+fn offered(p: &Parameters) -> Precision {
+    // Without matmuls of either, `fuses_norm_mlp` says no.
+    packed::offered(p.precision).unwrap_or(Precision::F32)
+}
+
+fn forward<S: Stored + Operand>(
+    x: FlexTensor,
+    p: Parameters,
+    precision: Precision,
+    train: bool,
+) -> (FlexTensor, Saved) {
+    let eps = p.eps;
     let weights = Weights::new(p);
     let (first, second) =
         (pack(weights.w1().transposed(), precision), pack(weights.w2().transposed(), precision));
@@ -215,19 +227,21 @@ pub(crate) fn backward(
     saved: Saved,
     grad: FlexTensor,
 ) -> (FlexTensor, [FlexTensor; 6]) {
-    match p.precision {
-        Precision::F32 => gradients_of::<f32>(x, p, saved, grad),
-        Precision::Bf16 => gradients_of::<burn::tensor::bf16>(x, p, saved, grad),
+    let precision = offered(&p);
+    match precision {
+        Precision::F32 => gradients_of::<f32>(x, p, precision, saved, grad),
+        Precision::Bf16 => gradients_of::<burn::tensor::bf16>(x, p, precision, saved, grad),
     }
 }
 
 fn gradients_of<S: Stored + Operand>(
     x: FlexTensor,
     p: Parameters,
+    precision: Precision,
     saved: Saved,
     grad: FlexTensor,
 ) -> (FlexTensor, [FlexTensor; 6]) {
-    let (x, grad, precision) = (owned(x), owned(grad), p.precision);
+    let (x, grad) = (owned(x), owned(grad));
     let shape = x.layout().shape().clone();
     let weights = Weights::new(p);
     let (width, hidden) = (weights.width, weights.hidden);

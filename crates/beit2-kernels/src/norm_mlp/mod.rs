@@ -220,7 +220,7 @@ impl NormMlpOps for Flex {
         let width = x.layout().shape().last().copied().unwrap_or(0);
         let rows = x.layout().num_elements() / width.max(1);
         let floats = is_f32(&[x]) && p.tensors.iter().all(|tensor| is_f32(&[tensor]));
-        floats && rows >= fast::FEWEST && packed::is_available(p.precision)
+        floats && rows >= fast::FEWEST && packed::offered(p.precision).is_some()
     }
 
     #[cfg(target_arch = "x86_64")]

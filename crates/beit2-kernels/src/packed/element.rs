@@ -4,8 +4,7 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-/// 32-bit lanes of a register.
-pub(super) const LANES: usize = 16;
+use super::register::{Register, mask};
 
 /// An element type of operands in memory.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -19,11 +18,11 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// The elements can be read, and the CPU has AVX-512 F, BW, VL and BF16.
     unsafe fn narrow(x: *const Self, n: usize, y: *const Self, m: usize) -> __m512i;
 
-    /// `n` ≤ 16 elements from `x` as f32.
+    /// `n` elements from `x` as f32, at most a register.
     ///
     /// # Safety
-    /// The elements can be read, and the CPU has AVX-512 F, BW and VL.
-    unsafe fn wide(x: *const Self, n: usize) -> __m512;
+    /// The elements can be read, and the CPU has the register's instructions.
+    unsafe fn wide<R: Register>(x: *const Self, n: usize) -> R;
 }
 
 impl Element for f32 {
@@ -41,9 +40,9 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn wide(x: *const Self, n: usize) -> __m512 {
-        // SAFETY: lanes outside the mask are not read.
-        unsafe { _mm512_maskz_loadu_ps(mask(n), x) }
+    unsafe fn wide<R: Register>(x: *const Self, n: usize) -> R {
+        // SAFETY: the caller's promise.
+        unsafe { R::load_some(x, n) }
     }
 }
 
@@ -63,17 +62,8 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn wide(x: *const Self, n: usize) -> __m512 {
-        // SAFETY: lanes outside the mask are not read; a bf16 is the upper half of an f32.
-        unsafe {
-            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(n), x.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-        }
+    unsafe fn wide<R: Register>(x: *const Self, n: usize) -> R {
+        // SAFETY: the caller's promise.
+        unsafe { R::widen_some(x, n) }
     }
-}
-
-/// The first `n` of sixteen lanes.
-#[inline(always)]
-pub(super) fn mask(n: usize) -> u16 {
-    if n >= LANES { u16::MAX } else { (1 << n) - 1 }
 }

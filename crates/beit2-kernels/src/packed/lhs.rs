@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::element::{Element, LANES};
+use super::element::Element;
 use super::pack::{Kind, Panels, Side};
-use super::tile::{PackedLhs, ROWS};
+use super::tile::PackedLhs;
 use crate::memory::Buffer;
 
 /// All rows of a left-hand operand, copied in the order of words.
@@ -27,10 +27,10 @@ impl SharedRows {
         }
         let words = side.len.div_ceil(K::PER_WORD);
         let apart = stride(words);
-        let mut copy = Buffer::any(side.lanes.next_multiple_of(ROWS) * apart);
-        copy.par_chunks_mut(ROWS * apart).enumerate().for_each(|(panel, part)| {
+        let mut copy = Buffer::any(side.lanes.next_multiple_of(K::ROWS) * apart);
+        copy.par_chunks_mut(K::ROWS * apart).enumerate().for_each(|(panel, part)| {
             // SAFETY: the caller's promise.
-            unsafe { K::copy(side.some(panel * ROWS, ROWS), apart, 0..words, part) };
+            unsafe { K::copy(side.some(panel * K::ROWS, K::ROWS), apart, 0..words, part) };
         });
         Some(Self { copy, apart })
     }
@@ -90,12 +90,12 @@ impl<'a, A: Element> LhsBlock<'a, A> {
     pub(super) fn new<K: Kind>(side: Side<'a, A>, block: usize) -> Self {
         let how = Copied::of::<K, A>(&side);
         let rows = match how {
-            Copied::Rest => side.lanes % ROWS,
+            Copied::Rest => side.lanes % K::ROWS,
             _ => side.lanes,
         };
         let floats = match how {
-            Copied::Panels => rows.div_ceil(ROWS) * Panels::new(ROWS, block).stride,
-            _ => rows.next_multiple_of(ROWS) * stride(block),
+            Copied::Panels => rows.div_ceil(K::ROWS) * Panels::new::<K>(K::ROWS, block).stride,
+            _ => rows.next_multiple_of(K::ROWS) * stride(block),
         };
         Self { side, copy: Buffer::any(floats), how }
     }
@@ -110,11 +110,11 @@ impl<'a, A: Element> LhsBlock<'a, A> {
         // SAFETY: the caller's promise; both functions check their bounds.
         unsafe {
             if *how == Copied::Panels {
-                let panels = Panels::new(ROWS, words.len());
+                let panels = Panels::new::<K>(K::ROWS, words.len());
                 K::pack(*side, panels, words, copy);
                 return [Some((0, rows, PackedLhs::Panels(copy.as_ptr(), panels.stride))), None];
             }
-            let whole = if *how == Copied::Rest { rows / ROWS * ROWS } else { 0 };
+            let whole = if *how == Copied::Rest { rows / K::ROWS * K::ROWS } else { 0 };
             let rest = side.some(whole, rows - whole);
             let apart = stride(words.len());
             let place = side.data.as_ptr().wrapping_add(words.start * K::PER_WORD).cast();
@@ -129,5 +129,6 @@ impl<'a, A: Element> LhsBlock<'a, A> {
 
 /// Floats between two copied rows of `words` words: an odd number of cache lines, so that rows spread over the cache.
 fn stride(words: usize) -> usize {
-    (words.div_ceil(LANES) | 1) * LANES
+    const LINE: usize = 64 / size_of::<f32>();
+    (words.div_ceil(LINE) | 1) * LINE
 }

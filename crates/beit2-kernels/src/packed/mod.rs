@@ -1,4 +1,4 @@
-//! Matmuls on CPUs with AVX-512: f32, and bf16 with f32 sums where the CPU has the instructions.
+//! Matmuls on CPUs with AVX2 or AVX-512: f32, and bf16 with f32 sums where the CPU has the instructions (AVX-512-BF16).
 //!
 //! The right-hand operand is copied into panels that tiles read in order, once for all threads ([`PackedRhs`]), or once for
 //! all matmuls with the same weights. Rows of the left-hand operand are read where they lie if their words are
@@ -6,10 +6,14 @@
 //! operands happen in that copy. An element of the result is summed over the inner axis in blocks that depend on its
 //! length alone, never split between threads, so results do not depend on threads. The bf16 instructions take
 //! subnormal numbers for 0.
+//!
+//! What differs between instruction sets is a [`Kind`]: the width of a register and the size of a tile. An operand keeps
+//! the kind that it was packed for, also when [`crate::simd::limit`] changes afterwards.
 
 mod element;
 mod lhs;
 mod pack;
+mod register;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -25,32 +29,77 @@ use crate::precision::Precision;
 use crate::simd::{Level, level};
 pub(crate) use element::Element;
 use lhs::{LhsBlock, LhsRows, SharedRows};
-use pack::{Kind, Pair, Panels, Side, Single};
-pub(crate) use tile::ROWS;
-use tile::{Block, COLS};
+use pack::{Bf16Avx512, F32Avx2, F32Avx512, Kind, Panels, Side};
+use tile::Block;
 
-/// Row panels of a task: their words and results stay in the second-level cache.
-const PANELS: usize = 8;
+/// A multiple of the rows of a tile of any kind.
+pub(crate) const ROWS: usize = 12;
 
-/// Most row panels that are not cut: their words and results stay in the second-level cache.
-pub(crate) const FEW: usize = 24;
+/// A multiple of the columns of a tile of any kind.
+const COLS: usize = 32;
 
-/// Column panels of a task that has all rows.
-const WIDE: usize = 12;
+/// Rows of a task: their words and results stay in the second-level cache.
+const TASK: usize = 8 * ROWS;
 
-/// Column panels that one task packs: rows of a transposed operand are read in runs as long as they are wide.
-const GROUP: usize = 4;
+/// Most rows that are not cut: their words and results stay in the second-level cache.
+pub(crate) const FEW: usize = 24 * ROWS;
 
-/// Most words of a block: both panels of a tile stay close to the first-level cache.
-const WORDS: usize = 256;
+/// Columns of a task that has all rows.
+const WIDE: usize = 12 * COLS;
+
+/// Columns that one task packs: rows of a transposed operand are read in runs as long as they are wide.
+const GROUP: usize = 4 * COLS;
+
+/// Kinds by value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    F32Avx2,
+    F32Avx512,
+    Bf16Avx512,
+}
+
+/// An expression in which `$kind` is the kind of a form.
+macro_rules! with_kind {
+    ($form:expr, $kind:ident => $body:expr) => {
+        match $form {
+            Form::F32Avx2 => {
+                type $kind = F32Avx2;
+                $body
+            }
+            Form::F32Avx512 => {
+                type $kind = F32Avx512;
+                $body
+            }
+            Form::Bf16Avx512 => {
+                type $kind = Bf16Avx512;
+                $body
+            }
+        }
+    };
+}
+
+impl Form {
+    /// Of matmuls of `precision` at the current level.
+    fn of(precision: Precision) -> Option<Self> {
+        match (precision, level()) {
+            (Precision::F32, Level::Avx512 | Level::Avx512Bf16) => Some(Self::F32Avx512),
+            (Precision::F32, Level::Avx2) => Some(Self::F32Avx2),
+            (Precision::Bf16, Level::Avx512Bf16) => Some(Self::Bf16Avx512),
+            _ => None,
+        }
+    }
+
+    fn precision(self) -> Precision {
+        match self {
+            Self::F32Avx2 | Self::F32Avx512 => Precision::F32,
+            Self::Bf16Avx512 => Precision::Bf16,
+        }
+    }
+}
 
 /// Whether this CPU has the instructions for matmuls of `precision`.
 pub(crate) fn is_available(precision: Precision) -> bool {
-    level()
-        >= match precision {
-            Precision::F32 => Level::Avx512,
-            Precision::Bf16 => Level::Avx512Bf16,
-        }
+    Form::of(precision).is_some()
 }
 
 /// The precision of matmuls here when a caller asks for `wanted`: bf16 becomes f32 on a CPU that has f32 matmuls only.
@@ -79,7 +128,7 @@ impl Target {
 
 /// A right-hand operand in panels.
 pub(crate) struct PackedRhs {
-    precision: Precision,
+    form: Form,
     data: Buffer,
     panels: Panels,
     depth: usize,
@@ -89,41 +138,45 @@ pub(crate) struct PackedRhs {
 impl PackedRhs {
     /// The precision of its words.
     pub(crate) fn precision(&self) -> Precision {
-        self.precision
+        self.form.precision()
     }
 
     /// Packs `b`, on all threads if `parallel`.
     ///
-    /// # Safety
-    /// [`is_available`] said yes to the precision.
-    pub(crate) unsafe fn new<B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match precision {
-                Precision::F32 => Self::of::<Single, B>(b, precision, parallel),
-                Precision::Bf16 => Self::of::<Pair, B>(b, precision, parallel),
-            }
-        }
+    /// # Panics
+    /// Unless [`is_available`] says yes to the precision.
+    pub(crate) fn new<B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
+        let Some(form) = Form::of(precision) else { panic!("no {precision} matmuls on this CPU") };
+        // SAFETY: `Form::of` found the instructions.
+        unsafe { Self::in_form(b, form, parallel) }
     }
 
     /// # Safety
-    /// As [`PackedRhs::new`].
-    unsafe fn of<K: Kind, B: Element>(b: Matrix<'_, B>, precision: Precision, parallel: bool) -> Self {
+    /// The CPU has the form's instructions.
+    unsafe fn in_form<B: Element>(b: Matrix<'_, B>, form: Form, parallel: bool) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { with_kind!(form, K => Self::of::<K, B>(b, form, parallel)) }
+    }
+
+    /// # Safety
+    /// As [`PackedRhs::in_form`].
+    unsafe fn of<K: Kind, B: Element>(b: Matrix<'_, B>, form: Form, parallel: bool) -> Self {
+        const { assert!(ROWS.is_multiple_of(K::ROWS) && COLS.is_multiple_of(K::COLS)) };
         let (depth, cols) = (b.rows(), b.cols());
         let words = depth.div_ceil(K::PER_WORD);
-        let (side, panels) = (columns_of(b), Panels::new(COLS, words));
-        let mut data = Buffer::any(cols.div_ceil(COLS) * panels.stride);
+        let (side, panels) = (columns_of(b), Panels::new::<K>(K::COLS, words));
+        let mut data = Buffer::any(cols.div_ceil(K::COLS) * panels.stride);
         let fill = |(j, part): (usize, &mut [f32])| {
             // SAFETY: the caller says that the CPU has the instructions.
-            unsafe { K::pack(side.some(j * GROUP * COLS, GROUP * COLS), panels, 0..words, part) }
+            unsafe { K::pack(side.some(j * GROUP, GROUP), panels, 0..words, part) }
         };
-        let size = (GROUP * panels.stride).max(1);
+        let size = (GROUP / K::COLS * panels.stride).max(1);
         if parallel {
             data.par_chunks_mut(size).enumerate().for_each(fill);
         } else {
             data.chunks_mut(size).enumerate().for_each(fill);
         }
-        Self { precision, data, panels, depth, cols }
+        Self { form, data, panels, depth, cols }
     }
 
     /// Length of the inner axis, and number of columns.
@@ -149,12 +202,7 @@ impl PackedRhs {
         assert!(a.cols() == self.depth && a.cols() > 0);
         let tasks = Tasks { target: Target(dst), row, start, factor, parallel };
         // SAFETY: `new` found the instructions; the rest is the caller's promise.
-        unsafe {
-            match self.precision {
-                Precision::F32 => self.multiply::<Single, A>(tasks, a),
-                Precision::Bf16 => self.multiply::<Pair, A>(tasks, a),
-            }
-        }
+        unsafe { with_kind!(self.form, K => self.multiply::<K, A>(tasks, a)) }
     }
 
     /// # Safety
@@ -163,10 +211,10 @@ impl PackedRhs {
         let Tasks { target, row, start, factor, parallel } = tasks;
         let (rows, cols) = (a.rows(), self.cols);
         let lhs = rows_of(a);
-        let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+        let (row_panels, col_panels) = (rows.div_ceil(K::ROWS), cols.div_ceil(K::COLS));
         let (row_tasks, col_tasks) = match parallel {
-            true => grid(row_panels, col_panels, rayon::current_num_threads()),
-            false => (row_panels.div_ceil(PANELS), 1),
+            true => grid::<K>(row_panels, col_panels, rayon::current_num_threads()),
+            false => (row_panels.div_ceil(TASK / K::ROWS), 1),
         };
         // Tasks with the same rows share a copy of them.
         let shared = match row_tasks < col_tasks {
@@ -183,8 +231,10 @@ impl PackedRhs {
             let part = |at: usize, parts: usize, panels: usize, size: usize, end: usize| {
                 (at * panels / parts * size)..((at + 1) * panels / parts * size).min(end)
             };
-            let (rows, cols) =
-                (part(i, row_tasks, row_panels, ROWS, rows), part(j, col_tasks, col_panels, COLS, cols));
+            let (rows, cols) = (
+                part(i, row_tasks, row_panels, K::ROWS, rows),
+                part(j, col_tasks, col_panels, K::COLS, cols),
+            );
             let lhs = match &shared {
                 Some(shared) => LhsRows::Shared(shared, rows.clone()),
                 None => LhsRows::Own(lhs.some(rows.start, rows.len())),
@@ -220,12 +270,7 @@ impl PackedRhs {
         assert!(cols.start < cols.end && cols.end <= self.cols);
         let lhs = LhsRows::Own(rows_of(a));
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.precision {
-                Precision::F32 => self.block::<Single, A>(dst, row, start, 1.0, lhs, cols),
-                Precision::Bf16 => self.block::<Pair, A>(dst, row, start, 1.0, lhs, cols),
-            }
-        }
+        unsafe { with_kind!(self.form, K => self.block::<K, A>(dst, row, start, 1.0, lhs, cols)) }
     }
 
     /// # Safety
@@ -241,7 +286,7 @@ impl PackedRhs {
     ) {
         let words = self.depth.div_ceil(K::PER_WORD);
         // Blocks of the same size, so that none is a short rest.
-        let size = words.div_ceil(words.div_ceil(WORDS));
+        let size = words.div_ceil(words.div_ceil(K::WORDS));
         let (mut own, shared) = match lhs {
             LhsRows::Own(side) => (Some(LhsBlock::new::<K>(side, size)), None),
             LhsRows::Shared(shared, rows) => (None, Some((shared, rows))),
@@ -254,7 +299,7 @@ impl PackedRhs {
                 (0, start) => start,
             };
             let (b_stride, cols) = (self.panels.stride, cols.clone());
-            let b = &self.data[cols.start / COLS * b_stride + from * COLS..];
+            let b = &self.data[cols.start / K::COLS * b_stride + from * K::COLS..];
             // SAFETY: the caller's promise.
             unsafe {
                 let parts = match (&mut own, &shared) {
@@ -283,14 +328,14 @@ impl PackedRhs {
 }
 
 /// Into how many parts rows and columns are cut, of so many panels each. Only the time depends on it.
-fn grid(row_panels: usize, col_panels: usize, threads: usize) -> (usize, usize) {
-    let col_tasks = col_panels.div_ceil(WIDE).next_multiple_of(threads);
-    if row_panels <= FEW && col_tasks <= col_panels {
+fn grid<K: Kind>(row_panels: usize, col_panels: usize, threads: usize) -> (usize, usize) {
+    let col_tasks = col_panels.div_ceil(WIDE / K::COLS).next_multiple_of(threads);
+    if row_panels <= FEW / K::ROWS && col_tasks <= col_panels {
         // Why: each thread then reads its part of a weight once, from the memory, and all rows of a result
         // of one image find it in the cache.
         return (1, col_tasks);
     }
-    let row_tasks = row_panels.div_ceil(PANELS).next_multiple_of(threads).min(row_panels);
+    let row_tasks = row_panels.div_ceil(TASK / K::ROWS).next_multiple_of(threads).min(row_panels);
     let col_tasks = match row_tasks < 2 * threads && threads > 1 {
         true => (2 * threads).div_ceil(row_tasks).min(col_panels),
         false => 1,
@@ -312,7 +357,10 @@ struct Tasks<'a> {
 ///
 /// # Safety
 /// All elements of the destination, `a.rows()` rows of `b.cols()` elements `row` apart, lie in one
-/// allocation, and nobody else touches them during the call. [`is_available`] said yes to the precision.
+/// allocation, and nobody else touches them during the call.
+///
+/// # Panics
+/// Unless [`is_available`] says yes to the precision.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn matmul<A: Element, B: Element>(
     dst: *mut f32,

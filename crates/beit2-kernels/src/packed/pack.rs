@@ -5,35 +5,66 @@ use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::element::{Element, LANES};
+use super::element::Element;
+use super::register::Register;
 use super::tile::{Block, compute};
 
-/// What a word of the inner axis is, and how words are multiplied.
+/// What a word of the inner axis is, how words are multiplied, and by which instructions. Unless a kind says
+/// otherwise, a word is one f32.
 pub(super) trait Kind: Copy + Send + Sync + 'static {
+    /// Words of a tile's columns, and its sums.
+    type R: Register;
+
     /// Elements of a word.
-    const PER_WORD: usize;
+    const PER_WORD: usize = 1;
+
+    /// Rows of a tile, a multiple of three: its sums and one word of its columns fill the registers.
+    const ROWS: usize;
+
+    /// Columns of a tile.
+    const COLS: usize = 2 * Self::R::LANES;
+
+    /// Most words of a block: both panels of a tile stay close to the first-level cache.
+    const WORDS: usize = 256;
+
+    /// Whether tiles ask for columns of large operands in advance: narrow ones go through them too fast for the processor.
+    const PREFETCHES: bool = false;
 
     /// `sum + lhs·right` in every lane.
     ///
     /// # Safety
     /// The CPU has the kind's instructions.
-    unsafe fn madd(sum: __m512, lhs: __m512, right: __m512) -> __m512;
+    #[inline(always)]
+    unsafe fn madd(sum: Self::R, lhs: Self::R, right: Self::R) -> Self::R {
+        // SAFETY: the caller's promise.
+        unsafe { sum.plus_product(lhs, right) }
+    }
 
-    /// The words of one register along the inner axis: `n` ≤ 16 words' elements from `x`.
+    /// The words of one register along the inner axis: the elements of so many words, `n` in all, from `x`.
     ///
     /// # Safety
     /// The elements can be read, and the CPU has the kind's instructions.
-    unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512;
+    #[inline(always)]
+    unsafe fn along<E: Element>(x: *const E, n: usize) -> Self::R {
+        // SAFETY: the caller's promise.
+        unsafe { E::wide(x, n) }
+    }
 
     /// One word of each of `lanes` neighbouring lanes, of which `n` elements of the inner axis, `depth`
-    /// apart, are lhs.
+    /// apart, are left.
     ///
     /// # Safety
     /// As [`Kind::along`].
-    unsafe fn across<E: Element>(x: *const E, lanes: usize, depth: usize, n: usize) -> __m512;
+    #[inline(always)]
+    unsafe fn across<E: Element>(x: *const E, lanes: usize, _depth: usize, _n: usize) -> Self::R {
+        // SAFETY: the caller's promise.
+        unsafe { E::wide(x, lanes) }
+    }
 
     /// One word from a function that gives the element at a distance along the inner axis.
-    fn joined(element: impl Fn(usize) -> f32) -> f32;
+    fn joined(element: impl Fn(usize) -> f32) -> f32 {
+        element(0)
+    }
 
     /// [`pack`], compiled for the kind's instructions.
     ///
@@ -56,7 +87,9 @@ pub(super) trait Kind: Copy + Send + Sync + 'static {
 
 /// The three functions of a kind with these features.
 macro_rules! compiled_for {
-    ($features:literal) => {
+    ($features:literal, $rows:literal) => {
+        const ROWS: usize = $rows;
+
         unsafe fn pack<E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
             #[target_feature(enable = $features)]
             unsafe fn inner<K: Kind, E: Element>(
@@ -91,7 +124,7 @@ macro_rules! compiled_for {
             #[target_feature(enable = $features)]
             unsafe fn inner<K: Kind>(block: &Block<'_>) {
                 // SAFETY: this function has the features; the rest is the caller's promise.
-                unsafe { compute::<K>(block) }
+                unsafe { compute::<K, $rows>(block) }
             }
             // SAFETY: the caller's promise.
             unsafe { inner::<Self>(block) }
@@ -99,43 +132,38 @@ macro_rules! compiled_for {
     };
 }
 
-/// One f32 a word.
+/// f32 with AVX-512.
 #[derive(Clone, Copy)]
-pub(super) struct Single;
+pub(super) struct F32Avx512;
 
-impl Kind for Single {
-    const PER_WORD: usize = 1;
+impl Kind for F32Avx512 {
+    type R = __m512;
 
-    #[inline(always)]
-    unsafe fn madd(sum: __m512, lhs: __m512, right: __m512) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_fmadd_ps(lhs, right, sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { E::wide(x, n) }
-    }
-
-    #[inline(always)]
-    unsafe fn across<E: Element>(x: *const E, lanes: usize, _: usize, _: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { E::wide(x, lanes) }
-    }
-
-    fn joined(element: impl Fn(usize) -> f32) -> f32 {
-        element(0)
-    }
-
-    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq");
+    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq", 12);
 }
 
-/// Two bf16 a word.
+/// f32 with AVX2 and FMA.
 #[derive(Clone, Copy)]
-pub(super) struct Pair;
+pub(super) struct F32Avx2;
 
-impl Kind for Pair {
+impl Kind for F32Avx2 {
+    type R = __m256;
+
+    // A tile is half as wide, so its panel is no larger.
+    const WORDS: usize = 384;
+
+    const PREFETCHES: bool = true;
+
+    compiled_for!("avx2,fma", 6);
+}
+
+/// Two neighbouring bf16 a word, with AVX-512.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Avx512;
+
+impl Kind for Bf16Avx512 {
+    type R = __m512;
+
     const PER_WORD: usize = 2;
 
     #[inline(always)]
@@ -149,9 +177,9 @@ impl Kind for Pair {
 
     #[inline(always)]
     unsafe fn along<E: Element>(x: *const E, n: usize) -> __m512 {
-        let (low, high) = (n.min(LANES), n.saturating_sub(LANES));
-        // SAFETY: the caller's promise; with no upper half lhs, nothing is read there.
-        unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(LANES), high)) }
+        let (low, high) = (n.min(__m512::LANES), n.saturating_sub(__m512::LANES));
+        // SAFETY: the caller's promise; with nothing left for the upper half, nothing is read there.
+        unsafe { _mm512_castsi512_ps(E::narrow(x, low, x.wrapping_add(__m512::LANES), high)) }
     }
 
     #[inline(always)]
@@ -170,7 +198,7 @@ impl Kind for Pair {
         f32::from_bits(bits(0) | bits(1) << 16)
     }
 
-    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
+    compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", 12);
 }
 
 /// Lanes of an operand: rows of a left-hand one, columns of a right-hand one. Element `k` of lane `i` lies at
@@ -206,10 +234,13 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Panels of `lanes` lanes and `words` words. A register may reach beyond the last word's lanes.
-    pub(super) fn new(lanes: usize, words: usize) -> Self {
-        Self { lanes, stride: words * lanes + lanes.next_multiple_of(LANES) - lanes }
+    pub(super) fn new<K: Kind>(lanes: usize, words: usize) -> Self {
+        Self { lanes, stride: words * lanes + lanes.next_multiple_of(K::R::LANES) - lanes }
     }
 }
+
+/// Rows that are read ahead of their turn.
+const AHEAD: usize = 8;
 
 /// Puts element `i` of the lower half of a register beside element `i` of the upper.
 const INTERLEAVE: [u16; 32] = {
@@ -230,22 +261,23 @@ const INTERLEAVE: [u16; 32] = {
 /// The CPU has the kind's instructions.
 #[inline(always)]
 unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Range<usize>, dst: &mut [f32]) {
+    let width = K::R::LANES;
     let Side { lanes, len, lane, depth, .. } = side;
     assert!(words.end <= len.div_ceil(K::PER_WORD));
     if lanes == 0 || words.is_empty() {
         return;
     }
     assert!((lanes - 1) * lane + (len - 1) * depth < side.data.len());
-    assert!(panels.stride >= (words.len() - 1) * panels.lanes + panels.lanes.next_multiple_of(LANES));
+    assert!(panels.stride >= (words.len() - 1) * panels.lanes + panels.lanes.next_multiple_of(width));
     assert!(lanes.div_ceil(panels.lanes) * panels.stride <= dst.len());
-    let per_panel = panels.lanes.div_ceil(LANES);
+    let per_panel = panels.lanes.div_ceil(width);
     let groups = lanes.div_ceil(panels.lanes) * per_panel;
-    // First lane, number of lanes and place of a group of sixteen; panels of twelve have one group.
+    // First lane, number of lanes and place of a register; panels of a left-hand operand have one.
     let dst = dst.as_mut_ptr();
     let group = |group: usize| {
-        let (panel, part) = (group / per_panel, group % per_panel * LANES);
+        let (panel, part) = (group / per_panel, group % per_panel * width);
         let first = panel * panels.lanes + part;
-        let live = lanes.saturating_sub(first).min(LANES).min(panels.lanes - part);
+        let live = lanes.saturating_sub(first).min(width).min(panels.lanes - part);
         (first, live, dst.wrapping_add(panel * panels.stride + part))
     };
     // SAFETY: elements and places are inside, as asserted; the caller vouches for the CPU.
@@ -267,23 +299,28 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
             // Lanes inside, so that memory is read in order.
             for (at, word) in words.enumerate() {
                 let k = word * K::PER_WORD;
+                // Rows are too far apart for the processor to see what comes next.
+                let later = from.wrapping_add((k + AHEAD) * depth);
+                for line in (0..lanes).step_by(64 / size_of::<E>()) {
+                    _mm_prefetch::<_MM_HINT_T0>(later.wrapping_add(line).cast());
+                }
                 let (mut from, mut dst) = (from.wrapping_add(k * depth), dst.wrapping_add(at * panels.lanes));
-                let mut lhs = lanes;
+                let mut left = lanes;
                 // No division in here: it would cost more than the copy.
-                while lhs > 0 {
-                    let live = lhs.min(panels.lanes);
+                while left > 0 {
+                    let live = left.min(panels.lanes);
                     let mut part = 0;
                     while part < live {
-                        let n = (live - part).min(LANES);
-                        _mm512_storeu_ps(dst.add(part), K::across(from.add(part), n, depth, len - k));
-                        part += LANES;
+                        let n = (live - part).min(width);
+                        K::across(from.add(part), n, depth, len - k).store(dst.add(part));
+                        part += width;
                     }
                     // Missing lanes of the last panel.
                     while part < panels.lanes {
-                        _mm512_storeu_ps(dst.add(part), _mm512_setzero_ps());
-                        part += LANES;
+                        K::R::zero().store(dst.add(part));
+                        part += width;
                     }
-                    lhs -= live;
+                    left -= live;
                     from = from.wrapping_add(panels.lanes);
                     dst = dst.wrapping_add(panels.stride);
                 }
@@ -292,7 +329,7 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
             for (first, live, dst) in (0..groups).map(group) {
                 for (at, word) in words.clone().enumerate() {
                     let k = word * K::PER_WORD;
-                    for i in 0..LANES {
+                    for i in 0..width {
                         let value = |step: usize| match i < live && k + step < len {
                             true => (*from.add((first + i) * lane + (k + step) * depth)).value(),
                             false => 0.0,
@@ -305,7 +342,7 @@ unsafe fn pack<K: Kind, E: Element>(side: Side<'_, E>, panels: Panels, words: Ra
     }
 }
 
-/// Lanes whose elements are neighbours: sixteen words of sixteen lanes at a time, transposed in registers.
+/// Lanes whose elements are neighbours: as many words and lanes at a time as a register has, transposed in registers.
 ///
 /// # Safety
 /// As [`pack`], which checks the bounds.
@@ -319,29 +356,30 @@ unsafe fn transpose_block<K: Kind, E: Element>(
     dst: *mut f32,
     stride: usize,
 ) {
+    let width = K::R::LANES;
     // SAFETY: the caller's promise.
     unsafe {
         let mut word = words.start;
         while word < words.end {
-            let count = (words.end - word).min(LANES);
+            let count = (words.end - word).min(width);
             let k = word * K::PER_WORD;
-            let lhs = (len - k).min(count * K::PER_WORD);
-            let mut rows = [_mm512_setzero_ps(); LANES];
-            for (i, row) in rows.iter_mut().enumerate() {
+            let left = (len - k).min(count * K::PER_WORD);
+            let mut rows = K::R::zeros();
+            for (i, row) in rows.as_mut().iter_mut().enumerate() {
                 if i < live {
-                    *row = K::along(from.add(i * lane + k), lhs);
+                    *row = K::along(from.add(i * lane + k), left);
                 }
             }
-            let columns = transposed(rows);
+            let columns = K::R::transposed(rows);
             let dst = dst.add((word - words.start) * stride);
-            if count == LANES {
-                for (i, column) in columns.iter().enumerate() {
-                    _mm512_storeu_ps(dst.add(i * stride), *column);
+            if count == width {
+                for (i, column) in columns.as_ref().iter().enumerate() {
+                    column.store(dst.add(i * stride));
                 }
             } else {
-                for (i, column) in columns.iter().enumerate() {
+                for (i, column) in columns.as_ref().iter().enumerate() {
                     if i < count {
-                        _mm512_storeu_ps(dst.add(i * stride), *column);
+                        column.store(dst.add(i * stride));
                     }
                 }
             }
@@ -356,12 +394,13 @@ unsafe fn transpose_block<K: Kind, E: Element>(
 /// The CPU has the kind's instructions.
 #[inline(always)]
 unsafe fn copy<K: Kind, E: Element>(side: Side<'_, E>, stride: usize, words: Range<usize>, dst: &mut [f32]) {
+    let width = K::R::LANES;
     let Side { data, lane, depth, lanes, len } = side;
     if lanes == 0 || words.is_empty() {
         return;
     }
     assert!(
-        depth == 1 && words.end <= len.div_ceil(K::PER_WORD) && stride >= words.len().next_multiple_of(LANES)
+        depth == 1 && words.end <= len.div_ceil(K::PER_WORD) && stride >= words.len().next_multiple_of(width)
     );
     assert!((lanes - 1) * lane + len <= data.len() && lanes * stride <= dst.len());
     let (from, to) = (words.start * K::PER_WORD, (words.end * K::PER_WORD).min(len));
@@ -369,51 +408,10 @@ unsafe fn copy<K: Kind, E: Element>(side: Side<'_, E>, stride: usize, words: Ran
         // SAFETY: elements and places are inside, as asserted; the caller vouches for the CPU.
         unsafe {
             let (x, y) = (data.as_ptr().add(i * lane), dst.as_mut_ptr().add(i * stride));
-            for (at, k) in (from..to).step_by(LANES * K::PER_WORD).enumerate() {
-                let lhs = (to - k).min(LANES * K::PER_WORD);
-                _mm512_storeu_ps(y.add(at * LANES), K::along(x.add(k), lhs));
+            for (at, k) in (from..to).step_by(width * K::PER_WORD).enumerate() {
+                let left = (to - k).min(width * K::PER_WORD);
+                K::along(x.add(k), left).store(y.add(at * width));
             }
         }
-    }
-}
-
-/// The transpose of a 16 × 16 matrix of words.
-///
-/// # Safety
-/// The CPU has AVX-512 F.
-#[inline(always)]
-unsafe fn transposed(r: [__m512; LANES]) -> [__m512; LANES] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = _mm512_setzero_ps();
-        // Pairs of rows, then fours: each 128-bit quarter holds a 4 × 4 transpose.
-        let (mut t, mut u) = ([zero; LANES], [zero; LANES]);
-        for i in 0..LANES / 2 {
-            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-        }
-        for i in 0..LANES / 4 {
-            let pd = |x| _mm512_castps_pd(x);
-            let ps = |x| _mm512_castpd_ps(x);
-            let (a, b, c, d) = (pd(t[4 * i]), pd(t[4 * i + 1]), pd(t[4 * i + 2]), pd(t[4 * i + 3]));
-            u[4 * i] = ps(_mm512_unpacklo_pd(a, c));
-            u[4 * i + 1] = ps(_mm512_unpackhi_pd(a, c));
-            u[4 * i + 2] = ps(_mm512_unpacklo_pd(b, d));
-            u[4 * i + 3] = ps(_mm512_unpackhi_pd(b, d));
-        }
-        // Quarters to their places: column 4q + j collects quarter q of u[j], u[4 + j], u[8 + j], u[12 + j].
-        let mut out = [zero; LANES];
-        for j in 0..4 {
-            let (a, b, c, d) = (u[j], u[4 + j], u[8 + j], u[12 + j]);
-            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-            let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
-            let low2 = _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d);
-            let high2 = _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d);
-            out[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, low2);
-            out[4 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
-            out[8 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high, high2);
-            out[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
-        }
-        out
     }
 }

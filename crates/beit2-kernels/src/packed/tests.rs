@@ -1,9 +1,24 @@
 use burn::tensor::bf16;
 
-use super::{Element, is_available, matmul};
+use super::{Element, Form, PackedRhs};
 use crate::matrix::{Accumulate, Matrix};
 use crate::precision::Precision;
+use crate::simd::{Level, level};
 use crate::testing::random;
+
+/// The forms that this CPU has instructions for.
+fn forms() -> Vec<Form> {
+    let wanted = [
+        (Form::F32Avx2, Level::Avx2),
+        (Form::F32Avx512, Level::Avx512),
+        (Form::Bf16Avx512, Level::Avx512Bf16),
+    ];
+    let (here, missing): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, least)| level() >= *least);
+    for (form, _) in missing {
+        println!("skipped {form:?}: this CPU has no instructions for it");
+    }
+    here.into_iter().map(|(form, _)| form).collect()
+}
 
 /// What an operand is in memory.
 trait Stored: Element {
@@ -61,7 +76,7 @@ fn view<E>(data: &[E], rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matr
 
 /// Values, gaps and threads of one matmul; `pools` of several sizes must give the same bits.
 fn check<A: Stored, B: Stored>(
-    precision: Precision,
+    form: Form,
     [m, k, n]: [usize; 3],
     orders: [Order; 2],
     pools: &[rayon::ThreadPool],
@@ -74,10 +89,14 @@ fn check<A: Stored, B: Stored>(
     let before: Vec<f32> = random(m * (n + gap), 4, 4.0).into_iter().map(|x| x as f32).collect();
     let run = |start: Accumulate<'_>, parallel: bool| {
         let mut y = before.clone();
-        // SAFETY: `y` holds the destination; the caller asked for the instructions.
-        unsafe { matmul(y.as_mut_ptr(), n + gap, start, 0.75, a, b, precision, parallel) };
+        // SAFETY: `y` holds the destination; `forms` found the instructions.
+        unsafe {
+            let packed = PackedRhs::in_form(b, form, parallel);
+            packed.matmul(y.as_mut_ptr(), n + gap, start, 0.75, a, parallel);
+        }
         y
     };
+    let precision = form.precision();
     let at = |i: usize, l: usize| seen(a_data[i * a_steps[0] + l * a_steps[1]].value(), precision);
     let bt = |l: usize, j: usize| seen(b_data[l * b_steps[0] + j * b_steps[1]].value(), precision);
     let kinds = [Accumulate::Zero, Accumulate::Row(&start), Accumulate::There];
@@ -91,7 +110,10 @@ fn check<A: Stored, B: Stored>(
                 let want = f64::from(base) + 0.75 * sum;
                 let error = (f64::from(y[here]) - want).abs();
                 let allowed = 4e-7 * (size + f64::from(base.abs()));
-                assert!(error <= allowed, "{m}×{k}×{n} {orders:?} [{i}, {j}]: {error:e} > {allowed:e}");
+                assert!(
+                    error <= allowed,
+                    "{form:?} {m}×{k}×{n} {orders:?} [{i}, {j}]: {error:e} > {allowed:e}"
+                );
             }
         }
         let after = i * (n + gap) + n..(i + 1) * (n + gap);
@@ -105,7 +127,7 @@ fn check<A: Stored, B: Stored>(
     }
 }
 
-const SHAPES: [[usize; 3]; 14] = [
+const SHAPES: [[usize; 3]; 17] = [
     // Rows a page apart.
     [14, 1021, 3],
     [26, 2045, 5],
@@ -114,6 +136,9 @@ const SHAPES: [[usize; 3]; 14] = [
     [13, 3, 33],
     [1, 700, 17],
     [5, 31, 16],
+    [6, 9, 8],
+    [7, 40, 23],
+    [13, 8, 25],
     [16, 33, 48],
     [197, 64, 197],
     [25, 1030, 7],
@@ -127,6 +152,7 @@ const SHAPES: [[usize; 3]; 14] = [
 fn matmuls_of_any_shape_and_order() {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let pools = [1, 2, 3, 7].map(pool);
+    let forms = forms();
     for shape in SHAPES {
         for orders in [
             [Order::Rows, Order::Columns],
@@ -135,14 +161,10 @@ fn matmuls_of_any_shape_and_order() {
             [Order::Columns, Order::Columns],
             [Order::Scattered, Order::Scattered],
         ] {
-            for precision in [Precision::F32, Precision::Bf16] {
-                if !is_available(precision) {
-                    println!("skipped: this CPU has no {precision} matmuls with AVX-512");
-                    continue;
-                }
-                check::<f32, f32>(precision, shape, orders, &pools);
-                check::<bf16, f32>(precision, shape, orders, &[]);
-                check::<f32, bf16>(precision, shape, orders, &[]);
+            for &form in &forms {
+                check::<f32, f32>(form, shape, orders, &pools);
+                check::<bf16, f32>(form, shape, orders, &[]);
+                check::<f32, bf16>(form, shape, orders, &[]);
             }
         }
     }
@@ -150,8 +172,7 @@ fn matmuls_of_any_shape_and_order() {
 
 #[test]
 fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
-    if !is_available(Precision::Bf16) {
-        println!("skipped: this CPU has no bf16 matmuls");
+    if !forms().contains(&Form::Bf16Avx512) {
         return;
     }
     // Halfway between two neighbours, and between the next two.
@@ -163,7 +184,10 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         let mut y = vec![9.0; column.len()];
         let (a, one) = (Matrix::new(&column, column.len(), 1, 1), Matrix::new(&[1.0f32], 1, 1, 1));
         // SAFETY: `y` holds the destination, and the instructions are there.
-        unsafe { matmul(y.as_mut_ptr(), 1, Accumulate::Zero, 1.0, a, one, Precision::Bf16, false) };
+        unsafe {
+            let packed = PackedRhs::in_form(one, Form::Bf16Avx512, false);
+            packed.matmul(y.as_mut_ptr(), 1, Accumulate::Zero, 1.0, a, false);
+        }
         for (i, y) in y.iter().enumerate() {
             let want = want[i / copies];
             assert!(*y == want || (y.is_nan() && want.is_nan()), "{}: {y}, not {want}", x[i / copies]);

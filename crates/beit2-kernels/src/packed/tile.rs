@@ -1,22 +1,18 @@
 //! The innermost loops: a tile of the result stays in registers while both operands stream by.
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+use std::ops::Range;
 
-use super::element::{LANES, mask};
 use super::pack::Kind;
+use super::register::Register;
 use crate::matrix::Accumulate;
-
-/// Rows of a tile: 24 registers hold its sums, two hold a word of the right panel.
-pub(crate) const ROWS: usize = 12;
-/// Columns of a tile.
-pub(super) const COLS: usize = 2 * LANES;
 
 /// Where the words of the left-hand operand's rows are.
 #[derive(Clone, Copy)]
 pub(super) enum PackedLhs {
-    /// Panels of [`ROWS`] rows, so many floats apart: word by word, rows side by side.
+    /// Panels of [`Kind::ROWS`] rows, so many floats apart: word by word, rows side by side.
     Panels(*const f32, usize),
-    /// Rows so many bytes apart, each with its words in order; the number of rows is a multiple of [`ROWS`].
+    /// Rows so many bytes apart, each with its words in order; the number of rows is a multiple of [`Kind::ROWS`].
     Rows(*const u8, usize),
 }
 
@@ -24,7 +20,7 @@ pub(super) enum PackedLhs {
 /// lane, kept as the f32 of the same 32 bits.
 pub(super) struct Block<'a> {
     pub(super) a: PackedLhs,
-    /// Panels of [`COLS`] lanes, `b_stride` apart, from the block's first word on.
+    /// Panels of [`Kind::COLS`] lanes, `b_stride` apart, from the block's first word on.
     pub(super) b: &'a [f32],
     pub(super) b_stride: usize,
     pub(super) words: usize,
@@ -37,47 +33,68 @@ pub(super) struct Block<'a> {
     pub(super) factor: f32,
 }
 
-/// Computes a block.
+/// Computes a block in tiles of `ROWS` = [`Kind::ROWS`] rows.
 ///
 /// # Safety
 /// The CPU has the instructions of `K`; the left-hand operand holds all rows and words (panels: whole ones); every element
 /// of the result lies in one allocation and nobody else touches it.
 #[inline(always)]
-pub(super) unsafe fn compute<K: Kind>(block: &Block<'_>) {
+pub(super) unsafe fn compute<K: Kind, const ROWS: usize>(block: &Block<'_>) {
+    const { assert!(ROWS == K::ROWS && ROWS.is_multiple_of(3) && ROWS <= 12) };
     let &Block { words, rows, cols, .. } = block;
-    let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+    let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(K::COLS));
     assert!(rows > 0 && cols > 0 && words > 0);
-    assert!(block.b.len() >= (col_panels - 1) * block.b_stride + words * COLS);
+    assert!(block.b.len() >= (col_panels - 1) * block.b_stride + words * K::COLS);
     for j in 0..col_panels {
-        let wide = (cols - j * COLS).min(COLS);
+        let wide = (cols - j * K::COLS).min(K::COLS);
         for i in 0..row_panels {
             let high = (rows - i * ROWS).min(ROWS);
             // SAFETY: the panels exist, as asserted and promised; the tile lies in the result.
             unsafe {
                 let b = block.b.as_ptr().add(j * block.b_stride);
-                let dst = block.dst.add(i * ROWS * block.row + j * COLS);
-                let place = Tile { b, dst, high, wide, first: j * COLS };
+                let dst = block.dst.add(i * ROWS * block.row + j * K::COLS);
+                let place = Tile { b, dst, high, wide, first: j * K::COLS };
+                if K::PREFETCHES && j + 1 < col_panels && block.b.len() > FAR {
+                    let part = i * words / row_panels..(i + 1) * words / row_panels;
+                    prefetch::<K>(b.wrapping_add(block.b_stride), part);
+                }
                 match block.a {
                     PackedLhs::Panels(a, stride) => {
                         let a = a.add(i * stride).cast();
                         let step = size_of::<f32>();
-                        if wide > LANES {
-                            tile::<K, 2, true>(block, a, step, place);
+                        if wide > K::R::LANES {
+                            tile::<K, ROWS, 2, true>(block, a, step, place);
                         } else {
-                            tile::<K, 1, true>(block, a, step, place);
+                            tile::<K, ROWS, 1, true>(block, a, step, place);
                         }
                     }
                     PackedLhs::Rows(a, stride) => {
                         let a = a.add(i * ROWS * stride);
-                        if wide > LANES {
-                            tile::<K, 2, false>(block, a, stride, place);
+                        if wide > K::R::LANES {
+                            tile::<K, ROWS, 2, false>(block, a, stride, place);
                         } else {
-                            tile::<K, 1, false>(block, a, stride, place);
+                            tile::<K, ROWS, 1, false>(block, a, stride, place);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// Floats of an operand that the second-level cache does not hold, nor a core's part of the third: 4 MiB.
+const FAR: usize = 1 << 20;
+
+/// Asks for words of a panel that is needed soon. Rows share this work, so that it hides behind what they compute.
+///
+/// # Safety
+/// None: nothing is read. But the CPU is one with SSE.
+#[inline(always)]
+unsafe fn prefetch<K: Kind>(panel: *const f32, words: Range<usize>) {
+    const LINE: usize = 64 / size_of::<f32>();
+    for at in (words.start * K::COLS..words.end * K::COLS).step_by(LINE) {
+        // SAFETY: an address that cannot be read is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(panel.wrapping_add(at).cast()) };
     }
 }
 
@@ -112,82 +129,108 @@ macro_rules! each_row {
 /// As [`compute`]; the tile is the caller's to write.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // the compiler must see constant indices to keep sums in registers
-unsafe fn tile<K: Kind, const V: usize, const PANEL: bool>(
+unsafe fn tile<K: Kind, const ROWS: usize, const V: usize, const PANEL: bool>(
     block: &Block<'_>,
     a: *const u8,
     apart: usize,
     Tile { b, dst, high, wide, first }: Tile,
 ) {
-    // SAFETY: of the intrinsics: the caller's promise about the CPU; of the pointers: about operands and tile.
+    let lanes = K::R::LANES;
+    // SAFETY: of the registers: the caller's promise about the CPU; of the pointers: about operands and tile.
     unsafe {
-        let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
+        let mut sums = [[K::R::zero(); V]; ROWS];
         for i in 0..ROWS {
             // The tile's lines are needed when the sums are done.
             let line = dst.wrapping_add(i.min(high - 1) * block.row);
             _mm_prefetch::<_MM_HINT_T0>(line.cast());
             _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(wide - 1).cast());
         }
-        // Four pointers and one distance, so that twelve rows need few registers.
+        // A pointer for three rows and one distance, so that twelve rows need few registers.
         let mut a = [0, 3, 6, 9].map(|i| a.wrapping_add(i * apart));
         let mut b = b;
-        for _ in 0..block.words {
-            let mut right = [_mm512_setzero_ps(); V];
-            for v in 0..V {
-                right[v] = _mm512_loadu_ps(b.add(v * LANES));
+        let step = size_of::<f32>() * if PANEL { ROWS } else { 1 };
+        let mut left = block.words;
+        // Two words at a time: the processor decodes the multiplications and little else.
+        while left >= 2 {
+            for word in 0..2 {
+                let a = a.map(|row| row.wrapping_add(word * step));
+                add_word::<K, ROWS, V, PANEL>(&mut sums, a, apart, b.wrapping_add(word * K::COLS));
             }
-            for i in 0..ROWS {
-                let place: *const f32 = match PANEL {
-                    true => a[0].add(i * size_of::<f32>()).cast(),
-                    false => a[i / 3].add(i % 3 * apart).cast(),
-                };
-                let lhs = _mm512_set1_ps(place.read_unaligned());
-                for v in 0..V {
-                    sums[i][v] = K::madd(sums[i][v], lhs, right[v]);
-                }
-            }
-            let step = size_of::<f32>() * if PANEL { ROWS } else { 1 };
-            a = a.map(|row| row.wrapping_add(step));
-            b = b.add(COLS);
+            a = a.map(|row| row.wrapping_add(2 * step));
+            b = b.wrapping_add(2 * K::COLS);
+            left -= 2;
         }
-        let factor = _mm512_set1_ps(block.factor);
-        // Of the last register of a row; the first of two is full.
-        let masks = [if V == 1 { mask(wide) } else { u16::MAX }, mask(wide.saturating_sub(LANES))];
+        if left > 0 {
+            add_word::<K, ROWS, V, PANEL>(&mut sums, a, apart, b);
+        }
+        let factor = K::R::splat(block.factor);
+        // Lanes of a row's registers; the first of two is full.
+        let live = [if V == 1 { wide } else { lanes }, wide.saturating_sub(lanes)];
         let row = |v: usize| match block.start {
-            Accumulate::Row(values) => {
-                _mm512_maskz_loadu_ps(masks[v], values.as_ptr().add(first + v * LANES))
-            }
-            _ => _mm512_setzero_ps(),
+            Accumulate::Row(values) => K::R::load_some(values.as_ptr().add(first + v * lanes), live[v]),
+            _ => K::R::zero(),
         };
-        let rows = [row(0), if V == 1 { _mm512_setzero_ps() } else { row(1) }];
+        let rows = [row(0), if V == 1 { K::R::zero() } else { row(1) }];
         let there = matches!(block.start, Accumulate::There);
         each_row!(i => {
-            if i < high {
+            if i < ROWS && i < high {
                 let place = dst.add(i * block.row);
-                store(place, _mm512_mul_ps(factor, sums[i][0]), rows[0], there, masks[0]);
+                store(place, factor.times(sums[i][0]), rows[0], there, live[0]);
                 if V == 2 {
-                    let place = place.add(LANES);
-                    store(place, _mm512_mul_ps(factor, sums[i][V - 1]), rows[1], there, masks[1]);
+                    let place = place.add(lanes);
+                    store(place, factor.times(sums[i][V - 1]), rows[1], there, live[1]);
                 }
             }
         });
     }
 }
 
-/// Writes `sum` plus `base`, or plus what is there, to the lanes of `mask`.
+/// Adds the products of one word to the sums of a tile.
 ///
 /// # Safety
-/// The lanes are the caller's, and the CPU has AVX-512 F.
+/// As [`tile`].
 #[inline(always)]
-unsafe fn store(place: *mut f32, sum: __m512, base: __m512, there: bool, mask: u16) {
+#[allow(clippy::needless_range_loop)] // as in `tile`
+unsafe fn add_word<K: Kind, const ROWS: usize, const V: usize, const PANEL: bool>(
+    sums: &mut [[K::R; V]; ROWS],
+    a: [*const u8; 4],
+    apart: usize,
+    b: *const f32,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        // A store under a mask is slow on some CPUs.
-        if mask == u16::MAX {
-            let base = if there { _mm512_loadu_ps(place) } else { base };
-            _mm512_storeu_ps(place, _mm512_add_ps(sum, base));
+        let mut right = [K::R::zero(); V];
+        for v in 0..V {
+            right[v] = K::R::load(b.add(v * K::R::LANES));
+        }
+        for i in 0..ROWS {
+            let place: *const f32 = match PANEL {
+                true => a[0].add(i * size_of::<f32>()).cast(),
+                false => a[i / 3].add(i % 3 * apart).cast(),
+            };
+            let lhs = K::R::splat(place.read_unaligned());
+            for v in 0..V {
+                sums[i][v] = K::madd(sums[i][v], lhs, right[v]);
+            }
+        }
+    }
+}
+
+/// Writes `sum` plus `base`, or plus what is there, to the first `live` lanes.
+///
+/// # Safety
+/// The lanes are the caller's, and the CPU has the register's instructions.
+#[inline(always)]
+unsafe fn store<R: Register>(place: *mut f32, sum: R, base: R, there: bool, live: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // A store of some lanes is slow on some CPUs.
+        if live >= R::LANES {
+            let base = if there { R::load(place) } else { base };
+            sum.plus(base).store(place);
         } else {
-            let base = if there { _mm512_maskz_loadu_ps(mask, place) } else { base };
-            _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(sum, base));
+            let base = if there { R::load_some(place, live) } else { base };
+            sum.plus(base).store_some(place, live);
         }
     }
 }
