@@ -25,7 +25,14 @@ pub fn describe(device: &DeviceSpec) -> String {
 pub fn limit_instruction_set(variable: Option<OsString>) -> anyhow::Result<()> {
     let Some(name) = variable else { return Ok(()) };
     match name.to_str().and_then(Level::named) {
-        Some(level) => simd::limit(level),
+        Some(level) => {
+            simd::limit(level);
+            beit2_data::simd::limit(match level {
+                Level::Baseline => beit2_data::simd::Level::Baseline,
+                Level::Avx2 => beit2_data::simd::Level::Avx2,
+                _ => beit2_data::simd::Level::Avx512,
+            });
+        }
         None => {
             let name = name.to_string_lossy();
             return errors::usage(format!(

@@ -11,8 +11,8 @@ use std::time::Instant;
 use beit2_data::simd::{self, Level};
 use beit2_data::transform::crop_resize;
 use beit2_data::{
-    AugmentOp, DecodeOptions, EvalConfig, FinetuneConfig, FinetuneParams, Image, JitterParams, Key,
-    RngStream, TwoViewConfig, ViewParams, decode,
+    AugmentOp, DecodeOptions, EncodedImage, EvalConfig, FinetuneConfig, FinetuneParams, Image, JitterParams,
+    Key, RngStream, TwoViewConfig, ViewParams, Views, decode,
 };
 
 /// Images per round.
@@ -69,6 +69,7 @@ fn main() -> Outcome<()> {
         println!("throughput: nothing to measure; name image files after `--`");
         return Ok(());
     }
+    beit2_data::keep_freed_memory(); // as the loader does
     if serve {
         for line in std::io::stdin().lock().lines() {
             let line = line?;
@@ -95,36 +96,40 @@ fn round(cell: &str, samples: &[Sample], count: u64) -> Outcome<f64> {
         Some(rest) => (rest, true),
         None => (cell, false),
     };
-    let views = |input_size, color_jitter| TwoViewConfig {
+    let config = |input_size, color_jitter| TwoViewConfig {
         input_size,
         second_size: input_size,
         color_jitter,
         ..TwoViewConfig::default()
     };
-    let (plain, jittered, small) = (views(224, 0.0), views(224, 0.4), views(64, 0.4));
+    let (plain, jittered, small) = (config(224, 0.0), config(224, 0.4), config(64, 0.4));
     let (finetune, eval) = (FinetuneConfig::default(), EvalConfig::default());
     let mut tested = samples[0].image.clone();
+    let options = DecodeOptions::default();
     let start = clock()?;
     for index in 0..count {
         let sample = &samples[index as usize % samples.len()];
         let key = Key { seed: 0, epoch: 0, index, stream: RngStream::Augment };
-        let decoded;
-        let image = match decodes {
-            true => {
-                decoded = decode(&sample.bytes, &DecodeOptions::default())?;
-                &decoded
-            }
-            false => &sample.image,
+        let image = &sample.image;
+        let drawn = |config: &TwoViewConfig| ViewParams::draw(config, image.width, image.height, &key);
+        let views = |config: &TwoViewConfig| -> Outcome<Views> {
+            Ok(match decodes {
+                true => drawn(config).apply_encoded(config, &EncodedImage::open(&sample.bytes, &options)?)?,
+                false => drawn(config).apply(config, image)?,
+            })
         };
-        let drawn = |config| ViewParams::draw(config, image.width, image.height, &key);
         match cell {
-            "decode" => drop(std::hint::black_box(decode(&sample.bytes, &DecodeOptions::default())?)),
-            "mim" => drop(std::hint::black_box(drawn(&plain).apply(&plain, image)?)),
-            "mim-jitter" => drop(std::hint::black_box(drawn(&jittered).apply(&jittered, image)?)),
-            "mim-64" => drop(std::hint::black_box(drawn(&small).apply(&small, image)?)),
+            "decode" => drop(std::hint::black_box(decode(&sample.bytes, &options)?)),
+            "mim" => drop(std::hint::black_box(views(&plain)?)),
+            "mim-jitter" => drop(std::hint::black_box(views(&jittered)?)),
+            "mim-64" => drop(std::hint::black_box(views(&small)?)),
             "finetune" => {
                 let params = FinetuneParams::draw(&finetune, image.width, image.height, &key);
-                drop(std::hint::black_box(standardised(&params, &params.apply(&finetune, image)?)?));
+                let view = match decodes {
+                    true => params.apply_encoded(&finetune, &EncodedImage::open(&sample.bytes, &options)?)?,
+                    false => params.apply(&finetune, image)?,
+                };
+                drop(std::hint::black_box(standardised(&params, &view)?));
             }
             "eval" => drop(std::hint::black_box(eval.apply(image)?)),
             "stage:draw" => drop(std::hint::black_box(drawn(&jittered))),

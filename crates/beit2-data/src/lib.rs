@@ -80,6 +80,7 @@ pub use image::{Image, batch_hwc};
 pub use loader::{Batch, Loader, LoaderConfig, Position, Replaced, SampleInfo};
 pub use mask::{BlockMaskConfig, Mask, sample_block_mask};
 pub use order::{EpochOrder, Part, Units};
+pub use pool::keep_freed_memory;
 pub use rng::{Key, RngStream};
 pub use segment::{LabelMap, SegmentDataError, SegmentDataOptions, SegmentSource, open_segment};
 pub use sequence::{Seen, Sequence, SequenceConfig};

@@ -3,7 +3,8 @@
 //! All but [`sharpen`] are tables: a new value for each of the 256 old ones, per channel.
 
 use crate::image::Image;
-use crate::transform::jitter::blend;
+use crate::simd::{self, Level};
+use crate::transform::pixel_steps;
 
 /// New value for each old value, per channel.
 type Tables = [[u8; 256]; 3];
@@ -66,15 +67,17 @@ pub fn posterize(image: &mut Image, bits: u8) {
 
 /// Inverts the values from `threshold` on; 256 changes nothing.
 pub fn solarize(image: &mut Image, threshold: u16) {
-    for value in image.data.iter_mut().filter(|value| u16::from(**value) >= threshold) {
-        *value = 255 - *value;
+    // Why without branches: values on both sides of the threshold alternate.
+    let Ok(threshold) = u8::try_from(threshold) else { return };
+    for value in &mut image.data {
+        *value = if *value >= threshold { 255 - *value } else { *value };
     }
 }
 
 /// Adds `add` to the values below 128, up to 255.
 pub fn solarize_add(image: &mut Image, add: u8) {
-    for value in image.data.iter_mut().filter(|value| **value < 128) {
-        *value = value.saturating_add(add);
+    for value in &mut image.data {
+        *value = value.saturating_add(if *value < 128 { add } else { 0 });
     }
 }
 
@@ -91,15 +94,40 @@ pub fn sharpen(image: &mut Image, factor: f64) {
     let source = image.data.clone();
     for y in 1..height - 1 {
         let row = |y: usize| &source[y * stride..(y + 1) * stride];
-        let (above, here, below) = (row(y - 1), row(y), row(y + 1));
-        let out = &mut image.data[y * stride..(y + 1) * stride];
-        for x in 3..stride - 3 {
-            let triple = |row: &[u8]| u32::from(row[x - 3]) + u32::from(row[x]) + u32::from(row[x + 3]);
-            let sum = triple(above) + triple(here) + triple(below) + 4 * u32::from(here[x]);
-            // The weights sum to 13, which is odd, so that rounding to the nearest is never a tie.
-            let smooth = (2 * sum + 13) / 26;
-            out[x] = blend(smooth as u8, here[x], factor as f32);
-        }
+        let out = &mut image.data[y * stride + 3..(y + 1) * stride - 3];
+        sharpen_row([row(y - 1), row(y), row(y + 1)], out, factor as f32);
+    }
+}
+
+/// One row without its first and last pixel, from the rows above, here and below.
+fn sharpen_row(rows: [&[u8]; 3], out: &mut [u8], factor: f32) {
+    #[cfg(target_arch = "x86_64")]
+    if simd::level() >= Level::Avx2 {
+        // SAFETY: the level says that there is AVX2.
+        return unsafe { sharpen_row_avx2(rows, out, factor) };
+    }
+    sharpen_row_plain(rows, out, factor);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sharpen_row_avx2(rows: [&[u8]; 3], out: &mut [u8], factor: f32) {
+    sharpen_row_plain(rows, out, factor);
+}
+
+#[inline(always)]
+fn sharpen_row_plain([above, here, below]: [&[u8]; 3], out: &mut [u8], factor: f32) {
+    let length = out.len();
+    // The same length everywhere, so that the loop is vectorised.
+    let (a0, a1, a2) = (&above[..length], &above[3..3 + length], &above[6..6 + length]);
+    let (h0, h1, h2) = (&here[..length], &here[3..3 + length], &here[6..6 + length]);
+    let (b0, b1, b2) = (&below[..length], &below[3..3 + length], &below[6..6 + length]);
+    for x in 0..length {
+        let triple = |a: u8, b: u8, c: u8| u32::from(a) + u32::from(b) + u32::from(c);
+        let sum = triple(a0[x], a1[x], a2[x]) + triple(h0[x], h1[x], h2[x]) + triple(b0[x], b1[x], b2[x]);
+        // The weights sum to 13, which is odd, so that rounding to the nearest is never a tie.
+        let smooth = (2 * (sum + 4 * u32::from(h1[x])) + 13) / 26;
+        out[x] = pixel_steps::blend(smooth as f32, h1[x], factor);
     }
 }
 
@@ -117,11 +145,20 @@ fn look_up(image: &mut Image, tables: &Tables) {
 
 /// How many pixels have each value, per channel.
 fn histograms(image: &Image) -> [[u64; 256]; 3] {
-    let mut counts = [[0; 256]; 3];
-    for pixel in image.data.as_chunks::<3>().0 {
-        for (value, counts) in pixel.iter().zip(&mut counts) {
-            counts[usize::from(*value)] += 1;
+    // Why two: neighbours are often equal, and the second would wait for the first's count.
+    let mut counts = [[[0u64; 256]; 3]; 2];
+    let (pairs, rest) = image.data.as_chunks::<6>();
+    for pair in pairs {
+        for (at, value) in pair.iter().enumerate() {
+            counts[at / 3][at % 3][usize::from(*value)] += 1;
         }
+    }
+    for (value, counts) in rest.iter().zip(&mut counts[0]) {
+        counts[usize::from(*value)] += 1;
+    }
+    let [mut counts, second] = counts;
+    for (count, more) in counts.as_flattened_mut().iter_mut().zip(second.as_flattened()) {
+        *count += more;
     }
     counts
 }
@@ -129,6 +166,7 @@ fn histograms(image: &Image) -> [[u64; 256]; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transform::jitter::blend;
 
     fn gray(width: u32, values: &[u8]) -> Image {
         let data: Vec<u8> = values.iter().flat_map(|&v| [v; 3]).collect();
@@ -168,6 +206,29 @@ mod tests {
         let mut after = vec![0; 510];
         after.push(255);
         check(equalize, &before, &after);
+    }
+
+    #[test]
+    fn sharpening_is_the_blend_with_a_rounded_mean() {
+        let data: Vec<u8> =
+            (0..41 * 9 * 3u32).map(|i| (i + 1).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let image = Image::new(41, 9, data).unwrap();
+        for factor in [0.0, 0.19, 1.0, 1.81] {
+            let mut sharp = image.clone();
+            sharpen(&mut sharp, factor);
+            for (at, &found) in sharp.data.iter().enumerate() {
+                let (x, y) = (at / 3 % 41, at / 123);
+                let mut expected = image.data[at];
+                if (1..40).contains(&x) && (1..8).contains(&y) {
+                    let near =
+                        [at - 126, at - 123, at - 120, at - 3, at, at + 3, at + 120, at + 123, at + 126];
+                    let sum: u32 = near.iter().map(|&near| u32::from(image.data[near])).sum();
+                    let smooth = f64::from(sum + 4 * u32::from(image.data[at])) / 13.0;
+                    expected = blend(smooth.round() as u8, image.data[at], factor as f32);
+                }
+                assert_eq!(found, expected, "{x} {y} {factor}");
+            }
+        }
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Planes {
 /// vectorised, and the whole jitter was measured to take three times as long with it.
 #[inline(always)]
 #[expect(clippy::manual_clamp, reason = "`clamp` lets a NaN through, which the cast must not see")]
-fn blend(degenerate: f32, value: u8, factor: f32) -> u8 {
+pub(super) fn blend(degenerate: f32, value: u8, factor: f32) -> u8 {
     let clipped = (degenerate + factor * (f32::from(value) - degenerate)).max(0.0).min(255.0);
     // SAFETY: the value lies in 0..=255 and is not NaN, because `max` and `min` give the other
     // operand for a NaN.
