@@ -3,6 +3,7 @@
 use crate::Region;
 use crate::frame::{BLOCK, Component, Frame};
 use crate::idct::{self, Block, Samples};
+use crate::scratch::Scratch;
 
 /// What vector code may read behind the last sample of a plane.
 const SLACK: usize = 32;
@@ -15,7 +16,8 @@ pub(crate) struct Plane {
     pub(crate) rows: (usize, usize),
     /// Samples of a row.
     stride: usize,
-    samples: Vec<u8>,
+    /// Every block is written before a row is read; what lies behind them means nothing.
+    samples: Scratch,
 }
 
 impl Plane {
@@ -31,7 +33,7 @@ impl Plane {
         let columns = blocks(region.left, region.width, frame.max_h / component.h, component.width);
         let rows = blocks(region.top, region.height, frame.max_v / component.v, component.height);
         let stride = (columns.1 - columns.0) * 8;
-        let samples = vec![0; stride * (rows.1 - rows.0) * 8 + SLACK];
+        let samples = Scratch::new(stride * (rows.1 - rows.0) * 8 + SLACK);
         Self { columns, rows, stride, samples }
     }
 

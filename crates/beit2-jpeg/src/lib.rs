@@ -31,6 +31,7 @@ mod idct;
 mod markers;
 mod progressive;
 mod rows;
+mod scratch;
 mod sequential;
 
 use std::error::Error;
