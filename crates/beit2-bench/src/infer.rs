@@ -1,11 +1,11 @@
 //! Forward passes of a classifier, measured.
 
-use beit2::Error;
 use beit2::init::{InitRule, initialise};
 use beit2::pixels;
-use beit2::train::{check_precision, to_device};
+use beit2::train::to_device;
 use beit2::vit::{DropPath, Pooling, VisionTransformer};
-use beit2_kernels::{Backend, Precision};
+use beit2::{Error, InferPrecision};
+use beit2_kernels::Backend;
 use burn::tensor::Tensor;
 
 use crate::images::{Images, Stream};
@@ -29,15 +29,18 @@ impl<I: Backend> InferBench<I> {
     pub fn new(
         size: Size,
         batch: usize,
-        precision: Precision,
+        precision: InferPrecision,
         images: Images,
         device: &I::Device,
     ) -> Result<Self, Error> {
-        check_precision::<I>(precision, device)?;
+        precision.check::<I>(device)?;
         let vit = size.classifier();
         let rule = InitRule::Finetune { head_scale: 1.0, gamma: vit.layer_scale_init };
         let mut model = initialise(VisionTransformer::new(&vit, Pooling::Mean, CLASSES, device), rule, 0);
-        model.set_precision(precision);
+        model.set_precision(precision.of_floats());
+        if precision.is_int8() {
+            model.set_int8();
+        }
         let images = Stream::new(images, batch, vit.image_size)?;
         Ok(Self { model: model.freeze(), images, size, batch, device: device.clone() })
     }

@@ -52,6 +52,9 @@ pub fn instruction_set() -> &'static str {
 pub fn instructions() -> String {
     let (level, highest) = (simd::level(), simd::highest());
     let mut text = named(level).to_owned();
+    if simd::multiplies_bytes() {
+        text += ", VNNI";
+    }
     if level < highest {
         text += &format!(" (BEIT2_SIMD; this CPU has {})", named(highest));
     }

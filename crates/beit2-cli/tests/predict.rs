@@ -235,10 +235,14 @@ fn encode_gives_the_ids_of_the_library() {
 }
 
 /// bf16 has eight bits of a number: small differences, the same classes but for near-ties. Where the processor has no
-/// bf16 matmuls, the results are those of f32.
+/// bf16 matmuls, the results are those of f32. int8 has eight bits of the largest number of a row.
 #[test]
-fn bf16_agrees_with_f32() {
-    const NEAR: f64 = 0.02;
+fn bf16_and_int8_agree_with_f32() {
+    agrees_with_f32("bf16", 0.02);
+    agrees_with_f32("int8", 0.04);
+}
+
+fn agrees_with_f32(precision: &str, near: f64) {
     let world = world();
     let json = |line: &[&str], precision: &str| -> Value {
         let flags = ["--precision", precision, "--json", "--quiet"];
@@ -253,13 +257,13 @@ fn bf16_agrees_with_f32() {
         let rows = found["images"].as_array().unwrap().iter();
         rows.map(|row| row["predictions"].as_array().unwrap().iter().map(guess).collect()).collect()
     };
-    let (exact, rounded) = (best("f32"), best("bf16"));
+    let (exact, rounded) = (best("f32"), best(precision));
     assert_eq!((exact.len(), rounded.len()), (IMAGES, IMAGES));
     for (exact, rounded) in exact.iter().zip(&rounded) {
-        assert!(exact[0].0 == rounded[0].0 || exact[0].1 - exact[1].1 < NEAR, "{exact:?} {rounded:?}");
+        assert!(exact[0].0 == rounded[0].0 || exact[0].1 - exact[1].1 < near, "{exact:?} {rounded:?}");
         for (class, probability) in exact {
             let other = rounded.iter().find(|other| other.0 == *class).unwrap();
-            assert!((probability - other.1).abs() < NEAR, "{exact:?} {rounded:?}");
+            assert!((probability - other.1).abs() < near, "{exact:?} {rounded:?}");
         }
     }
 
@@ -268,18 +272,21 @@ fn bf16_agrees_with_f32() {
         json(&["embed", "labelled", "--weights", "mim.safetensors", "-o", &out], precision);
         floats(&npy(&world.path(&out)).1)
     };
-    let (exact, rounded) = (features("f32"), features("bf16"));
+    let (exact, rounded) = (features("f32"), features(precision));
     let largest = exact.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let distance = exact.iter().zip(&rounded).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    println!("features: {distance} of {largest}");
-    assert!(distance < 0.02 * largest, "{distance} of {largest}");
+    println!("{precision} features: {distance} of {largest}");
+    assert!(f64::from(distance) < near * f64::from(largest), "{distance} of {largest}");
 
     let on = ["--data", "labelled", "--val", "labelled"];
-    json(&["tokenizer", "encode", "labelled", "--tokenizer", "words.safetensors", "-o", "ids.npy"], "bf16");
-    json(&[&["knn", "--weights", "mim.safetensors"], &on[..]].concat(), "bf16");
-    json(&[&["probe", "--weights", "mim.safetensors", "--epochs", "1"], &on[..]].concat(), "bf16");
+    json(
+        &["tokenizer", "encode", "labelled", "--tokenizer", "words.safetensors", "-o", "ids.npy"],
+        precision,
+    );
+    json(&[&["knn", "--weights", "mim.safetensors"], &on[..]].concat(), precision);
+    json(&[&["probe", "--weights", "mim.safetensors", "--epochs", "1"], &on[..]].concat(), precision);
     let line = ["predict", "labelled", "--weights", "named.safetensors", "--precision", "f16"];
-    world.beit2(&line).fails(2, &["f16", "f32", "bf16"]);
+    world.beit2(&line).fails(2, &["f16", "f32", "bf16", "int8"]);
 }
 
 #[test]

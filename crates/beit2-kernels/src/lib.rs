@@ -30,6 +30,7 @@ mod gpu;
 mod graph;
 mod head_loss;
 mod images_from_bytes;
+mod int8;
 mod interrupt;
 mod layer_norm;
 mod linear;
@@ -97,7 +98,7 @@ pub use images_from_bytes::{
 };
 pub use interrupt::Watch;
 pub use layer_norm::{LayerNormOps, layer_norm};
-pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight};
+pub use linear::{LinearOps, PackedWeight, linear, linear_packed, pack_weight, pack_weight_int8};
 pub use loss_sum::{LossSumOps, loss_sum};
 pub use maps::{MapDims, MapOps, cell_means, max_pool, resize_add, resize_concat, scale_channels};
 pub use memory::release_memory;

@@ -50,6 +50,16 @@ pub fn level() -> Level {
     best(LIMIT.load(Ordering::Relaxed))
 }
 
+/// Whether weights in 8-bit integers ([`pack_weight_int8`](crate::pack_weight_int8)) are multiplied by instructions for them
+/// (AVX-512 VNNI), within [`limit`].
+#[inline]
+pub fn multiplies_bytes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level() >= Level::Avx512 && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The best instruction set that this CPU has, whatever the [`limit`] is.
 pub fn highest() -> Level {
     best(u8::MAX)

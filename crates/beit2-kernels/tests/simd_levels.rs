@@ -97,6 +97,7 @@ fn every_level_matches_the_reference() {
     limit(Level::Avx512Bf16);
     matmuls_at_every_level(best);
     packed_weights_at_every_level(best);
+    int8_at_every_level();
 }
 
 /// Packed weights give what the weights give, to the bit; only processors with AVX2 or more pack.
@@ -199,4 +200,21 @@ fn matmuls_at_every_level(best: Level) {
         }
     }
     limit(Level::Avx512Bf16);
+}
+
+/// Weights in 8-bit integers give the same to the bit everywhere: their sums are exact.
+fn int8_at_every_level() {
+    let device = Default::default();
+    let random = |dims| Tensor::<Flex, 2>::random(dims, Distribution::Normal(0.0, 1.0), &device);
+    for [rows, inner, out] in [[1, 5, 3], [197, 150, 77], [30, 768, 1000]] {
+        let (x, w, b) = (random([rows, inner]), random([out, inner]), random([1, out]).reshape([out]));
+        let mut all = Vec::new();
+        for wanted in [Level::Baseline, Level::Avx2, Level::Avx512, Level::Avx512Bf16] {
+            limit(wanted);
+            let packed = fast::pack_weight_int8(w.clone()).unwrap_or_else(|| panic!("CPUs have it"));
+            all.push(fast::linear_packed(x.clone(), &packed, Some(b.clone())).into_data());
+        }
+        limit(Level::Avx512Bf16);
+        assert!(all.iter().all(|one| *one == all[0]), "{rows} {inner} {out}");
+    }
 }

@@ -12,6 +12,7 @@
 pub mod classify;
 pub mod cost;
 mod error;
+mod infer_precision;
 pub mod init;
 pub mod params;
 pub mod pixels;
@@ -26,6 +27,7 @@ pub mod weights;
 pub use beit2_data::Image;
 pub use beit2_kernels::Precision;
 pub use error::Error;
+pub use infer_precision::InferPrecision;
 
 /// Compiles the examples of that page.
 #[cfg(doctest)]

@@ -5,21 +5,21 @@ mod kernel_times;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use beit2::Error;
 use beit2::train::{Assets, Event, Observer};
+use beit2::{Error, InferPrecision};
 use beit2_bench::noise::{Evidence, Ticks, median, share};
 use beit2_bench::{
     GPU_GEMM_SIDE, Images, InferBench, Parts, Size, Stage, TrainBench, TrainSetup, gemm_flops,
     held_gemm_flops,
 };
-use beit2_kernels::{AutodiffBackend, Precision, probe::Probe};
+use beit2_kernels::{AutodiffBackend, probe::Probe};
 use beit2_run::environment::{Environment, format_bytes, memory_held_bytes, peak_memory_bytes};
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::device::Kind;
 use crate::errors::{Ending, usage};
-use crate::flags::{DeviceArgs, OutputArgs, PrecisionArgs, one_of};
+use crate::flags::{DeviceArgs, InferPrecisionArgs, OutputArgs, PrecisionArgs, one_of};
 use crate::machine::SOFTWARE;
 use crate::session::{Job, Session};
 use crate::signals::Signals;
@@ -67,6 +67,9 @@ pub struct TrainArgs {
     stage: Stage,
 
     #[command(flatten)]
+    precision: PrecisionArgs,
+
+    #[command(flatten)]
     common: Common,
 }
 
@@ -78,6 +81,9 @@ pub struct InferArgs {
     size: Size,
 
     #[command(flatten)]
+    precision: InferPrecisionArgs,
+
+    #[command(flatten)]
     common: Common,
 }
 
@@ -87,9 +93,6 @@ struct Common {
     /// Images per step, that is, computed at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
-
-    #[command(flatten)]
-    precision: PrecisionArgs,
 
     /// Steps per round
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -130,9 +133,11 @@ struct Common {
 
 /// Measures and prints.
 pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
-    let (kind, stage, size, common) = match command {
-        Bench::Train(args) => ("train", Some(args.stage), args.size, &args.common),
-        Bench::Infer(args) => ("infer", None, args.size, &args.common),
+    let (kind, stage, size, precision, common) = match command {
+        Bench::Train(args) => {
+            ("train", Some(args.stage), args.size, args.precision.precision.into(), &args.common)
+        }
+        Bench::Infer(args) => ("infer", None, args.size, args.precision.precision, &args.common),
     };
     for (name, value) in
         [("--batch-size", common.batch_size), ("--steps", common.steps), ("--rounds", common.rounds)]
@@ -151,7 +156,7 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         None => Images::Random,
         Some(spec) => Images::Real(session.assets.source(spec)?, common.workers),
     };
-    let run = Run { kind, stage, size, precision: common.precision.precision, common };
+    let run = Run { kind, stage, size, precision, common };
     session.on(&common.device.device, Measurement { run, images })
 }
 
@@ -160,7 +165,7 @@ struct Run<'a> {
     kind: &'static str,
     stage: Option<Stage>,
     size: Size,
-    precision: Precision,
+    precision: InferPrecision,
     common: &'a Common,
 }
 
@@ -187,12 +192,15 @@ impl Job for Measurement<'_> {
         // A GPU's peak is measured once, before there is a model: its operands take memory, and its clock keeps.
         let gemm = match run.on_cpu() {
             true => None,
-            false => Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, run.precision, device)?),
+            false => {
+                Some(held_gemm_flops::<B::InnerBackend>(GPU_GEMM_SIDE, run.precision.of_floats(), device)?)
+            }
         };
         let held = memory_held_bytes();
         let (size, precision, batch) = (run.size, run.precision, run.common.batch_size);
         match run.stage {
             Some(stage) => {
+                let precision = precision.of_floats();
                 let setup = TrainSetup { stage, size, batch, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
                 let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
@@ -338,11 +346,15 @@ impl Rounds<'_> {
         evidence: &mut Evidence,
         device: &B::Device,
     ) -> anyhow::Result<()> {
+        if self.run.precision.is_int8() {
+            // The peaks are those of floats.
+            return Ok(());
+        }
         if self.gemm.is_none() {
-            evidence.gemm.push(gemm_flops::<B::InnerBackend>(self.run.precision, device)?);
+            evidence.gemm.push(gemm_flops::<B::InnerBackend>(self.run.precision.of_floats(), device)?);
         }
         if self.run.on_cpu()
-            && let Some(probe) = Probe::new(self.run.precision)
+            && let Some(probe) = Probe::new(self.run.precision.of_floats())
         {
             evidence.registers.push((0..3).map(|_| probe.flops()).fold(0.0, f64::max));
         }

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use crate::account;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
-use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs, SourceArg};
+use crate::flags::{DeviceArgs, ExportArgs, FrozenArgs, InferPrecisionArgs, OutputArgs, ReadArgs, SourceArg};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -58,7 +58,7 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    precision: PrecisionArgs,
+    precision: InferPrecisionArgs,
 
     #[command(flatten)]
     device: DeviceArgs,

@@ -22,7 +22,7 @@ use crate::classes::ClassArgs;
 use crate::display::estimate;
 use crate::errors::{Ending, usage};
 use crate::flags::{
-    DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, ResultArgs, published_decoding,
+    DecodeArgs, DeviceArgs, InferPrecisionArgs, OutputArgs, ReadArgs, ResultArgs, published_decoding,
 };
 use crate::output;
 use crate::session::{Job, Session};
@@ -103,7 +103,7 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
-    precision: PrecisionArgs,
+    precision: InferPrecisionArgs,
 
     #[command(flatten)]
     device: DeviceArgs,

@@ -21,7 +21,7 @@ use crate::account;
 use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DecodeArgs, DeviceArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
+use crate::flags::{DecodeArgs, DeviceArgs, InferPrecisionArgs, OutputArgs, ReadArgs, SourcesArg};
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Job, Session};
@@ -92,7 +92,7 @@ pub struct Args {
     workers: usize,
 
     #[command(flatten)]
-    precision: PrecisionArgs,
+    precision: InferPrecisionArgs,
 
     #[command(flatten)]
     device: DeviceArgs,

@@ -1,8 +1,8 @@
 //! Features of a frozen model: of which model, after which block, of which tokens.
 
+use beit2::InferPrecision;
 use beit2::classify::{EmbedderOptions, FeatureKind, TeacherOptions};
 use beit2::tokenizer::teachers::{Activation, TeacherKind};
-use beit2_kernels::Precision;
 use clap::{Args, ValueEnum};
 
 /// How a frozen model is opened.
@@ -31,7 +31,7 @@ pub struct FrozenArgs {
 
 impl FrozenArgs {
     /// The same for the library.
-    pub fn options(&self, precision: Precision) -> EmbedderOptions {
+    pub fn options(&self, precision: InferPrecision) -> EmbedderOptions {
         EmbedderOptions {
             layer: self.layer,
             image_size: self.image_size,

@@ -10,6 +10,7 @@ mod train;
 mod unknown;
 mod weights;
 
+use beit2::InferPrecision;
 use beit2_kernels::Precision;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -50,6 +51,23 @@ pub struct PrecisionArgs {
     /// Precision of matmul operands: f32, or bf16 (faster where the hardware has it; results agree to about two digits)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision())]
     pub precision: Precision,
+}
+
+/// How a model that is only run computes.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct InferPrecisionArgs {
+    /// Precision of matmul operands: f32; bf16 (faster where the hardware has it; results agree to about two digits); int8
+    /// (blocks in 8-bit integers: CPUs, fastest with AVX-512 VNNI; results agree to one or two digits)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = infer_precision())]
+    pub precision: InferPrecision,
+}
+
+fn infer_precision() -> impl TypedValueParser<Value = InferPrecision> {
+    one_of(&[InferPrecision::F32, InferPrecision::Bf16, InferPrecision::Int8], |precision| match precision {
+        InferPrecision::F32 => "f32",
+        InferPrecision::Bf16 => "bf16",
+        InferPrecision::Int8 => "int8",
+    })
 }
 
 fn precision() -> impl TypedValueParser<Value = Precision> {

@@ -4,7 +4,9 @@ use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::PackedWeight;
+#[cfg(feature = "cuda")]
+use super::OTHER_BACKEND;
+use super::{Held, PackedWeight};
 use crate::flex::{owned, row_groups, tensor, view};
 use crate::matmul::{MatmulOptions, Packed, matmul};
 use crate::matrix::{Accumulate, with_rows};
@@ -39,8 +41,14 @@ pub(crate) fn forward_packed(x: FlexTensor, weight: &PackedWeight, bias: Option<
     let shape = with_last(&x, weight.dims()[0]);
     let mut y = Buffer::any(shape.num_elements());
     let bias = bias.map(owned);
-    let start = bias.as_ref().map_or(Accumulate::Zero, |bias| Accumulate::Row(view(bias)));
-    with_rows(&x, |x| weight.cpu().matmul(&mut y, start, x));
+    let bias = bias.as_ref().map(view);
+    let start = bias.map_or(Accumulate::Zero, Accumulate::Row);
+    with_rows(&x, |x| match &weight.0 {
+        Held::Cpu(weight) => weight.matmul(&mut y, start, x),
+        Held::Int8(weight) => weight.matmul(&mut y, bias, x),
+        #[cfg(feature = "cuda")]
+        Held::Cuda(_) => panic!("{OTHER_BACKEND}"),
+    });
     tensor(y, shape)
 }
 

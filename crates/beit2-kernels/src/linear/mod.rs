@@ -18,8 +18,10 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::flex::is_f32;
 use crate::graph::{accumulate, record};
+use crate::int8::Int8Weight;
 use crate::interrupt::tick;
 use crate::matmul::Packed;
+use crate::matrix::with_rows;
 use crate::precision::Precision;
 use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
@@ -38,6 +40,14 @@ pub trait LinearOps: ResidualScaleOps {
 
     /// [`pack_weight`](crate::pack_weight).
     fn pack_weight(_weight: FloatTensor<Self>, _precision: Precision) -> Option<PackedWeight> {
+        None
+    }
+
+    /// Whether [`pack_weight_int8`](crate::pack_weight_int8) packs.
+    const HAS_INT8: bool = false;
+
+    /// [`pack_weight_int8`](crate::pack_weight_int8).
+    fn pack_weight_int8(_weight: FloatTensor<Self>) -> Option<PackedWeight> {
         None
     }
 
@@ -114,7 +124,7 @@ fn operations(values: usize, outputs: usize) -> usize {
 
 /// A weight in the form in which matmuls read it: for models whose weights do not change any more.
 ///
-/// Clones share their memory: as much as the weight itself in f32, half of it in bf16.
+/// Clones share their memory: as much as the weight itself in f32, half of it in bf16, a quarter in 8-bit integers.
 #[derive(Clone)]
 pub struct PackedWeight(Held);
 
@@ -122,6 +132,8 @@ pub struct PackedWeight(Held);
 enum Held {
     /// In the order of the CPU's kernels.
     Cpu(Arc<Packed>),
+    /// In 8-bit integers on the CPU.
+    Int8(Arc<Int8Weight>),
     /// `[out, in]` in bf16 on a CUDA device.
     #[cfg(feature = "cuda")]
     Cuda(crate::gpu::Recorded),
@@ -133,20 +145,23 @@ impl PackedWeight {
         Self(Held::Cpu(Arc::new(packed)))
     }
 
+    /// The operand itself; `None` of a weight in 8-bit integers.
+    ///
     /// # Panics
     /// If the weight was packed for another backend.
-    fn cpu(&self) -> &Packed {
+    fn floats(&self) -> Option<&Packed> {
         match &self.0 {
-            Held::Cpu(packed) => packed,
+            Held::Cpu(packed) => Some(packed),
+            Held::Int8(_) => None,
             #[cfg(feature = "cuda")]
             Held::Cuda(_) => panic!("{OTHER_BACKEND}"),
         }
     }
 
-    /// The operand itself.
+    /// The operand itself; `None` of a weight in 8-bit integers.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn rhs(&self) -> &crate::packed::PackedRhs {
-        self.cpu().rhs()
+    pub(crate) fn rhs(&self) -> Option<&crate::packed::PackedRhs> {
+        self.floats().map(Packed::rhs)
     }
 
     /// A weight `[out, in]` of a CUDA device, in bf16.
@@ -163,7 +178,7 @@ impl PackedWeight {
     pub(crate) fn cuda(&self) -> crate::gpu::Recorded {
         match &self.0 {
             Held::Cuda(weight) => weight.clone(),
-            Held::Cpu(_) => panic!("{OTHER_BACKEND}"),
+            Held::Cpu(_) | Held::Int8(_) => panic!("{OTHER_BACKEND}"),
         }
     }
 
@@ -174,6 +189,7 @@ impl PackedWeight {
                 let [inner, out] = packed.dims();
                 [out, inner]
             }
+            Held::Int8(weight) => weight.dims(),
             #[cfg(feature = "cuda")]
             Held::Cuda(weight) => [weight.shape[0], weight.shape[1]],
         }
@@ -196,7 +212,13 @@ pub fn pack_weight<B: LinearOps>(weight: Tensor<B, 2>, precision: Precision) -> 
     B::pack_weight(unwrap(weight), precision)
 }
 
-/// [`linear`](crate::linear) with a packed weight: the same to the bit.
+/// Rounds a `weight [out, in]` to 8-bit integers for [`linear_packed`], with a scale for each output; the rows that it meets
+/// are rounded likewise, with a scale each. `None` where a backend does not have it ([`LinearOps::HAS_INT8`]).
+pub fn pack_weight_int8<B: LinearOps>(weight: Tensor<B, 2>) -> Option<PackedWeight> {
+    B::pack_weight_int8(unwrap(weight))
+}
+
+/// [`linear`](crate::linear) with a packed weight: the same to the bit, but for weights in 8-bit integers.
 ///
 /// # Panics
 /// If the last axis of `x` is not `in`, `bias` is not `[out]`, or the weight was packed for another backend.
@@ -359,6 +381,13 @@ impl LinearOps for Flex {
 
     fn pack_weight(weight: FloatTensor<Self>, precision: Precision) -> Option<PackedWeight> {
         if is_f32(&[&weight]) { fast::pack(&weight, precision) } else { None }
+    }
+
+    const HAS_INT8: bool = true;
+
+    fn pack_weight_int8(weight: FloatTensor<Self>) -> Option<PackedWeight> {
+        let fits = is_f32(&[&weight]) && weight.layout().num_elements() > 0;
+        fits.then(|| PackedWeight(Held::Int8(Arc::new(with_rows(&weight, Int8Weight::new)))))
     }
 
     fn fused_linear_packed(

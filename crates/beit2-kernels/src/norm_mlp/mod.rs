@@ -241,10 +241,10 @@ impl NormMlpOps for Flex {
     ) -> FloatTensor<Self> {
         let rows = x.layout().num_elements() / w1.dims()[1].max(1);
         let [scale, shift] = norm;
-        if is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= fast::FEWEST_PACKED {
-            fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1.rhs(), w2.rhs()])
-        } else {
-            composed::norm_mlp_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2))
+        let floats = is_f32(&[&x, &scale, &shift, &b1, &b2]) && rows >= fast::FEWEST_PACKED;
+        match (w1.rhs(), w2.rhs()) {
+            (Some(w1), Some(w2)) if floats => fast::forward_packed(x, [scale, shift, b1, b2], eps, [w1, w2]),
+            _ => composed::norm_mlp_packed::<Self>(x, [scale, shift], eps, (w1, b1), (w2, b2)),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::Backend;
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::PlanOptions;
 use beit2_weights::resize::TableResize;
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{ClassifierConfig, EvalTable};
 use crate::error::{Error, config_error};
-use crate::train::check_precision;
+use crate::infer_precision::InferPrecision;
 use crate::vit::{DropPath, Pooling, VisionTransformer, VitConfig, plan_weights};
 use crate::weights::{self, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
@@ -28,7 +28,7 @@ pub struct ClassifierOptions<'a> {
     /// How relative position tables are resized.
     pub tables: TableResize,
     /// Operands of the matmuls.
-    pub precision: Precision,
+    pub precision: InferPrecision,
 }
 
 /// One prediction of a classifier.
@@ -122,7 +122,7 @@ impl<B: Backend> Classifier<B> {
         options: &ClassifierOptions<'_>,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        check_precision::<B>(options.precision, device)?;
+        options.precision.check::<B>(device)?;
         let state = StateFile::new(file, origin)?;
         let Some(mut classes) =
             state.summary.classes.filter(|_| state.summary.layout.kind == Kind::Classifier)
@@ -168,7 +168,10 @@ impl<B: Backend> Classifier<B> {
         let planned = PlanOptions { head_rows, tables, ..PlanOptions::default() };
         let plan = plan_weights(state, &config.vit, config.pooling, classes, &planned)?;
         let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
-        model.set_precision(options.precision);
+        model.set_precision(options.precision.of_floats());
+        if options.precision.is_int8() {
+            model.set_int8();
+        }
         Ok(Self { config, model: model.freeze(), eval })
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::Backend;
 use beit2_weights::inspect::Pooling as FilePooling;
 use beit2_weights::layout::{Kind, account};
 use beit2_weights::plan::PlanOptions;
@@ -12,9 +12,9 @@ use burn::tensor::{DType, Tensor};
 
 use super::{EvalTable, FeatureKind, Featurizer, pretrained_sizes};
 use crate::error::{Error, config_error};
+use crate::infer_precision::InferPrecision;
 use crate::tokenizer;
 use crate::tokenizer::teachers::{Activation, Teacher, TeacherConfig, TeacherKind, is_published};
-use crate::train::check_precision;
 use crate::vit::{Pooling, VisionTransformer, VitConfig, plan_weights};
 use crate::weights::{self, StateFile, WeightFile, to_tensors, written_config};
 use crate::{params, pixels};
@@ -34,7 +34,7 @@ pub struct EmbedderOptions {
     /// Read the file as a published teacher, if anything is set; with nothing set, what the file shows decides.
     pub teacher: TeacherOptions,
     /// Operands of the matmuls.
-    pub precision: Precision,
+    pub precision: InferPrecision,
 }
 
 /// What a teacher's file may not tell.
@@ -109,7 +109,7 @@ impl<B: Backend> Embedder<B> {
         options: &EmbedderOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        check_precision::<B>(options.precision, device)?;
+        options.precision.check::<B>(device)?;
         let names = || file.tensors.keys().map(String::as_str);
         if options.teacher != TeacherOptions::default()
             || (!file.metadata.contains_key("beit2.stage")
@@ -153,11 +153,14 @@ impl<B: Backend> Embedder<B> {
         mut net: Featurizer<B>,
         image_px: usize,
         layer: Option<usize>,
-        precision: Precision,
+        precision: InferPrecision,
         device: &B::Device,
     ) -> Result<Self, Error> {
         check_side(image_px, net.patch_px())?;
-        net.set_precision(precision);
+        net.set_precision(precision.of_floats());
+        if precision.is_int8() {
+            net.set_int8();
+        }
         let eval = EvalTable::default();
         Ok(Self { net: net.freeze(), image_px, layer, eval, device: device.clone() })
     }

@@ -65,6 +65,16 @@ impl<B: Backend> Featurizer<B> {
         }
     }
 
+    /// Makes freezing round the blocks' weights to 8-bit integers ([`VisionTransformer::set_int8`]).
+    pub fn set_int8(&mut self) {
+        match self {
+            Self::Mim(model, _) => model.set_int8(),
+            Self::Vit(model, ..) => model.set_int8(),
+            Self::Encoder(model) => model.set_int8(),
+            Self::Teacher(teacher) => teacher.set_int8(),
+        }
+    }
+
     /// Packs the weights that features need ([`VisionTransformer::freeze`]).
     #[must_use]
     pub fn freeze(self) -> Self {

@@ -162,6 +162,11 @@ impl<B: Backend> MimModel<B> {
         })
     }
 
+    /// Makes freezing round the weights of the trunk's blocks to 8-bit integers ([`Trunk::set_int8`]).
+    pub fn set_int8(&mut self) {
+        self.trunk.set_int8();
+    }
+
     /// For features of a model whose weights do not change any more: the trunk is frozen ([`Trunk::freeze`]).
     #[must_use]
     pub fn freeze_trunk(self) -> Self {

@@ -3,21 +3,21 @@
 use std::path::Path;
 
 use beit2_data::{EvalConfig, Image};
-use beit2_kernels::{Backend, Precision};
+use beit2_kernels::Backend;
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor};
 
 use super::{TokenizerConfig, VqKd};
 use crate::error::Error;
+use crate::infer_precision::InferPrecision;
 use crate::pixels;
-use crate::train::check_precision;
 use crate::weights::{self, WeightFile};
 
 /// What can be chosen when a [`Tokenizer`] is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenizerOptions {
     /// Operands of the matmuls of encoder and decoder; everything about codes stays in f32.
-    pub precision: Precision,
+    pub precision: InferPrecision,
 }
 
 /// A trained tokenizer: images to visual tokens, and these to what the teacher sees.
@@ -78,9 +78,12 @@ impl<B: Backend> Tokenizer<B> {
         options: &TokenizerOptions,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        check_precision::<B>(options.precision, device)?;
+        options.precision.check::<B>(device)?;
         let (config, mut model) = super::load::<B>(file, origin, None, device)?;
-        model.set_precision(options.precision);
+        model.set_precision(options.precision.of_floats());
+        if options.precision.is_int8() {
+            model.set_int8();
+        }
         Ok(Self { config, model: model.freeze_encoder(), device: device.clone() })
     }
 

@@ -116,6 +116,11 @@ impl<B: Backend> VqKd<B> {
         self.decode_task_layer.layer2.set_precision(precision);
     }
 
+    /// Makes freezing round the weights of the encoder's blocks to 8-bit integers ([`VisionTransformer::set_int8`]).
+    pub fn set_int8(&mut self) {
+        self.encoder.set_int8();
+    }
+
     /// For a tokenizer whose weights do not change any more: its encoder is frozen ([`VisionTransformer::freeze`]).
     #[must_use]
     pub fn freeze_encoder(self) -> Self {

@@ -28,7 +28,7 @@ pub fn of_classifier<B: Backend>(
     device: &B::Device,
 ) -> Result<Examples, Error> {
     let (file, origin) = look.weights()?;
-    let options = ClassifierOptions { precision: recipe.precision, ..ClassifierOptions::default() };
+    let options = ClassifierOptions { precision: recipe.precision.into(), ..ClassifierOptions::default() };
     let classifier = Classifier::<B>::from_file(file, &origin, &options, device)?;
     let vit = &classifier.config.vit;
     let source = match recipe.validation(look.assets)? {

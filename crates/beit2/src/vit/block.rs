@@ -90,6 +90,12 @@ impl<B: Backend> Block<B> {
         self.mlp.fc2.set_precision(precision);
     }
 
+    /// Makes [`Block::freeze`] round the weights to 8-bit integers ([`Linear::set_int8`]).
+    pub fn set_int8(&mut self) {
+        let Self { attn, mlp, .. } = self;
+        [&mut attn.qkv, &mut attn.proj, &mut mlp.fc1, &mut mlp.fc2].into_iter().for_each(Linear::set_int8);
+    }
+
     /// For a model whose weights do not change any more ([`Linear::freeze`]).
     #[must_use]
     pub fn freeze(self) -> Self {

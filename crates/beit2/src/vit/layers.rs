@@ -15,6 +15,9 @@ pub struct Linear<B: burn::tensor::backend::Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     precision: Precision,
+    /// Whether freezing rounds the weight to 8-bit integers.
+    #[module(skip)]
+    int8: bool,
     #[module(skip)]
     packed: Option<PackedWeight>,
 }
@@ -26,6 +29,7 @@ impl<B: Backend> Linear<B> {
             weight: Param::from_tensor(Tensor::zeros([outputs, inputs], device)),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([outputs], device))),
             precision: Precision::F32,
+            int8: false,
             packed: None,
         }
     }
@@ -48,6 +52,12 @@ impl<B: Backend> Linear<B> {
         self.precision = precision;
     }
 
+    /// Makes [`Linear::freeze`] round the weight to 8-bit integers where the backend can; then results are not those of the
+    /// weight itself ([`kernels::pack_weight_int8`]).
+    pub fn set_int8(&mut self) {
+        self.int8 = true;
+    }
+
     /// The layer for a model whose weights do not change any more: its weight is packed once instead of in every call,
     /// where the backend packs, and let go. Results are the same to the bit.
     ///
@@ -56,7 +66,10 @@ impl<B: Backend> Linear<B> {
     pub fn freeze(mut self) -> Self {
         if self.packed.is_none() {
             let weight = self.weight.val();
-            self.packed = kernels::pack_weight(weight.clone(), self.precision);
+            self.packed = match self.int8 {
+                true => kernels::pack_weight_int8(weight.clone()),
+                false => kernels::pack_weight(weight.clone(), self.precision),
+            };
             if self.packed.is_some() {
                 // Why not kept: it is as large as the packed one. Its shape makes every use of it fail.
                 self.weight = Param::from_tensor(Tensor::empty([0, 0], &weight.device()));

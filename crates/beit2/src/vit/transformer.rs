@@ -47,6 +47,11 @@ impl<B: Backend> VisionTransformer<B> {
         self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
+    /// Makes freezing round the blocks' weights to 8-bit integers ([`Trunk::set_int8`]).
+    pub fn set_int8(&mut self) {
+        self.trunk.set_int8();
+    }
+
     /// For a model whose weights do not change any more ([`Linear::freeze`]): faster on CPUs, the same results to the bit. To
     /// be called last: a frozen model cannot be trained, saved or loaded into, nor change its precision.
     #[must_use]

@@ -124,6 +124,11 @@ impl<B: Backend> Trunk<B> {
         self.blocks.iter_mut().for_each(|block| block.set_precision(precision));
     }
 
+    /// Makes freezing round the blocks' weights to 8-bit integers ([`Block::set_int8`]).
+    pub fn set_int8(&mut self) {
+        self.blocks.iter_mut().for_each(Block::set_int8);
+    }
+
     /// For a model whose weights do not change any more ([`Linear::freeze`](super::Linear::freeze)): weights are packed, and
     /// position biases spread over the pairs of tokens once, unless that would take much memory.
     #[must_use]

@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use beit2::InferPrecision;
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
 use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
 use beit2_data::check::{self, Set};
 use beit2_data::classes::{ClassesBy, Target, match_classes};
 use beit2_data::{DecodeOptions, Source};
-use beit2_kernels::{AutodiffBackend, Precision};
+use beit2_kernels::AutodiffBackend;
 use clap::ValueHint;
 use serde_json::{Map, Value};
 
 use crate::account;
 use crate::assets::AssetStore;
 use crate::errors::usage;
-use crate::flags::{DecodeArgs, DeviceArgs, FeatureKindArg, FrozenArgs, OutputArgs, PrecisionArgs, ReadArgs};
+use crate::flags::{
+    DecodeArgs, DeviceArgs, FeatureKindArg, FrozenArgs, InferPrecisionArgs, OutputArgs, ReadArgs,
+};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -72,7 +75,7 @@ pub(super) struct FeatureArgs {
     workers: usize,
 
     #[command(flatten)]
-    pub precision: PrecisionArgs,
+    pub precision: InferPrecisionArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -311,7 +314,7 @@ fn cache_file(
     let model = assets.weights_fingerprint(&args.weights)?;
     let layer = layer.map_or("all".to_owned(), |layer| layer.to_string());
     let precision = match args.precision.precision {
-        Precision::F32 => String::new(),
+        InferPrecision::F32 => String::new(),
         other => format!("-{other}"),
     };
     let (source, features) = (source.fingerprint(), args.features.name());

@@ -9,7 +9,7 @@ use beit2_kernels::AutodiffBackend;
 use crate::account;
 use crate::errors::Ending;
 use crate::export::{Destination, Element, Export, Format, RowLayout, Written};
-use crate::flags::{DeviceArgs, EntryArg, ExportArgs, OutputArgs, PrecisionArgs, SourceArg};
+use crate::flags::{DeviceArgs, EntryArg, ExportArgs, InferPrecisionArgs, OutputArgs, SourceArg};
 use crate::session::{Job, Session};
 use crate::signals::Signals;
 
@@ -40,7 +40,7 @@ pub struct Args {
     export: ExportArgs,
 
     #[command(flatten)]
-    precision: PrecisionArgs,
+    precision: InferPrecisionArgs,
 
     #[command(flatten)]
     device: DeviceArgs,

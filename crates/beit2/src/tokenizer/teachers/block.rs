@@ -122,6 +122,13 @@ impl<B: Backend> TeacherBlock<B> {
         }
     }
 
+    /// Makes freezing round the weights to 8-bit integers ([`Linear::set_int8`]).
+    pub fn set_int8(&mut self) {
+        let Self { attn, mlp, .. } = self;
+        let linears = [&mut attn.qkv, &mut attn.proj, &mut mlp.fc1, &mut mlp.fc2];
+        linears.into_iter().chain(&mut mlp.gate).for_each(Linear::set_int8);
+    }
+
     /// Packs the weights ([`Linear::freeze`]). `rotates`: the teacher has rotary positions.
     pub fn freeze(self, rotates: bool) -> Self {
         if self.attn.qkv.packed().is_some() {

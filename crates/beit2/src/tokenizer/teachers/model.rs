@@ -188,6 +188,11 @@ impl<B: Backend> Teacher<B> {
         self.head.iter_mut().for_each(|head| head.set_precision(precision));
     }
 
+    /// Makes freezing round the blocks' weights to 8-bit integers ([`Linear::set_int8`]).
+    pub fn set_int8(&mut self) {
+        self.blocks.iter_mut().for_each(|block| block.set_int8());
+    }
+
     /// Packs the weights ([`Linear::freeze`]): faster on CPUs, the same results to the bit. To be called last, after
     /// [`Teacher::set_precision`].
     #[must_use]
