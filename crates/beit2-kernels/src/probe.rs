@@ -14,6 +14,7 @@ use crate::simd::{Level, level};
 /// Multiply-adds on registers in one precision.
 #[derive(Debug, Clone, Copy)]
 pub struct Probe {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Only x86-64 has more than one.
     precision: Precision,
 }
 

@@ -18,6 +18,7 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
+#[cfg(target_arch = "x86_64")]
 use crate::flex::is_f32;
 use crate::gelu::GeluOps;
 use crate::graph::{record, register};
