@@ -203,6 +203,25 @@ mod tests {
     }
 
     #[test]
+    fn extreme_factors_are_the_same_at_every_level() {
+        let data = (0..75 * 9 * 3u32).map(|i| (i + 1).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let image = Image::new(75, 9, data).unwrap();
+        let factors =
+            [0.0, -0.0, 1.0, 0.5, 2.0, 255.0, 1e30, 1e-30, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
+        for op in [JitterOp::Brightness, JitterOp::Contrast, JitterOp::Saturation] {
+            for factor in factors {
+                let mut expected = image.clone();
+                plain(&mut expected, op, factor);
+                for level in Level::ALL.into_iter().filter(|&level| level <= simd::level()) {
+                    let mut found = image.clone();
+                    rgb_steps(level, &[(op, factor)], &image).apply(found.data.as_chunks_mut::<3>().0);
+                    assert!(found == expected, "{level:?} {op:?} {factor}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn factors_and_orders_are_uniform() {
         let mut rng = Key { seed: 5, epoch: 0, index: 0, stream: RngStream::Augment }.rng();
         let mut first = [0u32; 3];
