@@ -21,13 +21,17 @@ pub(crate) fn decode(
 ) -> Result<(), Unusual> {
     let mut seen = vec![false; frame.components.len()];
     while let Some(scan) = segments.next_scan(frame)? {
+        for part in &scan.parts {
+            if std::mem::replace(&mut seen[part.component], true) {
+                return Err(Unusual("a component has two scans"));
+            }
+        }
         if scan.spectral != (0, BLOCK - 1) || scan.approximation != (0, 0) {
             return Err(Unusual("a sequential image has a progressive scan"));
         }
         let data = ScanData::new(segments.rest())?;
         segments.skip(data.length);
         decode_scan(&data, &scan, frame, planes)?;
-        scan.parts.iter().for_each(|part| seen[part.component] = true);
         // What follows a scan of all components is not looked at.
         if scan.parts.len() == frame.components.len() {
             return Ok(());
