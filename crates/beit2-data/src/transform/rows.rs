@@ -4,6 +4,7 @@
 //! where they are.
 
 use crate::image::Image;
+#[cfg(target_arch = "x86_64")]
 use crate::simd::{self, Level};
 use crate::transform::crop::CropBox;
 use crate::transform::jitter::PixelJitter;

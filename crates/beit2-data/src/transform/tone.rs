@@ -3,6 +3,7 @@
 //! All but [`sharpen`] are tables: a new value for each of the 256 old ones, per channel.
 
 use crate::image::Image;
+#[cfg(target_arch = "x86_64")]
 use crate::simd::{self, Level};
 use crate::transform::pixel_steps;
 

@@ -60,41 +60,58 @@ impl Steps {
 
     /// Applies the steps to every pixel.
     pub fn apply(&self, pixels: &mut [[u8; 3]]) {
-        let mut rest = pixels;
-        #[cfg(target_arch = "x86_64")]
-        {
-            if let Some(stages) = &self.stages {
-                // SAFETY: there are stages only where there is AVX-512.
-                return unsafe { avx512::apply(stages, rest) };
-            }
-            if self.level >= Level::Avx2 {
-                // SAFETY: the level says that there is AVX2.
-                let done = unsafe { avx2::apply(&self.steps, rest) };
-                rest = &mut rest[done..];
-            }
-        }
-        apply_plain(&self.steps, rest);
+        apply_plain(&self.steps, self.apply_vectors(pixels));
     }
 
     /// Sum of the grey values that the steps would leave; the pixels stay as they are.
     pub fn luma_sum(&self, pixels: &[[u8; 3]]) -> u64 {
-        let (mut sum, mut rest) = (0, pixels);
-        #[cfg(target_arch = "x86_64")]
-        {
-            if let Some(stages) = &self.stages {
-                let (blocks, behind) = rest.as_chunks::<{ avx512::BLOCK }>();
-                // SAFETY: there are stages only where there is AVX-512.
-                sum += unsafe { avx512::luma_sum(stages, blocks) };
-                rest = behind;
-            }
-            if self.level >= Level::Avx2 {
-                // SAFETY: the level says that there is AVX2.
-                let (more, done) = unsafe { avx2::luma_sum(&self.steps, rest) };
-                sum += more;
-                rest = &rest[done..];
-            }
-        }
+        let (sum, rest) = self.sum_vectors(pixels);
         sum + luma_sum_plain(&self.steps, rest)
+    }
+
+    /// Applies the steps with vector code, and returns the pixels that it leaves over.
+    #[cfg(target_arch = "x86_64")]
+    fn apply_vectors<'p>(&self, pixels: &'p mut [[u8; 3]]) -> &'p mut [[u8; 3]] {
+        let mut done = 0;
+        if let Some(stages) = &self.stages {
+            // SAFETY: there are stages only where there is AVX-512.
+            unsafe { avx512::apply(stages, pixels) };
+            done = pixels.len();
+        } else if self.level >= Level::Avx2 {
+            // SAFETY: the level says that there is AVX2.
+            done = unsafe { avx2::apply(&self.steps, pixels) };
+        }
+        &mut pixels[done..]
+    }
+
+    /// The sum of as many pixels as come in whole blocks, and the others.
+    #[cfg(target_arch = "x86_64")]
+    fn sum_vectors<'p>(&self, pixels: &'p [[u8; 3]]) -> (u64, &'p [[u8; 3]]) {
+        let (mut sum, mut rest) = (0, pixels);
+        if let Some(stages) = &self.stages {
+            let (blocks, behind) = rest.as_chunks::<{ avx512::BLOCK }>();
+            // SAFETY: there are stages only where there is AVX-512.
+            sum += unsafe { avx512::luma_sum(stages, blocks) };
+            rest = behind;
+        }
+        if self.level >= Level::Avx2 {
+            // SAFETY: the level says that there is AVX2.
+            let (more, done) = unsafe { avx2::luma_sum(&self.steps, rest) };
+            sum += more;
+            rest = &rest[done..];
+        }
+        (sum, rest)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn apply_vectors<'p>(&self, pixels: &'p mut [[u8; 3]]) -> &'p mut [[u8; 3]] {
+        let _ = self.level;
+        pixels
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn sum_vectors<'p>(&self, pixels: &'p [[u8; 3]]) -> (u64, &'p [[u8; 3]]) {
+        (0, pixels)
     }
 }
 
