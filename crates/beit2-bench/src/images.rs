@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use beit2::Error;
 use beit2::pretrain::PretrainRecipe;
-use beit2::train::{DataConfig, DataPosition, Item, TrainingData};
+use beit2::train::{DataConfig, DataPosition, ImageCaching, Item, TrainingData};
 use beit2_data::{BlockMaskConfig, Image, Key, RngStream, Source, sample_block_mask};
 use beit2_kernels::Rank;
 use rand::Rng;
@@ -40,7 +40,8 @@ impl Stream {
                 Box::new(std::iter::repeat_with(move || Ok(Arc::clone(&same))))
             }
             Images::Real(source, workers) => {
-                let config = DataConfig { workers, ..DataConfig::default() };
+                // Decoding is part of what is measured.
+                let config = DataConfig { workers, cache: ImageCaching::Off, ..DataConfig::default() };
                 let (config, views) = (&config, PretrainRecipe::default().views(side));
                 let data =
                     TrainingData { source, config, batch_size: batch, views, mask: Some(mask), seed: 0 };

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod data;
 mod flops;
 mod images;
 mod infer;
@@ -18,6 +19,7 @@ use beit2::Error;
 use beit2_kernels::{Backend, Precision, linear};
 use burn::tensor::{DType, Distribution, Tensor};
 
+pub use data::{DataRound, DataSetup, Transform, data_round};
 pub use images::Images;
 pub use infer::InferBench;
 pub use size::{Size, Stage};

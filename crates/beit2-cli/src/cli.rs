@@ -103,12 +103,13 @@ pub enum Command {
     Segment(Segment),
     /// Write the features of many images to one file
     Embed(embed::Args),
-    /// Check images, labels and masks before they are used
+    /// Check images, labels and masks before they are used, and pack them into shards
     #[command(
         subcommand,
         after_help = "\
-        Example:\n\
-        \x20 beit2 data check labelled/train --val labelled/val --decode"
+        Examples:\n\
+        \x20 beit2 data check labelled/train --val labelled/val --decode\n\
+        \x20 beit2 data pack labelled/train -o shards --short-side 300"
     )]
     Data(Data),
     /// Inspect, verify, convert and download weight files
@@ -128,13 +129,14 @@ pub enum Command {
     Compare(compare::Args),
     /// List the built-in recipes, or print one
     Recipes(recipes::Args),
-    /// Measure the speed of training and inference
+    /// Measure the speed of training, of inference and of loading images
     #[command(
         subcommand,
         after_help = "\
         Examples:\n\
         \x20 beit2 bench train --stage pretrain --size small\n\
-        \x20 beit2 bench infer --size small"
+        \x20 beit2 bench infer --size small\n\
+        \x20 beit2 bench data images --workers 1,2"
     )]
     Bench(Bench),
     /// Show what this machine and this build support

@@ -1,6 +1,7 @@
 //! An image that is decoded when it is looked at, whole or only a region.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use beit2_jpeg::{Jpeg, Region};
 
@@ -13,6 +14,7 @@ use crate::image::Image;
 use crate::jpeg;
 use crate::pool::guarded;
 use crate::source::Source;
+use crate::timing::decoding;
 use crate::transform::CropBox;
 use crate::transform::resize::crop;
 
@@ -27,8 +29,15 @@ pub struct EncodedImage<'a> {
 }
 
 enum State<'a> {
-    Jpeg { jpeg: Box<Jpeg<'a>>, bytes: &'a [u8], options: &'a DecodeOptions, orientation: u8 },
+    Jpeg {
+        jpeg: Box<Jpeg<'a>>,
+        bytes: &'a [u8],
+        options: &'a DecodeOptions,
+        orientation: u8,
+    },
     Decoded(Image),
+    /// From the cache.
+    Shared(Arc<Image>),
 }
 
 impl<'a> EncodedImage<'a> {
@@ -78,7 +87,7 @@ impl<'a> EncodedImage<'a> {
             let state = State::Jpeg { jpeg: Box::new(jpeg), bytes, options, orientation };
             return Ok(Self { state, width, height });
         }
-        let (image, facts) = decode_as_stored(bytes, options)?;
+        let (image, facts) = decoding(|| decode_as_stored(bytes, options))?;
         let orientation = choose(facts.orientation, (image.width, image.height))?;
         Ok(Self::from(orient(image, orientation)))
     }
@@ -108,10 +117,10 @@ impl<'a> EncodedImage<'a> {
     pub fn whole(&self) -> Result<Cow<'_, Image>, DecodeError> {
         match &self.state {
             State::Decoded(image) => Ok(Cow::Borrowed(image)),
+            State::Shared(image) => Ok(Cow::Borrowed(image)),
             &State::Jpeg { ref jpeg, bytes, options, orientation } => {
-                let decoded =
-                    guarded(|| jpeg::decode_opened(jpeg, bytes, options)).unwrap_or_else(crashed)?;
-                Ok(Cow::Owned(orient(decoded, orientation)))
+                let decoded = decoding(|| guarded(|| jpeg::decode_opened(jpeg, bytes, options)));
+                Ok(Cow::Owned(orient(decoded.unwrap_or_else(crashed)?, orientation)))
             }
         }
     }
@@ -123,7 +132,7 @@ impl<'a> EncodedImage<'a> {
     pub fn into_whole(self) -> Result<Image, DecodeError> {
         match self.state {
             State::Decoded(image) => Ok(image),
-            State::Jpeg { .. } => self.whole().map(Cow::into_owned),
+            State::Jpeg { .. } | State::Shared(_) => self.whole().map(Cow::into_owned),
         }
     }
 
@@ -137,7 +146,7 @@ impl<'a> EncodedImage<'a> {
         if let &State::Jpeg { ref jpeg, orientation, .. } = &self.state {
             let stored = stored_box(area, orientation, (jpeg.width(), jpeg.height()));
             let CropBox { left, top, width, height } = stored;
-            let decoded = guarded(|| jpeg.decode(Region { left, top, width, height }));
+            let decoded = decoding(|| guarded(|| jpeg.decode(Region { left, top, width, height })));
             if let Ok(Ok(data)) = decoded {
                 let image = Image::new(width, height, data).map_err(invalid)?;
                 return Ok(orient(image, orientation));
@@ -150,6 +159,12 @@ impl<'a> EncodedImage<'a> {
 impl From<Image> for EncodedImage<'_> {
     fn from(image: Image) -> Self {
         Self { width: image.width, height: image.height, state: State::Decoded(image) }
+    }
+}
+
+impl From<Arc<Image>> for EncodedImage<'_> {
+    fn from(image: Arc<Image>) -> Self {
+        Self { width: image.width, height: image.height, state: State::Shared(image) }
     }
 }
 

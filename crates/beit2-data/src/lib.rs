@@ -44,6 +44,7 @@
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod cache;
 pub mod check;
 pub mod classes;
 pub mod decode;
@@ -56,16 +57,20 @@ mod jpeg;
 pub mod loader;
 pub mod mask;
 pub mod order;
+pub mod pack;
 mod pool;
 pub mod rng;
 mod sample;
 pub mod segment;
 pub mod sequence;
+mod shard_index;
 pub mod simd;
 pub mod source;
+pub mod timing;
 pub mod transform;
 pub mod views;
 
+pub use cache::{CacheLimit, CachePlan, cache_plan, cached_bytes};
 pub use decode::{
     Background, DecodeOptions, ExifOrientation, ImageFacts, PixelRange, decode, decode_with_facts,
     foreign_format,

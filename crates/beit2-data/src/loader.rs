@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
 
+use crate::cache::{CacheLimit, ImageCache};
 use crate::decode::DecodeOptions;
 use crate::encoded::EncodedImage;
 use crate::error::LoaderError;
@@ -68,6 +69,9 @@ pub struct LoaderConfig {
     /// Whether another sample stands in for an unusable one, so that batches keep their size. Otherwise it is left
     /// out and its batch is smaller, or empty: for measurements, which must not count an image twice. Default true.
     pub replace: bool,
+    /// Whether images stay in memory once they are decoded, and how much of it they may take. Does not change the batches.
+    /// Default: they do not.
+    pub cache: CacheLimit,
 }
 
 impl Default for LoaderConfig {
@@ -88,6 +92,7 @@ impl Default for LoaderConfig {
             min_side_px: 0,
             max_bad_fraction: 0.01,
             replace: true,
+            cache: CacheLimit::Off,
         }
     }
 }
@@ -227,12 +232,14 @@ impl<T: Send + 'static> Loader<T> {
         let bad_before = if to_submit.step > 0 { config.bad_before_start } else { 0 };
         let bad =
             BadCount::new(config.max_bad_fraction, order.samples_per_epoch(), to_submit.epoch, bad_before);
+        let cache = ImageCache::of(&source, &config.decode, config.cache);
         let preparer = Arc::new(Preparer {
             source,
             decode: config.decode,
             min_side_px: config.min_side_px,
             seed: config.seed,
             replace: config.replace,
+            cache,
             work: Box::new(move |image, info| work(image, info).map_err(|error| error.to_string())),
         });
         let pool = match config.workers {
@@ -312,11 +319,11 @@ impl<T: Send + 'static> Loader<T> {
             replaced: Vec::new(),
             bad_in_epoch: 0,
         };
-        for (&slot, job) in pending.slots.iter().zip(pending.first_job..) {
-            let outcome: Outcome<Prepared<T>> = match &self.pool {
-                Some(pool) => pool.wait(job),
-                None => guarded(|| self.preparer.prepare(epoch, slot)),
-            };
+        let jobs = pending.first_job..pending.first_job + size as u64;
+        let mut made = self.pool.as_ref().map(|pool| pool.wait_all(jobs)).into_iter().flatten();
+        for &slot in &pending.slots {
+            let outcome: Outcome<Prepared<T>> =
+                made.next().unwrap_or_else(|| guarded(|| self.preparer.prepare(epoch, slot)));
             let crashed =
                 |message| LoaderError::WorkerPanicked { name: self.preparer.name(sample_of(slot)), message };
             let sample = outcome.map_err(crashed)??;

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -35,6 +36,9 @@ struct Shared<J, R> {
 struct State<J, R> {
     jobs: VecDeque<(u64, J)>,
     results: HashMap<u64, Outcome<R>>,
+    /// Results that somebody waits for, and how many of them are missing.
+    wanted: Range<u64>,
+    missing: usize,
     closing: bool,
 }
 
@@ -44,7 +48,13 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
         workers: usize,
         handle: impl Fn(J) -> R + Send + Sync + 'static,
     ) -> Result<Self, std::io::Error> {
-        let state = State { jobs: VecDeque::new(), results: HashMap::new(), closing: false };
+        let state = State {
+            jobs: VecDeque::new(),
+            results: HashMap::new(),
+            wanted: 0..0,
+            missing: 0,
+            closing: false,
+        };
         let shared =
             Shared { state: Mutex::new(state), job_added: Condvar::new(), result_added: Condvar::new() };
         keep_freed_memory();
@@ -67,13 +77,23 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
 
     /// Waits for the result of a job that was submitted, and takes it out.
     pub(crate) fn wait(&self, number: u64) -> Outcome<R> {
+        // One job, one result.
+        self.wait_all(number..number + 1).pop().unwrap_or_else(|| Err("there is no such job".into()))
+    }
+
+    /// Waits for the results of jobs that were submitted, and takes them out in order. One thread waits at a time.
+    ///
+    /// It is woken once, when the last of them is there: a wake-up for each image would take a thread off its core each
+    /// time where all cores are busy.
+    pub(crate) fn wait_all(&self, numbers: Range<u64>) -> Vec<Outcome<R>> {
         let mut state = self.shared.lock();
-        loop {
-            if let Some(result) = state.results.remove(&number) {
-                return result;
-            }
+        state.missing = numbers.clone().filter(|number| !state.results.contains_key(number)).count();
+        state.wanted = numbers.clone();
+        while state.missing > 0 {
             state = self.shared.result_added.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.wanted = 0..0;
+        numbers.filter_map(|number| state.results.remove(&number)).collect()
     }
 }
 
@@ -102,8 +122,14 @@ impl<J, R> Shared<J, R> {
     fn work(&self, handle: &dyn Fn(J) -> R) {
         while let Some((number, job)) = self.next_job() {
             let result = guarded(|| handle(job));
-            self.lock().results.insert(number, result);
-            self.result_added.notify_all();
+            let mut state = self.lock();
+            state.results.insert(number, result);
+            if state.wanted.contains(&number) {
+                state.missing -= 1;
+                if state.missing == 0 {
+                    self.result_added.notify_all();
+                }
+            }
         }
     }
 
@@ -144,6 +170,10 @@ mod tests {
             let expected = if n == 5 { Err("five".to_owned()) } else { Ok(n * n) };
             assert_eq!(pool.wait(n), expected);
         }
+        pool.submit((10..90).map(|n| (n, n)));
+        assert_eq!(pool.wait_all(50..90), (50..90).map(|n| Ok(n * n)).collect::<Vec<_>>());
+        assert_eq!(pool.wait_all(10..50), (10..50).map(|n| Ok(n * n)).collect::<Vec<_>>());
+        assert!(pool.wait_all(90..90).is_empty());
     }
 
     #[test]

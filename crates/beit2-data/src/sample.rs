@@ -1,16 +1,19 @@
 //! One sample of a batch: read, decode, work, or find a stand-in; and the count of those that
 //! needed one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::cache::ImageCache;
 use crate::decode::DecodeOptions;
 use crate::encoded::EncodedImage;
-use crate::error::LoaderError;
+use crate::error::{DecodeError, LoaderError};
 use crate::image::Image;
 use crate::order::sample_of;
 use crate::pool::guarded;
 use crate::rng::{Key, RngStream, below};
 use crate::source::Source;
+use crate::timing;
 
 /// Samples tried in place of an unusable one. At the default limit of 1 % unusable samples, failing
 /// this often by chance has probability 1e-32, so failure means that the data are gone.
@@ -134,6 +137,8 @@ pub(crate) struct Preparer<T> {
     pub(crate) seed: u64,
     /// Whether another sample stands in for an unusable one; otherwise it is left out.
     pub(crate) replace: bool,
+    /// Images that are decoded already.
+    pub(crate) cache: Option<Arc<ImageCache>>,
     pub(crate) work: BoxedWork<T>,
 }
 
@@ -172,13 +177,42 @@ impl<T> Preparer<T> {
 
     /// Reads, decodes and works on one image; the error is a sentence about it.
     pub(crate) fn attempt(&self, epoch: u64, slot: u64, index: u64) -> Result<(T, Option<u32>), String> {
-        let bytes = self.source.read(index as usize).map_err(|error| error.to_string())?;
-        // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the
-        // end of a run.
-        let opened =
-            guarded(|| EncodedImage::of_sample(self.source.as_ref(), index as usize, &bytes, &self.decode));
-        let image = opened.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
-        let image = image.map_err(|error| error.to_string())?;
+        let mut clock = timing::Sample::begin();
+        let place = index as usize;
+        let done = match self.cache.as_ref().and_then(|cache| cache.get(place)) {
+            Some(image) => self.work_on(&image.into(), epoch, slot, index),
+            None => {
+                let bytes = self.source.read(place).map_err(|error| error.to_string())?;
+                clock.has_read();
+                // Why guarded: a hostile file that trips a decoder's bug is one unusable sample, not the
+                // end of a run.
+                let opened = guarded(|| {
+                    let opened = EncodedImage::of_sample(self.source.as_ref(), place, &bytes, &self.decode)?;
+                    let Some(cache) = &self.cache else { return Ok(opened) };
+                    // Whole, because the next crop will be another one. What cannot be decoded as a whole may have a region
+                    // that can: then it is as without a cache.
+                    let whole = opened.whole().map(Cow::into_owned);
+                    Ok(whole.map_or(opened, |whole| cache.put(place, whole).into()))
+                });
+                let image =
+                    opened.map_err(|message| format!("the image decoder crashed on it ({message})"))?;
+                let image = image.map_err(|error: DecodeError| error.to_string())?;
+                self.work_on(&image, epoch, slot, index)
+            }
+        };
+        if done.is_ok() {
+            clock.end();
+        }
+        done
+    }
+
+    fn work_on(
+        &self,
+        image: &EncodedImage<'_>,
+        epoch: u64,
+        slot: u64,
+        index: u64,
+    ) -> Result<(T, Option<u32>), String> {
         if image.shorter_side() < self.min_side_px {
             let (w, h, min) = (image.width(), image.height(), self.min_side_px);
             return Err(format!(
@@ -187,6 +221,6 @@ impl<T> Preparer<T> {
         }
         let label = self.source.label(index as usize);
         let info = SampleInfo { seed: self.seed, epoch, slot, index, label };
-        Ok(((self.work)(&image, &info)?, label))
+        Ok(((self.work)(image, &info)?, label))
     }
 }

@@ -66,6 +66,7 @@ impl<T: Send + 'static> Sequence<T> {
             min_side_px: 0,
             seed: 0,
             replace: false,
+            cache: None,
             work: Box::new(move |image, _| {
                 let image = image.whole().map_err(|error| error.to_string())?;
                 work(&image).map_err(|error| error.to_string())

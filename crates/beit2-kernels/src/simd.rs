@@ -246,12 +246,12 @@ pub(crate) fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     /// What `BEIT2_TEST_SIMD` keeps the tests of this crate at.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn limit() -> u8 {
-        use std::sync::LazyLock;
         static LIMIT: LazyLock<Level> = LazyLock::new(|| match std::env::var_os("BEIT2_TEST_SIMD") {
             None => Level::Avx512Bf16,
             Some(name) => {

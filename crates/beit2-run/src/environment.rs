@@ -58,6 +58,19 @@ pub fn memory_held_bytes() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// Memory that this process could take without others losing theirs, in bytes, also where a container allows less than the
+/// machine has; `None` where the system does not say.
+pub fn available_memory_bytes() -> Option<u64> {
+    let free = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let left = |limit: &str, used: &str| Some(number(limit)?.saturating_sub(number(used)?));
+    let contained = left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
+        let folder = "/sys/fs/cgroup/memory/memory";
+        left(&format!("{folder}.limit_in_bytes"), &format!("{folder}.usage_in_bytes"))
+    });
+    Some(contained.map_or(free, |left| left.min(free)))
+}
+
 /// Bytes in binary units: `512 B`, `1.5 GiB`.
 pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

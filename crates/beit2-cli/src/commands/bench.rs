@@ -1,5 +1,6 @@
-//! `beit2 bench`: how fast this machine trains and predicts, and how much of its peak matmul speed that is.
+//! `beit2 bench`: how fast this machine trains, predicts and makes batches, and how much of its peak matmul speed that is.
 
+mod data;
 mod kernel_times;
 
 use std::io::{BufRead, IsTerminal};
@@ -45,6 +46,8 @@ pub enum Bench {
         \x20 beit2 bench infer --size small --batch-size 32 --json"
     )]
     Infer(InferArgs),
+    /// Measure the loader alone: images read, decoded, augmented and put into batches
+    Data(data::Args),
 }
 
 /// What the flags of both mean without training.
@@ -138,6 +141,7 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
             ("train", Some(args.stage), args.size, args.precision.precision.into(), &args.common)
         }
         Bench::Infer(args) => ("infer", None, args.size, args.precision.precision, &args.common),
+        Bench::Data(args) => return data::run(args, signals),
     };
     for (name, value) in
         [("--batch-size", common.batch_size), ("--steps", common.steps), ("--rounds", common.rounds)]

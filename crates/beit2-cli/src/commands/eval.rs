@@ -6,7 +6,7 @@ use beit2::classify::{
     Classifier, ClassifierOptions, EvalTable, Evaluation, MultiLabelEvaluation, evaluate,
     evaluate_multi_label,
 };
-use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
+use beit2::train::{Assets, DataConfig, EvaluationData, Event, ImageCaching, Observer};
 use beit2_data::classes::{ClassMatch, IMAGENET_CLASSES, Matched};
 use beit2_data::{CropMode, EvalConfig, Interpolation, LoaderError, Source};
 use beit2_kernels::AutodiffBackend;
@@ -301,7 +301,12 @@ impl Job for &Args {
         let decode = decode.of_channels(classifier.config.vit.in_chans);
         // A figure is that of all images unless it is said otherwise.
         let max_bad_fraction = if self.skip_unreadable { 1.0 } else { 0.0 };
-        let config = DataConfig { workers: self.workers, max_bad_fraction, ..DataConfig::default() };
+        let config = DataConfig {
+            workers: self.workers,
+            max_bad_fraction,
+            cache: ImageCaching::Off, // each image is looked at once
+            ..DataConfig::default()
+        };
         let config = &config.decoding_by(&decode);
         let view = view(self, &classifier.eval, classifier.config.vit.image_size);
         let data = EvaluationData { source, config, view, batch_size: self.batch_size };

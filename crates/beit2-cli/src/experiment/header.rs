@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use beit2_run::environment::format_bytes;
 use beit2_run::thousands;
 
 use super::inputs::Inputs;
@@ -57,11 +58,15 @@ pub(super) fn plan<S: Stage>(settings: &S, inputs: &Inputs) -> String {
         0 => String::new(),
         steps => format!(" after {} steps of warm-up", thousands(steps)),
     };
-    lines(&[
+    let mut rows = vec![
         (from, weights.to_owned()),
         ("schedule", format!("{} ({epochs} epochs)", inputs.budget(settings))),
         ("learning rate", format!("{}{scaled}{up}, then down to {}", rate(peak), rate(optimizer.min_lr))),
-    ])
+    ];
+    if let Some(bytes) = inputs.cached_bytes(settings) {
+        rows.push(("image cache", format!("about {} (decoded images stay in memory)", format_bytes(bytes))));
+    }
+    lines(&rows)
 }
 
 fn lines(rows: &[(&str, String)]) -> String {

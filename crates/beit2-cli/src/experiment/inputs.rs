@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use beit2::train::{Plan, SCRATCH};
-use beit2_data::Source;
+use beit2_data::{CacheLimit, Source, cache_plan};
 use beit2_run::thousands;
 use serde_json::Value;
 
@@ -70,6 +70,18 @@ impl Inputs {
     /// The training images.
     pub fn train(&self) -> &dyn Source {
         self.sources[0].2.as_ref()
+    }
+
+    /// Bytes of the decoded images that will stay in memory; `None` when none will.
+    pub(super) fn cached_bytes<S: Stage>(&self, settings: &S) -> Option<u64> {
+        let data = settings.tables().data.of_channels(settings.channels());
+        let limit = data.cache.limit();
+        let (CacheLimit::IfAllFit(most) | CacheLimit::UpTo(most)) = limit else { return None };
+        let plans = self.sources.iter().filter_map(|(_, _, source)| {
+            cache_plan(source, &data.decode_options(), limit).filter(|plan| plan.kept)
+        });
+        let bytes: u64 = plans.map(|plan| plan.bytes).sum();
+        (bytes > 0).then(|| bytes.min(most))
     }
 
     /// Tells what is used and what is left out.

@@ -81,7 +81,11 @@ pub fn run<S: Stage>(
         let provenance = provenance::provenance(&found, &overrides, &inputs, device)?;
         let continues_at = look_at_run(&dir, &settings, &provenance, existing)?;
         let found = rehearse(&settings, inputs.plan(), &assets, device, signals)?;
-        let told = rehearsal::tell(&settings, &found, &Place { dir: &dir, continues_at, device });
+        let told = rehearsal::tell(
+            &settings,
+            &found,
+            &Place { dir: &dir, continues_at, device, image_cache: inputs.cached_bytes(&settings) },
+        );
         output::note(&format!(
             "ready: {}; nothing was started, because of --dry-run",
             inputs.budget(&settings)

@@ -69,6 +69,55 @@ fn a_folder_is_accounted_for() {
 }
 
 #[test]
+fn a_pack_is_the_same_set() {
+    let world = world();
+    let counted = check(&world, 0, &["classes"]);
+    for format in ["tar", "parquet"] {
+        let out = format!("packed-{format}");
+        let ended = world.beit2(&["data", "pack", "classes", "-o", &out, "--format", format, "--json"]);
+        let packed = json(&ended.works().out);
+        assert_eq!(
+            (&packed["images"], &packed["copied"], &packed["shards"]),
+            (&18.into(), &18.into(), &1.into())
+        );
+        let found = check(&world, 0, &[&out]);
+        assert_eq!((&found["used"], &found["classes"]), (&counted["used"], &counted["classes"]));
+        assert_eq!(found["skipped"], serde_json::json!({}));
+        let ended = world.beit2(&["data", "pack", "classes", "-o", &out]);
+        ended.fails(2, &[&out, "is not empty", "give another one"]);
+    }
+    let shrunk = ["data", "pack", "classes", "-o", "shrunk", "--max-side", "8", "--lossless"];
+    let told = world.beit2(&shrunk);
+    assert!(told.works().out.contains("18, shrunk"), "{}", told.out);
+    let wrong = |flags: &[&str], parts: &[&str]| {
+        world.beit2(&[&["data", "pack", "classes", "-o", "wrong"], flags].concat()).fails(2, parts);
+    };
+    wrong(&["--lossless"], &["--lossless is for images that are shrunk", "add --short-side or --max-side"]);
+    wrong(&["--quality", "60", "--max-side", "8"], &["--quality 60 must be 90 to 100"]);
+    wrong(&["--max-side", "0"], &["the side to shrink to: 0", "1 to 16384 pixels"]);
+    assert!(!world.path("wrong").exists() && !world.path("wrong.partial").exists());
+}
+
+#[test]
+fn the_loader_is_measured() {
+    let world = world();
+    let bench = ["bench", "data", "classes", "--image-size", "32", "--batch-size", "4", "--images", "8"];
+    let of = |more: &[&str]| world.beit2(&[&bench[..], more].concat());
+    let ended = of(&["--rounds", "2", "--workers", "1,2", "--transform", "finetune", "--json"]);
+    let lines: Vec<Value> = ended.works().out.lines().map(json).collect();
+    let workers: Vec<u64> = lines.iter().filter_map(|line| line["workers"].as_u64()).collect();
+    assert_eq!(workers, [1, 2, 1, 2], "in turn");
+    for line in &lines {
+        assert!(line["images"].as_u64() >= Some(8) && line["us"]["decode"].as_f64() > Some(0.0), "{line}");
+        assert!(line["scaling"].is_number() && line["overhead"].as_f64() < Some(1.0), "{line}");
+    }
+    let table = of(&["--rounds", "1"]);
+    assert!(table.works().out.contains("images/s") && table.out.contains("overhead"), "{}", table.out);
+    of(&["--rounds", "0"]).fails(2, &["--rounds is 0"]);
+    of(&["--read-mib-per-s", "0"]).fails(2, &["--read-mib-per-s 0 must be above 0"]);
+}
+
+#[test]
 fn every_command_begins_with_the_account() {
     let world = world();
     fs::write(world.path("classes/gray/a.heic"), b"\0\0\0\x18ftypheic").unwrap();

@@ -313,6 +313,20 @@ fn no_room_for_the_output() {
 }
 
 #[test]
+#[cfg(unix)]
+fn no_room_for_a_pack() {
+    let world = world();
+    let pack = ["data", "pack", "train", "-o", "packed/small"];
+    let ended = with_little_room(&world, 2, &pack);
+    ended.fails(1, &["cannot write packed/small/shard-00000.tar: ", "choose a folder on another disk"]);
+    assert!(!ended.err.contains("partial"), "a temporary name: {}", ended.err);
+    assert!(!world.path("packed/small").exists());
+    world.beit2(&pack).works();
+    assert_eq!(names(&world.path("packed")), ["small"]);
+    assert_eq!(names(&world.path("packed/small")), ["shard-00000.tar", "shards.index"]);
+}
+
+#[test]
 fn three_broken_files_of_33() {
     let world = World::new();
     fs::create_dir(world.path("photos")).unwrap();

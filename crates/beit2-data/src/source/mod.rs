@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::account::{Account, SkipReason, Skipped};
+pub(crate) use self::archive::CLASSES_MEMBER;
 pub use self::archive::{ArchiveSource, StaticShard};
 pub use self::bands::BandFilesSource;
 pub use self::chain::ChainSource;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::account::{Account, SkipReason};
+use super::archive::packed;
 use super::folder::{by_bytes, io};
 use super::kind::{Kind, is_system};
 use super::name::{file_name, path_text, text_of};
@@ -189,6 +190,9 @@ fn look(dir: &Path, account: &mut Account) -> Result<(Vec<Entry>, Vec<PathBuf>),
     found.sort_by(|a, b| by_bytes(a.0.file_name(), b.0.file_name()));
     let (mut entries, mut dangling) = (Vec::new(), Vec::new());
     for (path, mut kind) in found {
+        if packed::is_index(&path) {
+            continue; // it belongs to the shards beside it
+        }
         if is_system(&file_name(&path)) {
             account.skip(SkipReason::System, path_text(&path));
             continue;

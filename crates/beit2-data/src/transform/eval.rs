@@ -178,14 +178,14 @@ struct Plan {
 }
 
 /// torchvision's Resize: the longer side is rounded down.
-fn shorter_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
+pub(crate) fn shorter_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
     let (w, h) = (u64::from(width), u64::from(height));
     let scaled = |length: u64| u32::try_from(u64::from(side) * length / w.min(h).max(1)).unwrap_or(u32::MAX);
     (scaled(w), scaled(h))
 }
 
 /// timm's ResizeKeepRatio: the shorter side is rounded to the nearest, half to even.
-fn longer_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
+pub(crate) fn longer_side_to(side: u32, (width, height): (u32, u32)) -> (u32, u32) {
     let (w, h) = (f64::from(width), f64::from(height));
     let ratio = w.max(h) / f64::from(side);
     let scaled = |length: f64| (length / ratio).round_ties_even().max(1.0) as u32;

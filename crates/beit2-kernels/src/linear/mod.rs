@@ -149,7 +149,6 @@ impl PackedWeight {
     ///
     /// # Panics
     /// If the weight was packed for another backend.
-    #[cfg(target_arch = "x86_64")]
     fn floats(&self) -> Option<&Packed> {
         match &self.0 {
             Held::Cpu(packed) => Some(packed),

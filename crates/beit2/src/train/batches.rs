@@ -69,6 +69,7 @@ pub(crate) fn loader_config(
         decode: data.decode_options(),
         min_side_px: data.min_side_px,
         max_bad_fraction: data.max_bad_fraction,
+        cache: data.cache.limit(),
         ..LoaderConfig::default()
     }
 }
@@ -221,6 +222,7 @@ impl<'a> EvaluationData<'a> {
             decode: self.config.decode_options(),
             max_bad_fraction: self.config.max_bad_fraction,
             replace: false,
+            cache: self.config.cache.limit(),
             ..LoaderConfig::default()
         };
         Ok(Loader::new(config, self.source.clone(), work)?)

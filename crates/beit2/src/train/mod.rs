@@ -34,8 +34,8 @@ pub use parallel::{on_devices, share_batch};
 pub use prefetch::Prefetch;
 pub(crate) use recipe::check_interval;
 pub use recipe::{
-    DataConfig, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig,
-    check_precision,
+    DataConfig, ImageCaching, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH,
+    ScheduleConfig, check_precision,
 };
 pub(crate) use scalar::scalar;
 pub use schedule::{CosineSchedule, PolySchedule};

@@ -1,7 +1,8 @@
 //! The parts that all recipes share. A recipe is a TOML file; these types are its tables.
 
-use beit2_data::{Background, DecodeOptions, ExifOrientation, PixelRange};
+use beit2_data::{Background, CacheLimit, DecodeOptions, ExifOrientation, PixelRange};
 use beit2_kernels::{Backend, Precision};
+use beit2_run::environment::available_memory_bytes;
 use beit2_run::report::Seen;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,40 @@ pub fn check_precision<B: Backend>(precision: Precision, device: &B::Device) -> 
 /// `init.weights` of a model that starts from random numbers. It must be said: forgotten weights would otherwise cost days.
 pub const SCRATCH: &str = "scratch";
 
+/// `data.cache`: whether decoded images stay in memory. Does not change the batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageCaching {
+    /// If all of a source fit into a quarter of the memory that is free, and into 4 GiB.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// As many as fit into three quarters of the memory that is free.
+    Memory,
+}
+
+/// Most memory that decoded images take without being asked to.
+const AUTO_CACHE_BYTES: u64 = 4 << 30;
+
+/// The same where the system does not say how much is free.
+const UNKNOWN_CACHE_BYTES: u64 = 1 << 30;
+
+impl ImageCaching {
+    /// What all decoded images of this process may take.
+    pub fn limit(self) -> CacheLimit {
+        // What they take already was free before.
+        let free = || available_memory_bytes().map(|free| free + beit2_data::cached_bytes());
+        match self {
+            Self::Off => CacheLimit::Off,
+            Self::Auto => CacheLimit::IfAllFit(
+                free().map_or(UNKNOWN_CACHE_BYTES, |free| (free / 4).min(AUTO_CACHE_BYTES)),
+            ),
+            Self::Memory => CacheLimit::UpTo(free().map_or(UNKNOWN_CACHE_BYTES, |free| free / 4 * 3)),
+        }
+    }
+}
+
 /// `[data]`: where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -32,6 +67,8 @@ pub struct DataConfig {
     pub val: Option<String>,
     /// Threads that decode and augment. Does not change the batches.
     pub workers: usize,
+    /// Whether decoded images stay in memory: `auto`, `off` or `memory`. Does not change the batches.
+    pub cache: ImageCaching,
     /// Unusable images tolerated per epoch, as a share.
     pub max_bad_fraction: f64,
     /// Images whose shorter side has fewer pixels count as unusable; 0 accepts all (and enlarges).
@@ -81,6 +118,7 @@ impl Default for DataConfig {
             train: String::new(),
             val: None,
             workers: 2,
+            cache: ImageCaching::Auto,
             max_bad_fraction: 0.01,
             min_side_px: 0,
             range: PixelRange::Auto,

@@ -138,9 +138,10 @@ pub struct Saved {
 pub(super) use crate::weights::AVERAGES;
 
 /// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`.
-const MAY_DIFFER: [&str; 9] = [
+const MAY_DIFFER: [&str; 10] = [
     "environment",
     "logging",
+    "data.cache",
     "data.workers",
     "data.train",
     "data.val",

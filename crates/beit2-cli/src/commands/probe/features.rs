@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use beit2::InferPrecision;
 use beit2::classify::{Embedder, Features, cached, extract, pixel_features};
-use beit2::train::{Assets, DataConfig, EvaluationData, Event, Observer};
+use beit2::train::{Assets, DataConfig, EvaluationData, Event, ImageCaching, Observer};
 use beit2_data::check::{self, Set};
 use beit2_data::classes::{ClassesBy, Target, match_classes};
 use beit2_data::{DecodeOptions, Source};
@@ -279,7 +279,12 @@ impl<P: Protocol> Measurement<'_, P> {
         let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
         let decode = decode.of_channels(model.map_or(3, Embedder::channels));
         let max_bad_fraction = args.max_bad_fraction;
-        let config = DataConfig { workers: args.workers, max_bad_fraction, ..DataConfig::default() };
+        let config = DataConfig {
+            workers: args.workers,
+            max_bad_fraction,
+            cache: ImageCaching::Off, // each image is looked at once
+            ..DataConfig::default()
+        };
         let config = config.decoding_by(&decode);
         let Some(model) = model else {
             let side = args.frozen.image_size.unwrap_or(PIXELS_SIDE);

@@ -21,6 +21,8 @@ pub struct Place<'a> {
     pub continues_at: Option<u64>,
     /// One device or a group.
     pub device: &'a DeviceSpec,
+    /// Bytes of decoded images that stay in memory, where some do.
+    pub image_cache: Option<u64>,
 }
 
 /// Share of the machine's memory that a run may take: the system and the images in its cache need the rest.
@@ -52,6 +54,9 @@ pub fn tell<S: Stage>(settings: &S, found: &Rehearsal, place: &Place<'_>) -> Val
             images(found.images),
             format_bytes(found.rehearsed_bytes(on_cpu))
         );
+    }
+    if let Some(bytes) = place.image_cache {
+        memory_row += &format!("; and about {} for decoded images", format_bytes(bytes));
     }
     let done = place.continues_at.unwrap_or(0).min(found.steps.1) as f64;
     let left = found.run_seconds() * (1.0 - done / found.steps.1.max(1) as f64);
@@ -96,6 +101,7 @@ pub fn tell<S: Stage>(settings: &S, found: &Rehearsal, place: &Place<'_>) -> Val
         "seconds_per_epoch": found.epoch_seconds(),
         "seconds": found.run_seconds(),
         "memory_bytes": bytes,
+        "image_cache_bytes": place.image_cache,
         "machine_memory_bytes": memory,
         "rehearsed_images": found.images,
         "rehearsed_memory_bytes": found.rehearsed_bytes(on_cpu),

@@ -6,6 +6,7 @@
 mod classes;
 mod links;
 mod members;
+pub(super) mod packed;
 mod pairing;
 mod scan;
 mod shard;
@@ -28,10 +29,17 @@ use super::{MAX_SAMPLE_BYTES, Source};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
+/// Name of a member that names the classes, as `classes.txt` does. WebDataset's readers take `classes.txt` for a sample, and
+/// pass over a name without an ending.
+pub(crate) const CLASSES_MEMBER: &str = "__classes__";
+
 /// A shard that is part of the program: a name for messages and its bytes.
 pub type StaticShard = (&'static str, &'static [u8]);
 
 /// Images in tar and zip files. A tar file that gzip has compressed is unpacked into a temporary file first.
+///
+/// Of shards that [`crate::pack`] wrote, the file `shards.index` beside them says what is in them, so that nothing is looked
+/// through.
 ///
 /// Samples come in the order of shards and members. Hard and symbolic links are followed inside their shard. Labels, in this
 /// order of preference:
@@ -43,7 +51,7 @@ pub type StaticShard = (&'static str, &'static [u8]);
 ///    ones. A single folder around everything is packaging, not a class.
 /// 3. No labels.
 ///
-/// Class names are the lines of a `classes.txt` member of any shard, else the sorted names of labels or folders,
+/// Class names are the lines of a `classes.txt` or `__classes__` member of any shard, else the sorted names of labels or folders,
 /// else the numbers as text. With both `classes.txt` and folder names, a folder's number is its
 /// line.
 #[derive(Debug)]
@@ -91,7 +99,14 @@ impl ArchiveSource {
             check_start(path)?;
             shards.push(Shard::open(path)?);
         }
-        Self::index(shards)
+        let unused = match packed::scan(paths, &shards) {
+            Ok(Some(scan)) => return Self::of_scan(scan, shards),
+            Ok(None) => None,
+            Err(warning) => Some(warning),
+        };
+        let mut source = Self::index(shards)?;
+        source.account.warnings.extend(unused);
+        Ok(source)
     }
 
     /// Serves shards that are compiled into the program.
@@ -113,6 +128,10 @@ impl ArchiveSource {
         for (number, shard) in shards.iter().enumerate() {
             scan.shard(number as u32, shard)?;
         }
+        Self::of_scan(scan, shards)
+    }
+
+    fn of_scan(mut scan: Scan, shards: Vec<Shard>) -> Result<Self, SourceError> {
         if scan.members.is_empty() {
             let place = some_of(shards.iter().map(|shard| &shard.name), shards.len());
             let instead = match scan.account.warnings.first() {
@@ -187,7 +206,9 @@ impl Scan {
                 }
             };
             let is_label = has_extension(name, &["cls"]);
-            let is_image = !is_label && (is_image_name(name) || is_image_at(shard, name, offset, size)?);
+            let is_image = !is_label
+                && !is_class_list(&path)
+                && (is_image_name(name) || is_image_at(shard, name, offset, size)?);
             if (is_label || is_image) && !seen.insert(path.clone()) {
                 return Err(shard
                     .fail(format!("member {path} is in it twice; make the shard again with one of them")));
@@ -200,7 +221,7 @@ impl Scan {
                 labels.push((path, RawLabel::One(Value::Number(label.into()))));
             } else if has_extension(name, &["json"]) {
                 json.push((path, offset, size));
-            } else if path.rsplit('/').next() == Some("classes.txt") {
+            } else if is_class_list(&path) {
                 let text = shard.text(offset, size);
                 let text = text.map_err(|problem| label_error(&shard.name, &path, problem))?;
                 let lines: Vec<String> =
@@ -320,6 +341,11 @@ impl Scan {
         self.account.warnings.push(problem.clone());
         self.account.label_errors.push(format!("{problem}; give each a label, or take them out"));
     }
+}
+
+/// Whether a member names the classes.
+fn is_class_list(path: &str) -> bool {
+    [Some("classes.txt"), Some(CLASSES_MEMBER)].contains(&path.rsplit('/').next())
 }
 
 /// Whether a member without an image's ending is an image by its content.
