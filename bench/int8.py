@@ -3,9 +3,9 @@
 
     bench/int8.py [--rounds 5] [--run RUN]      # RUN: a run whose features are compared too, such as a quickstart's
 
-Speed: a base classifier with random weights, one and eight images; the precisions run one after the other in each round, each in a
-process of its own, and ratios are those within a round. Accuracy: k-NN of the bundled teacher's features (trained, 384 wide) and of
-RUN's on the bundled images, and how far the features turn (1 - cosine). Builds the program first. Standard library only.
+Speed: a base classifier with random weights, one and eight images; the precisions run one after the other in each round, each in
+a process of its own, and ratios are those within a round. Accuracy: k-NN of the features of the bundled teacher, which is trained,
+and of RUN on the bundled images, and how far the features turn (1 - cosine). Builds the program first. Standard library only.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ def speed(rounds: int) -> None:
                 times[name].append(result["images_per_second"])
                 memory[name] = result["peak_memory_mib"]
 
-        def ratio(name: str) -> str:
-            all_of = [a / b for a, b in zip(times[name], times["f32"], strict=True)]
-            return f"{statistics.median(all_of):.2f} ({min(all_of):.2f}–{max(all_of):.2f})"
-
-        cells = [f"{statistics.median(times['f32']):.2f}", ratio("bf16"), ratio("int8")]
+        cells = [f"{statistics.median(times['f32']):.2f}", ratio(times["bf16"], times["f32"]), ratio(times["int8"], times["f32"])]
         cells += [f"{memory[name]:.0f}" for name in PRECISIONS]
         print(f"| {batch} | " + " | ".join(cells) + " |")
+
+
+def ratio(times: list[float], base: list[float]) -> str:
+    of_rounds = [a / b for a, b in zip(times, base, strict=True)]
+    return f"{statistics.median(of_rounds):.2f} ({min(of_rounds):.2f}–{max(of_rounds):.2f})"
 
 
 def rows(path: Path) -> list[tuple[float, ...]]:
