@@ -4,8 +4,8 @@
     bench/int8.py [--rounds 5] [--run RUN]      # RUN: a run whose features are compared too, such as a quickstart's
 
 Speed: a base classifier with random weights, one and eight images; the precisions run one after the other in each round, each in
-a process of its own, and ratios are those within a round. Accuracy: k-NN of the features of the bundled teacher, which is trained,
-and of RUN on the bundled images, and how far the features turn (1 - cosine). Builds the program first. Standard library only.
+a process of its own, and ratios are those within a round. Accuracy: k-NN of the features of the bundled teacher (trained),
+and of RUN, on the bundled images, and how far the features turn (1 - cosine). Builds the program first. Standard library only.
 """
 
 from __future__ import annotations
