@@ -149,19 +149,14 @@ impl PackedWeight {
     ///
     /// # Panics
     /// If the weight was packed for another backend.
-    fn floats(&self) -> Option<&Packed> {
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn rhs(&self) -> Option<&crate::packed::PackedRhs> {
         match &self.0 {
-            Held::Cpu(packed) => Some(packed),
+            Held::Cpu(packed) => Some(packed.rhs()),
             Held::Int8(_) => None,
             #[cfg(feature = "cuda")]
             Held::Cuda(_) => panic!("{OTHER_BACKEND}"),
         }
-    }
-
-    /// The operand itself; `None` of a weight in 8-bit integers.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn rhs(&self) -> Option<&crate::packed::PackedRhs> {
-        self.floats().map(Packed::rhs)
     }
 
     /// A weight `[out, in]` of a CUDA device, in bf16.
