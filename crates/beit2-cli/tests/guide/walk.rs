@@ -91,6 +91,9 @@ fn small(command: &str) -> String {
         command += " --set teacher.activation=quick_gelu";
     }
     let words = command.trim_start_matches("beit2 ").to_owned();
+    if words.starts_with("bench data ") {
+        return format!("{command} --image-size 48 --images 8 --rounds 1 --batch-size 2");
+    }
     if words.starts_with("bench ") {
         let command = without(&command, &["--size", "--steps", "--rounds", "--batch-size"]);
         return format!("{command} --size tiny --steps 1 --rounds 1 --batch-size 2");
