@@ -1,7 +1,7 @@
 //! Still WebP images by libwebp, which Pillow decodes with too. Animations and damaged files are left to the `image` crate.
 //!
 //! Why a C library: it is twice as fast on lossy images and a quarter faster on lossless ones, with the same pixels
-//! (docs/benchmarks/data.md).
+//! (docs/decisions.md, dependencies).
 
 use libwebp_sys::{
     VP8StatusCode, WebPBitstreamFeatures, WebPDecodeRGBAInto, WebPDecodeRGBInto, WebPGetFeatures,
