@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench matmul_speed`, or with `-- avx2` (or another name of a level) at most at this instruction set
 //!
-//! The matmuls are those of `linear`, forward and backward, for 8 images of 197 tokens. Peak and
+//! The matmuls are those of `linear`, forward and backward, for 8 images of 197 tokens, and then those of several layers
+//! with weights packed once, among them the whole MLP branch with its norm and GELU. Peak and
 //! matmul are measured in turn, and the best of each is shown: on a busy machine that is the one which
 //! was not interrupted. Set `RAYON_NUM_THREADS=1` for one core.
 
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use beit2_kernels::probe::Probe;
 use beit2_kernels::simd::{Level, level, limit};
-use beit2_kernels::{LinearOps, Precision};
+use beit2_kernels::{LinearOps, Precision, linear_packed, norm_mlp_packed, pack_weight};
 use burn::backend::Flex;
 use burn::tensor::{Distribution, Tensor};
 
@@ -37,7 +38,48 @@ fn main() {
         {
             shape(&probe, precision, inner, out);
         }
+        println!("{:<14} {:>16} {:>16} {:>16}", "frozen layers", "q, k, v", "projection", "norm + MLP");
+        for width in [384, 768] {
+            layers(&probe, precision, width);
+        }
     }
+}
+
+/// Layers with weights of their own, as in inference, where no weight is in a cache when its turn comes.
+const LAYERS: usize = 6;
+
+fn layers(probe: &Probe, precision: Precision, width: usize) {
+    let vector =
+        |n: usize| Tensor::<Flex, 1>::random([n], Distribution::Normal(0.0, 1.0), &Default::default());
+    let pack = |out: usize, inner: usize| -> Vec<_> {
+        let weights = (0..LAYERS).map(|_| {
+            let w = Tensor::random([out, inner], Distribution::Normal(0.0, 1.0), &Default::default());
+            pack_weight::<Flex>(w, precision)
+        });
+        weights.map(|w| w.expect("this CPU packs weights")).collect()
+    };
+    let x = Tensor::<Flex, 2>::random([ROWS, width], Distribution::Normal(0.0, 1.0), &Default::default());
+    let work = |outputs: usize| 2.0 * (LAYERS * ROWS * width * outputs) as f64;
+    let linear = |out: usize| {
+        let weights = pack(out, width);
+        measure(probe, work(out), || {
+            for w in &weights {
+                linear_packed(x.clone(), w, Some(vector(out)));
+            }
+        })
+    };
+    let (first, second) = (pack(4 * width, width), pack(width, 4 * width));
+    let mlp = measure(probe, work(8 * width), || {
+        for (first, second) in first.iter().zip(&second) {
+            let norm = [vector(width), vector(width)];
+            norm_mlp_packed(x.clone(), norm, 1e-6, (first, vector(4 * width)), (second, vector(width)));
+        }
+    });
+    print!("{:<14}", format!("{LAYERS} × {width}"));
+    for (speed, share) in [linear(3 * width), linear(width), mlp] {
+        print!(" {:>7.0} ({:>4.0} %)", speed / 1e9, 100.0 * share);
+    }
+    println!();
 }
 
 fn random(dims: [usize; 2]) -> burn_flex::FlexTensor {

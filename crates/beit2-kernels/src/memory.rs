@@ -5,8 +5,10 @@
 //! pass that writes zeros; measured, a tenth of a step. Buffers handed out here hold whatever was in
 //! them. Together with those in use, kept ones never exceed the most that was ever in use at once.
 
+use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(target_arch = "x86_64")]
@@ -23,9 +25,88 @@ const LINE: usize = 16;
 /// Lines from which on a buffer is kept: 64 KiB. Smaller ones the allocator keeps itself.
 const KEPT: usize = 1024;
 
+/// Bytes of a large page.
+const LARGE: usize = 2 << 20;
+
+/// Lines of a buffer, any floats.
+struct Lines {
+    /// What was allocated, and where in it the lines begin.
+    start: *mut u8,
+    first: *mut Line,
+    len: usize,
+}
+
+// SAFETY: it owns its memory, as a vector does.
+unsafe impl Send for Lines {}
+// SAFETY: as above.
+unsafe impl Sync for Lines {}
+
+impl Lines {
+    /// Zeros, of which as much as possible lies in large pages. Why: a weight of a large model has thousands of small ones, and
+    /// a matmul that reads it from memory waits for the processor to find each; getting them one by one takes time too.
+    /// Many systems give large pages only to those who ask.
+    fn zeros(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // Why not aligned by the allocator: only without does it know that pages of the system are zeros already.
+        // SAFETY: the size is not 0.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        let first = start.wrapping_add(start.align_offset(Self::align(len)));
+        #[cfg(target_os = "linux")]
+        if Self::align(len) == LARGE {
+            let whole = len * size_of::<Line>() / LARGE * LARGE;
+            // SAFETY: the memory is ours; advice changes no contents, and nothing is lost where it is refused.
+            unsafe { libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+        Self { start, first: first.cast(), len }
+    }
+
+    fn align(len: usize) -> usize {
+        if len >= LARGE / size_of::<Line>() { LARGE } else { align_of::<Line>() }
+    }
+
+    /// Room for the lines behind any first byte.
+    fn layout(len: usize) -> Layout {
+        let size = len.saturating_mul(size_of::<Line>()).saturating_add(Self::align(len));
+        Layout::from_size_align(size, align_of::<u64>())
+            .unwrap_or_else(|_| panic!("a tensor of {len} × 64 bytes"))
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeros` with the same layout.
+        unsafe { std::alloc::dealloc(self.start, Self::layout(self.len)) };
+    }
+}
+
+impl Deref for Lines {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        // SAFETY: so many lines are there, and all were initialized.
+        unsafe { std::slice::from_raw_parts(self.first, self.len) }
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::zeros(0)
+    }
+}
+
 struct Pool {
     /// Free buffers by their number of lines.
-    free: BTreeMap<usize, Vec<Vec<Line>>>,
+    free: BTreeMap<usize, Vec<Lines>>,
     /// Lines in use, in `free`, and the most that were ever in use.
     live: usize,
     idle: usize,
@@ -56,7 +137,7 @@ fn class(lines: usize) -> usize {
 }
 
 impl Pool {
-    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
+    fn take(&mut self, lines: usize) -> Option<Lines> {
         self.live += lines;
         self.most = self.most.max(self.live);
         if let Some(found) = self.free.get_mut(&lines).and_then(Vec::pop) {
@@ -76,7 +157,7 @@ impl Pool {
         None
     }
 
-    fn give(&mut self, lines: Vec<Line>) {
+    fn give(&mut self, lines: Lines) {
         self.live -= lines.len();
         self.idle += lines.len();
         self.free.entry(lines.len()).or_default().push(lines);
@@ -84,7 +165,7 @@ impl Pool {
 }
 
 /// An allocation that goes back to the pool.
-struct Pooled(Vec<Line>);
+struct Pooled(Lines);
 
 impl Drop for Pooled {
     fn drop(&mut self) {
@@ -104,14 +185,14 @@ impl AllocationController for Pooled {
     }
 
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        let bytes = size_of_val(self.0.as_slice());
+        let bytes = size_of_val(&*self.0);
         // SAFETY: the memory of the vector; a caller only writes initialized bytes, and any are
         // floats.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), bytes) }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
-        let bytes = size_of_val(self.0.as_slice());
+        let bytes = size_of_val(&*self.0);
         // SAFETY: the memory of the vector, as bytes.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), bytes) }
     }
@@ -127,13 +208,12 @@ impl Buffer {
     /// `n` floats of any value.
     pub(crate) fn any(n: usize) -> Self {
         let lines = n.div_ceil(LINE);
-        let fresh = |lines| vec![Line([0.0; LINE]); lines];
         let memory = if lines < KEPT {
-            fresh(lines)
+            Lines::zeros(lines)
         } else {
             let lines = class(lines);
             let kept = pool().take(lines);
-            kept.unwrap_or_else(|| fresh(lines))
+            kept.unwrap_or_else(|| Lines::zeros(lines))
         };
         Self { memory: Pooled(memory), len: n }
     }
@@ -246,7 +326,7 @@ impl<S: Stored> Values<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Stored> std::ops::Deref for Values<S> {
+impl<S: Stored> Deref for Values<S> {
     type Target = [S];
 
     fn deref(&self) -> &[S] {
@@ -255,13 +335,13 @@ impl<S: Stored> std::ops::Deref for Values<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Stored> std::ops::DerefMut for Values<S> {
+impl<S: Stored> DerefMut for Values<S> {
     fn deref_mut(&mut self) -> &mut [S] {
         &mut bytemuck::cast_slice_mut(&mut self.buffer)[..self.len]
     }
 }
 
-impl std::ops::Deref for Buffer {
+impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -270,7 +350,7 @@ impl std::ops::Deref for Buffer {
     }
 }
 
-impl std::ops::DerefMut for Buffer {
+impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`.
         unsafe { std::slice::from_raw_parts_mut(self.memory.0.as_mut_ptr().cast(), self.len) }
@@ -292,16 +372,15 @@ mod tests {
     #[test]
     fn kept_memory_stays_below_the_most_in_use() {
         let mut pool = Pool { free: BTreeMap::new(), live: 0, idle: 0, most: 0 };
-        let line = Line([0.0; LINE]);
         for round in 1..20 {
             let sizes: Vec<usize> = (1..=4).map(|i| 1000 + 100 * ((i * round) % 7)).collect();
             let taken: Vec<_> =
-                sizes.iter().map(|&n| pool.take(n).unwrap_or_else(|| vec![line; n])).collect();
-            assert!(taken.iter().map(Vec::len).eq(sizes));
+                sizes.iter().map(|&n| pool.take(n).unwrap_or_else(|| Lines::zeros(n))).collect();
+            assert!(taken.iter().map(|lines| lines.len()).eq(sizes));
             assert!(pool.live + pool.idle <= pool.most);
             taken.into_iter().for_each(|lines| pool.give(lines));
             assert_eq!(pool.live, 0);
-            let idle: usize = pool.free.values().flatten().map(Vec::len).sum();
+            let idle: usize = pool.free.values().flatten().map(|lines| lines.len()).sum();
             assert!(idle == pool.idle && idle <= pool.most);
         }
     }

@@ -8,7 +8,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorMetadata};
+use burn::tensor::{ElementConversion, Tensor, TensorMetadata};
 
 use crate::adamw::{AdamwOps, AdamwStep};
 use crate::tensor::{unwrap, wrap};
@@ -152,8 +152,7 @@ pub(crate) mod composed {
         params: Vec<AdamwTensors<B>>,
         clip: Option<(FloatTensor<B>, f64)>,
     ) -> Vec<AdamwUpdated<B>> {
-        let clip = clip
-            .map(|(norm, max)| wrap::<B, 1>(norm).add_scalar(1e-6).recip().mul_scalar(max).clamp_max(1.0));
+        let clip = clip.map(|(norm, max)| clip_factor::<B>(norm, max));
         let update = |param: AdamwTensors<B>| {
             let shape = param.value.0.shape();
             let value = param.value.flat();
@@ -167,6 +166,11 @@ pub(crate) mod composed {
             (AnyRank(B::float_reshape(value, shape)), [wrap(first), wrap(second)])
         };
         params.into_iter().map(update).collect()
+    }
+
+    /// What gradients of this norm are multiplied by, `[1]`.
+    pub(crate) fn clip_factor<B: BurnBackend>(norm: FloatTensor<B>, max: f64) -> Tensor<B, 1> {
+        wrap::<B, 1>(norm).add_scalar(1e-6).recip().mul_scalar(max).clamp_max(1.0)
     }
 
     pub(crate) fn join_scalars<B: BurnBackend>(scalars: Vec<FloatTensor<B>>) -> FloatTensor<B> {
@@ -193,7 +197,19 @@ pub(crate) mod composed {
 
 impl<B: ParameterOps, C: CheckpointStrategy> ParameterOps for Autodiff<B, C> {}
 
-impl ParameterOps for Flex {}
+impl ParameterOps for Flex {
+    fn fused_adamw_all(
+        mut params: Vec<AdamwTensors<Self>>,
+        clip: Option<(FloatTensor<Self>, f64)>,
+    ) -> Vec<AdamwUpdated<Self>> {
+        // The factor is at hand, so that gradients are not multiplied in a pass of their own.
+        if let Some((norm, max)) = clip {
+            let factor = composed::clip_factor::<Self>(norm, max).into_scalar().elem::<f64>();
+            params.iter_mut().for_each(|param| param.step.grad_scale *= factor);
+        }
+        composed::adamw_all::<Self>(params, None)
+    }
+}
 
 #[cfg(test)]
 pub(crate) mod tests {

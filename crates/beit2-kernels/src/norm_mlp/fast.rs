@@ -13,15 +13,16 @@ use crate::layer_norm::fast::{gradients, normalize};
 use crate::matmul::{MatmulOptions, Operand, matmul_of};
 use crate::matrix::{Accumulate, Matrix};
 use crate::memory::{Buffer, Stored, Values};
-use crate::packed::{self, FEW, PackedRhs, ROWS};
+use crate::packed::{self, COLS, FEW, PackedRhs, ROWS};
 use crate::precision::Precision;
 use crate::rows::Rows;
 use crate::slices::add_rows;
 
 type Parameters = NormMlpTensors<burn::backend::Flex>;
 
-/// Hidden columns of a block at a time: 48 rows of them are 72 KiB.
-const COLUMNS: usize = 384;
+/// Most hidden columns of a block at a time: what 96 rows of them take stays in the second-level cache with the rows
+/// themselves and their results.
+const COLUMNS: usize = 512;
 
 /// Blocks that a batch is cut into at least, if it has the rows: enough to share between threads, and a function of the
 /// number of rows alone, because parameters' gradients are summed block by block.
@@ -33,9 +34,49 @@ pub(crate) const FEWEST: usize = 16 * ROWS;
 /// The same for packed weights, whose matmuls cut few rows by columns only: each thread reads its part of a weight once.
 pub(crate) const FEWEST_PACKED: usize = FEW + 1;
 
-/// Rows of a block.
-fn block_rows(rows: usize) -> usize {
-    (rows.div_ceil(ROWS) / BLOCKS).clamp(1, 8) * ROWS
+/// Most rows of a block, in tiles.
+const TALL: usize = 8;
+
+/// How rows are cut into blocks.
+#[derive(Clone, Copy)]
+struct Cut {
+    rows: usize,
+    blocks: usize,
+    /// Rows of every block but the last; `None`: all are as equal as tiles allow.
+    size: Option<usize>,
+}
+
+impl Cut {
+    /// For sums over the rows of each block.
+    fn of(rows: usize) -> Self {
+        let tiles = rows.div_ceil(ROWS);
+        match tiles < BLOCKS * TALL {
+            true => Self { rows, blocks: tiles.min(BLOCKS), size: None },
+            false => Self { rows, blocks: tiles.div_ceil(TALL), size: Some(TALL * ROWS) },
+        }
+    }
+
+    /// Where nothing is summed over rows: as few blocks as there may be, because each reads all weights.
+    fn for_threads(rows: usize) -> Self {
+        let tiles = rows.div_ceil(ROWS);
+        let blocks = tiles.div_ceil(TALL).next_multiple_of(rayon::current_num_threads()).min(tiles);
+        Self { rows, blocks, size: None }
+    }
+
+    fn block(self, at: usize) -> Range<usize> {
+        let from = |at: usize| match self.size {
+            Some(size) => at * size,
+            None => at * self.rows.div_ceil(ROWS) / self.blocks * ROWS,
+        };
+        from(at)..from(at + 1).min(self.rows)
+    }
+}
+
+/// Hidden columns of a block at a time, so that `second`, whose inner axis they are, adds the products of whole blocks.
+fn columns_at_a_time(second: &PackedRhs) -> usize {
+    let (summed, hidden) = (second.summed(), second.dims()[0]);
+    let columns = COLUMNS / summed * summed;
+    if columns > 0 && columns.is_multiple_of(COLS) { columns.min(hidden) } else { hidden }
 }
 
 /// The parameters in order, and the sizes D and H.
@@ -147,17 +188,18 @@ fn blocks<S: Stored + Operand>(
         let stats = [Rows::new(&mut mean, 1), Rows::new(&mut rstd, 1)];
         let saved =
             [Rows::new(&mut normed, width), Rows::new(&mut active, hidden), Rows::new(&mut slope, hidden)];
-        let size = block_rows(n);
+        let cut = if train { Cut::of(n) } else { Cut::for_threads(n) };
+        let at_a_time = columns_at_a_time(second);
         let x = view(&x);
         let rest = Rest::here();
-        (0..n.div_ceil(size)).into_par_iter().for_each(|block| {
+        (0..cut.blocks).into_par_iter().for_each(|block| {
             if rest.is_left_out() {
                 return;
             }
-            let rows = block * size..((block + 1) * size).min(n);
+            let rows = cut.block(block);
             let count = rows.len();
-            let mut own = Scratch::<S>::new(if train { 0 } else { count }, width, hidden);
-            let mut wide = Buffer::any(count * width.max(2 * COLUMNS));
+            let mut own = Scratch::<S>::new(if train { 0 } else { count }, width, at_a_time);
+            let mut wide = Buffer::any(count * width.max(2 * at_a_time));
             // SAFETY: rows of this block only, in results that live as long as this loop.
             unsafe {
                 let (normed, active, slope) = match train {
@@ -170,24 +212,27 @@ fn blocks<S: Stored + Operand>(
                 normalize(input, scale, shift, eps, normal, mean, rstd);
                 S::save(normal, normed);
                 let normed = Matrix::new(normed, count, width, width);
-                let (sums, values) = wide.split_at_mut(count * COLUMNS);
-                for from in (0..hidden).step_by(COLUMNS) {
-                    let columns = from..(from + COLUMNS).min(hidden);
+                let place = out.some(&rows).as_mut_ptr();
+                let (sums, values) = wide.split_at_mut(count * at_a_time);
+                for from in (0..hidden).step_by(at_a_time) {
+                    let columns = from..(from + at_a_time).min(hidden);
                     let part = columns.len();
                     let (sums, values) = (&mut sums[..count * part], &mut values[..count * part]);
-                    first.columns(sums.as_mut_ptr(), part, Accumulate::Row(b1), normed, columns.clone());
-                    if train {
+                    let start = Accumulate::Row(b1);
+                    first.part(sums.as_mut_ptr(), part, start, normed, columns.clone(), 0..width);
+                    let active = if train {
                         with_slope(sums, values);
                         save_columns(sums, slope, hidden, &columns);
                         save_columns(values, active, hidden, &columns);
+                        Matrix::new(&active[from..], count, part, hidden)
                     } else {
                         in_place(sums);
-                        save_columns(sums, active, hidden, &columns);
-                    }
+                        S::save(sums, &mut active[..count * part]);
+                        Matrix::new(&*active, count, part, part)
+                    };
+                    let start = if from == 0 { Accumulate::Row(b2) } else { Accumulate::There };
+                    second.part(place, width, start, active, 0..width, columns);
                 }
-                let active = Matrix::new(active, count, hidden, hidden);
-                let place = out.some(&rows).as_mut_ptr();
-                second.columns(place, width, Accumulate::Row(b2), active, 0..width);
             }
         });
     }
@@ -248,25 +293,25 @@ fn gradients_of<S: Stored + Operand>(
     let n = shape.num_elements() / width.max(1);
     let (first, second) = (pack(weights.w1(), precision), pack(weights.w2(), precision));
     let [normed, mean, rstd, active, slope] = &saved;
-    let size = block_rows(n);
-    let blocks = n.div_ceil(size);
+    let cut = Cut::of(n);
+    let at_a_time = columns_at_a_time(&first);
     let mut dx = Buffer::any(n * width);
     let mut dhidden = Values::<S>::any(n * hidden);
     // Sums over a block's rows: of the norm's scale and shift, b₁, b₂.
     let sums = 3 * width + hidden;
-    let mut partial = Buffer::zeros(blocks * sums);
+    let mut partial = Buffer::zeros(cut.blocks * sums);
     {
         let (out, inner, partial) =
             (Rows::new(&mut dx, width), Rows::new(&mut dhidden, hidden), Rows::new(&mut partial, sums));
         let (x, grad) = (view(&x), view(&grad));
         let rest = Rest::here();
-        (0..blocks).into_par_iter().for_each(|block| {
+        (0..cut.blocks).into_par_iter().for_each(|block| {
             if rest.is_left_out() {
                 return;
             }
-            let rows = block * size..((block + 1) * size).min(n);
+            let rows = cut.block(block);
             let count = rows.len();
-            let (mut wide, mut narrow) = (Buffer::any(count * COLUMNS), Values::<S>::any(count * width));
+            let (mut wide, mut narrow) = (Buffer::any(count * at_a_time), Values::<S>::any(count * width));
             // SAFETY: rows of this block only, in results that live as long as this loop.
             unsafe {
                 let (out, inner) = (out.some(&rows), inner.some(&rows));
@@ -279,19 +324,21 @@ fn gradients_of<S: Stored + Operand>(
                 S::save(grad, &mut narrow);
                 let grad = Matrix::new(&narrow, count, width, width);
                 let slope = &slope.storage::<S>()[rows.start * hidden..rows.end * hidden];
-                for from in (0..hidden).step_by(COLUMNS) {
-                    let columns = from..(from + COLUMNS).min(hidden);
+                for from in (0..hidden).step_by(at_a_time) {
+                    let columns = from..(from + at_a_time).min(hidden);
                     let part = columns.len();
                     let wide = &mut wide[..count * part];
-                    second.columns(wide.as_mut_ptr(), part, Accumulate::Zero, grad, columns.clone());
+                    let start = Accumulate::Zero;
+                    second.part(wide.as_mut_ptr(), part, start, grad, columns.clone(), 0..width);
                     for (row, slope) in wide.chunks_exact_mut(part).zip(slope.chunks_exact(hidden)) {
                         S::scale(row, &slope[columns.clone()]);
                     }
                     add_rows(wide, &mut db1[columns.clone()]);
                     save_columns(wide, inner, hidden, &columns);
+                    let inner = Matrix::new(&inner[from..], count, part, hidden);
+                    let start = if from == 0 { Accumulate::Zero } else { Accumulate::There };
+                    first.part(out.as_mut_ptr(), width, start, inner, 0..width, columns);
                 }
-                let inner = Matrix::new(inner, count, hidden, hidden);
-                first.columns(out.as_mut_ptr(), width, Accumulate::Zero, inner, 0..width);
                 let input = &x[rows.start * width..rows.end * width];
                 let (mean, rstd) = (&view(mean)[rows.clone()], &view(rstd)[rows.clone()]);
                 gradients(input, weights.get(0), mean, rstd, out, dscale, dshift);
@@ -318,4 +365,32 @@ fn gradients_of<S: Stored + Operand>(
     let dw1 = tensor(dw1, [hidden, width]);
     let dw2 = tensor(dw2, [width, hidden]);
     (tensor(dx, shape), [dscale, dshift, dw1, db1, dw2, db2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCKS, Cut, ROWS, TALL};
+
+    #[test]
+    fn blocks_hold_every_row_once_and_are_about_equal() {
+        for rows in (0..5_000).step_by(7).chain([192, 197, 1576, 3071, 3072, 3073]) {
+            for cut in [Cut::of(rows), Cut::for_threads(rows)] {
+                let blocks: Vec<_> = (0..cut.blocks).map(|at| cut.block(at)).collect();
+                let ends: Vec<usize> = blocks.iter().map(|block| block.end).collect();
+                assert!(
+                    blocks
+                        .iter()
+                        .map(|block| block.start)
+                        .eq(std::iter::once(0).chain(ends).take(cut.blocks))
+                );
+                assert_eq!(blocks.last().map_or(0, |block| block.end), rows);
+                let tall = (TALL + 1) * ROWS;
+                assert!(
+                    blocks.iter().all(|block| !block.is_empty() && block.len() <= tall),
+                    "{rows}: {blocks:?}"
+                );
+            }
+            assert!(rows >= BLOCKS * TALL * ROWS || Cut::of(rows).blocks <= BLOCKS);
+        }
+    }
 }

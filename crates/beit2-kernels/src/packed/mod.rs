@@ -36,7 +36,7 @@ use tile::Block;
 pub(crate) const ROWS: usize = 12;
 
 /// A multiple of the columns of a tile of any kind.
-const COLS: usize = 32;
+pub(crate) const COLS: usize = 32;
 
 /// Rows of a task: their words and results stay in the second-level cache.
 const TASK: usize = 8 * ROWS;
@@ -243,7 +243,7 @@ impl PackedRhs {
             // has the instructions.
             unsafe {
                 let dst = target.at(rows.start * row + cols.start);
-                self.block::<K, A>(dst, row, start, factor, lhs, cols);
+                self.block::<K, A>(dst, row, start, factor, lhs, cols, 0..self.depth);
             }
         };
         if parallel {
@@ -253,28 +253,44 @@ impl PackedRhs {
         }
     }
 
-    /// `dst = start + a·self` for columns `cols` (from a multiple of 32 on), on the caller's thread; `dst` is the place of
-    /// the first of these columns, `start`'s row the whole one.
+    /// Elements of the inner axis that are summed before they are added to the result.
+    pub(crate) fn summed(&self) -> usize {
+        with_kind!(self.form, K => self.words_summed::<K>() * K::PER_WORD)
+    }
+
+    /// Blocks of the same size, so that none is a short rest.
+    fn words_summed<K: Kind>(&self) -> usize {
+        let words = self.depth.div_ceil(K::PER_WORD);
+        words.div_ceil(words.div_ceil(K::WORDS).max(1)).max(1)
+    }
+
+    /// `dst = start + a·self` for columns `cols` (from a multiple of 32 on) and elements `inner` of the inner axis (from a
+    /// multiple of [`PackedRhs::summed`] on), on the caller's thread; `dst` is the place of the first of these columns,
+    /// `start`'s row the whole one. Parts of the inner axis, each added to what the one before it made, give the bits of a
+    /// single call.
     ///
     /// # Safety
     /// As [`PackedRhs::matmul`], for these columns.
-    pub(crate) unsafe fn columns<A: Element>(
+    pub(crate) unsafe fn part<A: Element>(
         &self,
         dst: *mut f32,
         row: usize,
         start: Accumulate<'_>,
         a: Matrix<'_, A>,
         cols: Range<usize>,
+        inner: Range<usize>,
     ) {
-        assert!(a.cols() == self.depth && a.cols() > 0 && cols.start.is_multiple_of(COLS));
+        assert!(a.cols() == inner.len() && !inner.is_empty() && inner.end <= self.depth);
+        assert!(inner.start.is_multiple_of(self.summed()) && cols.start.is_multiple_of(COLS));
         assert!(cols.start < cols.end && cols.end <= self.cols);
         let lhs = LhsRows::Own(rows_of(a));
         // SAFETY: the caller's promise.
-        unsafe { with_kind!(self.form, K => self.block::<K, A>(dst, row, start, 1.0, lhs, cols)) }
+        unsafe { with_kind!(self.form, K => self.block::<K, A>(dst, row, start, 1.0, lhs, cols, inner)) }
     }
 
     /// # Safety
-    /// As [`PackedRhs::columns`].
+    /// As [`PackedRhs::part`].
+    #[allow(clippy::too_many_arguments)]
     unsafe fn block<K: Kind, A: Element>(
         &self,
         dst: *mut f32,
@@ -283,10 +299,10 @@ impl PackedRhs {
         factor: f32,
         lhs: LhsRows<'_, A>,
         cols: Range<usize>,
+        inner: Range<usize>,
     ) {
-        let words = self.depth.div_ceil(K::PER_WORD);
-        // Blocks of the same size, so that none is a short rest.
-        let size = words.div_ceil(words.div_ceil(K::WORDS));
+        let (first_word, words) = (inner.start / K::PER_WORD, inner.len().div_ceil(K::PER_WORD));
+        let size = self.words_summed::<K>();
         let (mut own, shared) = match lhs {
             LhsRows::Own(side) => (Some(LhsBlock::new::<K>(side, size)), None),
             LhsRows::Shared(shared, rows) => (None, Some((shared, rows))),
@@ -299,7 +315,7 @@ impl PackedRhs {
                 (0, start) => start,
             };
             let (b_stride, cols) = (self.panels.stride, cols.clone());
-            let b = &self.data[cols.start / K::COLS * b_stride + from * K::COLS..];
+            let b = &self.data[cols.start / K::COLS * b_stride + (first_word + from) * K::COLS..];
             // SAFETY: the caller's promise.
             unsafe {
                 let parts = match (&mut own, &shared) {

@@ -194,3 +194,32 @@ fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
         }
     }
 }
+
+#[test]
+fn parts_of_the_inner_axis_give_the_bits_of_the_whole() {
+    let (rows, inner, cols) = (31, 1400, 70);
+    let values =
+        |n: usize, seed| -> Vec<f32> { random(n, seed, 1.0).into_iter().map(|x| x as f32).collect() };
+    let (a, b, row) = (values(rows * inner, 1), values(inner * cols, 2), values(cols, 3));
+    for form in forms() {
+        // SAFETY: `forms` gives what this CPU has.
+        let packed = unsafe { PackedRhs::in_form(Matrix::new(&b, inner, cols, cols), form, false) };
+        let (mut whole, mut parts) = (vec![0f32; rows * cols], vec![0f32; rows * cols]);
+        let start = Accumulate::Row(&row);
+        // SAFETY: both results are whole and nobody else's.
+        unsafe {
+            packed.matmul(whole.as_mut_ptr(), cols, start, 1.0, Matrix::new(&a, rows, inner, inner), false);
+            let size = 2 * packed.summed();
+            for from in (0..inner).step_by(size) {
+                let some = from..(from + size).min(inner);
+                let a = Matrix::new(&a[from..], rows, some.len(), inner);
+                let start = if from == 0 { start } else { Accumulate::There };
+                for (first, last) in [(0, 64), (64, cols)] {
+                    let dst = parts.as_mut_ptr().add(first);
+                    packed.part(dst, cols, start, a, first..last, some.clone());
+                }
+            }
+        }
+        assert!(whole == parts, "{form:?}");
+    }
+}

@@ -5,6 +5,8 @@
 //! [`narrow_tokens`] takes a range of tokens, [`mean_tokens`] their mean, [`replace_cls`] the CLS token of another tensor. A GPU does each in one pass, with
 //! a backward pass of its own that adds in a fixed order; elsewhere they are Burn's primitives.
 
+mod cpu;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
@@ -13,6 +15,7 @@ use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 
+use crate::flex::is_f32;
 use crate::graph::{accumulate, constant, record, register};
 use crate::residual_scale::ResidualScaleOps;
 use crate::tensor::{unwrap, wrap};
@@ -121,6 +124,11 @@ pub trait TokenOps: ResidualScaleOps {
     /// Its gradients of `cls`, of `tokens` tokens, and of `x`; only where it is one computation.
     fn fused_replace_cls_backward(grad: FloatTensor<Self>, tokens: usize) -> [FloatTensor<Self>; 2] {
         composed::replace_cls_backward::<Self>(grad, tokens)
+    }
+
+    /// Whether [`gather_bias`](crate::gather_bias) (of f32) is one computation here, with a backward pass of its own.
+    fn fuses_gather_bias(bias: &FloatTensor<Self>) -> bool {
+        Self::fuses_tokens(&Self::float_device(bias))
     }
 
     /// [`gather_bias`](crate::gather_bias).
@@ -523,7 +531,7 @@ impl<B: TokenOps, C: CheckpointStrategy> TokenOps for Autodiff<B, C> {
     }
 
     fn fused_gather_bias(bias: FloatTensor<Self>, choice: TokenChoice<Self>) -> FloatTensor<Self> {
-        if !B::fuses_tokens(&B::float_device(&bias.primitive)) {
+        if !B::fuses_gather_bias(&bias.primitive) {
             return composed::gather_bias::<Self>(bias, choice);
         }
         let (choice, tokens) = (inner(choice), bias.primitive.shape()[2]);
@@ -533,4 +541,36 @@ impl<B: TokenOps, C: CheckpointStrategy> TokenOps for Autodiff<B, C> {
     }
 }
 
-impl TokenOps for Flex {}
+impl TokenOps for Flex {
+    fn fused_embed_tokens(parts: TokenParts<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let masked = parts.masked.iter().flat_map(|(mask, token)| [mask, token]);
+        let all: Vec<_> =
+            [&parts.patches, &parts.cls].into_iter().chain(masked).chain(&parts.positions).collect();
+        match is_f32(&all) {
+            true => cpu::embed_tokens(parts),
+            false => composed::embed_tokens::<Self>(parts),
+        }
+    }
+
+    fn fuses_gather_bias(bias: &FloatTensor<Self>) -> bool {
+        is_f32(&[bias])
+    }
+
+    fn fused_gather_bias(bias: FloatTensor<Self>, choice: TokenChoice<Self>) -> FloatTensor<Self> {
+        match is_f32(&[&bias]) {
+            true => cpu::gather_bias(bias, choice),
+            false => composed::gather_bias::<Self>(bias, choice),
+        }
+    }
+
+    fn fused_gather_bias_backward(
+        grad: FloatTensor<Self>,
+        choice: TokenChoice<Self>,
+        tokens: usize,
+    ) -> FloatTensor<Self> {
+        match is_f32(&[&grad]) {
+            true => cpu::gather_bias_backward(grad, choice, tokens),
+            false => composed::gather_bias_backward::<Self>(grad, choice, tokens),
+        }
+    }
+}
