@@ -189,13 +189,14 @@ fn ratios(cell: &Value) -> [f64; 2] {
     })
 }
 
-fn cells() -> Vec<Value> {
-    page("docs/benchmarks/data/cpu.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+fn cells(name: &str) -> Vec<Value> {
+    let file = page(&format!("docs/benchmarks/data/{name}.jsonl"));
+    file.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
 fn speed_in_the_readme() {
-    let cells = cells();
+    let cells = cells("cpu");
     let rows = table(&page("README.md"), "PyTorch eager");
     let mut checked = 0;
     for (label, cell) in [
@@ -219,17 +220,24 @@ fn speed_in_the_readme() {
 
 #[test]
 fn cpu_page() {
-    let cells = cells();
-    let rows = table(&page("docs/benchmarks/cpu.md"), "beit2 / eager");
-    assert_eq!(rows.len(), cells.len());
-    for cell in &cells {
-        let name = cell["cell"].as_str().unwrap();
-        let found = row(&rows, name);
-        let programs = ["beit2", "pytorch-eager", "pytorch-compile"];
-        let speeds = programs.map(|program| format!("{:.2}", median(speeds(cell, program))));
-        assert_eq!(found[..3], speeds, "{name}: images per second");
-        for (column, ratio) in found[3..5].iter().zip(ratios(cell)) {
-            assert!(column.starts_with(&format!("{ratio:.2} (")), "{name}: {column}, the file gives {ratio}");
+    let page = page("docs/benchmarks/cpu.md");
+    let (first, avx2) = page.split_once("\n## With AVX2\n").unwrap();
+    for (part, file) in [(first, "cpu"), (avx2, "cpu-avx2")] {
+        let cells = cells(file);
+        let rows = table(part, "beit2 / eager");
+        assert_eq!(rows.len(), cells.len());
+        for cell in &cells {
+            let name = cell["cell"].as_str().unwrap();
+            let found = row(&rows, name);
+            let programs = ["beit2", "pytorch-eager", "pytorch-compile"];
+            let speeds = programs.map(|program| format!("{:.2}", median(speeds(cell, program))));
+            assert_eq!(found[..3], speeds, "{name}: images per second");
+            for (column, ratio) in found[3..5].iter().zip(ratios(cell)) {
+                assert!(
+                    column.starts_with(&format!("{ratio:.2} (")),
+                    "{name}: {column}, the file gives {ratio}"
+                );
+            }
         }
     }
 }

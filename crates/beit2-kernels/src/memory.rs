@@ -5,10 +5,11 @@
 //! pass that writes zeros; measured, a tenth of a step. Buffers handed out here hold whatever was in
 //! them. Together with those in use, kept ones never exceed the most that was ever in use at once.
 
-use std::alloc::Layout;
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(target_arch = "x86_64")]
@@ -30,8 +31,6 @@ const LARGE: usize = 2 << 20;
 
 /// Lines of a buffer, any floats.
 struct Lines {
-    /// What was allocated, and where in it the lines begin.
-    start: *mut u8,
     first: *mut Line,
     len: usize,
 }
@@ -43,42 +42,42 @@ unsafe impl Sync for Lines {}
 
 impl Lines {
     /// Zeros, of which as much as possible lies in large pages. Why: a weight of a large model has thousands of small ones, and
-    /// a matmul that reads it from memory waits for the processor to find each; getting them one by one takes time too.
-    /// Many systems give large pages only to those who ask.
+    /// a matmul that reads it from memory waits for the processor to find each; many systems give large ones only to those
+    /// who ask. Why from the allocator: what is freed elsewhere, such as weights before they are packed, is used again. Why
+    /// from two pages on: smaller buffers that begin at a multiple of a page leave gaps.
     fn zeros(len: usize) -> Self {
+        if len == 0 {
+            return Self { first: NonNull::dangling().as_ptr(), len };
+        }
         let layout = Self::layout(len);
-        // Why not aligned by the allocator: only without does it know that pages of the system are zeros already.
         // SAFETY: the size is not 0.
-        let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        if start.is_null() {
-            std::alloc::handle_alloc_error(layout);
+        let first = unsafe { alloc(layout) };
+        if first.is_null() {
+            handle_alloc_error(layout);
         }
-        let first = start.wrapping_add(start.align_offset(Self::align(len)));
         #[cfg(target_os = "linux")]
-        if Self::align(len) == LARGE {
-            let whole = len * size_of::<Line>() / LARGE * LARGE;
+        if layout.align() == LARGE {
             // SAFETY: the memory is ours; advice changes no contents, and nothing is lost where it is refused.
-            unsafe { libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(first.cast(), layout.size() / LARGE * LARGE, libc::MADV_HUGEPAGE) };
         }
-        Self { start, first: first.cast(), len }
+        // SAFETY: so many bytes were allocated.
+        unsafe { first.write_bytes(0, layout.size()) };
+        Self { first: first.cast(), len }
     }
 
-    fn align(len: usize) -> usize {
-        if len >= LARGE / size_of::<Line>() { LARGE } else { align_of::<Line>() }
-    }
-
-    /// Room for the lines behind any first byte.
     fn layout(len: usize) -> Layout {
-        let size = len.saturating_mul(size_of::<Line>()).saturating_add(Self::align(len));
-        Layout::from_size_align(size, align_of::<u64>())
-            .unwrap_or_else(|_| panic!("a tensor of {len} × 64 bytes"))
+        let size = len.saturating_mul(size_of::<Line>());
+        let align = if size >= 2 * LARGE { LARGE } else { align_of::<Line>() };
+        Layout::from_size_align(size, align).unwrap_or_else(|_| panic!("a tensor of {len} × 64 bytes"))
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeros` with the same layout.
-        unsafe { std::alloc::dealloc(self.start, Self::layout(self.len)) };
+        if self.len > 0 {
+            // SAFETY: allocated in `zeros` with the same layout.
+            unsafe { dealloc(self.first.cast(), Self::layout(self.len)) };
+        }
     }
 }
 
@@ -370,6 +369,17 @@ mod tests {
         for lines in 1..100_000 {
             let class = class(lines);
             assert!(class >= lines && class <= lines + lines / 8 + 1);
+        }
+    }
+
+    #[test]
+    fn buffers_of_all_sizes_begin_as_zeros_and_can_be_written() {
+        for bytes in [0, 64, 4096, (4 << 20) - 64, 4 << 20, (4 << 20) + 64, (9 << 20) + 4096] {
+            let mut lines = Lines::zeros(bytes / 64);
+            assert!(lines.iter().all(|line| line.0 == [0.0; LINE]), "{bytes}");
+            assert!(lines.as_ptr().is_aligned());
+            lines.iter_mut().for_each(|line| line.0[LINE - 1] = 1.0);
+            assert!(lines.iter().map(|line| line.0.iter().sum::<f32>()).sum::<f32>() == (bytes / 64) as f32);
         }
     }
 

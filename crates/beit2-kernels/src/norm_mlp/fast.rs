@@ -47,12 +47,14 @@ struct Cut {
 }
 
 impl Cut {
-    /// For sums over the rows of each block.
+    /// For sums over the rows of each block. Few rows and many are cut into blocks of one size; between them, where one block
+    /// more would keep a thread waiting for a thirtieth of the time, into equal parts.
     fn of(rows: usize) -> Self {
         let tiles = rows.div_ceil(ROWS);
-        match tiles < BLOCKS * TALL {
-            true => Self { rows, blocks: tiles.min(BLOCKS), size: None },
-            false => Self { rows, blocks: tiles.div_ceil(TALL), size: Some(TALL * ROWS) },
+        let size = (tiles / BLOCKS).clamp(1, TALL);
+        match size {
+            1 | 2 | TALL => Self { rows, blocks: tiles.div_ceil(size), size: Some(size * ROWS) },
+            _ => Self { rows, blocks: BLOCKS, size: None },
         }
     }
 
@@ -390,7 +392,7 @@ mod tests {
                     "{rows}: {blocks:?}"
                 );
             }
-            assert!(rows >= BLOCKS * TALL * ROWS || Cut::of(rows).blocks <= BLOCKS);
+            assert!(rows < BLOCKS * ROWS || Cut::of(rows).blocks >= BLOCKS);
         }
     }
 }
