@@ -61,18 +61,19 @@ fn layers(probe: &Probe, precision: Precision, width: usize) {
     let x = Tensor::<Flex, 2>::random([ROWS, width], Distribution::Normal(0.0, 1.0), &Default::default());
     let work = |outputs: usize| 2.0 * (LAYERS * ROWS * width * outputs) as f64;
     let linear = |out: usize| {
-        let weights = pack(out, width);
+        let (weights, bias) = (pack(out, width), vector(out));
         measure(probe, work(out), || {
             for w in &weights {
-                linear_packed(x.clone(), w, Some(vector(out)));
+                linear_packed(x.clone(), w, Some(bias.clone()));
             }
         })
     };
     let (first, second) = (pack(4 * width, width), pack(width, 4 * width));
+    let (norm, b1, b2) = ([vector(width), vector(width)], vector(4 * width), vector(width));
     let mlp = measure(probe, work(8 * width), || {
         for (first, second) in first.iter().zip(&second) {
-            let norm = [vector(width), vector(width)];
-            norm_mlp_packed(x.clone(), norm, 1e-6, (first, vector(4 * width)), (second, vector(width)));
+            let (first, second) = ((first, b1.clone()), (second, b2.clone()));
+            norm_mlp_packed(x.clone(), norm.clone(), 1e-6, first, second);
         }
     });
     print!("{:<14}", format!("{LAYERS} × {width}"));

@@ -5,11 +5,8 @@
 //! pass that writes zeros; measured, a tenth of a step. Buffers handed out here hold whatever was in
 //! them. Together with those in use, kept ones never exceed the most that was ever in use at once.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(target_arch = "x86_64")]
@@ -26,86 +23,9 @@ const LINE: usize = 16;
 /// Lines from which on a buffer is kept: 64 KiB. Smaller ones the allocator keeps itself.
 const KEPT: usize = 1024;
 
-/// Bytes of a large page.
-const LARGE: usize = 2 << 20;
-
-/// Lines of a buffer, any floats.
-struct Lines {
-    first: *mut Line,
-    len: usize,
-}
-
-// SAFETY: it owns its memory, as a vector does.
-unsafe impl Send for Lines {}
-// SAFETY: as above.
-unsafe impl Sync for Lines {}
-
-impl Lines {
-    /// Zeros, of which as much as possible lies in large pages. Why: a weight of a large model has thousands of small ones, and
-    /// a matmul that reads it from memory waits for the processor to find each; many systems give large ones only to those
-    /// who ask. Why from the allocator: what is freed elsewhere, such as weights before they are packed, is used again. Why
-    /// from two pages on: smaller buffers that begin at a multiple of a page leave gaps.
-    fn zeros(len: usize) -> Self {
-        if len == 0 {
-            return Self { first: NonNull::dangling().as_ptr(), len };
-        }
-        let layout = Self::layout(len);
-        // SAFETY: the size is not 0.
-        let first = unsafe { alloc(layout) };
-        if first.is_null() {
-            handle_alloc_error(layout);
-        }
-        #[cfg(target_os = "linux")]
-        if layout.align() == LARGE {
-            // SAFETY: the memory is ours; advice changes no contents, and nothing is lost where it is refused.
-            unsafe { libc::madvise(first.cast(), layout.size() / LARGE * LARGE, libc::MADV_HUGEPAGE) };
-        }
-        // SAFETY: so many bytes were allocated.
-        unsafe { first.write_bytes(0, layout.size()) };
-        Self { first: first.cast(), len }
-    }
-
-    fn layout(len: usize) -> Layout {
-        let size = len.saturating_mul(size_of::<Line>());
-        let align = if size >= 2 * LARGE { LARGE } else { align_of::<Line>() };
-        Layout::from_size_align(size, align).unwrap_or_else(|_| panic!("a tensor of {len} × 64 bytes"))
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeros` with the same layout.
-            unsafe { dealloc(self.first.cast(), Self::layout(self.len)) };
-        }
-    }
-}
-
-impl Deref for Lines {
-    type Target = [Line];
-
-    fn deref(&self) -> &[Line] {
-        // SAFETY: so many lines are there, and all were initialized.
-        unsafe { std::slice::from_raw_parts(self.first, self.len) }
-    }
-}
-
-impl DerefMut for Lines {
-    fn deref_mut(&mut self) -> &mut [Line] {
-        // SAFETY: as in `deref`.
-        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
-    }
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        Self::zeros(0)
-    }
-}
-
 struct Pool {
     /// Free buffers by their number of lines.
-    free: BTreeMap<usize, Vec<Lines>>,
+    free: BTreeMap<usize, Vec<Vec<Line>>>,
     /// Lines in use, in `free`, and the most that were ever in use.
     live: usize,
     idle: usize,
@@ -136,17 +56,15 @@ fn class(lines: usize) -> usize {
 }
 
 impl Pool {
-    fn take(&mut self, lines: usize) -> Option<Lines> {
+    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
         // One that is a little too large does as well, and saves pages of the system that would have to be cleared.
-        let fits = self.free.range_mut(lines..=lines + lines / 4).find_map(|(_, kept)| kept.pop());
-        if let Some(found) = fits {
+        let kept = self.free.range_mut(lines..=lines + lines / 4).find_map(|(_, kept)| kept.pop());
+        self.live += kept.as_ref().map_or(lines, Vec::len);
+        self.most = self.most.max(self.live);
+        if let Some(found) = kept {
             self.idle -= found.len();
-            self.live += found.len();
-            self.most = self.most.max(self.live);
             return Some(found);
         }
-        self.live += lines;
-        self.most = self.most.max(self.live);
         // The largest first: they are the most likely to belong to another batch size.
         while self.live + self.idle > self.most {
             let Some(mut entry) = self.free.last_entry() else {
@@ -160,7 +78,7 @@ impl Pool {
         None
     }
 
-    fn give(&mut self, lines: Lines) {
+    fn give(&mut self, lines: Vec<Line>) {
         self.live -= lines.len();
         self.idle += lines.len();
         self.free.entry(lines.len()).or_default().push(lines);
@@ -168,7 +86,7 @@ impl Pool {
 }
 
 /// An allocation that goes back to the pool.
-struct Pooled(Lines);
+struct Pooled(Vec<Line>);
 
 impl Drop for Pooled {
     fn drop(&mut self) {
@@ -188,14 +106,14 @@ impl AllocationController for Pooled {
     }
 
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        let bytes = size_of_val(&*self.0);
+        let bytes = size_of_val(self.0.as_slice());
         // SAFETY: the memory of the vector; a caller only writes initialized bytes, and any are
         // floats.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), bytes) }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
-        let bytes = size_of_val(&*self.0);
+        let bytes = size_of_val(self.0.as_slice());
         // SAFETY: the memory of the vector, as bytes.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), bytes) }
     }
@@ -211,12 +129,13 @@ impl Buffer {
     /// `n` floats of any value.
     pub(crate) fn any(n: usize) -> Self {
         let lines = n.div_ceil(LINE);
+        let fresh = |lines| vec![Line([0.0; LINE]); lines];
         let memory = if lines < KEPT {
-            Lines::zeros(lines)
+            fresh(lines)
         } else {
             let lines = class(lines);
             let kept = pool().take(lines);
-            kept.unwrap_or_else(|| Lines::zeros(lines))
+            kept.unwrap_or_else(|| fresh(lines))
         };
         Self { memory: Pooled(memory), len: n }
     }
@@ -329,7 +248,7 @@ impl<S: Stored> Values<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Stored> Deref for Values<S> {
+impl<S: Stored> std::ops::Deref for Values<S> {
     type Target = [S];
 
     fn deref(&self) -> &[S] {
@@ -338,13 +257,13 @@ impl<S: Stored> Deref for Values<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Stored> DerefMut for Values<S> {
+impl<S: Stored> std::ops::DerefMut for Values<S> {
     fn deref_mut(&mut self) -> &mut [S] {
         &mut bytemuck::cast_slice_mut(&mut self.buffer)[..self.len]
     }
 }
 
-impl Deref for Buffer {
+impl std::ops::Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -353,7 +272,7 @@ impl Deref for Buffer {
     }
 }
 
-impl DerefMut for Buffer {
+impl std::ops::DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`.
         unsafe { std::slice::from_raw_parts_mut(self.memory.0.as_mut_ptr().cast(), self.len) }
@@ -373,28 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn buffers_of_all_sizes_begin_as_zeros_and_can_be_written() {
-        for bytes in [0, 64, 4096, (4 << 20) - 64, 4 << 20, (4 << 20) + 64, (9 << 20) + 4096] {
-            let mut lines = Lines::zeros(bytes / 64);
-            assert!(lines.iter().all(|line| line.0 == [0.0; LINE]), "{bytes}");
-            assert!(lines.as_ptr().is_aligned());
-            lines.iter_mut().for_each(|line| line.0[LINE - 1] = 1.0);
-            assert!(lines.iter().map(|line| line.0.iter().sum::<f32>()).sum::<f32>() == (bytes / 64) as f32);
-        }
-    }
-
-    #[test]
     fn kept_memory_stays_below_the_most_in_use() {
         let mut pool = Pool { free: BTreeMap::new(), live: 0, idle: 0, most: 0 };
+        let line = Line([0.0; LINE]);
         for round in 1..20 {
             let sizes: Vec<usize> = (1..=4).map(|i| 1000 + 100 * ((i * round) % 7)).collect();
             let taken: Vec<_> =
-                sizes.iter().map(|&n| pool.take(n).unwrap_or_else(|| Lines::zeros(n))).collect();
+                sizes.iter().map(|&n| pool.take(n).unwrap_or_else(|| vec![line; n])).collect();
             assert!(taken.iter().zip(sizes).all(|(lines, n)| (n..=n + n / 4).contains(&lines.len())));
             assert!(pool.live + pool.idle <= pool.most);
             taken.into_iter().for_each(|lines| pool.give(lines));
             assert_eq!(pool.live, 0);
-            let idle: usize = pool.free.values().flatten().map(|lines| lines.len()).sum();
+            let idle: usize = pool.free.values().flatten().map(Vec::len).sum();
             assert!(idle == pool.idle && idle <= pool.most);
         }
     }
