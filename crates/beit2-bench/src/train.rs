@@ -11,10 +11,13 @@ use beit2::pixels;
 use beit2::pretrain::{MimModel, PatchMask};
 use beit2::tokenizer::teachers::{Teacher, TeacherConfig, TeacherKind};
 use beit2::tokenizer::{Quantized, VqKd};
-use beit2::train::{AdamW, AdamWConfig, GroupRule, Prefetch, check_precision, patches_to_device, to_device};
+use beit2::train::{
+    AdamW, AdamWConfig, GradientSum, GroupRule, Prefetch, Rank, TrainConfig, check_precision,
+    patches_to_device, to_device, trained_parameters,
+};
 use beit2::vit::{DropPath, Pixels, Pooling, VisionTransformer};
 use beit2_data::transform::soft_targets;
-use beit2_kernels::{self as kernels, AutodiffBackend, Backend, PatchSpec, Precision};
+use beit2_kernels::{self as kernels, AutodiffBackend, Backend, PatchSpec, Precision, Recomputing};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::images::{HostBatch, Images, Stream};
@@ -30,6 +33,10 @@ pub struct TrainSetup {
     pub size: Size,
     /// Images in a step.
     pub batch: usize,
+    /// Equal micro-batches that a step is taken in.
+    pub micro_batches: usize,
+    /// Whether blocks are computed again in the backward pass.
+    pub train: TrainConfig,
     /// Operands of the matmuls.
     pub precision: Precision,
     /// Images.
@@ -133,7 +140,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
             learner: Some(learner),
             frozen,
             optimizer: AdamW::new(AdamWConfig::default(), GroupRule::flat(0.05)),
-            images: Stream::new(setup.images.clone(), setup.batch, side)?,
+            images: Stream::new(setup.images.clone(), setup.batch / setup.micro_batches, side)?,
             ahead: None,
             setup,
             device: device.clone(),
@@ -154,15 +161,27 @@ impl<B: AutodiffBackend> TrainBench<B> {
         settle::<B>(&self.device)?;
         let start = Instant::now();
         let mut ahead = self.ahead.take().unwrap_or_else(|| self.preparer());
-        for _ in 0..count {
+        let parts = self.setup.micro_batches;
+        for _ in 0..count * parts {
             // A thread that failed has put its error into `prepared`.
             let _ = ahead.requests.send(());
         }
         let (mut learner, mut last) = (self.take()?, None);
-        for prepared in ahead.prepared.by_ref().take(count) {
-            let (loss, quantized) = learner.loss(prepared?);
-            last = Some(loss.clone().inner());
-            learner = learner.learn(loss.backward(), quantized, &mut self.optimizer);
+        for _ in 0..count {
+            let (mut sum, mut quantized) = (GradientSum::default(), Vec::new());
+            for prepared in ahead.prepared.by_ref().take(parts) {
+                learner = learner.start(&mut sum);
+                let recomputing = self.setup.train.recomputes_blocks().then(Recomputing::start);
+                let (loss, of_part) = learner.loss(prepared?);
+                last = Some(loss.clone().inner());
+                let loss = if parts == 1 { loss } else { loss.div_scalar(parts as f64) };
+                let grads = learner.backward(&loss)?;
+                drop(recomputing);
+                learner.add(&mut sum, grads);
+                quantized.extend(of_part.map(|Quantized { ids, z, .. }| (ids, z)));
+            }
+            let grads = sum.finish().ok_or_else(|| Error::Training("the images came to an end".into()))?;
+            learner = learner.learn(grads, quantized, &mut self.optimizer);
             if !go_on() {
                 return Err(Error::Interrupted);
             }
@@ -175,7 +194,7 @@ impl<B: AutodiffBackend> TrainBench<B> {
         Ok((seconds, last.unwrap_or(f64::NAN)))
     }
 
-    /// Takes one step, its parts one after the other.
+    /// Takes one step, its parts one after the other; of several micro-batches only one, whose times count for all.
     ///
     /// # Errors
     /// As [`TrainBench::steps`].
@@ -191,11 +210,17 @@ impl<B: AutodiffBackend> TrainBench<B> {
         let prepared = self.frozen.prepare(sent, &batch, &device)?;
         let tokenizer = watch.lap()?;
         let learner = self.take()?;
+        let recomputing = self.setup.train.recomputes_blocks().then(Recomputing::start);
         let (loss, quantized) = learner.loss(prepared);
         let forward = watch.lap()?;
-        let grads = loss.backward();
+        let grads = learner.backward(&loss)?;
+        drop(recomputing);
         let backward = watch.lap()?;
+        let quantized = quantized.into_iter().map(|Quantized { ids, z, .. }| (ids, z)).collect();
         self.learner = Some(learner.learn(grads, quantized, &mut self.optimizer));
+        // Of all micro-batches of a step.
+        let [data, tokenizer, forward, backward] =
+            [data, tokenizer, forward, backward].map(|seconds| self.setup.micro_batches as f64 * seconds);
         Ok(Parts { data, tokenizer, forward, backward, optimizer: watch.lap()? })
     }
 
@@ -234,13 +259,47 @@ impl<B: AutodiffBackend> Learner<B> {
         }
     }
 
-    fn learn(self, grads: B::Gradients, quantized: Option<Quantized<B>>, optimizer: &mut AdamW<B>) -> Self {
+    /// Before a micro-batch.
+    fn start(self, sum: &mut GradientSum<B>) -> Self {
+        match self {
+            Self::Tokenizer(model) => Self::Tokenizer(sum.start(model)),
+            Self::Pretrain(model) => Self::Pretrain(sum.start(model)),
+            Self::Finetune(model) => Self::Finetune(sum.start(model)),
+        }
+    }
+
+    fn backward(&self, loss: &Tensor<B, 1>) -> Result<B::Gradients, Error> {
+        let trained = || match self {
+            Self::Tokenizer(model) => trained_parameters(model),
+            Self::Pretrain(model) => trained_parameters(model),
+            Self::Finetune(model) => trained_parameters(model),
+        };
+        Ok(kernels::backward_recomputing(loss, &Rank::alone(), trained)?.0)
+    }
+
+    fn add(&self, sum: &mut GradientSum<B>, grads: B::Gradients) {
+        match self {
+            Self::Tokenizer(model) => sum.add(model, grads),
+            Self::Pretrain(model) => sum.add(model, grads),
+            Self::Finetune(model) => sum.add(model, grads),
+        }
+    }
+
+    /// One step of the optimiser. `quantized` are the ids and vectors of each micro-batch.
+    fn learn(
+        self,
+        grads: B::Gradients,
+        quantized: Vec<(Tensor<B, 1, Int>, Tensor<B, 2>)>,
+        optimizer: &mut AdamW<B>,
+    ) -> Self {
         /// Small enough for every stage and size to stay finite.
         const RATE: f64 = 1e-5;
         match self {
             Self::Tokenizer(mut model) => {
-                if let Some(quantized) = &quantized {
-                    model.quantize = model.quantize.update(quantized);
+                if !quantized.is_empty() {
+                    let (ids, z) = quantized.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
+                    let (bins, sums) = model.quantize.statistics(joined(ids), joined(z));
+                    model.quantize = model.quantize.update_from(bins, sums);
                 }
                 Self::Tokenizer(optimizer.step(model, grads, RATE, None).0)
             }
@@ -279,6 +338,16 @@ impl<I: Backend> Frozen<I> {
             }
             _ => unreachable!("`send` gives what `prepare` takes"),
         })
+    }
+}
+
+/// Of several micro-batches as of one.
+fn joined<B: burn::tensor::backend::Backend, K: burn::tensor::BasicOps<B>, const D: usize>(
+    parts: Vec<Tensor<B, D, K>>,
+) -> Tensor<B, D, K> {
+    match <[_; 1]>::try_from(parts) {
+        Ok([all]) => all,
+        Err(parts) => Tensor::cat(parts, 0),
     }
 }
 

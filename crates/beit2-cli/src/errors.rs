@@ -214,7 +214,7 @@ fn of_panic(what: &str) -> String {
     if what.contains(NO_MEMORY) {
         format!(
             "the GPU's memory is full ({what}); use a smaller --batch-size, or the same one in parts by \
-             --set grad_accum_steps=N; {intact}"
+             --set schedule.grad_accum_steps=N; {intact}"
         )
     } else if what.contains(NO_NVRTC) {
         format!(

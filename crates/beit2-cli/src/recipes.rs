@@ -101,8 +101,12 @@ pub fn find(what: &str) -> anyhow::Result<Recipe> {
 
 /// Keys of which the first takes the second away where a recipe or the flags give only the first: the schedule's, and a
 /// learning rate given without its batch, which is meant as it is.
-const ALTERNATIVES: [(&str, &str); 3] =
-    [SCHEDULE_ALTERNATIVES[0], SCHEDULE_ALTERNATIVES[1], ("optimizer.lr", "optimizer.base_batch_size")];
+const ALTERNATIVES: [(&str, &str); 4] = [
+    SCHEDULE_ALTERNATIVES[0],
+    SCHEDULE_ALTERNATIVES[1],
+    SCHEDULE_ALTERNATIVES[2],
+    ("optimizer.lr", "optimizer.base_batch_size"),
+];
 
 /// The settings of a recipe with overrides by name, complete; those that follow others are fitted to them.
 pub fn fitted<S: Stage>(

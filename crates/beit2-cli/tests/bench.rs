@@ -148,3 +148,51 @@ fn wrong_flags_are_one_sentence() {
     world.beit2(&["bench", "train", "--size", "giant"]).fails(2, &["giant", "tiny, small, base, large"]);
     world.beit2(&["bench", "infer", "--data", "nowhere"]).fails(1, &["nowhere: no such file or folder"]);
 }
+
+#[test]
+fn steps_in_micro_batches_with_blocks_computed_again() {
+    let world = World::new();
+    let args =
+        ["bench", "train", "--size", "tiny", "--batch-size", "2", "--steps", "1", "--rounds", "1", "--json"];
+    for stage in ["tokenizer", "pretrain", "finetune"] {
+        let ways = ["--stage", stage, "--grad-accum-steps", "2", "--activation-checkpointing", "blocks"];
+        let ended = world.beit2(&[&args[..], &ways].concat());
+        let line: Value = serde_json::from_str(&ended.works().out).unwrap();
+        assert_eq!(
+            (&line["grad_accum_steps"], &line["activation_checkpointing"]),
+            (&2.into(), &"blocks".into())
+        );
+        assert!(number(&line, "/images_per_second") > 0.0, "{line}");
+    }
+    world
+        .beit2(&[&args[..], &["--grad-accum-steps", "3"]].concat())
+        .fails(2, &["2", "3 equal micro-batches"]);
+}
+
+/// Without images or weights, and without computing anything.
+#[test]
+fn what_a_recipe_needs_is_estimated() {
+    let world = World::new();
+    let memory = |args: &[&str]| world.beit2(&[&["recipes", "memory"], args].concat());
+    let ended = memory(&["mim_base_1600e", "--json"]);
+    let found: Value = serde_json::from_str(&ended.works().out).unwrap();
+    assert_eq!((&found["batch_size"], &found["estimated"]), (&2048.into(), &true.into()));
+    let devices = found["devices"].as_array().unwrap();
+    let parts: Vec<[u64; 2]> = devices
+        .iter()
+        .map(|device| {
+            let images = |name: &str| device[name].as_u64().unwrap();
+            [images("max_micro_batch"), images("max_micro_batch_recomputing_blocks")]
+        })
+        .collect();
+    assert!(parts.len() == 3 && parts.windows(2).all(|pair| pair[0][0] <= pair[1][0]), "{found}");
+    assert!(parts.iter().all(|[kept, again]| kept < again && 2048 % kept == 0), "{found}");
+    for recipe in ["vqkd_base_clip_100e", "finetune_base_1600e", "segment_base_ade20k"] {
+        let ended = memory(&[recipe, "--device-memory", "2,80"]);
+        for word in ["80 GB", "(at once)", "does not fit"] {
+            assert!(ended.works().out.contains(word), "{recipe}: no {word} in {}", ended.out);
+        }
+    }
+    memory(&["distill_tiny"]).fails(2, &["no recipe of a tokenizer"]);
+    memory(&["mim_base_1600e", "--devices", "3"]).fails(2, &["cannot be shared equally by 3 devices"]);
+}

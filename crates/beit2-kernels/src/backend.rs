@@ -1,6 +1,7 @@
 //! The sum of the operations: what a backend must have to run the models of this project.
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
 use burn::backend::{Autodiff, Flex};
 
 use crate::adamw::AdamwOps;
@@ -29,6 +30,7 @@ use crate::parameters::ParameterOps;
 use crate::pixel_cross_entropy::PixelCrossEntropyOps;
 use crate::position_bias::PositionBiasOps;
 use crate::quantize::QuantizeOps;
+use crate::recompute::RecomputeOps;
 use crate::residual_scale::ResidualScaleOps;
 use crate::samples::SampleOps;
 use crate::soft_cross_entropy::SoftCrossEntropyOps;
@@ -68,6 +70,7 @@ pub trait Backend:
     + PixelCrossEntropyOps
     + PositionBiasOps
     + QuantizeOps
+    + RecomputeOps
     + ResidualScaleOps
     + SampleOps
     + SoftCrossEntropyOps
@@ -103,5 +106,11 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 }
 
 /// A [`Backend`] that records gradients over an inner [`Backend`].
-pub trait AutodiffBackend: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
-impl<B> AutodiffBackend for B where B: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> + Backend {}
+pub trait AutodiffBackend:
+    burn::tensor::backend::AutodiffBackend<InnerBackend: Backend, Gradients = Gradients> + Backend
+{
+}
+impl<B> AutodiffBackend for B where
+    B: burn::tensor::backend::AutodiffBackend<InnerBackend: Backend, Gradients = Gradients> + Backend
+{
+}

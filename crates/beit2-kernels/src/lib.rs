@@ -50,6 +50,7 @@ mod position_bias;
 mod precision;
 pub mod probe;
 mod quantize;
+mod recompute;
 mod residual_scale;
 mod rows;
 mod samples;
@@ -80,7 +81,7 @@ pub use block::{
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
-pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward};
+pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward, backward_recomputing};
 pub use concat::{ConcatOps, Part, concat, narrow, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv_precision, conv3x3};
 pub use cosine_loss::{CosineLossOps, cosine_loss};
@@ -112,6 +113,7 @@ pub use pixel_cross_entropy::{IGNORE, PixelCrossEntropyOps, PixelLoss, pixel_cro
 pub use position_bias::{PositionBiasOps, PositionGrid, position_bias};
 pub use precision::Precision;
 pub use quantize::{QuantizeOps, QuantizedRows, quantize, unit_rows, update_codes};
+pub use recompute::{RecomputeOps, Recomputing, cut, cut_output, recompute, recomputes};
 pub use residual_scale::{ResidualScaleOps, residual, residual_scale};
 pub use samples::{SampleOps, gather_samples, scatter_add_samples};
 pub use soft_cross_entropy::{SoftCrossEntropyOps, soft_cross_entropy};

@@ -105,7 +105,8 @@ fn examples_name_recipes_and_settings_that_exist() {
                     continue;
                 };
                 let command = crate::stage::command_of(&recipe.stage().unwrap()).unwrap();
-                let shows = words[1..].join(" ").starts_with("recipes show");
+                let line = words[1..].join(" ");
+                let shows = line.starts_with("recipes show") || line.starts_with("recipes memory");
                 assert!(
                     shows || words[1..].join(" ").starts_with(command),
                     "{path}: {word} is a recipe of `beit2 {command}`, not of {example}"

@@ -6,7 +6,7 @@ mod kernel_times;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use beit2::train::{Assets, Event, Observer};
+use beit2::train::{ActivationCheckpointing, Assets, Event, Observer, TrainConfig};
 use beit2::{Error, InferPrecision};
 use beit2_bench::noise::{Evidence, Ticks, median, share};
 use beit2_bench::{
@@ -34,6 +34,7 @@ pub enum Bench {
         Examples:\n\
         \x20 beit2 bench train --stage pretrain --size small --batch-size 8\n\
         \x20 beit2 bench train --stage pretrain --size small --data images --workers 2\n\
+        \x20 beit2 bench train --size base --activation-checkpointing blocks\n\
         \x20 beit2 bench train --stage tokenizer --size base --batch-size 64 \\\n\
         \x20     --precision bf16 --device cuda --json")]
     Train(TrainArgs),
@@ -72,8 +73,26 @@ pub struct TrainArgs {
     #[command(flatten)]
     precision: PrecisionArgs,
 
+    /// Equal micro-batches that a step is taken in
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    grad_accum_steps: usize,
+
+    /// What is computed again in the backward pass: none, or blocks
+    #[arg(long, value_name = "WHAT", default_value = "none", value_parser = one_of(&CHECKPOINTING, checkpointing))]
+    activation_checkpointing: ActivationCheckpointing,
+
     #[command(flatten)]
     common: Common,
+}
+
+const CHECKPOINTING: [ActivationCheckpointing; 2] =
+    [ActivationCheckpointing::None, ActivationCheckpointing::Blocks];
+
+fn checkpointing(what: ActivationCheckpointing) -> &'static str {
+    match what {
+        ActivationCheckpointing::None => "none",
+        ActivationCheckpointing::Blocks => "blocks",
+    }
 }
 
 /// Flags of `bench infer`.
@@ -143,12 +162,25 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         Bench::Infer(args) => ("infer", None, args.size, args.precision.precision, &args.common),
         Bench::Data(args) => return data::run(args, signals),
     };
-    for (name, value) in
-        [("--batch-size", common.batch_size), ("--steps", common.steps), ("--rounds", common.rounds)]
-    {
+    let (micro_batches, activation_checkpointing) = match command {
+        Bench::Train(args) => (args.grad_accum_steps, args.activation_checkpointing),
+        _ => (1, ActivationCheckpointing::None),
+    };
+    for (name, value) in [
+        ("--batch-size", common.batch_size),
+        ("--steps", common.steps),
+        ("--rounds", common.rounds),
+        ("--grad-accum-steps", micro_batches),
+    ] {
         if value == 0 {
             return usage(format!("{name} is 0; it must be at least 1"));
         }
+    }
+    if !common.batch_size.is_multiple_of(micro_batches) {
+        return usage(format!(
+            "--batch-size {} cannot be divided into {micro_batches} equal micro-batches (--grad-accum-steps)",
+            common.batch_size
+        ));
     }
     if common.kernel_times.is_some()
         && (common.device.device.kind != Kind::Cuda || cfg!(not(feature = "cuda")))
@@ -160,7 +192,8 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         None => Images::Random,
         Some(spec) => Images::Real(session.assets.source(spec)?, common.workers),
     };
-    let run = Run { kind, stage, size, precision, common };
+    let train = TrainConfig { activation_checkpointing };
+    let run = Run { kind, stage, size, precision, micro_batches, train, common };
     session.on(&common.device.device, Measurement { run, images })
 }
 
@@ -170,10 +203,24 @@ struct Run<'a> {
     stage: Option<Stage>,
     size: Size,
     precision: InferPrecision,
+    micro_batches: usize,
+    train: TrainConfig,
     common: &'a Common,
 }
 
 impl Run<'_> {
+    /// How a step saves memory, for people.
+    fn division(&self) -> String {
+        let parts = match self.micro_batches {
+            1 => String::new(),
+            parts => format!(" in {parts} micro-batches"),
+        };
+        match self.train.recomputes_blocks() {
+            true => format!("{parts}, blocks computed again"),
+            false => parts,
+        }
+    }
+
     fn on_cpu(&self) -> bool {
         self.common.device.device.kind == Kind::Cpu
     }
@@ -205,7 +252,8 @@ impl Job for Measurement<'_> {
         match run.stage {
             Some(stage) => {
                 let precision = precision.of_floats();
-                let setup = TrainSetup { stage, size, batch, precision, images };
+                let (micro_batches, train) = (run.micro_batches, run.train);
+                let setup = TrainSetup { stage, size, batch, micro_batches, train, precision, images };
                 let mut bench = TrainBench::<B>::new(setup, device)?;
                 let bench_of = Rounds { run: &run, step_flops: bench.step_flops(), gemm, held };
                 let steps = move |count: usize, go_on: &mut dyn FnMut() -> bool| {
@@ -387,6 +435,8 @@ impl Rounds<'_> {
             "stage": run.stage.map(Stage::name),
             "size": run.size.name(),
             "batch_size": run.common.batch_size,
+            "grad_accum_steps": run.stage.map(|_| run.micro_batches),
+            "activation_checkpointing": run.stage.map(|_| checkpointing(run.train.activation_checkpointing)),
             "precision": run.precision,
             "device": run.common.device.device.to_string(),
             "threads": evidence.threads,
@@ -426,7 +476,12 @@ impl Rounds<'_> {
         let mut rows = vec![
             (
                 "measured".to_owned(),
-                format!("{what}, {} size, batch {batch}, {}", run.size.name(), run.precision),
+                format!(
+                    "{what}, {} size, batch {batch}{}, {}",
+                    run.size.name(),
+                    run.division(),
+                    run.precision
+                ),
             ),
             (
                 "on".to_owned(),

@@ -14,6 +14,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod probe;
 pub mod quickstart;
+mod recipe_memory;
 pub mod recipes;
 pub mod report;
 pub mod run;

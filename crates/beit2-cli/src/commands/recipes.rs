@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::json;
 
+use super::recipe_memory;
 use crate::errors::Ending;
 use crate::flags::JsonArgs;
 use crate::{output, recipes};
@@ -23,6 +24,12 @@ enum Action {
     /// List the name, command and purpose of every recipe (as `beit2 recipes` alone does)
     #[command(after_help = "Example:\n  beit2 recipes list --json")]
     List(JsonArgs),
+    /// Estimate the memory that a recipe needs, and the micro-batches that devices of several sizes take
+    #[command(after_help = "\
+        Examples:\n\
+        \x20 beit2 recipes memory mim_base_1600e\n\
+        \x20 beit2 recipes memory mim_large_1600e --device-memory 16,24 --devices 8")]
+    Memory(recipe_memory::Args),
     /// Print a recipe, to read it or to start your own from it
     #[command(after_help = "\
         Example:\n\
@@ -36,6 +43,7 @@ enum Action {
 /// Lists or shows.
 pub fn run(args: &Args) -> anyhow::Result<Ending> {
     match &args.action {
+        Some(Action::Memory(args)) => return recipe_memory::run(args),
         Some(Action::Show { name }) => output::result(&recipes::find(name)?.text)?,
         Some(Action::List(JsonArgs { json: true })) => {
             let all = recipes::all().map(

@@ -25,7 +25,7 @@ pub use export::{ExportArgs, SourceArg, SourcesArg};
 pub use features::{FeatureKindArg, FrozenArgs};
 pub use results::ResultArgs;
 pub use segment::{InferArgs, MaskArgs};
-pub use train::TrainArgs;
+pub use train::{TrainArgs, key_value};
 pub use unknown::explain;
 pub use weights::{EntryArg, NamesArg, ReadArgs, UnsaidArgs, WeightFileArgs};
 

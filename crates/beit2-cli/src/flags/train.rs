@@ -234,7 +234,8 @@ fn own_flag(key: &str, value: &str) -> String {
     format!("{flag} {value}")
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+/// `KEY=VALUE`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("write it as KEY=VALUE, such as optimizer.lr=1e-3".to_owned()),

@@ -143,7 +143,11 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     ),
     (
         &["accum", "accum-iter", "accumulate", "grad-accum", "gradient-accumulation-steps", "update-freq"],
-        &["--set grad_accum_steps=N"],
+        &["--set schedule.grad_accum_steps=N"],
+    ),
+    (
+        &["micro-batch", "micro-batch-size", "per-device-batch-size", "batch-size-per-gpu"],
+        &["--set schedule.max_micro_batch=IMAGES"],
     ),
     (&["mask-ratio", "masking-ratio", "num-mask-patches", "mask-patches"], &["--set mask.patches=N"]),
     (&["codebook", "n-codes", "num-codes", "n-embed", "codebook-n-emd"], &["--set model.codebook_size=N"]),

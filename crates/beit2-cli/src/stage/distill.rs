@@ -2,7 +2,7 @@
 
 use beit2::cost::{self, Cost};
 use beit2::tokenizer::teachers::{DistillRecipe, distill};
-use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig};
+use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::Look;
 use beit2::{Error, Precision};
 use beit2_bench::Size;
@@ -27,6 +27,10 @@ impl Stage for DistillRecipe {
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn train_mut(&mut self) -> &mut TrainConfig {
+        &mut self.train
     }
 
     fn of_size(size: Size) -> Vec<(&'static str, String)> {

@@ -2,7 +2,9 @@
 
 use beit2::classify::finetune::{self, FinetuneRecipe};
 use beit2::cost::{self, Cost};
-use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig};
+use beit2::train::{
+    Assets, Division, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig,
+};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
 use beit2_bench::Size;
@@ -37,6 +39,10 @@ impl Stage for FinetuneRecipe {
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn train_mut(&mut self) -> &mut TrainConfig {
+        &mut self.train
     }
 
     fn of_size(size: Size) -> Vec<(&'static str, String)> {
@@ -89,8 +95,8 @@ impl Stage for FinetuneRecipe {
         Ok(findings)
     }
 
-    fn micro_batches(&self) -> usize {
-        self.grad_accum_steps
+    fn division(&self, devices: usize) -> Result<Division, Error> {
+        Self::division(self, devices)
     }
 
     fn evaluations(&self, plan: &Plan) -> u64 {
@@ -105,24 +111,12 @@ impl Stage for FinetuneRecipe {
         &mut self.logging
     }
 
-    fn check_run(&self, _steps: u64, devices: usize) -> Result<(), Error> {
-        self.micro_batch(devices).map(drop)
-    }
-
-    fn leave_out(&mut self) {
-        self.grad_accum_steps = 1;
-    }
-
     fn fewest_images(&self) -> usize {
         1 + usize::from(self.mix.is_on())
     }
 
     fn precision(&self) -> Option<Precision> {
         Some(self.precision)
-    }
-
-    fn has_micro_batches(&self) -> bool {
-        true
     }
 
     fn keeps_averages(&self) -> bool {

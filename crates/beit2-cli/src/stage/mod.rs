@@ -15,7 +15,8 @@ use beit2::segment::SegmentRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::tokenizer::teachers::{DistillRecipe, Teacher, TeacherConfig};
 use beit2::train::{
-    Assets, DataConfig, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, share_batch,
+    ActivationCheckpointing, Assets, DataConfig, Division, Env, LoggingConfig, OptimizerConfig, Outcome,
+    Plan, ScheduleConfig, TrainConfig,
 };
 use beit2::visualize::Look;
 use beit2::{Error, Precision};
@@ -47,6 +48,9 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
 
     /// Those that follow other settings.
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig);
+
+    /// `[train]`, to change it.
+    fn train_mut(&mut self) -> &mut TrainConfig;
 
     /// The key of `--image-size`.
     const IMAGE_SIZE: &'static str;
@@ -99,9 +103,12 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
         device: &B::Device,
     ) -> Result<Option<Examples>, Error>;
 
-    /// Micro-batches that a step is divided into.
-    fn micro_batches(&self) -> usize {
-        1
+    /// How this many devices divide a step.
+    ///
+    /// # Errors
+    /// A batch that does not divide evenly.
+    fn division(&self, devices: usize) -> Result<Division, Error> {
+        self.tables().schedule.division(devices, 1)
     }
 
     /// Fewest images of a micro-batch.
@@ -111,8 +118,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
 
     /// Finds what would keep a run of `steps` steps from starting on this many devices.
     fn check_run(&self, _steps: u64, devices: usize) -> Result<(), Error> {
-        let batch = self.tables().schedule.batch_size;
-        share_batch(batch, self.micro_batches(), devices).map(drop)
+        self.division(devices).map(drop)
     }
 
     /// Evaluations of the whole validation set in a run.
@@ -137,11 +143,6 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
         false
     }
 
-    /// Whether it has `grad_accum_steps`.
-    fn has_micro_batches(&self) -> bool {
-        false
-    }
-
     /// Operands of the matmuls, where the recipe has a precision.
     fn precision(&self) -> Option<Precision>;
 
@@ -153,6 +154,7 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
         *short.logging_mut() = logging;
         let (schedule, optimizer) = short.tables_mut();
         schedule.batch_size = images;
+        (schedule.grad_accum_steps, schedule.max_micro_batch) = (1, None);
         schedule.steps = Some(REHEARSED_STEPS);
         schedule.warmup_steps = Some(0);
         // The rate of a real batch would be scaled to nearly nothing, and below the last rate.
@@ -187,6 +189,20 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
     /// # Errors
     /// Weights that cannot be read or are of another kind.
     fn cost(&self, assets: &dyn Assets) -> Result<Cost, Error>;
+
+    /// The same with blocks that are computed again in the backward pass; `None` where they are so anyway.
+    ///
+    /// # Errors
+    /// As [`Stage::cost`].
+    fn recomputing_cost(&self, assets: &dyn Assets) -> Result<Option<Cost>, Error> {
+        let mut other = self.clone();
+        let train = other.train_mut();
+        if train.recomputes_blocks() {
+            return Ok(None);
+        }
+        train.activation_checkpointing = ActivationCheckpointing::Blocks;
+        other.cost(assets).map(Some)
+    }
 
     /// What is wrong with the images: told by a bounded look at labels, masks and a few images.
     ///

@@ -2,7 +2,7 @@
 
 use beit2::cost::{self, Cost};
 use beit2::pretrain::{self, PretrainRecipe};
-use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig};
+use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
 use beit2_bench::Size;
@@ -31,6 +31,10 @@ impl Stage for PretrainRecipe {
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn train_mut(&mut self) -> &mut TrainConfig {
+        &mut self.train
     }
 
     fn of_size(size: Size) -> Vec<(&'static str, String)> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use beit2::cost::{self, Cost};
 use beit2::segment::{self, SegmentRecipe, SegmenterConfig};
-use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig};
+use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
 use beit2_bench::Size;
@@ -34,6 +34,10 @@ impl Stage for SegmentRecipe {
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn train_mut(&mut self) -> &mut TrainConfig {
+        &mut self.train
     }
 
     fn of_size(size: Size) -> Vec<(&'static str, String)> {
@@ -79,10 +83,6 @@ impl Stage for SegmentRecipe {
         Ok(findings)
     }
 
-    fn micro_batches(&self) -> usize {
-        self.grad_accum_steps
-    }
-
     fn evaluations(&self, plan: &Plan) -> u64 {
         self.eval.every.map_or(1, |every| plan.total_steps.div_ceil(every))
     }
@@ -96,7 +96,6 @@ impl Stage for SegmentRecipe {
     }
 
     fn leave_out(&mut self) {
-        self.grad_accum_steps = 1;
         self.eval.every = None;
     }
 
@@ -107,10 +106,6 @@ impl Stage for SegmentRecipe {
 
     fn precision(&self) -> Option<Precision> {
         Some(self.precision)
-    }
-
-    fn has_micro_batches(&self) -> bool {
-        true
     }
 
     fn cost(&self, _assets: &dyn Assets) -> Result<Cost, Error> {

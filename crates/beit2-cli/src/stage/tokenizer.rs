@@ -2,7 +2,7 @@
 
 use beit2::cost::{self, Cost};
 use beit2::tokenizer::{self, TokenizerRecipe};
-use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, share_batch};
+use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
 use beit2_bench::Size;
@@ -30,6 +30,10 @@ impl Stage for TokenizerRecipe {
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
+    }
+
+    fn train_mut(&mut self) -> &mut TrainConfig {
+        &mut self.train
     }
 
     fn of_size(size: Size) -> Vec<(&'static str, String)> {
@@ -79,7 +83,7 @@ impl Stage for TokenizerRecipe {
 
     fn check_run(&self, steps: u64, devices: usize) -> Result<(), Error> {
         self.check_steps(steps)?;
-        share_batch(self.schedule.batch_size, 1, devices).map(drop)
+        self.division(devices).map(drop)
     }
 
     /// K-means needs more vectors than a few images have.

@@ -33,7 +33,7 @@ use rendezvous::Rendezvous;
 use crate::graph::record;
 use crate::tensor::{from_rows, rows, unwrap, wrap};
 
-pub use overlap::{ArrivedMeans, backward};
+pub use overlap::{ArrivedMeans, backward, backward_recomputing};
 pub use rendezvous::PeerLeft;
 
 /// One thread's place in a group that trains together. Clones are the same place.

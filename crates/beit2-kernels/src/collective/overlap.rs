@@ -22,9 +22,9 @@ use burn::tensor::Tensor;
 use burn::tensor::ops::FloatTensor;
 
 use super::{AllReduceOps, PeerLeft, Rank};
-use crate::AutodiffBackend;
 use crate::interrupt;
 use crate::tensor::{unwrap, wrap};
+use crate::{AnyRank, AutodiffBackend};
 
 thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
@@ -129,8 +129,26 @@ pub fn backward<B: AutodiffBackend, const D: usize>(
     loss: &Tensor<B, D>,
     rank: &Rank,
 ) -> Result<(B::Gradients, ArrivedMeans<B::InnerBackend>), PeerLeft> {
+    backward_recomputing(loss, rank, Vec::new)
+}
+
+/// [`backward`] of a loss before which parts of the model were cut off to be [recomputed](crate::Recomputing). `leaves` are the
+/// model's trained parameters; other leaves get no gradients from what is before the parts.
+///
+/// # Errors
+/// Another rank has ended.
+///
+/// # Panics
+/// As [`backward`].
+pub fn backward_recomputing<B: AutodiffBackend, const D: usize>(
+    loss: &Tensor<B, D>,
+    rank: &Rank,
+    leaves: impl Fn() -> Vec<AnyRank<B>>,
+) -> Result<(B::Gradients, ArrivedMeans<B::InnerBackend>), PeerLeft> {
+    let leaves = || -> Vec<FloatTensor<B>> { leaves().into_iter().map(|leaf| leaf.0).collect() };
+    let complete = |grads| B::backward_of_parts(grads, &leaves);
     if !rank.overlaps::<B::InnerBackend>() {
-        return Ok((loss.backward(), ArrivedMeans::default()));
+        return Ok((complete(loss.backward()), ArrivedMeans::default()));
     }
     assert!(!interrupt::is_watched(), "a backward pass in which ranks meet must not be cut off");
     rank.gather(())?;
@@ -144,7 +162,7 @@ pub fn backward<B: AutodiffBackend, const D: usize>(
     let scope = Scope;
     let means = Box::new(PendingMeans::<B::InnerBackend>::default());
     RUNNING.set(Some(Running { rank: rank.clone(), met: None, means }));
-    let grads = loss.backward();
+    let grads = complete(loss.backward());
     let means = RUNNING.take().and_then(|running| running.means.downcast::<PendingMeans<_>>().ok());
     drop(scope);
     Ok((grads, means.map_or_else(ArrivedMeans::default, |means| means.arrive())))

@@ -19,6 +19,7 @@ use crate::pretrain::{MimConfig, PretrainRecipe};
 use crate::segment::SegmentRecipe;
 use crate::tokenizer::teachers::DistillRecipe;
 use crate::tokenizer::{TokenizerConfig, TokenizerRecipe};
+use crate::train::ScheduleConfig;
 use crate::vit::VitConfig;
 use transformer::{block, dense, trunk};
 
@@ -58,6 +59,17 @@ impl Cost {
     }
 }
 
+impl Cost {
+    /// The largest of the equal micro-batches of a step of `batch` images on one device that take at most `memory` bytes;
+    /// `None`: not even one image fits.
+    pub fn largest_micro_batch(&self, batch: usize, memory: u64) -> Option<usize> {
+        (1..=batch)
+            .rev()
+            .filter(|images| batch.is_multiple_of(*images))
+            .find(|&images| self.bytes(batch, images) <= memory)
+    }
+}
+
 /// Of a checkpoint: weights and two moments.
 const SAVED_PER_PARAMETER: u64 = 4 * 3;
 
@@ -67,6 +79,11 @@ const PROGRAM: f64 = 30e6;
 /// Bytes for each trained value: weight, gradient, two moments, and the copies of weight and moments that a checkpoint
 /// writes.
 const PER_PARAMETER: f64 = 4.0 * 4.0 + SAVED_PER_PARAMETER as f64;
+
+/// [`PER_PARAMETER`], and the sum of the gradients of earlier micro-batches where a step has several.
+fn per_parameter(schedule: &ScheduleConfig) -> f64 {
+    PER_PARAMETER + if schedule.accumulates() { 4.0 } else { 0.0 }
+}
 
 /// The inputs of this many batches are there at once: of the running step, one that is ready and one that is prepared.
 const INPUTS_AHEAD: f64 = 3.0;
@@ -95,12 +112,13 @@ pub fn tokenizer(recipe: &TokenizerRecipe, teacher: &FrozenVit) -> Cost {
     let (encoder, decoder) = (config.encoder(), config.decoder());
     let patches = encoder.patches();
     let parameters = tokenizer_parameters(config);
-    let mut kept = trunk(&encoder).kept + trunk(&decoder).kept;
+    let mut kept = transformer::kept(&encoder, recipe.train) + transformer::kept(&decoder, recipe.train);
     let tasks = 2 * config.width + 2 * config.decoder_width + 6 * config.code_dim + 2 * config.teacher_dim;
     kept.values += (patches * tasks) as f64;
     // Similarities to all codes are computed in pieces, and no piece outlives the search.
     let codebook = (4 * config.codebook_size * (3 * config.code_dim + 4)) as f64;
-    let fixed = PER_PARAMETER * parameters as f64 + codebook + teacher.fixed_bytes(precision);
+    let fixed =
+        per_parameter(&recipe.schedule) * parameters as f64 + codebook + teacher.fixed_bytes(precision);
     let per_image = kept.bytes(precision) + teacher.bytes_per_image();
     let views = match teacher.side == config.image_size {
         true => waiting(config.image_size, config.in_chans, 1.0),
@@ -124,9 +142,15 @@ pub fn pretrain(recipe: &PretrainRecipe, tokenizer: &TokenizerConfig) -> Cost {
         + width
         + head * if own_head { 2 } else { 1 }
         + heads * block(vit, tokens, tokens).parameters;
-    let mut kept = trunk(vit).kept - block(vit, tokens, tokens).kept + block(vit, tokens, masked + 1).kept;
-    if heads > 0 {
-        kept = kept + block(vit, tokens, tokens).kept * (heads - 1) as f64 + block(vit, tokens, masked).kept;
+    let mut kept = transformer::kept(vit, recipe.train);
+    if recipe.train.recomputes_blocks() {
+        kept = kept + transformer::block_input(vit) * heads as f64;
+    } else {
+        let full = block(vit, tokens, tokens).kept;
+        kept = kept - full + block(vit, tokens, masked + 1).kept;
+        if heads > 0 {
+            kept = kept + full * (heads - 1) as f64 + block(vit, tokens, masked).kept;
+        }
     }
     // Logits, their exponentials and their gradient; the rows that they come from.
     let branches = if heads > 0 { 2 } else { 1 };
@@ -137,7 +161,7 @@ pub fn pretrain(recipe: &PretrainRecipe, tokenizer: &TokenizerConfig) -> Cost {
         // The decoder and its task layer are loaded, too.
         + 4.0 * (tokenizer_parameters(tokenizer) - FrozenVit::of(&encoder, 0).parameters) as f64
         + 4.0 * (2 * tokenizer.codebook_size * tokenizer.code_dim) as f64;
-    let fixed = PER_PARAMETER * parameters as f64 + frozen.fixed_bytes(precision) + rest;
+    let fixed = per_parameter(&recipe.schedule) * parameters as f64 + frozen.fixed_bytes(precision) + rest;
     let views = match tokenizer.image_size == vit.image_size {
         true => waiting(vit.image_size, vit.in_chans, 1.0),
         false => {
@@ -154,12 +178,11 @@ pub fn finetune(recipe: &FinetuneRecipe, classes: usize) -> Cost {
     let (vit, precision) = (&recipe.model.vit, recipe.precision);
     let parameters = trunk(vit).parameters + 2 * vit.width + dense(vit.width, classes);
     let averages = if recipe.ema_decay.is_some() { 8.0 } else { 0.0 };
-    // The sum of the gradients of earlier micro-batches.
-    let sums = if recipe.grad_accum_steps > 1 { 4.0 } else { 0.0 };
-    let fixed = (PER_PARAMETER + averages + sums) * parameters as f64 + transformer::biases(vit);
+    let fixed = (per_parameter(&recipe.schedule) + averages) * parameters as f64 + transformer::biases(vit);
     // Mixing makes a second copy of the inputs.
     let views = waiting(vit.image_size, vit.in_chans, 2.0);
-    cost(parameters, finetune_flops(vit, classes), fixed, trunk(vit).kept.bytes(precision), views)
+    let kept = transformer::kept(vit, recipe.train).bytes(precision);
+    cost(parameters, finetune_flops(vit, classes), fixed, kept, views)
 }
 
 /// Of training a segmentation model. The recipe is resolved: it knows its classes.
@@ -167,10 +190,10 @@ pub fn segment(recipe: &SegmentRecipe) -> Cost {
     let (vit, precision) = (&recipe.model.vit, recipe.precision);
     let (trunk, heads) = (trunk(vit), segmenter::heads(&recipe.model));
     let parameters = trunk.parameters + heads.parameters;
-    let sums = if recipe.grad_accum_steps > 1 { 4.0 } else { 0.0 };
-    let fixed = (PER_PARAMETER + sums) * parameters as f64 + transformer::biases(vit);
+    let fixed = per_parameter(&recipe.schedule) * parameters as f64 + transformer::biases(vit);
     let flops = 3.0 * (trunk.flops + heads.flops) - transformer::embedding_flops(vit);
-    let per_image = trunk.kept.bytes(precision) + heads.kept.bytes(Precision::F32);
+    let kept = transformer::kept(vit, recipe.train);
+    let per_image = kept.bytes(precision) + heads.kept.bytes(Precision::F32);
     cost(parameters, flops, fixed, per_image, waiting(vit.image_size, vit.in_chans + 1, 1.0))
 }
 
@@ -180,9 +203,9 @@ pub fn distill(recipe: &DistillRecipe, teacher: &FrozenVit, teacher_dim: usize) 
     let parameters = trunk(vit).parameters + 2 * vit.width + dense(vit.width, teacher_dim);
     let head = matmul(vit.patches(), vit.width, teacher_dim);
     let flops = 3.0 * (trunk(vit).flops + head) - transformer::embedding_flops(vit) + teacher.flops;
-    let mut kept = trunk(vit).kept;
+    let mut kept = transformer::kept(vit, recipe.train);
     kept.values += (vit.patches() * (2 * vit.width + 4 * teacher_dim)) as f64;
-    let fixed = PER_PARAMETER * parameters as f64 + teacher.fixed_bytes(Precision::F32);
+    let fixed = per_parameter(&recipe.schedule) * parameters as f64 + teacher.fixed_bytes(Precision::F32);
     let views = waiting(vit.image_size, vit.in_chans, 1.0) + waiting(teacher.side, vit.in_chans, 1.0);
     cost(parameters, flops, fixed, kept.bytes(Precision::F32) + teacher.bytes_per_image(), views)
 }

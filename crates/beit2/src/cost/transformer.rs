@@ -4,6 +4,7 @@ use std::ops::{Add, Mul, Sub};
 
 use beit2_kernels::Precision;
 
+use crate::train::TrainConfig;
 use crate::vit::{RelPosKind, VitConfig, relative_table_len};
 
 /// One part of a model in training, for one image.
@@ -151,6 +152,23 @@ pub(super) fn trunk(vit: &VitConfig) -> Part {
         flops: embedding_flops(vit) + vit.depth as f64 * each.flops,
         kept: each.kept * (computed * vit.depth as f64) + gradients + Kept { values: patches, operands: 0.0 },
     }
+}
+
+/// What training keeps of embedding and blocks for its backward pass.
+pub(super) fn kept(vit: &VitConfig, train: TrainConfig) -> Kept {
+    let part = trunk(vit);
+    if !train.recomputes_blocks() {
+        return part.kept;
+    }
+    let each = block(vit, vit.patches() + 1, vit.patches() + 1).kept;
+    let computed = 1.0 - vit.drop_path / 2.0;
+    // Of every block its input, and all values of the one that is being computed again.
+    part.kept - each * (computed * vit.depth as f64) + block_input(vit) * vit.depth as f64 + each
+}
+
+/// The input of a block.
+pub(super) fn block_input(vit: &VitConfig) -> Kept {
+    Kept { values: ((vit.patches() + 1) * vit.width) as f64, operands: 0.0 }
 }
 
 fn table(vit: &VitConfig) -> usize {

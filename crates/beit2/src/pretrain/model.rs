@@ -254,7 +254,7 @@ impl<B: Backend> MimModel<B> {
         } else {
             // intermediate_layer = depth: the head reads the last block's patches, so all rows are needed.
             let x = run(x, 0..depth, None);
-            (mask.masked.gather(x.clone()), x)
+            (mask.masked.gather(kernels::cut_output(x.clone())), x)
         };
         let y = run_blocks(&self.cls_pt_layers, y, Some(&mask.masked), bias.as_ref(), drop, depth);
         (flat(last), Some(flat(y)))

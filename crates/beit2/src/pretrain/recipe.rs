@@ -8,7 +8,9 @@ use super::MimConfig;
 use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::tokenizer::{self, TokenizerConfig, VqKd};
-use crate::train::{Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, fill_normalization};
+use crate::train::{
+    Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, fill_normalization,
+};
 
 /// `[mask]`: block masking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +107,8 @@ pub struct PretrainRecipe {
     pub optimizer: OptimizerConfig,
     /// Length.
     pub schedule: ScheduleConfig,
+    /// How a step is computed.
+    pub train: TrainConfig,
     /// Records and checkpoints.
     pub logging: LoggingConfig,
 }
@@ -124,6 +128,7 @@ impl Default for PretrainRecipe {
             augment: PretrainAugment::default(),
             optimizer: OptimizerConfig { clip_grad: Some(3.0), ..OptimizerConfig::default() },
             schedule: ScheduleConfig { epochs: 1600, ..ScheduleConfig::default() },
+            train: TrainConfig::default(),
             logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }

@@ -3,22 +3,22 @@
 use std::path::Path;
 
 use beit2_data::{Batch, Key, RngStream};
-use beit2_kernels::{self as kernels, AutodiffBackend, PatchSpec, Scaling};
+use beit2_kernels::{AutodiffBackend, Backend, PatchSpec, Scaling};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use super::evaluate::mask_of;
 use super::token_cache::{CacheUse, TokenCache, identity};
-use super::{MimModel, PretrainRecipe, evaluate, masked_labels};
+use super::{MimLoss, MimModel, PretrainRecipe, evaluate, masked_labels};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::tokenizer::TokenizerConfig;
 use crate::train::{
-    AdamW, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
-    check_precision, patches_to_device, per_rank_batch,
+    AdamW, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport, TrainingData,
+    average_gradients, check_precision, learn, mean_of, patches_to_device,
 };
 use crate::vit::{DropPath, is_position_index, with_position_indices};
 use crate::weights::checkpoint_metadata;
@@ -47,7 +47,8 @@ pub fn train<B: AutodiffBackend>(
     let tokenizer = tokenizer.freeze_encoder();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
-    let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
+    let division = recipe.schedule.division(rank.world(), 1)?;
+    let (per_rank, micro_batch) = (division.per_rank, division.micro_batch());
     let config = recipe.data.of_channels(recipe.model.vit.in_chans);
     let data = TrainingData {
         source,
@@ -67,7 +68,9 @@ pub fn train<B: AutodiffBackend>(
     let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("{parameters} trained parameters, {} blocks of width {}", vit.depth, vit.width);
     let masked = format!("{} of {} patches", recipe.mask.patches, vit.patches());
-    let summary = vec![("model".into(), sizes), ("masked".into(), masked)];
+    let mut summary = vec![("model".into(), sizes), ("masked".into(), masked)];
+    summary.extend(division.summary());
+    summary.extend(recipe.train.summary());
     let (mut session, resumed) =
         Session::open(env, "pretrain", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
@@ -96,30 +99,43 @@ pub fn train<B: AutodiffBackend>(
         }
         _ => None,
     };
-    // The frozen half of a step, which runs one batch ahead on a thread of its own.
+    // The frozen half of a step, which runs one batch ahead on a thread of its own. It gives the inputs of each micro-batch.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, patches, frozen_device) = (tokenizer.clone(), vit.patches(), device.clone());
     let (spec, normalization) = (model.trunk.patch_embed.spec(Scaling::Unit), vit.normalization.clone());
-    session.expect(cost::pretrain_flops(&recipe.model, &tokenizer_config, recipe.mask.patches));
+    session.expect(cost::pretrain_flops(&recipe.model, &tokenizer_config, recipe.mask.patches), recipe.train);
     let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
         let device = &frozen_device;
         let of_model = PatchSpec { scaling: pixels::scaling(normalization.as_ref()), ..spec };
-        let [x, tokenizer_x] =
-            patches_to_device::<B::InnerBackend>(&batch.items, [of_model, frozen.patch_spec()], device)?;
-        let mask = mask_of(&batch.items, patches, device);
-        let labels = match &mut cache {
+        let (mut seen, mut tokenizer_seen) = (Vec::new(), Vec::new());
+        for items in batch.items.chunks(micro_batch) {
+            let specs = [of_model, frozen.patch_spec()];
+            let [x, tokenizer_x] = patches_to_device::<B::InnerBackend>(items, specs, device)?;
+            seen.push((x, mask_of(items, patches, device)));
+            tokenizer_seen.push(tokenizer_x);
+        }
+        let masks = seen.iter().map(|(_, mask)| mask);
+        let labels: Vec<_> = match &mut cache {
             // It holds the ids of all patches, so that a run with other masks finds them too.
             Some(cache) => {
-                masked_labels(cache.ids(&batch, patches, device, || frozen.ids(tokenizer_x)), &mask)
+                let make = || joined(tokenizer_seen.into_iter().map(|x| frozen.ids(x)).collect());
+                let ids = parted(cache.ids(&batch, patches, device, make), micro_batch);
+                ids.into_iter().zip(masks).map(|(ids, mask)| masked_labels(ids, mask)).collect()
             }
-            None => frozen.ids_at(tokenizer_x, mask.masked_tokens()),
+            None => tokenizer_seen
+                .into_iter()
+                .zip(masks)
+                .map(|(x, mask)| frozen.ids_at(x, mask.masked_tokens()))
+                .collect(),
         };
         let cache_use = cache.as_mut().map(TokenCache::used).unwrap_or_default();
-        Ok((batch, x, mask, labels, cache_use))
+        let inputs: Vec<_> = seen.into_iter().zip(labels).collect();
+        Ok((batch, inputs, cache_use))
     });
+    let exchanging = division.exchanging(&rank);
     let mut cache_use = CacheUse::default();
     for prepared in session.timed_inputs(prefetch) {
-        let (batch, x, mask, labels, used) = prepared?;
+        let (batch, inputs, used) = prepared?;
         cache_use = used;
         if let Some(problem) = cache_use.problem.take() {
             session.warn(problem);
@@ -127,28 +143,33 @@ pub fn train<B: AutodiffBackend>(
         let step = session.state.step;
         let (lr, weight_decay) = (plan.lr.at(step), plan.weight_decay.at(step));
 
-        // Drawn for the whole batch, so that the number of ranks does not change it.
+        // Drawn for the whole batch, so that the numbers of ranks and of micro-batches do not change it.
         let key =
             Key { seed: recipe.seed, epoch: batch.epoch, index: batch.step, stream: RngStream::DropPath };
         let drop = DropPath::sample(&drop_path_rates, per_rank * rank.world(), &mut key.rng(), device);
         let drop = drop.narrow(per_rank * rank.index(), per_rank);
-        let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
-            let (x, labels) = (x.record(), Tensor::from_inner(labels));
-            let loss = model.forward_loss(x, &mask.record::<B>(), labels, &drop);
-            let grads = kernels::backward(&loss.total, &rank)?;
-            Ok((loss, grads))
+        let before = model.clone();
+        let learned = session.learn(exchanging.overlaps::<B::InnerBackend>(), || {
+            learn(before, inputs, (&exchanging, recipe.train), |model, number, ((x, mask), labels)| {
+                let (x, labels) = (x.record(), Tensor::from_inner(labels));
+                let drop = drop.clone().narrow(number * micro_batch, micro_batch);
+                let loss = model.forward_loss(x, &mask.record::<B>(), labels, &drop);
+                Ok((loss.total.clone(), Metrics::of(loss)))
+            })
         })?;
-        let Some((loss, grads)) = learned else { break };
+        let Some(Learned { model: learned, grads, results }) = learned else { break };
+        model = learned;
         session.note_batch(&batch);
         let grads = average_gradients(&model, grads, &rank)?;
         optimizer.set_weight_decay(weight_decay);
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
 
-        let mut scalars = vec![("loss", loss.total.inner())];
-        let names = branch_names(loss.branches.len());
-        for ((branch, accuracy), names) in loss.branches.into_iter().zip(loss.accuracy).zip(names) {
-            scalars.extend([(names.loss, branch.inner()), (names.accuracy, accuracy.inner())]);
+        let found = Metrics::mean(results);
+        let mut scalars = vec![("loss", found.loss)];
+        let names = branch_names(found.branches.len());
+        for ((branch, accuracy), names) in found.branches.into_iter().zip(names) {
+            scalars.extend([(names.loss, branch), (names.accuracy, accuracy)]);
         }
         scalars.push(("grad_norm", grad_norm));
         let known = vec![("lr", lr), ("weight_decay", weight_decay)];
@@ -185,6 +206,49 @@ pub fn train<B: AutodiffBackend>(
         session.note(format!("{hits} of {lookups} batches had their ids in {folder}"));
     }
     session.finish()
+}
+
+/// What is told of a micro-batch or a step.
+struct Metrics<I: Backend> {
+    loss: Tensor<I, 1>,
+    /// Loss and accuracy of each branch.
+    branches: Vec<(Tensor<I, 1>, Tensor<I, 1>)>,
+}
+
+impl<I: Backend> Metrics<I> {
+    fn of<B: AutodiffBackend<InnerBackend = I>>(loss: MimLoss<B>) -> Self {
+        let branches = loss.branches.into_iter().zip(loss.accuracy);
+        let branches = branches.map(|(loss, accuracy)| (loss.inner(), accuracy.inner())).collect();
+        Self { loss: loss.total.inner(), branches }
+    }
+
+    /// Of a step with these micro-batches, of which there is one at least.
+    fn mean(of: Vec<Self>) -> Self {
+        let branches = (0..of[0].branches.len()).map(|at| {
+            let (losses, accuracies): (Vec<_>, Vec<_>) =
+                of.iter().map(|part| part.branches[at].clone()).unzip();
+            (mean_of(losses), mean_of(accuracies))
+        });
+        let branches = branches.collect();
+        Self { loss: mean_of(of.into_iter().map(|part| part.loss)), branches }
+    }
+}
+
+/// Ids of micro-batches as those of their batch, `[B, N]`.
+fn joined<I: Backend>(parts: Vec<Tensor<I, 2, Int>>) -> Tensor<I, 2, Int> {
+    match <[_; 1]>::try_from(parts) {
+        Ok([all]) => all,
+        Err(parts) => Tensor::cat(parts, 0),
+    }
+}
+
+/// Ids of a batch `[B, N]` as those of its micro-batches.
+fn parted<I: Backend>(ids: Tensor<I, 2, Int>, micro_batch: usize) -> Vec<Tensor<I, 2, Int>> {
+    let batch = ids.dims()[0];
+    if batch == micro_batch {
+        return vec![ids];
+    }
+    (0..batch).step_by(micro_batch).map(|start| ids.clone().narrow(0, start, micro_batch)).collect()
 }
 
 /// The tokenizer must have the codes and the grid that the model predicts.

@@ -150,7 +150,8 @@ impl<B: Backend> Backbone<B> {
             tokens = self.trunk.run(tokens.clone(), next..block + 1, None, bias.as_ref(), drop);
             next = block + 1;
             let width = tokens.dims()[2];
-            kernels::narrow_tokens(tokens.clone(), 1, rows * cols).reshape([batch, rows, cols, width])
+            kernels::narrow_tokens(kernels::cut_output(tokens.clone()), 1, rows * cols)
+                .reshape([batch, rows, cols, width])
         });
         let first = self.fpn1.forward(first, pass);
         match &self.fpn2 {

@@ -10,7 +10,8 @@ use super::{InferConfig, SegmenterConfig};
 use crate::classify::pretrained_sizes;
 use crate::error::{Error, config_error};
 use crate::train::{
-    Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig, check_interval,
+    Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig, TrainConfig,
+    check_interval,
 };
 use crate::weights::StateFile;
 
@@ -96,8 +97,6 @@ pub struct SegmentRecipe {
     pub seed: u64,
     /// Operands of the trunk's matmuls; pyramid and heads are in f32.
     pub precision: Precision,
-    /// Micro-batches that a step's images are divided into, to save memory. Batch norm sees one of them at a time.
-    pub grad_accum_steps: usize,
     /// What the backbone starts from.
     pub init: SegmentInit,
     /// Sizes and classes.
@@ -114,6 +113,8 @@ pub struct SegmentRecipe {
     pub groups: SegmentGroups,
     /// Length.
     pub schedule: ScheduleConfig,
+    /// How a step is computed.
+    pub train: TrainConfig,
     /// Evaluation.
     pub eval: SegmentEval,
     /// How images are seen in an evaluation, and later by `segment predict`.
@@ -128,7 +129,6 @@ impl Default for SegmentRecipe {
             stage: "segment".into(),
             seed: 0,
             precision: Precision::F32,
-            grad_accum_steps: 1,
             init: SegmentInit::default(),
             model: SegmenterConfig::default(),
             data: DataConfig::default(),
@@ -143,9 +143,11 @@ impl Default for SegmentRecipe {
                 warmup_epochs: 1.2,
                 warmup_steps: Some(1500),
                 batch_size: 16,
+                ..ScheduleConfig::default()
             },
             eval: SegmentEval { every: Some(16_000) },
             infer: InferConfig::default(),
+            train: TrainConfig::default(),
             logging: LoggingConfig { checkpoint_every: Some(16_000), ..LoggingConfig::default() },
         }
     }
@@ -231,16 +233,12 @@ impl SegmentRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, micro_batches) = (self.schedule.batch_size, self.grad_accum_steps);
-        if micro_batches == 0 || !batch.is_multiple_of(micro_batches) || batch == 0 {
+        let division = self.schedule.division(1, 1)?;
+        if division.micro_batch() < 2 {
             return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {micro_batches} equal micro-batches (grad_accum_steps)"
-            ));
-        }
-        if batch / micro_batches < 2 {
-            return config_error(format!(
-                "schedule.batch_size {batch} in {micro_batches} micro-batches leaves one crop to each; averaged to one pixel \
-                 it has no variance for batch norm, so a micro-batch needs at least 2"
+                "schedule.batch_size {} in {} micro-batches leaves one crop to each; averaged to one pixel it has no variance \
+                 for batch norm, so a micro-batch needs at least 2",
+                self.schedule.batch_size, division.micro_batches
             ));
         }
         self.augmentation().validate()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use beit2_data::classes::Target;
 use beit2_data::segment::SegmentTrainView;
 use beit2_data::{Batch, Key, RngStream, Source};
-use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Backend, Rank};
+use beit2_kernels::AutodiffBackend;
 use beit2_run::atomic::write_bytes_atomic;
 use beit2_run::report::Examples;
 use beit2_run::{StopFlag, thousands};
@@ -23,8 +23,8 @@ use crate::cost;
 use crate::error::Error;
 use crate::params;
 use crate::train::{
-    AdamW, Env, GradientSum, Outcome, Plan, PolySchedule, Saved, Session, StepReport, average_gradients,
-    check_precision, per_rank_batch,
+    AdamW, Env, Learned, Outcome, Plan, PolySchedule, Saved, Session, StepReport, average_gradients,
+    check_precision, learn, mean_of,
 };
 use crate::vit::{DropPath, drop_path_rates, is_position_index, with_position_indices};
 use crate::weights::{StateFile, checkpoint_metadata};
@@ -60,9 +60,8 @@ pub fn train<B: AutodiffBackend>(
         .map_err(|error| Error::Config(error.to_string()))?;
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.len())?;
     let rank = env.rank.clone();
-    let micro_batches = recipe.grad_accum_steps;
-    let per_rank = per_rank_batch(recipe.schedule.batch_size, micro_batches, &rank)?;
-    let micro_batch = per_rank / micro_batches;
+    let division = recipe.schedule.division(rank.world(), 1)?;
+    let (micro_batches, micro_batch) = (division.micro_batches, division.micro_batch());
     let peak = recipe.optimizer.peak_lr(recipe.schedule.batch_size);
     let warmup = recipe.schedule.warmup_over(plan.steps_per_epoch);
     let lr_schedule = PolySchedule::new(peak, 0.0, 1.0, plan.total_steps, warmup, WARMUP_RATIO)?;
@@ -85,9 +84,8 @@ pub fn train<B: AutodiffBackend>(
     let sizes =
         format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");
     let mut summary = vec![("model".into(), sizes), ("init".into(), init)];
-    if micro_batches > 1 {
-        summary.push(("memory".into(), format!("each step in {micro_batches} micro-batches")));
-    }
+    summary.extend(division.summary());
+    summary.extend(recipe.train.summary());
     let (mut session, resumed) =
         Session::open(env, "segment", recipe, recipe.logging.clone(), plan, summary)?;
     if let Some(resumed) = resumed {
@@ -118,7 +116,7 @@ pub fn train<B: AutodiffBackend>(
     // Images and labels of a step, made one batch ahead on a thread of their own.
     let batches = session.timed_batches(training_loader(&source, recipe, session.state.data, &rank)?);
     let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
-    session.expect(cost::segment(recipe).flops_per_image);
+    session.expect(cost::segment(recipe).flops_per_image, recipe.train);
     let prefetch = session.prefetch(batches, move |batch: Batch<SegmentTrainView>| {
         let mut inputs_of_step = Vec::new();
         for items in batch.items.chunks(micro_batch) {
@@ -127,18 +125,15 @@ pub fn train<B: AutodiffBackend>(
         }
         Ok((batch, inputs_of_step))
     });
-    // Gradients are exchanged while the backward pass goes on if there is one in a step; those of several are added first.
-    let exchanging = if micro_batches == 1 { rank.clone() } else { Rank::alone() };
+    let exchanging = division.exchanging(&rank);
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
         let step = session.state.step;
         let lr = lr_schedule.at(step);
         let before = model.clone();
-        let learn = || {
-            let (mut model, mut sum) = (before, GradientSum::<B>::default());
-            let mut means = ArrivedMeans::default();
-            let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
-            for (number, (x, labels)) in (step * per_step + first..).zip(inputs_of_step) {
+        let work = || {
+            learn(before, inputs_of_step, (&exchanging, recipe.train), |model, number, (x, labels)| {
+                let number = step * per_step + first + number as u64;
                 let (seed, epoch) = (recipe.seed, batch.epoch);
                 let key = Key { seed, epoch, index: number, stream: RngStream::DropPath };
                 let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
@@ -147,36 +142,32 @@ pub fn train<B: AutodiffBackend>(
                 let drop = if rank.world() > 1 { drop.multiplied() } else { drop };
                 let key = Key { seed, epoch, index: number, stream: RngStream::HeadDropout };
                 let dropout = HeadDropout::sample(config, micro_batch, &mut key.rng(), device);
-                model = sum.start(model);
                 let logits = model.forward_train(Tensor::from_inner(x), &drop, &dropout, &rank)?;
                 let losses = pixel_losses(&logits, Tensor::from_inner(labels), config.aux_weight);
-                totals.push(losses.total.clone().inner());
-                decoded.push(losses.decode.inner());
-                right.push(losses.decode_acc.inner());
-                let loss = match micro_batches {
-                    1 => losses.total,
-                    _ => losses.total.div_scalar(micro_batches as f64),
-                };
-                let (grads, exchanged) = kernels::backward(&loss, &exchanging)?;
-                sum.add(&model, grads);
-                means = exchanged;
-                model = model.record(&logits.statistics)?;
-            }
-            Ok((model, sum.finish().map(|grads| (grads, means)), totals, decoded, right))
+                let metrics =
+                    (losses.total.clone().inner(), losses.decode.inner(), losses.decode_acc.inner());
+                Ok((losses.total, (metrics, logits.statistics)))
+            })
         };
         // Ranks exchange statistics inside a step, and one that is cut off would leave the others waiting.
-        let learned = session.learn(rank.world() > 1, learn)?;
-        let Some((learned, grads, totals, decoded, right)) = learned else { break };
-        let Some(grads) = grads else { continue };
+        let learned = session.learn(rank.world() > 1, work)?;
+        let Some(Learned { model: learned, grads, results }) = learned else { break };
         model = learned;
+        let (mut totals, mut decoded, mut right) = (Vec::new(), Vec::new(), Vec::new());
+        for ((total, decode, accuracy), statistics) in results {
+            totals.push(total);
+            decoded.push(decode);
+            right.push(accuracy);
+            model = model.record(&statistics)?;
+        }
         session.note_batch(&batch);
         let grads = average_gradients(&model, grads, &rank)?;
         let grad_norm;
         (model, grad_norm) = optimizer.step(model, grads, lr, recipe.optimizer.clip_grad);
         let scalars = vec![
-            ("loss", mean(totals)),
-            ("decode_loss", mean(decoded)),
-            ("pixel_acc", mean(right)),
+            ("loss", mean_of(totals)),
+            ("decode_loss", mean_of(decoded)),
+            ("pixel_acc", mean_of(right)),
             ("grad_norm", grad_norm),
         ];
         let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
@@ -228,14 +219,6 @@ pub fn train<B: AutodiffBackend>(
     }
     session.close(|| saved(&model, &optimizer), &metadata)?;
     session.finish()
-}
-
-/// The mean of one number of each micro-batch; of a single one that number, which a GPU need not compute.
-fn mean<B: Backend>(numbers: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
-    match <[_; 1]>::try_from(numbers) {
-        Ok([number]) => number,
-        Err(numbers) => Tensor::cat(numbers, 0).mean(),
-    }
 }
 
 fn describe(plan: &LoadPlan) -> String {

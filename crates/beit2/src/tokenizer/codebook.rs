@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 use rand::RngExt;
 
-use super::{CodeUsage, CodebookHealth, Quantized, TokenizerRecipe, VqKd, draw_start, kmeans};
+use super::{CodeUsage, CodebookHealth, TokenizerRecipe, VqKd, draw_start, kmeans};
 use crate::error::Error;
 use crate::init::generator;
 use crate::train::{Item, to_device};
@@ -17,23 +17,26 @@ const KMEANS_ROUNDS: usize = 10;
 /// The codes `[K, C]` that k-means finds among the encoder's vectors, and the members of each `[K]`.
 ///
 /// It takes as many batches as `codebook.kmeans_rows_per_code` asks for, at most `most`. They come from a loader of
-/// their own, so that the run itself does not move and can be repeated exactly.
+/// their own, so that the run itself does not move and can be repeated exactly. All of a batch counts; the encoder sees
+/// `at_once` images of it at a time.
 pub(super) fn initial_codes<B: AutodiffBackend>(
     model: &VqKd<B>,
     recipe: &TokenizerRecipe,
     batches: Loader<Item>,
-    most: u64,
+    (most, at_once): (u64, usize),
     device: &B::Device,
 ) -> Result<(TensorData, TensorData), Error> {
     let encoder = model.valid();
     let wanted = recipe.model.codebook_size * recipe.codebook.kmeans_rows_per_code.max(1);
     let (mut vectors, mut count) = (Vec::new(), 0);
     for batch in batches.take(most as usize) {
-        let (images, _) = to_device::<B::InnerBackend>(&batch?.items, device)?;
-        let z = encoder.encode(encoder.preprocess(images));
-        let [size, patches, width] = z.dims();
-        count += size * patches;
-        vectors.push(unit_rows(z.reshape([size * patches, width])));
+        for items in batch?.items.chunks(at_once) {
+            let (images, _) = to_device::<B::InnerBackend>(items, device)?;
+            let z = encoder.encode(encoder.preprocess(images));
+            let [size, patches, width] = z.dims();
+            count += size * patches;
+            vectors.push(unit_rows(z.reshape([size * patches, width])));
+        }
         if count >= wanted {
             break;
         }
@@ -44,11 +47,11 @@ pub(super) fn initial_codes<B: AutodiffBackend>(
     Ok((found.means.into_data(), found.members.into_data()))
 }
 
-/// Replaces codes that no patch has used for `limit` steps by random vectors of the batch. `bins` counts the uses of this
-/// step, on all ranks.
+/// Replaces codes that no patch has used for `limit` steps by random vectors of the batch. `z [n, C]` are those of this rank,
+/// of all its micro-batches; `bins` counts the uses of this step, on all ranks.
 pub(super) fn revive_codes<B: AutodiffBackend>(
     mut model: VqKd<B>,
-    quantized: &Quantized<B>,
+    z: &Tensor<B, 2>,
     bins: Tensor<B, 1>,
     limit: u32,
     unused_for: &mut Vec<u32>,
@@ -68,7 +71,7 @@ pub(super) fn revive_codes<B: AutodiffBackend>(
     dead.iter().for_each(|&code| unused_for[code as usize] = 0);
 
     // All ranks draw the same vectors of the whole batch. Each gives those that it has, and zeros for the others.
-    let own = quantized.z.dims()[0] as i32;
+    let own = z.dims()[0] as i32;
     let first = own * rank.index() as i32;
     let mut rng = key.rng();
     let (mut picks, mut has) = (Vec::new(), Vec::new());
@@ -78,11 +81,11 @@ pub(super) fn revive_codes<B: AutodiffBackend>(
         picks.push(if is_own { pick } else { 0 });
         has.push(if is_own { 1.0f32 } else { 0.0 });
     }
-    let device = quantized.z.device();
+    let device = z.device();
     let data = vec![TensorData::new(picks, [dead.len()]), TensorData::new(has, [dead.len(), 1])];
     let mut sent = upload_all::<B>(data, &device);
     let (picks, has) = (sent.int::<1>(), sent.float::<2>());
-    let vectors = rank.sum(quantized.z.clone().select(0, picks) * has);
+    let vectors = rank.sum(z.clone().select(0, picks) * has);
     model.quantize = model.quantize.replace_codes(&dead, vectors);
     model
 }

@@ -95,7 +95,8 @@ impl<B: Backend> Quantizer<B> {
 
     /// Quantizes `z [n, C]` with the codebook as it is.
     pub fn forward(&self, z: Tensor<B, 2>) -> Quantized<B> {
-        let z = kernels::unit_rows(z);
+        // The commitment loss and the decoder read it.
+        let z = kernels::cut(kernels::unit_rows(z));
         let fixed = z.clone().detach();
         let (ids, codes, commitment_loss) = kernels::quantize(z, self.codebook(), self.commitment);
         Quantized { ids, z: fixed, codes, commitment_loss }
@@ -117,14 +118,14 @@ impl<B: Backend> Quantizer<B> {
 
     /// Moves used codes towards the mean of what they stand for; unused codes stay.
     pub fn update(self, quantized: &Quantized<B>) -> Self {
-        let (bins, sums) = self.statistics(quantized);
+        let (bins, sums) = self.statistics(quantized.ids.clone(), quantized.z.clone());
         self.update_from(bins, sums)
     }
 
-    /// Uses of each code `[K]` and the sums of the vectors that it stands for `[K, C]`.
-    pub fn statistics(&self, quantized: &Quantized<B>) -> (Tensor<B, 1>, Tensor<B, 2>) {
-        let Quantized { ids, z, .. } = quantized;
-        kernels::code_statistics(ids.clone(), z.clone(), self.codebook().dims()[0])
+    /// Uses of each code `[K]` and the sums of the vectors that it stands for `[K, C]`, of the normalised vectors `z [n, C]`
+    /// with the codes `ids [n]`.
+    pub fn statistics(&self, ids: Tensor<B, 1, Int>, z: Tensor<B, 2>) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        kernels::code_statistics(ids, z, self.codebook().dims()[0])
     }
 
     /// [`Quantizer::update`] from the [statistics](Quantizer::statistics), which data parallel training adds up over

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::TokenizerConfig;
 use super::teachers::TeacherConfig;
 use crate::error::{Error, config_error};
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, check_interval};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, check_interval};
 
 /// `[augment]` of the tokenizer: one crop and a flip, no colours by default (as the reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +68,8 @@ pub struct TokenizerRecipe {
     pub optimizer: OptimizerConfig,
     /// Length.
     pub schedule: ScheduleConfig,
+    /// How a step is computed.
+    pub train: TrainConfig,
     /// Codebook extras.
     pub codebook: CodebookOptions,
     /// Records and checkpoints.
@@ -94,6 +96,7 @@ impl Default for TokenizerRecipe {
             },
             schedule: ScheduleConfig { epochs: 100, batch_size: 512, ..ScheduleConfig::default() },
             codebook: CodebookOptions::default(),
+            train: TrainConfig::default(),
             logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }

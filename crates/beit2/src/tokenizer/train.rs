@@ -1,22 +1,22 @@
 //! Training the tokenizer: read top to bottom.
 
 use beit2_data::{Batch, Key, RngStream};
-use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Rank};
+use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use beit2_run::thousands;
 use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use super::codebook::{health_of, initial_codes, revive_codes};
 use super::teachers::Teacher;
 use super::vqkd::preprocess;
-use super::{ProcessType, TokenizerRecipe, VqKd, evaluate};
+use super::{ProcessType, Quantized, TokenizerRecipe, VqKd, evaluate};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::params;
 use crate::pixels;
 use crate::train::{
-    AdamW, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData, average_gradients,
-    check_precision, patches_to_device, per_rank_batch, to_device,
+    AdamW, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport, TrainingData,
+    average_gradients, check_precision, learn, mean_of, patches_to_device, to_device,
 };
 use crate::vit::Pixels;
 use crate::weights::{Tensors, checkpoint_metadata};
@@ -41,7 +41,8 @@ pub fn train<B: AutodiffBackend>(
     let teacher = teacher.freeze();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
-    per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
+    let division = recipe.schedule.division(rank.world(), 1)?;
+    let micro_batch = division.micro_batch();
     recipe.check_steps(plan.total_steps)?;
     let warmup = recipe.codebook.kmeans_warmup_steps;
     let config = recipe.data.of_channels(recipe.model.in_chans);
@@ -62,7 +63,9 @@ pub fn train<B: AutodiffBackend>(
     let (codes, code_dim) = (recipe.model.codebook_size, recipe.model.code_dim);
     let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("VQ-KD, {parameters} trained parameters, {codes} codes of {code_dim} values");
-    let summary = vec![("model".into(), sizes)];
+    let mut summary = vec![("model".into(), sizes)];
+    summary.extend(division.summary());
+    summary.extend(recipe.train.summary());
     let (mut session, resumed) =
         Session::open(env, "tokenizer", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([codes], device);
@@ -88,38 +91,40 @@ pub fn train<B: AutodiffBackend>(
     if session.is_complete() {
         return session.finish();
     }
-    session.expect(step_operations);
-    // The frozen half of a step, which runs one batch ahead on a thread of its own.
+    session.expect(step_operations, recipe.train);
+    // The frozen half of a step, which runs one batch ahead on a thread of its own. It gives the inputs of each micro-batch.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
     let (frozen, frozen_device, process_type) = (teacher.clone(), device.clone(), recipe.model.process_type);
     let (bands, spec) = (recipe.data.teacher_bands, model.patch_spec());
-    let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
+    let inputs_of = move |items: &[Item]| -> Result<_, Error> {
         // A teacher sees [−1, 1]: of a view of its own, else of what the model sees.
         let is_signed = |item: &Item| item.token.is_some() || process_type == ProcessType::Default;
-        if bands.is_none() && batch.items.iter().all(is_signed) {
+        if bands.is_none() && items.iter().all(is_signed) {
             let specs = [spec, frozen.patch_spec()];
-            let [x, teacher_x] = patches_to_device::<B::InnerBackend>(&batch.items, specs, &frozen_device)?;
-            let target = frozen.features(teacher_x);
-            return Ok((batch, x, target));
+            let [x, teacher_x] = patches_to_device::<B::InnerBackend>(items, specs, &frozen_device)?;
+            return Ok((x, frozen.features(teacher_x)));
         }
-        let (images, second) = to_device::<B::InnerBackend>(&batch.items, &frozen_device)?;
+        let (images, second) = to_device::<B::InnerBackend>(items, &frozen_device)?;
         let x = preprocess(images.clone(), process_type);
         let teacher_x = match (second, bands) {
             (second, Some(bands)) => pixels::to_signed(pixels::bands(second.unwrap_or(images), bands)),
             (Some(second), None) => pixels::to_signed(second),
             (None, None) => x.clone(),
         };
-        let target = frozen.forward(teacher_x);
-        Ok((batch, Pixels::Images(x), target))
+        Ok((Pixels::Images(x), frozen.forward(teacher_x)))
+    };
+    let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
+        let inputs: Result<Vec<_>, Error> = batch.items.chunks(micro_batch).map(&inputs_of).collect();
+        Ok((batch, inputs?))
     });
+    let exchanging = division.exchanging(&rank);
     for prepared in session.timed_inputs(prefetch) {
-        let (batch, x, target) = prepared?;
-        let (x, target) = (x.record(), Tensor::from_inner(target));
+        let (batch, inputs) = prepared?;
         let step = session.state.step;
         let lr = plan.lr.at(step);
         let quantizes = step >= warmup;
         let (before, position) = (model.clone(), session.state.data);
-        let learn = || {
+        let work = || {
             let mut model = before;
             if batch.step == 0 {
                 // The reference starts its usage statistics anew in every epoch.
@@ -129,7 +134,8 @@ pub fn train<B: AutodiffBackend>(
                 // The leader alone, over whole batches. More than an epoch would only repeat the same images.
                 let found = if rank.leads() {
                     let whole = data.loader(position, &Rank::alone())?;
-                    Some(initial_codes(&model, recipe, whole, plan.steps_per_epoch, device)?)
+                    let sizes = (plan.steps_per_epoch, data.batch_size / division.micro_batches);
+                    Some(initial_codes(&model, recipe, whole, sizes, device)?)
                 } else {
                     None
                 };
@@ -137,26 +143,32 @@ pub fn train<B: AutodiffBackend>(
                 let (means, members) = (Tensor::from_data(means, device), Tensor::from_data(members, device));
                 model.quantize = model.quantize.set_codes(means, members);
             }
-            let (loss, rec_loss, quantized) = if quantizes {
-                let loss = model.forward(x, target);
-                (loss.total, loss.rec, Some(loss.quantized))
-            } else {
-                let (loss, _) = model.forward_unquantized(x, target);
-                (loss.clone(), loss, None)
-            };
-            let grads = kernels::backward(&loss, &rank)?;
-            Ok((model, loss, rec_loss, quantized, grads))
+            // All micro-batches meet the same codes, which move after the last one.
+            learn(model, inputs, (&exchanging, recipe.train), |model, _, (x, target)| {
+                let (x, target) = (x.record(), Tensor::from_inner(target));
+                let (loss, rec_loss, quantized) = if quantizes {
+                    let loss = model.forward(x, target);
+                    let Quantized { ids, z, commitment_loss, .. } = loss.quantized;
+                    (loss.total, loss.rec, Some((ids, z, commitment_loss.inner())))
+                } else {
+                    let (loss, _) = model.forward_unquantized(x, target);
+                    (loss.clone(), loss, None)
+                };
+                Ok((loss.clone(), ([loss.inner(), rec_loss.inner()], quantized)))
+            })
         };
         // The other ranks wait for the leader's codes, and must not wait for ever.
         let waits_for_codes = rank.world() > 1 && step == warmup;
-        let learned = session.learn(waits_for_codes || rank.overlaps::<B::InnerBackend>(), learn)?;
-        let Some((started, loss, rec_loss, quantized, grads)) = learned else { break };
+        let learned = session.learn(waits_for_codes || exchanging.overlaps::<B::InnerBackend>(), work)?;
+        let Some(Learned { model: started, grads, results }) = learned else { break };
         model = started;
         session.note_batch(&batch);
-        let mut scalars = vec![("loss", loss.inner()), ("rec_loss", rec_loss.inner())];
-        if let Some(quantized) = &quantized {
-            scalars.push(("commitment_loss", quantized.commitment_loss.clone().inner()));
-            let (bins, sums) = model.quantize.statistics(quantized);
+        let (losses, quantized): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+        let (losses, rec_losses): (Vec<_>, Vec<_>) = losses.into_iter().map(<(_, _)>::from).unzip();
+        let mut scalars = vec![("loss", mean_of(losses)), ("rec_loss", mean_of(rec_losses))];
+        if let Some((ids, z, commitment_loss)) = joined(quantized) {
+            scalars.push(("commitment_loss", commitment_loss));
+            let (bins, sums) = model.quantize.statistics(ids, z.clone());
             let (bins, sums) = (rank.sum(bins), rank.sum(sums));
             epoch_bins = epoch_bins + bins.clone().inner();
             model.quantize = model.quantize.update_from(bins.clone(), sums);
@@ -164,7 +176,7 @@ pub fn train<B: AutodiffBackend>(
                 let (seed, epoch, stream) = (recipe.seed, batch.epoch, RngStream::CodeRevival);
                 let key = Key { seed, epoch, index: batch.step, stream };
                 let unused_for = &mut session.state.unused_for;
-                model = revive_codes(model, quantized, bins, limit, unused_for, key, &rank);
+                model = revive_codes(model, &z, bins, limit, unused_for, key, &rank);
             }
         }
         optimizer.set_weight_decay(plan.weight_decay.at(step));
@@ -220,6 +232,27 @@ pub fn train<B: AutodiffBackend>(
     }
     session.close(|| saved(&model, &optimizer, &epoch_bins), &metadata)?;
     session.finish()
+}
+
+/// What the codebook learns from in a step: ids `[n]` and normalised vectors `[n, C]` of all micro-batches, and the mean of their
+/// commitment losses. `None` without a codebook.
+#[allow(clippy::type_complexity)] // three tensors
+fn joined<B: AutodiffBackend>(
+    parts: Vec<Option<(Tensor<B, 1, Int>, Tensor<B, 2>, Tensor<B::InnerBackend, 1>)>>,
+) -> Option<(Tensor<B, 1, Int>, Tensor<B, 2>, Tensor<B::InnerBackend, 1>)> {
+    let parts: Vec<_> = parts.into_iter().collect::<Option<_>>()?;
+    match <[_; 1]>::try_from(parts) {
+        Ok([all]) => Some(all),
+        Err(parts) => {
+            let (mut ids, mut vectors, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+            for (of_part, z, loss) in parts {
+                ids.push(of_part);
+                vectors.push(z);
+                losses.push(loss);
+            }
+            Some((Tensor::cat(ids, 0), Tensor::cat(vectors, 0), mean_of(losses)))
+        }
+    }
 }
 
 fn load_teacher<B: Backend>(

@@ -1,8 +1,82 @@
 //! Gradient accumulation: one step from several micro-batches.
+//!
+//! Micro-batches have equal numbers of images, and images equal numbers of patches, of masked patches and of pixels. So the mean
+//! of a loss over a step is the mean of its means over the micro-batches.
 
-use beit2_kernels::{self as kernels, AnyRank, AutodiffBackend};
+use beit2_kernels::{self as kernels, AnyRank, ArrivedMeans, AutodiffBackend, Backend, Rank, Recomputing};
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
+
+use super::TrainConfig;
+use crate::error::Error;
+
+/// What the micro-batches of a step gave.
+pub(crate) struct Learned<B: AutodiffBackend, M, T> {
+    /// With the leaves of the autodiff graph that the gradients belong to.
+    pub model: M,
+    /// Of the mean loss, as [`kernels::backward`] gives them.
+    pub grads: (B::Gradients, ArrivedMeans<B::InnerBackend>),
+    /// The rest of what `forward` gave, of each micro-batch.
+    pub results: Vec<T>,
+}
+
+/// Forward and backward passes of the micro-batches `parts` of a step. `forward` gives the loss of one, a mean over it, and what
+/// else the step needs of it; it also gets the number of the micro-batch. `exchanging` is the group of the backward passes
+/// (`Division::exchanging`). Where `train` says so, blocks are computed again in the backward pass.
+///
+/// # Errors
+/// Those of `forward`; another rank that ended; no micro-batch.
+pub(crate) fn learn<B: AutodiffBackend, M: AutodiffModule<B>, P, T>(
+    mut model: M,
+    parts: Vec<P>,
+    (exchanging, train): (&Rank, TrainConfig),
+    mut forward: impl FnMut(&M, usize, P) -> Result<(Tensor<B, 1>, T), Error>,
+) -> Result<Learned<B, M, T>, Error> {
+    let count = parts.len();
+    let (mut sum, mut means) = (GradientSum::<B>::default(), ArrivedMeans::default());
+    let mut results = Vec::with_capacity(count);
+    for (number, part) in parts.into_iter().enumerate() {
+        model = sum.start(model);
+        let recomputing = train.recomputes_blocks().then(Recomputing::start);
+        let (loss, result) = forward(&model, number, part)?;
+        let loss = if count == 1 { loss } else { loss.div_scalar(count as f64) };
+        let (grads, exchanged) =
+            kernels::backward_recomputing(&loss, exchanging, || trained_parameters(&model))?;
+        drop(recomputing);
+        sum.add(&model, grads);
+        means = exchanged;
+        results.push(result);
+    }
+    match sum.finish() {
+        Some(grads) => Ok(Learned { model, grads: (grads, means), results }),
+        None => Err(Error::Training("an empty batch".into())),
+    }
+}
+
+/// All trained parameters, in the model's order.
+pub fn trained_parameters<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M) -> Vec<AnyRank<B>> {
+    struct Trained<B: AutodiffBackend>(Vec<AnyRank<B>>);
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Trained<B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let value = param.val();
+            if value.is_require_grad() {
+                self.0.push(value.into());
+            }
+        }
+    }
+    let mut trained = Trained(Vec::new());
+    model.visit(&mut trained);
+    trained.0
+}
+
+/// The mean of one number of each micro-batch; of a single one that number, which a GPU need not compute.
+pub(crate) fn mean_of<B: Backend>(numbers: impl IntoIterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
+    let numbers: Vec<_> = numbers.into_iter().collect();
+    match <[_; 1]>::try_from(numbers) {
+        Ok([number]) => number,
+        Err(numbers) => Tensor::cat(numbers, 0).mean(),
+    }
+}
 
 /// The sum of the gradients of a step's micro-batches.
 ///

@@ -4,6 +4,7 @@ mod accumulate;
 mod assets;
 mod batches;
 mod bottleneck;
+mod division;
 mod events;
 mod groups;
 mod in_step;
@@ -17,7 +18,8 @@ mod session;
 mod state;
 mod statistics;
 
-pub use accumulate::GradientSum;
+pub use accumulate::{GradientSum, trained_parameters};
+pub(crate) use accumulate::{Learned, learn, mean_of};
 pub use assets::{Assets, Files, OpenOnce};
 pub use batches::{
     DataPosition, EvaluationData, Item, TrainingData, TrainingItem, patches_to_device, to_device,
@@ -25,17 +27,18 @@ pub use batches::{
 pub(crate) use batches::{loader_config, unusable};
 pub use beit2_kernels::Rank;
 pub use bottleneck::{Bottleneck, Timed};
+pub use division::Division;
 pub use events::{Event, Observer, Silent};
 pub use groups::{GroupRule, ParamGroup, no_weight_decay};
 pub use in_step::InStep;
 pub use optimizer::{AdamW, AdamWConfig, grad_norm, gradients};
-pub(crate) use parallel::{average_gradients, per_rank_batch};
-pub use parallel::{on_devices, share_batch};
+pub(crate) use parallel::average_gradients;
+pub use parallel::on_devices;
 pub use prefetch::Prefetch;
 pub(crate) use recipe::check_interval;
 pub use recipe::{
-    DataConfig, ImageCaching, LoggingConfig, OptimizerConfig, Plan, SCHEDULE_ALTERNATIVES, SCRATCH,
-    ScheduleConfig, check_precision,
+    ActivationCheckpointing, DataConfig, ImageCaching, LoggingConfig, OptimizerConfig, Plan,
+    SCHEDULE_ALTERNATIVES, SCRATCH, ScheduleConfig, TrainConfig, check_precision,
 };
 pub(crate) use scalar::scalar;
 pub use schedule::{CosineSchedule, PolySchedule};

@@ -63,32 +63,6 @@ pub fn on_devices<B: AutodiffBackend>(
     })
 }
 
-/// The images of each rank in a step of `batch` images, which every rank takes in `micro_batches`.
-///
-/// # Errors
-/// A batch that does not divide evenly.
-pub(crate) fn per_rank_batch(batch: usize, micro_batches: usize, rank: &Rank) -> Result<usize, Error> {
-    share_batch(batch, micro_batches, rank.world())
-}
-
-/// The same for a number of devices.
-///
-/// # Errors
-/// A batch that does not divide evenly.
-pub fn share_batch(batch: usize, micro_batches: usize, world: usize) -> Result<usize, Error> {
-    if batch.is_multiple_of(world * micro_batches) {
-        return Ok(batch / world);
-    }
-    let each = match micro_batches {
-        1 => String::new(),
-        _ => format!(", each in {micro_batches} micro-batches"),
-    };
-    config_error(format!(
-        "schedule.batch_size {batch} cannot be shared equally by {world} devices{each}; use a multiple of {}",
-        world * micro_batches
-    ))
-}
-
 /// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every image
 /// dropped by drop path) counts as 0 there. Takes what [`beit2_kernels::backward`] gave; means that it took itself are not taken
 /// again.

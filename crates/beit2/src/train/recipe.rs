@@ -217,10 +217,13 @@ impl OptimizerConfig {
 
 /// Keys of `[schedule]` of which the second decides where both are given. Someone who sets the first over a recipe that
 /// gives the second means the first (see [`beit2_run::recipe::resolve`]).
-pub const SCHEDULE_ALTERNATIVES: [(&str, &str); 2] =
-    [("schedule.epochs", "schedule.steps"), ("schedule.warmup_epochs", "schedule.warmup_steps")];
+pub const SCHEDULE_ALTERNATIVES: [(&str, &str); 3] = [
+    ("schedule.epochs", "schedule.steps"),
+    ("schedule.warmup_epochs", "schedule.warmup_steps"),
+    ("schedule.grad_accum_steps", "schedule.max_micro_batch"),
+];
 
-/// `[schedule]`: how long.
+/// `[schedule]`: how long, and the images of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
@@ -232,13 +235,25 @@ pub struct ScheduleConfig {
     pub warmup_epochs: f64,
     /// Steps in which the learning rate rises from 0, instead of `warmup_epochs`.
     pub warmup_steps: Option<u64>,
-    /// Images per optimiser step.
+    /// Images per optimiser step, on all devices and in all micro-batches together.
     pub batch_size: usize,
+    /// Equal micro-batches that each device takes its images of a step in, one after the other, to save memory.
+    pub grad_accum_steps: usize,
+    /// Most images of a micro-batch on a device, instead of `grad_accum_steps`: the fewest equal ones are taken.
+    pub max_micro_batch: Option<usize>,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { epochs: 300, steps: None, warmup_epochs: 10.0, warmup_steps: None, batch_size: 2048 }
+        Self {
+            epochs: 300,
+            steps: None,
+            warmup_epochs: 10.0,
+            warmup_steps: None,
+            batch_size: 2048,
+            grad_accum_steps: 1,
+            max_micro_batch: None,
+        }
     }
 }
 
@@ -246,6 +261,38 @@ impl ScheduleConfig {
     /// Steps of the warm-up.
     pub fn warmup_over(&self, steps_per_epoch: u64) -> u64 {
         self.warmup_steps.unwrap_or((self.warmup_epochs * steps_per_epoch as f64) as u64)
+    }
+}
+
+/// `train.activation_checkpointing`: what is computed again in the backward pass instead of being kept for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationCheckpointing {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each Transformer block, of which only the input is kept.
+    Blocks,
+}
+
+/// `[train]`: how a step is computed. Does not change the result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// What is computed again in the backward pass: `none`, or `blocks` for less memory and more time.
+    pub activation_checkpointing: ActivationCheckpointing,
+}
+
+impl TrainConfig {
+    /// Whether blocks are computed again in the backward pass.
+    pub fn recomputes_blocks(self) -> bool {
+        self.activation_checkpointing == ActivationCheckpointing::Blocks
+    }
+
+    /// What the start of a run says about it.
+    pub(crate) fn summary(self) -> Option<(String, String)> {
+        let told = "blocks are computed again in the backward pass (train.activation_checkpointing)";
+        self.recomputes_blocks().then(|| ("activations".into(), told.into()))
     }
 }
 

@@ -21,7 +21,7 @@ use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
 use super::in_step::InStep;
 use super::prefetch::Prefetch;
-use super::recipe::{LoggingConfig, Plan};
+use super::recipe::{LoggingConfig, Plan, TrainConfig};
 use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, StepReport, TrainState, open_run};
 use crate::error::Error;
 use crate::weights;
@@ -32,6 +32,9 @@ const AVERAGES_EVERY: Duration = Duration::from_secs(15);
 
 /// A forward pass costs about a third of a training step.
 const EVALUATION_COST: f64 = 1.0 / 3.0;
+
+/// Operations of a step that computes its forward pass twice: four thirds of one that does not, less what is not in blocks.
+const RECOMPUTED: f64 = 1.3;
 
 /// What a rank tells the others after each step.
 struct RankStatus {
@@ -246,9 +249,10 @@ impl<'a, I: Backend> Session<'a, I> {
     }
 
     /// Says how many floating-point operations a step takes on each of its images, for showing how far it is.
-    pub fn expect(&self, operations_per_image: f64) {
+    pub fn expect(&self, operations_per_image: f64, train: TrainConfig) {
         let images = self.plan.batch_size / self.rank().world();
-        self.in_step.expect(operations_per_image * images as f64);
+        let again = if train.recomputes_blocks() { RECOMPUTED } else { 1.0 };
+        self.in_step.expect(again * operations_per_image * images as f64);
     }
 
     /// Does the part of a step that changes nothing: from its inputs to the gradients. `None` when a request to stop came and

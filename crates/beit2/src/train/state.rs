@@ -137,8 +137,9 @@ pub struct Saved {
 
 pub(super) use crate::weights::AVERAGES;
 
-/// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`.
-const MAY_DIFFER: [&str; 10] = [
+/// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`. So may the division of a
+/// step, as the number of devices: another machine has other memory.
+const MAY_DIFFER: [&str; 13] = [
     "environment",
     "logging",
     "data.cache",
@@ -149,6 +150,9 @@ const MAY_DIFFER: [&str; 10] = [
     "tokenizer.weights",
     "tokenizer.cache",
     "init.weights",
+    "schedule.grad_accum_steps",
+    "schedule.max_micro_batch",
+    "train",
 ];
 
 /// The step at which a run of this recipe would go on in `dir`; `None` if it would begin. Nothing is written.

@@ -114,7 +114,7 @@ impl<B: Backend> Block<B> {
     pub(super) fn spec(&self) -> BlockSpec {
         let AttentionSpec { heads, scale, precision } = self.attn.spec();
         let (eps, activation) = (self.norm1.eps(), BlockActivation::Gelu);
-        BlockSpec { heads, scale, eps, activation, precision, recompute: false }
+        BlockSpec { heads, scale, eps, activation, precision, recompute: kernels::recomputes::<B>() }
     }
 
     /// For the block as one operation; `None` if it is not of that form.

@@ -11,6 +11,7 @@ mod layers;
 mod load;
 mod patch_embed;
 mod pos_embed;
+mod recompute;
 mod rel_pos;
 mod run;
 mod transformer;

@@ -4,7 +4,7 @@ use beit2_kernels::{self as kernels, Backend, BlocksDrop};
 use burn::tensor::Tensor;
 
 use super::trunk::TokenSubset;
-use super::{Block, BranchDrop, DropPath};
+use super::{Block, BranchDrop, DropPath, recompute};
 
 /// Runs `blocks`, of which the first is number `first` in order of execution. With a `subset` it gives those tokens only: in
 /// the last block, everything but keys and values is computed for them alone.
@@ -29,12 +29,9 @@ pub fn run_blocks<B: Backend>(
     if let Some(y) = fused(blocks, &x, subset, bias, &drops) {
         return y;
     }
-    let x = inner.iter().zip(&drops).fold(x, |x, (block, drop)| block.forward(x, bias, drop));
-    let drop = &drops[inner.len()];
-    match subset {
-        Some(subset) => last.forward_subset(x, subset, bias, drop),
-        None => last.forward(x, bias, drop),
-    }
+    let each = inner.iter().zip(&drops);
+    let x = each.fold(x, |x, (block, drop)| recompute::forward(block, x, None, bias, drop));
+    recompute::forward(last, x, subset, bias, &drops[inner.len()])
 }
 
 /// All blocks as one operation; `None` if the backend has none for them.

@@ -122,7 +122,7 @@ fn all_stages(count: usize) {
     scene::classes(&root.join("classes"), 7);
     let mut recipe = scene::finetune(root, &pretrained.to_string_lossy());
     // Parts of one image cannot be mixed.
-    recipe.grad_accum_steps /= count;
+    recipe.schedule.grad_accum_steps /= count;
     compare(&root.join("finetune"), &[0, 3], &|env| {
         let train = beit2::classify::finetune::train::<Auto>;
         on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()

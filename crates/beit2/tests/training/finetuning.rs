@@ -18,7 +18,7 @@ fn train(recipe: &FinetuneRecipe, dir: &Path) -> Result<Outcome, beit2::Error> {
 
 fn plain(root: &Path) -> FinetuneRecipe {
     let mut recipe = scene::finetune(root, SCRATCH);
-    (recipe.grad_accum_steps, recipe.ema_decay, recipe.label_smoothing) = (1, None, 0.0);
+    (recipe.schedule.grad_accum_steps, recipe.ema_decay, recipe.label_smoothing) = (1, None, 0.0);
     (recipe.mix.mixup, recipe.mix.cutmix, recipe.augment.erase.prob) = (0.0, 0.0, 0.0);
     (recipe.augment.use_rand_augment, recipe.augment.color_jitter) = (false, 0.0);
     (recipe.model.vit.drop_path, recipe.optimizer.lr) = (0.0, 5e-3);
@@ -65,7 +65,8 @@ fn parts_of_a_step_give_the_gradient_of_the_whole() {
     // One step: over several, Adam divides rounding errors by small second moments.
     let mut whole = plain(root.path());
     (whole.schedule.steps, whole.schedule.warmup_steps, whole.schedule.warmup_epochs) = (Some(1), None, 0.0);
-    let parts = FinetuneRecipe { grad_accum_steps: 2, ..whole.clone() };
+    let mut parts = whole.clone();
+    parts.schedule.grad_accum_steps = 2;
     let first = |recipe: &FinetuneRecipe, name: &str| {
         let run = root.path().join(name);
         train(recipe, &run).unwrap();
@@ -122,8 +123,8 @@ fn what_cannot_work_is_one_sentence() {
     fails(&|r| r.data.train = at("flat"), "has 0 classes");
     fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");
-    fails(&|r| r.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
-    fails(&|r| (r.mix.mixup, r.grad_accum_steps) = (0.8, 4), "1 is odd");
+    fails(&|r| r.schedule.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
+    fails(&|r| (r.mix.mixup, r.schedule.grad_accum_steps) = (0.8, 4), "1 is odd");
     fails(&|r| r.groups.layer_decay = 1.5, "groups.layer_decay 1.5");
     fails(&|r| r.model.vit.image_size = 0, "image_size is 0");
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod accumulating;
+mod checkpointing;
 mod cut_off;
 mod finetuning;
 mod gradients;

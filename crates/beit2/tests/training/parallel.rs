@@ -15,9 +15,10 @@ use burn::tensor::TensorData;
 
 use super::scene::{self, Auto};
 
-type Stage<'a> = &'a (dyn Fn(Env<'_>) -> Result<Outcome, Error> + Sync);
+pub type Stage<'a> = &'a (dyn Fn(Env<'_>) -> Result<Outcome, Error> + Sync);
 
-fn on(devices: usize, dir: &Path, stage: Stage) -> Outcome {
+/// `stage` on so many devices.
+pub fn on(devices: usize, dir: &Path, stage: Stage) -> Outcome {
     let devices = vec![Default::default(); devices];
     let (files, mut silent) = (Files::default(), Silent);
     on_devices::<Auto>(&devices, Env::new(dir, &mut silent, &files), |env, _| stage(env)).unwrap()
@@ -67,10 +68,15 @@ fn compare(root: &Path, one: Stage, group: Stage) {
     let (dir, two) = (root.join("one"), root.join("two"));
     let expected = on(1, &dir, one);
     let found = on(2, &two, group);
+    assert_same((&dir, &expected), (&two, &found));
+}
+
+/// The same records and the same weights, up to rounding, of runs that are given with their directories.
+pub fn assert_same((dir, expected): (&Path, &Outcome), (other, found): (&Path, &Outcome)) {
     assert_eq!((found.step, found.images), (expected.step, expected.images));
 
     let records = |dir: &Path| metrics::read_jsonl(&dir.join("metrics.jsonl")).unwrap().records;
-    let (a, b) = (records(&dir), records(&two));
+    let (a, b) = (records(dir), records(other));
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(&b) {
         for ((name, x), (other, y)) in a.values.iter().zip(&b.values) {
@@ -88,7 +94,7 @@ fn compare(root: &Path, one: Stage, group: Stage) {
     }
     for file in ["model.safetensors", "optimizer.safetensors", "model_ema.safetensors"] {
         let read = |outcome: &Outcome| weights::read(&outcome.checkpoint.join(file)).map(|file| file.tensors);
-        let (Ok(a), Ok(b)) = (read(&expected), read(&found)) else { continue };
+        let (Ok(a), Ok(b)) = (read(expected), read(found)) else { continue };
         assert!(a.keys().eq(b.keys()));
         let flipped = relu_flipped(&a, &b);
         for (name, a) in &a {
@@ -138,14 +144,14 @@ fn every_stage_on_two_devices_is_that_on_one() {
     let mut one = scene::finetune(root, &root.join("pretrain/one").to_string_lossy());
     one.optimizer.eps = eps;
     let mut two = one.clone();
-    (one.grad_accum_steps, two.grad_accum_steps) = (2, 1);
+    (one.schedule.grad_accum_steps, two.schedule.grad_accum_steps) = (2, 1);
     let one: Stage = &|env| finetune::train::<Auto>(&one, env, &device);
     let two: Stage = &|env| finetune::train::<Auto>(&two, env, &device);
     compare(&root.join("finetune"), one, two);
 
     // Batch norms see the whole batch, so one device must have it in one part; what it drops would be other images'.
     let mut recipe = scene::segment(root, SCRATCH);
-    (recipe.optimizer.eps, recipe.grad_accum_steps) = (eps, 1);
+    (recipe.optimizer.eps, recipe.schedule.grad_accum_steps) = (eps, 1);
     (recipe.model.dropout, recipe.model.vit.drop_path) = (0.0, 0.0);
     let stage: Stage = &|env| segment::train::<Auto>(&recipe, env, &device);
     compare(&root.join("segment"), stage, stage);

@@ -238,7 +238,6 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
     let spec = dir.join("classes").to_string_lossy().into_owned();
     let mut recipe = FinetuneRecipe {
         seed: 4,
-        grad_accum_steps: 2,
         ema_decay: Some(0.9),
         init: InitConfig { weights: init.to_owned(), ..InitConfig::default() },
         data: DataConfig { train: spec.clone(), val: Some(spec), workers: 2, ..DataConfig::default() },
@@ -246,6 +245,7 @@ pub fn finetune(dir: &Path, init: &str) -> FinetuneRecipe {
             steps: Some(10),
             warmup_steps: Some(2),
             batch_size: 4,
+            grad_accum_steps: 2,
             ..ScheduleConfig::default()
         },
         logging: logging(),
@@ -309,7 +309,6 @@ pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
     };
     SegmentRecipe {
         seed: 6,
-        grad_accum_steps: 2,
         init: SegmentInit { weights: init.to_owned(), ..SegmentInit::default() },
         model: SegmenterConfig {
             vit,
@@ -325,6 +324,7 @@ pub fn segment(dir: &Path, init: &str) -> SegmentRecipe {
             steps: Some(10),
             warmup_steps: Some(2),
             batch_size: 4,
+            grad_accum_steps: 2,
             ..ScheduleConfig::default()
         },
         eval: SegmentEval { every: Some(4) },

@@ -26,7 +26,7 @@ fn it_learns_and_the_result_opens_and_segments_images_of_any_size() {
     let root = tempfile::tempdir().unwrap();
     scene::masks(&root.path().join("scenes"), 12);
     let mut recipe = scene::segment(root.path(), SCRATCH);
-    (recipe.grad_accum_steps, recipe.schedule.steps, recipe.optimizer.lr) = (1, Some(120), 3e-3);
+    (recipe.schedule.grad_accum_steps, recipe.schedule.steps, recipe.optimizer.lr) = (1, Some(120), 3e-3);
     (recipe.model.dropout, recipe.model.vit.drop_path, recipe.groups.layer_decay) = (0.0, 0.0, 1.0);
     let run = root.path().join("run");
     train(&recipe, &run).unwrap();
@@ -141,8 +141,8 @@ fn what_cannot_work_is_one_sentence() {
     fails(&|r| r.data.train = at("nowhere"), "nowhere");
     fails(&|r| r.model.classes = Some(4), "model.classes is 4, but");
     fails(&|r| r.init.weights = String::new(), "init.weights is empty");
-    fails(&|r| r.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
-    fails(&|r| r.grad_accum_steps = 4, "leaves one crop to each");
+    fails(&|r| r.schedule.grad_accum_steps = 3, "cannot be divided into 3 equal micro-batches");
+    fails(&|r| r.schedule.grad_accum_steps = 4, "leaves one crop to each");
     fails(&|r| r.groups.layer_decay = 1.5, "groups.layer_decay 1.5");
     fails(&|r| r.optimizer.min_lr = 1e-6, "falls to 0");
     fails(&|r| r.infer.stride = Some(65), "infer.stride 65 is larger than a window of 64");

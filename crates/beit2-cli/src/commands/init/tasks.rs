@@ -73,7 +73,7 @@ pub fn finetune(facts: &Facts<'_>, size: Size, pixels: Pixels) -> anyhow::Result
     if !mixes {
         recipe.mix = MixConfig { mixup: 0.0, cutmix: 0.0, ..MixConfig::default() };
     }
-    recipe.grad_accum_steps = micro_batches(facts, size, "finetune", length.batch, 2, &cost)?;
+    recipe.schedule.grad_accum_steps = micro_batches(facts, size, "finetune", length.batch, 2, &cost)?;
     recipe.optimizer = OptimizerConfig {
         min_lr: 1e-6,
         weight_decay: 0.05,
@@ -104,9 +104,12 @@ pub fn finetune(facts: &Facts<'_>, size: Size, pixels: Pixels) -> anyhow::Result
             },
         ),
         ("logging.eval_every_epochs", "about ten evaluations; the best checkpoint is kept".to_owned()),
-        ("grad_accum_steps", "parts that a step's images are divided into, to save memory".to_owned()),
+        (
+            "schedule.grad_accum_steps",
+            "parts that a step's images are divided into, to save memory".to_owned(),
+        ),
     ]);
-    let micro_batch = length.batch / recipe.grad_accum_steps;
+    let micro_batch = length.batch / recipe.schedule.grad_accum_steps;
     Ok(planned(
         "finetune",
         Settings::Finetune(Box::new(recipe)),
@@ -228,7 +231,7 @@ pub fn segment(facts: &Facts<'_>, size: Size, pixels: Pixels) -> anyhow::Result<
         ..budget(facts, 2, facts.machine.speed.task, &cost)
     };
     let length = wanted.length();
-    recipe.grad_accum_steps = micro_batches(facts, size, "segment", length.batch, 2, &cost)?;
+    recipe.schedule.grad_accum_steps = micro_batches(facts, size, "segment", length.batch, 2, &cost)?;
     recipe.optimizer = OptimizerConfig { min_lr: 0.0, clip_grad: Some(3.0), ..optimizer(rate, length.batch) };
     schedule(&mut recipe.schedule, &length, 0.1);
     recipe.eval = SegmentEval { every: None };
@@ -244,9 +247,12 @@ pub fn segment(facts: &Facts<'_>, size: Size, pixels: Pixels) -> anyhow::Result<
         ("augment.base", format!("a crop of {crop} px then shows most of an image")),
         ("infer.resize", "images are brought to the size that was trained on".to_owned()),
         ("groups.layer_decay", "each block learns this much slower than the one above".to_owned()),
-        ("grad_accum_steps", "parts that a step's images are divided into, to save memory".to_owned()),
+        (
+            "schedule.grad_accum_steps",
+            "parts that a step's images are divided into, to save memory".to_owned(),
+        ),
     ]);
-    let micro_batch = length.batch / recipe.grad_accum_steps;
+    let micro_batch = length.batch / recipe.schedule.grad_accum_steps;
     Ok(planned(
         "segment",
         Settings::Segment(Box::new(recipe)),

@@ -34,6 +34,8 @@ const QUICK_SECONDS: f64 = 4.0;
 pub struct Rehearsal {
     /// Predicted from the settings.
     pub cost: Cost,
+    /// The same with blocks that are computed again in the backward pass; `None` where they are so anyway.
+    pub recomputing: Option<Cost>,
     /// Devices.
     pub devices: usize,
     /// Images of a micro-batch on each device.
@@ -68,9 +70,18 @@ impl Rehearsal {
         self.predicted(self.images, self.images, on_cpu).saturating_sub(copies)
     }
 
+    /// Micro-batches of a step on each device.
+    pub fn micro_batches(&self) -> usize {
+        self.batch / self.micro_batch
+    }
+
     fn predicted(&self, batch: usize, micro_batch: usize, on_cpu: bool) -> u64 {
+        self.predicted_of(&self.cost, batch, micro_batch, on_cpu)
+    }
+
+    fn predicted_of(&self, cost: &Cost, batch: usize, micro_batch: usize, on_cpu: bool) -> u64 {
         let processes = if on_cpu { self.devices as u64 } else { 1 };
-        self.cost.bytes(batch, micro_batch).saturating_mul(processes)
+        cost.bytes(batch, micro_batch).saturating_mul(processes)
     }
 
     /// Seconds of an epoch, without evaluation.
@@ -113,8 +124,8 @@ impl<S: Stage> GroupJob for Job<'_, S> {
         let Self { settings, plan, assets, .. } = self;
         settings.check_run(plan.total_steps, devices.len())?;
         let cost = settings.cost(assets)?;
-        let batch = plan.batch_size / devices.len();
-        let micro_batch = batch / settings.micro_batches();
+        let division = settings.division(devices.len())?;
+        let (batch, micro_batch) = (division.per_rank, division.micro_batch());
         let fewest = settings.fewest_images().min(micro_batch);
         let fitting = |images: usize| (images.min(micro_batch) / fewest * fewest).max(fewest);
         let mut images = fitting((OPERATIONS / cost.flops_per_image) as usize);
@@ -135,6 +146,7 @@ impl<S: Stage> GroupJob for Job<'_, S> {
             val.map(|spec| settings.source(assets, spec)).transpose()?.map_or(0, |val| val.len());
         Ok(Rehearsal {
             cost,
+            recomputing: settings.recomputing_cost(assets)?,
             devices: devices.len(),
             micro_batch,
             batch,

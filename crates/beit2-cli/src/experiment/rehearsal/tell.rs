@@ -37,7 +37,7 @@ pub fn tell<S: Stage>(settings: &S, found: &Rehearsal, place: &Place<'_>) -> Val
         Some(step) => format!("{}: continues at step {}", place.dir.display(), thousands(step)),
         None => place.dir.display().to_string(),
     };
-    let micro = match settings.micro_batches() {
+    let micro = match found.micro_batches() {
         1 => String::new(),
         parts => format!(" in {parts} micro-batches"),
     };
@@ -134,11 +134,17 @@ fn too_large<S: Stage>(settings: &S, found: &Rehearsal, bytes: u64, memory: u64)
     }
     let fits = |batch: usize, micro: usize| found.predicted(batch, micro, true) <= usable;
     let mut ways = Vec::new();
-    if settings.has_micro_batches() {
-        let (batch, fewest) = (found.batch, settings.fewest_images());
-        let parts = (settings.micro_batches() + 1..=batch / fewest)
-            .find(|&parts| batch.is_multiple_of(parts * fewest) && fits(batch, batch / parts));
-        ways.extend(parts.map(|parts| format!("--set grad_accum_steps={parts} (a step in {parts} parts)")));
+    let (batch, fewest) = (found.batch, settings.fewest_images());
+    let parts = (found.micro_batches() + 1..=batch / fewest)
+        .find(|&parts| batch.is_multiple_of(parts * fewest) && fits(batch, batch / parts));
+    ways.extend(
+        parts.map(|parts| format!("--set schedule.grad_accum_steps={parts} (a step in {parts} parts)")),
+    );
+    let micro_batch = found.micro_batch;
+    if let Some(cost) = &found.recomputing
+        && found.predicted_of(cost, batch, micro_batch, true) <= usable
+    {
+        ways.push("--set train.activation_checkpointing=blocks (up to a third more time)".to_owned());
     }
     let mut smaller = found.batch / 2;
     while smaller > 1 && !fits(smaller, smaller.min(found.micro_batch)) {

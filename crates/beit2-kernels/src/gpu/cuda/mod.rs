@@ -88,6 +88,7 @@ fn one<T>(mut outputs: impl Iterator<Item = T>) -> T {
 composed!(
     CudaRuntime: AdamwOps,
     NormMlpOps,
+    RecomputeOps,
     SampleOps,
 );
 

@@ -35,6 +35,7 @@ composed!(
     PixelCrossEntropyOps,
     PositionBiasOps,
     QuantizeOps,
+    RecomputeOps,
     ResidualScaleOps,
     SampleOps,
     SoftCrossEntropyOps,

@@ -11,8 +11,8 @@ use crate::classify::{ClassifierConfig, EvalTable, pretrained_sizes};
 use crate::error::{Error, config_error};
 use crate::pixels;
 use crate::train::{
-    Assets, DataConfig, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig,
-    fill_normalization, share_batch,
+    Assets, DataConfig, Division, GroupRule, LoggingConfig, OptimizerConfig, SCRATCH, ScheduleConfig,
+    TrainConfig, fill_normalization,
 };
 use crate::weights::StateFile;
 
@@ -70,8 +70,6 @@ pub struct FinetuneRecipe {
     pub seed: u64,
     /// Operands of the matmuls; everything else is f32.
     pub precision: Precision,
-    /// Micro-batches that a step's images are divided into, to save memory.
-    pub grad_accum_steps: usize,
     /// Decay of the moving average of the parameters, which is evaluated and saved beside them; absent: none.
     pub ema_decay: Option<f64>,
     /// ε of label smoothing.
@@ -92,6 +90,8 @@ pub struct FinetuneRecipe {
     pub groups: GroupsConfig,
     /// Length.
     pub schedule: ScheduleConfig,
+    /// How a step is computed.
+    pub train: TrainConfig,
     /// Evaluation.
     pub eval: EvalTable,
     /// Records and checkpoints.
@@ -106,7 +106,6 @@ impl Default for FinetuneRecipe {
             stage: "finetune".into(),
             seed: 0,
             precision: Precision::F32,
-            grad_accum_steps: 1,
             ema_decay: None,
             label_smoothing: 0.1,
             init: InitConfig::default(),
@@ -123,6 +122,7 @@ impl Default for FinetuneRecipe {
                 ..ScheduleConfig::default()
             },
             eval: EvalTable::default(),
+            train: TrainConfig::default(),
             logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
         }
     }
@@ -211,19 +211,8 @@ impl FinetuneRecipe {
                 self.groups.layer_decay
             ));
         }
-        let (batch, micro_batches) = (self.schedule.batch_size, self.grad_accum_steps);
-        if micro_batches == 0 || !batch.is_multiple_of(micro_batches) || batch == 0 {
-            return config_error(format!(
-                "schedule.batch_size {batch} cannot be divided into {micro_batches} equal micro-batches (grad_accum_steps)"
-            ));
-        }
         self.mix.validate()?;
-        if self.mix.is_on() && !(batch / micro_batches).is_multiple_of(2) {
-            return config_error(format!(
-                "mixing pairs the images of a micro-batch, and {} is odd; change schedule.batch_size or grad_accum_steps",
-                batch / micro_batches
-            ));
-        }
+        self.division(1)?;
         self.augmentation().validate()?;
         self.eval.view(self.model.vit.image_size).validate()?;
         Ok(())
@@ -260,20 +249,22 @@ impl FinetuneRecipe {
             .map_err(|error| Error::Config(error.to_string()))
     }
 
-    /// The images of a micro-batch on each of this many devices.
+    /// How this many devices divide a step.
     ///
     /// # Errors
     /// A batch that does not divide evenly, or not into pairs where images are mixed.
-    pub fn micro_batch(&self, devices: usize) -> Result<usize, Error> {
-        let per_device = share_batch(self.schedule.batch_size, self.grad_accum_steps, devices)?;
-        let micro_batch = per_device / self.grad_accum_steps;
-        if self.mix.is_on() && !micro_batch.is_multiple_of(2) {
+    pub fn division(&self, devices: usize) -> Result<Division, Error> {
+        let pairs = self.mix.is_on();
+        let division = self.schedule.division(devices, if pairs { 2 } else { 1 })?;
+        let micro_batch = division.micro_batch();
+        if pairs && !micro_batch.is_multiple_of(2) {
+            let each = if devices > 1 { format!(" on each of {devices} devices") } else { String::new() };
             return config_error(format!(
-                "mixing pairs the images of a micro-batch, and {micro_batch} on each of {devices} devices is odd; change \
-                 schedule.batch_size or grad_accum_steps"
+                "mixing pairs the images of a micro-batch, and {micro_batch}{each} is odd; change schedule.batch_size or \
+                 schedule.grad_accum_steps"
             ));
         }
-        Ok(micro_batch)
+        Ok(division)
     }
 
     /// Whether no weights are loaded.
@@ -298,7 +289,7 @@ impl FinetuneRecipe {
 
     /// Images of an evaluation batch beside training on this many devices.
     pub fn eval_batch(&self, devices: usize) -> usize {
-        let beside = self.schedule.batch_size / (self.grad_accum_steps * devices).max(1) * 3 / 2;
+        let beside = self.division(devices).map_or(1, |division| division.micro_batch()) * 3 / 2;
         self.eval.images_per_batch.unwrap_or(beside).max(1)
     }
 }

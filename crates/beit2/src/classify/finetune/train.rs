@@ -1,7 +1,7 @@
 //! Fine-tuning a classifier: read top to bottom.
 
 use beit2_data::{Batch, Key, MixParams, RngStream};
-use beit2_kernels::{self as kernels, ArrivedMeans, AutodiffBackend, Rank};
+use beit2_kernels::AutodiffBackend;
 use beit2_run::{StopFlag, thousands};
 use beit2_weights::layout::Kind;
 use beit2_weights::plan::{Plan as LoadPlan, PlanOptions};
@@ -18,8 +18,8 @@ use crate::error::Error;
 use crate::init::{InitRule, initialise};
 use crate::params;
 use crate::train::{
-    AdamW, Assets, Env, EvaluationData, Event, GradientSum, Outcome, Plan, Saved, Session, StepReport,
-    TrainingItem, average_gradients, check_precision,
+    AdamW, Assets, Env, EvaluationData, Event, Learned, Outcome, Plan, Saved, Session, StepReport,
+    TrainingItem, average_gradients, check_precision, learn, mean_of,
 };
 use crate::vit::{
     DropPath, VisionTransformer, drop_path_rates, is_position_index, plan_weights, with_position_indices,
@@ -58,8 +58,8 @@ pub fn train<B: AutodiffBackend>(
     let val = val.map(|val| val.source);
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
-    let micro_batches = recipe.grad_accum_steps;
-    let micro_batch = recipe.micro_batch(rank.world())?;
+    let division = recipe.division(rank.world())?;
+    let (micro_batches, micro_batch) = (division.micro_batches, division.micro_batch());
     let mut config = recipe.model.clone();
     config.class_names = source.classes().to_vec();
     let multi_label = config.multi_label;
@@ -88,9 +88,8 @@ pub fn train<B: AutodiffBackend>(
         format!("{parameters} trained parameters, {depth} blocks of width {width}, {classes} classes");
     let mut summary = vec![("model".into(), sizes)];
     summary.extend(init);
-    if micro_batches > 1 {
-        summary.push(("memory".into(), format!("each step in {micro_batches} micro-batches")));
-    }
+    summary.extend(division.summary());
+    summary.extend(recipe.train.summary());
     let (mut session, resumed) =
         Session::open(env, "finetune", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut ema = recipe.ema_decay.map(|decay| Ema::new(&model.valid(), decay));
@@ -133,7 +132,7 @@ pub fn train<B: AutodiffBackend>(
     let (mix, seed, smoothing, side) =
         (recipe.mix, recipe.seed, recipe.label_smoothing, vit.image_size as u32);
     let (normalization, inputs_device) = (vit.normalization.clone(), device.clone());
-    session.expect(cost::finetune_flops(vit, classes));
+    session.expect(cost::finetune_flops(vit, classes), recipe.train);
     let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
         let labels = Labels::of(&batch, source.as_ref())?;
         let mut inputs_of_step = Vec::new();
@@ -154,41 +153,31 @@ pub fn train<B: AutodiffBackend>(
         next += per_step;
         Ok((batch, inputs_of_step))
     });
-    // Gradients are exchanged while the backward pass goes on if there is one in a step; those of several are added first.
-    let exchanging = if micro_batches == 1 { rank.clone() } else { Rank::alone() };
+    let exchanging = division.exchanging(&rank);
     for prepared in session.timed_inputs(prefetch) {
         let (batch, inputs_of_step) = prepared?;
         let lr = plan.lr.at(session.state.step);
         let before = model.clone();
         let learned = session.learn(exchanging.overlaps::<B::InnerBackend>(), || {
-            let (mut model, mut sum) = (before, GradientSum::<B>::default());
-            let mut means = ArrivedMeans::default();
-            let (mut losses, mut right) = (Vec::new(), Vec::new());
-            for (number, x, targets) in inputs_of_step {
+            learn(before, inputs_of_step, (&exchanging, recipe.train), |model, _, (number, x, targets)| {
                 let (epoch, stream) = (batch.epoch, RngStream::DropPath);
                 let key = Key { seed: recipe.seed, epoch, index: number, stream };
                 let drop = DropPath::sample(&drop_path_rates, micro_batch, &mut key.rng(), device);
-                model = sum.start(model);
                 let logits = model.forward(Tensor::from_inner(x), &drop);
-                if !recipe.mix.is_on() && !multi_label {
+                let right = (!recipe.mix.is_on() && !multi_label).then(|| {
                     let hit = logits.clone().inner().argmax(1).equal(targets.clone().argmax(1));
-                    right.push(hit.float().mean());
-                }
+                    hit.float().mean()
+                });
                 let targets = Tensor::from_inner(targets);
                 let loss = match multi_label {
                     true => binary_cross_entropy(logits, targets),
                     false => soft_cross_entropy(logits, targets),
                 };
-                losses.push(loss.clone().inner());
-                let loss = loss.div_scalar(micro_batches as f64);
-                let (grads, exchanged) = kernels::backward(&loss, &exchanging)?;
-                sum.add(&model, grads);
-                means = exchanged;
-            }
-            Ok((model, sum.finish().map(|grads| (grads, means)), losses, right))
+                Ok((loss.clone(), (loss.inner(), right)))
+            })
         })?;
-        let Some((learned, grads, losses, right)) = learned else { break };
-        let Some(grads) = grads else { continue };
+        let Some(Learned { model: learned, grads, results }) = learned else { break };
+        let (losses, right): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         model = learned;
         session.note_batch(&batch);
         let grads = average_gradients(&model, grads, &rank)?;
@@ -197,9 +186,9 @@ pub fn train<B: AutodiffBackend>(
         if let Some(ema) = &mut ema {
             ema.update(&model.valid());
         }
-        let mut scalars = vec![("loss", Tensor::cat(losses, 0).mean()), ("grad_norm", grad_norm)];
-        if !right.is_empty() {
-            scalars.push(("class_acc", Tensor::cat(right, 0).mean()));
+        let mut scalars = vec![("loss", mean_of(losses)), ("grad_norm", grad_norm)];
+        if let Some(right) = right.into_iter().collect::<Option<Vec<_>>>() {
+            scalars.push(("class_acc", mean_of(right)));
         }
         let known = vec![("lr", lr), ("weight_decay", recipe.optimizer.weight_decay)];
         session.step_done(&batch, StepReport { scalars, known })?;

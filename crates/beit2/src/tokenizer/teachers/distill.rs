@@ -4,7 +4,7 @@
 //! cosine similarity, on unlabelled images. Not part of the paper: it exists for the bundled quickstart.
 
 use beit2_data::{Batch, Loader, TwoViewConfig};
-use beit2_kernels::{self as kernels, AutodiffBackend, Backend, Rank};
+use beit2_kernels::{AutodiffBackend, Backend, Rank};
 use burn::tensor::{DType, Tensor};
 
 use super::targets::Targets;
@@ -16,8 +16,8 @@ use crate::params;
 use crate::pixels;
 use crate::tokenizer::cosine_loss;
 use crate::train::{
-    AdamW, DataPosition, Env, GroupRule, Item, Outcome, Plan, Saved, Session, StepReport, TrainingData,
-    average_gradients, per_rank_batch, to_device,
+    AdamW, DataPosition, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport,
+    TrainingData, average_gradients, learn, mean_of, to_device,
 };
 use crate::vit::{DropPath, Pooling, VisionTransformer};
 use crate::weights::checkpoint_metadata;
@@ -45,7 +45,8 @@ pub fn distill<B: AutodiffBackend>(
     let teacher = teacher.freeze();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
     let rank = env.rank.clone();
-    let per_rank = per_rank_batch(recipe.schedule.batch_size, 1, &rank)?;
+    let division = recipe.schedule.division(rank.world(), 1)?;
+    let (per_rank, micro_batch) = (division.per_rank, division.micro_batch());
     let data = TrainingData {
         source,
         config: &recipe.data,
@@ -67,10 +68,12 @@ pub fn distill<B: AutodiffBackend>(
     student = initialise(student, rule, recipe.seed);
     let rule = GroupRule::flat(recipe.optimizer.weight_decay);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), rule);
-    let summary = vec![(
+    let mut summary = vec![(
         "model".into(),
         format!("{} trained parameters", beit2_run::thousands(params::count(&student) as u64)),
     )];
+    summary.extend(division.summary());
+    summary.extend(recipe.train.summary());
     // Each rank's own: of another number of devices the file would hold other images.
     let targets_path = env.dir.join(match rank.world() {
         1 => "targets.f16".to_owned(),
@@ -96,7 +99,9 @@ pub fn distill<B: AutodiffBackend>(
     let statistics = match recipe.standardise {
         true => {
             let first = data.loader(DataPosition::default(), &Rank::alone())?;
-            let found = session.unless_stopped(|| statistics::<B::InnerBackend>(&teacher, first, device))?;
+            let at_once = data.batch_size / division.micro_batches;
+            let found =
+                session.unless_stopped(|| statistics::<B::InnerBackend>(&teacher, first, at_once, device))?;
             if found.is_none() {
                 return session.finish();
             }
@@ -109,39 +114,58 @@ pub fn distill<B: AutodiffBackend>(
         None => None,
     };
     let batches = Rounds::new(&data, &rank, recipe.view_epochs, session.state.data)?;
-    session.expect(step_operations);
+    session.expect(step_operations, recipe.train);
+    let exchanging = division.exchanging(&rank);
     for batch in session.timed_batches(batches) {
         let batch = batch?;
         let step = session.state.step;
         let lr = plan.lr.at(step);
 
-        let (images, second) = to_device::<B::InnerBackend>(&batch.items, device)?;
-        let x = pixels::to_signed(images);
-        let teacher_x = second.map_or_else(|| x.clone(), pixels::to_signed);
-        let learned = session.learn(rank.overlaps::<B::InnerBackend>(), || {
-            let target = match (&mut kept, recipe.view_epochs) {
+        let mut inputs = Vec::new();
+        for items in batch.items.chunks(micro_batch) {
+            let (images, second) = to_device::<B::InnerBackend>(items, device)?;
+            let x = pixels::to_signed(images);
+            let teacher_x = second.map_or_else(|| x.clone(), pixels::to_signed);
+            inputs.push((x, teacher_x));
+        }
+        let before = student.clone();
+        let learned = session.learn(exchanging.overlaps::<B::InnerBackend>(), || {
+            let make = |teacher_x| standardised(teacher.forward(teacher_x), &statistics);
+            // The file has the targets of whole batches, however they are divided.
+            let whole = match (&mut kept, recipe.view_epochs) {
                 (Some(kept), Some(epochs)) => {
                     let record = batch.epoch % epochs * plan.steps_per_epoch + batch.step;
-                    match kept.read(record, device)? {
-                        Some(target) => target,
-                        None => kept.write(record, standardised(teacher.forward(teacher_x), &statistics))?,
-                    }
+                    let found = match kept.read(record, device)? {
+                        Some(targets) => targets,
+                        None => {
+                            let made = inputs.iter().map(|(_, teacher_x)| make(teacher_x.clone()));
+                            kept.write(record, joined(made.collect()))?
+                        }
+                    };
+                    Some(found)
                 }
-                _ => standardised(teacher.forward(teacher_x), &statistics),
+                _ => None,
             };
-            // The student gets the standardisation that it will have as a teacher.
-            let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
-            let predicted = student.patch_tokens(Tensor::from_inner(x), &DropPath::none());
-            let loss = cosine_loss(predicted, Tensor::from_inner(target));
-            let grads = kernels::backward(&loss, &rank)?;
-            Ok((loss, grads))
+            learn(before, inputs, (&exchanging, recipe.train), |student, number, (x, teacher_x)| {
+                let target = match &whole {
+                    Some(targets) if targets.dims()[0] == micro_batch => targets.clone(),
+                    Some(targets) => targets.clone().narrow(0, number * micro_batch, micro_batch),
+                    None => make(teacher_x),
+                };
+                // The student gets the standardisation that it will have as a teacher.
+                let x = pixels::teacher_scaling(x, pixels::IMAGENET_MEAN, pixels::IMAGENET_STD);
+                let predicted = student.patch_tokens(Tensor::from_inner(x), &DropPath::none());
+                let loss = cosine_loss(predicted, Tensor::from_inner(target));
+                Ok((loss.clone(), loss.inner()))
+            })
         })?;
-        let Some((loss, grads)) = learned else { break };
+        let Some(Learned { model: learned, grads, results }) = learned else { break };
+        student = learned;
         session.note_batch(&batch);
         let grads = average_gradients(&student, grads, &rank)?;
         let grad_norm;
         (student, grad_norm) = optimizer.step(student, grads, lr, recipe.optimizer.clip_grad);
-        let scalars = vec![("loss", loss.inner()), ("grad_norm", grad_norm)];
+        let scalars = vec![("loss", mean_of(results)), ("grad_norm", grad_norm)];
         session.step_done(&batch, StepReport { scalars, known: vec![("lr", lr)] })?;
 
         // ---- epoch's end ----------------------------------------------------------------------
@@ -218,17 +242,32 @@ fn standardised<I: Backend>(features: Tensor<I, 3>, statistics: &Option<Statisti
     }
 }
 
-/// The statistics over the run's first batches. They are the same whenever the run is continued.
+/// Targets of micro-batches as those of their batch, `[B, N, D]`.
+fn joined<I: Backend>(parts: Vec<Tensor<I, 3>>) -> Tensor<I, 3> {
+    match <[_; 1]>::try_from(parts) {
+        Ok([all]) => all,
+        Err(parts) => Tensor::cat(parts, 0),
+    }
+}
+
+/// The statistics over the run's first batches, of which the teacher sees `at_once` images at a time. They are the same whenever
+/// the run is continued.
 fn statistics<I: Backend>(
     teacher: &Teacher<I>,
     batches: Loader<Item>,
+    at_once: usize,
     device: &I::Device,
 ) -> Result<Statistics<I>, Error> {
     let mut sums: Option<[Tensor<I, 2>; 2]> = None;
     let mut count = 0.0;
     for batch in batches.take(STATISTICS_BATCHES) {
-        let (images, second) = to_device::<I>(&batch?.items, device)?;
-        let features = teacher.forward(pixels::to_signed(second.unwrap_or(images)));
+        let mut parts = Vec::new();
+        for items in batch?.items.chunks(at_once) {
+            let (images, second) = to_device::<I>(items, device)?;
+            parts.push(teacher.forward(pixels::to_signed(second.unwrap_or(images))));
+        }
+        // Sums over whole batches, so that the division changes no target.
+        let features = joined(parts);
         let [size, patches, dim] = features.dims();
         let features = features.reshape([size * patches, dim]);
         count += (size * patches) as f64;

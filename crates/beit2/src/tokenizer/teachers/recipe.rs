@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TeacherConfig;
 use crate::error::{Error, config_error};
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, check_interval};
+use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, check_interval};
 use crate::vit::{RelPosKind, VitConfig};
 
 /// A complete distillation: a small teacher that learns from a large one.
@@ -33,6 +33,8 @@ pub struct DistillRecipe {
     pub optimizer: OptimizerConfig,
     /// Length.
     pub schedule: ScheduleConfig,
+    /// How a step is computed.
+    pub train: TrainConfig,
     /// Records and checkpoints.
     pub logging: LoggingConfig,
 }
@@ -65,6 +67,7 @@ impl Default for DistillRecipe {
                 batch_size: 64,
                 ..ScheduleConfig::default()
             },
+            train: TrainConfig::default(),
             logging: LoggingConfig { checkpoint_every: Some(200), ..LoggingConfig::default() },
         }
     }
