@@ -6,9 +6,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use beit2::monitor::FOLLOWED;
 use beit2::train::TrainState;
 use beit2_run::atomic::{FileError, write_bytes_atomic};
-use beit2_run::best::{Score, best};
+use beit2_run::best::{Better, Score, best};
 use beit2_run::environment::{Environment, now_utc};
 use beit2_run::metrics::read_jsonl;
 use beit2_run::report::{
@@ -133,7 +134,7 @@ pub fn data(run: &Path) -> anyhow::Result<ReportData> {
         title: title(run),
         date: now_utc(),
         command: command.unwrap_or_default().to_owned(),
-        facts: facts(&stage, last.as_ref()),
+        facts: facts(&stage, &settings, last.as_ref()),
         headline: headline(last.as_ref()),
         warnings,
         codebook: codebook(&stage.records, codes),
@@ -165,6 +166,12 @@ pub fn stage(run: &Path, settings: &Table) -> anyhow::Result<(Stage, Option<u32>
     Ok((stage, codes.and_then(|codes| u32::try_from(codes).ok())))
 }
 
+/// The metric that a recipe lets decide which checkpoint is the best, if it names one.
+pub fn followed(settings: &Table) -> Option<(&str, Better)> {
+    let name = settings.get("monitor")?.get("best")?.as_str()?;
+    FOLLOWED.iter().find(|(known, _)| *known == name).copied()
+}
+
 /// The folder's name, also for `.`.
 fn title(run: &Path) -> String {
     let full = run.canonicalize().unwrap_or_else(|_| run.to_owned());
@@ -172,10 +179,10 @@ fn title(run: &Path) -> String {
 }
 
 /// The numbers to show large: the best and the last value of the metric that counts, what belongs to it, and the speed.
-fn facts(stage: &Stage, last: Option<&Record>) -> Vec<(String, String)> {
+fn facts(stage: &Stage, settings: &Table, last: Option<&Record>) -> Vec<(String, String)> {
     let mut facts = Vec::new();
     let mut shown: Vec<String> = Vec::new();
-    if let Some(found) = best(&stage.name, &stage.records) {
+    if let Some(found) = best(&stage.name, &stage.records, followed(settings)) {
         let at = |score: &Score| match score.epoch {
             0 => format!("at step {}", thousands(score.step)),
             epoch => format!("at epoch {}, step {}", thousands(epoch), thousands(score.step)),
@@ -324,7 +331,7 @@ mod tests {
             facts.into_iter().map(|(name, value)| format!("{name}: {value}")).collect()
         };
         assert_eq!(
-            pairs(facts(&stage, None)),
+            pairs(facts(&stage, &Table::new(), None)),
             [
                 "Best top-1 accuracy, validation: 53.1 %\nat epoch 12, step 1,200",
                 "Last top-1 accuracy, validation: 52.0 %\nat epoch 20, step 2,000"
@@ -332,7 +339,7 @@ mod tests {
         );
         stage.records.iter_mut().for_each(|record| record.values.truncate(1));
         assert_eq!(
-            pairs(facts(&stage, None)),
+            pairs(facts(&stage, &Table::new(), None)),
             [
                 "Best loss, training: 0.5000\nat epoch 20, step 2,000",
                 "Last loss, training: 0.5000\nat epoch 20, step 2,000"

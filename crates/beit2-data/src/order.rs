@@ -12,15 +12,16 @@ pub fn sample_of(slot: u64) -> u64 {
     slot & ((1 << SAMPLE_BITS) - 1)
 }
 
-/// Runs of samples that can only be read together, such as the row groups of a parquet file.
+/// Runs of samples that are read together, such as the row groups of a parquet file.
 ///
-/// They are shuffled as wholes; then samples are shuffled among `window` neighbouring ones. So no more than about two
-/// windows need to be in memory. Samples outside all runs are spread over the windows.
+/// The runs are shuffled as wholes. Then each sample moves back by a random distance of less than `window` runs. So a run is
+/// in use from its place in the order to `window` places behind it, and the next one is needed only when one is done with:
+/// reading is spread evenly over the epoch. Samples outside all runs can come anywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Units {
     /// First sample and the end of each run, ascending.
     pub runs: Vec<(u64, u64)>,
-    /// Runs whose samples are shuffled together, at least 1.
+    /// Runs that are in use at the same time, at least 1.
     pub window: usize,
 }
 
@@ -237,8 +238,10 @@ impl EpochOrder {
 }
 
 impl Units {
-    /// Shuffles runs, then samples within windows of runs.
+    /// Shuffles runs, then moves each sample back by less than a window of runs.
     fn shuffled(&self, order: Vec<u64>, rng: &mut impl crate::rng::Rng) -> Vec<u64> {
+        /// Distances are in parts of a run, fine enough that few samples of a run get the same one.
+        const RUN: u64 = 1 << 32;
         let run_of = |slot: u64| {
             let sample = sample_of(slot);
             let run = self.runs.partition_point(|(start, _)| *start <= sample).checked_sub(1)?;
@@ -254,18 +257,17 @@ impl Units {
         }
         runs.retain(|run| !run.is_empty());
         shuffle(rng, &mut runs);
-        let mut windows: Vec<Vec<u64>> = runs.chunks(self.window.max(1)).map(<[_]>::concat).collect();
-        if windows.is_empty() {
-            windows.push(Vec::new());
+        // The order is a circle: the last runs also fill its beginning, which would mix fewer runs otherwise.
+        let circle = (runs.len() as u64).max(1) * RUN;
+        let window = (self.window.max(1) as u64).saturating_mul(RUN).min(circle);
+        let mut placed: Vec<(u64, u64)> =
+            Vec::with_capacity(alone.len() + runs.iter().map(Vec::len).sum::<usize>());
+        for (place, run) in (0..).zip(&runs) {
+            placed.extend(run.iter().map(|&slot| ((place * RUN + below(rng, window)) % circle, slot)));
         }
-        for slot in alone {
-            let window = below(rng, windows.len() as u64) as usize;
-            windows[window].push(slot);
-        }
-        for window in &mut windows {
-            shuffle(rng, window);
-        }
-        windows.concat()
+        placed.extend(alone.into_iter().map(|slot| (below(rng, circle), slot)));
+        placed.sort_unstable();
+        placed.into_iter().map(|(_, slot)| slot).collect()
     }
 }
 
@@ -337,13 +339,29 @@ mod tests {
         assert_eq!(sorted, (0..230).collect::<Vec<_>>());
         // Samples 200 to 229 are in no run: they lie between the others.
         let runs: Vec<u64> = whole.iter().filter(|&&sample| sample < 200).map(|sample| sample / 10).collect();
-        for window in runs.chunks(40) {
-            assert_eq!(window.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
-            assert!(window.windows(2).filter(|pair| pair[0] == pair[1]).count() < 20, "{window:?}");
+        for run in 0..20 {
+            // The places of a run on the circle: all but one gap between them are smaller than the window.
+            let places: Vec<usize> = (0..200).filter(|&place| runs[place] == run).collect();
+            let next = places.iter().skip(1).copied().chain([places[0] + 200]);
+            let gap = places.iter().zip(next).map(|(place, next)| next - place).max().unwrap();
+            assert!(200 - gap <= 4 * 10 + 15, "run {run}: {places:?}");
+        }
+        for (at, window) in runs.windows(20).enumerate() {
+            let distinct = window.iter().collect::<std::collections::BTreeSet<_>>().len();
+            assert!(distinct >= 3, "at {at}: {window:?}");
+            assert!(window.windows(2).filter(|pair| pair[0] == pair[1]).count() < 12, "at {at}: {window:?}");
         }
         let halves = whole.chunks(115).map(|half| half.iter().filter(|&&sample| sample >= 200).count());
         assert!(halves.clone().all(|count| count > 4), "{:?}", halves.collect::<Vec<_>>());
         assert_ne!(order.permutation(2), whole);
+    }
+
+    #[test]
+    fn few_runs_are_shuffled_as_one() {
+        let units = Units { runs: vec![(0, 500), (500, 1000)], window: 32 };
+        let whole = EpochOrder::new(1000, 10).unwrap().shuffled(3).in_units(Some(units)).permutation(0);
+        let early = whole[..100].iter().filter(|&&sample| sample < 500).count();
+        assert!((30..=70).contains(&early), "{early}");
     }
 
     #[test]

@@ -33,6 +33,13 @@ pub(crate) struct Header {
     pub(crate) classes: Vec<String>,
 }
 
+impl Header {
+    /// Whether the order was drawn at random: then the settings have its seed.
+    pub(crate) fn is_shuffled(&self) -> bool {
+        self.settings.get("order").is_some_and(serde_json::Value::is_u64)
+    }
+}
+
 /// What is in one shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShardLine {

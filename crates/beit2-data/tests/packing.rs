@@ -98,12 +98,15 @@ fn an_index_says_what_a_look_through_the_shards_says() {
     let facts = |source: &dyn Source| {
         let of = |index| (source.name(index), source.read(index).unwrap(), source.label(index));
         let all: Vec<_> = (0..source.len()).map(of).collect();
-        (all, source.classes().to_vec(), source.fingerprint(), source.account())
+        (all, source.classes().to_vec(), source.account())
     };
     let by_index = facts(open(&out).as_ref());
+    let fingerprint = open(&out).fingerprint();
     let index = fs::read(out.join("shards.index")).unwrap();
     fs::remove_file(out.join("shards.index")).unwrap();
     assert_eq!(facts(open(&out).as_ref()), by_index);
+    // Without it shards are not read in runs, so that an epoch has another order: a run cannot be continued exactly.
+    assert_ne!(open(&out).fingerprint(), fingerprint);
 
     // An index that does not fit is told, and not used.
     let warned = |text: &str| {
@@ -216,6 +219,53 @@ fn the_order_is_one_draw_and_the_bytes_depend_on_nothing_else() {
         let (ordered, _) = of("order", &PackConfig { shuffle: false, ..config.clone() });
         assert_eq!(labels(ordered.as_ref()), labels(source.as_ref()));
     }
+}
+
+#[test]
+fn shuffled_tar_shards_are_read_in_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("in")).unwrap();
+    for number in 0..10 {
+        // 2.4 MB each, and one that is larger than a run.
+        let side = if number == 4 { 1800 } else { 900 };
+        fs::write(dir.path().join(format!("in/{number}.ppm")), ppm(&noise(side, side, number))).unwrap();
+    }
+    let source = open(&dir.path().join("in"));
+    let pack = |name: &str, shuffle| {
+        let out = dir.path().join(name);
+        pack(&source, &out, &PackConfig { shuffle, shard_bytes: 14 << 20, ..PackConfig::default() });
+        out
+    };
+    assert_eq!(open(&pack("ordered", false)).units(), None);
+    let out = pack("shuffled", true);
+    let read = open(&out);
+    let units = read.units().unwrap();
+    assert_eq!(units.runs.first().map(|run| run.0), Some(0));
+    assert!(units.runs.windows(2).all(|pair| pair[0].1 == pair[1].0));
+    assert_eq!(units.runs.last().map(|run| run.1), Some(10));
+    let size = |index: u64| read.read(index as usize).unwrap().len();
+    for &(start, end) in &units.runs {
+        let bytes: usize = (start..end).map(size).sum();
+        assert!(bytes <= 8 << 20 || end == start + 1, "{units:?}");
+        let shard = |index: u64| read.name(index as usize).split(':').next().map(str::to_owned);
+        assert!((start..end).all(|index| shard(index) == shard(start)), "{units:?}");
+    }
+    assert!((4..8).contains(&units.runs.len()), "{units:?}");
+    assert_eq!(contents(read.as_ref()), contents(source.as_ref()));
+
+    // A run that cannot be read whole: the images before the fault are still there, the others say what is wrong.
+    let cut = open(&out);
+    let (start, end) = *units.runs.iter().find(|(start, end)| end - start > 1).unwrap();
+    let shard = cut.name(start as usize).split_once(".tar").unwrap().0.to_owned() + ".tar";
+    let behind = (0..10)
+        .filter(|&index| cut.name(index).starts_with(&shard))
+        .take_while(|&index| index < end as usize);
+    let length: usize = behind.map(|index| cut.read(index).unwrap().len() + 1024).sum();
+    let fresh = open(&out);
+    fs::File::options().write(true).open(&shard).unwrap().set_len(length as u64 - 600_000).unwrap();
+    assert_eq!(fresh.read(start as usize).unwrap(), cut.read(start as usize).unwrap());
+    let sentence = fresh.read(end as usize - 1).unwrap_err().to_string();
+    assert!(sentence.contains("read the member"), "{sentence}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! The metric is the one by which the training loop chose the checkpoint `best`: of validation images the mAP or top-1
 //! accuracy of a classifier (of its moving average where that is higher), the mean IoU of a segmentation model, the
-//! loss of a tokenizer or a masked image model. A run without validation images has no such checkpoint; then it is
-//! the training loss, and [`Best::split`] says so.
+//! loss of a tokenizer or a masked image model, or the metric that its recipe names (`monitor.best`). A run without
+//! validation images has no such checkpoint; then it is the training loss, and [`Best::split`] says so.
 
 use std::fmt;
 
@@ -16,6 +16,8 @@ pub enum Split {
     Training,
     /// The validation set.
     Validation,
+    /// The images that monitors look at.
+    Monitored,
 }
 
 impl fmt::Display for Split {
@@ -23,6 +25,7 @@ impl fmt::Display for Split {
         f.write_str(match self {
             Self::Training => "training",
             Self::Validation => "validation",
+            Self::Monitored => "monitored images",
         })
     }
 }
@@ -68,39 +71,39 @@ pub struct Best {
 }
 
 /// A metric that may count. `names`: those of several models, of which the better one counts.
-struct Candidate {
-    names: &'static [&'static str],
+struct Candidate<'a> {
+    names: &'a [&'a str],
     label: &'static str,
     better: Better,
     beside: &'static [&'static str],
 }
 
 /// What may count in a stage, in the order of preference.
-fn candidates(stage: &str) -> &'static [Candidate] {
-    const MAP: Candidate = Candidate {
+fn candidates(stage: &str) -> &'static [Candidate<'static>] {
+    const MAP: Candidate<'static> = Candidate {
         names: &["val_map", "ema_val_map"],
         label: "mAP",
         better: Better::Higher,
         beside: &["val_loss"],
     };
-    const TOP1: Candidate = Candidate {
+    const TOP1: Candidate<'static> = Candidate {
         names: &["val_acc1", "ema_val_acc1"],
         label: "top-1 accuracy",
         better: Better::Higher,
         beside: &["val_acc5", "val_loss"],
     };
-    const MIOU: Candidate = Candidate {
+    const MIOU: Candidate<'static> = Candidate {
         names: &["val_miou"],
         label: "mean IoU",
         better: Better::Higher,
         beside: &["val_macc", "val_aacc"],
     };
-    const fn loss(beside: &'static [&'static str]) -> Candidate {
+    const fn loss(beside: &'static [&'static str]) -> Candidate<'static> {
         Candidate { names: &["val_loss"], label: "loss", better: Better::Lower, beside }
     }
-    const TOKENIZER: Candidate = loss(&["val_codebook_usage", "val_codebook_perplexity"]);
-    const PRETRAIN: Candidate = loss(&["val_mim_acc_1", "val_mim_acc"]);
-    const OTHER: Candidate = loss(&[]);
+    const TOKENIZER: Candidate<'static> = loss(&["val_codebook_usage", "val_codebook_perplexity"]);
+    const PRETRAIN: Candidate<'static> = loss(&["val_mim_acc_1", "val_mim_acc"]);
+    const OTHER: Candidate<'static> = loss(&[]);
     match stage {
         "finetune" => &[MAP, TOP1],
         "segment" => &[MIOU],
@@ -110,8 +113,22 @@ fn candidates(stage: &str) -> &'static [Candidate] {
     }
 }
 
+/// What a monitored metric is called.
+fn label_of(name: &str) -> &'static str {
+    match name.split_once('_').map_or(name, |(_, quantity)| quantity) {
+        "knn_top1" => "k-NN accuracy",
+        "cls_knn_top1" => "k-NN accuracy of CLS",
+        "effective_rank" => "effective rank",
+        "uniformity" => "uniformity of CLS",
+        "drift" => "drift from the start",
+        "codebook_usage" => "use of the codebook",
+        "codebook_perplexity" => "perplexity of the codebook",
+        _ => "metric",
+    }
+}
+
 /// The training loss, for runs without validation images.
-fn training(stage: &str) -> Candidate {
+fn training(stage: &str) -> Candidate<'static> {
     let beside: &[&str] = match stage {
         "finetune" => &["class_acc"],
         "segment" => &["pixel_acc"],
@@ -123,10 +140,20 @@ fn training(stage: &str) -> Candidate {
 }
 
 /// The metric that counts in the records of a stage (`tokenizer`, `pretrain`, `finetune`, `segment`, `distill`). `None`
-/// before there is a finite value.
-pub fn best(stage: &str, records: &[Record]) -> Option<Best> {
+/// before there is a finite value. `followed`: the metric that the recipe names (`monitor.best`), and which of its values
+/// are better; `None`: the stage's own.
+pub fn best(stage: &str, records: &[Record], followed: Option<(&str, Better)>) -> Option<Best> {
     let of_stage = || records.iter().filter(|record| record.stage == stage);
-    let epochs: Vec<&Record> = of_stage().filter(|record| record.kind == Kind::Epoch).collect();
+    // The record before the first step is of what the run started from.
+    let is_epoch = |record: &&Record| record.kind == Kind::Epoch && record.step > 0;
+    let epochs: Vec<&Record> = of_stage().filter(is_epoch).collect();
+    if let Some((name, better)) = followed {
+        let (label, split) = match name {
+            "val_loss" => ("loss", Split::Validation),
+            name => (label_of(name), Split::Monitored),
+        };
+        return find(&Candidate { names: &[name], label, better, beside: &["val_loss"] }, &epochs, split);
+    }
     let validated = candidates(stage).iter().find_map(|metric| find(metric, &epochs, Split::Validation));
     validated.or_else(|| {
         // A run that was stopped within its first epoch has records of steps only.
@@ -139,7 +166,7 @@ pub fn best(stage: &str, records: &[Record]) -> Option<Best> {
     })
 }
 
-fn find(metric: &Candidate, records: &[&Record], split: Split) -> Option<Best> {
+fn find(metric: &Candidate<'_>, records: &[&Record], split: Split) -> Option<Best> {
     let is_better = |value: f64, than: f64| match metric.better {
         Better::Lower => value < than,
         Better::Higher => value > than,
@@ -197,7 +224,7 @@ mod tests {
                 &[("loss", 0.7), ("val_loss", 0.1), ("val_acc1", 0.6), ("val_acc5", 0.99)],
             ],
         );
-        let found = best("finetune", &records).unwrap();
+        let found = best("finetune", &records, None).unwrap();
         assert_eq!(
             (found.label, found.split, found.better),
             ("top-1 accuracy", Split::Validation, Better::Higher)
@@ -205,7 +232,7 @@ mod tests {
         assert_eq!(told(&found.best), ("val_acc1", 0.7, 2, 20));
         assert_eq!(found.best.beside, [("val_acc5".to_owned(), 0.95), ("val_loss".to_owned(), 0.9)]);
         assert_eq!(told(&found.last), ("val_acc1", 0.6, 5, 50));
-        assert_eq!(best("pretrain", &records), None, "records of another stage do not count");
+        assert_eq!(best("pretrain", &records, None), None, "records of another stage do not count");
     }
 
     #[test]
@@ -217,14 +244,14 @@ mod tests {
                 &[("val_acc1", 0.6), ("ema_val_acc1", 0.8), ("ema_val_acc5", 0.9)],
             ],
         );
-        let found = best("finetune", &records).unwrap();
+        let found = best("finetune", &records, None).unwrap();
         assert_eq!(told(&found.best), ("ema_val_acc1", 0.8, 2, 20));
         assert_eq!(found.best.beside, [("ema_val_acc5".to_owned(), 0.9)]);
         let records = epochs(
             "finetune",
             &[&[("val_loss", 0.3), ("val_map", 0.25)], &[("val_loss", 0.4), ("val_map", 0.5)]],
         );
-        let found = best("finetune", &records).unwrap();
+        let found = best("finetune", &records, None).unwrap();
         assert_eq!((found.label, told(&found.best)), ("mAP", ("val_map", 0.5, 2, 20)));
     }
 
@@ -239,7 +266,7 @@ mod tests {
                     &[("val_loss", 4.0)],
                 ],
             );
-            let found = best(stage, &records).unwrap();
+            let found = best(stage, &records, None).unwrap();
             assert_eq!((found.label, found.better), ("loss", Better::Lower));
             assert_eq!(
                 (told(&found.best), told(&found.last)),
@@ -248,15 +275,33 @@ mod tests {
         }
         let records =
             epochs("segment", &[&[("loss", 1.0), ("val_miou", 0.1), ("val_aacc", 0.9)], &[("loss", 0.5)]]);
-        let found = best("segment", &records).unwrap();
+        let found = best("segment", &records, None).unwrap();
         assert_eq!((found.label, told(&found.best)), ("mean IoU", ("val_miou", 0.1, 1, 10)));
         assert_eq!(found.best.beside, [("val_aacc".to_owned(), 0.9)]);
     }
 
     #[test]
+    fn a_recipe_can_name_the_metric() {
+        let mut records = vec![record(Kind::Epoch, "pretrain", 0, &[("monitor_knn_top1", 0.9)])];
+        records.extend(epochs(
+            "pretrain",
+            &[
+                &[("val_loss", 3.0), ("monitor_knn_top1", 0.2)],
+                &[("val_loss", 2.0), ("monitor_knn_top1", 0.4)],
+                &[("val_loss", 1.0), ("monitor_knn_top1", 0.3)],
+            ],
+        ));
+        let found = best("pretrain", &records, Some(("monitor_knn_top1", Better::Higher))).unwrap();
+        assert_eq!((found.label, found.split), ("k-NN accuracy", Split::Monitored));
+        assert_eq!(told(&found.best), ("monitor_knn_top1", 0.4, 2, 20));
+        assert_eq!(found.best.beside, [("val_loss".to_owned(), 2.0)]);
+        assert_eq!(told(&best("pretrain", &records, None).unwrap().best), ("val_loss", 1.0, 3, 30));
+    }
+
+    #[test]
     fn without_validation_images_the_training_loss_counts() {
         let records = epochs("distill", &[&[("loss", 0.5)], &[("loss", 0.25)], &[("loss", 0.3)]]);
-        let found = best("distill", &records).unwrap();
+        let found = best("distill", &records, None).unwrap();
         assert_eq!((found.split, found.split.to_string()), (Split::Training, "training".into()));
         assert_eq!((told(&found.best), told(&found.last)), (("loss", 0.25, 2, 20), ("loss", 0.3, 3, 30)));
         // Before it has a codebook, a tokenizer's loss lacks a term.
@@ -268,13 +313,13 @@ mod tests {
                 &[("loss", 0.4), ("commitment_loss", 0.1)],
             ],
         );
-        assert_eq!(told(&best("tokenizer", &records).unwrap().best), ("loss", 0.4, 3, 30));
+        assert_eq!(told(&best("tokenizer", &records, None).unwrap().best), ("loss", 0.4, 3, 30));
         // Stopped within the first epoch.
         let steps = [
             record(Kind::Step, "pretrain", 1, &[("loss", 9.0)]),
             record(Kind::Step, "pretrain", 2, &[("loss", 8.5)]),
         ];
-        assert_eq!(told(&best("pretrain", &steps).unwrap().last), ("loss", 8.5, 2, 20));
-        assert_eq!(best("pretrain", &[]), None);
+        assert_eq!(told(&best("pretrain", &steps, None).unwrap().last), ("loss", 8.5, 2, 20));
+        assert_eq!(best("pretrain", &[], None), None);
     }
 }

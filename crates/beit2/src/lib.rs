@@ -10,10 +10,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod classify;
+mod code_usage;
 pub mod cost;
 mod error;
 mod infer_precision;
 pub mod init;
+pub mod monitor;
+mod neighbours;
 pub mod params;
 pub mod pixels;
 pub mod pretrain;

@@ -42,7 +42,8 @@ impl Ended<'_> {
             }
         };
         let records = read_jsonl(&dir.join("metrics.jsonl")).map(|found| found.records).unwrap_or_default();
-        let best = beit2_run::best(self.stage, &records);
+        let settings = report::settings(dir).unwrap_or_default();
+        let best = beit2_run::best(self.stage, &records, report::followed(&settings));
         let again = continue_command();
         if outcome.step == 0 {
             output::note(&format!(
@@ -83,14 +84,17 @@ impl Ended<'_> {
             let at =
                 |score: &Score| format!("epoch {} (step {})", thousands(score.epoch), thousands(score.step));
             match found.split {
-                Split::Validation => {
+                Split::Validation | Split::Monitored => {
                     let place = self.best_checkpoint().map(|path| format!(": {}", path.display()));
                     let place = place.unwrap_or_default();
                     rows.push((
                         "best",
-                        format!("validation {} in {}{place}", of(&found.best), at(&found.best)),
+                        format!("{} {} in {}{place}", found.split, of(&found.best), at(&found.best)),
                     ));
-                    rows.push(("last", format!("validation {} in {}", of(&found.last), at(&found.last))));
+                    rows.push((
+                        "last",
+                        format!("{} {} in {}", found.split, of(&found.last), at(&found.last)),
+                    ));
                 }
                 Split::Training => {
                     rows.push((
@@ -109,7 +113,7 @@ impl Ended<'_> {
     fn json(&self, best: Option<&Best>, report: Option<&Path>, again: &str) -> Value {
         let outcome = self.outcome;
         let score = |score: &Score| json!({ "metric": score.name, "value": score.value, "epoch": score.epoch, "step": score.step });
-        let validated = best.filter(|best| best.split == Split::Validation);
+        let validated = best.filter(|best| best.split != Split::Training);
         let best_value = validated.map(|found| {
             let mut value = score(&found.best);
             value["checkpoint"] = json!(self.best_checkpoint());

@@ -69,6 +69,23 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TYPE", value_parser = precision())]
     pub precision: Option<Precision>,
 
+    /// Images whose features are measured while the model trains, best with one sub-folder per class [default: those of
+    /// --val, else some of --data]
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    pub monitor: Option<String>,
+
+    /// Images of what the model could do before, to see what it forgets
+    #[arg(long, value_name = "DIR|TAR", value_hint = ValueHint::AnyPath)]
+    pub monitor_forgetting: Option<String>,
+
+    /// Metric that decides which checkpoint is `best`, such as monitor_knn_top1 [default: val_loss]
+    #[arg(long, value_name = "METRIC")]
+    pub best: Option<String>,
+
+    /// End the run when that metric has not improved so many times in a row
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub patience: Option<u64>,
+
     /// Change a setting of the recipe, by its full key or an unambiguous ending of it; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
@@ -147,6 +164,21 @@ impl TrainArgs {
                 let value = precision.map(|precision| precision.to_string());
                 named.extend(value.map(|value| (format!("--precision {value}"), "precision", value)));
             }
+        }
+        let patience = self.patience.map(|n| n.to_string());
+        for (flag, key, value) in [
+            ("--monitor", "monitor.folder", &self.monitor),
+            ("--monitor-forgetting", "monitor.forgetting_folder", &self.monitor_forgetting),
+            ("--best", "monitor.best", &self.best),
+            ("--patience", "monitor.patience", &patience),
+        ] {
+            let Some(value) = value else { continue };
+            if !S::HAS_MONITORS {
+                return usage(format!(
+                    "{flag} is for `beit2 tokenizer train` and `beit2 pretrain`; leave it out"
+                ));
+            }
+            named.push((format!("{flag} {value}"), key, value.clone()));
         }
         let seed = self.seed.map(|n| n.to_string());
         named.extend(seed.map(|value| (format!("--seed {value}"), "seed", value)));
@@ -392,6 +424,14 @@ mod tests {
         let error = bf16.overrides::<DistillRecipe>(Vec::new()).unwrap_err().to_string();
         assert!(error.contains("--precision bf16") && error.contains("always computes in f32"), "{error}");
         assert!(bf16.overrides::<TokenizerRecipe>(Vec::new()).is_ok());
+        let watched =
+            parse(&["--monitor", "labelled", "--best", "monitor_knn_top1", "--patience", "3"]).unwrap();
+        let error = watched.overrides::<FinetuneRecipe>(Vec::new()).unwrap_err().to_string();
+        assert!(error.starts_with("--monitor is for `beit2 tokenizer train`"), "{error}");
+        let keys = watched.overrides::<PretrainRecipe>(Vec::new()).unwrap();
+        let expected =
+            [("monitor.folder", "labelled"), ("monitor.best", "monitor_knn_top1"), ("monitor.patience", "3")];
+        assert_eq!(keys, owned(&expected));
         let mut settings = FinetuneRecipe::default();
         settings.init.weights = "runs/mim".into();
         let small = parse(&["--size", "small"]).unwrap();

@@ -10,6 +10,9 @@ fn shown(stage: &str) -> &'static [(&'static str, &'static str)] {
             ("codebook_usage", "codes"),
             ("val_loss", "val loss"),
             ("val_codebook_usage", "val codes"),
+            ("monitor_knn_top1", "k-NN"),
+            ("monitor_effective_rank", "rank"),
+            ("forgetting_top1_lost", "forgotten"),
         ],
         "pretrain" => &[
             ("loss", "loss"),
@@ -18,6 +21,9 @@ fn shown(stage: &str) -> &'static [(&'static str, &'static str)] {
             ("val_loss", "val loss"),
             ("val_mim_acc_1", "val acc"),
             ("val_mim_acc", "val acc"),
+            ("monitor_knn_top1", "k-NN"),
+            ("monitor_effective_rank", "rank"),
+            ("forgetting_top1_lost", "forgotten"),
         ],
         "finetune" => &[
             ("loss", "loss"),

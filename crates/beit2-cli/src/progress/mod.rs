@@ -378,12 +378,13 @@ impl Observer for Progress {
             Event::Epoch { step, steps_per_epoch, best, values, .. } if talks => {
                 let Some(training) = &self.training else { return };
                 let at = match step.is_multiple_of(steps_per_epoch) {
+                    _ if step == 0 => "start".to_owned(),
                     true => training.epoch(),
                     // An evaluation or the end within an epoch.
                     false => format!("step {}", thousands(step)),
                 };
                 let best = if best { "  best" } else { "" };
-                let done = if step.is_multiple_of(steps_per_epoch) { " done" } else { "" };
+                let done = if step > 0 && step.is_multiple_of(steps_per_epoch) { " done" } else { "" };
                 self.epoch(format!("{at}{done}  {}{best}", spelled(training.stage, &values)));
                 self.watched(|watcher| watcher.stepped(false));
             }

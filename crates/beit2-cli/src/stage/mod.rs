@@ -61,6 +61,9 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
     /// Whether the recipe has a precision.
     const HAS_PRECISION: bool = true;
 
+    /// Whether features are measured while it trains (`[monitor]`).
+    const HAS_MONITORS: bool = false;
+
     /// The settings of `--size`: as in the registered models.
     fn of_size(size: Size) -> Vec<(&'static str, String)>;
 

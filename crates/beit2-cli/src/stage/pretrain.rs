@@ -17,6 +17,7 @@ impl Stage for PretrainRecipe {
     const NAME: &'static str = "pretrain";
     const COMMAND: &'static str = "pretrain";
     const DEFAULT_RECIPE: Option<&'static str> = Some("mim_base_1600e");
+    const HAS_MONITORS: bool = true;
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, tokenizer, .. } = self;

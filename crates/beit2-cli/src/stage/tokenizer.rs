@@ -16,6 +16,7 @@ impl Stage for TokenizerRecipe {
     const NAME: &'static str = "tokenizer";
     const COMMAND: &'static str = "tokenizer train";
     const DEFAULT_RECIPE: Option<&'static str> = Some("vqkd_base_clip_100e");
+    const HAS_MONITORS: bool = true;
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, teacher, .. } = self;

@@ -19,8 +19,10 @@ mod labels;
 pub(crate) mod name;
 mod parquet;
 mod pattern;
+mod pieces;
 mod positioned;
 mod spec;
+mod subset;
 pub(crate) mod table;
 mod walk;
 
@@ -43,6 +45,7 @@ use self::kind::{has_extension, is_image_name};
 pub use self::parquet::ParquetSource;
 use self::pattern::Matches;
 pub use self::spec::{AND, Columns, Spec};
+pub use self::subset::SubsetSource;
 pub use self::table::TableSource;
 use self::walk::Walk;
 use crate::error::SourceError;
@@ -116,7 +119,7 @@ pub trait Source: Send + Sync {
         }
     }
 
-    /// Samples that can only be read together; `None` when each can be read alone.
+    /// Samples that are read together; `None` when each is read alone.
     fn units(&self) -> Option<Units> {
         None
     }

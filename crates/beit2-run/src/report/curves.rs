@@ -31,7 +31,7 @@ enum Nature {
 }
 
 /// The order is the order on the page.
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 11] = [
     Family { words: &["loss"], nature: Nature::Size },
     Family {
         words: &[
@@ -39,6 +39,7 @@ const FAMILIES: [Family; 10] = [
         ],
         nature: Nature::Fraction,
     },
+    Family { words: &["rank", "uniformity", "drift"], nature: Nature::Count },
     Family { words: &["usage"], nature: Nature::Fraction },
     Family { words: &["perplexity"], nature: Nature::Count },
     Family { words: &["dead", "unused"], nature: Nature::Count },
@@ -50,7 +51,7 @@ const FAMILIES: [Family; 10] = [
 ];
 
 /// Quantities whose names in the records do not read well.
-const TITLES: [(&str, &str); 20] = [
+const TITLES: [(&str, &str); 26] = [
     ("loss", "Loss"),
     ("loss_1", "Loss, last block"),
     ("loss_2", "Loss, patch aggregation"),
@@ -66,6 +67,12 @@ const TITLES: [(&str, &str); 20] = [
     ("miou", "Mean IoU"),
     ("macc", "Mean accuracy of the classes"),
     ("aacc", "Pixel accuracy"),
+    ("knn_top1", "k-NN accuracy"),
+    ("cls_knn_top1", "k-NN accuracy of CLS"),
+    ("effective_rank", "Effective rank of the features"),
+    ("uniformity", "Uniformity of CLS (lower is more even)"),
+    ("drift", "Drift of the features from the start"),
+    ("top1_lost", "k-NN accuracy lost since the start"),
     ("codebook_dead", "Unused codes"),
     ("grad_norm", "Gradient norm"),
     ("lr", "Learning rate"),
@@ -79,11 +86,14 @@ const OF_RUNS: [&str; 3] = ["grad_norm", "images_per_second", "data_wait"];
 /// What a metric measures, and on which images and weights: `ema_val_acc1` is the quantity `acc1`. The same quantity has
 /// one chart.
 fn quantity(name: &str) -> (&str, &'static str) {
-    let (base, side) = match (name.strip_prefix("ema_val_"), name.strip_prefix("val_")) {
-        (Some(base), _) => (base, "validation, moving average"),
-        (_, Some(base)) => (base, "validation"),
-        _ => (name, "training"),
-    };
+    const SIDES: [(&str, &str); 4] = [
+        ("ema_val_", "validation, moving average"),
+        ("val_", "validation"),
+        ("monitor_", "monitored images"),
+        ("forgetting_", "images of before"),
+    ];
+    let of = |(prefix, side): (&str, &'static str)| Some((name.strip_prefix(prefix)?, side));
+    let (base, side) = SIDES.into_iter().find_map(of).unwrap_or((name, "training"));
     // What training counts under another name.
     let base = match base {
         "class_acc" => "acc1",

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use beit2_kernels::Backend;
 use beit2_run::StopFlag;
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Features;
 use super::bootstrap::{self, Estimate};
 use crate::error::{Error, config_error};
+use crate::neighbours::{nearest_first, unit_length, vote};
 use crate::train::{Event, Observer};
 
 /// How neighbours vote.
@@ -70,8 +70,8 @@ pub fn predict<B: Backend>(
     train.check_finite()?;
     val.check_finite()?;
     let most = config.k.iter().copied().max().unwrap_or(0);
-    let bank = unit(train.tensor::<B>(device));
-    let queries = unit(val.tensor::<B>(device));
+    let bank = unit_length(train.tensor::<B>(device));
+    let queries = unit_length(val.tensor::<B>(device));
     let mut predicted = vec![Vec::with_capacity(val.len()); config.k.len()];
     let mut order: Vec<usize> = Vec::new();
     let started = Instant::now();
@@ -85,20 +85,9 @@ pub fn predict<B: Backend>(
         for row in similarity.chunks(train.len()) {
             order.clear();
             order.extend(0..train.len());
-            // Of equally near neighbours the earlier counts, so that the result is one.
-            let nearer = |a: &usize, b: &usize| row[*b].total_cmp(&row[*a]).then(a.cmp(b));
-            if most < order.len() {
-                order.select_nth_unstable_by(most, nearer);
-            }
-            order[..most].sort_unstable_by(nearer);
+            nearest_first(row, &mut order, most);
             for (&k, predicted) in config.k.iter().zip(&mut predicted) {
-                let mut votes = vec![0f64; train.classes];
-                for &neighbour in &order[..k] {
-                    votes[train.labels[neighbour] as usize] +=
-                        (f64::from(row[neighbour]) / config.temperature).exp();
-                }
-                let better = |best, class| if votes[class] > votes[best] { class } else { best };
-                predicted.push((0..votes.len()).fold(0, better) as u32);
+                predicted.push(vote(row, &order[..k], &train.labels, train.classes, config.temperature));
             }
         }
         if started.elapsed() > QUIET {
@@ -124,11 +113,6 @@ pub fn knn<B: Backend>(
     let predicted = predict::<B>(train, val, config, observer, stop, device)?;
     let right = |classes: &Vec<u32>| classes.iter().zip(&val.labels).filter(|(p, l)| p == l).count();
     Ok(predicted.iter().map(|classes| bootstrap::of_share(right(classes), val.len())).collect())
-}
-
-fn unit<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
-    let norm = rows.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
-    rows / norm
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MimConfig;
 use crate::error::{Error, config_error};
+use crate::monitor::MonitorConfig;
 use crate::pixels;
 use crate::tokenizer::{self, TokenizerConfig, VqKd};
 use crate::train::{
@@ -111,6 +112,8 @@ pub struct PretrainRecipe {
     pub train: TrainConfig,
     /// Records and checkpoints.
     pub logging: LoggingConfig,
+    /// What is measured of the features meanwhile.
+    pub monitor: MonitorConfig,
 }
 
 impl Default for PretrainRecipe {
@@ -130,6 +133,7 @@ impl Default for PretrainRecipe {
             schedule: ScheduleConfig { epochs: 1600, ..ScheduleConfig::default() },
             train: TrainConfig::default(),
             logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
+            monitor: MonitorConfig::default(),
         }
     }
 }
@@ -155,6 +159,12 @@ impl PretrainRecipe {
             ));
         }
         self.logging.validate()?;
+        self.monitor.validate(self.data.val.is_some())?;
+        if let Some(name) = self.monitor.best.as_ref().filter(|name| name.contains("codebook")) {
+            return config_error(format!(
+                "monitor.best is {name}, but the tokenizer does not change in pretraining; follow another metric"
+            ));
+        }
         self.model.validate()?;
         if self.mask.patches == 0 {
             return config_error(

@@ -13,6 +13,7 @@ use super::token_cache::{CacheUse, TokenCache, identity};
 use super::{MimLoss, MimModel, PretrainRecipe, evaluate, masked_labels};
 use crate::cost;
 use crate::error::{Error, config_error};
+use crate::monitor::{Monitor, Tokens};
 use crate::params;
 use crate::pixels;
 use crate::tokenizer::TokenizerConfig;
@@ -20,7 +21,7 @@ use crate::train::{
     AdamW, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport, TrainingData,
     average_gradients, check_precision, learn, mean_of, patches_to_device,
 };
-use crate::vit::{DropPath, is_position_index, with_position_indices};
+use crate::vit::{DropPath, VitConfig, is_position_index, with_position_indices};
 use crate::weights::checkpoint_metadata;
 
 /// Pretrains a model, or continues the run in `env.dir`.
@@ -68,9 +69,12 @@ pub fn train<B: AutodiffBackend>(
     let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("{parameters} trained parameters, {} blocks of width {}", vit.depth, vit.width);
     let masked = format!("{} of {} patches", recipe.mask.patches, vit.patches());
+    let (px, codes) = (vit.image_size, tokenizer_config.codebook_size);
+    let mut monitor = Monitor::open(&recipe.monitor, &config, env.assets, &plan, px, codes)?;
     let mut summary = vec![("model".into(), sizes), ("masked".into(), masked)];
     summary.extend(division.summary());
     summary.extend(recipe.train.summary());
+    summary.extend(monitor.as_ref().map(Monitor::summary));
     let (mut session, resumed) =
         Session::open(env, "pretrain", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {
@@ -85,6 +89,7 @@ pub fn train<B: AutodiffBackend>(
         averages: None,
     };
 
+    session.follow(recipe.monitor.followed()?);
     if let Some(val) = &val {
         session.expect_evaluations(session.steps_between_evaluations(), val.len());
     }
@@ -92,6 +97,17 @@ pub fn train<B: AutodiffBackend>(
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
+    }
+    if let Some(monitor) = &mut monitor {
+        let started = model.valid().freeze_trunk();
+        let px = tokenizer_config.image_size;
+        // The tokenizer stays as it is, so what it makes of these images is measured once.
+        let see = |images: Tensor<B::InnerBackend, 4>| {
+            let of_tokenizer = pixels::resize(images.clone(), px, px);
+            let ids = tokenizer.ids(tokenizer.preprocess(of_tokenizer));
+            Tokens { ids: Some(ids), ..last_tokens(&started, vit, images) }
+        };
+        monitor.begin(&mut session, &see, device)?;
     }
     let mut cache = match (&recipe.tokenizer.cache, identity) {
         (Some(folder), Some(identity)) => {
@@ -184,13 +200,18 @@ pub fn train<B: AutodiffBackend>(
                 let found = evaluate(&model.valid(), &tokenizer, val.clone(), recipe, device)?;
                 found.replaced.iter().for_each(|sentence| session.warn(sentence));
                 let total = found.loss.iter().sum();
-                best = session.update_best(total);
                 extra.push(("val_loss", total));
                 let names = branch_names(found.loss.len());
                 for ((loss, accuracy), names) in found.loss.into_iter().zip(found.accuracy).zip(names) {
                     extra.extend([(names.val_loss, loss), (names.val_accuracy, accuracy)]);
                 }
             }
+            if let Some(monitor) = &mut monitor {
+                let trained = model.valid().freeze_trunk();
+                let see = |images| last_tokens(&trained, vit, images);
+                extra.extend(monitor.after_epoch(batch.epoch, &mut session, &see, device)?);
+            }
+            best = session.judge(&extra);
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
@@ -249,6 +270,12 @@ fn parted<I: Backend>(ids: Tensor<I, 2, Int>, micro_batch: usize) -> Vec<Tensor<
         return vec![ids];
     }
     (0..batch).step_by(micro_batch).map(|start| ids.clone().narrow(0, start, micro_batch)).collect()
+}
+
+/// The tokens of unmasked images in [0, 1] after the last block, of which `beit2 knn` takes its features.
+fn last_tokens<I: Backend>(model: &MimModel<I>, vit: &VitConfig, images: Tensor<I, 4>) -> Tokens<I> {
+    let x = pixels::normalise(images, vit.normalization.as_ref());
+    Tokens { tokens: model.trunk.tokens_after(x, vit.depth), ids: None }
 }
 
 /// The tokenizer must have the codes and the grid that the model predicts.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::TokenizerConfig;
 use super::teachers::TeacherConfig;
 use crate::error::{Error, config_error};
+use crate::monitor::MonitorConfig;
 use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, check_interval};
 
 /// `[augment]` of the tokenizer: one crop and a flip, no colours by default (as the reference).
@@ -74,6 +75,8 @@ pub struct TokenizerRecipe {
     pub codebook: CodebookOptions,
     /// Records and checkpoints.
     pub logging: LoggingConfig,
+    /// What is measured of the encoder's features meanwhile.
+    pub monitor: MonitorConfig,
 }
 
 impl Default for TokenizerRecipe {
@@ -98,6 +101,7 @@ impl Default for TokenizerRecipe {
             codebook: CodebookOptions::default(),
             train: TrainConfig::default(),
             logging: LoggingConfig { eval_every_epochs: Some(1), ..LoggingConfig::default() },
+            monitor: MonitorConfig::default(),
         }
     }
 }
@@ -115,6 +119,7 @@ impl TokenizerRecipe {
             ));
         }
         self.logging.validate()?;
+        self.monitor.validate(self.data.val.is_some())?;
         check_interval("codebook.revive_after_steps", self.codebook.revive_after_steps.map(u64::from))?;
         self.model.validate()?;
         self.views(self.model.image_size).validate()?;

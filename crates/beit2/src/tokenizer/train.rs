@@ -12,13 +12,14 @@ use super::vqkd::preprocess;
 use super::{ProcessType, Quantized, TokenizerRecipe, VqKd, evaluate};
 use crate::cost;
 use crate::error::{Error, config_error};
+use crate::monitor::{Monitor, Tokens};
 use crate::params;
 use crate::pixels;
 use crate::train::{
     AdamW, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport, TrainingData,
     average_gradients, check_precision, learn, mean_of, patches_to_device, to_device,
 };
-use crate::vit::Pixels;
+use crate::vit::{DropPath, Pixels};
 use crate::weights::{Tensors, checkpoint_metadata};
 
 /// Trains a tokenizer, or continues the run in `env.dir`.
@@ -63,9 +64,12 @@ pub fn train<B: AutodiffBackend>(
     let (codes, code_dim) = (recipe.model.codebook_size, recipe.model.code_dim);
     let parameters = thousands(params::count(&model) as u64);
     let sizes = format!("VQ-KD, {parameters} trained parameters, {codes} codes of {code_dim} values");
+    let mut monitor =
+        Monitor::open(&recipe.monitor, &config, env.assets, &plan, recipe.model.image_size, codes)?;
     let mut summary = vec![("model".into(), sizes)];
     summary.extend(division.summary());
     summary.extend(recipe.train.summary());
+    summary.extend(monitor.as_ref().map(Monitor::summary));
     let (mut session, resumed) =
         Session::open(env, "tokenizer", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([codes], device);
@@ -83,6 +87,7 @@ pub fn train<B: AutodiffBackend>(
         Saved { model: params::export(model), optimizer, averages: None }
     };
 
+    session.follow(recipe.monitor.followed()?);
     if let Some(val) = &val {
         session.expect_evaluations(session.steps_between_evaluations(), val.len());
     }
@@ -90,6 +95,10 @@ pub fn train<B: AutodiffBackend>(
     // ---- steps --------------------------------------------------------------------------------
     if session.is_complete() {
         return session.finish();
+    }
+    if let Some(monitor) = &mut monitor {
+        let started = model.valid().freeze_encoder();
+        monitor.begin(&mut session, &|images| encoded(&started, images, false), device)?;
     }
     session.expect(step_operations, recipe.train);
     // The frozen half of a step, which runs one batch ahead on a thread of its own. It gives the inputs of each micro-batch.
@@ -206,7 +215,6 @@ pub fn train<B: AutodiffBackend>(
                 found.left_out.iter().for_each(|sentence| session.warn(sentence));
                 let health = found.usage.health();
                 let total = found.rec_loss + found.commitment_loss;
-                best = session.update_best(total);
                 extra.extend([
                     ("val_loss", total),
                     ("val_rec_loss", found.rec_loss),
@@ -221,6 +229,12 @@ pub fn train<B: AutodiffBackend>(
             {
                 session.warn(warning);
             }
+            if let Some(monitor) = &mut monitor {
+                let trained = model.valid().freeze_encoder();
+                let see = |images| encoded(&trained, images, quantizes);
+                extra.extend(monitor.after_epoch(batch.epoch, &mut session, &see, device)?);
+            }
+            best = session.judge(&extra);
             session.epoch_done(batch.epoch, &extra)?;
         }
         if best || session.should_save(batch.last_in_epoch) {
@@ -253,6 +267,13 @@ fn joined<B: AutodiffBackend>(
             Some((Tensor::cat(ids, 0), Tensor::cat(vectors, 0), mean_of(losses)))
         }
     }
+}
+
+/// The encoder's tokens of images in [0, 1], and their codes once there is a codebook.
+fn encoded<I: Backend>(model: &VqKd<I>, images: Tensor<I, 4>, quantizes: bool) -> Tokens<I> {
+    let x = model.preprocess(images);
+    let ids = quantizes.then(|| model.ids(x.clone()));
+    Tokens { tokens: model.encoder.tokens(x, &DropPath::none()), ids }
 }
 
 fn load_teacher<B: Backend>(

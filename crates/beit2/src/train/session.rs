@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::batches::{DataPosition, TrainingItem, unusable};
 use super::bottleneck::{Bottleneck, Timed, Waits};
 use super::events::{Event, Observer};
+use super::followed::Followed;
 use super::in_step::InStep;
 use super::prefetch::Prefetch;
 use super::recipe::{LoggingConfig, Plan, TrainConfig};
@@ -65,6 +66,8 @@ pub struct Session<'a, I: Backend> {
     evaluating: Option<Instant>,
     /// The running evaluation is the best so far.
     improved: bool,
+    /// The metric that decides what is best, where a recipe can choose it.
+    followed: Option<Followed>,
     /// When values were last told; `None` before the first step.
     told: Option<Instant>,
     /// What the next checkpoint will say.
@@ -160,6 +163,7 @@ impl<'a, I: Backend> Session<'a, I> {
             evaluations: None,
             evaluating: None,
             improved: false,
+            followed: None,
             told: None,
             logging,
             plan,
@@ -177,9 +181,29 @@ impl<'a, I: Backend> Session<'a, I> {
         Ok((session, resumed))
     }
 
-    /// Whether all steps are done.
+    /// Whether all steps are done, or the run has ended early.
     pub fn is_complete(&self) -> bool {
-        self.state.step >= self.plan.total_steps
+        self.state.ended || self.state.step >= self.plan.total_steps
+    }
+
+    /// Lets a metric of the epochs' records decide which checkpoint is `best`, and when to end.
+    pub(crate) fn follow(&mut self, followed: Followed) {
+        self.followed = Some(followed);
+    }
+
+    /// The record before the first step: what was measured of the model that the run starts from.
+    pub(crate) fn starts_with(&mut self, values: &[(&'static str, f64)]) -> Result<(), Error> {
+        let (epoch, step, steps_per_epoch) = (0, 0, self.plan.steps_per_epoch);
+        self.evaluation_ends();
+        let record = self.metrics.log_epoch(epoch, step, values)?;
+        self.env.observer.event(Event::Epoch {
+            epoch,
+            step,
+            steps_per_epoch,
+            best: false,
+            values: record.values,
+        });
+        Ok(())
     }
 
     /// Who is told what happens.
@@ -198,8 +222,11 @@ impl<'a, I: Backend> Session<'a, I> {
         self.logging.eval_every_epochs.map(|every| every * self.plan.steps_per_epoch)
     }
 
-    /// An evaluation begins. It ends with the epoch's record, and its time is no training time.
+    /// An evaluation begins, if none runs yet. It ends with the epoch's record, and its time is no training time.
     pub fn evaluation_begins(&mut self) {
+        if self.evaluating.is_some() {
+            return;
+        }
         if I::IS_ASYNC
             && let Some((_, last)) = self.pending.last().and_then(|report| report.scalars.first())
         {
@@ -208,6 +235,13 @@ impl<'a, I: Backend> Session<'a, I> {
             self.waits.device(|| last.into_data());
         }
         self.evaluating = Some(Instant::now());
+    }
+
+    /// The time of the evaluation that runs, which is no training time.
+    fn evaluation_ends(&mut self) -> Option<Duration> {
+        let pause = self.evaluating.take()?.elapsed();
+        self.leave_out(pause);
+        Some(pause)
     }
 
     fn leave_out(&mut self, pause: Duration) {
@@ -474,12 +508,10 @@ impl<'a, I: Backend> Session<'a, I> {
     /// # Errors
     /// A loss that is not finite, a metrics file that cannot be written.
     pub fn epoch_done(&mut self, epoch: u64, extra: &[(&str, f64)]) -> Result<(), Error> {
-        if let Some(began) = self.evaluating.take() {
-            let pause = began.elapsed();
-            self.leave_out(pause);
-            if let Some((evaluations, _)) = &mut self.evaluations {
-                evaluations.took(pause);
-            }
+        if let Some(pause) = self.evaluation_ends()
+            && let Some((evaluations, _)) = &mut self.evaluations
+        {
+            evaluations.took(pause);
         }
         self.flush()?;
         let record = self.metrics.log_epoch(epoch + 1, self.state.step, extra)?;
@@ -490,6 +522,24 @@ impl<'a, I: Backend> Session<'a, I> {
             best: std::mem::take(&mut self.improved),
             values: record.values,
         });
+        self.end_early()
+    }
+
+    /// Ends the run on all ranks where the metric that it follows has not improved for long enough.
+    fn end_early(&mut self) -> Result<(), Error> {
+        let Some((followed, patience)) = self.followed.and_then(|found| Some((found, found.patience?)))
+        else {
+            return Ok(());
+        };
+        // Only the leader measures.
+        let enough = self.leads() && self.state.since_best >= patience && !self.is_complete();
+        if self.rank().gather(enough)?.contains(&true) {
+            self.state.ended = true;
+            let (name, step) = (followed.name, self.state.step);
+            self.note(format!(
+                "the run ends after step {step}: {name} has not improved {patience} times in a row"
+            ));
+        }
         Ok(())
     }
 
@@ -520,6 +570,14 @@ impl<'a, I: Backend> Session<'a, I> {
             self.state.best = Some(loss);
         }
         self.improved = better;
+        better
+    }
+
+    /// Takes the metric that the run follows out of an epoch's values; true if it is the best so far.
+    pub(crate) fn judge(&mut self, values: &[(&'static str, f64)]) -> bool {
+        let Some(loss) = self.followed.and_then(|followed| followed.as_loss(values)) else { return false };
+        let better = self.update_best(loss);
+        self.state.since_best = if better { 0 } else { self.state.since_best + 1 };
         better
     }
 

@@ -81,8 +81,14 @@ pub struct TrainState {
     pub seconds: f64,
     /// Images so far.
     pub images: u64,
-    /// Lowest loss on the validation set so far.
+    /// Best value so far of the metric that decides which checkpoint is `best`, as a loss: accuracies are negative.
     pub best: Option<f64>,
+    /// Values of that metric since then.
+    #[serde(default)]
+    pub since_best: u64,
+    /// Whether the run ended before its last step, because that metric stopped improving.
+    #[serde(default)]
+    pub ended: bool,
     /// Enlarged crops in the first epoch.
     pub upscaled: u64,
     /// Running averages of the metrics.
@@ -139,7 +145,7 @@ pub(super) use crate::weights::AVERAGES;
 
 /// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`. So may the division of a
 /// step, as the number of devices: another machine has other memory.
-const MAY_DIFFER: [&str; 13] = [
+const MAY_DIFFER: [&str; 17] = [
     "environment",
     "logging",
     "data.cache",
@@ -153,6 +159,10 @@ const MAY_DIFFER: [&str; 13] = [
     "schedule.grad_accum_steps",
     "schedule.max_micro_batch",
     "train",
+    "monitor.folder",
+    "monitor.forgetting_folder",
+    "monitor.max_images",
+    "monitor.every_epochs",
 ];
 
 /// The step at which a run of this recipe would go on in `dir`; `None` if it would begin. Nothing is written.

@@ -7,6 +7,7 @@ mod checkpointing;
 mod cut_off;
 mod finetuning;
 mod gradients;
+mod monitors;
 mod opening;
 mod parallel;
 mod precision;

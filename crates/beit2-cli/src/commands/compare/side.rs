@@ -47,7 +47,7 @@ impl Side {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let settings = report::settings(path)?;
         let (stage, _) = report::stage(path, &settings)?;
-        let best = best(&stage.name, &stage.records);
+        let best = best(&stage.name, &stage.records, report::followed(&settings));
         Ok(Self { path: path.to_owned(), name: String::new(), settings, stage, best })
     }
 

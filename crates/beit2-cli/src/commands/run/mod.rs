@@ -147,7 +147,8 @@ impl Work<'_> {
             let (at, of) = (self.at + 1, project.stages.len());
             output::note(&format!("\n{at}/{of}  {}  {}", entry.stage, inputs.budget(&settings)));
         }
-        let complete = state(&run).is_some_and(|state| state.step >= inputs.plan().total_steps);
+        let complete =
+            state(&run).is_some_and(|state| state.ended || state.step >= inputs.plan().total_steps);
         let mut warnings = Vec::new();
         if self.restart || !complete {
             if !args.no_check {
@@ -203,7 +204,8 @@ impl Work<'_> {
             ));
         }
         let records = read_jsonl(&run.join("metrics.jsonl")).map(|found| found.records).unwrap_or_default();
-        let best = beit2_run::best::best(S::NAME, &records);
+        let written = report::settings(&run).unwrap_or_default();
+        let best = beit2_run::best::best(S::NAME, &records, report::followed(&written));
         let result =
             best.map(|best| (format!("{} {}", best.split, best.label), best.best.value, best.best.name));
         let (steps, seconds) = (outcome.step, outcome.seconds);
@@ -244,7 +246,7 @@ impl Work<'_> {
             Some(state) if self.restart => {
                 format!("would begin again (it is at step {})", thousands(state.step))
             }
-            Some(state) if state.step >= plan.total_steps => "is complete".to_owned(),
+            Some(state) if state.ended || state.step >= plan.total_steps => "is complete".to_owned(),
             Some(state) => format!("would continue after step {} of {steps}", thousands(state.step)),
             None => format!("would run {steps} steps of {} images", plan.batch_size),
         };

@@ -6,7 +6,8 @@ use beit2::Error;
 use beit2::train::Assets;
 use beit2::weights::WeightFile;
 use beit2_data::segment::{SegmentDataOptions, SegmentSource};
-use beit2_data::{DecodeOptions, Source, SourceError, decode};
+use beit2_data::source::SubsetSource;
+use beit2_data::{DecodeOptions, Source, decode};
 
 /// Images that are tried at most, beyond those that are wanted: a run leaves broken ones out.
 const TRIED: usize = 64;
@@ -39,7 +40,7 @@ impl Assets for FewImages<'_> {
         let others = (0..all.len()).filter(|index| !chosen.contains(index));
         let missing: Vec<usize> = others.take(count - chosen.len()).collect();
         chosen.extend(missing);
-        Ok(Arc::new(Few { all, chosen }))
+        Ok(Arc::new(SubsetSource::new(all, chosen)))
     }
 
     fn segment_source(&self, spec: &str, options: &SegmentDataOptions) -> Result<Arc<SegmentSource>, Error> {
@@ -49,60 +50,5 @@ impl Assets for FewImages<'_> {
 
     fn weights(&self, spec: &str) -> Result<WeightFile, Error> {
         self.assets.weights(spec)
-    }
-}
-
-/// Some images of a source, in an order of their own.
-struct Few {
-    all: Arc<dyn Source>,
-    chosen: Vec<usize>,
-}
-
-impl Few {
-    /// The number in the source; past its end for one past ours.
-    fn at(&self, index: usize) -> usize {
-        self.chosen.get(index).copied().unwrap_or(usize::MAX)
-    }
-}
-
-impl Source for Few {
-    fn len(&self) -> usize {
-        self.chosen.len()
-    }
-
-    fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
-        self.all.read(self.at(index))
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.all.name(self.at(index))
-    }
-
-    fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
-        self.all.name_bytes(self.at(index))
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.all.label(self.at(index))
-    }
-
-    fn labels(&self, index: usize) -> Option<Vec<u32>> {
-        self.all.labels(self.at(index))
-    }
-
-    fn is_multi_label(&self) -> bool {
-        self.all.is_multi_label()
-    }
-
-    fn image_size(&self, index: usize) -> Option<(u32, u32)> {
-        self.all.image_size(self.at(index))
-    }
-
-    fn classes(&self) -> &[String] {
-        self.all.classes()
-    }
-
-    fn fingerprint(&self) -> String {
-        self.all.fingerprint()
     }
 }

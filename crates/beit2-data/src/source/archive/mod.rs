@@ -1,13 +1,14 @@
 //! Tar and zip archives, also in WebDataset layout: `key.jpg` beside an optional `key.cls`.
 //!
 //! The index (member, position, size) is built once by stepping over the headers; a sample is then
-//! one positioned read.
+//! one positioned read. Packed shards are read in runs of several megabytes.
 
 mod classes;
 mod links;
 mod members;
 pub(super) mod packed;
 mod pairing;
+mod runs;
 mod scan;
 mod shard;
 mod zip;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use self::classes::Folders;
 use self::members::{class_names, json_label, numbers, parse_label};
+use self::runs::Runs;
 use self::scan::{Item, What};
 use self::shard::{Bytes, Shard};
 use super::account::{Account, SkipReason, some_of};
@@ -24,14 +26,19 @@ use super::arrangement;
 use super::kind::{self, START, describe, has_extension, instead, is_image_name, is_tar, start_of};
 use super::labels::{Labels, RawLabel, Value};
 use super::name::{path_bytes, path_text};
+use super::pieces::ORDER;
 use super::walk::Walk;
 use super::{MAX_SAMPLE_BYTES, Source};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
+use crate::order::Units;
 
 /// Name of a member that names the classes, as `classes.txt` does. WebDataset's readers take `classes.txt` for a sample, and
 /// pass over a name without an ending.
 pub(crate) const CLASSES_MEMBER: &str = "__classes__";
+
+/// Bytes of a packed shard that are read at once: 8 MiB.
+const RUN_BYTES: u64 = 8 << 20;
 
 /// A shard that is part of the program: a name for messages and its bytes.
 pub type StaticShard = (&'static str, &'static [u8]);
@@ -39,7 +46,8 @@ pub type StaticShard = (&'static str, &'static [u8]);
 /// Images in tar and zip files. A tar file that gzip has compressed is unpacked into a temporary file first.
 ///
 /// Of shards that [`crate::pack`] wrote, the file `shards.index` beside them says what is in them, so that nothing is looked
-/// through.
+/// through. If their order is a drawn one, an epoch reads them in runs of 8 MiB, of which 256 MiB are mixed with each other
+/// at any time ([`Source::units`]); up to twice as much is kept in memory.
 ///
 /// Samples come in the order of shards and members. Hard and symbolic links are followed inside their shard. Labels, in this
 /// order of preference:
@@ -61,6 +69,8 @@ pub struct ArchiveSource {
     classes: Vec<String>,
     /// Labels that are names or sets.
     labels: Labels,
+    /// Runs of packed shards; `None` when members are read one by one.
+    runs: Option<Runs>,
     account: Account,
 }
 
@@ -84,6 +94,8 @@ struct Scan {
     raw: Vec<RawLabel>,
     folders: Folders,
     class_names: Option<Vec<String>>,
+    /// Whether the members lie in an order that was drawn at random.
+    shuffled: bool,
     account: Account,
 }
 
@@ -321,7 +333,8 @@ impl Scan {
         if !classes.is_empty() && !labels.multi {
             self.note_unlabelled(&shards, own);
         }
-        Ok(ArchiveSource { shards, members: self.members, classes, labels, account: self.account })
+        let runs = self.shuffled.then(|| Runs::of(&self.members));
+        Ok(ArchiveSource { shards, members: self.members, classes, labels, runs, account: self.account })
     }
 
     /// Says how many samples have no label although others have one.
@@ -377,6 +390,9 @@ impl Source for ArchiveSource {
         }
         let shard = self.shards.get(member.shard as usize);
         let shard = shard.ok_or(SourceError::Index { index, len: self.len() })?;
+        if let Some(bytes) = self.runs.as_ref().and_then(|runs| runs.read(index, member, shard)) {
+            return Ok(bytes);
+        }
         let mut buffer = vec![0; member.size as usize];
         let read = shard.read_at(&mut buffer, member.offset);
         let io = |error| SourceError::Io { path: self.name(index), action: "read the member", error };
@@ -424,8 +440,15 @@ impl Source for ArchiveSource {
         self.account.clone()
     }
 
+    fn units(&self) -> Option<Units> {
+        self.runs.as_ref().map(|runs| runs.units().clone())
+    }
+
     fn fingerprint(&self) -> String {
         let mut hash = Fingerprint::new();
+        if let Some(runs) = &self.runs {
+            hash.sample(ORDER, runs.units().window as u64, None);
+        }
         for (index, member) in self.members.iter().enumerate() {
             hash.sample(&member.path, member.size, member.label);
             if self.labels.multi {

@@ -78,6 +78,7 @@ fn take(header: &Header, lines: &[&ShardLine]) -> Scan {
             });
         }
     }
+    scan.shuffled = header.is_shuffled();
     scan.class_names = (!header.classes.is_empty()).then(|| header.classes.clone());
     scan
 }

@@ -1,9 +1,8 @@
 //! Images in parquet files, in the layout of Hugging Face's image datasets.
 //!
 //! A row group can only be decoded as a whole. So [`Source::units`] asks the epoch's order to shuffle row groups, and
-//! rows among neighbouring groups; those groups are kept in memory.
+//! to mix the rows of neighbouring ones, which are kept in memory.
 
-mod groups;
 mod schema;
 
 use std::fs::File;
@@ -11,15 +10,16 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::TypePtr;
 
-use self::groups::{Cache, Rows};
 use self::schema::Layout;
 use super::folder::{Entry, file_name};
 use super::labels::{Labels, RawLabel, Value};
+use super::pieces::{self, ORDER, Pieces};
 use super::positioned::{Cursor, read_exact_at};
 use super::spec::Columns;
 use super::{Account, MAX_SAMPLE_BYTES, Source, has_extension, is_image_name};
@@ -28,8 +28,8 @@ use crate::fingerprint::Fingerprint;
 use crate::order::Units;
 use crate::pool::guarded;
 
-/// Encoded images that are shuffled together, in bytes: 256 MiB.
-const WINDOW_BYTES: u64 = 256 << 20;
+/// Encoded images of a row group; `None` where the value is missing.
+type Rows = Vec<Option<ByteArray>>;
 
 /// A row group larger than this is warned about: 1 GiB.
 const LARGE_GROUP_BYTES: u64 = 1 << 30;
@@ -49,7 +49,7 @@ pub struct ParquetSource {
     rows: usize,
     labels: Labels,
     units: Units,
-    cache: Cache,
+    in_memory: Pieces<Rows>,
     account: Account,
 }
 
@@ -128,13 +128,11 @@ impl ParquetSource {
             ));
         }
         let all: u64 = groups.iter().map(|group| group.bytes).sum();
-        let mean = (all / groups.len().max(1) as u64).max(1);
-        let window = (WINDOW_BYTES / mean).clamp(2, 1 << 16) as usize;
+        let window = pieces::window(all, groups.len());
         let ends = groups.iter().skip(1).map(|group| group.start).chain([rows]);
         let runs = groups.iter().zip(ends).map(|(group, end)| (group.start as u64, end as u64)).collect();
         let units = Units { runs, window };
-        // Twice, because batches of the next window are prepared while those of this one are still in work.
-        Ok(Self { files, groups, rows, labels, units, cache: Cache::new(2 * window), account })
+        Ok(Self { files, groups, rows, labels, units, in_memory: Pieces::of_window(window), account })
     }
 
     /// The group of a row, and the row's place in it.
@@ -164,7 +162,7 @@ impl Source for ParquetSource {
     fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
         let (number, row) = self.find(index).ok_or(SourceError::Index { index, len: self.rows })?;
         let fail = |problem: String| SourceError::Table { path: self.name(index), problem };
-        let rows = self.cache.get(number, || self.decode(number)).map_err(&fail)?;
+        let rows = self.in_memory.get(number, || self.decode(number)).map_err(&fail)?;
         let Some(Some(bytes)) = rows.get(row) else {
             return Err(fail("the image has no bytes in this row".into()));
         };
@@ -206,6 +204,7 @@ impl Source for ParquetSource {
         for (number, group) in self.groups.iter().enumerate() {
             hash.sample(&format!("{number}:{}", group.start), group.bytes, None);
         }
+        hash.sample(ORDER, self.units.window as u64, None);
         for index in 0..self.rows {
             let classes = self.labels.all(index).unwrap_or_default();
             hash.sample("", classes.len() as u64, classes.first().copied());
@@ -325,7 +324,7 @@ fn value_of(value: &Field) -> Result<Option<Value>, String> {
 }
 
 /// The bytes of a raw column or of a group that was projected to `bytes`.
-fn bytes_of(value: Field) -> Option<parquet::data_type::ByteArray> {
+fn bytes_of(value: Field) -> Option<ByteArray> {
     match value {
         Field::Bytes(bytes) => Some(bytes),
         Field::Group(row) => bytes_of(row.into_columns().into_iter().next()?.1),
