@@ -13,8 +13,8 @@ use crate::commands::teacher::Teacher;
 use crate::commands::tokenizer::Tokenizer;
 use crate::commands::weights::Weights;
 use crate::commands::{
-    bench, compare, completions, data, doctor, embed, eval, finetune, init, man, predict, pretrain, probe,
-    quickstart, recipes, report, run, segment, teacher, tokenizer, weights,
+    adapt, bench, compare, completions, data, doctor, embed, eval, finetune, init, man, predict, pretrain,
+    probe, quickstart, recipes, report, run, segment, teacher, tokenizer, weights,
 };
 use crate::errors::{Ending, Flags};
 use crate::flags::{exif_as_published, explain, several_devices, taking_negative_numbers};
@@ -68,6 +68,9 @@ pub enum Command {
     /// Pretrain a Vision Transformer by masked image modeling
     #[command(defer(fitting_help::<PretrainRecipe>))]
     Pretrain(pretrain::Args),
+    /// Adapt a published or own student to your images: continued pretraining
+    #[command(defer(adapt::help))]
+    Adapt(adapt::Args),
     /// Fine-tune pretrained weights as a classifier
     #[command(defer(fitting_help::<FinetuneRecipe>))]
     Finetune(finetune::Args),
@@ -155,6 +158,7 @@ pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
         Command::Run(args) => run::run(args, signals),
         Command::Tokenizer(command) => tokenizer::run(command, signals),
         Command::Pretrain(args) => pretrain::run(args, signals),
+        Command::Adapt(args) => adapt::run(args, signals),
         Command::Finetune(args) => finetune::run(args, signals),
         Command::Teacher(command) => teacher::run(command, signals),
         Command::Eval(args) => eval::run(args, signals),

@@ -111,7 +111,7 @@ impl RunDir {
         let _ = fs::remove_dir_all(&temp);
         fs::create_dir_all(&temp)
             .map_err(|e| FileError::new("create", &self.checkpoints().join(name_of(step)), e))?;
-        Ok(CheckpointWriter { run: self, step, temp, files: Vec::new(), finished: false })
+        Ok(CheckpointWriter { run: self, step, kept: Vec::new(), temp, files: Vec::new(), finished: false })
     }
 
     /// The newest checkpoint whose files are all there with the right sizes and checksums. Every byte of it
@@ -198,6 +198,8 @@ impl Checkpoint {
 pub struct CheckpointWriter<'a> {
     run: &'a RunDir,
     step: u64,
+    /// Steps whose checkpoints stay whatever [`Keep`] says.
+    kept: Vec<u64>,
     temp: PathBuf,
     files: Vec<FileProof>,
     finished: bool,
@@ -235,6 +237,13 @@ impl CheckpointWriter<'_> {
         .map_err(fail)?;
         self.files.push(proof);
         self.reached(Point::FileAdded)
+    }
+
+    /// Lets the checkpoints of these steps stay, too.
+    #[must_use]
+    pub fn keeping(mut self, steps: &[u64]) -> Self {
+        self.kept.extend_from_slice(steps);
+        self
     }
 
     /// Completes the checkpoint: writes `state` (epoch, data position, generator keys, best metric …) with
@@ -287,7 +296,7 @@ impl CheckpointWriter<'_> {
         Ok(Checkpoint { step: self.step, path, state: manifest.state })
     }
 
-    /// Removes checkpoints older than the newest `keep.last`, except the best one.
+    /// Removes checkpoints older than the newest `keep.last`, except the best one and those of [`Self::keeping`].
     ///
     /// Newer ones than this (the run fell back behind a damaged one) neither count nor go: they are replaced
     /// when the run gets there again, and until then a disk that recovers may still give them back.
@@ -299,7 +308,7 @@ impl CheckpointWriter<'_> {
         let up_to_now: Vec<_> = all.into_iter().filter(|(step, _)| *step <= self.step).collect();
         let surplus = up_to_now.len().saturating_sub(keep.last.max(1));
         for (step, path) in &up_to_now[..surplus] {
-            if best.as_deref() == path.file_name().map(Path::new) {
+            if best.as_deref() == path.file_name().map(Path::new) || self.kept.contains(step) {
                 continue;
             }
             // First out of the list by one rename: a half-deleted folder must never look like a damaged

@@ -94,7 +94,8 @@ impl RunError {
     }
 }
 
-fn list(differences: &[Difference]) -> String {
+/// The first keys of a list that differ, with both values, for a sentence.
+pub fn list(differences: &[Difference]) -> String {
     // A sentence stays a sentence with three; more do not help anyone to choose.
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".to_owned());
     let mut text: Vec<String> = differences

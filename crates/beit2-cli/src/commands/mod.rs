@@ -1,5 +1,6 @@
 //! What each command does, with its own flags; those that several commands share are in [`crate::flags`].
 
+pub mod adapt;
 pub mod bench;
 pub mod compare;
 pub mod completions;

@@ -26,15 +26,15 @@ pub struct Args {
     /// Tokenizer that makes the targets: a run directory, checkpoint folder or weight file
     #[arg(long, value_name = "RUN|FILE")]
     tokenizer: Option<String>,
+
+    /// Weights to go on from: a run, or a weight file with official, timm or Hugging Face names [default: random numbers]
+    #[arg(long, value_name = "RUN|FILE")]
+    init: Option<String>,
 }
 
 /// Trains, or continues a run.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    let tokenizer = args.tokenizer.clone().map(|weights| ("tokenizer.weights".to_owned(), weights));
-    experiment::run::<PretrainRecipe>(
-        &args.train,
-        tokenizer.into_iter().collect(),
-        Reading::default(),
-        signals,
-    )
+    let named = [("tokenizer.weights", &args.tokenizer), ("init.weights", &args.init)];
+    let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+    experiment::run::<PretrainRecipe>(&args.train, named.collect(), Reading::default(), signals)
 }

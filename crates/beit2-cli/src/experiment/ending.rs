@@ -25,6 +25,8 @@ pub(super) struct Ended<'a> {
     pub(super) warnings: &'a RunWarnings,
     /// The command that comes next; of complete runs.
     pub(super) next: Option<String>,
+    /// Whether this is the result of the command.
+    pub(super) is_last: bool,
 }
 
 impl Ended<'_> {
@@ -56,7 +58,11 @@ impl Ended<'_> {
                 outcome.checkpoint.display()
             ));
         }
-        if output.json {
+        if !self.is_last && outcome.complete {
+            if !output.quiet {
+                output::note(output::pairs(&self.rows(best.as_ref(), report)).trim_end());
+            }
+        } else if output.json {
             output::json(&self.json(best.as_ref(), report.as_deref(), &again))?;
         } else if outcome.complete {
             output::result(&output::pairs(&self.rows(best.as_ref(), report)))?;

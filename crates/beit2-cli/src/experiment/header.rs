@@ -37,9 +37,10 @@ pub(super) fn place<S: Stage>(
     lines(&rows)
 }
 
-/// From which weights, how long, how fast it learns. The model itself is told when it is there.
-pub(super) fn plan<S: Stage>(settings: &S, inputs: &Inputs) -> String {
-    let Tables { schedule, optimizer, weights: (key, weights), .. } = settings.tables();
+/// From which weights, how long, how fast it learns. The model itself is told when it is there, and so is how a finished run
+/// goes on that is `extended`.
+pub(super) fn plan<S: Stage>(settings: &S, inputs: &Inputs, extended: bool) -> String {
+    let Tables { schedule, optimizer, weights: (key, weights), init, .. } = settings.tables();
     let (batch, plan) = (schedule.batch_size, &inputs.plan);
     let from = match key {
         "init.weights" => "starts from",
@@ -58,11 +59,15 @@ pub(super) fn plan<S: Stage>(settings: &S, inputs: &Inputs) -> String {
         0 => String::new(),
         steps => format!(" after {} steps of warm-up", thousands(steps)),
     };
-    let mut rows = vec![
+    let mut rows: Vec<_> = init.map(|init| ("starts from", init.to_owned())).into_iter().collect();
+    rows.extend([
         (from, weights.to_owned()),
         ("schedule", format!("{} ({epochs} epochs)", inputs.budget(settings))),
         ("learning rate", format!("{}{scaled}{up}, then down to {}", rate(peak), rate(optimizer.min_lr))),
-    ];
+    ]);
+    if extended {
+        rows.retain(|(name, _)| *name != "learning rate");
+    }
     if let Some(bytes) = inputs.cached_bytes(settings) {
         rows.push(("image cache", format!("about {} (decoded images stay in memory)", format_bytes(bytes))));
     }

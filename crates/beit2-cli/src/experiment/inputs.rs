@@ -27,7 +27,7 @@ pub struct Inputs {
 impl Inputs {
     /// Opens everything that the recipe names, without computing.
     pub fn check<S: Stage>(settings: &S, assets: &AssetStore) -> anyhow::Result<Self> {
-        let Tables { data, schedule, optimizer, weights: (key, weights) } = settings.tables();
+        let Tables { data, schedule, optimizer, weights: (key, weights), init } = settings.tables();
         if data.train.is_empty() {
             return usage("no training images are named; use --data DIR, or set data.train in the recipe");
         }
@@ -56,6 +56,9 @@ impl Inputs {
         fingerprints.extend(val.as_ref().map(|val| ("val", val.fingerprint())));
         if weights != SCRATCH {
             fingerprints.push(("weights", assets.weights_fingerprint(weights).context(key)?));
+        }
+        if let Some(init) = init {
+            fingerprints.push(("init", assets.weights_fingerprint(init).context("init.weights")?));
         }
         let mut sources = vec![("train", data.train.clone(), train)];
         sources.extend(data.val.clone().zip(val).map(|(spec, val)| ("val", spec, val)));

@@ -2,6 +2,7 @@
 
 mod ending;
 mod examples;
+mod extension;
 mod header;
 mod inputs;
 mod next;
@@ -45,25 +46,46 @@ pub fn run<S: Stage>(
             S::COMMAND
         ));
     };
-    let found = recipes::find(named)?;
-    let overrides = flags.overrides::<S>(extra)?;
+    run_recipe::<S>(&recipes::find(named)?, flags, extra, reading, true, signals)
+}
+
+/// As [`run`], for a recipe that is there already. `is_last`: whether what comes of it is the command's result; else it is told
+/// on the way.
+pub fn run_recipe<S: Stage>(
+    found: &Recipe,
+    flags: &TrainArgs,
+    extra: Vec<(String, String)>,
+    reading: Reading,
+    is_last: bool,
+    signals: &Signals,
+) -> anyhow::Result<Ending> {
+    let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
+    let mut overrides = flags.overrides::<S>(extra)?;
+    if S::CAN_BE_EXTENDED && !flags.restart {
+        overrides = extension::with_start_of_run::<S>(&dir, found, overrides);
+    }
     let reading = Reading { entry: flags.entry.entry.clone(), ..reading };
     let assets = AssetStore::reading(reading, flags.output.quiet);
-    let (settings, mut fitted) = recipes::fitted::<S>(&found, &overrides, &assets)?;
+    let (settings, mut fitted) = recipes::fitted::<S>(found, &overrides, &assets)?;
     flags.check_size(&settings)?;
-    let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
 
     if flags.dry_run && !flags.output.json {
         output::result(&recipe::to_toml(&settings)?)?;
     }
     let inputs = Inputs::check(&settings, &assets)?;
     let device = &flags.device.device;
+    let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
+    let provenance = provenance::provenance(found, &overrides, &inputs, device)?;
+    let plan = match S::CAN_BE_EXTENDED {
+        true => inputs.plan().clone().in_dir(&dir, &settings, &provenance, existing)?,
+        false => inputs.plan().clone(),
+    };
     let mut warnings = inputs.warnings();
     if flags.dry_run {
         inputs.tell(flags.output);
     } else {
         if !flags.output.quiet {
-            output::note(&header::place::<S>(&found, overrides.len(), &dir, &inputs, device));
+            output::note(&header::place::<S>(found, overrides.len(), &dir, &inputs, device));
         }
         account::tell_warnings(&warnings);
     }
@@ -77,29 +99,28 @@ pub fn run<S: Stage>(
     flags.tell_resume(&dir);
     if flags.dry_run {
         settings.notes(&assets)?.iter().for_each(|note| output::note(note));
-        let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
-        let provenance = provenance::provenance(&found, &overrides, &inputs, device)?;
-        let continues_at = look_at_run(&dir, &settings, &provenance, existing)?;
-        let found = rehearse(&settings, inputs.plan(), &assets, device, signals)?;
+        plan.told_extension().iter().for_each(|told| output::note(&format!("extended: {told}")));
+        let continues_at = look_at_run(&dir, &settings, &plan, &provenance, existing)?;
+        let rehearsed = rehearse(&settings, inputs.plan(), &assets, device, signals)?;
         let told = rehearsal::tell(
             &settings,
-            &found,
+            &rehearsed,
             &Place { dir: &dir, continues_at, device, image_cache: inputs.cached_bytes(&settings) },
         );
         output::note(&format!(
             "ready: {}; nothing was started, because of --dry-run",
             inputs.budget(&settings)
         ));
-        if flags.output.json {
+        if flags.output.json && is_last {
             output::json(&inputs.with_accounts(told, &settings)?)?;
         }
         return Ok(Ending::Done);
     }
     if !flags.output.quiet {
-        output::note(&header::plan(&settings, &inputs));
+        output::note(&header::plan(&settings, &inputs, plan.told_extension().is_some()));
     }
     let run = Run {
-        recipe: &found,
+        recipe: found,
         overrides: &overrides,
         inputs: &inputs,
         assets: &assets,
@@ -111,10 +132,10 @@ pub fn run<S: Stage>(
         warnings: &warnings,
     };
     let (outcome, warnings) = run.train(&settings)?;
-    let ran = Ran { recipe: &found, dir: &dir, inputs: &inputs, assets: &assets, device };
-    let next = if outcome.complete { next::next(&settings, &ran) } else { None };
+    let ran = Ran { recipe: found, dir: &dir, inputs: &inputs, assets: &assets, device };
+    let next = if outcome.complete && is_last { next::next(&settings, &ran) } else { None };
     let (outcome, warnings) = (&outcome, &warnings);
-    Ended { stage: S::NAME, dir: &dir, outcome, inputs: &inputs, warnings, next }.tell(flags.output)
+    Ended { stage: S::NAME, dir: &dir, outcome, inputs: &inputs, warnings, next, is_last }.tell(flags.output)
 }
 
 /// Looks at labels, masks and a few images, and stops before a run whose result would mean nothing. Gives the warnings that

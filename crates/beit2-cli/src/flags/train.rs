@@ -14,7 +14,7 @@ use crate::output;
 use crate::stage::Stage;
 
 /// A recipe, changes to it, and where and how to run it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
     /// Recipe: a name from `beit2 recipes` or a .toml file
     #[arg(value_name = "RECIPE")]
@@ -338,11 +338,11 @@ mod tests {
             let first = [("schedule.epochs", "7"), ("schedule.batch_size", "4"), ("optimizer.lr", "0.0005")];
             owned(&[&first[..], &[(size_key, "64")], more].concat())
         };
-        assert_eq!(overrides::<TokenizerRecipe>(&line), keys("model.image_size", &[]));
-        assert_eq!(overrides::<DistillRecipe>(&line), keys("model.image_size", &[]));
-        assert_eq!(overrides::<PretrainRecipe>(&line), keys("model.vit.image_size", &[]));
-        assert_eq!(overrides::<SegmentRecipe>(&line), keys("model.vit.image_size", &[]));
         let of_weights = [("init.image_size_from_weights", "false")];
+        assert_eq!(overrides::<TokenizerRecipe>(&line), keys("model.image_size", &of_weights));
+        assert_eq!(overrides::<DistillRecipe>(&line), keys("model.image_size", &[]));
+        assert_eq!(overrides::<PretrainRecipe>(&line), keys("model.vit.image_size", &of_weights));
+        assert_eq!(overrides::<SegmentRecipe>(&line), keys("model.vit.image_size", &[]));
         assert_eq!(overrides::<FinetuneRecipe>(&line), keys("model.vit.image_size", &of_weights));
     }
 

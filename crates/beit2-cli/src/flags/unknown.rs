@@ -383,7 +383,7 @@ mod tests {
             ("finetune --num-workers 3", "use '--workers'"),
             ("predict --checkpoint x y", "use '--weights'"),
             ("finetune --pretrained x", "use '--init'"),
-            ("pretrain --weights x", "use '--tokenizer'"),
+            ("pretrain --weights x", "use '--init'"),
             ("tokenizer train --teacher x", "use '--set teacher.weights=FILE'"),
             ("pretrain --gpu 0", "use '--device cuda'"),
             ("pretrain --no-cuda", "use '--device cpu'"),

@@ -19,7 +19,7 @@ impl Stage for DistillRecipe {
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, teacher, .. } = self;
-        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights), init: None }
     }
 
     const IMAGE_SIZE: &'static str = "model.image_size";

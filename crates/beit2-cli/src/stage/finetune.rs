@@ -27,7 +27,7 @@ impl Stage for FinetuneRecipe {
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, init, .. } = self;
-        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
+        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights), init: None }
     }
 
     fn channels(&self) -> usize {

@@ -58,6 +58,9 @@ pub trait Stage: Serialize + DeserializeOwned + Default + Clone + Sync {
     /// The key that would let weights decide the image size in its place.
     const IMAGE_SIZE_FROM_WEIGHTS: Option<&'static str> = None;
 
+    /// Whether a finished run can be made longer.
+    const CAN_BE_EXTENDED: bool = true;
+
     /// Whether the recipe has a precision.
     const HAS_PRECISION: bool = true;
 
@@ -247,6 +250,8 @@ pub struct Tables<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// The setting that names the weights that training needs, and its value.
     pub weights: (&'static str, &'a str),
+    /// The weights that training goes on from, of stages that need none: `init.weights`.
+    pub init: Option<&'a str>,
 }
 
 /// Help that is the same flag's in every training command and not the same sentence.
@@ -306,6 +311,11 @@ impl Sources {
 /// A teacher on the CPU, to ask it for its sizes.
 fn teacher(config: &TeacherConfig, assets: &dyn Assets) -> Result<Teacher<Flex>, Error> {
     Teacher::from_file(config, assets.weights(&config.weights)?, DType::F32, &Default::default())
+}
+
+/// What becomes of every tensor of the initial weights, for a rehearsal.
+fn init_table(plan: &beit2_weights::plan::Plan) -> String {
+    format!("init: {}", plan.to_string().trim_end())
 }
 
 /// The command that trains recipes of a stage.

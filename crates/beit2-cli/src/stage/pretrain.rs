@@ -1,7 +1,7 @@
 //! Masked image modeling.
 
 use beit2::cost::{self, Cost};
-use beit2::pretrain::{self, PretrainRecipe};
+use beit2::pretrain::{self, MimModel, PretrainRecipe};
 use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
@@ -10,7 +10,7 @@ use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::report::Examples;
 use burn::backend::Flex;
 
-use super::{Stage, Tables, at_epochs, vit_of_size};
+use super::{Stage, Tables, at_epochs, init_table, vit_of_size};
 use crate::fit::{self, Crop, Fitted, Layers};
 
 impl Stage for PretrainRecipe {
@@ -20,8 +20,9 @@ impl Stage for PretrainRecipe {
     const HAS_MONITORS: bool = true;
 
     fn tables(&self) -> Tables<'_> {
-        let Self { data, schedule, optimizer, tokenizer, .. } = self;
-        Tables { data, schedule, optimizer, weights: ("tokenizer.weights", &tokenizer.weights) }
+        let Self { data, schedule, optimizer, tokenizer, init, .. } = self;
+        let weights = ("tokenizer.weights", tokenizer.weights.as_str());
+        Tables { data, schedule, optimizer, weights, init: init.named() }
     }
 
     fn channels(&self) -> usize {
@@ -29,6 +30,7 @@ impl Stage for PretrainRecipe {
     }
 
     const IMAGE_SIZE: &'static str = "model.vit.image_size";
+    const IMAGE_SIZE_FROM_WEIGHTS: Option<&'static str> = Some("init.image_size_from_weights");
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
@@ -62,12 +64,24 @@ impl Stage for PretrainRecipe {
         })
     }
 
+    fn sizes_from(&self) -> Option<&str> {
+        self.init.named().filter(|_| self.init.sizes_from_weights)
+    }
+
     fn check(&self) -> Result<(), Error> {
         self.validate()
     }
 
     fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
         Self::resolve(self, assets)
+    }
+
+    fn notes(&self, assets: &dyn Assets) -> Result<Vec<String>, Error> {
+        if self.init.named().is_none() {
+            return Ok(Vec::new());
+        }
+        let model = MimModel::<Flex>::zeros(&self.model, &Default::default())?;
+        Ok(pretrain::load_plan(self, &model, assets)?.iter().map(init_table).collect())
     }
 
     fn evaluations(&self, plan: &Plan) -> u64 {

@@ -27,8 +27,11 @@ impl Stage for SegmentRecipe {
 
     fn tables(&self) -> Tables<'_> {
         let Self { data, schedule, optimizer, init, .. } = self;
-        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights) }
+        Tables { data, schedule, optimizer, weights: ("init.weights", &init.weights), init: None }
     }
+
+    // Its learning rate falls by a power of what is left, and not by a cosine.
+    const CAN_BE_EXTENDED: bool = false;
 
     const IMAGE_SIZE: &'static str = "model.vit.image_size";
 

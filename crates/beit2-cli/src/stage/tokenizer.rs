@@ -1,15 +1,16 @@
 //! The tokenizer: vector-quantized knowledge distillation.
 
 use beit2::cost::{self, Cost};
-use beit2::tokenizer::{self, TokenizerRecipe};
+use beit2::tokenizer::{self, TokenizerRecipe, VqKd};
 use beit2::train::{Assets, Env, LoggingConfig, OptimizerConfig, Outcome, Plan, ScheduleConfig, TrainConfig};
 use beit2::visualize::{self, Look};
 use beit2::{Error, Precision};
 use beit2_bench::Size;
 use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::report::Examples;
+use burn::backend::Flex;
 
-use super::{Stage, Tables, at_epochs, teacher};
+use super::{Stage, Tables, at_epochs, init_table, teacher};
 use crate::fit::{self, Crop, Fitted, Layers};
 
 impl Stage for TokenizerRecipe {
@@ -19,8 +20,9 @@ impl Stage for TokenizerRecipe {
     const HAS_MONITORS: bool = true;
 
     fn tables(&self) -> Tables<'_> {
-        let Self { data, schedule, optimizer, teacher, .. } = self;
-        Tables { data, schedule, optimizer, weights: ("teacher.weights", &teacher.weights) }
+        let Self { data, schedule, optimizer, teacher, init, .. } = self;
+        let weights = ("teacher.weights", teacher.weights.as_str());
+        Tables { data, schedule, optimizer, weights, init: init.named() }
     }
 
     fn channels(&self) -> usize {
@@ -28,6 +30,7 @@ impl Stage for TokenizerRecipe {
     }
 
     const IMAGE_SIZE: &'static str = "model.image_size";
+    const IMAGE_SIZE_FROM_WEIGHTS: Option<&'static str> = Some("init.image_size_from_weights");
 
     fn tables_mut(&mut self) -> (&mut ScheduleConfig, &mut OptimizerConfig) {
         (&mut self.schedule, &mut self.optimizer)
@@ -66,8 +69,24 @@ impl Stage for TokenizerRecipe {
         })
     }
 
+    fn sizes_from(&self) -> Option<&str> {
+        self.init.named().filter(|_| self.init.sizes_from_weights)
+    }
+
     fn check(&self) -> Result<(), Error> {
         self.validate()
+    }
+
+    fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        Self::resolve(self, assets)
+    }
+
+    fn notes(&self, assets: &dyn Assets) -> Result<Vec<String>, Error> {
+        if self.init.named().is_none() {
+            return Ok(Vec::new());
+        }
+        let model = VqKd::<Flex>::zeros(&self.model, &Default::default())?;
+        Ok(tokenizer::load_plan(self, &model, assets)?.iter().map(init_table).collect())
     }
 
     fn evaluations(&self, plan: &Plan) -> u64 {

@@ -10,8 +10,9 @@ use crate::place::Place;
 use crate::support::World;
 
 /// In the order in which a newcomer reads them.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "guide.md",
+    "adapting.md",
     "finetuning.md",
     "segmentation.md",
     "inference.md",
@@ -81,8 +82,8 @@ fn without(command: &str, options: &[&str]) -> String {
 
 /// A command cut down for a test: three steps of four images; the paper's recipes are only looked at.
 fn small(command: &str) -> String {
-    const TRAINING: [&str; 5] =
-        ["tokenizer train", "pretrain", "finetune", "segment train", "teacher distill"];
+    const TRAINING: [&str; 6] =
+        ["tokenizer train", "pretrain", "adapt", "finetune", "segment train", "teacher distill"];
     const OF_THE_PAPER: [&str; 6] =
         ["vqkd_base", "mim_base", "mim_large", "finetune_base", "finetune_large", "segment_base"];
     let mut command = command.to_owned();

@@ -75,6 +75,21 @@ fn keeps_the_last_ones_and_the_best() {
 }
 
 #[test]
+fn kept_steps_stay_as_long_as_they_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open_run(dir.path());
+    save(&run, 1, KEEP).unwrap();
+    let keep = Keep { last: 1, best: false };
+    let state = State { epoch: 0, best: 0.0 };
+    for step in [2, 3] {
+        run.begin_checkpoint(step).unwrap().keeping(&[1]).commit(&state, keep).unwrap();
+    }
+    assert_eq!(steps(&run), [1, 3]);
+    save(&run, 4, keep).unwrap();
+    assert_eq!(steps(&run), [4]);
+}
+
+#[test]
 fn a_kill_at_any_point_never_loses_the_run() {
     use Point::*;
     for point in [FileAdded, Proven, SteppedAside, Renamed, Linked, Trashed] {

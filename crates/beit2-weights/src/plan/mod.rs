@@ -5,7 +5,9 @@
 
 mod channels;
 mod robust;
+mod summary;
 mod target;
+mod whole;
 
 use std::fmt;
 
@@ -19,6 +21,7 @@ use crate::tensor::{DType, Tensor};
 
 pub use robust::{IMAGENET_A, IMAGENET_R};
 pub use target::Target;
+pub use whole::plan_whole;
 
 const SHARED_TABLE: &str = "rel_pos_bias.relative_position_bias_table";
 const TABLE: &str = "relative_position_bias_table";
@@ -51,6 +54,13 @@ pub enum Unused {
     },
     /// It is not part of the tokenizer's encoder.
     Filtered,
+    /// The target has it in another shape, and it means nothing there.
+    OtherShape {
+        /// Shape in the checkpoint.
+        found: Vec<usize>,
+        /// Shape in the target.
+        expected: Vec<usize>,
+    },
 }
 
 /// How a loaded tensor comes out of the checkpoint.
@@ -125,7 +135,7 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
     // All blocks get the same resized table, so it is resized once.
     let mut shared_from = None;
     if let Some(table) = &mut shared {
-        let (resized, from) = fit_table(SHARED_TABLE, table, target, options.tables)?;
+        let (resized, from) = fit_table(SHARED_TABLE, table, (target.heads, target.grid), options.tables)?;
         (*table, shared_from) = (resized, from);
     }
 
@@ -147,16 +157,18 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
                 (tensor, Source::Channels { from, to: target.channels })
             }
             Some(tensor) if name.ends_with(TABLE) => {
-                let (tensor, from) = fit_table(&name, &tensor, target, options.tables)?;
-                (tensor, resized(from, target, false))
+                let (tensor, from) = fit_table(&name, &tensor, (target.heads, target.grid), options.tables)?;
+                (tensor, resized(from, target.grid, false))
             }
             Some(tensor) if name == "pos_embed" => {
-                let (tensor, from) = fit_pos_embed(&tensor, target)?;
-                (tensor, resized(from, target, false))
+                let (tensor, from) = fit_pos_embed(&name, &tensor, (target.width, target.grid))?;
+                (tensor, resized(from, target.grid, false))
             }
             Some(tensor) => (tensor, Source::Same),
             None => match &shared {
-                Some(table) if name.ends_with(TABLE) => (table.clone(), resized(shared_from, target, true)),
+                Some(table) if name.ends_with(TABLE) => {
+                    (table.clone(), resized(shared_from, target.grid, true))
+                }
                 _ => {
                     plan.fresh.push(name);
                     continue;
@@ -183,9 +195,9 @@ pub fn plan(tensors: StateDict, target: &Target, options: &PlanOptions<'_>) -> R
 }
 
 /// How a table or embedding came about, from the grid it was resized from.
-fn resized(from: Option<usize>, target: &Target, shared: bool) -> Source {
+fn resized(from: Option<usize>, to: usize, shared: bool) -> Source {
     match from {
-        Some(from) => Source::Resized { from, to: target.grid, shared },
+        Some(from) => Source::Resized { from, to, shared },
         None if shared => Source::Shared,
         None => Source::Same,
     }
@@ -211,32 +223,31 @@ fn why_unused(name: &str, target: &Target) -> &'static str {
     reason.map_or("this model has no tensor of this name", |(_, reason)| reason)
 }
 
-/// A table for the target's grid, with the grid it was resized from.
+/// A table for as many heads and the target's grid, with the grid it was resized from.
 fn fit_table(
     name: &str,
     table: &Tensor,
-    target: &Target,
+    (columns, grid): (usize, usize),
     method: TableResize,
 ) -> Result<(Tensor, Option<usize>), LayoutError> {
     let wrong = |expected: &str| wrong_shape(name, table.shape(), expected);
     let &[rows, heads] = table.shape() else { return Err(wrong("two dimensions")) };
-    if heads != target.heads {
-        return Err(wrong(&format!("{} columns, one per head", target.heads)));
+    if heads != columns {
+        return Err(wrong(&format!("{columns} columns, one per head")));
     }
     let from = table_grid(rows).ok_or_else(|| wrong("[(2·grid − 1)² + 3, heads] of a square grid"))?;
-    if from == target.grid {
+    if from == grid {
         return Ok((table.clone(), None));
     }
     let shape = |values: usize| vec![values / heads.max(1), heads];
     let tensor = match table.to_f64_if_double() {
         Some(values) => {
-            let values =
-                resize_bias_table(&values, heads, from, target.grid, method).map_err(impossible(name))?;
+            let values = resize_bias_table(&values, heads, from, grid, method).map_err(impossible(name))?;
             from_f64(shape(values.len()), &values)
         }
         None => {
-            let values = resize_bias_table(&table.to_f32(), heads, from, target.grid, method)
-                .map_err(impossible(name))?;
+            let values =
+                resize_bias_table(&table.to_f32(), heads, from, grid, method).map_err(impossible(name))?;
             Tensor::from_f32(shape(values.len()), &values)
         }
     };
@@ -244,26 +255,28 @@ fn fit_table(
 }
 
 /// A position embedding for the target's grid, with the grid it was resized from.
-fn fit_pos_embed(pos: &Tensor, target: &Target) -> Result<(Tensor, Option<usize>), LayoutError> {
-    const NAME: &str = "pos_embed";
-    let wrong = |expected: &str| wrong_shape(NAME, pos.shape(), expected);
+fn fit_pos_embed(
+    name: &str,
+    pos: &Tensor,
+    (columns, grid): (usize, usize),
+) -> Result<(Tensor, Option<usize>), LayoutError> {
+    let wrong = |expected: &str| wrong_shape(name, pos.shape(), expected);
     let &[1, tokens, width] = pos.shape() else { return Err(wrong("[1, grid² + 1, width]")) };
     let from = tokens.saturating_sub(1).isqrt();
-    if from * from + 1 != tokens || width != target.width {
-        return Err(wrong(&format!("[1, grid² + 1, {}]", target.width)));
+    if from * from + 1 != tokens || width != columns {
+        return Err(wrong(&format!("[1, grid² + 1, {}]", columns)));
     }
-    if from == target.grid {
+    if from == grid {
         return Ok((pos.clone(), None));
     }
     let shape = |values: usize| vec![1, values / width.max(1), width];
     let tensor = match pos.to_f64_if_double() {
         Some(values) => {
-            let values = resize_pos_embed(&values, width, 1, from, target.grid).map_err(impossible(NAME))?;
+            let values = resize_pos_embed(&values, width, 1, from, grid).map_err(impossible(name))?;
             from_f64(shape(values.len()), &values)
         }
         None => {
-            let values =
-                resize_pos_embed(&pos.to_f32(), width, 1, from, target.grid).map_err(impossible(NAME))?;
+            let values = resize_pos_embed(&pos.to_f32(), width, 1, from, grid).map_err(impossible(name))?;
             Tensor::from_f32(shape(values.len()), &values)
         }
     };
@@ -304,6 +317,9 @@ impl fmt::Display for Unused {
                 write!(f, "it is for {found} classes, the model has {expected}")
             }
             Unused::Filtered => f.write_str("it is not part of the tokenizer's encoder"),
+            Unused::OtherShape { found, expected } => {
+                write!(f, "its shape is {found:?}, the model's {expected:?}")
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod evaluate;
 mod load;
 mod model;
 mod recipe;
+mod start;
 mod token_cache;
 mod train;
 
@@ -14,4 +15,5 @@ pub(crate) use evaluate::{inputs, validation_data};
 pub use load::load;
 pub use model::{MimLogits, MimLoss, MimModel, PatchMask, masked_labels};
 pub use recipe::{MaskConfig, PretrainAugment, PretrainRecipe, TokenizerSource};
+pub use start::load_plan;
 pub use train::train;

@@ -4,13 +4,14 @@ use beit2_data::{BlockMaskConfig, TwoViewConfig};
 use beit2_kernels::{Backend, Precision};
 use serde::{Deserialize, Serialize};
 
-use super::MimConfig;
+use super::{MimConfig, start};
 use crate::error::{Error, config_error};
 use crate::monitor::MonitorConfig;
 use crate::pixels;
 use crate::tokenizer::{self, TokenizerConfig, VqKd};
 use crate::train::{
-    Assets, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, fill_normalization,
+    Assets, DataConfig, InitWeights, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig,
+    fill_normalization,
 };
 
 /// `[mask]`: block masking.
@@ -94,6 +95,8 @@ pub struct PretrainRecipe {
     pub seed: u64,
     /// Operands of the matmuls; everything else is f32.
     pub precision: Precision,
+    /// Start.
+    pub init: InitWeights,
     /// Sizes.
     pub model: MimConfig,
     /// Targets.
@@ -124,6 +127,7 @@ impl Default for PretrainRecipe {
             stage: "pretrain".into(),
             seed: 0,
             precision: Precision::F32,
+            init: InitWeights::default(),
             model,
             tokenizer: TokenizerSource::default(),
             mask: MaskConfig::default(),
@@ -139,11 +143,13 @@ impl Default for PretrainRecipe {
 }
 
 impl PretrainRecipe {
-    /// Fills in the statistics of images that are not RGB, from the training images.
+    /// Fills in what other files decide: the sizes of the weights that training starts from, where the recipe says so, and
+    /// the statistics of images that are not RGB, from the training images. Doing it twice changes nothing.
     ///
     /// # Errors
-    /// Images that cannot be opened or decoded.
+    /// Weights that are no student of the recipe's sizes; images that cannot be opened or decoded.
     pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        start::resolve(self, assets)?;
         fill_normalization(&mut self.model.vit, &self.data, assets)
     }
 

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::evaluate::mask_of;
 use super::token_cache::{CacheUse, TokenCache, identity};
-use super::{MimLoss, MimModel, PretrainRecipe, evaluate, masked_labels};
+use super::{MimLoss, MimModel, PretrainRecipe, evaluate, load_plan, masked_labels};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::monitor::{Monitor, Tokens};
@@ -22,7 +22,7 @@ use crate::train::{
     average_gradients, check_precision, learn, mean_of, patches_to_device,
 };
 use crate::vit::{DropPath, VitConfig, is_position_index, with_position_indices};
-use crate::weights::checkpoint_metadata;
+use crate::weights::{checkpoint_metadata, to_tensors};
 
 /// Pretrains a model, or continues the run in `env.dir`.
 ///
@@ -35,6 +35,9 @@ pub fn train<B: AutodiffBackend>(
     device: &B::Device,
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
+    let mut recipe = recipe.clone();
+    recipe.resolve(env.assets)?;
+    let recipe = &recipe;
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
@@ -46,7 +49,7 @@ pub fn train<B: AutodiffBackend>(
     let cache = recipe.tokenizer.cache.as_ref();
     let identity = cache.map(|_| identity(&tokenizer_config, &tokenizer, recipe.precision, device));
     let tokenizer = tokenizer.freeze_encoder();
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?.in_run(&env, recipe)?;
     let rank = env.rank.clone();
     let division = recipe.schedule.division(rank.world(), 1)?;
     let (per_rank, micro_batch) = (division.per_rank, division.micro_batch());
@@ -75,6 +78,10 @@ pub fn train<B: AutodiffBackend>(
     summary.extend(division.summary());
     summary.extend(recipe.train.summary());
     summary.extend(monitor.as_ref().map(Monitor::summary));
+    if let Some(plan) = load_plan(recipe, &model, env.assets)? {
+        summary.push(("init".into(), plan.summary()));
+        (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
+    }
     let (mut session, resumed) =
         Session::open(env, "pretrain", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     if let Some(resumed) = resumed {

@@ -32,10 +32,7 @@ pub fn load<B: Backend>(
             }
         },
     };
-    // Training files of the reference carry the teacher; a tokenizer does not need it.
-    file.tensors.retain(|name, _| {
-        !["loss", "teacher_model.", "scaling_layer."].iter().any(|prefix| name.starts_with(prefix))
-    });
+    drop_teacher(&mut file);
     let state = StateFile::new(file, origin)?;
     let config = match known {
         Some(config) => config,
@@ -54,8 +51,15 @@ pub fn load<B: Backend>(
     Ok((config, model))
 }
 
+/// Training files of the reference carry the teacher; a tokenizer does not need it.
+pub(super) fn drop_teacher(file: &mut WeightFile) {
+    file.tensors.retain(|name, _| {
+        !["loss", "teacher_model.", "scaling_layer."].iter().any(|prefix| name.starts_with(prefix))
+    });
+}
+
 /// The sizes of a published tokenizer.
-fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
+pub(super) fn from_shapes(state: &StateFile) -> Result<TokenizerConfig, Error> {
     let origin = &state.origin;
     let Some(sizes) = state.summary.tokenizer else {
         return Err(Error::WrongModel {

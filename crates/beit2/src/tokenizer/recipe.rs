@@ -4,11 +4,14 @@ use beit2_data::TwoViewConfig;
 use beit2_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
-use super::TokenizerConfig;
 use super::teachers::TeacherConfig;
+use super::{TokenizerConfig, start};
 use crate::error::{Error, config_error};
 use crate::monitor::MonitorConfig;
-use crate::train::{DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, check_interval};
+use crate::train::{
+    Assets, DataConfig, InitWeights, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainConfig,
+    check_interval,
+};
 
 /// `[augment]` of the tokenizer: one crop and a flip, no colours by default (as the reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ pub struct TokenizerRecipe {
     pub seed: u64,
     /// Operands of the matmuls; everything else, and everything about codes, is f32.
     pub precision: Precision,
+    /// Start.
+    pub init: InitWeights,
     /// Sizes.
     pub model: TokenizerConfig,
     /// What is rebuilt.
@@ -85,6 +90,7 @@ impl Default for TokenizerRecipe {
             stage: "tokenizer".into(),
             seed: 0,
             precision: Precision::F32,
+            init: InitWeights::default(),
             model: TokenizerConfig::default(),
             teacher: TeacherConfig::default(),
             data: DataConfig::default(),
@@ -107,6 +113,15 @@ impl Default for TokenizerRecipe {
 }
 
 impl TokenizerRecipe {
+    /// Fills in what the weights decide that training starts from: their sizes, where the recipe says so, and that a codebook
+    /// that comes with them is not started anew. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// Weights that are no tokenizer of the recipe's sizes.
+    pub fn resolve(&mut self, assets: &dyn Assets) -> Result<(), Error> {
+        start::resolve(self, assets)
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor};
 use super::codebook::{health_of, initial_codes, revive_codes};
 use super::teachers::Teacher;
 use super::vqkd::preprocess;
-use super::{ProcessType, Quantized, TokenizerRecipe, VqKd, evaluate};
+use super::{ProcessType, Quantized, TokenizerRecipe, VqKd, evaluate, load_plan};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::monitor::{Monitor, Tokens};
@@ -20,7 +20,7 @@ use crate::train::{
     average_gradients, check_precision, learn, mean_of, patches_to_device, to_device,
 };
 use crate::vit::{DropPath, Pixels};
-use crate::weights::{Tensors, checkpoint_metadata};
+use crate::weights::{Tensors, checkpoint_metadata, to_tensors};
 
 /// Trains a tokenizer, or continues the run in `env.dir`.
 ///
@@ -33,6 +33,9 @@ pub fn train<B: AutodiffBackend>(
     device: &B::Device,
 ) -> Result<Outcome, Error> {
     // ---- inputs -------------------------------------------------------------------------------
+    let mut recipe = recipe.clone();
+    recipe.resolve(env.assets)?;
+    let recipe = &recipe;
     recipe.validate()?;
     check_precision::<B>(recipe.precision, device)?;
     let source = env.assets.source(&recipe.data.train)?;
@@ -40,7 +43,7 @@ pub fn train<B: AutodiffBackend>(
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let step_operations = cost::tokenizer_flops(&recipe.model, &teacher.cost(recipe.model.grid()));
     let teacher = teacher.freeze();
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?.in_run(&env, recipe)?;
     let rank = env.rank.clone();
     let division = recipe.schedule.division(rank.world(), 1)?;
     let micro_batch = division.micro_batch();
@@ -70,6 +73,10 @@ pub fn train<B: AutodiffBackend>(
     summary.extend(division.summary());
     summary.extend(recipe.train.summary());
     summary.extend(monitor.as_ref().map(Monitor::summary));
+    if let Some(plan) = load_plan(recipe, &model, env.assets)? {
+        summary.push(("init".into(), plan.summary()));
+        (model, _) = params::load(model, to_tensors(plan.tensors), DType::F32)?;
+    }
     let (mut session, resumed) =
         Session::open(env, "tokenizer", recipe, recipe.logging.clone(), plan.clone(), summary)?;
     let mut epoch_bins = Tensor::<B::InnerBackend, 1>::zeros([codes], device);

@@ -6,6 +6,7 @@ use beit2_run::environment::available_memory_bytes;
 use beit2_run::report::Seen;
 use serde::{Deserialize, Serialize};
 
+use super::extension::Extension;
 use super::{AdamWConfig, CosineSchedule};
 use crate::error::{Error, config_error};
 
@@ -350,6 +351,8 @@ pub struct Plan {
     pub lr: CosineSchedule,
     /// Weight decay by step.
     pub weight_decay: CosineSchedule,
+    /// Of a finished run that is made longer ([`Plan::in_run`]).
+    pub(super) extension: Option<Extension>,
 }
 
 impl Plan {
@@ -386,6 +389,14 @@ impl Plan {
         let lr = CosineSchedule::new(optimizer.peak_lr(batch), optimizer.min_lr, total_steps, warmup, 0.0)?;
         let end = optimizer.weight_decay_end.unwrap_or(optimizer.weight_decay);
         let weight_decay = CosineSchedule::new(optimizer.weight_decay, end, total_steps, 0, 0.0)?;
-        Ok(Self { images, batch_size: batch, steps_per_epoch, total_steps, lr, weight_decay })
+        Ok(Self {
+            images,
+            batch_size: batch,
+            steps_per_epoch,
+            total_steps,
+            lr,
+            weight_decay,
+            extension: None,
+        })
     }
 }

@@ -14,6 +14,14 @@ pub struct CosineSchedule {
     start: f64,
     warmup: u64,
     total: u64,
+    again: Option<Again>,
+}
+
+/// A second warm-up: of a run that was complete after `from` steps and goes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Again {
+    from: u64,
+    over: u64,
 }
 
 impl CosineSchedule {
@@ -23,9 +31,16 @@ impl CosineSchedule {
     /// A warm-up longer than the run.
     pub fn new(base: f64, end: f64, total: u64, warmup: u64, start: f64) -> Result<Self, Error> {
         match warmup <= total {
-            true => Ok(Self { base, end, start, warmup, total }),
+            true => Ok(Self { base, end, start, warmup, total, again: None }),
             false => Err(Error::LongWarmup { warmup, total }),
         }
+    }
+
+    /// The same curve for a run that had come down to its end after `from` steps: `over` steps rise from the end value to
+    /// where the curve is by then.
+    #[must_use]
+    pub fn rising_again(self, from: u64, over: u64) -> Self {
+        Self { again: Some(Again { from, over }), ..self }
     }
 
     /// Number of steps.
@@ -41,6 +56,17 @@ impl CosineSchedule {
     /// The value of a step, from 0; steps beyond the last have the last one's.
     pub fn at(&self, step: u64) -> f64 {
         let step = step.min(self.total.saturating_sub(1));
+        if let Some(Again { from, over }) = self.again
+            && (from..from + over).contains(&step)
+        {
+            let top = self.curve((from + over).min(self.total.saturating_sub(1)));
+            return self.end + (step - from) as f64 * ((top - self.end) / over as f64);
+        }
+        self.curve(step)
+    }
+
+    /// The value of a step of an undisturbed run.
+    fn curve(&self, step: u64) -> f64 {
         if step < self.warmup {
             // NumPy's linspace: one point is the start, the last one is exactly the end.
             return match self.warmup - 1 {
@@ -118,6 +144,24 @@ mod tests {
         let square = PolySchedule::new(1.0, 0.2, 2.0, 2, 0, 1.0).unwrap();
         assert_eq!([square.at(0), square.at(1)], [1.0, 0.4]);
         assert!(PolySchedule::new(1.0, 0.0, 1.0, 3, 4, 0.1).is_err());
+    }
+
+    #[test]
+    fn a_longer_run_rises_to_where_its_curve_is() {
+        let whole = CosineSchedule::new(1.0, 0.1, 40, 5, 0.0).unwrap();
+        let longer = whole.clone().rising_again(20, 4);
+        for step in (0..20).chain(24..45) {
+            assert_eq!(longer.at(step), whole.at(step), "step {step}");
+        }
+        let rise: Vec<f64> = (20..25).map(|step| longer.at(step)).collect();
+        assert_eq!((rise[0], rise[4]), (0.1, whole.at(24)));
+        assert!(
+            rise.windows(2).all(|pair| (pair[1] - pair[0] - (rise[4] - 0.1) / 4.0).abs() < 1e-12),
+            "{rise:?}"
+        );
+        // One step more than before has nothing to rise to.
+        let one = CosineSchedule::new(1.0, 0.1, 21, 5, 0.0).unwrap().rising_again(20, 1);
+        assert_eq!(one.at(20), 0.1);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl<'a, I: Backend> Session<'a, I> {
         let (run, resumed) = match rank.leads() {
             _ if env.rehearsal => (None, None),
             true => {
-                let (run, resumed) = open_run(&mut env, recipe)?;
+                let (run, resumed) = open_run(&mut env, recipe, &plan)?;
                 (Some(run), rank.broadcast(Some(resumed.map(Arc::new)))?)
             }
             false => (None, rank.broadcast(None)?),
@@ -137,6 +137,7 @@ impl<'a, I: Backend> Session<'a, I> {
         let (steps, batch) = (plan.total_steps, plan.batch_size);
         summary.push(("images".into(), plan.images.to_string()));
         summary.push(("schedule".into(), format!("{steps} steps of {batch} images")));
+        summary.extend(plan.told_extension().map(|told| ("extended".into(), told)));
         if world > 1 {
             let each = batch / world;
             summary.push(("devices".into(), format!("{world}, {each} images of each step on every one")));
@@ -607,7 +608,9 @@ impl<'a, I: Backend> Session<'a, I> {
         self.state.seconds += self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
         self.state.metrics = Some(self.metrics.state().clone());
-        let mut writer = run.begin_checkpoint(self.state.step)?;
+        // Until an extension is complete, the finished run that it goes on from stays as it was.
+        let kept = self.plan.kept_checkpoints(self.state.step);
+        let mut writer = run.begin_checkpoint(self.state.step)?.keeping(kept);
         let none = BTreeMap::new();
         let files = [("model.safetensors", &model, metadata), ("optimizer.safetensors", &optimizer, &none)];
         let averages = averages.as_ref().map(|tensors| (AVERAGES, tensors, metadata));

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::batches::DataPosition;
 use super::events::{Event, Observer};
+use super::extension::Extension;
+use super::recipe::Plan;
 use crate::error::Error;
 use crate::weights::{self, Tensors};
 
@@ -145,8 +147,9 @@ pub(super) use crate::weights::AVERAGES;
 
 /// What may differ when a run is continued. Paths may: what is in them is in the run's `fingerprint`. So may the division of a
 /// step, as the number of devices: another machine has other memory.
-const MAY_DIFFER: [&str; 17] = [
+pub(super) const MAY_DIFFER: [&str; 18] = [
     "environment",
+    "extension",
     "logging",
     "data.cache",
     "data.workers",
@@ -165,18 +168,20 @@ const MAY_DIFFER: [&str; 17] = [
     "monitor.every_epochs",
 ];
 
-/// The step at which a run of this recipe would go on in `dir`; `None` if it would begin. Nothing is written.
+/// The step at which a run of this recipe and `plan` would go on in `dir`; `None` if it would begin. Nothing is written.
 ///
 /// # Errors
 /// What would keep the run from being started there: see [`RunDir::open`].
 pub fn look_at_run<R: Serialize + DeserializeOwned + Default>(
     dir: &Path,
     recipe: &R,
+    plan: &Plan,
     provenance: &str,
     existing: Existing,
 ) -> Result<Option<u64>, Error> {
     let run_toml = format!("{}\n{provenance}", beit2_run::recipe::to_toml(recipe)?);
-    if !RunDir::look(dir, &run_toml, &MAY_DIFFER, existing)? {
+    let may_differ = Extension::may_differ(plan.extension.as_ref());
+    if !RunDir::look(dir, &run_toml, &may_differ, existing)? {
         return Ok(None);
     }
     let Some(checkpoint) = beit2_run::checkpoint::latest(dir)?.checkpoint else { return Ok(None) };
@@ -185,12 +190,21 @@ pub fn look_at_run<R: Serialize + DeserializeOwned + Default>(
 }
 
 /// Opens the run directory and reads the newest checkpoint that is whole.
-pub(super) fn open_run<R>(env: &mut Env<'_>, recipe: &R) -> Result<(RunDir, Option<Resumed>), Error>
+pub(super) fn open_run<R>(
+    env: &mut Env<'_>,
+    recipe: &R,
+    plan: &Plan,
+) -> Result<(RunDir, Option<Resumed>), Error>
 where
     R: Serialize + DeserializeOwned + Default,
 {
-    let run_toml = format!("{}\n{}", beit2_run::recipe::to_toml(recipe)?, env.provenance);
-    let opened = RunDir::open(&env.dir, &run_toml, &MAY_DIFFER, env.existing)?;
+    let mut run_toml = format!("{}\n{}", beit2_run::recipe::to_toml(recipe)?, env.provenance);
+    let may_differ = Extension::may_differ(plan.extension.as_ref());
+    if let Some(extension) = &plan.extension {
+        run_toml.push_str(&extension.to_toml());
+        extension.keep_record(&env.dir)?;
+    }
+    let opened = RunDir::open(&env.dir, &run_toml, &may_differ, env.existing)?;
     if let Some(aside) = &opened.set_aside {
         env.observer.event(Event::Warning(format!("the run that was here is now {}", aside.display())));
     }

@@ -6,6 +6,7 @@ mod accumulating;
 mod checkpointing;
 mod cut_off;
 mod finetuning;
+mod going_on;
 mod gradients;
 mod monitors;
 mod opening;

@@ -25,16 +25,29 @@ pub enum Tokenizer {
         The first is the paper's and needs a large GPU and OpenAI's CLIP\n\
         (beit2 weights fetch ViT-B-16.pt). The second fits a CPU: its teacher is\n\
         bundled:teacher, with model.teacher_dim=384.")]
-    Train(TrainArgs),
+    Train(TrainCommand),
     /// Write the token ids of many images to one file
     Encode(encode::Args),
+}
+
+/// Flags of `tokenizer train`.
+#[derive(Debug, clap::Args)]
+pub struct TrainCommand {
+    #[command(flatten)]
+    train: TrainArgs,
+
+    /// Weights to go on from: a tokenizer's run or weight file [default: random numbers]
+    #[arg(long, value_name = "RUN|FILE")]
+    init: Option<String>,
 }
 
 /// Runs one of them.
 pub fn run(command: &Tokenizer, signals: &Signals) -> anyhow::Result<Ending> {
     match command {
         Tokenizer::Train(args) => {
-            experiment::run::<TokenizerRecipe>(args, Vec::new(), Reading::default(), signals)
+            let init = args.init.clone().map(|weights| ("init.weights".to_owned(), weights));
+            let init = init.into_iter().collect();
+            experiment::run::<TokenizerRecipe>(&args.train, init, Reading::default(), signals)
         }
         Tokenizer::Encode(args) => encode::run(args, signals),
     }

@@ -88,27 +88,19 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
         return list(&folder, args.output.json);
     };
-    let copy = match (published::find(name), published::teacher(name)) {
-        (Some(published), _) => Copy::of(published, args.from)?,
-        (None, Some(teacher)) => Copy::of_teacher(teacher, args.from)?,
-        (None, None) => {
-            let models = PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth"));
-            let known = suggest(name, models.chain(TEACHERS.iter().map(|one| one.file)));
-            let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
-            return usage(format!(
-                "`{name}` is not a published file; {hint}`beit2 weights fetch --list` lists them all"
-            ));
-        }
-    };
+    let copy = Copy::named(name, args.from)?;
     let target = folder.join(&copy.file);
-    let from = if target.exists() {
-        let path = target.display();
-        output::note(&format!("{path} is already there; check it with `beit2 weights verify {path}`"));
-        None
-    } else {
-        match download(&copy, &copy.addresses(&args.mirror)?, &target, args.output.quiet, signals)? {
-            Some(url) => Some(url),
-            None => return Ok(Ending::Stopped),
+    let from = match target.exists() {
+        true => {
+            let path = target.display();
+            output::note(&format!("{path} is already there; check it with `beit2 weights verify {path}`"));
+            None
+        }
+        false => {
+            match download(&copy, &copy.addresses(&args.mirror)?, &target, args.output.quiet, signals)? {
+                Some(url) => Some(url),
+                None => return Ok(Ending::Stopped),
+            }
         }
     };
     if args.output.json {
@@ -122,6 +114,37 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         output::result(&target.display().to_string())?;
     }
     Ok(Ending::Done)
+}
+
+/// The file of a published name in the cache folder, if it is there.
+pub fn cached(name: &str) -> Option<PathBuf> {
+    let copy = Copy::named(name, CopyArg::Official).ok()?;
+    Some(cache_dir()?.join(copy.file)).filter(|file| file.exists())
+}
+
+/// The file of a published name in the cache folder, downloaded if it is not there; `None` when a signal came.
+///
+/// # Errors
+/// A name that is not published, a file that cannot be had.
+pub fn fetched(
+    name: &str,
+    mirrors: &[String],
+    quiet: bool,
+    signals: &Signals,
+) -> anyhow::Result<Option<PathBuf>> {
+    let copy = Copy::named(name, CopyArg::Official)?;
+    let Some(folder) = cache_dir() else {
+        return usage(format!(
+            "this system has no cache folder for {name}; download it with `beit2 weights fetch {name} --to DIR` and name \
+             the file"
+        ));
+    };
+    let target = folder.join(&copy.file);
+    if target.exists() {
+        return Ok(Some(target));
+    }
+    let came = download(&copy, &copy.addresses(mirrors)?, &target, quiet, signals)?;
+    Ok(came.map(|_| target))
 }
 
 /// What a downloaded file must be.
@@ -145,6 +168,22 @@ struct Copy {
 }
 
 impl Copy {
+    /// The copy of a published file or teacher.
+    fn named(name: &str, from: CopyArg) -> anyhow::Result<Self> {
+        match (published::find(name), published::teacher(name)) {
+            (Some(published), _) => Self::of(published, from),
+            (None, Some(teacher)) => Self::of_teacher(teacher, from),
+            (None, None) => {
+                let models = PUBLISHED.iter().map(|one| one.file.trim_end_matches(".pth"));
+                let known = suggest(name, models.chain(TEACHERS.iter().map(|one| one.file)));
+                let hint = known.map_or(String::new(), |known| format!("did you mean `{known}`? "));
+                usage(format!(
+                    "`{name}` is not a published file; {hint}`beit2 weights fetch --list` lists them all"
+                ))
+            }
+        }
+    }
+
     fn of(published: &'static Published, from: CopyArg) -> anyhow::Result<Self> {
         let family = match from {
             CopyArg::Timm => Family::Timm,

@@ -5,6 +5,8 @@ mod fetch;
 mod inspect;
 mod verify;
 
+pub use self::fetch::{cached, fetched};
+
 use anyhow::Context;
 use beit2_weights::layout::{Account, Fate};
 use beit2_weights::{Checkpoint, Format};

@@ -56,7 +56,7 @@ pub fn train<B: AutodiffBackend>(
         }
     }
     let val = val.map(|val| val.source);
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?.in_run(&env, recipe)?;
     let rank = env.rank.clone();
     let division = recipe.division(rank.world())?;
     let (micro_batches, micro_batch) = (division.micro_batches, division.micro_batch());

@@ -43,7 +43,7 @@ pub fn distill<B: AutodiffBackend>(
     let step_operations =
         cost::distill(recipe, &teacher.cost(recipe.model.grid()), teacher.dim()).flops_per_image;
     let teacher = teacher.freeze();
-    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?;
+    let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?.in_run(&env, recipe)?;
     let rank = env.rank.clone();
     let division = recipe.schedule.division(rank.world(), 1)?;
     let (per_rank, micro_batch) = (division.per_rank, division.micro_batch());
