@@ -25,7 +25,7 @@ pub enum Tokenizer {
         The first is the paper's and needs a large GPU and OpenAI's CLIP\n\
         (beit2 weights fetch ViT-B-16.pt). The second fits a CPU: its teacher is\n\
         bundled:teacher, with model.teacher_dim=384.")]
-    Train(TrainCommand),
+    Train(Box<TrainCommand>),
     /// Write the token ids of many images to one file
     Encode(encode::Args),
 }
