@@ -210,7 +210,8 @@ impl Monitor {
         let mut values = Values::new();
         let (mut kept, mut told) = (Tensors::new(), BTreeMap::new());
         for at in 0..self.watched.len() {
-            let found = self.look(at, session, model, device)?;
+            // A run that is continued after this begins with it again.
+            let Some(found) = self.look(at, session, model, true, device)? else { return Ok(()) };
             let watched = &mut self.watched[at];
             let (measured, top1) = watched.measure::<I>(&found, device);
             values.extend(measured);
@@ -248,24 +249,29 @@ impl Monitor {
         session.evaluation_begins();
         let mut values = Values::new();
         for at in 0..self.watched.len() {
-            let found = self.look(at, session, model, device)?;
+            // To the end, as evaluations: the record belongs to this step.
+            let Some(found) = self.look(at, session, model, false, device)? else { continue };
             values.extend(self.watched[at].measure::<I>(&found, device).0);
         }
         Ok(values)
     }
 
-    /// Features of the images of a folder.
+    /// Features of the images of a folder; `None` if it `can_stop` and the run was told to.
     fn look<I: Backend>(
         &self,
         at: usize,
         session: &mut Session<'_, I>,
         model: &dyn Fn(Tensor<I, 4>) -> Tokens<I>,
+        can_stop: bool,
         device: &I::Device,
-    ) -> Result<Found, Error> {
+    ) -> Result<Option<Found>, Error> {
         let source = &self.watched[at].chosen.source;
         let total = source.len() as u64;
         let mut found = Found::default();
         for batch in EvaluationData::of_size(source, &self.data, self.image_px).loader()? {
+            if can_stop && session.is_told_to_stop() {
+                return Ok(None);
+            }
             let batch = batch?;
             unusable(&batch).for_each(|sentence| session.warn(sentence));
             if batch.items.is_empty() {
@@ -291,7 +297,7 @@ impl Monitor {
             let (what, done) = ("monitors: images".to_owned(), found.places.len() as u64);
             session.observer().event(Event::Progress { what, done, total });
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Takes the features of the start from the run directory.

@@ -355,6 +355,11 @@ impl<'a, I: Backend> Session<'a, I> {
         }
     }
 
+    /// Whether this process was told to stop; other ranks may not know yet.
+    pub(crate) fn is_told_to_stop(&self) -> bool {
+        self.env.stop.is_set()
+    }
+
     /// Whether this only tries out what a run would do.
     pub fn is_rehearsal(&self) -> bool {
         self.env.rehearsal

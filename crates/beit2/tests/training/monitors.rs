@@ -12,6 +12,7 @@ use super::scene::{self, Auto};
 
 /// Asks to stop after a step, and keeps what is told.
 struct Told {
+    /// 0: before the first step, while the model is measured.
     stop_at: u64,
     stop: StopFlag,
     lines: Vec<String>,
@@ -21,6 +22,9 @@ impl Observer for Told {
     fn event(&mut self, event: Event) {
         match event {
             Event::Step { step, .. } if step == self.stop_at => self.stop.request(),
+            Event::Progress { what, .. } if self.stop_at == 0 && what.starts_with("monitors") => {
+                self.stop.request()
+            }
             // The images of these tests are small.
             Event::Warning(text) if text.contains("are enlarged") => {}
             Event::Warning(text) | Event::Note(text) => self.lines.push(text),
@@ -148,6 +152,15 @@ fn monitors_measure_and_change_nothing() {
             }
         }
     }
+
+    // Stopped while the start is measured: nothing was begun, and the same command begins anew.
+    let dir = root.join("early");
+    let (first, _) = run(&dir, 0, &pretrain(&recipe, 1));
+    assert!(!first.complete && first.step == 0 && !dir.join("monitor_start.safetensors").exists());
+    run(&dir, u64::MAX, &pretrain(&recipe, 1));
+    let found = epochs(&dir);
+    assert_eq!(found.iter().map(|record| record.step).collect::<Vec<_>>(), [0, 3, 6, 9]);
+    assert_eq!(found[3].get("monitor_drift"), records[3].get("monitor_drift"));
 
     // Without the features of the start it says so.
     let dir = root.join("lost");

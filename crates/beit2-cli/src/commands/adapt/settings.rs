@@ -135,8 +135,9 @@ fn own_run<S: Stage>(weights: &Path) -> anyhow::Result<Option<(PathBuf, Table)>>
 
 /// The settings of a run as those of its adaptation.
 fn slower(mut table: Table) -> Table {
-    for record in ["fingerprint", "environment", "extension"] {
-        table.remove(record);
+    // What monitors look at, and what follows from it, belongs to the images of that run.
+    for part in ["fingerprint", "environment", "extension", "monitor"] {
+        table.remove(part);
     }
     change(&mut table, "optimizer", |optimizer| {
         if let Some(rate) = optimizer.get("lr").and_then(Value::as_float) {
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn an_own_run_keeps_its_settings_and_learns_slower() {
         let table = "stage = 'pretrain'\nseed = 4\n[optimizer]\nlr = 3e-3\nbase_batch_size = 16\n[data]\ntrain = 'a'\n\
-                     val = 'b'\nworkers = 3\n[tokenizer]\nweights = 'tok'\ncache = 'c'\n[fingerprint]\ntrain = 'x'\n";
+                     val = 'b'\nworkers = 3\n[tokenizer]\nweights = 'tok'\ncache = 'c'\n[monitor]\nfolder = 'd'\npatience = 2\n[fingerprint]\ntrain = 'x'\n";
         let start = Start {
             table: slower(table.parse().unwrap()),
             name: "adapt",
@@ -205,6 +206,7 @@ mod tests {
         let settings: PretrainRecipe = recipes::resolve(&start.recipe().unwrap(), &[]).unwrap();
         assert_eq!((settings.seed, settings.optimizer.lr, settings.schedule.epochs), (4, 1e-3, 20));
         assert_eq!((settings.optimizer.base_batch_size, settings.data.workers), (Some(16), 3));
+        assert_eq!((settings.monitor.folder, settings.monitor.patience), (None, None));
         assert_eq!(
             (settings.data.train.as_str(), settings.data.val, settings.tokenizer.cache),
             ("", None, None)
