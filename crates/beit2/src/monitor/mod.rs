@@ -180,7 +180,8 @@ impl Monitor {
     }
 
     /// Measures the model that a run starts from, or finds the features of its start again when it is continued. Only the
-    /// leader does it; a rehearsal does not.
+    /// leader does it; a rehearsal does not. False if a run on one device was told to stop meanwhile: it ends before its first
+    /// step then, and begins with this when it is continued.
     ///
     /// # Errors
     /// More unreadable images than `data.max_bad_fraction` allows; a disk that cannot be written.
@@ -189,9 +190,9 @@ impl Monitor {
         session: &mut Session<'_, I>,
         model: &dyn Fn(Tensor<I, 4>) -> Tokens<I>,
         device: &I::Device,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         if session.is_rehearsal() || !session.leads() {
-            return Ok(());
+            return Ok(true);
         }
         let file = session.dir().join(START);
         if session.state.step > 0 {
@@ -200,7 +201,7 @@ impl Monitor {
                     "the features of the start are not there ({why}), so drift is not measured"
                 ));
             }
-            return Ok(());
+            return Ok(true);
         }
         let alone: usize = self.watched.iter().map(|watched| watched.chosen.alone).sum();
         if alone > 0 {
@@ -210,8 +211,9 @@ impl Monitor {
         let mut values = Values::new();
         let (mut kept, mut told) = (Tensors::new(), BTreeMap::new());
         for at in 0..self.watched.len() {
-            // A run that is continued after this begins with it again.
-            let Some(found) = self.look(at, session, model, true, device)? else { return Ok(()) };
+            // Several ranks wait for each other in the first step.
+            let can_stop = session.rank().world() == 1;
+            let Some(found) = self.look(at, session, model, can_stop, device)? else { return Ok(false) };
             let watched = &mut self.watched[at];
             let (measured, top1) = watched.measure::<I>(&found, device);
             values.extend(measured);
@@ -228,7 +230,8 @@ impl Monitor {
             watched.start = Some(Start { rows, mean: found.mean, top1 });
         }
         write_bytes_atomic(&file, &weights::encode(&kept, &told)?)?;
-        session.starts_with(&values)
+        session.starts_with(&values)?;
+        Ok(true)
     }
 
     /// What the last record of an epoch gets: values if they are due after it.

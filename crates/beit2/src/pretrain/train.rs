@@ -114,7 +114,9 @@ pub fn train<B: AutodiffBackend>(
             let ids = tokenizer.ids(tokenizer.preprocess(of_tokenizer));
             Tokens { ids: Some(ids), ..last_tokens(&started, vit, images) }
         };
-        monitor.begin(&mut session, &see, device)?;
+        if !monitor.begin(&mut session, &see, device)? {
+            return session.finish();
+        }
     }
     let mut cache = match (&recipe.tokenizer.cache, identity) {
         (Some(folder), Some(identity)) => {

@@ -105,7 +105,9 @@ pub fn train<B: AutodiffBackend>(
     }
     if let Some(monitor) = &mut monitor {
         let started = model.valid().freeze_encoder();
-        monitor.begin(&mut session, &|images| encoded(&started, images, false), device)?;
+        if !monitor.begin(&mut session, &|images| encoded(&started, images, false), device)? {
+            return session.finish();
+        }
     }
     session.expect(step_operations, recipe.train);
     // The frozen half of a step, which runs one batch ahead on a thread of its own. It gives the inputs of each micro-batch.
