@@ -17,7 +17,7 @@ pub struct MonitorConfig {
     pub forgetting_folder: Option<String>,
     /// Most images of each folder; 0 turns monitors off. With classes there are at least five of each.
     pub max_images: usize,
-    /// Epochs between measurements; absent: as many as keep their cost under 3 %.
+    /// Epochs between measurements; absent: as many as keep their cost at 2 %.
     pub every_epochs: Option<u64>,
     /// The metric whose best value decides which checkpoint is `best`; absent: `val_loss`.
     pub best: Option<String>,
@@ -41,11 +41,13 @@ impl Default for MonitorConfig {
 /// Images of a class that k-NN has at least, where there are as many.
 pub(super) const LEAST_OF_A_CLASS: usize = 5;
 
-/// What monitors may cost of the time of a run.
-const SHARE: f64 = 0.03;
+/// What measurements at the start and at the end may cost of the time of a run, and those in between.
+const ENDS: f64 = 0.01;
+const BETWEEN: f64 = 0.02;
 
-/// A forward pass costs at most this part of a training step on an image: both stages also run a frozen model there.
-const FORWARD: f64 = 0.25;
+/// A measurement costs at most this part of training on as many images (docs/monitors.md): both stages have a forward and a
+/// backward pass there, and the forward pass of a frozen model.
+const COST: f64 = 0.5;
 
 /// Fewer images say little about features.
 const LEAST_IMAGES: f64 = 100.0;
@@ -129,18 +131,18 @@ impl MonitorConfig {
             || self.best.is_some()
     }
 
-    /// Images of a folder that can be watched at the start, at the end and in between for a few hundredths of the time of
-    /// the run; `None`: the run is too short for any.
+    /// Images of a folder that can be watched at the start and at the end for a hundredth of the time of the run; `None`: the
+    /// run is too short for any.
     pub(super) fn affordable(&self, plan: &Plan) -> Option<usize> {
         let images = plan.total_steps as f64 * plan.batch_size as f64;
-        let most = SHARE * images / FORWARD / 3.0;
+        let most = ENDS * images / COST / 2.0;
         (most >= LEAST_IMAGES).then(|| self.max_images.min(most as usize))
     }
 
     /// Epochs between measurements of so many images in all.
     pub(super) fn every(&self, images: usize, plan: &Plan) -> u64 {
         let epoch = plan.steps_per_epoch as f64 * plan.batch_size as f64;
-        let paid_by = images as f64 * FORWARD / SHARE;
+        let paid_by = images as f64 * COST / BETWEEN;
         self.every_epochs.unwrap_or((paid_by / epoch.max(1.0)).ceil().max(1.0) as u64)
     }
 }
@@ -158,16 +160,16 @@ mod tests {
     #[test]
     fn costs_are_bounded() {
         let config = MonitorConfig::default();
-        // 1,000 forward passes are worth 250 training steps on an image: 3 % of 8,334 images.
-        assert_eq!(config.every(1000, &plan(5000, 50, 100)), 2);
+        // 1,000 images are worth training on 500: 2 % of 25,000.
+        assert_eq!(config.every(1000, &plan(5000, 50, 100)), 5);
         assert_eq!(config.every(1000, &plan(50_000, 50, 100)), 1);
-        assert_eq!(config.every(2000, &plan(1000, 50, 100)), 17);
+        assert_eq!(config.every(2000, &plan(1000, 50, 100)), 50);
         assert_eq!(
             MonitorConfig { every_epochs: Some(3), ..config.clone() }.every(2000, &plan(1000, 50, 100)),
             3
         );
         assert_eq!(config.affordable(&plan(5000, 50, 100)), Some(1000));
-        assert_eq!(config.affordable(&plan(5000, 50, 1)), Some(200));
+        assert_eq!(config.affordable(&plan(5000, 50, 4)), Some(200));
         assert_eq!(config.affordable(&plan(100, 10, 2)), None);
     }
 
