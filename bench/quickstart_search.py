@@ -127,7 +127,7 @@ def beit2(*words):
 def features(run, images, *flags):
     out = run / "features.npy"
     beit2("embed", "bundled:train", "--weights", str(run), "--out", str(out), "--quiet", "--force", *flags)
-    keys = [json.loads(line)["path"] for line in open(f"{out}.paths.jsonl")]
+    keys = [json.loads(line)["path"] for line in Path(f"{out}.paths.jsonl").read_text().splitlines()]
     if keys != images.keys:
         sys.exit(f"{out}: its rows are not in the order of the shards")
     return np.load(out).astype(np.float32)
