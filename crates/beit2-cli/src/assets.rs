@@ -29,6 +29,8 @@ pub struct AssetStore {
     reading: Reading,
     /// Only warnings are told of how weights were read.
     quiet: bool,
+    /// Nothing is told; the caller has the notes and warnings of each file.
+    silent: bool,
     /// Weights whose notes were told.
     told: Mutex<Vec<String>>,
 }
@@ -90,7 +92,9 @@ impl Assets for AssetStore {
                 let file = self.files.weights(&full).map_err(|error| unknown_name(spec).unwrap_or(error));
                 let mut file = file?;
                 self.reading.apply(&mut file);
-                self.tell(spec, &file);
+                if !self.silent {
+                    self.tell(spec, &file);
+                }
                 Ok(file)
             }
         }
@@ -111,6 +115,11 @@ impl AssetStore {
     /// Reads weights as these flags say, and tells only warnings about them when `quiet`.
     pub fn reading(reading: Reading, quiet: bool) -> Self {
         Self { reading, quiet, ..Self::default() }
+    }
+
+    /// Reads weights in this way and tells nothing.
+    pub fn silent(reading: Reading) -> Self {
+        Self { reading, silent: true, ..Self::default() }
     }
 
     /// Tells once how weights were read.

@@ -6,6 +6,7 @@ use beit2::classify::finetune::FinetuneRecipe;
 use beit2::pretrain::PretrainRecipe;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::arguments;
 use crate::commands::bench::Bench;
 use crate::commands::data::Data;
 use crate::commands::segment::Segment;
@@ -179,9 +180,9 @@ pub fn run(command: &Command, signals: &Signals) -> anyhow::Result<Ending> {
     }
 }
 
-/// The command line of this process.
+/// The command line that the program runs with.
 pub fn parse() -> anyhow::Result<Cli> {
-    parse_from(std::env::args_os())
+    parse_from(arguments::all())
 }
 
 /// Any command line.

@@ -16,8 +16,7 @@ use std::any::Any;
 use std::io::{ErrorKind, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::process::ExitCode;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, Once, OnceLock};
 
 use beit2::Error;
 use beit2_data::LoaderError;
@@ -229,11 +228,11 @@ fn of_panic(what: &str) -> String {
     }
 }
 
-/// Runs `work`; a panic becomes a sentence that asks for a report.
+/// Keeps what panics say, and prints nothing.
 ///
 /// Why not print in the hook: the data workers catch panics of image decoders and replace the image, which is
 /// no reason to alarm anyone.
-pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
+fn remember_panics() {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
         let text = format!("{} ({place})", panic_message(info.payload()));
@@ -243,7 +242,18 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
             *noted = Some(text);
         }
     }));
-    let code = match panic::catch_unwind(AssertUnwindSafe(work)) {
+}
+
+/// The sentence for a panic that was caught.
+fn panic_sentence(payload: &(dyn Any + Send)) -> String {
+    let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
+    of_panic(&noted.unwrap_or_else(|| panic_message(payload).to_owned()))
+}
+
+/// Runs `work`; a panic becomes a sentence that asks for a report.
+pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> u8 {
+    remember_panics();
+    match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => match error.downcast_ref::<Flags>() {
             Some(Flags(text, _)) if !text.use_stderr() => match text.print() {
@@ -260,13 +270,36 @@ pub fn guarded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
             _ => said(&error),
         },
         Err(payload) => {
-            let noted = PANIC.lock().unwrap_or_else(|e| e.into_inner()).take();
-            let what = noted.unwrap_or_else(|| panic_message(payload.as_ref()).to_owned());
-            complain(&of_panic(&what));
+            complain(&panic_sentence(payload.as_ref()));
             FAILED
         }
-    };
-    ExitCode::from(code)
+    }
+}
+
+/// As the program's own commands, for callers that go on after an error: a panic becomes an error with a sentence.
+///
+/// # Errors
+/// Those of `work`, and its panic.
+pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(remember_panics);
+    panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|payload| Err(anyhow::anyhow!(panic_sentence(payload.as_ref()))))
+}
+
+/// What the program says of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// One sentence, without flags in parentheses.
+    pub sentence: String,
+    /// Whether other arguments make it right: where the program's exit code is 2.
+    pub is_usage: bool,
+}
+
+/// The sentence of an error, for callers without flags.
+pub fn refusal(error: &anyhow::Error) -> Refusal {
+    let sentence = with_own_flags(&sentence(error).replace('\n', " "), &[]);
+    Refusal { sentence: printable(&sentence), is_usage: code_of(error) == USAGE }
 }
 
 /// Runs `work` and gives a panic's message instead of passing it on: for drivers that panic where there is no

@@ -6,6 +6,7 @@ use beit2_run::environment::Environment;
 use toml::{Table, Value};
 
 use super::inputs::Inputs;
+use crate::arguments;
 use crate::device::DeviceSpec;
 use crate::machine::SOFTWARE;
 use crate::recipes::Recipe;
@@ -34,7 +35,7 @@ pub(super) fn provenance(
 
 /// This command again, without what would begin anew.
 pub(super) fn continue_command() -> String {
-    command_line(without_restart(std::env::args().skip(1)))
+    command_line(without_restart(arguments::texts().skip(1)))
 }
 
 /// Arguments without `--restart`, which has a value in `beit2 run` and none in the training commands.
@@ -55,7 +56,7 @@ fn without_restart(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
 
 /// A command of this program as a shell reads it.
 pub(super) fn command_line(arguments: impl IntoIterator<Item = String>) -> String {
-    let program = std::env::args().next().unwrap_or_default();
+    let program = arguments::texts().next().unwrap_or_default();
     let program =
         Path::new(&program).file_name().map_or("beit2".into(), |name| name.to_string_lossy().into_owned());
     let arguments = arguments.into_iter().map(|argument| quoted(&argument));

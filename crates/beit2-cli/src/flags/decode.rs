@@ -48,7 +48,7 @@ enum BackgroundArg {
 impl DecodeArgs {
     /// The options: these flags, else those of the run that `weights` belong to, else `otherwise`.
     pub fn options(&self, weights: &str, otherwise: DecodeOptions) -> anyhow::Result<DecodeOptions> {
-        let mut options = of_run(weights)?.unwrap_or(otherwise);
+        let mut options = decoding_of_run(weights)?.unwrap_or(otherwise);
         if let Some(range) = self.range {
             options.range = range;
         }
@@ -117,7 +117,10 @@ struct RunData {
 }
 
 /// The options of the run that a path belongs to: a run directory, one of its checkpoints, or a file in one.
-fn of_run(weights: &str) -> anyhow::Result<Option<DecodeOptions>> {
+///
+/// # Errors
+/// A `run.toml` that cannot be read.
+pub fn decoding_of_run(weights: &str) -> anyhow::Result<Option<DecodeOptions>> {
     let Some(file) = run_file(Path::new(weights)) else {
         return Ok(None);
     };

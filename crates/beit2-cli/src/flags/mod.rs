@@ -18,7 +18,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::device::DeviceSpec;
 
 pub use decode::{
-    DecodeArgs, decoding_without_weights, describe as describe_decoding, exif_as_published,
+    DecodeArgs, decoding_of_run, decoding_without_weights, describe as describe_decoding, exif_as_published,
     published as published_decoding,
 };
 pub use export::{ExportArgs, SourceArg, SourcesArg};

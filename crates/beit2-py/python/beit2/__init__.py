@@ -1,0 +1,36 @@
+"""BEiT v2 from Python: embed, classify, tokenize and segment images.
+
+    >>> import beit2
+    >>> embedder = beit2.Embedder.open("runs/mim")
+    >>> embedder(["cat.jpg", "dog.jpg"]).shape
+    (2, 768)
+
+Models open the same files as the program ``beit2``, see images the same way and give the same values to the bit. What can go
+wrong is a :class:`beit2.Error` with the program's sentence.
+"""
+
+from ._beit2 import __version__
+from ._errors import Error, InputError, WeightsWarning
+from ._inputs import Image, Images
+from ._model import decode
+from ._program import main
+from .classifier import Classifier, Prediction
+from .embedder import Embedder
+from .segmenter import Segmenter
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "Classifier",
+    "Embedder",
+    "Error",
+    "Image",
+    "Images",
+    "InputError",
+    "Prediction",
+    "Segmenter",
+    "Tokenizer",
+    "WeightsWarning",
+    "__version__",
+    "decode",
+    "main",
+]

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Builds the wheel of the Python package, installs it into an environment of its own, and tests it there.
+#
+# usage: scripts/python_test.sh [--setup | arguments of pytest]
+#
+# Installs scripts/python_test.txt into target/python-test (once), builds the wheel with maturin (a second build of Burn the
+# first time, because the package's dependencies have other features: a quarter of an hour on 2 cores; then a minute), and runs
+# pytest, mypy and stubtest; --setup only installs. Needs Python 3.10 or newer (PYTHON names it) and, the first time, the network.
+set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,9p' "$0"; exit ;; esac
+
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || {
+    echo "python_test.sh: $python is missing or older than 3.10; name another with PYTHON=…" >&2
+    exit 1
+}
+venv=${CARGO_TARGET_DIR:-target}/python-test
+if ! cmp -s scripts/python_test.txt "$venv/installed.txt"; then
+    rm -f "$venv/installed.txt"
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/python_test.txt
+    cp scripts/python_test.txt "$venv/installed.txt" # last: an interrupted installation is begun again
+fi
+venv=$(realpath "$venv")
+if [ "${1:-}" = --setup ]; then exit; fi
+# pip's way, with the versions from above: the same as `pip install .`.
+PATH=$venv/bin:$PATH "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --no-build-isolation --no-deps --force-reinstall .
+"$venv/bin/python" -m pytest --quiet -p no:cacheprovider "$@"
+"$venv/bin/python" -m mypy
+"$venv/bin/python" -m mypy.stubtest beit2._beit2 --allowlist crates/beit2-py/tests/stubtest.txt
