@@ -141,6 +141,9 @@ impl AssetStore {
 
     /// A value that changes when the weights do, or what is read beside them, for the identity of a run. Checks on the way
     /// that the file is there and is a weight file.
+    ///
+    /// # Errors
+    /// It is not there, or no weight file.
     pub fn weights_fingerprint(&self, spec: &str) -> anyhow::Result<String> {
         match (spec, teacher()) {
             (TEACHER_NAME, Some((_, bytes))) => return Ok(format!("{:016x}", fnv1a(bytes))),

@@ -12,10 +12,16 @@ pub trait GroupJob {
     type Output;
 
     /// Does it on these devices, at least one.
+    ///
+    /// # Errors
+    /// Those of the work.
     fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Self::Output>;
 }
 
 /// Runs the job on all devices that `spec` names.
+///
+/// # Errors
+/// A device that this build or this machine does not have; those of the job.
 pub fn run<J: GroupJob>(spec: &DeviceSpec, job: J) -> anyhow::Result<J::Output> {
     match spec.kind {
         Kind::Cpu => {

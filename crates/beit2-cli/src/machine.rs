@@ -22,6 +22,9 @@ pub fn describe(device: &DeviceSpec) -> String {
 }
 
 /// Keeps the process at the instruction set that `BEIT2_SIMD` names: for comparisons.
+///
+/// # Errors
+/// No name of an instruction set.
 pub fn limit_instruction_set(variable: Option<OsString>) -> anyhow::Result<()> {
     let Some(name) = variable else { return Ok(()) };
     match name.to_str().and_then(Level::named) {

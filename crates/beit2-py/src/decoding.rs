@@ -18,10 +18,14 @@ pub fn decode(
     let walk = Walk { decode: options, batch: 1, workers: 0, progress: None };
     let image = without_gil(py, || {
         let mut decoded = None;
-        walk.batches(vec![image], |image| Ok(image.clone()), |mut images| {
-            decoded = images.pop();
-            Ok(())
-        })?;
+        walk.batches(
+            vec![image],
+            |image| Ok(image.clone()),
+            |mut images| {
+                decoded = images.pop();
+                Ok(())
+            },
+        )?;
         decoded.ok_or_else(|| anyhow::anyhow!("there is no image"))
     })?;
     let shape = [image.height as usize, image.width as usize, image.channels as usize];

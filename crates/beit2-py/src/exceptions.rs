@@ -21,10 +21,7 @@ impl std::error::Error for Raised {}
 /// # Errors
 /// `beit2.InputError` where other arguments help, else `beit2.Error`; a panic is one too. What a Python function raised within
 /// `work` ([`Raised`]) is raised again.
-pub fn without_gil<T: Send>(
-    py: Python<'_>,
-    work: impl FnOnce() -> anyhow::Result<T> + Send,
-) -> PyResult<T> {
+pub fn without_gil<T: Send>(py: Python<'_>, work: impl FnOnce() -> anyhow::Result<T> + Send) -> PyResult<T> {
     py.detach(|| caught(work)).map_err(|error| exception(py, error))
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use beit2::Error;
 use beit2_data::source::FilesSource;
 use beit2_data::{DecodeOptions, Image, Sequence, SequenceConfig, Source, SourceError, TransformError};
-use pyo3::pybacked::PyBackedBytes;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 
 use crate::exceptions::Raised;
 

@@ -80,7 +80,9 @@ fn check_length(bytes: usize, shape: &[usize], each: usize) -> anyhow::Result<()
     let wanted = shape.iter().try_fold(each, |all, &side| all.checked_mul(side));
     match wanted == Some(bytes) && bytes > 0 {
         true => Ok(()),
-        false => Err(Error::Config(format!("an array of shape {shape:?} does not have {bytes} bytes")).into()),
+        false => {
+            Err(Error::Config(format!("an array of shape {shape:?} does not have {bytes} bytes")).into())
+        }
     }
 }
 
@@ -118,14 +120,18 @@ impl Model {
         let all = without_gil(py, || {
             check_process()?;
             let mut all: Option<Rows> = None;
-            walk.batches(images, move |image| view.apply(image), |views: Vec<Image>| {
-                let rows = self.alone(|net| net.of_views(what, &views))?;
-                match &mut all {
-                    Some(all) => all.bytes.extend(rows.bytes),
-                    first => *first = Some(rows),
-                }
-                Ok(())
-            })?;
+            walk.batches(
+                images,
+                move |image| view.apply(image),
+                |views: Vec<Image>| {
+                    let rows = self.alone(|net| net.of_views(what, &views))?;
+                    match &mut all {
+                        Some(all) => all.bytes.extend(rows.bytes),
+                        first => *first = Some(rows),
+                    }
+                    Ok(())
+                },
+            )?;
             all.ok_or_else(|| Error::Config("there are no images".into()).into())
         })?;
         Ok(values(py, count, all))
@@ -172,10 +178,14 @@ impl Model {
         let side = view.size as usize;
         let rows = without_gil(py, || {
             let mut bytes = Vec::new();
-            walk.batches(images, move |image| view.apply(image), |views: Vec<Image>| {
-                views.iter().for_each(|view| bytes.extend_from_slice(&view.data));
-                Ok(())
-            })?;
+            walk.batches(
+                images,
+                move |image| view.apply(image),
+                |views: Vec<Image>| {
+                    views.iter().for_each(|view| bytes.extend_from_slice(&view.data));
+                    Ok(())
+                },
+            )?;
             Ok(Rows { bytes, row: vec![side, side, self.decode.channels as usize], dtype: "uint8" })
         })?;
         Ok(values(py, count, rows))
@@ -193,12 +203,16 @@ impl Model {
         let maps = without_gil(py, || {
             check_process()?;
             let mut maps = Vec::new();
-            walk.batches(images, |image| Ok(image.clone()), |images: Vec<Image>| {
-                for image in images {
-                    maps.push(self.alone(|net| net.label(&image))?);
-                }
-                Ok(())
-            })?;
+            walk.batches(
+                images,
+                |image| Ok(image.clone()),
+                |images: Vec<Image>| {
+                    for image in images {
+                        maps.push(self.alone(|net| net.label(&image))?);
+                    }
+                    Ok(())
+                },
+            )?;
             Ok(maps)
         })?;
         let map = |map: beit2_data::LabelMap| {

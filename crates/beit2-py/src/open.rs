@@ -109,8 +109,7 @@ impl Options {
             options.exif = named("exif", exif, &known)?;
         }
         if let Some(background) = &self.background {
-            let known =
-                [Background::White, Background::Black, Background::Drop].map(|one| (one.name(), one));
+            let known = [Background::White, Background::Black, Background::Drop].map(|one| (one.name(), one));
             options.background = named("background", background, &known)?;
         }
         Ok(options)
@@ -132,7 +131,8 @@ impl Options {
         ];
         let kind = self.teacher.as_deref().map(|name| named("teacher", name, &kinds)).transpose()?;
         let activation = self.teacher_activation.as_deref();
-        let activation = activation.map(|name| named("teacher_activation", name, &activations)).transpose()?;
+        let activation =
+            activation.map(|name| named("teacher_activation", name, &activations)).transpose()?;
         Ok(EmbedderOptions {
             layer: self.layer,
             image_size: self.image_size,
@@ -188,7 +188,10 @@ impl GroupJob for Opening<'_> {
     fn run<B: AutodiffBackend>(self, devices: &[B::Device]) -> anyhow::Result<Box<dyn Net>> {
         let Self { kind, path, options, file } = self;
         let [device] = devices else {
-            return wrong(format!("device `{}` names several devices, and a model runs on one", options.device));
+            return wrong(format!(
+                "device `{}` names several devices, and a model runs on one",
+                options.device
+            ));
         };
         let device = device.clone();
         Ok(match kind {
