@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, final
 
-__all__: list[str]
+__all__ = ["Model", "__version__", "decode", "fingerprint", "main", "open"]
 __version__: str
 
 _Item: TypeAlias = bytes | bytearray | str | os.PathLike[str]
