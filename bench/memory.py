@@ -38,7 +38,10 @@ def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     path = sys.argv[1]
-    lines = [json.loads(line) for line in open(path, encoding="utf-8")] if os.path.exists(path) else []
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
     for cell in sys.argv[2:] or CELLS:
         if all(line["cell"] != cell for line in lines):
             lines.append(measure(cell))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 WIDTH = 80
 PROGRESS = re.compile(r"^(step |epoch |saved |evaluation |images compared|features|training|validation|  *\d+ %)")
@@ -66,7 +67,8 @@ def duration(seconds):
 
 
 def machine():
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "a CPU")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "a CPU")
     return f"{len(os.sched_getaffinity(0))} cores of {cpu}"
 
 

@@ -14,6 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "emulate"))
 import numpy as np  # noqa: E402
+
 from emulate import Module, from_bf16, to_bf16  # noqa: E402
 
 # The fields of `struct Attention` (attention.cuh), in its order.
@@ -30,18 +31,18 @@ ALLOWED = {"bf16": [8e-3, 1e-6, 8e-3, 8e-3, 8e-3, 8e-3], "f32": [3e-6] * 6}
 # tensor for q, k and v, and one for their gradients), pad (of a row of the bias), parts (of the bias's gradient), wide (f32
 # output and gradients of bf16 operands), depth (of a head, in f32).
 CASES = [
-    dict(shape=(1, 1, 1, 1), lead=0),
-    dict(shape=(2, 16, 16, 1), lead=1, depth=8),
-    dict(shape=(2, 15, 17, 2), lead=2, depth=24),
-    dict(shape=(3, 1, 65, 3), lead=0),
-    dict(shape=(2, 65, 63, 3), lead=2, wide=True),
-    dict(shape=(2, 75, 197, 2), lead=1, depth=128),
-    dict(shape=(4, 197, 197, 1), lead=1, joined=True, pad=3, parts=2, wide=True),
-    dict(shape=(3, 75, 197, 2), lead=1, rows=True, parts=3),
-    dict(shape=(5, 17, 64, 1), lead=1, rows=True, pad=4, parts=3, depth=40),
-    dict(shape=(2, 128, 129, 1), lead=1),
-    dict(shape=(1, 4, 1025, 1), lead=1, rows=True),
-    dict(shape=(1, 577, 577, 1), lead=1, joined=True),
+    {"shape": (1, 1, 1, 1), "lead": 0},
+    {"shape": (2, 16, 16, 1), "lead": 1, "depth": 8},
+    {"shape": (2, 15, 17, 2), "lead": 2, "depth": 24},
+    {"shape": (3, 1, 65, 3), "lead": 0},
+    {"shape": (2, 65, 63, 3), "lead": 2, "wide": True},
+    {"shape": (2, 75, 197, 2), "lead": 1, "depth": 128},
+    {"shape": (4, 197, 197, 1), "lead": 1, "joined": True, "pad": 3, "parts": 2, "wide": True},
+    {"shape": (3, 75, 197, 2), "lead": 1, "rows": True, "parts": 3},
+    {"shape": (5, 17, 64, 1), "lead": 1, "rows": True, "pad": 4, "parts": 3, "depth": 40},
+    {"shape": (2, 128, 129, 1), "lead": 1},
+    {"shape": (1, 4, 1025, 1), "lead": 1, "rows": True},
+    {"shape": (1, 577, 577, 1), "lead": 1, "joined": True},
 ]
 
 
@@ -160,7 +161,7 @@ def run(modules, kind, seed, shape, lead, rows=False, joined=False, pad=0, parts
     addresses["bias_row"] = row_of.ctypes.data if rows else 0
     samples = {name: place[1] for name, place in tokens.items()}
     samples["bias"] = heads * bias_rows * pitch if lead > 1 else 0
-    sizes = dict(bias_pitch=pitch, dbias_pitch=pitch, bias_rows=bias_rows, batch=batch, heads=heads, queries=queries, keys=keys, slice=slice_)
+    sizes = {"bias_pitch": pitch, "dbias_pitch": pitch, "bias_rows": bias_rows, "batch": batch, "heads": heads, "queries": queries, "keys": keys, "slice": slice_}
     argument = b"".join(struct.pack("<Q", addresses[name]) for name in POINTERS)
     argument += b"".join(struct.pack("<q", samples[name]) for name in SAMPLES)
     argument += b"".join(struct.pack("<i", tokens[name][2]) for name in ROWS)

@@ -19,10 +19,11 @@ import struct
 import subprocess
 import sys
 import time
-import tomllib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import tomllib
 
 import stublog
 

@@ -12,6 +12,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import numpy as np  # noqa: E402
+
 from rows import F32, ROUNDED, U32, U64, Check, Module, empty  # noqa: E402
 
 NULL = np.uint64(0)

@@ -15,6 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "emulate"))
 import numpy as np  # noqa: E402
+
 from emulate import Module, from_bf16, to_bf16  # noqa: E402
 
 ROUNDED = 4e-3  # of the largest value, for results in bf16

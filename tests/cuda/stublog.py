@@ -135,7 +135,7 @@ def step(long: list[Line], short: list[Line], steps: int, warm: int) -> Step:
     result.gemms = per_step(long, short, steps, lambda line: line.kind == "gemm")
     result.gemm_flop = per_step(long, short, steps, lambda line: gemm_flop(line) if line.kind == "gemm" else 0.0)
     result.pageable_bytes = per_step(
-        long, short, steps, lambda l: int(l.rest[0]) if l.kind in KINDS["copies_in"] and "pageable" in l.rest else 0
+        long, short, steps, lambda line: int(line.rest[0]) if line.kind in KINDS["copies_in"] and "pageable" in line.rest else 0
     )
     live = [float(line.rest[2].split()[0]) for line in long if line.kind == "alloc" and len(line.rest) > 2]
     result.peak_bytes = 1e6 * max(live, default=0.0)
