@@ -120,7 +120,7 @@ def test_results_are_arrays_of_their_own(world: World) -> None:
 
 
 def test_torch_tensors(world: World) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; scripts/python_test.sh --peers installs it")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; install it into target/python-test")
     embedder = beit2.Embedder.open(world.path("classifier"))
     image = beit2.decode(world.images()[0])
     np.testing.assert_array_equal(embedder(torch.from_numpy(image)), embedder(image))

@@ -16,8 +16,10 @@ def test_the_page(world: World, tmp_path: Path, monkeypatch: Any, capsys: Any) -
         (tmp_path / "runs" / name).symlink_to(world.root / run)
     for name, image in [("cat.jpg", 0), ("dog.jpg", 1)]:
         shutil.copy(world.images()[image], tmp_path / name)
+    for name in ("images", "tokenizer.toml"):
+        (tmp_path / name).symlink_to(world.root / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     exec(compile("\n".join(blocks), str(PAGE), "exec"), {})
     assert "image 1: the content is not a JPEG" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from ._model import decode
 from ._program import main
 from .classifier import Classifier, Prediction
 from .embedder import Embedder
+from .runs import Record, Report, Run, Training, train
 from .segmenter import Segmenter
 from .tokenizer import Tokenizer
 
@@ -27,10 +28,15 @@ __all__ = [
     "Images",
     "InputError",
     "Prediction",
+    "Record",
+    "Report",
+    "Run",
     "Segmenter",
     "Tokenizer",
+    "Training",
     "WeightsWarning",
     "__version__",
     "decode",
     "main",
+    "train",
 ]
