@@ -11,6 +11,9 @@ import pytest
 import beit2
 from conftest import World
 
+# Steps of a run that is stopped early: so many that it cannot end before the signal comes.
+LONG = 400
+
 
 def start(world: World, out: str, **more: Any) -> beit2.Training:
     return beit2.train(
@@ -36,9 +39,9 @@ def test_metrics_as_they_come(world: World) -> None:
 
 
 def test_stopped_and_continued(world: World) -> None:
-    whole = [record["loss"] for record in start(world, "whole", steps=60) if record["kind"] == "step"]
+    whole = [record["loss"] for record in start(world, "whole", steps=LONG) if record["kind"] == "step"]
     parts: dict[int, float] = {}
-    with start(world, "parts", steps=60) as training:
+    with start(world, "parts", steps=LONG) as training:
         for record in training:
             if record["kind"] == "step":
                 parts[record["step"]] = record["loss"]
@@ -47,8 +50,8 @@ def test_stopped_and_continued(world: World) -> None:
     assert not training.complete
     assert training.run.last is not None
     known = len(training.run.records)
-    assert known < 60
-    again = start(world, "parts", steps=60)
+    assert known < LONG
+    again = start(world, "parts", steps=LONG)
     new = [record for record in again if record["kind"] == "step"]
     assert again.complete
     assert new[0]["step"] <= known + 1
