@@ -7,6 +7,7 @@
 
 mod decoding;
 mod exceptions;
+mod identity;
 mod images;
 mod model;
 mod nets;
@@ -28,7 +29,8 @@ fn _beit2(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::Model>()?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(open::open, module)?)?;
-    module.add_function(wrap_pyfunction!(open::fingerprint, module)?)?;
+    module.add_function(wrap_pyfunction!(identity::fingerprint, module)?)?;
+    module.add_function(wrap_pyfunction!(identity::stamp, module)?)?;
     module.add_function(wrap_pyfunction!(decoding::decode, module)?)?;
     Ok(())
 }

@@ -14,6 +14,7 @@ use beit2_weights::Normalization;
 use pyo3::prelude::*;
 
 use crate::exceptions::without_gil;
+use crate::identity;
 use crate::model::{Model, check_process};
 use crate::nets::{Net, On};
 
@@ -78,7 +79,7 @@ impl Options {
         named("precision", &self.precision, &all)
     }
 
-    fn reading(&self) -> anyhow::Result<Reading> {
+    pub fn reading(&self) -> anyhow::Result<Reading> {
         let normalization = match (self.normalization.as_deref(), &self.mean, &self.std) {
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
                 return wrong("give normalization, or mean and std, not both".into());
@@ -99,7 +100,7 @@ impl Options {
     }
 
     /// As the flags of the program: these, else what the run of the weights says, else the default.
-    fn decode(&self, path: &str) -> anyhow::Result<DecodeOptions> {
+    pub fn decode(&self, path: &str) -> anyhow::Result<DecodeOptions> {
         let mut options = decoding_of_run(path)?.unwrap_or_default();
         if let Some(range) = &self.range {
             options.range = range.parse().or_else(|why| wrong(format!("range: {why}")))?;
@@ -221,16 +222,21 @@ impl GroupJob for Opening<'_> {
     }
 }
 
-/// Opens a model. Gives it and what is doubtful about its weights.
+/// Opens a model. Gives it, what is doubtful about its weights, and their fingerprint.
 #[pyfunction]
-pub fn open(py: Python<'_>, kind: &str, path: &str, options: Options) -> PyResult<(Model, Vec<String>)> {
+pub fn open(
+    py: Python<'_>,
+    kind: &str,
+    path: &str,
+    options: Options,
+) -> PyResult<(Model, Vec<String>, String)> {
     without_gil(py, || {
         check_process()?;
         let device = options.device()?;
         options.precision()?;
         let decode = options.decode(path)?;
         let file = AssetStore::silent(options.reading()?).weights(path)?;
-        let warnings = file.warnings.clone();
+        let (warnings, identity) = (file.warnings.clone(), identity::of(&file, &decode));
         let net = run_on(&device, Opening { kind, path, options: &options, file })?;
         let view = net.view();
         let view = EvalConfig { crop_pct: options.crop_pct.or(view.crop_pct), ..view };
@@ -240,12 +246,6 @@ pub fn open(py: Python<'_>, kind: &str, path: &str, options: Options) -> PyResul
             "Segmenter" => decode,
             _ => decode.of_channels(net.facts().channels),
         };
-        Ok((Model::new(net, view, decode, device.kind != Kind::Cpu), warnings))
+        Ok((Model::new(net, view, decode, device.kind != Kind::Cpu), warnings, identity))
     })
-}
-
-/// A value that changes when the weights do, or what is read beside them.
-#[pyfunction]
-pub fn fingerprint(py: Python<'_>, path: &str, options: Options) -> PyResult<String> {
-    without_gil(py, || AssetStore::silent(options.reading()?).weights_fingerprint(path))
 }

@@ -1,12 +1,14 @@
 """Models as Python objects: pickles, threads, arrays of other libraries, progress, what they say of themselves."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,15 +40,76 @@ def test_pickle(world: World) -> None:
         assert equal(copy(image), model(image))
 
 
-def test_pickle_of_weights_that_changed(world: World, tmp_path: Any) -> None:
+def flipped(file: Path) -> bytes:
+    """Other weights of the same size."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    return bytes(data)
+
+
+def in_place(file: Path) -> None:
+    """Also with its old time, as `rsync --times --inplace` writes it."""
+    facts = file.stat()
+    file.write_bytes(flipped(file))
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def replaced(file: Path) -> None:
+    new = file.with_name("new")
+    new.write_bytes(flipped(file))
+    new.replace(file)
+
+
+def linked(file: Path) -> None:
+    target = file.parent.parent / "other"
+    target.write_bytes(flipped(file))
+    file.unlink()
+    file.symlink_to(target)
+
+
+@pytest.mark.parametrize("change", [in_place, replaced, linked])
+def test_pickle_of_weights_that_changed(world: World, tmp_path: Path, change: Callable[[Path], None]) -> None:
     shutil.copytree(world.path("classifier"), tmp_path / "run", symlinks=True)
-    content = pickle.dumps(beit2.Embedder.open(tmp_path / "run" / "last"))
-    for file in (tmp_path / "run").rglob("model.safetensors"):
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
-        file.write_bytes(data)
-    with pytest.raises(beit2.Error, match="not those of when the model was pickled"):
-        pickle.loads(content)
+    file = (tmp_path / "run" / "last" / "model.safetensors").resolve()
+    for path in (file, tmp_path / "run"):
+        embedder = beit2.Embedder.open(path)
+        expected = embedder(world.images()[0])
+        content = pickle.dumps(embedder)
+        np.testing.assert_array_equal(pickle.loads(content)(world.images()[0]), expected)
+        change(file)
+        for _ in range(2):
+            with pytest.raises(beit2.Error, match="not those of when the model was opened, so a pickle would be another"):
+                pickle.dumps(embedder)
+        with pytest.raises(beit2.Error, match="not those of the model that was pickled; open it again"):
+            pickle.loads(content)
+        np.testing.assert_array_equal(embedder(world.images()[0]), expected)
+
+
+def test_pickle_of_weights_that_went_or_were_only_touched(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.path("classifier"), tmp_path / "run", symlinks=True)
+    file = (tmp_path / "run" / "last" / "model.safetensors").resolve()
+    embedder = beit2.Embedder.open(file)
+    expected = embedder(world.images()[0])
+    file.write_bytes(file.read_bytes())
+    content = pickle.dumps(embedder)
+    np.testing.assert_array_equal(pickle.loads(content)(world.images()[0]), expected)
+    file.unlink()
+    for refused in (lambda: pickle.dumps(embedder), lambda: pickle.loads(content)):
+        with pytest.raises(beit2.Error, match="model.safetensors"):
+            refused()
+
+
+def test_pickle_of_a_run_that_goes_on(world: World, tmp_path: Path) -> None:
+    """The path of a run means its last checkpoint, and how the run decodes images."""
+    shutil.copytree(world.path("classifier"), tmp_path / "run", symlinks=True)
+    embedder = beit2.Embedder.open(tmp_path / "run")
+    recipe = (tmp_path / "run" / "run.toml").read_text()
+    assert "[data]" in recipe
+    settings = [line for line in recipe.splitlines() if not line.startswith("background")]
+    text = "\n".join(settings).replace("[data]", '[data]\nbackground = "white"')
+    (tmp_path / "run" / "run.toml").write_text(text)
+    with pytest.raises(beit2.Error, match="not those of when the model was opened"):
+        pickle.dumps(embedder)
 
 
 def test_other_processes(world: World) -> None:

@@ -57,6 +57,9 @@ class Model:
     _path: str
     _options: dict[str, Any]
     _facts: dict[str, Any]
+    # What was read, and how its files looked before that.
+    _fingerprint: str
+    _stamp: str
 
     def __init__(self) -> None:
         raise TypeError(f"use beit2.{self._kind}.open(path)")
@@ -65,11 +68,13 @@ class Model:
     def _opened(cls: type[_M], path: str | os.PathLike[str], options: dict[str, Any]) -> _M:
         text = _path_text(path)
         chosen = _DEFAULTS | _checked(options)
-        model, doubts = _beit2.open(cls._kind, text, chosen)
+        stamp = _stamp(text, chosen)
+        model, doubts, fingerprint = _beit2.open(cls._kind, text, chosen)
         for doubt in doubts:
             warnings.warn(doubt, WeightsWarning, stacklevel=3)
         self = object.__new__(cls)
         self._model, self._options, self._facts = model, chosen, model.facts()
+        self._fingerprint, self._stamp = fingerprint, stamp
         # Other processes may have other working directories.
         self._path = os.path.abspath(text) if os.path.exists(text) else text
         return self
@@ -108,8 +113,16 @@ class Model:
         return f"beit2.{self._kind}.open({self._path!r}, device={self.device!r}, precision={self.precision!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        print_ = _beit2.fingerprint(self._path, self._options)
-        return _reopened, (type(self), self._path, self._options, print_, self._extras())
+        # Reading all weights takes as long as opening them; files that nobody touched are not read again.
+        stamp = _stamp(self._path, self._options)
+        if not stamp or stamp != self._stamp:
+            if _beit2.fingerprint(self._path, self._options) != self._fingerprint:
+                raise Error(
+                    f"{self._path}: the weights are not those of when the model was opened, so a pickle would be another model;"
+                    " open it again"
+                )
+            self._stamp = stamp
+        return _reopened, (type(self), self._path, self._options, self._fingerprint, self._extras())
 
     def _extras(self) -> dict[str, Any]:
         """What was set beside the options."""
@@ -158,14 +171,22 @@ def _reopened(
     kind: type[Model], path: str, options: dict[str, Any], fingerprint: str, extras: dict[str, Any]
 ) -> Model:
     """A model out of a pickle: opened again, if its weights are still the same."""
-    if _beit2.fingerprint(path, options) != fingerprint:
-        raise Error(f"{path}: the weights are not those of when the model was pickled; open it again")
     with warnings.catch_warnings():
         # They were told when it was opened first.
         warnings.simplefilter("ignore", WeightsWarning)
         model = kind._opened(path, options)
+    if model._fingerprint != fingerprint:
+        raise Error(f"{path}: the weights are not those of the model that was pickled; open it again")
     model.__dict__.update(extras)
     return model
+
+
+def _stamp(path: str, options: dict[str, Any]) -> str:
+    """How the files look now; nothing where opening them says better what is wrong."""
+    try:
+        return _beit2.stamp(path, options)
+    except Error:
+        return ""
 
 
 def decode(image: Image, *, channels: int = 3) -> npt.NDArray[np.uint8]:

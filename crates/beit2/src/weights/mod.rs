@@ -2,6 +2,7 @@
 //!
 //! Knows no model; each loads itself, in the `load.rs` beside it.
 
+mod fingerprint;
 mod state;
 mod statistics;
 
