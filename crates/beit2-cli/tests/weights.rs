@@ -1,12 +1,15 @@
-//! `beit2 weights inspect`, `verify` and `convert` through the real binary, on recorded files of the official code and of
+//! `beit2 weights inspect`, `verify`, `convert` and `export` through the real binary, on recorded files of the official code and of
 //! Hugging Face, on runs of this program, and on files made to break readers.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../tests/checks.rs"]
 mod checks;
+mod onnx;
 mod peers;
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use std::collections::BTreeMap;
 use std::fs;

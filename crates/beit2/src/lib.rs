@@ -17,6 +17,7 @@ mod infer_precision;
 pub mod init;
 pub mod monitor;
 mod neighbours;
+pub mod onnx;
 pub mod params;
 pub mod pixels;
 pub mod pretrain;

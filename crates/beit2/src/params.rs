@@ -125,6 +125,40 @@ pub fn export<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, TensorDa
     tensors
 }
 
+struct DrainMapper {
+    path: Path,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl<B: Backend> ModuleMapper<B> for DrainMapper {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.enter(name);
+    }
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, value, mapper) = param.consume();
+        let empty = Tensor::zeros([0; D], &value.device());
+        self.tensors.insert(self.path.name(), value.into_data());
+        Param::from_mapped_value(id, empty, mapper)
+    }
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<B, D, Int>>) -> Param<Tensor<B, D, Int>> {
+        let (id, value, mapper) = param.consume();
+        let mut data = value.to_data().convert_dtype(DType::I64);
+        data.shape = Shape::from(Vec::<usize>::new());
+        self.tensors.insert(self.path.name(), data);
+        Param::from_mapped_value(id, value, mapper)
+    }
+}
+
+/// [`export`] of a model that is not needed any more: on the CPU its memory becomes that of the tensors.
+pub fn into_tensors<B: Backend, M: Module<B>>(module: M) -> BTreeMap<String, TensorData> {
+    let mut mapper = DrainMapper { path: Path::default(), tensors: BTreeMap::new() };
+    module.map(&mut mapper);
+    mapper.tensors
+}
+
 struct WriteMapper<F> {
     path: Path,
     each: F,

@@ -34,6 +34,7 @@ fn of_classifier(file: &str) -> Vec<Vec<&str>> {
     vec![
         vec!["weights", "verify", file],
         vec!["weights", "convert", file, "--to", "timm", "-o", "never"],
+        vec!["weights", "export", file, "--model", "classifier", "-o", "never.onnx"],
         vec!["predict", "--weights", file, "train"],
         vec!["eval", "--weights", file, "--data", "classes"],
     ]
@@ -226,14 +227,15 @@ fn commands_and_settings_that_must_change() {
     all_fail(&world, &[vec!["report", "train"], vec!["run", "train"]], 2, &["train is not a "]);
     // What is there already stays.
     let world = self::world();
-    for name in ["there.npy", "there.csv", "there.safetensors"] {
+    for name in ["there.npy", "there.csv", "there.safetensors", "there.onnx"] {
         fs::write(world.path(name), "mine").unwrap();
     }
-    let writers: [&[&str]; 4] = [
+    let writers: [&[&str]; 5] = [
         &["embed", "--weights", "model.safetensors", "train", "-o", "there.npy"],
         &["tokenizer", "encode", "--tokenizer", "words.safetensors", "train", "-o", "there.npy"],
         &["predict", "--weights", "model.safetensors", "train", "--csv", "there.csv"],
         &["weights", "convert", "model.safetensors", "--to", "timm", "-o", "there.safetensors"],
+        &["weights", "export", "model.safetensors", "-o", "there.onnx"],
     ];
     for command in writers {
         world.beit2(command).fails(2, &["there.", "already exists", "--force"]);
@@ -242,6 +244,7 @@ fn commands_and_settings_that_must_change() {
     fs::create_dir_all(world.path("folder.npy")).unwrap();
     fs::create_dir_all(world.path("folder.csv")).unwrap();
     fs::create_dir_all(world.path("folder.safetensors")).unwrap();
+    fs::create_dir_all(world.path("folder.onnx")).unwrap();
     for command in writers {
         let Some((out, rest)) = command.split_last() else { continue };
         let other = |place: &str| out.replace("there", place);
@@ -251,7 +254,7 @@ fn commands_and_settings_that_must_change() {
             .beit2(&[rest, &[&folder]].concat())
             .fails(2, &[&folder, "is a folder; give the path of a file"]);
     }
-    for name in ["there.npy", "there.csv", "there.safetensors"] {
+    for name in ["there.npy", "there.csv", "there.safetensors", "there.onnx"] {
         assert_eq!(fs::read_to_string(world.path(name)).unwrap(), "mine");
     }
 }
@@ -280,7 +283,13 @@ fn no_room_for_the_output() {
     let world = world();
     let before = names(world.root());
     let embed = ["embed", "--weights", "model.safetensors", "train", "-o", "out.npy", "--batch-size", "64"];
-    let commands: [(&[&str], usize, &str); 5] = [
+    let commands: [(&[&str], usize, &str); 7] = [
+        (&["weights", "export", "model.safetensors", "-o", "one.onnx"], 8, "one.onnx"),
+        (
+            &["weights", "export", "model.safetensors", "-o", "one.onnx", "--external-data"],
+            8,
+            "one.onnx.data",
+        ),
         (
             &["weights", "convert", "model.safetensors", "--to", "hf", "-o", "a/hf"],
             8,

@@ -10,7 +10,7 @@ use crate::place::Place;
 use crate::support::World;
 
 /// In the order in which a newcomer reads them.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "guide.md",
     "adapting.md",
     "finetuning.md",
@@ -18,6 +18,7 @@ const PAGES: [&str; 11] = [
     "inference.md",
     "weights.md",
     "export.md",
+    "onnx.md",
     "data.md",
     "devices.md",
     "formats/recipes.md",

@@ -123,6 +123,21 @@ impl<B: Backend> Classifier<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         options.precision.check::<B>(device)?;
+        let mut this = Self::unfrozen(file, origin, options, device)?;
+        this.model.set_precision(options.precision.of_floats());
+        if options.precision.is_int8() {
+            this.model.set_int8();
+        }
+        Ok(Self { model: this.model.freeze(), ..this })
+    }
+
+    /// [`Classifier::from_file`] with the weights as they are, f32.
+    pub(crate) fn unfrozen(
+        file: WeightFile,
+        origin: &str,
+        options: &ClassifierOptions<'_>,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
         let state = StateFile::new(file, origin)?;
         let Some(mut classes) =
             state.summary.classes.filter(|_| state.summary.layout.kind == Kind::Classifier)
@@ -167,12 +182,8 @@ impl<B: Backend> Classifier<B> {
         let (head_rows, tables) = (options.head_rows, options.tables);
         let planned = PlanOptions { head_rows, tables, ..PlanOptions::default() };
         let plan = plan_weights(state, &config.vit, config.pooling, classes, &planned)?;
-        let mut model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
-        model.set_precision(options.precision.of_floats());
-        if options.precision.is_int8() {
-            model.set_int8();
-        }
-        Ok(Self { config, model: model.freeze(), eval })
+        let model = params::load_strict(zeros, to_tensors(plan.tensors), DType::F32, |_| false)?;
+        Ok(Self { config, model, eval })
     }
 
     /// Images in [0, 1] `[B, 3, H, W]` → logits `[B, classes]`.

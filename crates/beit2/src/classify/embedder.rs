@@ -227,7 +227,7 @@ fn check_side(image_px: usize, patch: usize) -> Result<(), Error> {
 
 /// A masked image model, a classifier or a bare Vision Transformer: its trunk and final norm, the trained image size, the
 /// chosen block.
-fn open_vit<B: Backend>(
+pub(crate) fn open_vit<B: Backend>(
     origin: &str,
     file: WeightFile,
     options: &EmbedderOptions,

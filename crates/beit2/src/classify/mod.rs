@@ -21,6 +21,7 @@ pub use cache::cached;
 pub(crate) use classifier::class_names;
 pub use classifier::{Classifier, ClassifierOptions, Prediction};
 pub use config::ClassifierConfig;
+pub(crate) use embedder::open_vit;
 pub use embedder::{Embedder, EmbedderOptions, TeacherOptions};
 pub(crate) use evaluate::argmax;
 pub use evaluate::{ClassResult, EvalTable, Evaluation, evaluate};

@@ -24,4 +24,5 @@ pub use quantizer::{Quantized, Quantizer};
 pub use recipe::{CodebookOptions, TokenizerAugment, TokenizerRecipe};
 pub use start::load_plan;
 pub use train::train;
+pub(crate) use vqkd::scaling;
 pub use vqkd::{TokenizerLoss, VqKd};

@@ -200,7 +200,8 @@ pub(super) fn preprocess<B: Backend>(images: Tensor<B, 4>, process_type: Process
     kernels::scale(images, scaling(process_type))
 }
 
-fn scaling(process_type: ProcessType) -> Scaling<'static> {
+/// How images in [0, 1] become what the encoder expects.
+pub(crate) fn scaling(process_type: ProcessType) -> Scaling<'static> {
     match process_type {
         ProcessType::Default => Scaling::Signed,
         ProcessType::ImagenetNorm => pixels::scaling(None),

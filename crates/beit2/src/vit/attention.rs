@@ -59,6 +59,11 @@ impl<B: Backend> Attention<B> {
         Self { qkv: self.qkv.freeze(), proj: self.proj.freeze(), ..self }
     }
 
+    /// Attention heads H.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
     pub(super) fn spec(&self) -> AttentionSpec {
         AttentionSpec { heads: self.heads, scale: self.scale, precision: self.qkv.precision() }
     }

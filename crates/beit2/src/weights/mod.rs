@@ -22,7 +22,7 @@ use beit2_weights::{ReadOptions, Sidecar};
 
 use self::statistics::Statistics;
 pub use state::StateFile;
-pub(crate) use state::to_tensors;
+pub(crate) use state::{kind_of, to_tensors};
 
 /// Tensors by name, on the host.
 pub type Tensors = BTreeMap<String, TensorData>;

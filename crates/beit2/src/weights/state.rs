@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use beit2_weights::convert::{StateDict, to_canonical};
 use beit2_weights::inspect::{self, ModelSummary};
-use beit2_weights::layout::{Kind, LayoutError};
+use beit2_weights::layout::{Kind, LayoutError, account};
 use beit2_weights::verify::verify;
 use beit2_weights::{DType as FileType, Normalization, Sidecar, Tensor as FileTensor};
 use burn::tensor::TensorData;
@@ -63,13 +63,7 @@ impl StateFile {
     pub fn new(file: WeightFile, origin: &str) -> Result<Self, Error> {
         let unsound = |problem: String| Error::UnsoundWeights { origin: origin.to_owned(), problem };
         let own = file.metadata.contains_key("beit2.stage");
-        let named = |error: LayoutError| match error {
-            // Another model altogether, unless this software wrote it.
-            LayoutError::Unknown { .. } | LayoutError::UnknownKey { .. } if !own => {
-                Error::Config(format!("{origin}: {error}"))
-            }
-            other => unsound(other.to_string()),
-        };
+        let named = |error| of_names(error, own, origin);
         let mut tensors = StateDict::with_capacity(file.tensors.len());
         for (name, data) in file.tensors {
             tensors.insert(
@@ -107,6 +101,26 @@ impl StateFile {
     pub(crate) fn blame(&self) -> Blame {
         Blame(self.unsound.clone().map(|problem| (self.origin.clone(), problem)))
     }
+}
+
+fn of_names(error: LayoutError, own: bool, origin: &str) -> Error {
+    match error {
+        // Another model altogether, unless this software wrote it.
+        LayoutError::Unknown { .. } | LayoutError::UnknownKey { .. } if !own => {
+            Error::Config(format!("{origin}: {error}"))
+        }
+        other => Error::UnsoundWeights { origin: origin.to_owned(), problem: other.to_string() },
+    }
+}
+
+/// What a file holds, by its names alone.
+///
+/// # Errors
+/// Names of no model that is known.
+pub(crate) fn kind_of(file: &WeightFile, origin: &str) -> Result<Kind, Error> {
+    let own = file.metadata.contains_key("beit2.stage");
+    let account = account(file.tensors.keys().map(String::as_str));
+    Ok(account.map_err(|error| of_names(error, own, origin))?.layout.kind)
 }
 
 /// Tensors of a file for a model.

@@ -1,6 +1,7 @@
-//! `beit2 weights`: inspect, verify, convert and download weight files.
+//! `beit2 weights`: inspect, verify, convert, export and download weight files.
 
 mod convert;
+mod export;
 mod fetch;
 mod inspect;
 mod verify;
@@ -23,6 +24,8 @@ pub enum Weights {
     Verify(verify::Args),
     /// Convert weights to the names of the official code, timm or Hugging Face, as safetensors
     Convert(convert::Args),
+    /// Write a model as an ONNX file for other runtimes
+    Export(export::Args),
     /// List the published weights, or download one
     Fetch(fetch::Args),
 }
@@ -33,6 +36,7 @@ pub fn run(command: &Weights, signals: &Signals) -> anyhow::Result<Ending> {
         Weights::Inspect(args) => inspect::run(args),
         Weights::Verify(args) => verify::run(args),
         Weights::Convert(args) => convert::run(args),
+        Weights::Export(args) => export::run(args, signals),
         Weights::Fetch(args) => fetch::run(args, signals),
     }
 }

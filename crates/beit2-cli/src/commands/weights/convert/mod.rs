@@ -218,7 +218,10 @@ fn target(out: &Path) -> anyhow::Result<Target> {
     let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
         "safetensors" => return Ok(Target { model: out.to_owned(), folder: None }),
-        "pth" | "pt" | "bin" | "ckpt" | "pkl" | "onnx" | "npz" | "json" => {
+        "onnx" => {
+            return usage(format!("{}: `beit2 weights export` writes ONNX files", out.display()));
+        }
+        "pth" | "pt" | "bin" | "ckpt" | "pkl" | "npz" | "json" => {
             return usage(format!(
                 "{}: weights are written as safetensors; name a file *.safetensors or a folder",
                 out.display()
