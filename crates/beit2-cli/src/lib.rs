@@ -32,6 +32,7 @@ mod report;
 mod session;
 mod signals;
 mod stage;
+mod training_images;
 
 use std::ffi::OsString;
 
@@ -41,6 +42,7 @@ pub use device::{DeviceSpec, Kind};
 pub use errors::{Refusal, caught, refusal};
 pub use flags::decoding_of_run;
 pub use machine::limit_instruction_set;
+pub use training_images::{OpenedImages, TrainingImages};
 
 /// Runs the program with a command line, its name first, and gives the exit code. To be called once in a process, by its main
 /// thread: it listens for signals and lets the thread compute.

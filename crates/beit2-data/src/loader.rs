@@ -98,7 +98,7 @@ impl Default for LoaderConfig {
 }
 
 impl LoaderConfig {
-    fn order(&self, source: &dyn Source) -> Result<EpochOrder, LoaderError> {
+    pub(crate) fn order(&self, source: &dyn Source) -> Result<EpochOrder, LoaderError> {
         if self.workers > MAX_WORKERS {
             return Err(setting("workers", self.workers, "0 to 1024"));
         }

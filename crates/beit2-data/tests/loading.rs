@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use beit2_data::rng::Rng;
+use beit2_data::source::ChainSource;
 use beit2_data::{
-    Batch, Image, Loader, LoaderConfig, LoaderError, Position, RngStream, SampleInfo, Source, SourceError,
+    Batch, EncodedImage, Image, Loader, LoaderConfig, LoaderError, Position, RngStream, SampleInfo, Samples,
+    Source, SourceError,
 };
 use common::{noise, ppm};
 
@@ -81,6 +83,34 @@ fn the_number_of_workers_changes_nothing() {
                 batches(LoaderConfig { workers, prefetch_batches, ..config() }, source.clone()),
                 expected
             );
+        }
+    }
+}
+
+#[test]
+fn samples_one_by_one_are_those_of_the_batches() {
+    let work = || {
+        Arc::new(|image: &EncodedImage<'_>, info: &SampleInfo| {
+            let number = info.key(RngStream::Augment).rng().next_u64();
+            Ok::<Item, String>((image.whole().map_err(|why| why.to_string())?.data[5], number))
+        })
+    };
+    let plain: Arc<dyn Source> = Memory::new(24, &[3, 17]);
+    let weighted: Arc<dyn Source> = Arc::new(ChainSource::weighted(vec![(plain.clone(), 1.5)]));
+    for source in [plain, weighted] {
+        let config = LoaderConfig { max_bad_fraction: 0.5, ..config() };
+        let loader = Loader::of_encoded(config.clone(), source.clone(), work()).unwrap();
+        let samples = Samples::of_encoded(config, source, work()).unwrap();
+        for batch in loader {
+            let batch = batch.unwrap();
+            let order = samples.order(batch.epoch);
+            let mut replaced = Vec::new();
+            for (at, item) in batch.items.iter().enumerate() {
+                let made = samples.make(batch.epoch, order[4 * batch.step as usize + at]).unwrap();
+                assert_eq!((made.item, made.index, made.label), (*item, batch.indices[at], batch.labels[at]));
+                replaced.extend(made.replaced);
+            }
+            assert_eq!(replaced, batch.replaced);
         }
     }
 }

@@ -12,6 +12,7 @@ mod images;
 mod model;
 mod nets;
 mod open;
+mod training;
 
 use std::ffi::OsString;
 
@@ -27,10 +28,12 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 fn _beit2(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<model::Model>()?;
+    module.add_class::<training::Images>()?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(open::open, module)?)?;
     module.add_function(wrap_pyfunction!(identity::fingerprint, module)?)?;
     module.add_function(wrap_pyfunction!(identity::stamp, module)?)?;
+    module.add_function(wrap_pyfunction!(training::training_images, module)?)?;
     module.add_function(wrap_pyfunction!(decoding::decode, module)?)?;
     Ok(())
 }

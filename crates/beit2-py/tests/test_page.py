@@ -20,6 +20,6 @@ def test_the_page(world: World, tmp_path: Path, monkeypatch: Any, capsys: Any) -
         (tmp_path / name).symlink_to(world.root / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec(compile("\n".join(blocks), str(PAGE), "exec"), {})
     assert "image 1: the content is not a JPEG" in capsys.readouterr().out

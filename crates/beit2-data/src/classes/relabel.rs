@@ -43,6 +43,10 @@ impl Source for Relabelled {
         self.inner.name_bytes(index)
     }
 
+    fn key(&self, index: usize) -> String {
+        self.inner.key(index)
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.inner.label(index).and_then(|label| self.number(label))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::account::{Account, SkipReason};
-use super::folder::{FolderSource, read_image};
+use super::folder::{FolderSource, read_image, slashed};
 use super::name::path_text;
 use super::{Source, fingerprint_file};
 use crate::decode::{DecodeOptions, join_bands};
@@ -18,6 +18,7 @@ use crate::fingerprint::Fingerprint;
 /// the folder.
 #[derive(Debug)]
 pub struct BandFilesSource {
+    root: PathBuf,
     samples: Vec<Sample>,
     classes: Vec<String>,
     account: Account,
@@ -82,7 +83,8 @@ impl BandFilesSource {
             )));
         }
         account.used = samples.len();
-        Ok(Self { samples, classes: folder.classes().to_vec(), account })
+        let (root, classes) = (folder.root().to_owned(), folder.classes().to_vec());
+        Ok(Self { root, samples, classes, account })
     }
 }
 
@@ -108,6 +110,12 @@ impl Source for BandFilesSource {
             .and_then(|sample| sample.bands.first())
             .map(|path| path_text(path))
             .unwrap_or_default()
+    }
+
+    fn key(&self, index: usize) -> String {
+        let first = self.samples.get(index).and_then(|sample| sample.bands.first());
+        let below = first.map(|path| path.strip_prefix(&self.root).unwrap_or(path));
+        below.map(|path| slashed(&path_text(path))).unwrap_or_default()
     }
 
     fn label(&self, index: usize) -> Option<u32> {

@@ -87,6 +87,10 @@ impl Source for ChainSource {
         self.find(index).and_then(|(part, index)| part.name_bytes(index))
     }
 
+    fn key(&self, index: usize) -> String {
+        self.find(index).map(|(part, index)| part.key(index)).unwrap_or_default()
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         if self.is_multi_label() {
             return None;

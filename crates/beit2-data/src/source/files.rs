@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Source;
 use super::folder::{fingerprint_file, read_image};
-use super::name::{path_bytes, path_text};
+use super::name::{file_name, path_bytes, path_text};
 use crate::error::SourceError;
 use crate::fingerprint::Fingerprint;
 
@@ -37,6 +37,10 @@ impl Source for FilesSource {
 
     fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
         path_bytes(self.files.get(index)?)
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.files.get(index).map(|file| file_name(file)).unwrap_or_default()
     }
 
     fn label(&self, _: usize) -> Option<u32> {

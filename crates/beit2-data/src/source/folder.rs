@@ -177,6 +177,10 @@ impl Source for FolderSource {
         path_bytes(&self.path(index)?)
     }
 
+    fn key(&self, index: usize) -> String {
+        self.files.get(index).map(|file| slashed(&path_text(&file.path))).unwrap_or_default()
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.files.get(index).and_then(|file| file.label)
     }
@@ -216,9 +220,14 @@ pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SourceError> {
 }
 
 /// Adds a file by its path below the root and its size, the same on every system.
+/// A path with the separators of every system but Windows.
+pub(super) fn slashed(path: &str) -> String {
+    path.replace('\\', "/")
+}
+
 pub(crate) fn fingerprint_file(hash: &mut Fingerprint, root: &Path, file: &Path, label: Option<u32>) {
     let size = fs::metadata(root.join(file)).map_or(u64::MAX, |meta| meta.len());
-    hash.sample(&path_text(file).replace('\\', "/"), size, label);
+    hash.sample(&slashed(&path_text(file)), size, label);
 }
 
 pub(super) fn by_bytes(a: Option<&OsStr>, b: Option<&OsStr>) -> std::cmp::Ordering {

@@ -275,6 +275,10 @@ impl Source for IdxSource {
         if index < self.len { format!("{}:{index}", path_text(&self.path)) } else { String::new() }
     }
 
+    fn key(&self, index: usize) -> String {
+        if index < self.len { format!("{}:{index}", packed_name(&self.path)) } else { String::new() }
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|labels| labels.get(index)).map(|&label| label.into())
     }
@@ -295,15 +299,19 @@ impl Source for IdxSource {
 
     fn fingerprint(&self) -> String {
         let size = u64::from(self.width) * u64::from(self.height);
-        // Packed or not, the samples are the same.
-        let name = file_name(&self.path);
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        let name = packed_name(&self.path);
         let mut hash = Fingerprint::new();
         for index in 0..self.len {
             hash.sample(&format!("{name}:{index}"), size, self.label(index));
         }
         hash.finish()
     }
+}
+
+/// The file's name; packed or not, the samples are the same.
+fn packed_name(path: &Path) -> String {
+    let name = file_name(path);
+    name.strip_suffix(".gz").unwrap_or(&name).to_owned()
 }
 
 /// Whether a file's name is that of IDX images: `...images-idx3-ubyte`, also with a dot, also

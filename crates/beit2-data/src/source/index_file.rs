@@ -143,6 +143,10 @@ impl Source for IndexFileSource {
         self.path(index).map(|path| path_text(&path)).unwrap_or_default()
     }
 
+    fn key(&self, index: usize) -> String {
+        self.below_root(index).map(|path| folder::slashed(&path_text(&path))).unwrap_or_default()
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.samples.get(index).map(|sample| sample.class)
     }

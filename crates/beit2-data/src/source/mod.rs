@@ -75,6 +75,12 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// The name without where the data are stored: a path below the folder, `shard:member` without the shard's folder. The
+    /// same on every machine; not always different for two samples.
+    fn key(&self, index: usize) -> String {
+        self.name(index)
+    }
+
     /// Class number, an index into [`Self::classes`]; `None` in an unlabelled or multi-label collection.
     fn label(&self, index: usize) -> Option<u32>;
 

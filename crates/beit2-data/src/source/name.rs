@@ -27,6 +27,11 @@ pub(crate) fn path_text(path: &Path) -> String {
     text_of(path.as_os_str().as_encoded_bytes())
 }
 
+/// What stands behind the last separator of a path that is text already.
+pub(crate) fn last_part(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
 /// The last part of a path as text.
 pub(crate) fn file_name(path: &Path) -> String {
     text_of(path.file_name().unwrap_or_default().as_encoded_bytes())

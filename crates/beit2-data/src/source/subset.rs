@@ -40,6 +40,10 @@ impl Source for SubsetSource {
         self.all.name_bytes(self.at(index))
     }
 
+    fn key(&self, index: usize) -> String {
+        self.all.key(self.at(index))
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.all.label(self.at(index))
     }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value as Json;
 
-use super::folder::{fingerprint_file, read_image};
+use super::folder::{fingerprint_file, read_image, slashed};
 use super::labels::{Labels, RawLabel, Value};
 use super::name::{path_bytes, path_text};
 use super::spec::Columns;
@@ -141,6 +141,10 @@ impl Source for TableSource {
 
     fn name_bytes(&self, index: usize) -> Option<Vec<u8>> {
         path_bytes(&self.path(index)?)
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.files.get(index).map(|file| slashed(&path_text(file))).unwrap_or_default()
     }
 
     fn label(&self, index: usize) -> Option<u32> {

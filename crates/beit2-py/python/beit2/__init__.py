@@ -10,7 +10,7 @@ wrong is a :class:`beit2.Error` with the program's sentence.
 """
 
 from ._beit2 import __version__
-from ._errors import Error, InputError, WeightsWarning
+from ._errors import Error, ImageWarning, InputError, WeightsWarning
 from ._inputs import Image, Images
 from ._model import decode
 from ._program import main
@@ -19,12 +19,14 @@ from .embedder import Embedder
 from .runs import Record, Report, Run, Training, train
 from .segmenter import Segmenter
 from .tokenizer import Tokenizer
+from .training_images import TrainingImages
 
 __all__ = [
     "Classifier",
     "Embedder",
     "Error",
     "Image",
+    "ImageWarning",
     "Images",
     "InputError",
     "Prediction",
@@ -34,6 +36,7 @@ __all__ = [
     "Segmenter",
     "Tokenizer",
     "Training",
+    "TrainingImages",
     "WeightsWarning",
     "__version__",
     "decode",

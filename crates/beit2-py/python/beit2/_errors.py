@@ -13,5 +13,9 @@ class WeightsWarning(UserWarning):
     """Something about a weight file is doubtful."""
 
 
-for _class in (Error, InputError, WeightsWarning):
+class ImageWarning(UserWarning):
+    """An image of a training cannot be used."""
+
+
+for _class in (Error, ImageWarning, InputError, WeightsWarning):
     _class.__module__ = "beit2"

@@ -1,5 +1,6 @@
 """Images to features."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -132,8 +133,40 @@ class Embedder(Model):
         """As :meth:`transform`."""
         return self(X)
 
-    def __sklearn_clone__(self) -> "Embedder":
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The path and the arguments of :meth:`open`, for pipelines of scikit-learn."""
+        names = [name for name in inspect.signature(Embedder.open).parameters if name != "path"]
+        return {"path": self._path} | {name: self._options[name] for name in names}
+
+    def set_params(self, **params: Any) -> "Embedder":
+        """Opens the model again with other arguments of :meth:`open`, so that a search can try them
+        (``{"embedder__layer": [6, 9, 12]}``)."""
+        known = self.get_params()
+        for name in params:
+            if name not in known:
+                raise InputError(f"an Embedder has no parameter {name!r}; it has {', '.join(known)}")
+        if params:
+            self.__dict__.update(type(self).open(**(known | params)).__dict__)
         return self
+
+    def __sklearn_clone__(self) -> "Embedder":
+        # The model itself never changes, so that clones share it; set_params gives a clone one of its own.
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        return clone
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        images = InputTags(two_d_array=False, string=True)
+        return Tags(
+            estimator_type="transformer",
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=[]),
+            input_tags=images,
+            requires_fit=False,
+            no_validation=True,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use beit2_data::loader::EncodedWork;
 use beit2_data::{
     Batch, BlockMaskConfig, EncodedImage, EvalConfig, Image, Loader, LoaderConfig, Position, RngStream,
-    SampleError, SampleInfo, Source, TransformError, TwoViewConfig, ViewParams, batch_hwc, sample_block_mask,
+    SampleError, SampleInfo, Samples, Source, TransformError, TwoViewConfig, ViewParams, batch_hwc,
+    sample_block_mask,
 };
 use beit2_kernels::{self as kernels, Backend, PatchSpec, Rank};
 use burn::tensor::Tensor;
@@ -97,12 +99,27 @@ impl TrainingData<'_> {
     /// # Errors
     /// Settings out of range.
     pub fn loader(&self, start: DataPosition, rank: &Rank) -> Result<Loader<Item>, Error> {
+        let config = loader_config(self.config, self.batch_size, self.seed, start, rank);
+        Ok(Loader::of_encoded(config, self.source.clone(), self.work()?)?)
+    }
+
+    /// The samples of the same batches one by one.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn samples(&self) -> Result<Samples<Item>, Error> {
+        let config = loader_config(self.config, 1, self.seed, DataPosition::default(), &Rank::alone());
+        Ok(Samples::of_encoded(config, self.source.clone(), self.work()?)?)
+    }
+
+    /// What is made of an image.
+    fn work(&self) -> Result<EncodedWork<Item, SampleError>, Error> {
         let (views, mask) = (self.views, self.mask);
         views.validate()?;
         if let Some(mask) = &mask {
             mask.validate()?;
         }
-        let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
+        Ok(Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
             let (width, height) = (image.width(), image.height());
             let params = ViewParams::draw(&views, width, height, &info.key(RngStream::Augment));
             let made = params.apply_encoded(&views, image)?;
@@ -116,9 +133,7 @@ impl TrainingData<'_> {
                 masked,
                 upscaled: params.upscales(&views),
             })
-        });
-        let config = loader_config(self.config, self.batch_size, self.seed, start, rank);
-        Ok(Loader::of_encoded(config, self.source.clone(), work)?)
+        }))
     }
 }
 

@@ -99,6 +99,10 @@ impl Source for Spread {
         self.source.name_bytes(self.number(index))
     }
 
+    fn key(&self, index: usize) -> String {
+        self.source.key(self.number(index))
+    }
+
     fn label(&self, index: usize) -> Option<u32> {
         self.source.label(self.number(index))
     }

@@ -25,7 +25,7 @@ use super::account::{Account, SkipReason, some_of};
 use super::arrangement;
 use super::kind::{self, START, describe, has_extension, instead, is_image_name, is_tar, start_of};
 use super::labels::{Labels, RawLabel, Value};
-use super::name::{path_bytes, path_text};
+use super::name::{last_part, path_bytes, path_text};
 use super::pieces::ORDER;
 use super::walk::Walk;
 use super::{MAX_SAMPLE_BYTES, Source};
@@ -415,6 +415,12 @@ impl Source for ArchiveSource {
         name.push(b':');
         name.extend_from_slice(member.bytes.as_deref().unwrap_or(member.path.as_bytes()));
         Some(name)
+    }
+
+    fn key(&self, index: usize) -> String {
+        let Some(member) = self.members.get(index) else { return String::new() };
+        let shard = self.shards.get(member.shard as usize).map_or("", |shard| shard.name.as_str());
+        format!("{}:{}", last_part(shard), member.path)
     }
 
     fn label(&self, index: usize) -> Option<u32> {

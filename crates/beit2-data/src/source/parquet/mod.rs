@@ -19,6 +19,7 @@ use parquet::schema::types::TypePtr;
 use self::schema::Layout;
 use super::folder::{Entry, file_name};
 use super::labels::{Labels, RawLabel, Value};
+use super::name::last_part;
 use super::pieces::{self, ORDER, Pieces};
 use super::positioned::{Cursor, read_exact_at};
 use super::spec::Columns;
@@ -180,6 +181,10 @@ impl Source for ParquetSource {
         };
         let file = &self.files[self.groups[number].file];
         format!("{}:{}", file.name, index - file.start)
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.find(index).map_or_else(String::new, |_| last_part(&self.name(index)).to_owned())
     }
 
     fn label(&self, index: usize) -> Option<u32> {

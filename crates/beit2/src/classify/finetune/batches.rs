@@ -6,8 +6,8 @@ use std::sync::Arc;
 use beit2_data::finetune::Place;
 use beit2_data::transform::{multi_hot_targets, soft_targets};
 use beit2_data::{
-    Batch, EncodedImage, EraseParams, FinetuneParams, Image, Loader, MixParams, RngStream, SampleError,
-    SampleInfo, Source, TransformError, batch_hwc,
+    Batch, EncodedImage, EraseParams, FinetuneConfig, FinetuneParams, Image, Loader, MixParams, RngStream,
+    SampleError, SampleInfo, Samples, Source, TransformError, batch_hwc,
 };
 use beit2_kernels::{self as kernels, Backend, ImageBox, PairMix, Rank};
 use beit2_weights::Normalization;
@@ -41,19 +41,7 @@ pub(super) fn training_loader(
 ) -> Result<Loader<Item>, Error> {
     let augment = recipe.augmentation();
     augment.validate()?;
-    let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
-        let (width, height) = (image.width(), image.height());
-        let params = FinetuneParams::draw(&augment, width, height, &info.key(RngStream::Augment));
-        let upscaled = match params.place {
-            Place::Resized(area) => area.width.min(area.height) < augment.input_size,
-            Place::Padded { .. } => false,
-        };
-        Ok::<_, SampleError>(Item {
-            image: params.apply_encoded(&augment, image)?,
-            erase: params.erase,
-            upscaled,
-        })
-    });
+    let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| augmented(&augment, image, info));
     let config = loader_config(
         &recipe.data.of_channels(recipe.model.vit.in_chans),
         recipe.schedule.batch_size,
@@ -62,6 +50,40 @@ pub(super) fn training_loader(
         rank,
     );
     Ok(Loader::of_encoded(config, source, work)?)
+}
+
+/// The images of training one by one, as [`training_loader`] makes them: before what happens on the device, where boxes are erased
+/// and images are mixed.
+///
+/// # Errors
+/// Settings out of range.
+pub fn training_samples(
+    source: Arc<dyn Source>,
+    recipe: &FinetuneRecipe,
+) -> Result<Samples<crate::train::Item>, Error> {
+    let augment = recipe.augmentation();
+    augment.validate()?;
+    let work = Arc::new(move |image: &EncodedImage<'_>, info: &SampleInfo| {
+        let Item { image: patch, upscaled, .. } = augmented(&augment, image, info)?;
+        Ok::<_, SampleError>(crate::train::Item { patch, token: None, masked: Vec::new(), upscaled })
+    });
+    let data = recipe.data.of_channels(recipe.model.vit.in_chans);
+    let config = loader_config(&data, 1, recipe.seed, DataPosition::default(), &Rank::alone());
+    Ok(Samples::of_encoded(config, source, work)?)
+}
+
+fn augmented(
+    augment: &FinetuneConfig,
+    image: &EncodedImage<'_>,
+    info: &SampleInfo,
+) -> Result<Item, SampleError> {
+    let (width, height) = (image.width(), image.height());
+    let params = FinetuneParams::draw(augment, width, height, &info.key(RngStream::Augment));
+    let upscaled = match params.place {
+        Place::Resized(area) => area.width.min(area.height) < augment.input_size,
+        Place::Padded { .. } => false,
+    };
+    Ok(Item { image: params.apply_encoded(augment, image)?, erase: params.erase, upscaled })
 }
 
 /// The classes of a batch's images.

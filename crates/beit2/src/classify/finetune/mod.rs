@@ -6,6 +6,7 @@ mod head;
 mod recipe;
 mod train;
 
+pub use batches::training_samples;
 pub use ema::Ema;
 pub use head::{HeadMatch, HeadRows};
 pub use recipe::{FinetuneRecipe, GroupsConfig, InitConfig};
