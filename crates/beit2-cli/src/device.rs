@@ -144,6 +144,16 @@ impl DeviceSpec {
         Self { kind, which: Which::Best }
     }
 
+    /// One device of a family.
+    pub fn numbered(kind: Kind, number: usize) -> Self {
+        Self { kind, which: Which::Numbers(vec![number]) }
+    }
+
+    /// Whether no number was given.
+    pub fn is_best(&self) -> bool {
+        self.which == Which::Best
+    }
+
     /// The first device of a group, for what needs no more.
     pub fn first(&self) -> Self {
         let which = match &self.which {

@@ -27,6 +27,7 @@ mod libraries;
 mod machine;
 mod output;
 mod progress;
+mod ranks;
 mod recipes;
 mod report;
 mod session;

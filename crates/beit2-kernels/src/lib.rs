@@ -81,7 +81,9 @@ pub use block::{
 };
 pub use channel_moments::{ChannelMomentsOps, channel_moments};
 pub use channel_norm::{ChannelGradients, ChannelNormOps, channel_norm};
-pub use collective::{AllReduceOps, ArrivedMeans, Leave, PeerLeft, Rank, backward, backward_recomputing};
+pub use collective::{
+    AllReduceOps, ArrivedMeans, Leave, Message, PeerLeft, Rank, backward, backward_recomputing,
+};
 pub use concat::{ConcatOps, Part, concat, narrow, qkv_bias};
 pub use conv3x3::{Conv3x3Ops, conv_precision, conv3x3};
 pub use cosine_loss::{CosineLossOps, cosine_loss};

@@ -2,6 +2,7 @@
 
 mod data;
 mod kernel_times;
+mod ranks;
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ pub enum Bench {
     Infer(InferArgs),
     /// Measure the loader alone: images read, decoded, augmented and put into batches
     Data(data::Args),
+    /// Measure how long processes take to average gradients, on one machine or many
+    Ranks(ranks::Args),
 }
 
 /// What the flags of both mean without training.
@@ -161,6 +164,7 @@ pub fn run(command: &Bench, signals: &Signals) -> anyhow::Result<Ending> {
         }
         Bench::Infer(args) => ("infer", None, args.size, args.precision.precision, &args.common),
         Bench::Data(args) => return data::run(args, signals),
+        Bench::Ranks(args) => return ranks::run(args, signals),
     };
     let (micro_batches, activation_checkpointing) = match command {
         Bench::Train(args) => (args.grad_accum_steps, args.activation_checkpointing),

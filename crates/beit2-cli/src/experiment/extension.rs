@@ -1,8 +1,6 @@
 //! A finished run that is made longer keeps its start: warm-up and start of the codebook would otherwise follow the new
 //! length ([`crate::fit`]), and the run would be another one.
 
-use std::path::Path;
-
 use beit2_run::recipe;
 use toml::{Table, Value};
 
@@ -16,15 +14,14 @@ const LENGTH: [&str; 2] = ["schedule.epochs", "schedule.steps"];
 const WARM_UP: [&str; 2] = ["schedule.warmup_epochs", "schedule.warmup_steps"];
 const CODEBOOK: &str = "codebook.kmeans_warmup_steps";
 
-/// The changes to a recipe, with the start of the run in `dir` where that run has another length, or had another one before
-/// it was made longer. What flags give stays, and is compared with the run later.
+/// The changes to a recipe, with the start of the run that `run_toml` describes where that run has another length, or had
+/// another one before it was made longer. What flags give stays, and is compared with the run later.
 pub(super) fn with_start_of_run<S: Stage>(
-    dir: &Path,
+    run_toml: &str,
     found: &Recipe,
     mut overrides: Vec<(String, String)>,
 ) -> Vec<(String, String)> {
-    let text = std::fs::read_to_string(dir.join("run.toml")).unwrap_or_default();
-    let Ok(old) = text.parse::<Table>() else { return overrides };
+    let Ok(old) = run_toml.parse::<Table>() else { return overrides };
     let new = recipes::resolve::<S>(found, &overrides).ok().and_then(|new| Table::try_from(new).ok());
     // Whatever is wrong with them is said where they are used.
     let (Some(new), Ok(known)) = (new, recipe::known_keys::<S>()) else { return overrides };

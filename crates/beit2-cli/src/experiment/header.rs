@@ -21,6 +21,7 @@ pub(super) fn place<S: Stage>(
     out: &Path,
     inputs: &Inputs,
     device: &DeviceSpec,
+    ranks: Option<&str>,
 ) -> String {
     let changed = match changes {
         0 => String::new(),
@@ -33,6 +34,7 @@ pub(super) fn place<S: Stage>(
         ("recipe", format!("{recipe}{changed}")),
         ("device", machine::describe(device)),
     ];
+    rows.extend(ranks.map(|ranks| ("ranks", ranks.to_owned())));
     rows.extend(inputs.rows(S::USES_CLASSES));
     lines(&rows)
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use beit2::train::{Env, Event, Outcome, look_at_run, on_devices};
 use beit2_data::check::Findings;
-use beit2_kernels::AutodiffBackend;
+use beit2_kernels::{AutodiffBackend, Rank};
 use beit2_run::{Existing, recipe};
 
 use crate::assets::{AssetStore, Reading};
@@ -22,6 +22,7 @@ use crate::device::DeviceSpec;
 use crate::errors::{Ending, usage};
 use crate::flags::{OutputArgs, TrainArgs};
 use crate::progress::{Progress, RunWarnings};
+use crate::ranks::{self, Joined};
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
 use crate::stage::Stage;
@@ -59,10 +60,33 @@ pub fn run_recipe<S: Stage>(
     is_last: bool,
     signals: &Signals,
 ) -> anyhow::Result<Ending> {
+    if flags.dry_run {
+        let joined = Joined { rank: Rank::alone(), device: flags.device.device.clone(), told: None };
+        return run_as_rank::<S>(found, flags, extra, reading, is_last, signals, &joined);
+    }
+    let joined = ranks::meet(&flags.ranks, &flags.device.device, S::NAME, signals)?;
+    let ended = run_as_rank::<S>(found, flags, extra, reading, is_last, signals, &joined);
+    // Those who wait for this process learn why it does not come.
+    joined.rank.leave(ended.as_ref().err().map(|error| format!("{error:#}")).as_deref());
+    ended
+}
+
+fn run_as_rank<S: Stage>(
+    found: &Recipe,
+    flags: &TrainArgs,
+    extra: Vec<(String, String)>,
+    reading: Reading,
+    is_last: bool,
+    signals: &Signals,
+    Joined { rank, device, told }: &Joined,
+) -> anyhow::Result<Ending> {
     let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
     let mut overrides = flags.overrides::<S>(extra)?;
     if S::CAN_BE_EXTENDED && !flags.restart {
-        overrides = extension::with_start_of_run::<S>(&dir, found, overrides);
+        // The leader's: other ranks may be on machines without the run.
+        let run_toml = || std::fs::read_to_string(dir.join("run.toml")).unwrap_or_default();
+        let run_toml = rank.broadcast(rank.leads().then(run_toml))?;
+        overrides = extension::with_start_of_run::<S>(&run_toml, found, overrides);
     }
     let reading = Reading { entry: flags.entry.entry.clone(), ..reading };
     let assets = AssetStore::reading(reading, flags.output.quiet);
@@ -73,7 +97,26 @@ pub fn run_recipe<S: Stage>(
         output::result(&recipe::to_toml(&settings)?)?;
     }
     let inputs = Inputs::check(&settings, &assets)?;
-    let device = &flags.device.device;
+    let mut run = Run {
+        recipe: found,
+        overrides: &overrides,
+        inputs: &inputs,
+        assets: &assets,
+        dir: &dir,
+        restart: flags.restart,
+        device,
+        output: flags.output,
+        signals,
+        warnings: &[],
+        rank,
+    };
+    if !rank.leads() {
+        // The leader looks at everything, and tells it.
+        return match run.train(&settings)?.0.complete {
+            true => Ok(Ending::Done),
+            false => Ok(Ending::Stopped),
+        };
+    }
     let existing = if flags.restart { Existing::SetAside } else { Existing::Continue };
     let provenance = provenance::provenance(found, &overrides, &inputs, device)?;
     let plan = match S::CAN_BE_EXTENDED {
@@ -85,7 +128,7 @@ pub fn run_recipe<S: Stage>(
         inputs.tell(flags.output);
     } else {
         if !flags.output.quiet {
-            output::note(&header::place::<S>(found, overrides.len(), &dir, &inputs, device));
+            output::note(&header::place::<S>(found, overrides.len(), &dir, &inputs, device, told.as_deref()));
         }
         account::tell_warnings(&warnings);
     }
@@ -119,18 +162,7 @@ pub fn run_recipe<S: Stage>(
     if !flags.output.quiet {
         output::note(&header::plan(&settings, &inputs, plan.told_extension().is_some()));
     }
-    let run = Run {
-        recipe: found,
-        overrides: &overrides,
-        inputs: &inputs,
-        assets: &assets,
-        dir: &dir,
-        restart: flags.restart,
-        device,
-        output: flags.output,
-        signals,
-        warnings: &warnings,
-    };
+    run.warnings = &warnings;
     let (outcome, warnings) = run.train(&settings)?;
     let ran = Ran { recipe: found, dir: &dir, inputs: &inputs, assets: &assets, device };
     let next = if outcome.complete && is_last { next::next(&settings, &ran) } else { None };
@@ -175,24 +207,30 @@ pub struct Run<'a> {
     pub signals: &'a Signals,
     /// Warnings that were told before, which belong to the run.
     pub warnings: &'a [String],
+    /// This process among those that train together.
+    pub rank: &'a Rank,
 }
 
 impl Run<'_> {
     /// Trains, continues, or finds the run complete. Lists its warnings when it has ended, and keeps what the report shows.
     pub fn train<S: Stage>(&self, settings: &S) -> anyhow::Result<(Outcome, RunWarnings)> {
         let provenance = provenance::provenance(self.recipe, self.overrides, self.inputs, self.device)?;
-        let mut progress = Progress::of_run(self.output, self.signals, self.dir);
+        let output = OutputArgs { quiet: self.output.quiet || !self.rank.leads(), ..self.output };
+        let mut progress = Progress::of_run(output, self.signals, self.dir);
         self.warnings.iter().for_each(|warning| progress.told(warning));
         let env = Env {
             existing: if self.restart { Existing::SetAside } else { Existing::Continue },
             provenance,
             stop: self.signals.stop.clone(),
+            rank: self.rank.clone(),
             ..Env::new(self.dir, &mut progress, self.assets)
         };
         let outcome = backend::run(self.device, Training { settings, env });
         let warnings = progress.close_run();
         let outcome = outcome?;
-        self.keep_examples(settings, &outcome);
+        if self.rank.leads() {
+            self.keep_examples(settings, &outcome);
+        }
         Ok((outcome, warnings))
     }
 }

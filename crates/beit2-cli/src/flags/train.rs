@@ -11,6 +11,7 @@ use clap::{Args, ValueHint};
 use super::{DeviceArgs, EntryArg, OutputArgs, one_of, precision};
 use crate::errors::usage;
 use crate::output;
+use crate::ranks::RankArgs;
 use crate::stage::Stage;
 
 /// A recipe, changes to it, and where and how to run it.
@@ -115,6 +116,9 @@ pub struct TrainArgs {
 
     #[command(flatten)]
     pub output: OutputArgs,
+
+    #[command(flatten)]
+    pub ranks: RankArgs,
 }
 
 /// What a flag sets: the flag as it was typed, the key, the value.

@@ -79,6 +79,14 @@ impl Library {
         }
     }
 
+    /// What the ranks of a new group find each other by.
+    fn new_id(&self) -> Option<Id> {
+        let mut id = Id([0; 128]);
+        // SAFETY: `id` is written.
+        self.ok("ncclGetUniqueId", unsafe { (self.unique_id)(&mut id) }).ok()?;
+        Some(id)
+    }
+
     fn ok(&self, call: &str, status: Status) -> Result<(), String> {
         if status == sys::ncclResult_t::ncclSuccess as Status {
             return Ok(());
@@ -105,28 +113,70 @@ pub(crate) struct Communicator {
     joined: OnceLock<Result<usize, String>>,
 }
 
-/// The communicator of a rank; `None`: NCCL isn't there, or a device is named twice.
-///
-/// Each list of devices gets one for the whole process: they hold memory of the devices, and a run has several stages.
-pub(crate) fn communicator(rank: &Rank) -> Option<Arc<Communicator>> {
+/// The communicator of a rank; `None`: NCCL isn't there for all of its group, or a device is named twice. `native` says which
+/// of this process's devices can use it. Of processes the first call is an exchange, which all ranks make.
+pub(crate) fn communicator(rank: &Rank, native: impl Fn(&DeviceId) -> bool) -> Option<Arc<Communicator>> {
+    let native = rank.devices().iter().all(native);
+    match rank.is_process() {
+        true => rank.of_process.get_or_init(|| of_process(rank, native)).clone(),
+        false => native.then(|| of_threads(rank)).flatten(),
+    }
+}
+
+/// Each list of devices gets communicators once for the whole process: they hold memory of the devices, and a run has several
+/// stages.
+fn of_threads(rank: &Rank) -> Option<Arc<Communicator>> {
     type Groups = HashMap<Vec<DeviceId>, Vec<Arc<Communicator>>>;
     static GROUPS: Mutex<Option<Groups>> = Mutex::new(None);
     let (library, devices) = (Library::get()?, rank.devices());
-    let distinct = devices.iter().enumerate().all(|(at, device)| !devices[..at].contains(device));
-    if devices.len() < 2 || !distinct {
+    if devices.len() < 2 || !are_distinct(devices) {
         return None;
     }
     let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
     let groups = groups.get_or_insert_default();
     if !groups.contains_key(devices) {
-        let mut id = Id([0; 128]);
-        // SAFETY: `id` is written.
-        library.ok("ncclGetUniqueId", unsafe { (library.unique_id)(&mut id) }).ok()?;
-        let world = devices.len();
+        let (id, world) = (library.new_id()?, devices.len());
         let member = |index| Arc::new(Communicator { library, id, index, world, joined: OnceLock::new() });
         groups.insert(devices.to_vec(), (0..world).map(member).collect());
     }
     groups[devices].get(rank.index()).cloned()
+}
+
+/// The end of a process, where all of the group have NCCL and each its own device.
+fn of_process(rank: &Rank, native: bool) -> Option<Arc<Communicator>> {
+    let library = Library::get().filter(|_| native);
+    // A rank that is gone is found by the next exchange.
+    let brought = rank.gather(library.and_then(|_| identity(rank.devices().first()?))).ok()?;
+    let devices: Option<Vec<&String>> = brought.iter().map(Option::as_ref).collect();
+    let (library, devices) = (library?, devices?);
+    if !are_distinct(&devices) {
+        return None;
+    }
+    let id = rank.broadcast(rank.leads().then(|| Some(library.new_id()?.0.to_vec()))).ok()??;
+    let id = Id(id.try_into().ok()?);
+    Some(Arc::new(Communicator {
+        library,
+        id,
+        index: rank.index(),
+        world: rank.world(),
+        joined: OnceLock::new(),
+    }))
+}
+
+fn are_distinct<T: PartialEq>(items: &[T]) -> bool {
+    items.iter().enumerate().all(|(at, item)| !items[..at].contains(item))
+}
+
+/// What tells a device from all others, also from those of other machines; `None` where it cannot be told.
+fn identity(device: &DeviceId) -> Option<String> {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let (mut handle, mut uuid) = (0, driver::CUuuid { bytes: [0; 16] });
+    // SAFETY: both calls write what they are given the address of.
+    unsafe {
+        driver::cuDeviceGet(&mut handle, c_int::from(device.index_id)).result().ok()?;
+        driver::cuDeviceGetUuid_v2(&mut uuid, handle).result().ok()?;
+    }
+    Some(format!("{} {:?}", machine.trim(), uuid.bytes))
 }
 
 impl Communicator {

@@ -4,17 +4,7 @@ use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Another thread of the group ended before this one was done: what was waited for never comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerLeft;
-
-impl std::fmt::Display for PeerLeft {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the part of the run on another device ended early")
-    }
-}
-
-impl std::error::Error for PeerLeft {}
+use super::PeerLeft;
 
 /// What every rank brought, in the order of ranks.
 type Brought = Arc<dyn Any + Send + Sync>;
@@ -28,8 +18,7 @@ struct State {
     taken: usize,
     left: bool,
     /// Why, where somebody said so.
-    #[cfg(feature = "cuda")]
-    why: Option<String>,
+    why: Option<Arc<str>>,
 }
 
 /// A place where `world` threads meet again and again.
@@ -50,23 +39,15 @@ impl Rendezvous {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells all others not to wait any more.
-    pub(super) fn leave(&self) {
-        self.lock().left = true;
+    /// Tells all others not to wait any more, with the reason if there is one; the first one stays.
+    pub(super) fn leave(&self, why: Option<&str>) {
+        let mut state = self.lock();
+        state.left = true;
+        if let Some(why) = why {
+            state.why.get_or_insert_with(|| why.into());
+        }
+        drop(state);
         self.changed.notify_all();
-    }
-
-    /// As [`leave`](Self::leave), with the reason; the first one stays.
-    #[cfg(feature = "cuda")]
-    pub(super) fn leave_because(&self, why: &str) {
-        self.lock().why.get_or_insert_with(|| why.to_owned());
-        self.leave();
-    }
-
-    /// The reason of whoever left first.
-    #[cfg(feature = "cuda")]
-    pub(super) fn why(&self) -> String {
-        self.lock().why.clone().unwrap_or_else(|| PeerLeft.to_string())
     }
 
     /// What every rank brings, in the order of ranks. Everybody must bring the same type.
@@ -95,7 +76,7 @@ impl Rendezvous {
         }
         drop(state);
         // Never `None`: all ranks bring the same type, and the wait was for it.
-        brought.and_then(|brought| brought.downcast().ok()).ok_or(PeerLeft)
+        brought.and_then(|brought| brought.downcast().ok()).ok_or_else(PeerLeft::default)
     }
 
     /// Waits until `ready`. A thread that operations run on (`join_threads`) helps them instead of sleeping: with
@@ -107,7 +88,7 @@ impl Rendezvous {
                 return Ok(state);
             }
             if state.left {
-                return Err(PeerLeft);
+                return Err(PeerLeft { why: state.why.clone() });
             }
             drop(state);
             let helped = rayon::yield_now() == Some(rayon::Yield::Executed);

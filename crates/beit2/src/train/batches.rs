@@ -50,8 +50,8 @@ pub struct DataPosition {
     pub bad: u64,
 }
 
-/// The loader settings of a rank, whose batches are its part of those of `batch_size` images. It gets its part of the
-/// decoding threads too.
+/// The loader settings of a rank, whose batches are its part of those of `batch_size` images. Of a process's decoding threads
+/// it gets its part too.
 pub(crate) fn loader_config(
     data: &DataConfig,
     batch_size: usize,
@@ -62,7 +62,7 @@ pub(crate) fn loader_config(
     let world = rank.world();
     LoaderConfig {
         batch: batch_size / world,
-        workers: data.workers.div_ceil(world),
+        workers: if rank.is_process() { data.workers } else { data.workers.div_ceil(world) },
         world_size: world as u64,
         rank: rank.index() as u64,
         seed,

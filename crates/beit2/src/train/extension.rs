@@ -27,7 +27,7 @@ const RISE: f64 = 0.05;
 const LENGTH: [&str; 2] = ["schedule.epochs", "schedule.steps"];
 
 /// That a finished run was made longer.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Extension {
     /// Steps at which the run was complete, oldest first.
@@ -65,18 +65,22 @@ impl Extension {
 }
 
 impl Plan {
-    /// This plan for the run of an environment ([`Plan::in_dir`]).
+    /// This plan for the run of an environment ([`Plan::in_dir`]), in which the leader looks.
     ///
     /// # Errors
-    /// As [`Plan::in_dir`].
+    /// As [`Plan::in_dir`]; another rank that ended.
     pub fn in_run<R>(self, env: &Env<'_>, recipe: &R) -> Result<Self, Error>
     where
         R: Serialize + DeserializeOwned + Default,
     {
-        match env.rehearsal {
-            true => Ok(self),
-            false => self.in_dir(&env.dir, recipe, &env.provenance, env.existing),
+        if env.rehearsal {
+            return Ok(self);
         }
+        let found = match env.rank.leads() {
+            true => Some(self.clone().in_dir(&env.dir, recipe, &env.provenance, env.existing)?.extension),
+            false => None,
+        };
+        Ok(self.extended(env.rank.broadcast(found)?))
     }
 
     /// This plan for the run in `dir`: where that run is complete with fewer steps and this recipe differs from it in its
@@ -85,7 +89,7 @@ impl Plan {
     /// # Errors
     /// A longer schedule for a run that is not complete, or with other settings too; a record that cannot be read.
     pub fn in_dir<R>(
-        mut self,
+        self,
         dir: &Path,
         recipe: &R,
         provenance: &str,
@@ -112,12 +116,18 @@ impl Plan {
             extension.keeps = best.into_iter().chain([at]).collect();
             extension.is_new = true;
         }
+        Ok(self.extended(Some(extension)))
+    }
+
+    /// This plan for a run that was made longer, if it was.
+    fn extended(mut self, extension: Option<Extension>) -> Self {
+        let Some(extension) = extension else { return self };
         if let Some(&at) = extension.at.last() {
             let rise = (RISE * self.total_steps.saturating_sub(at) as f64).ceil() as u64;
             self.lr = self.lr.rising_again(at, rise.max(1));
             self.extension = Some(extension);
         }
-        Ok(self)
+        self
     }
 
     /// The step at which the run in `dir` was complete, if this plan makes it longer. A shorter one is left to the

@@ -14,6 +14,7 @@ mod init;
 mod optimizer;
 mod parallel;
 mod prefetch;
+mod processes;
 mod recipe;
 mod scalar;
 mod schedule;

@@ -1,4 +1,4 @@
-//! Data parallel: one training loop on every device of a group.
+//! Data parallel: one training loop on every device of a group, each in a thread of this process or in a process of its own.
 //!
 //! All ranks run the same loop on their part of each batch, in step. The first one writes, evaluates and reports; the
 //! others only compute. A batch is the recipe's whatever the number of devices, and every random number belongs to an
@@ -13,7 +13,8 @@ use super::events::Silent;
 use super::state::{Env, Outcome};
 use crate::error::{Error, config_error};
 
-/// Runs `stage` on every device at once, the first of them in this thread.
+/// Runs `stage` on every device at once, the first of them in this thread. Where the environment's rank is one of several
+/// processes, it is the rank of the one device.
 ///
 /// # Errors
 /// What stopped the first rank that failed.
@@ -25,6 +26,15 @@ pub fn on_devices<B: AutodiffBackend>(
     let [first, others @ ..] = devices else {
         return config_error("a run needs a device");
     };
+    if env.rank.is_process() {
+        return match others {
+            [] => in_process::<B>(first, env, stage),
+            _ => config_error(format!(
+                "each process of a group trains on one device, and --device names {} here; start one process for each of them",
+                devices.len()
+            )),
+        };
+    }
     let ids: Vec<_> = devices.iter().map(|device| device.to_id()).collect();
     let mut ranks = Rank::group(&ids).into_iter();
     let lead = ranks.next().unwrap_or_else(Rank::alone);
@@ -61,6 +71,23 @@ pub fn on_devices<B: AutodiffBackend>(
             outcome => outcome,
         }
     })
+}
+
+/// Runs `stage` as the rank that this process is.
+fn in_process<B: AutodiffBackend>(
+    device: &B::Device,
+    env: Env<'_>,
+    stage: impl Fn(Env<'_>, &B::Device) -> Result<Outcome, Error>,
+) -> Result<Outcome, Error> {
+    let rank = env.rank.clone().on(device.to_id());
+    let mut silent = Silent;
+    let observer = if rank.leads() { env.observer } else { &mut silent };
+    let outcome = stage(Env { rank: rank.clone(), observer, ..env }, device);
+    if let Err(error) = &outcome {
+        // The others say it too, where they would only know that this one is gone.
+        rank.leave(Some(&error.to_string()));
+    }
+    outcome
 }
 
 /// The mean over the ranks of all trained parameters' gradients; one that a rank has no gradient for (every image

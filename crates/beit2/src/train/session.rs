@@ -13,8 +13,8 @@ use beit2_data::Batch;
 use beit2_kernels::{self as kernels, Backend, Rank};
 use beit2_run::throughput::{Interruptions, Throughput};
 use beit2_run::{Cut, JsonlSink, Keep, Metrics, RunDir, Sink, TensorBoardSink};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::batches::{DataPosition, TrainingItem, unusable};
 use super::bottleneck::{Bottleneck, Timed, Waits};
@@ -22,8 +22,9 @@ use super::events::{Event, Observer};
 use super::followed::Followed;
 use super::in_step::InStep;
 use super::prefetch::Prefetch;
+use super::processes;
 use super::recipe::{LoggingConfig, Plan, TrainConfig};
-use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, StepReport, TrainState, open_run};
+use super::state::{AVERAGES, Env, Outcome, Resumed, Saved, SharedResumed, StepReport, TrainState, open_run};
 use crate::error::Error;
 use crate::weights;
 
@@ -38,6 +39,7 @@ const EVALUATION_COST: f64 = 1.0 / 3.0;
 const RECOMPUTED: f64 = 1.3;
 
 /// What a rank tells the others after each step.
+#[derive(Serialize, Deserialize)]
 struct RankStatus {
     /// The leader's: the averages so far should be told.
     wants_averages: bool,
@@ -83,6 +85,9 @@ pub struct Session<'a, I: Backend> {
     cut_off: bool,
     /// The step of the newest checkpoint.
     saved_at: Option<u64>,
+    /// All ranks save after the step that is done, so that processes compare their models then. Threads leave it to the
+    /// leader to save what is best.
+    all_save: bool,
 }
 
 impl<'a, I: Backend> Session<'a, I> {
@@ -102,15 +107,16 @@ impl<'a, I: Backend> Session<'a, I> {
         R: Serialize + DeserializeOwned + Default,
     {
         let rank = env.rank.clone();
+        processes::check_settings(&rank, recipe, &env.provenance)?;
         let (run, resumed) = match rank.leads() {
             _ if env.rehearsal => (None, None),
             true => {
                 let (run, resumed) = open_run(&mut env, recipe, &plan)?;
-                (Some(run), rank.broadcast(Some(resumed.map(Arc::new)))?)
+                (Some(run), rank.broadcast(Some(resumed.map(|found| SharedResumed(Arc::new(found)))))?)
             }
             false => (None, rank.broadcast(None)?),
         };
-        let resumed = resumed.map(Arc::unwrap_or_clone);
+        let resumed = resumed.map(|SharedResumed(found)| Arc::unwrap_or_clone(found));
         let cut = Cut { stage: stage.into(), step: resumed.as_ref().map(|r| r.state.step) };
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         if let Some(run) = &run {
@@ -178,6 +184,7 @@ impl<'a, I: Backend> Session<'a, I> {
             in_step,
             cut_off: false,
             saved_at: resumed.as_ref().map(|r| r.state.step),
+            all_save: false,
         };
         Ok((session, resumed))
     }
@@ -441,6 +448,8 @@ impl<'a, I: Backend> Session<'a, I> {
         // After the step is told, so that a request to stop counts for the step at which it came.
         let (bad, wants_averages) = self.agree(batch.bad_before_next())?;
         self.state.data = DataPosition { at: batch.next_position(), bad };
+        self.all_save = false;
+        self.all_save = self.should_save(batch.last_in_epoch);
         if wants_averages {
             // To read them early changes no average: the order of the steps stays.
             self.flush()?;
@@ -520,6 +529,9 @@ impl<'a, I: Backend> Session<'a, I> {
             evaluations.took(pause);
         }
         self.flush()?;
+        if self.rank().is_process() {
+            self.all_save |= self.rank().gather(self.improved)?.contains(&true);
+        }
         let record = self.metrics.log_epoch(epoch + 1, self.state.step, extra)?;
         self.env.observer.event(Event::Epoch {
             epoch: epoch + 1,
@@ -555,7 +567,7 @@ impl<'a, I: Backend> Session<'a, I> {
             Some(every) => self.state.step.is_multiple_of(every),
             None => last_in_epoch,
         };
-        due || self.is_complete() || self.stop_requested()
+        due || self.is_complete() || self.stop_requested() || self.all_save
     }
 
     /// Alone, a request counts at once; in a group, when all ranks know of it.
@@ -595,7 +607,7 @@ impl<'a, I: Backend> Session<'a, I> {
     /// Writes a complete checkpoint of what `state` gives, or nothing. Called by all ranks; the leader writes.
     ///
     /// # Errors
-    /// A full or read-only disk, a loss that is not finite; earlier checkpoints stay as they are.
+    /// Ranks in other processes whose models have become others; a full or read-only disk, a loss that is not finite; earlier checkpoints stay as they are.
     pub fn save(
         &mut self,
         state: impl FnOnce() -> Saved,
@@ -604,11 +616,15 @@ impl<'a, I: Backend> Session<'a, I> {
     ) -> Result<(), Error> {
         self.flush()?;
         let began = Instant::now();
-        let Some(run) = &self.run else {
+        let compares = self.rank().is_process() && self.all_save;
+        let saved = if self.run.is_some() || compares { Some(state()) } else { None };
+        if let Some(saved) = saved.as_ref().filter(|_| compares) {
+            processes::check_copies(self.rank(), saved, self.state.step)?;
+        }
+        let (Some(run), Some(Saved { model, optimizer, averages })) = (&self.run, saved) else {
             self.saved_at = Some(self.state.step);
             return Ok(());
         };
-        let Saved { model, optimizer, averages } = state();
         self.metrics.sync()?;
         self.state.seconds += self.since.elapsed().as_secs_f64();
         self.since = Instant::now();

@@ -1,13 +1,14 @@
 //! What surrounds a run, what it must remember, and how it is found again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use beit2_kernels::{Backend, Rank};
 use beit2_run::{Existing, RunDir, StopFlag};
 use burn::tensor::Tensor;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 
 use super::batches::DataPosition;
 use super::events::{Event, Observer};
@@ -123,6 +124,27 @@ pub struct Resumed {
     pub optimizer: Tensors,
     /// `model_ema.safetensors`, of runs that keep averages.
     pub averages: Option<Tensors>,
+}
+
+/// A checkpoint as the leader tells it to the other ranks: those in its process share it.
+#[derive(Clone)]
+pub(super) struct SharedResumed(pub Arc<Resumed>);
+
+impl Serialize for SharedResumed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Resumed { state, model, optimizer, averages } = &*self.0;
+        // As in `state.json`, of which the leader has it.
+        let state = serde_json::to_string(state).map_err(ser::Error::custom)?;
+        (state, model, optimizer, averages).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedResumed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (state, model, optimizer, averages) = <(String, _, _, _)>::deserialize(deserializer)?;
+        let state = serde_json::from_str(&state).map_err(de::Error::custom)?;
+        Ok(Self(Arc::new(Resumed { state, model, optimizer, averages })))
+    }
 }
 
 /// Values of one step, still on the device.

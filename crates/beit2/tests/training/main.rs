@@ -12,6 +12,7 @@ mod monitors;
 mod opening;
 mod parallel;
 mod precision;
+mod processes;
 mod regression;
 mod resume;
 mod savings;

@@ -14,6 +14,7 @@ use std::time::Instant;
 use beit2::pretrain::PretrainRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::train::{Outcome, ScheduleConfig};
+use beit2_kernels::Rank;
 use beit2_run::format_duration;
 use clap::ValueHint;
 
@@ -205,6 +206,7 @@ impl<S: Stage> Part<S> {
             output: args.output,
             signals,
             warnings: &[],
+            rank: &Rank::alone(),
         };
         let (outcome, _) = run.train(&self.settings)?;
         if let Err(error) = report::write(&self.dir) {

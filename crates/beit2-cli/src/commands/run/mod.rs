@@ -11,6 +11,7 @@ use beit2::pretrain::PretrainRecipe;
 use beit2::segment::SegmentRecipe;
 use beit2::tokenizer::TokenizerRecipe;
 use beit2::train::{Plan, TrainState};
+use beit2_kernels::Rank;
 use beit2_run::metrics::read_jsonl;
 use beit2_run::{RunError, format_duration, thousands};
 use clap::ValueHint;
@@ -170,6 +171,7 @@ impl Work<'_> {
             output: args.output,
             signals: self.signals,
             warnings: &warnings,
+            rank: &Rank::alone(),
         };
         let (outcome, _) = run_of_stage.train(&settings).map_err(|error| self.explain(error, &path))?;
         if !outcome.complete {

@@ -20,7 +20,7 @@ use crate::stage::fitting_help;
 pub enum Segment {
     /// Train a segmentation model (UPerNet), or continue the run in --out
     #[command(defer(fitting_help::<SegmentRecipe>))]
-    Train(Train),
+    Train(Box<Train>),
     /// Evaluate a segmentation model on labelled images
     #[command(mut_arg("exif", exif_as_published))]
     Eval(eval::Args),

@@ -70,11 +70,14 @@ fn settle(xs: Vec<Recorded>) -> Vec<Recorded> {
 
 /// The communicator of a rank, where all of its group can use NCCL for such tensors.
 fn serving(xs: &[Recorded], rank: &Rank) -> Option<Arc<Communicator>> {
+    // The same answers on all ranks. The communicator first: finding it may be an exchange.
+    let communicator = own_end(rank);
     let types = xs.iter().all(|x| matches!(x.dtype, DType::F32 | DType::BF16));
-    // The same answer on all ranks.
-    let native = |id: &_| is_native(&CudaDevice::from_id(*id));
-    let native = types && rank.devices().iter().all(native);
-    native.then(|| communicator(rank)).flatten()
+    communicator.filter(|_| types)
+}
+
+fn own_end(rank: &Rank) -> Option<Arc<Communicator>> {
+    communicator(rank, |id| is_native(&CudaDevice::from_id(*id)))
 }
 
 /// The way to NCCL of an operation that exchanges data.
@@ -88,7 +91,7 @@ pub(super) struct Exchange {
 impl Exchange {
     /// For the means over a group that [`AllReduceOps::overlaps_all_reduce`] is true of.
     pub fn means(rank: &Rank) -> Option<Self> {
-        let (communicator, rank) = (communicator(rank)?, rank.clone());
+        let (communicator, rank) = (own_end(rank)?, rank.clone());
         Some(Self { communicator, rank, reduction: Reduction::Mean })
     }
 
@@ -248,6 +251,6 @@ mod tests {
             assert_eq!(floats(rank.sum(x)), [1.0, 2.0]);
             rank.gather(()).map(drop)
         });
-        assert_eq!(found, [Ok(()), Err(PeerLeft)]);
+        assert_eq!(found, [Ok(()), Err(PeerLeft::default())]);
     }
 }

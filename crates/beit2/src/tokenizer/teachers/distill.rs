@@ -110,7 +110,13 @@ pub fn distill<B: AutodiffBackend>(
         false => None,
     };
     let mut kept = match recipe.view_epochs {
-        Some(_) => Some(Targets::open(&targets_path, [per_rank, recipe.model.grid().pow(2), teacher.dim()])?),
+        Some(_) => {
+            let shape = [per_rank, recipe.model.grid().pow(2), teacher.dim()];
+            Some(match rank.is_process() && !rank.leads() {
+                true => Targets::of_process(shape)?,
+                false => Targets::open(&targets_path, shape)?,
+            })
+        }
         None => None,
     };
     let batches = Rounds::new(&data, &rank, recipe.view_epochs, session.state.data)?;

@@ -26,6 +26,17 @@ impl Targets {
         Ok(Self { path: path.to_owned(), file, shape })
     }
 
+    /// As [`open`](Self::open), for a rank in a process of its own: its machine may not have the run directory, and what lies at
+    /// its place there may be of another run. The file is gone when the process is.
+    pub(super) fn of_process(shape: [usize; 3]) -> Result<Self, Error> {
+        let path = std::env::temp_dir().join(format!("beit2-targets-{}.f16", std::process::id()));
+        // What an earlier process of that number left, then the name of the open file.
+        let _ = std::fs::remove_file(&path);
+        let opened = Self::open(&path, shape)?;
+        let _ = std::fs::remove_file(&path);
+        Ok(opened)
+    }
+
     /// The targets of batch number `record`, if they are there.
     pub(super) fn read<I: Backend>(
         &mut self,
