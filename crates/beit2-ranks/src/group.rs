@@ -1,5 +1,6 @@
 //! Exchanges between all ranks of a group. All of them call the same ones in the same order on each channel.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ pub enum Channel {
 }
 
 pub(crate) const CHANNELS: usize = 2;
+
+/// Bytes that are sent to several ranks without a copy.
+pub type Payload = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A rank is gone, so that an exchange cannot be completed; neither can any later one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,34 +75,37 @@ impl Group {
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn gather(&self, channel: Channel, own: Vec<u8>) -> Result<Vec<Arc<Vec<u8>>>, Lost> {
-        let own = Arc::new(own);
-        self.links.iter().flatten().for_each(|link| link.send(channel as u8, own.clone()));
+    pub fn gather(&self, channel: Channel, own: Payload) -> Result<Vec<Payload>, Lost> {
+        let all = 0..(*own).as_ref().len();
+        self.links.iter().flatten().for_each(|link| link.send(channel as u8, own.clone(), all.clone()));
         (0..self.world())
             .map(|from| match from == self.rank {
                 true => Ok(own.clone()),
-                false => self.inbox.next(from, channel as u8).map(Arc::new),
+                false => self.inbox.next(from, channel as u8).map(|bytes| Arc::new(bytes) as Payload),
             })
             .collect()
     }
 
-    /// What every rank brings for this one, in the order of ranks; `parts` has one for each of them.
+    /// What every other rank brings for this one, in the order of ranks, with `None` in this one's place. `parts` says which of
+    /// the bytes are for which rank.
     ///
     /// # Errors
     /// A rank is gone.
-    pub fn all_to_all(&self, channel: Channel, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, Lost> {
-        assert_eq!(parts.len(), self.world(), "a part for every rank");
-        let mut own = Vec::new();
-        for (link, part) in self.links.iter().zip(parts) {
-            match link {
-                Some(link) => link.send(channel as u8, Arc::new(part)),
-                None => own = part,
+    pub fn scatter(
+        &self,
+        channel: Channel,
+        bytes: &Payload,
+        parts: impl Fn(usize) -> Range<usize>,
+    ) -> Result<Vec<Option<Vec<u8>>>, Lost> {
+        for (to, link) in self.links.iter().enumerate() {
+            if let Some(link) = link {
+                link.send(channel as u8, bytes.clone(), parts(to));
             }
         }
         (0..self.world())
             .map(|from| match from == self.rank {
-                true => Ok(std::mem::take(&mut own)),
-                false => self.inbox.next(from, channel as u8),
+                true => Ok(None),
+                false => self.inbox.next(from, channel as u8).map(Some),
             })
             .collect()
     }

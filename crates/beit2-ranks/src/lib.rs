@@ -18,7 +18,7 @@ mod nodelist;
 mod place;
 mod rendezvous;
 
-pub use group::{Channel, Group, Lost};
+pub use group::{Channel, Group, Lost, Payload};
 pub use place::{Launcher, Place, PlaceError};
 pub use rendezvous::{JoinError, Limits, Statement, join};
 

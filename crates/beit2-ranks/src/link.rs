@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::frame::{self, Kind};
-use crate::group::{CHANNELS, Lost};
+use crate::group::{CHANNELS, Lost, Payload};
 
 /// How a peer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +122,7 @@ fn failure(peers: &[Peer]) -> Option<Lost> {
 
 /// What the writing thread is given.
 enum Outgoing {
-    Data(u8, Arc<Vec<u8>>),
+    Data(u8, Payload, Range<usize>),
     /// Nothing comes after it.
     Leave(String),
 }
@@ -173,12 +174,12 @@ impl Link {
     }
 
     /// Puts a payload on its way. Whether it arrives shows in what comes back.
-    pub fn send(&self, channel: u8, payload: Arc<Vec<u8>>) {
+    pub fn send(&self, channel: u8, payload: Payload, part: Range<usize>) {
         let _ = self
             .outgoing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .send(Outgoing::Data(channel, payload));
+            .send(Outgoing::Data(channel, payload, part));
     }
 
     /// Tells the peer that nothing more comes.
@@ -213,7 +214,9 @@ fn write_all(
     };
     loop {
         let written = match queue.recv_timeout(beat) {
-            Ok(Outgoing::Data(channel, payload)) => frame::write(&mut to, Kind::Data, channel, &payload),
+            Ok(Outgoing::Data(channel, payload, part)) => {
+                frame::write(&mut to, Kind::Data, channel, &(*payload).as_ref()[part])
+            }
             Ok(Outgoing::Leave(why)) => {
                 let told = frame::write(&mut to, Kind::Leave, 0, why.as_bytes());
                 let _ = to.shutdown(Shutdown::Write);

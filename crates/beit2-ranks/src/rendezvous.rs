@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::frame::{self, Kind};
-use crate::group::{Channel, Group, Lost};
+use crate::group::{Channel, Group, Lost, Payload};
 use crate::hello::{self, Answer, Failure, Hello, Visitor};
 use crate::link::{Inbox, Link};
 use crate::place::{Place, is_loopback};
@@ -137,12 +137,13 @@ impl Joining<'_> {
         let come = self.receive(&listener, 1..*world, &[])?;
         let mut ranks = vec![(None, *port, self.name(0, &self.host))];
         ranks.extend(come.iter().map(|present| (present.address, present.port, present.name.clone())));
-        let start = Arc::new(crate::encode(&Start { group, ranks }));
+        let start: Payload = Arc::new(crate::encode(&Start { group, ranks }));
+        let all = 0..(*start).as_ref().len();
         let mut links = vec![None];
         for (present, rank) in come.into_iter().zip(1..) {
             let link = Link::start(present.stream, rank, present.name, self.limits.silence, &inbox)
                 .map_err(system)?;
-            link.send(Channel::Training as u8, start.clone());
+            link.send(Channel::Training as u8, start.clone(), all.clone());
             links.push(Some(link));
         }
         self.meet(Group::new(0, links, inbox))
@@ -212,7 +213,7 @@ impl Joining<'_> {
 
     /// The first exchange: nobody goes on before all are connected.
     fn meet(&self, group: Group) -> Result<Group, JoinError> {
-        match group.gather(Channel::Training, Vec::new()) {
+        match group.gather(Channel::Training, Arc::new([])) {
             Ok(_) => Ok(group),
             Err(lost) => {
                 group.leave(Some(lost.why()));

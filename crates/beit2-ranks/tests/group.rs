@@ -3,10 +3,10 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use beit2_ranks::{Channel, Group, JoinError, Limits, Place, Statement, join};
+use beit2_ranks::{Channel, Group, JoinError, Limits, Lost, Payload, Place, Statement, join};
 
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
@@ -28,6 +28,12 @@ fn same() -> Vec<Statement> {
 
 fn enter(place: &Place, statements: &[Statement], limits: Limits) -> Result<Group, JoinError> {
     join(place, statements, limits, &|_| (), &|| false)
+}
+
+/// Bytes of all ranks.
+fn gather(group: &Group, channel: Channel, own: Vec<u8>) -> Result<Vec<Vec<u8>>, Lost> {
+    let all = group.gather(channel, Arc::new(own))?;
+    Ok(all.iter().map(|bytes| (**bytes).as_ref().to_vec()).collect())
 }
 
 /// What `work` gives on each rank.
@@ -68,18 +74,20 @@ fn every_rank_gets_what_all_bring() {
                 // Large ones, which a connection cannot hold, go both ways at once.
                 let length = if round == 7 { 3_000_000 } else { round };
                 let own: Vec<u8> = vec![(10 * round + rank) as u8; length];
-                all.push(group.gather(Channel::Training, own).unwrap());
+                all.push(gather(&group, Channel::Training, own).unwrap());
             }
-            let parts = (0..world).map(|to| vec![rank as u8, to as u8]).collect();
-            let parts = group.all_to_all(Channel::Training, parts).unwrap();
-            assert_eq!(parts, (0..world).map(|from| vec![from as u8, rank as u8]).collect::<Vec<_>>());
+            let bytes: Vec<u8> = (0..world).flat_map(|to| [rank as u8, to as u8]).collect();
+            let bytes: Payload = Arc::new(bytes);
+            let parts = group.scatter(Channel::Training, &bytes, |to| 2 * to..2 * to + 2).unwrap();
+            let expected = (0..world).map(|from| (from != rank).then(|| vec![from as u8, rank as u8]));
+            assert_eq!(parts, expected.collect::<Vec<_>>());
             // Each channel has its own order.
-            let queue = group.gather(Channel::Queue, vec![rank as u8]).unwrap();
-            assert!(queue.iter().enumerate().all(|(rank, brought)| **brought == [rank as u8]));
+            let queue = gather(&group, Channel::Queue, vec![rank as u8]).unwrap();
+            assert!(queue.iter().enumerate().all(|(rank, brought)| *brought == [rank as u8]));
             all
         });
         assert!(found.iter().all(|all| *all == found[0]), "{world}");
-        assert_eq!(*found[0][3][1], [31, 31, 31]);
+        assert_eq!(found[0][3][1], [31, 31, 31]);
     }
 }
 
@@ -90,7 +98,7 @@ fn a_busy_rank_is_no_lost_one() {
         if group.rank() == 1 {
             std::thread::sleep(Duration::from_secs(2));
         }
-        group.gather(Channel::Training, vec![1]).map(|all| all.len())
+        gather(&group, Channel::Training, vec![1]).map(|all| all.len())
     });
     assert_eq!(found, [Ok(2), Ok(2)]);
 }
@@ -102,9 +110,9 @@ fn why_a_rank_leaves_is_told_to_all() {
             group.leave(Some("the disk is full"));
             return String::new();
         }
-        let why = group.gather(Channel::Training, vec![1]).unwrap_err().to_string();
+        let why = gather(&group, Channel::Training, vec![1]).unwrap_err().to_string();
         // Nothing works any more, and nobody waits.
-        assert_eq!(group.gather(Channel::Queue, vec![1]).unwrap_err().to_string(), why);
+        assert_eq!(gather(&group, Channel::Queue, vec![1]).unwrap_err().to_string(), why);
         why
     });
     assert_eq!(found[..2], ["rank 2 stopped: the disk is full"; 2]);
@@ -113,7 +121,7 @@ fn why_a_rank_leaves_is_told_to_all() {
 #[test]
 fn a_rank_that_is_done_leaves_without_harm() {
     let found = on_ranks(2, limits(20.0, 10.0), |group| {
-        let all = group.gather(Channel::Training, vec![group.rank() as u8]).map(|all| all.len());
+        let all = gather(&group, Channel::Training, vec![group.rank() as u8]).map(|all| all.len());
         if group.rank() == 0 {
             std::thread::sleep(Duration::from_millis(300));
             assert_eq!(group.failure(), None);
@@ -122,7 +130,7 @@ fn a_rank_that_is_done_leaves_without_harm() {
     });
     assert_eq!(found, [Ok(2), Ok(2)]);
     let found = on_ranks(2, limits(20.0, 10.0), |group| match group.rank() {
-        0 => group.gather(Channel::Training, vec![1]).unwrap_err().to_string(),
+        0 => gather(&group, Channel::Training, vec![1]).unwrap_err().to_string(),
         _ => String::new(),
     });
     assert!(found[0].contains("has finished, and more was expected"), "{}", found[0]);
@@ -161,13 +169,13 @@ fn whoever_has_another_token_stays_outside() {
         let lead = scope.spawn(|| {
             let tell = |text: &str| told.lock().unwrap().push(text.to_owned());
             join(&place(0, 2, port), &same(), limits(20.0, 5.0), &tell, &|| false)
-                .map(|group| group.gather(Channel::Training, vec![0]).unwrap().len())
+                .map(|group| gather(&group, Channel::Training, vec![0]).unwrap().len())
         });
         let why = enter(&foreign, &same(), limits(5.0, 5.0)).unwrap_err().to_string();
         assert!(why.contains("has another token"), "{why}");
         // The group still waits for its own.
         let group = enter(&place(1, 2, port), &same(), limits(20.0, 5.0)).unwrap();
-        group.gather(Channel::Training, vec![1]).unwrap();
+        gather(&group, Channel::Training, vec![1]).unwrap();
         assert_eq!(lead.join().unwrap().unwrap(), 2);
     });
     assert!(told.lock().unwrap()[0].contains("was turned away: it has another token"));
@@ -181,7 +189,7 @@ fn strangers_hold_nothing_up() {
     std::thread::scope(|scope| {
         let found = scope.spawn(move || {
             on_port(port, 2, limits(30.0, 5.0), |group| {
-                group.gather(Channel::Training, vec![0]).map(|all| all.len())
+                gather(&group, Channel::Training, vec![0]).map(|all| all.len())
             })
         });
         std::thread::sleep(Duration::from_millis(100));

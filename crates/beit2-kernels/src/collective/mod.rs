@@ -297,14 +297,19 @@ pub trait AllReduceOps: BurnBackend {
 /// Values of a bucket.
 const BUCKET: usize = 1 << 24;
 
+/// Between processes: small enough that the system's allocator keeps the memory of parts, which fresh pages would cost more than
+/// the exchange.
+const BUCKET_OF_PROCESSES: usize = 1 << 22;
+
 /// [`Rank::means`] through flat buckets.
 pub(crate) fn means_of_buckets<B: AllReduceOps>(xs: Vec<FloatTensor<B>>, rank: &Rank) -> Vec<FloatTensor<B>> {
     let (mut means, mut bucket, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let full = if rank.is_process() { BUCKET_OF_PROCESSES } else { BUCKET };
     let mut xs = xs.into_iter().map(wrap::<B, 1>).peekable();
     while let Some(x) = xs.next() {
         sizes.push(x.dims()[0]);
         bucket.push(x);
-        if sizes.iter().sum::<usize>() >= BUCKET || xs.peek().is_none() {
+        if sizes.iter().sum::<usize>() >= full || xs.peek().is_none() {
             let mean = rank.mean(Tensor::cat(std::mem::take(&mut bucket), 0));
             means.extend(mean.split_with_sizes(std::mem::take(&mut sizes), 0).into_iter().map(unwrap));
         }

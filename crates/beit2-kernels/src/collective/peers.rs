@@ -47,10 +47,11 @@ impl Peers {
             Self::Processes { group, channel } => (group, *channel),
         };
         let mut own = Some(value);
-        let brought = group.gather(channel, own.as_ref().map(encode).unwrap_or_default())?;
+        let bytes = own.as_ref().map(encode).unwrap_or_default();
+        let brought = group.gather(channel, Arc::new(bytes))?;
         let values = brought.iter().enumerate().map(|(from, bytes)| match from == rank {
             true => own.take(),
-            false => decode(bytes),
+            false => decode((**bytes).as_ref()),
         });
         match values.collect() {
             Some(values) => Ok(Arc::new(values)),

@@ -4,8 +4,9 @@
 //! `world`, in each direction, whatever the number of ranks. Small tensors go to everybody at once instead, in half the time.
 
 use std::ops::Add;
+use std::sync::Arc;
 
-use beit2_ranks::{Channel, Group};
+use beit2_ranks::{Channel, Group, Payload};
 use burn::tensor::{DType, Element, TensorData};
 use bytemuck::Pod;
 use rayon::prelude::*;
@@ -33,66 +34,83 @@ impl Rank {
         E: Element + Pod + Add<Output = E> + Sync,
     {
         if let Some(Peers::Processes { group, .. }) = self.peers.as_deref() {
-            let values = own.into_vec::<E>().unwrap_or_default();
-            let sum = between_processes(group, &values)?;
+            let sum = between_processes(group, Numbers(own.into_vec::<E>().unwrap_or_default()))?;
             let count = sum.len();
             return Ok(TensorData::new(sum, [count]));
         }
         let parts = self.gather(own)?;
-        let parts: Vec<&[E]> = parts.iter().filter_map(|part| part.as_slice().ok()).collect();
-        let sum = in_order(&parts);
+        let like = parts[0].as_slice::<E>().unwrap_or_default();
+        let parts: Vec<&[u8]> = parts.iter().map(TensorData::as_bytes).collect();
+        let Some(sum) = in_order(&parts, like) else { panic!("ranks were asked to sum different tensors") };
         let count = sum.len();
         Ok(TensorData::new(sum, [count]))
     }
 }
 
-fn between_processes<E>(group: &Group, own: &[E]) -> Result<Vec<E>, PeerLeft>
+/// Numbers that are sent as they lie in memory.
+struct Numbers<E>(Vec<E>);
+
+impl<E: Pod> AsRef<[u8]> for Numbers<E> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+fn between_processes<E>(group: &Group, own: Numbers<E>) -> Result<Vec<E>, PeerLeft>
 where
     E: Pod + Add<Output = E> + Send + Sync,
 {
-    let world = group.world();
-    // Numbers in what another process sent lie anywhere.
-    let aligned = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, E>(bytes);
-    let bytes = bytemuck::cast_slice::<E, u8>(own);
-    if bytes.len() <= SMALL {
-        let brought = group.gather(Channel::Training, bytes.to_vec())?;
-        if brought.iter().any(|other| other.len() != bytes.len()) {
+    let (rank, world, size, count) = (group.rank(), group.world(), size_of::<E>(), own.0.len());
+    let (own, bytes) = shared(own);
+    if count * size <= SMALL {
+        let brought = group.gather(Channel::Training, bytes)?;
+        let brought: Vec<&[u8]> = brought.iter().map(|bytes| (**bytes).as_ref()).collect();
+        return in_order(&brought, &own.0).ok_or_else(|| out_of_step(group));
+    }
+    let part = |rank: usize| count * rank / world..count * (rank + 1) / world;
+    let brought =
+        group.scatter(Channel::Training, &bytes, |to| part(to).start * size..part(to).end * size)?;
+    let mine = &own.0[part(rank)];
+    let brought: Vec<&[u8]> =
+        brought.iter().map(|bytes| bytes.as_deref().unwrap_or_else(|| bytemuck::cast_slice(mine))).collect();
+    let sum = in_order(&brought, mine).ok_or_else(|| out_of_step(group))?;
+    let (_, sum) = shared(Numbers(sum));
+    let sums = group.gather(Channel::Training, sum)?;
+    let mut all = vec![E::zeroed(); count];
+    for (from, sum) in sums.iter().enumerate() {
+        let (to, sum) = (bytemuck::cast_slice_mut::<E, u8>(&mut all[part(from)]), (**sum).as_ref());
+        if to.len() != sum.len() {
             return Err(out_of_step(group));
         }
-        let parts: Vec<Vec<E>> = brought.iter().map(|bytes| aligned(bytes)).collect();
-        return Ok(in_order(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
-    }
-    let start = |rank: usize| own.len() * rank / world;
-    let parts =
-        (0..world).map(|rank| bytemuck::cast_slice(&own[start(rank)..start(rank + 1)]).to_vec()).collect();
-    let brought = group.all_to_all(Channel::Training, parts)?;
-    if brought.iter().any(|other| other.len() != brought[group.rank()].len()) {
-        return Err(out_of_step(group));
-    }
-    let parts: Vec<Vec<E>> = brought.iter().map(|bytes| aligned(bytes)).collect();
-    let sum = in_order(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
-    let sums = group.gather(Channel::Training, bytemuck::cast_slice(&sum).to_vec())?;
-    let mut all = Vec::with_capacity(own.len());
-    for (rank, part) in sums.iter().enumerate() {
-        if part.len() != (start(rank + 1) - start(rank)) * size_of::<E>() {
-            return Err(out_of_step(group));
-        }
-        all.extend(aligned(part));
+        to.copy_from_slice(sum);
     }
     Ok(all)
 }
 
-/// The sum of rows of one length, the first one first.
-fn in_order<E>(parts: &[&[E]]) -> Vec<E>
+/// Numbers, and the same as bytes to send.
+fn shared<E: Pod + Send + Sync>(numbers: Numbers<E>) -> (Arc<Numbers<E>>, Payload) {
+    let numbers = Arc::new(numbers);
+    (numbers.clone(), numbers)
+}
+
+/// The sum of rows of one length, the first one first, which may lie anywhere in memory; `None` if one has another length than
+/// `like`.
+fn in_order<E>(parts: &[&[u8]], like: &[E]) -> Option<Vec<E>>
 where
-    E: Copy + Add<Output = E> + Send + Sync,
+    E: Pod + Add<Output = E> + Send + Sync,
 {
-    let mut sum = parts[0].to_vec();
+    let size = size_of::<E>();
+    if parts.iter().any(|part| part.len() != size_of_val(like)) {
+        return None;
+    }
+    let mut sum = vec![E::zeroed(); like.len()];
     sum.par_chunks_mut(GRAIN).enumerate().for_each(|(at, sum)| {
+        let piece = at * GRAIN * size..(at * GRAIN + sum.len()) * size;
+        bytemuck::cast_slice_mut::<E, u8>(sum).copy_from_slice(&parts[0][piece.clone()]);
         for part in &parts[1..] {
-            let part = &part[at * GRAIN..][..sum.len()];
-            sum.iter_mut().zip(part).for_each(|(sum, x)| *sum = *sum + *x);
+            let numbers = part[piece.clone()].chunks_exact(size).map(bytemuck::pod_read_unaligned::<E>);
+            sum.iter_mut().zip(numbers).for_each(|(sum, x)| *sum = *sum + x);
         }
     });
-    sum
+    Some(sum)
 }
