@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use beit2_ranks::{Channel, Group, JoinError, Limits, Lost, Payload, Place, Statement, join};
@@ -38,11 +38,17 @@ fn gather(group: &Group, channel: Channel, own: Vec<u8>) -> Result<Vec<Vec<u8>>,
 
 /// What `work` gives on each rank.
 fn on_ranks<T: Send>(world: usize, limits: Limits, work: impl Fn(Group) -> T + Sync) -> Vec<T> {
-    let port = free_port();
+    let (port, all) = (free_port(), Barrier::new(world));
     std::thread::scope(|scope| {
-        let work = &work;
-        let start =
-            |rank| scope.spawn(move || work(enter(&place(rank, world, port), &same(), limits).unwrap()));
+        let (work, all) = (&work, &all);
+        let start = |rank| {
+            scope.spawn(move || {
+                let group = enter(&place(rank, world, port), &same(), limits).unwrap();
+                // Nobody leaves while others are still on their way in.
+                all.wait();
+                work(group)
+            })
+        };
         // The last one first: rank 0 is waited for.
         let threads: Vec<_> = (0..world).rev().map(start).collect();
         let mut found: Vec<T> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();

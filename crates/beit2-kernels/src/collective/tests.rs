@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use beit2_ranks::{Limits, Place, join};
@@ -33,14 +34,17 @@ fn on_ranks<T: Send>(world: usize, work: impl Fn(Rank) -> T + Sync) -> Vec<T> {
 /// The same in a group of processes, for each of which a thread stands: they reach each other by TCP only.
 fn on_processes<T: Send>(world: usize, work: impl Fn(Rank) -> T + Sync) -> Vec<T> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let all = Barrier::new(world);
     std::thread::scope(|scope| {
-        let work = &work;
+        let (work, all) = (&work, &all);
         let start = |index: usize| {
             scope.spawn(move || {
                 let (rank, rendezvous) = (format!("{index}/{world}"), format!("127.0.0.1:{port}"));
                 let place = Place::find(Some(&rank), Some(&rendezvous), |_| None).unwrap().unwrap();
                 let group = join(&place, &[], Limits::default(), &|_| (), &|| false).unwrap();
                 let rank = Rank::of_process(group).on(burn::backend::flex::FlexDevice.to_id());
+                // Nobody leaves while others are still on their way in.
+                all.wait();
                 let _stay = rank.stay();
                 work(rank)
             })
