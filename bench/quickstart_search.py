@@ -7,7 +7,7 @@ Trains the variants below (all, or those named) with one thread each, two side b
 OUT/results.jsonl; runs that are complete are kept. The score is k-NN top-1 on bundled:train, where an image's neighbours are
 the images outside of its own group of near-duplicates (grouped by scripts/make_quickstart_data.py, as for the split of
 bundled:val): with neighbours of its own group, the teacher would have 50.5 percent instead of 37.4, and 35.0 on bundled:val.
-One standard error is one point. Needs numpy and Pillow (scripts/python_env.sh), and target/release/beit2 or $BEIT2.
+One standard error is one point. Needs numpy, Pillow and safetensors (scripts/python_env.sh), and target/release/beit2 or $BEIT2.
 
 Every variant of pretraining takes about as much processor time as the recipe's, and so does every tokenizer of another image
 size, unless its name ends in -long.
@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -49,6 +51,9 @@ TOKENIZERS = {
 AT_40 = {"model.vit.image_size": 40, "mask.patches": 10}
 AT_48 = {"model.vit.image_size": 48, "mask.patches": 14}
 AT_80 = {"model.vit.image_size": 80, "mask.patches": 39}
+# A checkpoint every 50 steps; means of the weights of the last ones are scored too.
+KEPT = {"logging.checkpoint_every": 50, "logging.keep_checkpoints": 40}
+AVERAGED = [2, 4, 8, 16]
 # Name: tokenizer, seed, settings.
 PRETRAININGS = {
     "recipe-seed-0": ("recipe", 0, {}),
@@ -73,6 +78,10 @@ PRETRAININGS = {
     "no-jitter": ("recipe", 0, {"augment.color_jitter": 0.0}),
     "lr-1.5e-3": ("recipe", 0, {"optimizer.lr": 1.5e-3}),
     "lr-6e-3": ("recipe", 0, {"optimizer.lr": 6e-3}),
+    "min-lr-1e-3": ("recipe", 0, {"optimizer.min_lr": 1e-3, **KEPT}),
+    "weight-decay-0.2": ("recipe", 0, {"optimizer.weight_decay": 0.2}),
+    "beta2-0.95": ("recipe", 0, {"optimizer.beta2": 0.95}),
+    "weights-averaged": ("recipe", 0, KEPT),
     "batch-8": ("recipe", 0, {"schedule.batch_size": 8, **length(4000, 300), "optimizer.lr": 4e-3}),
     "batch-32": ("recipe", 0, {"schedule.batch_size": 32, **length(1000, 75), "optimizer.lr": 2e-3}),
 }
@@ -124,8 +133,20 @@ def beit2(*words):
     return round(usage.ru_utime)
 
 
+def averaged(run, count):
+    """A file with the mean of the weights of a run's last checkpoints."""
+    files = sorted((run / "checkpoints").glob("*/model.safetensors"))[-count:]
+    with safe_open(files[-1], "np") as last:
+        metadata, names = last.metadata(), last.keys()
+    tensors = [load_file(file) for file in files]
+    mean = {name: np.mean([tensor[name] for tensor in tensors], axis=0, dtype=np.float64) for name in names}
+    out = run / "averaged.safetensors"
+    save_file({name: value.astype(tensors[-1][name].dtype) for name, value in mean.items()}, out, metadata)
+    return out
+
+
 def features(run, images, *flags):
-    out = run / "features.npy"
+    out = run.with_name(f"{run.name}-features.npy")
     beit2("embed", "bundled:train", "--weights", str(run), "--out", str(out), "--quiet", "--force", *flags)
     keys = [json.loads(line)["path"] for line in Path(f"{out}.paths.jsonl").read_text().splitlines()]
     if keys != images.keys:
@@ -178,6 +199,11 @@ def main():
             width = both.shape[1] // 2
             found = (images.knn(both[:, :width]), images.knn(both[:, width:]), images.knn(both))
             knn[f"block {layer}"] = dict(zip(("cls", "mean", "cls + mean"), found))
+        for count in AVERAGED if "logging.keep_checkpoints" in settings else []:
+            both = features(averaged(run, count), images, "--features", "concat")
+            width = both.shape[1] // 2
+            found = (images.knn(both[:, :width]), images.knn(both[:, width:]), images.knn(both))
+            knn[f"mean of {count} checkpoints"] = dict(zip(("cls", "mean", "cls + mean"), found))
         note(stage="pretrain", name=name, tokenizer=of, seed=seed, cpu_seconds=seconds, knn=knn, settings=settings)
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
