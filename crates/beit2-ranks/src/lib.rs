@@ -10,6 +10,7 @@
 //! Every two ranks have one connection. What goes over it is neither encrypted nor compressed: it is meant for a cluster's
 //! own network. The token itself never goes over it.
 
+mod door;
 mod frame;
 mod group;
 mod hello;

@@ -3,10 +3,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use crate::door::Door;
 use crate::frame::{self, Kind};
 use crate::group::{Channel, Group, Lost, Payload};
 use crate::hello::{self, Answer, Failure, Hello, Visitor};
@@ -45,14 +44,8 @@ pub enum JoinError {
     Stopped,
 }
 
-/// Connections that have not proved anything yet; more are turned away.
-const STRANGERS: usize = 64;
-
-/// Who came, or who was turned away and why.
-type Questioned = Result<Visitor, (SocketAddr, Failure)>;
-
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long a group that cannot come together says so to those who are late.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Between two tries to reach a rank that is not there yet.
 const RETRY: Duration = Duration::from_millis(200);
@@ -278,16 +271,11 @@ impl Joining<'_> {
         expected: std::ops::Range<usize>,
         group: &[u8],
     ) -> Result<Vec<Present>, JoinError> {
-        listener.set_nonblocking(true).map_err(system)?;
-        let (visitors, found): (Sender<Questioned>, Receiver<Questioned>) = channel();
-        let strangers = Arc::new(AtomicUsize::new(0));
+        let door = Door::open(listener).map_err(system)?;
         let mut present: Vec<Option<Present>> = expected.clone().map(|_| None).collect();
         let (mut told, mut refusals) = (Instant::now(), 0);
         let (mut beaten, beat) = (Instant::now(), (self.limits.silence / 4).min(Duration::from_secs(5)));
-        let result = loop {
-            if present.iter().all(Option::is_some) {
-                break Ok(());
-            }
+        while present.iter().any(Option::is_none) {
             if beaten.elapsed() > beat {
                 beaten = Instant::now();
                 // Those who wait know that this one is alive; one that is gone may come again.
@@ -302,66 +290,40 @@ impl Joining<'_> {
                 format!("rank {} has not come to {}:{port}", missing.join(", "), self.host)
             };
             if let Err(error) = self.check_time(&mut told, missing) {
-                break Err(error);
+                send_away(present, &format!("{} stopped: {error}", self.name(self.place.rank, &self.host)));
+                return Err(error);
             }
-            match listener.accept() {
-                Ok((stream, address)) if strangers.load(Ordering::Relaxed) < STRANGERS => {
-                    self.question(stream, address, &visitors, &strangers);
-                }
-                // Whoever belongs here tries again.
-                Ok(_) => {}
-                Err(_) => std::thread::sleep(PAUSE),
-            }
-            while let Ok(visitor) = found.try_recv() {
-                let taken = match visitor {
-                    Ok(visitor) => self.admit(visitor, &expected, group, &mut present),
+            if let Some(came) = door.look(&self.place.token) {
+                match came {
+                    Ok(visitor) => {
+                        if let Err(why) = self.admit(visitor, &expected, group, &mut present) {
+                            let late = present.iter().filter(|there| there.is_none()).count();
+                            send_away(present, &why);
+                            self.turn_away(&door, late.saturating_sub(1), &why);
+                            return refused(why);
+                        }
+                    }
                     Err((address, why)) => {
                         refusals += 1;
                         if refusals <= 3 {
-                            (self.tell)(&format!(
-                                "a connection from {} was turned away: {why}",
-                                address.ip()
-                            ));
+                            let address = address.ip();
+                            (self.tell)(&format!("a connection from {address} was turned away: {why}"));
                         }
-                        Ok(())
                     }
-                };
-                if let Err(why) = taken {
-                    return self.send_away(present, why);
                 }
             }
-        };
-        match result {
-            Ok(()) => Ok(present.into_iter().flatten().collect()),
-            Err(JoinError::Refused(why)) => self.send_away(present, why),
-            Err(other) => {
-                let why = format!("{} stopped: {other}", self.name(self.place.rank, &self.host));
-                let _ = self.send_away::<()>(present, why);
-                Err(other)
-            }
         }
+        Ok(present.into_iter().flatten().collect())
     }
 
-    /// Asks whoever came who it is, on a thread of its own: it may take its time.
-    fn question(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        visitors: &Sender<Questioned>,
-        strangers: &Arc<AtomicUsize>,
-    ) {
-        let (visitors, counter, token) = (visitors.clone(), strangers.clone(), self.place.token.clone());
-        counter.fetch_add(1, Ordering::Relaxed);
-        let work = move || {
-            let found = match stream.set_nonblocking(false) {
-                Ok(()) => hello::receive(stream, &token),
-                Err(error) => Err(error.into()),
-            };
-            counter.fetch_sub(1, Ordering::Relaxed);
-            let _ = visitors.send(found.map_err(|why| (address, why)));
-        };
-        if std::thread::Builder::new().spawn(work).is_err() {
-            strangers.fetch_sub(1, Ordering::Relaxed);
+    /// Says to ranks that come after all is lost why it is, as long as they may be on their way.
+    fn turn_away(&self, door: &Door<'_>, mut late: usize, why: &str) {
+        let until = Instant::now() + GRACE;
+        while late > 0 && Instant::now() < until && !(self.stopped)() {
+            if let Some(Ok(visitor)) = door.look(&self.place.token) {
+                let _ = visitor.answer(&self.place.token, &Answer::Refused(why.to_owned()));
+                late = late.saturating_sub(1);
+            }
         }
     }
 
@@ -407,15 +369,6 @@ impl Joining<'_> {
         Ok(())
     }
 
-    /// Tells those who have come why nothing comes of it.
-    fn send_away<T>(&self, present: Vec<Option<Present>>, why: String) -> Result<T, JoinError> {
-        for mut there in present.into_iter().flatten() {
-            let _ = there.stream.set_write_timeout(Some(Duration::from_secs(1)));
-            let _ = frame::write(&mut there.stream, Kind::Leave, 0, why.as_bytes());
-        }
-        refused(why)
-    }
-
     /// Whether to wait on. `what` is still missing; it is told now and then.
     fn check_time(&self, told: &mut Instant, what: impl Fn() -> String) -> Result<(), JoinError> {
         if (self.stopped)() {
@@ -433,6 +386,14 @@ impl Joining<'_> {
             (self.tell)(&format!("waiting: {} yet", what()));
         }
         Ok(())
+    }
+}
+
+/// Tells those who have come why nothing comes of it.
+fn send_away(present: Vec<Option<Present>>, why: &str) {
+    for mut there in present.into_iter().flatten() {
+        let _ = there.stream.set_write_timeout(Some(Duration::from_secs(1)));
+        let _ = frame::write(&mut there.stream, Kind::Leave, 0, why.as_bytes());
     }
 }
 
