@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod reading;
+mod streaming;
 mod support;
 #[path = "support/tiny.rs"]
 mod tiny;

@@ -28,6 +28,7 @@ const F16_MAX: f32 = 65504.0;
     \x20     --device cuda\n\
     \x20 beit2 embed images --weights runs/mim --features patches --layer 9 \\\n\
     \x20     --dtype f16 --out patches.safetensors\n\
+    \x20 beit2 embed images --weights runs/mim --out - > features.arrows\n\
     \n\
     If it is interrupted, give the same command again: it continues, and the file\n\
     is the same to the byte.")]
@@ -103,6 +104,7 @@ enum Precision {
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let known = [Format::Npy, Format::Parquet, Format::Safetensors];
     let to = Destination::new(&args.export, &known)?;
+    to.check_stdout(args.output.json)?;
     let list = to.list();
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
     // A wrong name is said before a device starts.

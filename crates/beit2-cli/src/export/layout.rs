@@ -13,6 +13,8 @@ pub enum Format {
     Safetensors,
     /// One JSON object a line.
     JsonLines,
+    /// Arrow's stream, on standard output.
+    ArrowStream,
 }
 
 impl Format {
@@ -23,6 +25,7 @@ impl Format {
             Self::Parquet => "parquet",
             Self::Safetensors => "safetensors",
             Self::JsonLines => "jsonl",
+            Self::ArrowStream => "arrows",
         }
     }
 

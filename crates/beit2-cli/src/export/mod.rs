@@ -2,8 +2,10 @@
 //!
 //! Rows are collected in a folder `OUT.partial` beside the file ([`partial`]); when the last image is done they are
 //! written in the wanted form ([`npy`], [`parquet`], [`safetensors`], [`json_lines`]) and the folder goes away. One way for all forms: what can be
-//! continued is a list of rows, and no form needs to know how many there will be.
+//! continued is a list of rows, and no form needs to know how many there will be. An [`arrow`] stream on standard output is no file and
+//! has no such folder.
 
+mod arrow;
 mod finished;
 mod json_lines;
 mod layout;
@@ -35,6 +37,9 @@ use crate::session::Session;
 /// Unusable images that are named one by one on the terminal.
 const LISTED: usize = 10;
 
+/// What files say about their rows, of those forms that have room for it.
+const META: [&str; 6] = ["program", "weights", "features", "layer", "image_size", "precision"];
+
 /// Where rows go, checked before any work.
 pub struct Destination<'a> {
     args: &'a ExportArgs,
@@ -45,6 +50,9 @@ impl<'a> Destination<'a> {
     /// Fails when the name's ending is none of `known`, when a file exists, or when its folder does not.
     pub fn new(args: &'a ExportArgs, known: &[Format]) -> anyhow::Result<Self> {
         let out = &args.out;
+        if arrow::is_stdout(out) {
+            return Ok(Self { args, format: Format::ArrowStream });
+        }
         let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let Some(&format) = known.iter().find(|format| format.ending().eq_ignore_ascii_case(ending)) else {
             let endings: Vec<String> = known.iter().map(|format| format!(".{}", format.ending())).collect();
@@ -55,6 +63,14 @@ impl<'a> Destination<'a> {
             output::check_new_file(&path, args.force)?;
         }
         Ok(destination)
+    }
+
+    /// Refuses what a stream on standard output cannot have; before any work.
+    pub fn check_stdout(&self, as_json: bool) -> anyhow::Result<()> {
+        match self.format {
+            Format::ArrowStream => arrow::check_stdout(as_json),
+            _ => Ok(()),
+        }
     }
 
     /// The list of paths beside files that hold numbers only.
@@ -109,6 +125,13 @@ impl Export<'_> {
         session: &mut Session<'_>,
         mut compute: impl FnMut(&[Image]) -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Written> {
+        if self.to.format == Format::ArrowStream {
+            let mut meta = vec![("program".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
+            meta.extend(self.identity.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+            meta.push(("image_size".to_owned(), self.view.size.to_string()));
+            meta.retain(|(key, _)| META.contains(&key.as_str()));
+            return self.stream(session, &meta, compute);
+        }
         let Self { to, source, view, decode, layout, identity } = self;
         let Session { signals, progress, .. } = session;
         let (args, batch) = (to.args, to.args.batch_size as usize);
@@ -181,10 +204,7 @@ impl Export<'_> {
         }
         let skipped = partial.skipped()?;
         let meta: Vec<(String, String)> =
-            ["program", "weights", "features", "layer", "image_size", "precision"]
-                .iter()
-                .filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?))))
-                .collect();
+            META.iter().filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?)))).collect();
         let labelled = !source.classes().is_empty();
         let finished = Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
         if let Some(list) = to.list() {
@@ -195,6 +215,7 @@ impl Export<'_> {
             Format::Parquet => parquet::write(&finished, writer),
             Format::Safetensors => safetensors::write(&finished, &args.out, writer),
             Format::JsonLines => json_lines::write(&finished, writer),
+            Format::ArrowStream => bail!("a stream is not published"),
         })?;
         let written = Written {
             rows: partial.rows(),
@@ -255,6 +276,10 @@ impl Written {
             }));
         }
         tell_unreadable(&self.skipped, "left out");
+        if arrow::is_stdout(out) {
+            // Rows are on standard output; there is nothing else to say there.
+            return Ok(());
+        }
         let shape: Vec<String> = self.shape.iter().map(usize::to_string).collect();
         let row = format!("{} values ({})", shape.join(" × "), self.element.name());
         let mut lines = vec![("written", out.display().to_string())];

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use beit2_run::atomic::AtomicFile;
 use parquet::basic::{Compression, ConvertedType, Encoding, LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{
@@ -15,6 +17,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
+use super::arrow;
 use super::finished::Finished;
 use super::layout::{Element, RowLayout};
 use super::partial::Sample;
@@ -28,9 +31,14 @@ const GROUP_ROWS: usize = 1 << 16;
 /// Writes columns `path`, `path_bytes` (if a name is not UTF-8), `label` (of images with classes) and the values, as one flat list a row.
 pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()> {
     let layout = rows.layout;
+    let odd_names = has_odd_names(rows)?;
     let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];
     let pairs = rows.meta.iter().chain(&shape);
-    let meta = pairs.map(|(key, value)| KeyValue::new(format!("beit2.{key}"), value.clone())).collect();
+    let mut meta: Vec<_> =
+        pairs.map(|(key, value)| KeyValue::new(format!("beit2.{key}"), value.clone())).collect();
+    // Parquet has no lists of a fixed size. What its readers go by is the Arrow schema, where they know it; others see a list.
+    let arrow = arrow::message(&arrow::schema(layout, &[], odd_names, rows.labelled))?;
+    meta.push(KeyValue::new("ARROW:schema".to_owned(), STANDARD.encode(arrow)));
     // Compression does not shrink features, and statistics of single values help nobody.
     let mut properties = WriterProperties::builder()
         .set_created_by(concat!("beit2 ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -43,7 +51,6 @@ pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()>
         let path = ColumnPath::new([layout.name, "list", "element"].map(str::to_owned).to_vec());
         properties = properties.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
     }
-    let odd_names = has_odd_names(rows)?;
     let schema = schema(layout, odd_names, rows.labelled)?;
     let mut file = SerializedFileWriter::new(writer, schema, Arc::new(properties.build()))?;
     let mut values = rows.partial.read_rows()?;
@@ -107,7 +114,7 @@ fn has_odd_names(rows: &Finished<'_>) -> anyhow::Result<bool> {
 }
 
 /// Bytes from pairs of hexadecimal digits.
-fn unhex(digits: &str) -> Vec<u8> {
+pub fn unhex(digits: &str) -> Vec<u8> {
     let pair = |at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     (0..digits.len()).step_by(2).filter_map(pair).collect()
 }

@@ -25,7 +25,7 @@ pub struct SourcesArg {
 /// Flags of every command that writes a row for each image.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// Output file; its extension chooses the format
+    /// Output file; its extension chooses the format. `-`: an Arrow stream on standard output
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: PathBuf,
 

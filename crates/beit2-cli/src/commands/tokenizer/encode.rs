@@ -52,6 +52,7 @@ pub struct Args {
 /// Writes the file.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
+    to.check_stdout(args.output.json)?;
     let list = to.list();
     let mut session = Session::reading(args.output, signals, args.entry.reading());
     // A wrong name is said before a device starts.
