@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod demo;
 mod reading;
 mod streaming;
 mod support;

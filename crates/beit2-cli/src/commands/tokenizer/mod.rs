@@ -1,5 +1,6 @@
 //! `beit2 tokenizer`: train a visual tokenizer, and run one on images.
 
+mod demo;
 mod encode;
 
 use beit2::tokenizer::TokenizerRecipe;
@@ -28,6 +29,8 @@ pub enum Tokenizer {
     Train(Box<TrainCommand>),
     /// Write the token ids of many images to one file
     Encode(encode::Args),
+    /// Write a web page that shows the tokens, nearest codes and attention of images dropped on it
+    Demo(demo::Args),
 }
 
 /// Flags of `tokenizer train`.
@@ -50,5 +53,6 @@ pub fn run(command: &Tokenizer, signals: &Signals) -> anyhow::Result<Ending> {
             experiment::run::<TokenizerRecipe>(&args.train, init, Reading::default(), signals)
         }
         Tokenizer::Encode(args) => encode::run(args, signals),
+        Tokenizer::Demo(args) => demo::run(args, signals),
     }
 }
