@@ -31,6 +31,7 @@ mod ranks;
 mod recipes;
 mod report;
 mod session;
+mod shard;
 mod signals;
 mod stage;
 mod training_images;

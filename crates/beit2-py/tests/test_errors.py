@@ -56,7 +56,7 @@ FLOATS = np.zeros((2, 3, 32, 32), np.float32)
     [
         (None, "NoneType is no image"),
         (7, "int is no image"),
-        ({"a": 1}, "dict is no image"),
+        ({"a": 1}, "the batch has the columns"),
         (FLOATS[:, :, :16], r"the shape \[B, 3, 32, 32\] for this model, not \[2, 3, 16, 32\]"),
         (FLOATS.transpose(0, 2, 3, 1), r"not \[2, 32, 32, 3\]"),
         (FLOATS + 2, "these lie in"),

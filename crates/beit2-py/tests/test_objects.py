@@ -207,6 +207,26 @@ def test_what_models_say(world: World) -> None:
     assert (embedder.device, embedder.precision, embedder.channels) == ("cpu", "f32", 3)
 
 
+def test_batches_of_columns(world: World) -> None:
+    """As engines pass them, which also make models by their class."""
+    embedder, paths = beit2.Embedder(world.path("classifier"), layer=1), world.images()[:3]
+    content = np.empty(3, object)
+    content[:] = [Path(path).read_bytes() for path in paths]
+    found: Any = embedder({"bytes": content, "path": np.array(paths), "id": np.arange(3)})
+    assert set(found) == {"path", "id", "features"}
+    np.testing.assert_array_equal(found["features"], embedder(paths))
+    pixels = np.stack([beit2.decode(paths[0])] * 2)
+    by_pixels: Any = embedder({"image": pixels}, features="cls")
+    np.testing.assert_array_equal(by_pixels["features"], embedder(pixels, features="cls"))
+    ids: Any = beit2.Tokenizer(world.path("tokenizer"))({"path": paths})
+    assert (list(ids), ids["ids"].shape) == (["path", "ids"], (3, 4, 4))
+    for batch, sentence in [({"item": content}, "name that of the images"), ({"path": paths, "features": 1}, "already")]:
+        with pytest.raises(beit2.InputError, match=sentence):
+            embedder(batch)
+    with pytest.raises(TypeError, match="use beit2.Embedder.open"):
+        beit2.Embedder()
+
+
 def test_no_images(world: World) -> None:
     embedder, classifier, tokenizer, segmenter = open_all(world)
     assert embedder([]).shape == (0, 16)

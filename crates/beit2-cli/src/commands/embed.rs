@@ -103,14 +103,22 @@ enum Precision {
 /// Writes the file.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let known = [Format::Npy, Format::Parquet, Format::Safetensors];
-    let to = Destination::new(&args.export, &known)?;
-    to.check_stdout(args.output.json)?;
-    let list = to.list();
     let mut session = Session::reading(args.output, signals, args.read.reading()?);
+    if args.export.shard.check {
+        return args.export.check(
+            "embed",
+            &session.assets,
+            &args.images.source,
+            &args.weights,
+            args.output.json,
+        );
+    }
+    let to = Destination::new(&args.export, "embed", &known)?;
+    to.check_stdout(args.output.json)?;
     // A wrong name is said before a device starts.
     account::tell(args.output, &args.images.source, session.assets.source(&args.images.source)?.as_ref());
     let written = session.on(&args.device.device, Embedding { args, to })?;
-    written.report(&args.export.out, list, args.output.json)?;
+    written.report(args.output.json)?;
     Ok(Ending::Done)
 }
 
@@ -160,7 +168,8 @@ impl Job for Embedding<'_> {
         let source = session.assets.source(&args.images.source)?;
         let decode = args.export.decode.options(&args.weights, DecodeOptions::default())?;
         let decode = decode.of_channels(model.channels());
-        let export = Export { to, source, view, decode, layout, identity };
+        let spec = &args.images.source;
+        let export = Export { to, source, spec, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let images = pixels::stacked::<B::InnerBackend>(views, device)?;
             let data = match kind {

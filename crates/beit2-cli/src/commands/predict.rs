@@ -9,7 +9,7 @@ use beit2::classify::{Classifier, ClassifierOptions, Prediction};
 use beit2::train::{Assets, Event, Observer};
 use beit2::{Error, pixels};
 use beit2_data::source::ChainSource;
-use beit2_data::{DecodeOptions, EvalConfig, Image, Sequence, SequenceConfig, Source};
+use beit2_data::{DecodeOptions, EvalConfig, Image, Sequence, SequenceConfig, Source, fnv1a};
 use beit2_kernels::AutodiffBackend;
 use beit2_run::atomic::{AtomicFile, FileError};
 use beit2_run::csv_cell;
@@ -21,10 +21,14 @@ use crate::account;
 use crate::classes::ClassArgs;
 use crate::errors::{Ending, usage};
 use crate::export::{named, path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DecodeArgs, DeviceArgs, InferPrecisionArgs, OutputArgs, ReadArgs, SourcesArg};
+use crate::flags::{
+    DecodeArgs, DeviceArgs, InferPrecisionArgs, OutputArgs, ReadArgs, ShardArgs, SourcesArg,
+    describe_decoding,
+};
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Job, Session};
+use crate::shard::{self, Claim, Expected, Folder, Record, skipped};
 use crate::signals::Signals;
 
 /// Flags of `predict`.
@@ -67,7 +71,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "json", value_hint = ValueHint::FilePath)]
     csv: Option<PathBuf>,
 
-    /// Replace the file of --csv if it exists
+    /// Write a part of the images (--shard) as a CSV table into this folder
+    #[arg(long, short, value_name = "DIR", conflicts_with = "csv", value_hint = ValueHint::DirPath)]
+    out: Option<PathBuf>,
+
+    #[command(flatten)]
+    shard: ShardArgs,
+
+    /// Replace the file of --csv if it exists, or do a finished part of --out again
     #[arg(long)]
     force: bool,
 
@@ -117,8 +128,44 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         account::tell(args.output, spec, source.as_ref());
     }
     let source: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
-    let total = source.len();
-    let Some(unreadable) = session.on(&args.device.device, Predicting { args, source })? else {
+    let Some(out) = &args.out else {
+        if args.shard.check || args.shard.shard.is_some() {
+            return usage(
+                "--shard and --check are for parts of the images, whose folder is named with --out DIR",
+            );
+        }
+        return finish(
+            &source,
+            session.on(&args.device.device, Predicting { args, source: source.clone(), folder: None })?,
+        );
+    };
+    if args.shard.check {
+        let weights = session.assets.weights_fingerprint(&args.weights)?;
+        let known = [("images", source.fingerprint()), ("weights", weights)];
+        return shard::check(out, &Expected { command: COMMAND, made_with: &known }, args.output.json);
+    }
+    let is_csv = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
+    if is_csv && !out.is_dir() {
+        return usage(format!(
+            "--out names the folder of parts; one table {} is written with --csv",
+            out.display()
+        ));
+    }
+    let Some(folder) = shard::division(out, &args.shard, false)? else {
+        return usage(format!(
+            "{} is for a part of the images; say which with --shard I/N, or write one table with --csv FILE",
+            out.display()
+        ));
+    };
+    let shard = folder.shard();
+    let folder = Some((folder, source.len()));
+    let part = shard.of(source);
+    finish(&part, session.on(&args.device.device, Predicting { args, source: part.clone(), folder })?)
+}
+
+/// How the command ends, by the images that cannot be read.
+fn finish(source: &Arc<dyn Source>, found: Option<Vec<(String, String)>>) -> anyhow::Result<Ending> {
+    let (total, Some(unreadable)) = (source.len(), found) else {
         return Ok(Ending::Stopped);
     };
     match unreadable.as_slice() {
@@ -138,7 +185,14 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
 struct Predicting<'a> {
     args: &'a Args,
     source: Arc<dyn Source>,
+    /// Where the part of the images goes that `source` is, and how many images all parts have.
+    folder: Option<(Folder, usize)>,
 }
+
+const COMMAND: &str = "predict";
+
+/// Ending of parts.
+const CSV: &str = "csv";
 
 impl Job for Predicting<'_> {
     /// Images that cannot be read, with reasons; `None` when a signal came.
@@ -149,7 +203,7 @@ impl Job for Predicting<'_> {
         session: &mut Session<'_>,
         device: &B::Device,
     ) -> anyhow::Result<Self::Output> {
-        let Self { args, source } = self;
+        let Self { args, source, folder } = self;
         let Session { assets, signals, progress } = session;
         let options = ClassifierOptions {
             image_size: args.image_size,
@@ -186,12 +240,53 @@ impl Job for Predicting<'_> {
             Ok(ranked)
         };
         let channels = model.config.vit.in_chans;
+        let decode = args.decode.options(&args.weights, DecodeOptions::default())?.of_channels(channels);
+        let made_with = json!({
+            "program": env!("CARGO_PKG_VERSION"),
+            "images": source.fingerprint(),
+            "weights": assets.weights_fingerprint(&args.weights)?,
+            "class_names": format!("{:016x}", fnv1a(model.config.class_names.join("\n").as_bytes())),
+            "top": top,
+            "threshold": least,
+            "image_size": view.size,
+            "resized_to": view.resize_side(),
+            "decoding": describe_decoding(&decode),
+            "batch_size": args.batch_size,
+            "precision": args.precision.precision.to_string(),
+            "device": args.device.device.to_string(),
+        });
+        let images = source.len();
         let mut walk =
-            Walk { source, view, channels, args, signals, progress, rank: &rank, unreadable: Vec::new() };
+            Walk { source, view, decode, args, signals, progress, rank: &rank, unreadable: Vec::new() };
+        if let Some((folder, of_images)) = folder {
+            if let Claim::Finished(record) = folder.claim(COMMAND, CSV, &made_with, args.force)? {
+                tell_part(args, &folder, &record, true)?;
+                return Ok(Some(Vec::new()));
+            }
+            let path = folder.file(CSV);
+            let mut file = AtomicFile::create(&path)?;
+            if !walk.csv(&path, &mut file, top, true)? {
+                return Ok(None);
+            }
+            file.commit()?;
+            let unreadable = walk.unreadable;
+            let record = folder.finish(Record {
+                file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                bytes: 0,
+                rows: (images - unreadable.len()) as u64,
+                images: images as u64,
+                of_images: of_images as u64,
+                skipped: skipped(&unreadable),
+                source: args.images.sources.join(" + "),
+                made_with: made_with.as_object().cloned().unwrap_or_default(),
+            })?;
+            tell_part(args, &folder, &record, false)?;
+            return Ok(Some(unreadable));
+        }
         let finished = match (&args.csv, args.output.json) {
             (Some(path), _) => {
                 let mut file = AtomicFile::create(path)?;
-                let finished = walk.csv(path, &mut file, top)?;
+                let finished = walk.csv(path, &mut file, top, false)?;
                 // An unfinished table must not take the name.
                 if finished {
                     file.commit()?;
@@ -203,6 +298,22 @@ impl Job for Predicting<'_> {
         };
         Ok(finished.then_some(walk.unreadable))
     }
+}
+
+/// Tells of a part that is complete.
+fn tell_part(args: &Args, folder: &Folder, record: &Record, was_finished: bool) -> anyhow::Result<()> {
+    let (shard, file) = (folder.shard(), folder.file(CSV));
+    if args.output.json {
+        return output::json(&json!({
+            "out": file,
+            "part": { "index": shard.index, "of": shard.count, "was_finished": was_finished },
+            "rows": record.rows,
+            "unreadable": record.skipped,
+        }));
+    }
+    let already = if was_finished { " already" } else { "" };
+    let (index, count, rows) = (shard.index, shard.count, thousands(record.rows));
+    output::result(&format!("part {index} of {count} is finished{already}: {}, {rows} rows", file.display()))
 }
 
 /// Views `[B]` → the best classes of each.
@@ -218,7 +329,7 @@ struct Name {
 struct Walk<'a> {
     source: Arc<dyn Source>,
     view: EvalConfig,
-    channels: usize,
+    decode: DecodeOptions,
     args: &'a Args,
     signals: &'a Signals,
     progress: &'a mut Progress,
@@ -233,9 +344,8 @@ impl Walk<'_> {
         mut each: impl FnMut(&Name, &[Prediction]) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let (view, batch, total) = (self.view, self.args.batch_size as usize, self.source.len());
-        let decode = self.args.decode.options(&self.args.weights, DecodeOptions::default())?;
-        let decode = decode.of_channels(self.channels);
-        let config = SequenceConfig { start: 0, workers: self.args.workers, prefetch: 2 * batch, decode };
+        let (workers, decode) = (self.args.workers, self.decode.clone());
+        let config = SequenceConfig { start: 0, workers, prefetch: 2 * batch, decode };
         let mut images = Sequence::new(config, self.source.clone(), move |image: &Image| view.apply(image))
             .map_err(Error::from)?;
         let mut done = 0;
@@ -261,7 +371,7 @@ impl Walk<'_> {
                 }
             }
             // Rows on the screen are progress enough.
-            if self.args.csv.is_some() {
+            if self.args.csv.is_some() || self.args.out.is_some() {
                 let (done, total) = (done as u64, total as u64);
                 self.progress.event(Event::Progress { what: "images".into(), done, total });
             }
@@ -306,12 +416,19 @@ impl Walk<'_> {
         Ok(finished)
     }
 
-    fn csv(&mut self, path: &Path, writer: &mut AtomicFile, top: usize) -> anyhow::Result<bool> {
+    /// `is_part`: other parts of the same images must have the same columns.
+    fn csv(
+        &mut self,
+        path: &Path,
+        writer: &mut AtomicFile,
+        top: usize,
+        is_part: bool,
+    ) -> anyhow::Result<bool> {
         let failed = |error| FileError::new("write", path, error);
         let columns = (1..=top).map(|at| format!(",class_{at},name_{at},probability_{at}"));
         // A column of bytes only if a name needs it.
         let source = &self.source;
-        let odd_names = (0..source.len()).any(|index| source.name_bytes(index).is_some());
+        let odd_names = is_part || (0..source.len()).any(|index| source.name_bytes(index).is_some());
         let bytes = if odd_names { ",path_bytes" } else { "" };
         writeln!(writer, "path{bytes}{}", columns.collect::<String>()).map_err(failed)?;
         self.images(|name, best| {

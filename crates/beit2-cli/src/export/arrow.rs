@@ -193,6 +193,9 @@ impl Export<'_> {
             bail!("none of the {} images can be read", thousands(total as u64));
         }
         Ok(Written {
+            out: to.out.clone(),
+            list: None,
+            part: None,
             rows,
             shape: layout.shape,
             element: layout.element,

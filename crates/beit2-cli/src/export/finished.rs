@@ -16,6 +16,8 @@ pub struct Finished<'a> {
     pub meta: &'a [(String, String)],
     /// Whether the images have classes.
     pub labelled: bool,
+    /// Whether a file beside this one can have names that are not UTF-8: parts of one collection have the same columns.
+    pub odd_names: bool,
     /// The rows.
     pub partial: &'a Partial,
 }

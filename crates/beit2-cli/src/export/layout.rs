@@ -1,9 +1,10 @@
 //! What a row is, and the forms of the file.
 
 use beit2_weights::DType;
+use clap::ValueEnum;
 
 /// Forms of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// NumPy's array file.
     Npy,
@@ -12,8 +13,10 @@ pub enum Format {
     /// One tensor.
     Safetensors,
     /// One JSON object a line.
+    #[value(name = "jsonl")]
     JsonLines,
     /// Arrow's stream, on standard output.
+    #[value(skip)]
     ArrowStream,
 }
 

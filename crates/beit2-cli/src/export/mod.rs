@@ -14,7 +14,7 @@ mod parquet;
 mod partial;
 mod safetensors;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::bail;
@@ -33,6 +33,7 @@ use crate::errors::usage;
 use crate::flags::{ExportArgs, describe_decoding};
 use crate::output;
 use crate::session::Session;
+use crate::shard::{self, Claim, Folder, Record, Shard};
 
 /// Unusable images that are named one by one on the terminal.
 const LISTED: usize = 10;
@@ -43,22 +44,55 @@ const META: [&str; 6] = ["program", "weights", "features", "layer", "image_size"
 /// Where rows go, checked before any work.
 pub struct Destination<'a> {
     args: &'a ExportArgs,
+    command: &'static str,
     format: Format,
+    /// The file.
+    out: PathBuf,
+    /// The folder that it is a part of.
+    folder: Option<Folder>,
 }
 
 impl<'a> Destination<'a> {
-    /// Fails when the name's ending is none of `known`, when a file exists, or when its folder does not.
-    pub fn new(args: &'a ExportArgs, known: &[Format]) -> anyhow::Result<Self> {
+    /// Fails when the name's ending is none of `known`, when a file exists, or when its folder does not; a part goes into a folder,
+    /// which is made.
+    pub fn new(args: &'a ExportArgs, command: &'static str, known: &[Format]) -> anyhow::Result<Self> {
         let out = &args.out;
         if arrow::is_stdout(out) {
-            return Ok(Self { args, format: Format::ArrowStream });
+            // As for a file: it is not divided.
+            shard::division(out, &args.shard, true)?;
+            if args.format.is_some() {
+                return usage("--format is for the parts in a folder; --out - is an Arrow stream");
+            }
+            return Ok(Self { args, command, format: Format::ArrowStream, out: out.clone(), folder: None });
         }
         let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let Some(&format) = known.iter().find(|format| format.ending().eq_ignore_ascii_case(ending)) else {
-            let endings: Vec<String> = known.iter().map(|format| format!(".{}", format.ending())).collect();
-            return usage(format!("{} must end in {}", out.display(), endings.join(", ")));
+        let format = known.iter().find(|format| format.ending().eq_ignore_ascii_case(ending)).copied();
+        let endings: Vec<String> = known.iter().map(|format| format!(".{}", format.ending())).collect();
+        let endings = endings.join(", ");
+        if let Some(folder) = shard::division(out, &args.shard, format.is_some())? {
+            let format = args.format.unwrap_or(Format::Parquet);
+            if !known.contains(&format) {
+                return usage(format!("--format can be one of {endings} here"));
+            }
+            let out = folder.file(format.ending());
+            return Ok(Self { args, command, format, out, folder: Some(folder) });
+        }
+        let Some(format) = format.filter(|_| !out.is_dir()) else {
+            let name = out.display();
+            return usage(match out.is_dir() {
+                true => format!(
+                    "{name} is a folder; give the path of a file, or with --shard I/N a part of the images"
+                ),
+                false => format!("{name} must end in {endings}; or be a folder, with --shard I/N"),
+            });
         };
-        let destination = Self { args, format };
+        if args.format.is_some() {
+            return usage(format!(
+                "--format is for the parts in a folder; {} says it by its ending",
+                out.display()
+            ));
+        }
+        let destination = Self { args, command, format, out: out.clone(), folder: None };
         for path in [Some(out.clone()), destination.list()].into_iter().flatten() {
             output::check_new_file(&path, args.force)?;
         }
@@ -80,7 +114,7 @@ impl<'a> Destination<'a> {
 
     /// `OUT.ending`. The whole name stays in front: `a.npy` and `a.safetensors` must not share a list.
     fn beside(&self, ending: &str) -> PathBuf {
-        let mut name = self.args.out.clone().into_os_string();
+        let mut name = self.out.clone().into_os_string();
         name.push(".");
         name.push(ending);
         name.into()
@@ -93,6 +127,8 @@ pub struct Export<'a> {
     pub to: Destination<'a>,
     /// Of which images.
     pub source: Arc<dyn Source>,
+    /// What the user named as these images.
+    pub spec: &'a str,
     /// How the model sees an image.
     pub view: EvalConfig,
     /// How images are decoded.
@@ -106,6 +142,11 @@ pub struct Export<'a> {
 /// What was written.
 #[derive(Debug)]
 pub struct Written {
+    out: PathBuf,
+    /// Paths of the rows, where they have a file of their own.
+    list: Option<PathBuf>,
+    /// The part of the images, and whether it was complete before.
+    part: Option<(Shard, bool)>,
     rows: usize,
     shape: Vec<usize>,
     element: Element,
@@ -132,12 +173,12 @@ impl Export<'_> {
             meta.retain(|(key, _)| META.contains(&key.as_str()));
             return self.stream(session, &meta, compute);
         }
-        let Self { to, source, view, decode, layout, identity } = self;
+        let Self { to, source: all, spec, view, decode, layout, identity } = self;
         let Session { signals, progress, .. } = session;
         let (args, batch) = (to.args, to.args.batch_size as usize);
         let mut manifest = json!({
             "program": env!("CARGO_PKG_VERSION"),
-            "images": source.fingerprint(),
+            "images": all.fingerprint(),
             "image_size": view.size,
             "resized_to": view.resize_side(),
             "decoding": describe_decoding(&decode),
@@ -147,6 +188,24 @@ impl Export<'_> {
         });
         for (name, value) in identity {
             manifest[name] = Value::String(value);
+        }
+        let part = to.folder.as_ref().map(Folder::shard);
+        let source = part.map_or(all.clone(), |shard| shard.of(all.clone()));
+        if let Some(folder) = &to.folder
+            && let Claim::Finished(record) =
+                folder.claim(to.command, to.format.ending(), &manifest, args.force)?
+        {
+            return Ok(Written {
+                out: to.out.clone(),
+                list: to.list(),
+                part: part.map(|shard| (shard, true)),
+                rows: record.rows as usize,
+                shape: layout.shape.clone(),
+                element: layout.element,
+                precision: text_of(&manifest["precision"]),
+                skipped: record.skipped.into_iter().map(|one| (one.path, one.error)).collect(),
+                account: account::json(&all.account()),
+            });
         }
         let total = source.len();
         let mut partial = Partial::open(&to.beside("partial"), &manifest, &layout, batch, total, args.force)?;
@@ -199,31 +258,48 @@ impl Export<'_> {
             progress.event(Event::Progress { what: layout.name.to_owned(), done, total });
         }
         partial.commit()?;
-        if partial.rows() == 0 {
+        // Other parts may have rows.
+        if partial.rows() == 0 && part.is_none() {
             bail!("none of the {} images can be read; nothing was written", thousands(total as u64));
         }
         let skipped = partial.skipped()?;
         let meta: Vec<(String, String)> =
             META.iter().filter_map(|key| Some(((*key).to_owned(), text_of(manifest.get(*key)?)))).collect();
         let labelled = !source.classes().is_empty();
-        let finished = Finished { layout: &layout, meta: &meta, labelled, partial: &partial };
+        let odd_names = part.is_some() && (0..all.len()).any(|index| all.name_bytes(index).is_some());
+        let finished = Finished { layout: &layout, meta: &meta, labelled, odd_names, partial: &partial };
         if let Some(list) = to.list() {
             partial.publish(&list, |writer| finished.write_list(writer))?;
         }
-        partial.publish(&args.out, |writer| match to.format {
+        partial.publish(&to.out, |writer| match to.format {
             Format::Npy => npy::write(&finished, writer),
             Format::Parquet => parquet::write(&finished, writer),
-            Format::Safetensors => safetensors::write(&finished, &args.out, writer),
+            Format::Safetensors => safetensors::write(&finished, &to.out, writer),
             Format::JsonLines => json_lines::write(&finished, writer),
             Format::ArrowStream => bail!("a stream is not published"),
         })?;
+        if let Some(folder) = &to.folder {
+            folder.finish(Record {
+                file: to.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                bytes: 0,
+                rows: partial.rows() as u64,
+                images: total as u64,
+                of_images: all.len() as u64,
+                skipped: shard::skipped(&skipped),
+                source: spec.to_owned(),
+                made_with: manifest.as_object().cloned().unwrap_or_default(),
+            })?;
+        }
         let written = Written {
+            out: to.out.clone(),
+            list: to.list(),
+            part: part.map(|shard| (shard, false)),
             rows: partial.rows(),
             shape: layout.shape.clone(),
             element: layout.element,
             precision: text_of(&manifest["precision"]),
             skipped,
-            account: account::json(&source.account()),
+            account: account::json(&all.account()),
         };
         partial.remove();
         Ok(written)
@@ -262,18 +338,33 @@ pub fn unreadable_json(skipped: &[(String, String)]) -> Value {
 
 impl Written {
     /// Tells what was written.
-    pub fn report(&self, out: &Path, list: Option<PathBuf>, as_json: bool) -> anyhow::Result<()> {
+    pub fn report(&self, as_json: bool) -> anyhow::Result<()> {
+        let (out, list) = (&self.out, &self.list);
         if as_json {
-            return output::json(&json!({
+            let mut object = json!({
                 "out": out.display().to_string(),
-                "paths": list.map(|list| list.display().to_string()),
+                "paths": list.as_ref().map(|list| list.display().to_string()),
                 "rows": self.rows,
                 "row": self.shape,
                 "dtype": self.element.name(),
                 "precision": self.precision,
                 "skipped": unreadable_json(&self.skipped),
                 "account": self.account,
-            }));
+            });
+            if let Some((shard, was_finished)) = self.part {
+                object["part"] =
+                    json!({ "index": shard.index, "of": shard.count, "was_finished": was_finished });
+            }
+            return output::json(&object);
+        }
+        if let Some((shard, true)) = self.part {
+            return output::result(&format!(
+                "part {} of {} is finished already: {}, {} rows",
+                shard.index,
+                shard.count,
+                out.display(),
+                thousands(self.rows as u64)
+            ));
         }
         tell_unreadable(&self.skipped, "left out");
         if arrow::is_stdout(out) {
@@ -283,7 +374,8 @@ impl Written {
         let shape: Vec<String> = self.shape.iter().map(usize::to_string).collect();
         let row = format!("{} values ({})", shape.join(" × "), self.element.name());
         let mut lines = vec![("written", out.display().to_string())];
-        lines.extend(list.map(|list| ("paths", list.display().to_string())));
+        lines.extend(self.part.map(|(shard, _)| ("part", format!("{} of {}", shard.index, shard.count))));
+        lines.extend(list.as_ref().map(|list| ("paths", list.display().to_string())));
         lines.push(("rows", format!("{}, each of {row}", thousands(self.rows as u64))));
         if !self.skipped.is_empty() {
             lines.push(("left out", thousands(self.skipped.len() as u64)));

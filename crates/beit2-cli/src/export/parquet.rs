@@ -31,7 +31,7 @@ const GROUP_ROWS: usize = 1 << 16;
 /// Writes columns `path`, `path_bytes` (if a name is not UTF-8), `label` (of images with classes) and the values, as one flat list a row.
 pub fn write(rows: &Finished<'_>, writer: &mut AtomicFile) -> anyhow::Result<()> {
     let layout = rows.layout;
-    let odd_names = has_odd_names(rows)?;
+    let odd_names = rows.odd_names || has_odd_names(rows)?;
     let shape = [("row_shape".to_owned(), serde_json::to_string(&layout.shape)?)];
     let pairs = rows.meta.iter().chain(&shape);
     let mut meta: Vec<_> =

@@ -2,9 +2,14 @@
 
 use std::path::PathBuf;
 
+use beit2::train::Assets;
 use clap::{Args, ValueHint};
 
-use super::DecodeArgs;
+use super::{DecodeArgs, ShardArgs};
+use crate::assets::AssetStore;
+use crate::errors::Ending;
+use crate::export::Format;
+use crate::shard::{self, Expected};
 
 /// The images of a command that writes one file.
 #[derive(Debug, Args)]
@@ -25,9 +30,16 @@ pub struct SourcesArg {
 /// Flags of every command that writes a row for each image.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// Output file; its extension chooses the format. `-`: an Arrow stream on standard output
-    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// Output file; its extension chooses the format. `-`: an Arrow stream on standard output. A folder: parts (--shard)
+    #[arg(long, short, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
     pub out: PathBuf,
+
+    /// Form of the parts in a folder [default: parquet]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+
+    #[command(flatten)]
+    pub shard: ShardArgs,
 
     /// Replace --out if it exists, and start over if rows were begun with other settings
     #[arg(long)]
@@ -51,4 +63,22 @@ pub struct ExportArgs {
     /// Threads that decode images
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: usize,
+}
+
+impl ExportArgs {
+    /// `--check`: what is missing in the folder --out.
+    pub fn check(
+        &self,
+        command: &str,
+        assets: &AssetStore,
+        images: &str,
+        weights: &str,
+        as_json: bool,
+    ) -> anyhow::Result<Ending> {
+        let known = [
+            ("images", assets.source(images)?.fingerprint()),
+            ("weights", assets.weights_fingerprint(weights)?),
+        ];
+        shard::check(&self.out, &Expected { command, made_with: &known }, as_json)
+    }
 }

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from ._inputs import Encoded, Floats, Image, Images, read
 
 Progress: TypeAlias = Callable[[int, int], object] | None
 """Called after each batch with the number of images that are done and of all."""
+
+# Columns that hold images, the first that a batch has: pixels, files, paths of files.
+_IMAGE_COLUMNS = ("image", "bytes", "path")
 
 # Sides of images beyond this would need more memory than any machine has.
 _LARGEST_SIDE = 8192
@@ -61,8 +64,12 @@ class Model:
     _fingerprint: str
     _stamp: str
 
-    def __init__(self) -> None:
-        raise TypeError(f"use beit2.{self._kind}.open(path)")
+    def __init__(self, path: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        """As ``open``: engines such as Ray make objects by their class (``fn_constructor_kwargs={"path": "runs/mim"}``)."""
+        if path is None:
+            raise TypeError(f"use beit2.{self._kind}.open(path)")
+        open_: Any = getattr(type(self), "open")  # noqa: B009 (each kind has its own)
+        self.__dict__.update(open_(path, **options).__dict__)
 
     @classmethod
     def _opened(cls: type[_M], path: str | os.PathLike[str], options: dict[str, Any]) -> _M:
@@ -144,6 +151,18 @@ class Model:
             values = self._model.of_images(what, given.items, batch, threads, progress)
         rows = _numpy(values)
         return rows[0] if given.single else rows
+
+    def _columns(self, batch: Mapping[str, Any], name: str, what: str, batch_size: int, workers: int) -> dict[str, Any]:
+        """A batch of columns, as Ray Data passes it, with a column of results in the place of the images."""
+        source = next((column for column in _IMAGE_COLUMNS if column in batch), None)
+        if source is None:
+            known = ", ".join(repr(column) for column in batch)
+            raise InputError(f"the batch has the columns {known}; name that of the images 'image', 'bytes' or 'path'")
+        if name in batch:
+            raise InputError(f"the batch has a column {name!r} already")
+        kept = {column: values for column, values in batch.items() if column == "path" or column != source}
+        # Not by calling the model: Ray Data has its own ``__call__`` around that, which would wait for itself.
+        return kept | {name: self._rows(what, batch[source], batch_size, workers, None)}
 
     def _none(self, what: str) -> npt.NDArray[Any]:
         """Values of no images: the shape and type that one would have."""

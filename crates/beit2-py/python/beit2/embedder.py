@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -112,11 +112,17 @@ class Embedder(Model):
         ``features``: ``mean`` of the patch tokens or ``cls`` ``[B, D]``, both as ``concat`` ``[B, 2D]``, or ``patches`` ``[B, N,
         D]``, row by row from the top left. A single image has no axis B.
 
+        A mapping of columns, as Ray Data passes it, is given back with a column ``features`` in the place of ``image`` or ``bytes``, or
+        beside ``path``.
+
         Images are decoded by ``workers`` threads and computed ``batch_size`` at a time; ``progress(done, total)`` is called after
         each batch. An image that cannot be used is a :class:`beit2.Error` that names it.
         """
         if features not in ("mean", "cls", "concat", "patches"):
             raise InputError(f"features is {features!r}; it can be mean, cls, concat or patches")
+        if isinstance(images, Mapping):
+            # Of a type that mypy need not know: only engines pass it.
+            return self._columns(images, "features", features, batch_size, workers)  # type: ignore[return-value]
         return self._rows(features, images, batch_size, workers, progress)
 
     # What scikit-learn wants of a step of a pipeline.

@@ -1,6 +1,7 @@
 """Images to visual tokens."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,6 +75,8 @@ class Tokenizer(Model):
 
         The ids are those of ``beit2 tokenizer encode``; the arguments are those of :meth:`beit2.Embedder.__call__`.
         """
+        if isinstance(images, Mapping):
+            return self._columns(images, "ids", "ids", batch_size, workers)  # type: ignore[return-value]
         return self._rows("ids", images, batch_size, workers, progress)
 
     def decode(self, ids: Any) -> npt.NDArray[np.float32]:

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use beit2::Error;
 use beit2::segment::{Overlay, Predictor, SegmenterConfig};
 use beit2::train::{Assets, Event, Observer};
-use beit2_data::source::ChainSource;
+use beit2_data::division::samples_of_part;
+use beit2_data::source::{ChainSource, SubsetSource};
 use beit2_data::{DecodeOptions, Image, Sequence, SequenceConfig, Source};
 use beit2_kernels::{AutodiffBackend, Backend};
 use beit2_run::atomic::{AtomicFile, FileError, write_bytes_atomic};
@@ -23,9 +24,13 @@ use beit2_run::thousands;
 use crate::account;
 use crate::errors::{Ending, usage};
 use crate::export::{path_bytes, tell_unreadable, unreadable_json};
-use crate::flags::{DecodeArgs, DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, SourcesArg};
+use crate::flags::{
+    DecodeArgs, DeviceArgs, InferArgs, OutputArgs, PrecisionArgs, ReadArgs, ShardArgs, SourcesArg,
+    describe_decoding,
+};
 use crate::output;
 use crate::session::{Job, Session};
+use crate::shard::{self, Claim, Expected, Folder, Record};
 use crate::signals::Signals;
 
 /// Flags of `segment predict`.
@@ -61,6 +66,9 @@ pub struct Args {
     /// Opacity of the colours in overlays, from 0 to 1
     #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
     opacity: f32,
+
+    #[command(flatten)]
+    shard: ShardArgs,
 
     /// Replace the files of an earlier call in --out
     #[arg(long, conflicts_with = "keep")]
@@ -118,6 +126,15 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         (0..source.len()).map(move |at| below(&source.name(at), &spec)).collect::<Vec<_>>()
     });
     let targets = targets(args, names.collect());
+    let all: Arc<dyn Source> = Arc::new(ChainSource::new(sources));
+    if args.shard.check {
+        let weights = session.assets.weights_fingerprint(&args.weights)?;
+        let known = [("images", all.fingerprint()), ("weights", weights)];
+        return shard::check(&args.out, &Expected { command: COMMAND, made_with: &known }, args.output.json);
+    }
+    if let Some(folder) = shard::division(&args.out, &args.shard, false)? {
+        return run_part(args, session, all, targets, folder);
+    }
     if !(args.force || args.keep)
         && let Some(there) = targets.iter().flat_map(Target::files).find(|file| file.exists())
     {
@@ -126,8 +143,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             there.display()
         ));
     }
-    let job = Predicting { args, source: Arc::new(ChainSource::new(sources)), targets: &targets };
-    let Done { finished, images, kept, unreadable, shares } = session.on(&args.device.device, job)?;
+    let job = Predicting { args, source: all, targets: &targets, part: None };
+    let Done { finished, images, kept, unreadable, shares, .. } = session.on(&args.device.device, job)?;
     if args.output.json {
         output::json(&json!({
             "weights": args.weights,
@@ -158,6 +175,64 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         (true, count) => anyhow::bail!("{} of the images could not be read", thousands(count as u64)),
     }
 }
+
+/// Runs a part of the images, of which other machines do the others into the same folder.
+fn run_part(
+    args: &Args,
+    mut session: Session<'_>,
+    all: Arc<dyn Source>,
+    targets: Vec<Target>,
+    folder: Folder,
+) -> anyhow::Result<Ending> {
+    if args.keep {
+        return usage(
+            "--keep is not for a part (--shard): a part that is finished is left as it is, another is done again",
+        );
+    }
+    if !args.out.join(shard::PARTS).exists() && args.out.join(MASKS).exists() && !args.force {
+        return usage(format!(
+            "{} already exists and is not of parts; choose another --out, or replace its files with --force",
+            args.out.join(MASKS).display()
+        ));
+    }
+    let part = folder.shard();
+    let mut targets: Vec<Option<Target>> = targets.into_iter().map(Some).collect();
+    let chosen = samples_of_part(all.as_ref(), part.index, part.count);
+    let targets: Vec<Target> = chosen.iter().filter_map(|&at| targets[at].take()).collect();
+    let of_images = all.len();
+    let source: Arc<dyn Source> = Arc::new(SubsetSource::new(all, chosen));
+    let job = Predicting { args, source, targets: &targets, part: Some((&folder, of_images)) };
+    let done = session.on(&args.device.device, job)?;
+    let Some(record) = &done.record else {
+        return Ok(Ending::Stopped);
+    };
+    if args.output.json {
+        output::json(&json!({
+            "out": args.out,
+            "part": { "index": part.index, "of": part.count, "was_finished": done.was_finished },
+            "images": record.images,
+            "unreadable": record.skipped,
+            "finished": true,
+        }))?;
+    } else {
+        let already = if done.was_finished { " already" } else { "" };
+        let (index, count, images) = (part.index, part.count, thousands(record.rows));
+        let file = folder.file(LINES).display().to_string();
+        output::result(&format!(
+            "part {index} of {count} is finished{already}: {images} masks, listed in {file}"
+        ))?;
+    }
+    tell_unreadable(&done.unreadable, "left out");
+    match done.unreadable.len() {
+        0 => Ok(Ending::Done),
+        count => anyhow::bail!("{} of the images could not be read", thousands(count as u64)),
+    }
+}
+
+const COMMAND: &str = "segment predict";
+
+/// Ending of the files that list the masks of a part.
+const LINES: &str = "jsonl";
 
 const MASKS: &str = "masks";
 const OVERLAYS: &str = "overlays";
@@ -203,24 +278,54 @@ struct Done {
     kept: usize,
     unreadable: Vec<(String, String)>,
     shares: Vec<Value>,
+    /// What was written down of a part.
+    record: Option<Record>,
+    was_finished: bool,
 }
 
 struct Predicting<'a> {
     args: &'a Args,
-    source: Arc<ChainSource>,
+    source: Arc<dyn Source>,
     targets: &'a [Target],
+    /// Where `source` is a part of the images: its folder, and how many images all parts have.
+    part: Option<(&'a Folder, usize)>,
 }
 
 impl Job for Predicting<'_> {
     type Output = Done;
 
     fn run<B: AutodiffBackend>(self, session: &mut Session<'_>, device: &B::Device) -> anyhow::Result<Done> {
-        let Self { args, source, targets } = self;
+        let Self { args, source, targets, part } = self;
         let Session { assets, signals, progress } = session;
         let (segmenter, infer) =
             open::<B::InnerBackend>(&args.weights, &args.infer, args.precision, assets, device)?;
         let config = &segmenter.config;
         let predictor = Predictor::new(&segmenter.model, config, &infer)?;
+        let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
+        let mut done = Done {
+            finished: false,
+            images: 0,
+            kept: 0,
+            unreadable: Vec::new(),
+            shares: Vec::new(),
+            record: None,
+            was_finished: false,
+        };
+        let made_with = json!({
+            "program": env!("CARGO_PKG_VERSION"),
+            "images": source.fingerprint(),
+            "weights": assets.weights_fingerprint(&args.weights)?,
+            "infer": infer,
+            "decoding": describe_decoding(&decode),
+            "precision": args.precision.precision.to_string(),
+            "device": args.device.device.to_string(),
+            "opacity": (!args.no_overlay).then_some(args.opacity),
+        });
+        if let Some((folder, _)) = part
+            && let Claim::Finished(record) = folder.claim(COMMAND, LINES, &made_with, args.force)?
+        {
+            return Ok(Done { finished: true, record: Some(record), was_finished: true, ..done });
+        }
         for target in targets {
             for folder in target.files().filter_map(|file| file.parent()) {
                 fs::create_dir_all(folder)
@@ -231,10 +336,7 @@ impl Job for Predicting<'_> {
         write_bytes_atomic(&args.out.join(LEGEND_SVG), legend_svg(config).as_bytes())?;
 
         let total = source.len();
-        let mut done =
-            Done { finished: false, images: 0, kept: 0, unreadable: Vec::new(), shares: Vec::new() };
         // Why one ahead: decoded images can be large, and computing one takes longer than decoding the next.
-        let decode = args.decode.options(&args.weights, DecodeOptions::default())?;
         let settings = SequenceConfig { start: 0, workers: args.workers, prefetch: args.workers + 1, decode };
         let wanted: Vec<bool> =
             targets.iter().map(|target| !(args.keep && target.files().all(|file| file.exists()))).collect();
@@ -261,6 +363,21 @@ impl Job for Predicting<'_> {
             }
             let (at, total) = (seen.index as u64 + 1, total as u64);
             progress.event(Event::Progress { what: "images".into(), done: at, total });
+        }
+        if let Some((folder, of_images)) = part {
+            let lines: String = done.shares.iter().map(|object| format!("{object}\n")).collect();
+            let file = folder.file(LINES);
+            write_bytes_atomic(&file, lines.as_bytes())?;
+            done.record = Some(folder.finish(Record {
+                file: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                bytes: 0,
+                rows: done.images as u64,
+                images: total as u64,
+                of_images: of_images as u64,
+                skipped: shard::skipped(&done.unreadable),
+                source: args.images.sources.join(" + "),
+                made_with: made_with.as_object().cloned().unwrap_or_default(),
+            })?);
         }
         done.finished = true;
         Ok(done)

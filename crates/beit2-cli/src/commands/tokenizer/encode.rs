@@ -51,14 +51,18 @@ pub struct Args {
 
 /// Writes the file.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
-    let to = Destination::new(&args.export, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
-    to.check_stdout(args.output.json)?;
-    let list = to.list();
     let mut session = Session::reading(args.output, signals, args.entry.reading());
+    let command = "tokenizer encode";
+    if args.export.shard.check {
+        let (images, weights) = (&args.images.source, &args.tokenizer);
+        return args.export.check(command, &session.assets, images, weights, args.output.json);
+    }
+    let to = Destination::new(&args.export, command, &[Format::Npy, Format::Parquet, Format::JsonLines])?;
+    to.check_stdout(args.output.json)?;
     // A wrong name is said before a device starts.
     account::tell(args.output, &args.images.source, session.assets.source(&args.images.source)?.as_ref());
     let written = session.on(&args.device.device, Encoding { args, to })?;
-    written.report(&args.export.out, list, args.output.json)?;
+    written.report(args.output.json)?;
     Ok(Ending::Done)
 }
 
@@ -93,7 +97,8 @@ impl Job for Encoding<'_> {
         let source = session.assets.source(&args.images.source)?;
         let decode = args.export.decode.options(&args.tokenizer, DecodeOptions::default())?;
         let decode = decode.of_channels(tokenizer.config.in_chans);
-        let export = Export { to, source, view, decode, layout, identity };
+        let spec = &args.images.source;
+        let export = Export { to, source, spec, view, decode, layout, identity };
         export.run(session, |views: &[Image]| {
             let ids = tokenizer.ids(pixels::stacked(views, device)?).into_data();
             let bytes = |id: i64| match element {

@@ -28,7 +28,7 @@ pub enum Tokenizer {
         bundled:teacher, with model.teacher_dim=384.")]
     Train(Box<TrainCommand>),
     /// Write the token ids of many images to one file
-    Encode(encode::Args),
+    Encode(Box<encode::Args>),
     /// Write a web page that shows the tokens, nearest codes and attention of images dropped on it
     Demo(demo::Args),
 }
