@@ -52,7 +52,7 @@ pub(super) fn training_loader(
     Ok(Loader::of_encoded(config, source, work)?)
 }
 
-/// The images of training one by one, as [`training_loader`] makes them: before what happens on the device, where boxes are erased
+/// The images of training one by one, as training's batches have them: before what happens on the device, where boxes are erased
 /// and images are mixed.
 ///
 /// # Errors
