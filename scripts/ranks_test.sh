@@ -136,11 +136,10 @@ if [ "$(id -u)" = 0 ] && command -v ip > /dev/null && command -v tc > /dev/null 
         ip -n "beit2-$name" link set "beit2-v$name" up
     done
     export BEIT2_RENDEZVOUS_TOKEN=secret
-    # Each on its own machine, as it were: the second one has no run directory.
     start() {
         ip netns exec beit2-a "${train[@]}" --rank 0/2 --rendezvous 10.77.0.1:4000 --out "$work/$1" "${@:2}" > "$work/a" 2>&1 &
         first=$!
-        ip netns exec beit2-b "${train[@]}" --rank 1/2 --rendezvous 10.77.0.1:4000 --out "$work/none" "${@:2}" > "$work/b" 2>&1 &
+        ip netns exec beit2-b "${train[@]}" --rank 1/2 --rendezvous 10.77.0.1:4000 --out "$work/$1" "${@:2}" > "$work/b" 2>&1 &
         second=$!
     }
     # Kernels without the emulator of networks may still drop packets at random.
@@ -154,7 +153,6 @@ if [ "$(id -u)" = 0 ] && command -v ip > /dev/null && command -v tc > /dev/null 
     start "$what"
     wait "$first" && wait "$second" || { cat "$work/a" "$work/b"; exit 1; }
     check "$what"
-    [ ! -e "$work/none" ] || { echo "the second rank wrote a run directory"; exit 1; }
 
     # The wire is cut in the middle of the run: both end with a sentence, and the same commands go on.
     start cut --peer-timeout 3

@@ -63,20 +63,25 @@ impl RankArgs {
     }
 }
 
-/// Meets the other processes, if there are any. `stage` is what all of them must train.
+/// Meets the other processes, if there are any. `same` is what all of them must have been given, beside version and device.
 ///
 /// # Errors
 /// Processes that do not come, that cannot be reached or that were started otherwise: one sentence.
-pub fn meet(args: &RankArgs, device: &DeviceSpec, stage: &str, signals: &Signals) -> anyhow::Result<Joined> {
+pub fn meet(
+    args: &RankArgs,
+    device: &DeviceSpec,
+    same: &[(&'static str, String)],
+    signals: &Signals,
+) -> anyhow::Result<Joined> {
     let Some(place) = args.place()? else {
         return Ok(Joined { rank: Rank::alone(), device: device.clone(), told: None });
     };
     let own = device_of(device, &place, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref());
     let mut statements = vec![
         ("the version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("the stage", stage.to_owned()),
         ("the device", own.kind.name().to_owned()),
     ];
+    statements.extend_from_slice(same);
     if own.kind == Kind::Cpu {
         // Others round otherwise, and the models would drift apart.
         statements.push(("the instruction set", machine::instruction_set().to_owned()));

@@ -263,6 +263,13 @@ fn ranks_that_do_not_fit_are_refused_before_anything_starts() {
             .map(ended);
     second.fails(2, &["each process of a group trains on one device", "names 2"]);
     first.fails(1, &["rank 1 stopped: each process"]);
+    let port = free_port();
+    for ended in [start(&world, 0, port, "run", &[]), start(&world, 1, port, "other", &[])].map(ended) {
+        ended.fails(
+            1,
+            &["has the run directory other", "has run;", "--rank 0/1 makes a process a run of its own"],
+        );
+    }
     assert!(!world.path("run").exists(), "nothing was begun");
     for (args, part) in [
         (&["--rank", "2/2", "--rendezvous", "localhost:1"][..], "ranks go from 0 to 1"),

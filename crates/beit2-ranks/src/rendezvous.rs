@@ -407,7 +407,8 @@ fn differences(own: &[Statement], others: &[Statement], own_name: &str, name: &s
     differing.dedup();
     let what = differing.first()?;
     Some(format!(
-        "{name} has {what} {}, and {own_name} has {}; all ranks of a run must have the same",
+        "{name} has {what} {}, and {own_name} has {}; all ranks of a run must have the same, and --rank 0/1 makes a process a \
+         run of its own",
         value(others, what),
         value(own, what)
     ))

@@ -9,7 +9,7 @@ mod next;
 mod provenance;
 mod rehearsal;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use beit2::train::{Env, Event, Outcome, look_at_run, on_devices};
 use beit2_data::check::Findings;
@@ -64,11 +64,18 @@ pub fn run_recipe<S: Stage>(
         let joined = Joined { rank: Rank::alone(), device: flags.device.device.clone(), told: None };
         return run_as_rank::<S>(found, flags, extra, reading, is_last, signals, &joined);
     }
-    let joined = ranks::meet(&flags.ranks, &flags.device.device, S::NAME, signals)?;
+    let dir = run_directory(found, flags);
+    // The folder too, although only the leader uses it: runs that belong apart are not to become one.
+    let same = [("the stage", S::NAME.to_owned()), ("the run directory", dir.display().to_string())];
+    let joined = ranks::meet(&flags.ranks, &flags.device.device, &same, signals)?;
     let ended = run_as_rank::<S>(found, flags, extra, reading, is_last, signals, &joined);
     // Those who wait for this process learn why it does not come.
     joined.rank.leave(ended.as_ref().err().map(|error| format!("{error:#}")).as_deref());
     ended
+}
+
+fn run_directory(found: &Recipe, flags: &TrainArgs) -> PathBuf {
+    flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name))
 }
 
 fn run_as_rank<S: Stage>(
@@ -80,7 +87,7 @@ fn run_as_rank<S: Stage>(
     signals: &Signals,
     Joined { rank, device, told }: &Joined,
 ) -> anyhow::Result<Ending> {
-    let dir = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&found.name));
+    let dir = run_directory(found, flags);
     let mut overrides = flags.overrides::<S>(extra)?;
     if S::CAN_BE_EXTENDED && !flags.restart {
         // The leader's: other ranks may be on machines without the run.

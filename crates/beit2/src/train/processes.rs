@@ -48,7 +48,7 @@ pub(super) fn check_settings<R: Serialize + DeserializeOwned + Default>(
         if !found.is_empty() {
             return config_error(format!(
                 "rank {other} was started with other settings or inputs than rank 0, it differs in {}; start all ranks with \
-                 the same command on the same data",
+                 the same command on the same data, or with --rank 0/1 where each is a run of its own",
                 list(&found)
             ));
         }

@@ -67,8 +67,8 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     if let Some(seconds) = args.step_seconds.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
         return usage(format!("--step-seconds is {seconds}; it must be a number above 0"));
     }
-    let Joined { rank, device, told } =
-        ranks::meet(&args.ranks, &args.device.device, "bench ranks", signals)?;
+    let same = [("the stage", "bench ranks".to_owned()), ("the size", args.size.name().to_owned())];
+    let Joined { rank, device, told } = ranks::meet(&args.ranks, &args.device.device, &same, signals)?;
     let Some(told) = told else {
         return usage(
             "there is nothing to exchange: start at least two processes, with a launcher or with --rank I/N --rendezvous HOST:PORT",
