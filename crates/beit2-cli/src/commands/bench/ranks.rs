@@ -27,7 +27,7 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
     Examples:\n\
-    \x20 beit2 bench ranks --rank 0/2 --rendezvous localhost:4000 &\n\
+    \x20 beit2 bench ranks --rank 0/2 --rendezvous localhost:4000\n\
     \x20 beit2 bench ranks --rank 1/2 --rendezvous localhost:4000\n\
     \x20 srun beit2 bench ranks --size large --step-seconds 0.8 --device cuda")]
 pub struct Args {
