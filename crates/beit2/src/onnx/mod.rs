@@ -1,6 +1,6 @@
 //! Models as ONNX files, for runtimes that know neither Burn nor this program.
 //!
-//! The graph is written node by node from the model's parameters ([`vit`]); nothing is traced. The image size is fixed, the
+//! The graph is written node by node from the model's parameters (`vit`); nothing is traced. The image size is fixed, the
 //! batch is free, relative position biases are constants. Parameters keep their official names; weights of linear layers are
 //! transposed, `[in, out]`.
 
