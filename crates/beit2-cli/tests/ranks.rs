@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
+#[path = "support/scenes.rs"]
+mod scenes;
 mod support;
 
 use std::io::{Read, Write};
@@ -12,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Ended, World, signal};
+use scenes::scenes;
+use support::{Ended, World, classes, signal};
 
 /// Enough steps that what happens always comes in time, few enough to finish soon.
 const LONG: [&str; 4] = ["--set", "epochs=40", "--set", "checkpoint_every=2"];
@@ -53,6 +56,108 @@ fn two_processes_are_a_group_of_two_devices() {
     assert!(first.out.contains("report.html"), "{}", first.out);
     assert_eq!((second.works().out.as_str(), second.err.as_str()), ("", ""), "the leader tells it");
     assert_eq!(world.weights("processes"), world.weights("threads"));
+}
+
+const DISTILL: &str = r#"stage = "distill"
+[model]
+image_size = 32
+patch_size = 8
+width = 16
+depth = 1
+heads = 2
+[teacher]
+kind = "dino"
+weights = "teacher.safetensors"
+heads = 2
+[data]
+train = "train"
+[schedule]
+steps = 6
+warmup_steps = 1
+batch_size = 8
+"#;
+
+const FINETUNE: &str = r#"stage = "finetune"
+[model.vit]
+image_size = 32
+patch_size = 8
+width = 16
+depth = 1
+heads = 2
+[schedule]
+epochs = 4
+warmup_epochs = 1.0
+batch_size = 6
+"#;
+
+const SEGMENT: &str = r#"stage = "segment"
+[model]
+out_indices = [0, 1, 2, 3]
+channels = 16
+aux_channels = 8
+[model.vit]
+image_size = 64
+patch_size = 8
+width = 16
+depth = 4
+heads = 2
+[augment]
+base = [72, 66]
+[schedule]
+steps = 6
+warmup_steps = 1
+batch_size = 4
+[eval]
+every = 3
+[infer]
+resize = false
+"#;
+
+/// What a run trained, and its records without its pace.
+fn result(world: &World, out: &str) -> (Vec<u8>, Vec<u8>, Vec<serde_json::Value>) {
+    let file = |name: &str| std::fs::read(world.path(out).join("last").join(name)).unwrap();
+    let records = std::fs::read_to_string(world.path(out).join("metrics.jsonl")).unwrap();
+    let records = records.lines().map(|line| {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        for pace in ["images_per_second", "data_wait", "time"] {
+            record.as_object_mut().unwrap().remove(pace);
+        }
+        record
+    });
+    (file("model.safetensors"), file("optimizer.safetensors"), records.collect())
+}
+
+#[test]
+fn every_stage_in_two_processes_is_that_on_two_devices() {
+    let world = World::new();
+    for (name, text) in [("distill.toml", DISTILL), ("ft.toml", FINETUNE), ("seg.toml", SEGMENT)] {
+        std::fs::write(world.path(name), text).unwrap();
+    }
+    classes(&world.path("classes"), &["dark", "gray", "light"]);
+    scenes(&world.path("scenes"), 8);
+    for (stage, line) in [
+        ("tokenizer", "tokenizer train tiny.toml --val train"),
+        ("distill", "teacher distill distill.toml"),
+        ("pretrain", "pretrain mim.toml --val train --tokenizer tokenizer"),
+        ("finetune", "finetune ft.toml --data classes --val classes --init scratch"),
+        ("segment", "segment train seg.toml --data scenes --val scenes --init scratch"),
+    ] {
+        let processes = format!("{stage}-processes");
+        let run = |out: &str, more: &[&str]| {
+            let words =
+                line.split(' ').chain(["--out", out, "--quiet", "--no-check"]).chain(more.iter().copied());
+            let mut command = world.command(&words.collect::<Vec<_>>());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        ended(run(stage, &["--device", "cpu,cpu"])).works();
+        let rendezvous = format!("127.0.0.1:{}", free_port());
+        let ranks =
+            ["0/2", "1/2"].map(|rank| run(&processes, &["--rank", rank, "--rendezvous", &rendezvous]));
+        for ended in ranks.map(ended) {
+            ended.works();
+        }
+        assert!(result(&world, stage) == result(&world, &processes), "{stage}");
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use crate::error::{Error, config_error};
 use crate::weights::Tensors;
 
 /// What may differ between ranks: where things lie on their machines, and how they read them. What is in them is in the run's
-/// `fingerprint`.
-const MAY_DIFFER: [&str; 10] = [
+/// `fingerprint`, except for monitors, whose images only the leader looks at.
+const MAY_DIFFER: [&str; 11] = [
     "environment",
     "data.cache",
     "data.workers",
@@ -25,6 +25,7 @@ const MAY_DIFFER: [&str; 10] = [
     "tokenizer.weights",
     "tokenizer.cache",
     "init.weights",
+    "monitor.folder",
     "monitor.forgetting_folder",
 ];
 

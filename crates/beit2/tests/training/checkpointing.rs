@@ -166,10 +166,7 @@ type Trained<'a> = &'a (dyn Fn(Env<'_>, TrainConfig) -> Result<Outcome, Error> +
 fn whole_runs_end_with_the_same_weights() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::classes(&root.join("classes"), 7);
-    scene::masks(&root.join("scenes"), 13);
-    scene::teacher(&root.join("teacher.safetensors"));
+    scene::of_every_stage(root);
     let device = Default::default();
     let again = TrainConfig { activation_checkpointing: ActivationCheckpointing::Blocks };
     let compare = |name: &str, devices: usize, stage: Trained| {

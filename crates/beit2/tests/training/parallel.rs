@@ -116,10 +116,7 @@ pub fn assert_same((dir, expected): (&Path, &Outcome), (other, found): (&Path, &
 fn every_stage_on_two_devices_is_that_on_one() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::classes(&root.join("classes"), 7);
-    scene::masks(&root.join("scenes"), 13);
-    scene::teacher(&root.join("teacher.safetensors"));
+    scene::of_every_stage(root);
     let device = Default::default();
     // AdamW makes steps of full length from gradients that are nothing but rounding; with a large eps it does not.
     let eps = 1e-4;
@@ -158,7 +155,7 @@ fn every_stage_on_two_devices_is_that_on_one() {
 }
 
 /// A folder with images and a teacher, and the recipe of a tokenizer for them.
-fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe) {
+pub fn tokenizer_scene() -> (tempfile::TempDir, TokenizerRecipe) {
     let root = tempfile::tempdir().unwrap();
     scene::images(&root.path().join("images"), 14);
     scene::teacher(&root.path().join("teacher.safetensors"));

@@ -12,7 +12,7 @@ use beit2_kernels::Rank;
 use beit2_ranks::{Limits, Place, join};
 use beit2_run::{checkpoint, metrics};
 
-use super::parallel::{Stage, on};
+use super::parallel::{Stage, on, tokenizer_scene};
 use super::scene::{self, Auto};
 
 /// This process's rank of a group that meets at a port.
@@ -75,10 +75,7 @@ fn compare(root: &Path, stage: Stage) {
 fn every_stage_in_two_processes_is_that_on_two_devices() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::classes(&root.join("classes"), 7);
-    scene::masks(&root.join("scenes"), 13);
-    scene::teacher(&root.join("teacher.safetensors"));
+    scene::of_every_stage(root);
     let device = Default::default();
 
     let recipe = scene::tokenizer(root);
@@ -97,12 +94,8 @@ fn every_stage_in_two_processes_is_that_on_two_devices() {
 
 #[test]
 fn a_run_that_lost_a_process_goes_on_to_the_bit() {
-    let root = tempfile::tempdir().unwrap();
-    let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::teacher(&root.join("teacher.safetensors"));
-    let device = Default::default();
-    let mut recipe = scene::tokenizer(root);
+    let (root, mut recipe) = tokenizer_scene();
+    let (root, device) = (root.path(), Default::default());
     recipe.logging.checkpoint_every = Some(2);
     let stage = |env: Env<'_>| tokenizer::train::<Auto>(&recipe, env, &device);
     let (whole, dir) = (root.join("whole"), root.join("run"));
@@ -137,12 +130,8 @@ fn a_run_that_lost_a_process_goes_on_to_the_bit() {
 
 #[test]
 fn processes_with_other_settings_or_data_are_refused() {
-    let root = tempfile::tempdir().unwrap();
-    let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::teacher(&root.join("teacher.safetensors"));
-    let device = Default::default();
-    let recipe = scene::tokenizer(root);
+    let (root, recipe) = tokenizer_scene();
+    let (root, device) = (root.path(), Default::default());
     let mut other = recipe.clone();
     other.seed += 1;
     let recipes = [&recipe, &other];
@@ -173,12 +162,8 @@ fn processes_with_other_settings_or_data_are_refused() {
 
 #[test]
 fn models_that_drift_apart_end_the_run() {
-    let root = tempfile::tempdir().unwrap();
-    let root = root.path();
-    scene::images(&root.join("images"), 14);
-    scene::teacher(&root.join("teacher.safetensors"));
-    let device = Default::default();
-    let mut recipe = scene::tokenizer(root);
+    let (root, mut recipe) = tokenizer_scene();
+    let (root, device) = (root.path(), Default::default());
     let starts = [root.join("one"), root.join("two")].map(|dir| {
         recipe.seed += 1;
         on(1, &dir, &|env| tokenizer::train::<Auto>(&recipe, env, &device));

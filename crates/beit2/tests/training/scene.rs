@@ -110,6 +110,14 @@ pub fn teacher(path: &Path) {
     std::fs::write(path, weights::encode(&tensors, &BTreeMap::new()).unwrap()).unwrap();
 }
 
+/// Images, classes, masks and a teacher: what the recipes below read.
+pub fn of_every_stage(root: &Path) {
+    images(&root.join("images"), 14);
+    classes(&root.join("classes"), 7);
+    masks(&root.join("scenes"), 13);
+    teacher(&root.join("teacher.safetensors"));
+}
+
 fn data(dir: &Path) -> DataConfig {
     let path = dir.join("images").to_string_lossy().into_owned();
     DataConfig { train: path.clone(), val: Some(path), workers: 2, ..DataConfig::default() }
