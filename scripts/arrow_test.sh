@@ -10,17 +10,10 @@ case ${1:-} in -h | --help) sed -n '2,7p' "$0"; exit ;; esac
 
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
-python=${PYTHON:-python3}
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 venv=$target/arrow-test
-install() {
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || return 1
-    cmp -s scripts/arrow_test.txt "$venv/installed.txt" && return
-    rm -f "$venv/installed.txt"
-    "$python" -m venv "$venv" || return 1
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/arrow_test.txt || return 1
-    cp scripts/arrow_test.txt "$venv/installed.txt" # last: an interrupted installation is begun again
-}
-if ! install; then
+if ! make_venv scripts/arrow_test.txt "$venv"; then
     echo "there is no Python 3.10 or newer, or PyPI cannot be reached: Arrow streams are not read by pyarrow, Polars and DuckDB"
     exit
 fi

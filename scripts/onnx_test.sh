@@ -24,20 +24,12 @@ else
     echo "crates.io cannot be reached: exports are not run by tract"
 fi
 
-python=${PYTHON:-python3}
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 venv=$target/onnx-test
-install() {
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || return 1
-    cmp -s scripts/onnx_test.txt "$venv/installed.txt" && return
-    rm -f "$venv/installed.txt"
-    "$python" -m venv "$venv" || return 1
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/onnx_test.txt || return 1
-    cp scripts/onnx_test.txt "$venv/installed.txt" # last: an interrupted installation is begun again
-}
-if install 2> "$cases/install.log"; then
+if make_venv scripts/onnx_test.txt "$venv"; then
     cargo build --release --quiet
     "$venv/bin/python" scripts/onnx_test.py "$cases" "$target/release/beit2"
 else
-    tail -n 1 "$cases/install.log"
     echo "there is no Python 3.10 or newer, or PyPI cannot be reached: exports are not run by ONNX Runtime"
 fi

@@ -11,17 +11,8 @@ set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,9p' "$0"; exit ;; esac
 
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 venv=${BEIT2_PYTHON_ENV:-target/python-env}
-if ! cmp -s scripts/requirements.txt "$venv/installed.txt"; then
-    python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "python_env.sh: $python is missing or older than 3.11; name another with PYTHON=…" >&2
-        exit 1
-    }
-    echo "python_env.sh: installing PyTorch, timm and transformers into $venv (once, 5.5 GB)" >&2
-    rm -f "$venv/installed.txt"
-    "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/requirements.txt >&2
-    cp scripts/requirements.txt "$venv/installed.txt" # last: an interrupted installation is begun again
-fi
+make_venv scripts/requirements.txt "$venv" 11
 realpath "$venv"

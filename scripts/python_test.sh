@@ -12,18 +12,10 @@ set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,11p' "$0"; exit ;; esac
 
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || {
-    echo "python_test.sh: $python is missing or older than 3.10; name another with PYTHON=…" >&2
-    exit 1
-}
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 venv=${CARGO_TARGET_DIR:-target}/python-test
-if ! cmp -s scripts/python_test.txt "$venv/installed.txt"; then
-    rm -f "$venv/installed.txt"
-    "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/python_test.txt
-    cp scripts/python_test.txt "$venv/installed.txt" # last: an interrupted installation is begun again
-fi
+make_venv scripts/python_test.txt "$venv"
 venv=$(realpath "$venv")
 if [ "${1:-}" = --setup ]; then exit; fi
 # pip's way, with the versions from above: the same as `pip install .`.
@@ -34,12 +26,7 @@ if [ "${1:-}" = --peers ] || [ "${1:-}" = --engines ]; then
         environment=$(scripts/python_env.sh)
     else
         environment=${CARGO_TARGET_DIR:-target}/python-engines
-        if ! cmp -s scripts/python_engines.txt "$environment/installed.txt"; then
-            rm -f "$environment/installed.txt"
-            "$python" -m venv "$environment"
-            "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/python_engines.txt
-            cp scripts/python_engines.txt "$environment/installed.txt"
-        fi
+        make_venv scripts/python_engines.txt "$environment"
     fi
     # Only this package: the other libraries are those of that environment.
     packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
