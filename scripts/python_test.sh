@@ -3,13 +3,13 @@
 #
 # usage: scripts/python_test.sh [--setup | --peers | --engines [ray|dask|spark] | arguments of pytest]
 #
-# Installs scripts/python_test.txt into target/python-test (once), builds the wheel with maturin (a second build of Burn the
-# first time, because the package's dependencies have other features: a quarter of an hour on 2 cores; then a minute), and runs
-# pytest, mypy and stubtest; --setup only installs. Needs Python 3.10 or newer (PYTHON names it) and, the first time, the network.
+# Installs scripts/python_test.txt into target/python-test (once), builds the wheel with maturin (as long as any first
+# build, unless `cargo build --release` came before; then a minute), and runs pytest, mypy and stubtest; --setup only installs.
+# Needs Python 3.10 or newer (PYTHON names it) and, the first time, the network.
 # --engines builds the same wheel and runs it in a local Ray, Dask and Spark, installed from scripts/python_engines.txt (1.5 GB; Spark needs Java).
 # --peers builds the same wheel and compares it with timm, transformers and torch in the environment of scripts/python_env.sh.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,11p' "$0"; exit ;; esac
+case ${1:-} in -h | --help) sed -n '2,12p' "$0"; exit ;; esac
 
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/venv.sh

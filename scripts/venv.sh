@@ -15,6 +15,9 @@ make_venv() {
     echo "$(basename "$0"): installing $1 into $2 (once)" >&2
     rm -f "$2/installed.txt"
     "$python" -m venv "$2" || return 1
-    "$2/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" >&2 || return 1
+    "$2/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$1" >&2 || {
+        rm -rf "$2" # what a full disk left unfinished only takes more of it
+        return 1
+    }
     cp "$1" "$2/installed.txt" # last: an interrupted installation is begun again
 }

@@ -87,7 +87,7 @@ heads = 2
 [schedule]
 epochs = 4
 warmup_epochs = 1.0
-batch_size = 6
+batch_size = 8
 "#;
 
 const SEGMENT: &str = r#"stage = "segment"

@@ -64,6 +64,8 @@ mod testing;
 mod tokens;
 mod upload;
 
+use std::time::{Duration, Instant};
+
 pub use adamw::{AdamwOps, AdamwStep, adamw};
 pub use attention::{
     AttentionGradients, AttentionOps, AttentionOutput, AttentionSpec, attention, attention_qkv,
@@ -132,10 +134,32 @@ pub use upload::{UploadOps, Uploaded, Uploads, upload, upload_all, upload_ints};
 /// nothing.
 ///
 /// The thread must not wait for other threads' operations without giving its own time to them
-/// (`rayon::yield_now`): with one thread in all, nothing would go on.
+/// ([`help_until`]): with one thread in all, nothing would go on.
 pub fn join_threads() {
     // An error says that the threads are there already.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+}
+
+/// Whether this thread is the only one that operations run on: then it must not sleep while another thread computes.
+pub fn computes_alone() -> bool {
+    rayon::current_thread_index().is_some() && rayon::current_num_threads() == 1
+}
+
+/// Waits until `done`, and gives this thread's time to other threads' operations meanwhile. `done` is asked between them, and a
+/// few thousand times a second when there are none.
+pub fn help_until(done: impl Fn() -> bool) {
+    // Operations of a model follow one another closely: a sleep after each would take longer than most of them.
+    const SOON: Duration = Duration::from_micros(50);
+    let mut idle = Instant::now();
+    while !done() {
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            idle = Instant::now();
+        } else if idle.elapsed() < SOON {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(SOON);
+        }
+    }
 }
 
 /// Threads that the fast CPU versions spread over.

@@ -83,8 +83,8 @@ pub enum Event {
 }
 
 /// Takes events.
-pub trait Observer {
-    /// Called from the training thread; should return at once.
+pub trait Observer: Send {
+    /// Called from the training thread, which may be another one than the caller's; should return at once.
     fn event(&mut self, event: Event);
 }
 

@@ -13,7 +13,7 @@ use super::events::Silent;
 use super::state::{Env, Outcome};
 use crate::error::{Error, config_error};
 
-/// Runs `stage` on every device at once, the first of them in this thread. Where the environment's rank is one of several
+/// Runs `stage` on every device at once, the first of them in this thread if it can. Where the environment's rank is one of several
 /// processes, it is the rank of the one device.
 ///
 /// # Errors
@@ -56,8 +56,21 @@ pub fn on_devices<B: AutodiffBackend>(
                 Error::Training(format!("the system refuses a thread for device {device:?}: {error}"))
             })?);
         }
-        let outcome = stage(Env { rank: lead, ..env }, first);
-        drop(stay);
+        let work = || {
+            let _stay = stay;
+            stage(Env { rank: lead, ..env }, first)
+        };
+        let outcome = if !threads.is_empty() && beit2_kernels::computes_alone() {
+            // At the end of its backward pass Burn waits for the graphs of the other ranks, asleep. They would wait for this
+            // thread's time, so it does nothing but compute for all of them.
+            let lead = scope.spawn(work);
+            beit2_kernels::help_until(|| {
+                lead.is_finished() && threads.iter().all(|thread| thread.is_finished())
+            });
+            lead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        } else {
+            work()
+        };
         let followers = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop));

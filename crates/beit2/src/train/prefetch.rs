@@ -103,11 +103,7 @@ impl<T> Drop for Prefetch<T> {
                 return;
             }
             // It may be in the middle of an operation that waits for this thread's help.
-            while !worker.is_finished() {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::thread::sleep(PAUSE);
-                }
-            }
+            beit2_kernels::help_until(|| worker.is_finished());
             // A panic there has been passed on by `next`, or nobody wanted the rest.
             let _ = worker.join();
         }

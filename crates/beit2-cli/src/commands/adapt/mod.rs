@@ -135,7 +135,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
             );
             return Ok(Ending::Done);
         }
-        if !train.output.quiet {
+        if tells(train)? {
             output::note("");
         }
     }
@@ -165,7 +165,7 @@ fn adapt_tokenizer(
         }
     }
     let recipe: Recipe = start.with_epochs(epochs).recipe()?;
-    if !args.train.output.quiet {
+    if tells(&args.train)? {
         output::note("first the tokenizer:");
     }
     let train = TrainArgs {
@@ -180,6 +180,11 @@ fn adapt_tokenizer(
         ..args.train.clone()
     };
     experiment::run_recipe::<TokenizerRecipe>(&recipe, &train, named, Reading::default(), false, signals)
+}
+
+/// Whether this process says on the way what it does: of several only the first one.
+fn tells(train: &TrainArgs) -> anyhow::Result<bool> {
+    Ok(!train.output.quiet && train.ranks.place()?.is_none_or(|place| place.rank == 0))
 }
 
 /// Where the adapted tokenizer's run lies: beside the student's.
