@@ -9,7 +9,7 @@
 # --engines builds the same wheel and runs it in a local Ray, Dask and Spark, installed from scripts/python_engines.txt (1.5 GB; Spark needs Java).
 # --peers builds the same wheel and compares it with timm, transformers and torch in the environment of scripts/python_env.sh.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,12p' "$0"; exit ;; esac
+case ${1:-} in -h | --help) sed -n '2,10p' "$0"; exit ;; esac
 
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/venv.sh
