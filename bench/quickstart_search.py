@@ -54,6 +54,8 @@ AT_80 = {"model.vit.image_size": 80, "mask.patches": 39}
 # A checkpoint every 50 steps; means of the weights of the last ones are scored too.
 KEPT = {"logging.checkpoint_every": 50, "logging.keep_checkpoints": 40}
 AVERAGED = [2, 4, 8, 16]
+# By the image size of training, larger ones at which the last block's features are scored too.
+LARGER = {40: (56, 64), 48: (64, 72, 80), 64: (80, 96)}
 # Name: tokenizer, seed, settings.
 PRETRAININGS = {
     "recipe-seed-0": ("recipe", 0, {}),
@@ -61,6 +63,8 @@ PRETRAININGS = {
     "recipe-seed-2": ("recipe", 2, {}),
     "40-px": ("40-px", 0, {**AT_40, **length(4400, 300)}),
     "48-px": ("48-px", 0, {**AT_48, **length(3400, 250)}),
+    "48-px-seed-1": ("48-px", 1, {**AT_48, **length(3400, 250)}),
+    "48-px-seed-2": ("48-px", 2, {**AT_48, **length(3400, 250)}),
     "48-px-of-a-long-tokenizer": ("48-px-long", 0, {**AT_48, **length(3400, 250)}),
     "48-px-128-codes": ("48-px-128-codes", 0, {**AT_48, **length(3400, 250), "model.vocab_size": 128}),
     "80-px": ("80-px", 0, {**AT_80, **length(1250, 100)}),
@@ -178,6 +182,10 @@ def main():
             print(json.dumps(line), file=file)
             print(json.dumps(line), flush=True)
 
+    def scores(both):
+        width = both.shape[1] // 2
+        return {"cls": images.knn(both[:, :width]), "mean": images.knn(both[:, width:]), "cls + mean": images.knn(both)}
+
     def tokenizer(name):
         settings = TOKENIZERS[name]
         words = ["tokenizer", "train", "quickstart_tokenizer"]
@@ -196,14 +204,13 @@ def main():
         for layer in range(depth, depth - 3, -1):
             # The last block's features are after the final norm.
             both = features(run, images, "--features", "concat", *(["--layer", str(layer)] if layer < depth else []))
-            width = both.shape[1] // 2
-            found = (images.knn(both[:, :width]), images.knn(both[:, width:]), images.knn(both))
-            knn[f"block {layer}"] = dict(zip(("cls", "mean", "cls + mean"), found))
+            knn[f"block {layer}"] = scores(both)
+        for size in LARGER.get(settings.get("model.vit.image_size", 64), ()):
+            both = features(run, images, "--features", "concat", "--image-size", str(size))
+            knn[f"block {depth} at {size} px"] = scores(both)
         for count in AVERAGED if "logging.keep_checkpoints" in settings else []:
             both = features(averaged(run, count), images, "--features", "concat")
-            width = both.shape[1] // 2
-            found = (images.knn(both[:, :width]), images.knn(both[:, width:]), images.knn(both))
-            knn[f"mean of {count} checkpoints"] = dict(zip(("cls", "mean", "cls + mean"), found))
+            knn[f"mean of {count} checkpoints"] = scores(both)
         note(stage="pretrain", name=name, tokenizer=of, seed=seed, cpu_seconds=seconds, knn=knn, settings=settings)
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
