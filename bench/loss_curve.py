@@ -4,7 +4,8 @@
     bench/loss_curve.py --beit2 target/release/beit2 --device cuda --out results
     bench/loss_curve.py --beit2 target/release/beit2 --device cuda --out results --reference pack/curve
 
-The model is that of the quickstart with heads of 64 columns (width 128, 4 blocks, patch aggregation, 64 patches), the images are
+The model is that of the quickstart with heads of 64 columns, images of 64 px and the paper's
+initial weights (width 128, 4 blocks, patch aggregation, 64 patches), the images are
 those inside the program. Seed, images, masks and initial weights are the same on every device, so the first losses agree to
 rounding; later ones drift apart, because rounding changes the weights. OUT/curve.json gets both curves after each run. The status
 is 1 when a curve leaves its tolerance. `--prepare FOLDER` makes the CPU's half alone, to be carried to a machine with a GPU.
@@ -56,7 +57,8 @@ def train_tokenizer(beit2: str, weights: Path, end: float) -> None:
     """Writes the weights of the tokenizer that all runs learn from, trained on the CPU."""
     folder, steps = weights.with_suffix(""), ["--steps", str(WARM_UP_TOKENIZER)]
     shutil.rmtree(folder, ignore_errors=True)
-    run([beit2, "tokenizer", "train", "quickstart_tokenizer", "--seed", "0", *steps, "--out", str(folder), "-q"], end)
+    size = ["--set", "model.image_size=64", "--set", "model.code_dim=16", "--set", "init.std=0.02"]
+    run([beit2, "tokenizer", "train", "quickstart_tokenizer", "--seed", "0", *steps, *size, "--out", str(folder), "-q"], end)
     shutil.copyfile(folder / "last" / "model.safetensors", weights)
     shutil.rmtree(folder)
 
@@ -68,7 +70,8 @@ def pretrain(beit2: str, device: str, precision: str, tokenizer: Path, folder: P
         [
             beit2, "pretrain", "quickstart_pretrain", "--seed", "0", "--steps", str(STEPS), "--tokenizer", str(tokenizer),
             "--precision", precision, "--device", device, "--out", str(folder), "-q",
-            "--set", "model.vit.heads=2", "--set", "logging.log_every=1", "--set", "schedule.warmup_steps=20",
+            "--set", "model.vit.heads=2", "--set", "model.vit.image_size=64", "--set", "mask.patches=25",
+            "--set", "init.std=0.02", "--set", "logging.log_every=1", "--set", "schedule.warmup_steps=20",
         ],
         end,
     )  # fmt: skip

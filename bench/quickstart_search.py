@@ -9,8 +9,9 @@ the images outside of its own group of near-duplicates (grouped by scripts/make_
 bundled:val): with neighbours of its own group, the teacher would have 50.5 percent instead of 37.4, and 35.0 on bundled:val.
 One standard error is one point. Needs numpy, Pillow and safetensors (scripts/python_env.sh), and target/release/beit2 or $BEIT2.
 
-Every variant of pretraining takes about as much processor time as the recipe's, and so does every tokenizer of another image
-size, unless its name ends in -long.
+The variants change the recipes that the quickstart had until 2026-11-29 (64 px), which are the ones called "recipe"; "now" are
+those of today. Every variant of pretraining takes about as much processor time as the former recipe's, and so does every
+tokenizer of another image size, unless its name begins with "now" or ends in -long.
 """
 import concurrent.futures
 import io
@@ -40,10 +41,25 @@ def length(steps, warmup):
     return {"schedule.steps": steps, "schedule.warmup_steps": warmup}
 
 
+# Settings of a variant that is the recipe of today; the others change the former ones.
+TODAY = {"today": True}
+FORMER_TOKENIZER = {
+    "init.std": 0.02, "model.image_size": 64, "model.code_dim": 16, "codebook.kmeans_warmup_steps": 160, **length(800, 80),
+}  # fmt: skip
+FORMER_PRETRAINING = {"init.std": 0.02, "model.vit.image_size": 64, "mask.patches": 25, **length(2000, 150)}
+T_48 = {"model.image_size": 48, **length(1200, 100)}
+KMEANS_1000 = {"codebook.kmeans_warmup_steps": 1000}
 TOKENIZERS = {
     "recipe": {},
+    "now": TODAY,
     "40-px": {"model.image_size": 40, **length(1600, 120)},
-    "48-px": {"model.image_size": 48, **length(1200, 100)},
+    "48-px": T_48,
+    "48-px-lr-2e-3": {**T_48, "optimizer.lr": 2e-3},
+    "48-px-lr-3e-3": {**T_48, "optimizer.lr": 3e-3},
+    "48-px-kmeans-600": {**T_48, "codebook.kmeans_warmup_steps": 600},
+    "48-px-kmeans-1000": {**T_48, **KMEANS_1000},
+    "48-px-kmeans-1000-wide-codes": {**T_48, **KMEANS_1000, "model.code_dim": 32},
+    "48-px-kmeans-1000-wide-codes-std-0.05": {**T_48, **KMEANS_1000, "model.code_dim": 32, "init.std": 0.05},
     "48-px-long": {"model.image_size": 48, **length(4000, 100)},
     "48-px-128-codes": {"model.image_size": 48, **length(1200, 100), "model.codebook_size": 128},
     "80-px": {"model.image_size": 80, **length(560, 60), "codebook.kmeans_warmup_steps": 110},
@@ -58,6 +74,9 @@ AVERAGED = [2, 4, 8, 16]
 LARGER = {40: (56, 64), 48: (64, 72, 80), 64: (80, 96)}
 # Name: tokenizer, seed, settings.
 PRETRAININGS = {
+    "now-seed-0": ("now", 0, TODAY),
+    "now-seed-1": ("now", 1, TODAY),
+    "now-seed-2": ("now", 2, TODAY),
     "recipe-seed-0": ("recipe", 0, {}),
     "recipe-seed-1": ("recipe", 1, {}),
     "recipe-seed-2": ("recipe", 2, {}),
@@ -65,6 +84,13 @@ PRETRAININGS = {
     "48-px": ("48-px", 0, {**AT_48, **length(3400, 250)}),
     "48-px-seed-1": ("48-px", 1, {**AT_48, **length(3400, 250)}),
     "48-px-seed-2": ("48-px", 2, {**AT_48, **length(3400, 250)}),
+    "48-px-std-0.08": ("48-px", 0, {**AT_48, **length(3400, 250), "init.std": 0.08}),
+    "48-px-std-0.08-seed-1": ("48-px", 1, {**AT_48, **length(3400, 250), "init.std": 0.08}),
+    "48-px-std-0.08-seed-2": ("48-px", 2, {**AT_48, **length(3400, 250), "init.std": 0.08}),
+    "48-px-std-0.16": ("48-px", 0, {**AT_48, **length(3400, 250), "init.std": 0.16}),
+    "48-px-std-0.08-of-std-0.05": (
+        "48-px-kmeans-1000-wide-codes-std-0.05", 0, {**AT_48, **length(3400, 250), "init.std": 0.08},
+    ),  # fmt: skip
     "48-px-of-a-long-tokenizer": ("48-px-long", 0, {**AT_48, **length(3400, 250)}),
     "48-px-128-codes": ("48-px-128-codes", 0, {**AT_48, **length(3400, 250), "model.vocab_size": 128}),
     "80-px": ("80-px", 0, {**AT_80, **length(1250, 100)}),
@@ -159,6 +185,8 @@ def features(run, images, *flags):
 
 
 def train(out, stage, name, seed, settings, words):
+    former = FORMER_TOKENIZER if stage == "tokenizer" else FORMER_PRETRAINING
+    settings = {} if settings is TODAY else {**former, **settings}
     run = out / f"{stage}-{name}"
     if (run / "report.html").exists():
         return run, None
@@ -205,7 +233,7 @@ def main():
             # The last block's features are after the final norm.
             both = features(run, images, "--features", "concat", *(["--layer", str(layer)] if layer < depth else []))
             knn[f"block {layer}"] = scores(both)
-        for size in LARGER.get(settings.get("model.vit.image_size", 64), ()):
+        for size in LARGER.get(settings.get("model.vit.image_size", 48 if settings is TODAY else 64), ()):
             both = features(run, images, "--features", "concat", "--image-size", str(size))
             knn[f"block {depth} at {size} px"] = scores(both)
         for count in AVERAGED if "logging.keep_checkpoints" in settings else []:

@@ -56,7 +56,7 @@ fn minutes(seconds: &Value) -> String {
 
 #[test]
 fn quickstart_in_the_readme() {
-    let (page, run) = (page("README.md"), data("quickstart-sweep-seed-0"));
+    let (page, run) = (page("README.md"), data("quickstart-48px-seed-0"));
     let rows = table(&page, "409 held-out drawings");
     for (label, features) in [
         ("raw pixels", "pixels"),
@@ -69,11 +69,8 @@ fn quickstart_in_the_readme() {
         assert_eq!(row(&rows, label), expected, "{label}");
     }
     let perplexity = format!("perplexity {:.0}", run["codebook_perplexity"].as_f64().unwrap());
-    // Times are those of an idle machine.
-    let seconds = ["sweep", "sweep-bf16"]
-        .map(|runs| minutes(&data(&format!("quickstart-{runs}-seed-0"))["seconds"]["total"]));
-    for text in [&perplexity, &seconds[0], &seconds[1]] {
-        assert!(page.contains(text), "README.md does not say `{text}`");
+    for text in [perplexity, minutes(&run["seconds"]["total"])] {
+        assert!(page.contains(&text), "README.md does not say `{text}`");
     }
     assert_eq!(run["codebook_usage"], 1.0, "README.md says that all codes are in use");
 }
@@ -93,6 +90,22 @@ const ROWS: [(&str, &str); 7] = [
 fn quickstart_page() {
     let page = page("docs/benchmarks/quickstart.md");
     let seeds = |kind: &str| [0, 1, 2].map(|seed| data(&format!("quickstart-{kind}seed-{seed}")));
+
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (avx512, avx2, before) = (seeds("48px-"), seeds("48px-avx2-"), seeds("f32-"));
+    let rows = table(&page, "k-NN, AVX-512");
+    for (label, features) in ROWS {
+        let columns = [(&avx512, "knn"), (&avx2, "knn"), (&before, "knn"), (&avx512, "probe")];
+        let expected: Vec<String> = columns
+            .into_iter()
+            .flat_map(|(runs, way)| {
+                let shares: Vec<f64> =
+                    runs.iter().map(|run| 100.0 * run[way][features].as_f64().unwrap()).collect();
+                [joined(runs, |run| percent(&run[way][features])), format!("{:.1}", mean(&shares))]
+            })
+            .collect();
+        assert_eq!(row(&rows, label), expected, "{label}");
+    }
 
     let (swept, fixed) = (data("quickstart-sweep-seed-0"), data("quickstart-f32-seed-0"));
     assert_eq!(swept["knn"], fixed["knn"], "the probe's protocol changes no features");
@@ -137,8 +150,8 @@ fn quickstart_page() {
         let number = |run: &Value| factor * run.pointer(path).unwrap().as_f64().unwrap();
         let text = |value: f64| format!("{value:.decimals$}");
         let expected = precisions.iter().flat_map(|runs| {
-            let mean = runs.iter().map(number).sum::<f64>() / runs.len() as f64;
-            [joined(runs, |run| text(number(run))), text(mean)]
+            let numbers: Vec<f64> = runs.iter().map(number).collect();
+            [joined(runs, |run| text(number(run))), text(mean(&numbers))]
         });
         assert_eq!(row(&rows, label), expected.collect::<Vec<_>>(), "{label}");
         checked += 1;

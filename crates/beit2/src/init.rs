@@ -21,7 +21,7 @@ use rand_distr::StandardNormal;
 use crate::params::{self, ParamInfo};
 
 /// Standard deviation of every normal draw in the method.
-const STD: f64 = 0.02;
+pub const STD: f64 = 0.02;
 
 /// Which of the reference's rules fills a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +50,11 @@ pub enum InitRule {
 
 /// Fills every trainable parameter of `module`.
 pub fn initialise<B: Backend, M: Module<B>>(module: M, rule: InitRule, seed: u64) -> M {
+    initialise_with(module, rule, STD, seed)
+}
+
+/// [`initialise`] with another standard deviation than the method's [`STD`]. What has PyTorch's defaults keeps them.
+pub fn initialise_with<B: Backend, M: Module<B>>(module: M, rule: InitRule, std: f64, seed: u64) -> M {
     // A bias does not show its layer's inputs, its weight does.
     let fan_in: BTreeMap<String, usize> = params::list(&module)
         .into_iter()
@@ -64,7 +69,7 @@ pub fn initialise<B: Backend, M: Module<B>>(module: M, rule: InitRule, seed: u64
         }
         let layer = info.name.rsplit_once('.').map_or("", |(layer, _)| layer);
         let inputs = fan_in.get(layer).copied().unwrap_or(1);
-        let values = draw(&info, inputs, rule, &mut generator(seed, &info.name));
+        let values = draw(&info, inputs, (rule, std), &mut generator(seed, &info.name));
         Some((TensorData::new(values, info.shape), DType::F32))
     })
 }
@@ -79,14 +84,14 @@ pub(crate) fn generator(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -> Vec<f32> {
+fn draw(info: &ParamInfo, fan_in: usize, (rule, std): (InitRule, f64), rng: &mut ChaCha8Rng) -> Vec<f32> {
     let count = info.shape.iter().product::<usize>();
     let name = info.name.as_str();
     let constant = |value: f64| vec![value as f32; count];
     let leaf = name.rsplit('.').next().unwrap_or(name);
     let (gamma, cut) = match rule {
         InitRule::Finetune { gamma, .. } | InitRule::Segment { gamma } => (gamma, 2.0),
-        InitRule::Pretrain { gamma, .. } => (gamma, STD),
+        InitRule::Pretrain { gamma, .. } => (gamma, std),
     };
     if leaf.starts_with("gamma_") {
         return constant(gamma);
@@ -109,7 +114,7 @@ fn draw(info: &ParamInfo, fan_in: usize, rule: InitRule, rng: &mut ChaCha8Rng) -
     } else if leaf == "bias" {
         constant(0.0)
     } else {
-        truncated_normal(count, cut, rng)
+        truncated_normal(count, std, cut, rng)
     };
     let mut factor = residual_scale(name, rule);
     if let InitRule::Finetune { head_scale, .. } = rule
@@ -159,12 +164,12 @@ fn residual_scale(name: &str, rule: InitRule) -> f64 {
     (2.0 * layer as f64).sqrt().recip()
 }
 
-fn truncated_normal(count: usize, cut: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    let limit = cut / STD;
+fn truncated_normal(count: usize, std: f64, cut: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let limit = cut / std;
     let mut one = || loop {
         let z: f64 = rng.sample(StandardNormal);
         if z.abs() <= limit {
-            return (z * STD) as f32;
+            return (z * std) as f32;
         }
     };
     (0..count).map(|_| one()).collect()
@@ -190,7 +195,7 @@ mod tests {
         let values = |name: &str, shape: &[usize], fan_in: usize| -> Vec<f64> {
             let info = ParamInfo { name: name.into(), shape: shape.to_vec(), trainable: true };
             let rule = InitRule::Segment { gamma: 0.1 };
-            draw(&info, fan_in, rule, &mut generator(1, name)).into_iter().map(f64::from).collect()
+            draw(&info, fan_in, (rule, STD), &mut generator(1, name)).into_iter().map(f64::from).collect()
         };
         let deviation =
             |values: &[f64]| (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
@@ -219,10 +224,32 @@ mod tests {
 
     #[test]
     fn each_parameter_has_its_own_stream() {
-        let a = truncated_normal(4, STD, &mut generator(1, "a"));
-        assert_eq!(a, truncated_normal(4, STD, &mut generator(1, "a")));
-        assert_ne!(a, truncated_normal(4, STD, &mut generator(1, "b")));
-        assert_ne!(a, truncated_normal(4, STD, &mut generator(2, "a")));
+        let draw = |seed, name| truncated_normal(4, STD, STD, &mut generator(seed, name));
+        let a = draw(1, "a");
+        assert_eq!(a, draw(1, "a"));
+        assert_ne!(a, draw(1, "b"));
+        assert_ne!(a, draw(2, "a"));
         assert!(a.iter().all(|v| v.abs() <= STD as f32));
+    }
+
+    #[test]
+    fn another_deviation_scales_what_is_normal_and_nothing_else() {
+        let rule = InitRule::Pretrain { early: 3, gamma: 0.1 };
+        let values = |name: &str, shape: &[usize], std: f64| {
+            let info = ParamInfo { name: name.into(), shape: shape.to_vec(), trainable: true };
+            draw(&info, 8, (rule, std), &mut generator(1, name))
+        };
+        for (name, shape) in [("blocks.1.mlp.fc2.weight", &[8, 8][..]), ("mask_token", &[1, 1, 8])] {
+            let four_times: Vec<f32> =
+                values(name, shape, STD).into_iter().map(|value| 4.0 * value).collect();
+            assert_eq!(values(name, shape, 4.0 * STD), four_times, "{name}");
+        }
+        for (name, shape) in [
+            ("blocks.0.gamma_1", &[8][..]),
+            ("norm.weight", &[8]),
+            ("cls_pt_layers.0.mlp.fc1.weight", &[8, 8]),
+        ] {
+            assert_eq!(values(name, shape, 4.0 * STD), values(name, shape, STD), "{name}");
+        }
     }
 }

@@ -222,5 +222,15 @@ fn the_bundled_images_have_one_plan_everywhere() {
     };
     let own = settings("plan/tokenizer.toml", &[]);
     assert!(own.len() > 30);
-    assert_eq!(own, settings("quickstart_tokenizer", &[]));
+    let others = [
+        "init.std=0.02",
+        "model.image_size=64",
+        "model.code_dim=16",
+        "codebook.kmeans_warmup_steps=160",
+        "schedule.steps=800",
+        "schedule.warmup_steps=80",
+        "logging.checkpoint_every=400",
+    ];
+    let others: Vec<&str> = others.into_iter().flat_map(|other| ["--set", other]).collect();
+    assert_eq!(own, settings("quickstart_tokenizer", &others));
 }

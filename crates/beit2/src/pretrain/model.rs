@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::MimConfig;
 use crate::error::Error;
-use crate::init::{InitRule, initialise};
+use crate::init::{InitRule, STD, initialise_with};
 use crate::vit::{Block, DropPath, LayerNorm, Linear, Pixels, TokenSubset, Trunk, run_blocks};
 
 /// Which patches of a batch are masked: the same number M in every image, as indices, so that every
@@ -132,9 +132,17 @@ impl<B: Backend> MimModel<B> {
     /// # Errors
     /// Sizes that do not fit each other.
     pub fn new(config: &MimConfig, seed: u64, device: &B::Device) -> Result<Self, Error> {
+        Self::with_std(config, STD, seed, device)
+    }
+
+    /// A freshly initialised model, with another standard deviation than the paper's.
+    ///
+    /// # Errors
+    /// As [`MimModel::new`].
+    pub fn with_std(config: &MimConfig, std: f64, seed: u64, device: &B::Device) -> Result<Self, Error> {
         let rule =
             InitRule::Pretrain { early: config.intermediate_layer, gamma: config.vit.layer_scale_init };
-        Ok(initialise(Self::zeros(config, device)?, rule, seed))
+        Ok(initialise_with(Self::zeros(config, device)?, rule, std, seed))
     }
 
     /// A model to load weights into.

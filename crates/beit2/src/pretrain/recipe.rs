@@ -164,6 +164,7 @@ impl PretrainRecipe {
                 self.stage
             ));
         }
+        self.init.validate()?;
         self.logging.validate()?;
         self.monitor.validate(self.data.val.is_some())?;
         if let Some(name) = self.monitor.best.as_ref().filter(|name| name.contains("codebook")) {

@@ -133,6 +133,7 @@ impl TokenizerRecipe {
                 self.stage
             ));
         }
+        self.init.validate()?;
         self.logging.validate()?;
         self.monitor.validate(self.data.val.is_some())?;
         check_interval("codebook.revive_after_steps", self.codebook.revive_after_steps.map(u64::from))?;

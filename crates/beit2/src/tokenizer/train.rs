@@ -60,7 +60,7 @@ pub fn train<B: AutodiffBackend>(
     };
 
     // ---- model, optimiser, run ----------------------------------------------------------------
-    let mut model = VqKd::<B>::new(&recipe.model, recipe.seed, device)?;
+    let mut model = VqKd::<B>::with_std(&recipe.model, recipe.init.std, recipe.seed, device)?;
     model.set_precision(recipe.precision);
     let rule = GroupRule::flat(recipe.optimizer.weight_decay);
     let mut optimizer = AdamW::<B>::new(recipe.optimizer.adamw(), rule);

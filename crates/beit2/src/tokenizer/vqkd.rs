@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::{ProcessType, Quantized, Quantizer, TokenizerConfig};
 use crate::error::Error;
-use crate::init::{InitRule, initialise};
+use crate::init::{InitRule, STD, initialise_with};
 use crate::pixels;
 use crate::vit::{DropPath, Linear, Pixels, Pooling, TokenSubset, VisionTransformer};
 
@@ -82,11 +82,21 @@ impl<B: Backend> VqKd<B> {
     /// # Errors
     /// Sizes that do not fit each other.
     pub fn new(config: &TokenizerConfig, seed: u64, device: &B::Device) -> Result<Self, Error> {
-        let mut model = initialise(
-            Self::zeros(config, device)?,
-            InitRule::Finetune { head_scale: 1.0, gamma: 0.0 },
-            seed,
-        );
+        Self::with_std(config, STD, seed, device)
+    }
+
+    /// A freshly initialised tokenizer, with another standard deviation than the paper's.
+    ///
+    /// # Errors
+    /// As [`VqKd::new`].
+    pub fn with_std(
+        config: &TokenizerConfig,
+        std: f64,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let rule = InitRule::Finetune { head_scale: 1.0, gamma: 0.0 };
+        let mut model = initialise_with(Self::zeros(config, device)?, rule, std, seed);
         model.quantize = Quantizer::new(config, seed, device);
         Ok(model)
     }

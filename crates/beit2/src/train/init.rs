@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::Assets;
 use super::recipe::SCRATCH;
 use crate::error::{Error, config_error};
+use crate::init::STD;
 use crate::vit::VitConfig;
 use crate::weights::WeightFile;
 
 /// `[init]`: what training starts from.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InitWeights {
     /// A run, checkpoint or weight file of a model of this stage; absent (or [`SCRATCH`]): random numbers.
@@ -18,9 +19,32 @@ pub struct InitWeights {
     pub sizes_from_weights: bool,
     /// Take the image size from them too.
     pub image_size_from_weights: bool,
+    /// Standard deviation of what starts from random numbers: 0.02 in the paper, whose narrowest model has 768 columns. A narrow
+    /// model learns faster from larger numbers.
+    pub std: f64,
+}
+
+impl Default for InitWeights {
+    fn default() -> Self {
+        Self { weights: None, sizes_from_weights: false, image_size_from_weights: false, std: STD }
+    }
 }
 
 impl InitWeights {
+    /// Checks that it can be a start.
+    ///
+    /// # Errors
+    /// A deviation that gives no numbers to start from.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        match self.std > 0.0 && self.std <= 1.0 {
+            true => Ok(()),
+            false => config_error(format!(
+                "init.std is {}; it must be above 0 and at most 1, such as {STD}, the paper's",
+                self.std
+            )),
+        }
+    }
+
     /// The weights by name; `None` where training starts from random numbers.
     pub fn named(&self) -> Option<&str> {
         self.weights.as_deref().filter(|weights| !weights.is_empty() && *weights != SCRATCH)

@@ -37,7 +37,7 @@ use crate::{machine, output};
 
 pub use self::show::shown;
 
-/// Minutes when none are named: the quickstart's.
+/// Minutes when none are named.
 const MINUTES: f64 = 8.0;
 
 /// `--size`.

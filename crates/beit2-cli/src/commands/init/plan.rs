@@ -111,8 +111,8 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// The speed that the quickstart's steps are made for: two slow cores, which need all of its minutes. It is used instead
-    /// of a measurement for the bundled images, so that their plan is the same everywhere.
+    /// That of two slow cores. It is used instead of a measurement for the bundled images, so that their plan is the same
+    /// everywhere.
     pub const NOMINAL: Self = Self { tokenizer: 77.4e9, pretrain: 61.3e9, task: 40.0e9 };
 
     /// Before anything was measured but large matmuls: the part of their speed that a whole step of a small model reaches.

@@ -115,7 +115,7 @@ impl Job for Measurement<'_> {
         )?;
 
         let last = config.vit.depth;
-        let random = MimModel::new(&config, self.pretrain.seed, device)?;
+        let random = MimModel::with_std(&config, self.pretrain.init.std, self.pretrain.seed, device)?;
         let [random, pretrained] = [random, model].map(|net| Featurizer::Mim(Box::new(net), last).freeze());
         let encoder = Featurizer::Encoder(Box::new(tokenizer));
         let teacher = Featurizer::Teacher(Box::new(teacher));

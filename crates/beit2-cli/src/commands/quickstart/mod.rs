@@ -40,7 +40,7 @@ use crate::{output, report};
     bf16 is faster on CPUs with AVX-512-BF16 (`beit2 doctor` names what yours has).")]
 pub struct Args {
     /// Minutes that everything takes, probes included: the schedules are made longer or shorter by the machine's measured
-    /// speed [default: the schedules of the recipes, 4 to 8 minutes on two cores]
+    /// speed [default: the schedules of the recipes, 2 to 8 minutes on two cores]
     #[arg(long, value_name = "N")]
     minutes: Option<f64>,
 

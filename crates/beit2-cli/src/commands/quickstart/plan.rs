@@ -22,15 +22,15 @@ use crate::signals::Signals;
 use crate::stage::Stage;
 
 /// Steps of the recipes.
-const STEPS: [f64; 2] = [800.0, 2000.0];
+const STEPS: [f64; 2] = [1200.0, 3400.0];
 /// A pretraining step in tokenizer steps.
-const PRETRAIN_STEP: f64 = 0.79;
+const PRETRAIN_STEP: f64 = 0.65;
 /// What a training does beside its steps, in tokenizer steps: reading, k-means, evaluation, checkpoints.
 const AROUND: [f64; 2] = [20.0, 10.0];
 /// Features, probes and the report, in tokenizer steps.
 const PROBES: f64 = 230.0;
 /// The shortest trainings, relative to the recipes'.
-const LEAST: f64 = 0.15 / 8.0;
+const LEAST: f64 = 0.0125;
 
 /// Steps that are timed, and those before them that are not: the first ones are slower.
 const TIMED_STEPS: u64 = 20;
