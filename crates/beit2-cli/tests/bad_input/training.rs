@@ -227,6 +227,7 @@ fn short_runs_and_small_images_are_told_before_they_train() {
     assert!(ended.works().err.contains("the run has only 15 steps, 3 for each of 5 epochs"), "{}", ended.err);
     let kmeans = ["--steps", "9", "--set", "kmeans_warmup_steps=9"];
     dry(&world, TOKENIZER, &kmeans).fails(2, &["kmeans_warmup_steps 9", "fewer than 9"]);
+    dry(&world, TOKENIZER, &["--set", "init.std=0"]).fails(2, &["init.std is 0", "above 0"]);
     fs::create_dir(world.path("small")).unwrap();
     for at in 0..24 {
         fs::write(world.path(&format!("small/{at}.ppm")), image(at, 34)).unwrap();

@@ -1,7 +1,7 @@
 //! How many steps the quickstart takes, so that `--minutes N` is how long it lasts, and how long each stage will take.
 //!
 //! The machine's speed is measured in the seconds of one tokenizer step. What everything else costs in such steps hardly
-//! depends on the machine; the constants are from two cores in f32 and in bf16 (docs/benchmarks/quickstart.md).
+//! depends on the machine; the constants are from two cores in f32 (docs/benchmarks/quickstart.md).
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
