@@ -44,6 +44,8 @@ pub struct Reading {
     pub heads: Option<usize>,
     /// How images are standardised, whatever the file says.
     pub normalization: Option<Normalization>,
+    /// The only weights that heads and normalization are about, of a command that reads several; `None`: all.
+    pub about: Option<String>,
 }
 
 impl Reading {
@@ -55,12 +57,21 @@ impl Reading {
         }
     }
 
-    /// Puts what the flags say in the place of what the file says or leaves open.
-    fn apply(&self, file: &mut WeightFile) {
-        if self.heads.is_some() {
-            file.beside.sizes.heads = self.heads;
+    /// What the flags say of these weights: heads and normalization.
+    fn said(&self, weights: &str) -> (Option<usize>, Option<&Normalization>) {
+        match self.about.as_deref().is_none_or(|about| about == weights) {
+            true => (self.heads, self.normalization.as_ref()),
+            false => (None, None),
         }
-        if let Some(normalization) = &self.normalization {
+    }
+
+    /// Puts what the flags say in the place of what the file says or leaves open.
+    fn apply(&self, weights: &str, file: &mut WeightFile) {
+        let (heads, normalization) = self.said(weights);
+        if heads.is_some() {
+            file.beside.sizes.heads = heads;
+        }
+        if let Some(normalization) = normalization {
             file.beside.normalization = Some(normalization.clone());
             file.warnings.retain(|warning| !warning.contains("how its images are standardised"));
         }
@@ -91,7 +102,7 @@ impl Assets for AssetStore {
                 let full = self.reading.spec(spec);
                 let file = self.files.weights(&full).map_err(|error| unknown_name(spec).unwrap_or(error));
                 let mut file = file?;
-                self.reading.apply(&mut file);
+                self.reading.apply(spec, &mut file);
                 if !self.silent {
                     self.tell(spec, &file);
                 }
@@ -159,7 +170,7 @@ impl AssetStore {
         let mut fingerprint: String = beit2_weights::fingerprint(&found.path)?;
         // Half of the digits: this guards against mixing files up, not against an attacker.
         fingerprint.truncate(32);
-        let Reading { heads, normalization, .. } = &self.reading;
+        let (heads, normalization) = self.reading.said(spec);
         if !beside.is_empty() || found.entry.is_some() || heads.is_some() || normalization.is_some() {
             let more = format!(
                 "{:?} {heads:?} {normalization:?} {} {}",

@@ -77,6 +77,30 @@ fn training_goes_on_from_weights_and_says_so() {
 }
 
 #[test]
+fn heads_and_statistics_are_said_of_the_initial_weights_alone() {
+    let world = world();
+    // Weights of somebody else's: neither their tensors nor a file beside them show four heads.
+    tiny::headless_classifier(&world.path("theirs.safetensors"), 2);
+    let mut args =
+        vec!["pretrain", "mim.toml", "--tokenizer", "tok", "--out", "on", "--init", "theirs.safetensors"];
+    for setting in ["width=64", "heads=4", "abs_pos_emb=true", "rel_pos_bias=\"none\""] {
+        args.extend(["--set", setting]);
+    }
+    let before = "theirs.safetensors does not tell its number of attention heads";
+    world.beit2(&args).fails(2, &[before, "--heads N"]);
+    world.beit2(&[&args[..], &["--heads", "2"]].concat()).fails(2, &["heads"]);
+    let half = ["--heads", "4", "--normalization", "half"];
+    let ended = world.beit2(&[&args[..], &half].concat());
+    contains(ended.works(), &["tensors taken"]);
+    assert!(!ended.err.contains("does not say how its images"), "{}", ended.err);
+    let record = run_toml(&world, "on");
+    assert_eq!(value(&record, "model.vit.normalization.mean").as_array().unwrap()[0], Value::Float(0.5));
+    // Without --init they would be about nothing.
+    let alone = ["pretrain", "mim.toml", "--tokenizer", "tok", "--heads", "2"];
+    world.beit2(&alone).fails(2, &["are about the weights of --init; name them"]);
+}
+
+#[test]
 fn weights_of_another_family_or_size_are_one_sentence() {
     let world = world();
     tiny::bare_classifier(&world.path("classifier.safetensors"), 3);

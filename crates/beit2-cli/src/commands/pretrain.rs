@@ -2,10 +2,9 @@
 
 use beit2::pretrain::PretrainRecipe;
 
-use crate::assets::Reading;
 use crate::errors::Ending;
 use crate::experiment;
-use crate::flags::TrainArgs;
+use crate::flags::{TrainArgs, UnsaidArgs};
 use crate::signals::Signals;
 
 /// Flags of `pretrain`.
@@ -30,11 +29,15 @@ pub struct Args {
     /// Weights to go on from: a run, or a weight file with official, timm or Hugging Face names [default: random numbers]
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
+
+    #[command(flatten)]
+    unsaid: UnsaidArgs,
 }
 
 /// Trains, or continues a run.
 pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let named = [("tokenizer.weights", &args.tokenizer), ("init.weights", &args.init)];
     let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
-    experiment::run::<PretrainRecipe>(&args.train, named.collect(), Reading::default(), signals)
+    let reading = args.unsaid.reading_of(args.init.as_deref(), "--init")?;
+    experiment::run::<PretrainRecipe>(&args.train, named.collect(), reading, signals)
 }

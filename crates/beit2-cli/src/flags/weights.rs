@@ -102,6 +102,20 @@ impl UnsaidArgs {
         }
         Ok(Reading { heads: self.heads, normalization, ..Reading::default() })
     }
+
+    /// The same for a command that reads several weights, of which these flags are about one.
+    ///
+    /// # Errors
+    /// Flags without the weights that they are about, which `flag` names.
+    pub fn reading_of(&self, weights: Option<&str>, flag: &str) -> anyhow::Result<Reading> {
+        let reading = Reading { about: weights.map(str::to_owned), ..self.reading()? };
+        if weights.is_none() && (reading.heads.is_some() || reading.normalization.is_some()) {
+            return usage(format!(
+                "--heads, --normalization, --mean and --std are about the weights of {flag}; name them"
+            ));
+        }
+        Ok(reading)
+    }
 }
 
 impl WeightFileArgs {

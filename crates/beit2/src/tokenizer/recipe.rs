@@ -31,6 +31,15 @@ impl Default for TokenizerAugment {
     }
 }
 
+/// `[targets]`: what this software adds to the features that are rebuilt; off by default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TargetOptions {
+    /// Rebuild whitened features: centred, uncorrelated and of the same variance in every direction, by mean and covariance over
+    /// the first training crops. A few strong directions otherwise make up most of the loss. Not in the reference.
+    pub whiten: bool,
+}
+
 /// `[codebook]`: what this software adds to the reference's codebook; all off by default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,6 +75,8 @@ pub struct TokenizerRecipe {
     pub model: TokenizerConfig,
     /// What is rebuilt.
     pub teacher: TeacherConfig,
+    /// In which form.
+    pub targets: TargetOptions,
     /// Images.
     pub data: DataConfig,
     /// Augmentation.
@@ -93,6 +104,7 @@ impl Default for TokenizerRecipe {
             init: InitWeights::default(),
             model: TokenizerConfig::default(),
             teacher: TeacherConfig::default(),
+            targets: TargetOptions::default(),
             data: DataConfig::default(),
             augment: TokenizerAugment::default(),
             optimizer: OptimizerConfig {

@@ -7,19 +7,18 @@ use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::codebook::{health_of, initial_codes, revive_codes};
+use super::inputs::Inputs;
 use super::teachers::Teacher;
-use super::vqkd::preprocess;
-use super::{ProcessType, Quantized, TokenizerRecipe, VqKd, evaluate, load_plan};
+use super::{Quantized, TokenizerRecipe, VqKd, evaluate, load_plan};
 use crate::cost;
 use crate::error::{Error, config_error};
 use crate::monitor::{Monitor, Tokens};
 use crate::params;
-use crate::pixels;
 use crate::train::{
-    AdamW, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport, TrainingData,
-    average_gradients, check_precision, learn, mean_of, patches_to_device, to_device,
+    AdamW, DataPosition, Env, GroupRule, Item, Learned, Outcome, Plan, Saved, Session, StepReport,
+    TrainingData, average_gradients, check_precision, learn, mean_of,
 };
-use crate::vit::{DropPath, Pixels};
+use crate::vit::DropPath;
 use crate::weights::{Tensors, checkpoint_metadata, to_tensors};
 
 /// Trains a tokenizer, or continues the run in `env.dir`.
@@ -42,7 +41,6 @@ pub fn train<B: AutodiffBackend>(
     let val = recipe.data.val.as_deref().map(|spec| env.assets.source(spec)).transpose()?;
     let teacher = load_teacher::<B::InnerBackend>(recipe, &env, device)?;
     let step_operations = cost::tokenizer_flops(&recipe.model, &teacher.cost(recipe.model.grid()));
-    let teacher = teacher.freeze();
     let plan = Plan::new(&recipe.schedule, &recipe.optimizer, source.epoch_len())?.in_run(&env, recipe)?;
     let rank = env.rank.clone();
     let division = recipe.schedule.division(rank.world(), 1)?;
@@ -70,6 +68,9 @@ pub fn train<B: AutodiffBackend>(
     let mut monitor =
         Monitor::open(&recipe.monitor, &config, env.assets, &plan, recipe.model.image_size, codes)?;
     let mut summary = vec![("model".into(), sizes)];
+    if recipe.targets.whiten {
+        summary.push(("targets".into(), "the teacher's features, whitened".into()));
+    }
     summary.extend(division.summary());
     summary.extend(recipe.train.summary());
     summary.extend(monitor.as_ref().map(Monitor::summary));
@@ -109,30 +110,27 @@ pub fn train<B: AutodiffBackend>(
             return session.finish();
         }
     }
+    let inputs = |teacher| Inputs::new(teacher, model.patch_spec(), recipe, device);
+    let teacher = if recipe.targets.whiten {
+        // On every rank the same.
+        let first = data.loader(DataPosition::default(), &Rank::alone())?;
+        let sizes = (plan.steps_per_epoch, data.batch_size / division.micro_batches);
+        let see = inputs(teacher.clone().freeze());
+        let Some(moments) = session.unless_stopped(|| see.moments(first, sizes))? else {
+            return session.finish();
+        };
+        teacher.whitened(&moments)?
+    } else {
+        teacher
+    };
+    let teacher = teacher.freeze();
+    let frozen = inputs(teacher.clone());
     session.expect(step_operations, recipe.train);
     // The frozen half of a step, which runs one batch ahead on a thread of its own. It gives the inputs of each micro-batch.
     let batches = session.timed_batches(data.loader(session.state.data, &rank)?);
-    let (frozen, frozen_device, process_type) = (teacher.clone(), device.clone(), recipe.model.process_type);
-    let (bands, spec) = (recipe.data.teacher_bands, model.patch_spec());
-    let inputs_of = move |items: &[Item]| -> Result<_, Error> {
-        // A teacher sees [−1, 1]: of a view of its own, else of what the model sees.
-        let is_signed = |item: &Item| item.token.is_some() || process_type == ProcessType::Default;
-        if bands.is_none() && items.iter().all(is_signed) {
-            let specs = [spec, frozen.patch_spec()];
-            let [x, teacher_x] = patches_to_device::<B::InnerBackend>(items, specs, &frozen_device)?;
-            return Ok((x, frozen.features(teacher_x)));
-        }
-        let (images, second) = to_device::<B::InnerBackend>(items, &frozen_device)?;
-        let x = preprocess(images.clone(), process_type);
-        let teacher_x = match (second, bands) {
-            (second, Some(bands)) => pixels::to_signed(pixels::bands(second.unwrap_or(images), bands)),
-            (Some(second), None) => pixels::to_signed(second),
-            (None, None) => x.clone(),
-        };
-        Ok((Pixels::Images(x), frozen.forward(teacher_x)))
-    };
     let prefetch = session.prefetch(batches, move |batch: Batch<Item>| {
-        let inputs: Result<Vec<_>, Error> = batch.items.chunks(micro_batch).map(&inputs_of).collect();
+        let inputs: Result<Vec<_>, Error> =
+            batch.items.chunks(micro_batch).map(|items| frozen.of(items)).collect();
         Ok((batch, inputs?))
     });
     let exchanging = division.exchanging(&rank);

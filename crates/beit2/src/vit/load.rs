@@ -32,8 +32,8 @@ impl VitConfig {
             None if PUBLISHED_WIDTHS.contains(&summary.width) => summary.width / HEAD_WIDTH,
             None => {
                 return config_error(format!(
-                    "{origin} does not tell its number of attention heads, and {} is no published width; give the number \
-                     with --heads, or put the model's config.json beside it",
+                    "{origin} does not tell its number of attention heads, and {} is no published width; put a config.json \
+                     with \"num_attention_heads\" beside it, or give --heads N for weights to evaluate or to start from",
                     summary.width
                 ));
             }

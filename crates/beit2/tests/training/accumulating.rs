@@ -46,10 +46,11 @@ fn micro_batches_train_what_the_whole_batch_does() {
     // AdamW makes steps of full length from gradients that are nothing but rounding; with a large eps it does not.
     let eps = 1e-4;
 
-    // Codes from k-means after two steps, moved by sums over each step and revived from its vectors.
+    // Codes from k-means after two steps, moved by sums over each step and revived from its vectors; targets that are whitened.
     compare(&root.join("tokenizer"), &|env, divide| {
         let mut recipe = scene::tokenizer(root);
         recipe.optimizer.eps = eps;
+        recipe.targets.whiten = true;
         divide(&mut recipe.schedule);
         tokenizer::train::<Auto>(&recipe, env, &device)
     });

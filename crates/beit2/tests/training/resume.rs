@@ -102,6 +102,7 @@ fn all_stages(precision: Precision, devices: usize, parts: usize) {
 
     let mut recipe = TokenizerRecipe { precision, ..scene::tokenizer(root.path()) };
     recipe.schedule.grad_accum_steps = parts;
+    recipe.targets.whiten = true;
     let tokenizer = compare(&root.path().join("tokenizer"), &[1, 2, 3, 7, 10], 11, &|env| {
         let train = beit2::tokenizer::train::<Auto>;
         on_devices::<Auto>(&devices, env, |env, at| train(&recipe, env, at)).unwrap()

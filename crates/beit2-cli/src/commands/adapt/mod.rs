@@ -18,7 +18,7 @@ use self::weights::Names;
 use crate::assets::{AssetStore, Reading};
 use crate::errors::{Ending, usage};
 use crate::experiment;
-use crate::flags::{TrainArgs, several_devices};
+use crate::flags::{TrainArgs, UnsaidArgs, several_devices};
 use crate::output;
 use crate::recipes::{self, Recipe};
 use crate::signals::Signals;
@@ -71,6 +71,9 @@ pub struct Args {
     /// Address to try first for published weights, as in `beit2 weights fetch`; repeatable
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     mirror: Vec<String>,
+
+    #[command(flatten)]
+    unsaid: UnsaidArgs,
 }
 
 /// Help of flags that other commands have too.
@@ -101,6 +104,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
         Names { mirrors: &args.mirror, may_download: !train.dry_run, quiet: train.output.quiet, signals };
     let student = args.student.as_deref().unwrap_or(STUDENT);
     let Some(student) = names.find(student, "--student")? else { return Ok(Ending::Stopped) };
+    let reading = args.unsaid.reading_of(Some(&student), "--student")?;
     let start = Start::of::<PretrainRecipe>(&student, images)?;
     let tokenizer = match (&args.tokenizer, start.tokenizer()) {
         (Some(named), _) => named.clone(),
@@ -142,7 +146,7 @@ pub fn run(args: &Args, signals: &Signals) -> anyhow::Result<Ending> {
     let named = [("tokenizer.weights", targets), ("init.weights", student)];
     let named = named.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let train = TrainArgs { out: Some(dir), ..train.clone() };
-    experiment::run_recipe::<PretrainRecipe>(&recipe, &train, named, Reading::default(), true, signals)
+    experiment::run_recipe::<PretrainRecipe>(&recipe, &train, named, reading, true, signals)
 }
 
 /// Trains the tokenizer on.

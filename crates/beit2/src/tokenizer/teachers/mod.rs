@@ -14,6 +14,7 @@ mod options;
 mod recipe;
 mod said;
 mod targets;
+mod whiten;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,7 @@ pub use distill::distill;
 pub use model::Teacher;
 pub(crate) use names::is_published;
 pub use recipe::DistillRecipe;
+pub(super) use whiten::FeatureMoments;
 
 /// Families of teachers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

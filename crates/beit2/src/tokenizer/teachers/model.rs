@@ -27,11 +27,11 @@ pub struct Teacher<B: burn::tensor::backend::Backend> {
     prefix_tokens: Option<Param<Tensor<B, 3>>>,
     /// `[1, N, D]`; DINOv3 has none.
     pos_embed: Option<Param<Tensor<B, 3>>>,
-    patch_embed: PatchEmbed<B>,
+    pub(super) patch_embed: PatchEmbed<B>,
     ln_pre: Option<LayerNorm<B>>,
     blocks: Vec<TeacherBlock<B>>,
     norm: Option<LayerNorm<B>>,
-    head: Option<Linear<B>>,
+    pub(super) head: Option<Linear<B>>,
     /// Of a frozen teacher with CLS and no registers: its positions, after zeros for CLS.
     token_positions: Option<Tensor<B, 3>>,
     #[module(skip)]
