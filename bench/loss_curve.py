@@ -58,6 +58,7 @@ def train_tokenizer(beit2: str, weights: Path, end: float) -> None:
     folder, steps = weights.with_suffix(""), ["--steps", str(WARM_UP_TOKENIZER)]
     shutil.rmtree(folder, ignore_errors=True)
     size = ["--set", "model.image_size=64", "--set", "model.code_dim=16", "--set", "init.std=0.02"]
+    size += ["--set", "targets.whiten=false"]
     run([beit2, "tokenizer", "train", "quickstart_tokenizer", "--seed", "0", *steps, *size, "--out", str(folder), "-q"], end)
     shutil.copyfile(folder / "last" / "model.safetensors", weights)
     shutil.rmtree(folder)

@@ -44,11 +44,14 @@ def length(steps, warmup):
 # Settings of a variant that is the recipe of today; the others change the former ones.
 TODAY = {"today": True}
 FORMER_TOKENIZER = {
-    "init.std": 0.02, "model.image_size": 64, "model.code_dim": 16, "codebook.kmeans_warmup_steps": 160, **length(800, 80),
+    "init.std": 0.02, "targets.whiten": "false", "model.image_size": 64, "model.code_dim": 16,
+    "codebook.kmeans_warmup_steps": 160, **length(800, 80),
 }  # fmt: skip
 FORMER_PRETRAINING = {"init.std": 0.02, "model.vit.image_size": 64, "mask.patches": 25, **length(2000, 150)}
 T_48 = {"model.image_size": 48, **length(1200, 100)}
 KMEANS_1000 = {"codebook.kmeans_warmup_steps": 1000}
+STD_008 = {**T_48, **KMEANS_1000, "model.code_dim": 32, "init.std": 0.08}
+WHITENED = {**STD_008, "targets.whiten": "true"}
 TOKENIZERS = {
     "recipe": {},
     "now": TODAY,
@@ -60,12 +63,17 @@ TOKENIZERS = {
     "48-px-kmeans-1000": {**T_48, **KMEANS_1000},
     "48-px-kmeans-1000-wide-codes": {**T_48, **KMEANS_1000, "model.code_dim": 32},
     "48-px-kmeans-1000-wide-codes-std-0.05": {**T_48, **KMEANS_1000, "model.code_dim": 32, "init.std": 0.05},
+    "48-px-std-0.08": STD_008,
+    "48-px-std-0.08-long": {**STD_008, **length(2400, 100), "codebook.kmeans_warmup_steps": 2100},
+    "whitened": WHITENED,
+    "whitened-1800-steps-long": {**WHITENED, **length(1800, 100), "codebook.kmeans_warmup_steps": 1500},
     "48-px-long": {"model.image_size": 48, **length(4000, 100)},
     "48-px-128-codes": {"model.image_size": 48, **length(1200, 100), "model.codebook_size": 128},
     "80-px": {"model.image_size": 80, **length(560, 60), "codebook.kmeans_warmup_steps": 110},
 }
 AT_40 = {"model.vit.image_size": 40, "mask.patches": 10}
 AT_48 = {"model.vit.image_size": 48, "mask.patches": 14}
+AT_48_STD_008 = {**AT_48, **length(3400, 250), "init.std": 0.08}
 AT_80 = {"model.vit.image_size": 80, "mask.patches": 39}
 # A checkpoint every 50 steps; means of the weights of the last ones are scored too.
 KEPT = {"logging.checkpoint_every": 50, "logging.keep_checkpoints": 40}
@@ -91,6 +99,20 @@ PRETRAININGS = {
     "48-px-std-0.08-of-std-0.05": (
         "48-px-kmeans-1000-wide-codes-std-0.05", 0, {**AT_48, **length(3400, 250), "init.std": 0.08},
     ),  # fmt: skip
+    "48-px-std-0.08-of-std-0.08": ("48-px-std-0.08", 0, AT_48_STD_008),
+    "std-0.08-lr-6e-3": ("48-px-std-0.08", 0, {**AT_48_STD_008, "optimizer.lr": 6e-3}),
+    "std-0.08-lr-1.5e-3": ("48-px-std-0.08", 0, {**AT_48_STD_008, "optimizer.lr": 1.5e-3}),
+    "std-0.08-mask-20": ("48-px-std-0.08", 0, {**AT_48_STD_008, "mask.patches": 20}),
+    "whitened": ("whitened", 0, AT_48_STD_008),
+    "whitened-lr-1.5e-3-mask-20": ("whitened", 0, {**AT_48_STD_008, "optimizer.lr": 1.5e-3, "mask.patches": 20}),
+    "whitened-lr-1.5e-3-layer-2": (
+        "whitened", 0, {**AT_48_STD_008, "optimizer.lr": 1.5e-3, "model.intermediate_layer": 2},
+    ),  # fmt: skip
+    "whitened-lr-1.5e-3-layer-scale-1": (
+        "whitened", 0, {**AT_48_STD_008, "optimizer.lr": 1.5e-3, "model.vit.layer_scale_init": 1.0},
+    ),  # fmt: skip
+    "whitened-1800-steps": ("whitened-1800-steps-long", 0, AT_48_STD_008),
+    "whitened-1800-steps-mask-20": ("whitened-1800-steps-long", 0, {**AT_48_STD_008, "mask.patches": 20}),
     "48-px-of-a-long-tokenizer": ("48-px-long", 0, {**AT_48, **length(3400, 250)}),
     "48-px-128-codes": ("48-px-128-codes", 0, {**AT_48, **length(3400, 250), "model.vocab_size": 128}),
     "80-px": ("80-px", 0, {**AT_80, **length(1250, 100)}),

@@ -32,7 +32,7 @@ for seed; do
     s=seed-$seed
     row "$s-tokenizer" tokenizer train quickstart_tokenizer --seed "$seed" --data "$images" --val "$SCENES/val/images" \
         --set schedule.steps=1600 --set schedule.warmup_steps=80 --set model.image_size=64 --set init.std=0.02 \
-        --set model.code_dim=16 --set codebook.kmeans_warmup_steps=160 --out "$out/$s/tokenizer"
+        --set model.code_dim=16 --set codebook.kmeans_warmup_steps=160 --set targets.whiten=false --out "$out/$s/tokenizer"
     row "$s-pretrain" pretrain quickstart_pretrain --seed "$seed" --data "$images" --val "$SCENES/val/images" \
         --set schedule.steps=4000 --set schedule.warmup_steps=150 --set model.vit.image_size=64 --set mask.patches=25 --set init.std=0.02 \
         --tokenizer "$out/$s/tokenizer" --out "$out/$s/pretrain"

@@ -56,7 +56,7 @@ fn minutes(seconds: &Value) -> String {
 
 #[test]
 fn quickstart_in_the_readme() {
-    let (page, run) = (page("README.md"), data("quickstart-48px-seed-0"));
+    let (page, run) = (page("README.md"), data("quickstart-whitened-seed-0"));
     let rows = table(&page, "409 held-out drawings");
     for (label, features) in [
         ("raw pixels", "pixels"),
@@ -92,7 +92,7 @@ fn quickstart_page() {
     let seeds = |kind: &str| [0, 1, 2].map(|seed| data(&format!("quickstart-{kind}seed-{seed}")));
 
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let (avx512, avx2, before) = (seeds("48px-"), seeds("48px-avx2-"), seeds("f32-"));
+    let (avx512, avx2, before) = (seeds("whitened-"), seeds("whitened-avx2-"), seeds("f32-"));
     let rows = table(&page, "k-NN, AVX-512");
     for (label, features) in ROWS {
         let columns = [(&avx512, "knn"), (&avx2, "knn"), (&before, "knn"), (&avx512, "probe")];

@@ -154,14 +154,14 @@ fn warm_ups_fit_the_run() {
 #[test]
 fn the_codebook_starts_within_the_run() {
     let (settings, said) = fitted::<TokenizerRecipe>("quickstart_tokenizer", &[("steps", "100")]);
-    assert_eq!((settings.codebook.kmeans_warmup_steps, settings.schedule.warmup_steps), (83, Some(10)));
+    assert_eq!((settings.codebook.kmeans_warmup_steps, settings.schedule.warmup_steps), (84, Some(10)));
     assert!(
-        said.iter().any(|line| line.contains("the codebook starts after 83 steps instead of 1,000")),
+        said.iter().any(|line| line.contains("the codebook starts after 84 steps instead of 1,350")),
         "{said:?}"
     );
     settings.check_steps(100).unwrap();
     let (settings, _) = fitted::<TokenizerRecipe>("quickstart_tokenizer", &[("steps", "8000")]);
-    assert_eq!(settings.codebook.kmeans_warmup_steps, 1000);
+    assert_eq!(settings.codebook.kmeans_warmup_steps, 1350);
     let given = [("steps", "100"), ("kmeans_warmup_steps", "100")];
     let (settings, _) = fitted::<TokenizerRecipe>("quickstart_tokenizer", &given);
     let error = settings.check_steps(100).unwrap_err().to_string();

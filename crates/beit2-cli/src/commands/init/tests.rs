@@ -90,6 +90,7 @@ fn the_bundled_images_give_the_quickstart_at_64_px() {
     // What was measured on these drawings only: smaller images in more steps, and another start of weights and codes.
     let others = set(&[
         ("init.std", "0.02"),
+        ("targets.whiten", "false"),
         ("model.image_size", "64"),
         ("model.code_dim", "16"),
         ("codebook.kmeans_warmup_steps", "160"),

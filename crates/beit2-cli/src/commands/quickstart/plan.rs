@@ -22,11 +22,11 @@ use crate::signals::Signals;
 use crate::stage::Stage;
 
 /// Steps of the recipes.
-const STEPS: [f64; 2] = [1200.0, 3400.0];
+const STEPS: [f64; 2] = [1600.0, 3200.0];
 /// A pretraining step in tokenizer steps.
-const PRETRAIN_STEP: f64 = 0.65;
-/// What a training does beside its steps, in tokenizer steps: reading, k-means, evaluation, checkpoints.
-const AROUND: [f64; 2] = [20.0, 10.0];
+const PRETRAIN_STEP: f64 = 0.75;
+/// What a training does beside its steps, in tokenizer steps: reading, whitening, k-means, evaluation, checkpoints.
+const AROUND: [f64; 2] = [40.0, 10.0];
 /// Features, probes and the report, in tokenizer steps.
 const PROBES: f64 = 230.0;
 /// The shortest trainings, relative to the recipes'.
@@ -159,6 +159,7 @@ pub fn measure(
     let steps = UNTIMED_STEPS + TIMED_STEPS;
     (settings.schedule.steps, settings.schedule.warmup_steps) = (Some(steps), Some(1));
     (settings.model.kmeans_init, settings.codebook.kmeans_warmup_steps) = (false, 0);
+    settings.targets.whiten = false;
     settings.data.val = None;
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be made", out.display()))?;
     let dir = out.join(".speed");
