@@ -224,6 +224,7 @@ fn the_bundled_images_have_one_plan_everywhere() {
     assert!(own.len() > 30);
     let others = [
         "init.std=0.02",
+        "targets.whiten=false",
         "model.image_size=64",
         "model.code_dim=16",
         "codebook.kmeans_warmup_steps=160",
