@@ -97,7 +97,7 @@ impl<B: Backend> Teacher<B> {
             None => whiten,
         };
         let device = self.patch_embed.proj.weight.val().device();
-        // In f32, whatever the teacher's precision: directions of little variance grow up to thirty times, and errors with them.
+        // In f32, whatever the teacher's precision: directions of little variance grow many times, and errors with them.
         let mut head = Linear::new(inputs, outputs, true, &device);
         // Columns of the transpose are rows.
         let values: Vec<f32> = weight.transpose().iter().map(|&value| value as f32).collect();
