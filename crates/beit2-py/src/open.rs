@@ -96,7 +96,7 @@ impl Options {
         if let Some(problem) = normalization.as_ref().and_then(Normalization::problem) {
             return wrong(format!("mean and std: {problem}"));
         }
-        Ok(Reading { entry: self.entry.clone(), heads: self.heads, normalization })
+        Ok(Reading { entry: self.entry.clone(), heads: self.heads, normalization, about: None })
     }
 
     /// As the flags of the program: these, else what the run of the weights says, else the default.
