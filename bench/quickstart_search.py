@@ -52,6 +52,7 @@ T_48 = {"model.image_size": 48, **length(1200, 100)}
 KMEANS_1000 = {"codebook.kmeans_warmup_steps": 1000}
 STD_008 = {**T_48, **KMEANS_1000, "model.code_dim": 32, "init.std": 0.08}
 WHITENED = {**STD_008, "targets.whiten": "true"}
+WHITENED_1600 = {**WHITENED, **length(1600, 100), "codebook.kmeans_warmup_steps": 1350}
 TOKENIZERS = {
     "recipe": {},
     "now": TODAY,
@@ -67,6 +68,8 @@ TOKENIZERS = {
     "48-px-std-0.08-long": {**STD_008, **length(2400, 100), "codebook.kmeans_warmup_steps": 2100},
     "whitened": WHITENED,
     "whitened-1800-steps-long": {**WHITENED, **length(1800, 100), "codebook.kmeans_warmup_steps": 1500},
+    "whitened-72-px-patch-12-long": {**WHITENED_1600, "model.image_size": 72, "model.patch_size": 12},
+    "whitened-256-codes-long": {**WHITENED_1600, "model.codebook_size": 256},
     "48-px-long": {"model.image_size": 48, **length(4000, 100)},
     "48-px-128-codes": {"model.image_size": 48, **length(1200, 100), "model.codebook_size": 128},
     "80-px": {"model.image_size": 80, **length(560, 60), "codebook.kmeans_warmup_steps": 110},
@@ -74,6 +77,7 @@ TOKENIZERS = {
 AT_40 = {"model.vit.image_size": 40, "mask.patches": 10}
 AT_48 = {"model.vit.image_size": 48, "mask.patches": 14}
 AT_48_STD_008 = {**AT_48, **length(3400, 250), "init.std": 0.08}
+MASK_20 = {**AT_48_STD_008, **length(3200, 250), "mask.patches": 20}
 AT_80 = {"model.vit.image_size": 80, "mask.patches": 39}
 # A checkpoint every 50 steps; means of the weights of the last ones are scored too.
 KEPT = {"logging.checkpoint_every": 50, "logging.keep_checkpoints": 40}
@@ -113,6 +117,13 @@ PRETRAININGS = {
     ),  # fmt: skip
     "whitened-1800-steps": ("whitened-1800-steps-long", 0, AT_48_STD_008),
     "whitened-1800-steps-mask-20": ("whitened-1800-steps-long", 0, {**AT_48_STD_008, "mask.patches": 20}),
+    "whitened-1800-steps-mask-26": ("whitened-1800-steps-long", 0, {**MASK_20, "mask.patches": 26}),
+    "whitened-1800-steps-absolute-positions": ("whitened-1800-steps-long", 0, {**MASK_20, "model.vit.abs_pos_emb": "true"}),
+    "whitened-1800-steps-layer-2": ("whitened-1800-steps-long", 0, {**MASK_20, "model.intermediate_layer": 2}),
+    "whitened-72-px-patch-12": (
+        "whitened-72-px-patch-12-long", 0, {**MASK_20, "model.vit.image_size": 72, "model.vit.patch_size": 12},
+    ),  # fmt: skip
+    "whitened-256-codes": ("whitened-256-codes-long", 0, {**MASK_20, "model.vocab_size": 256}),
     "48-px-of-a-long-tokenizer": ("48-px-long", 0, {**AT_48, **length(3400, 250)}),
     "48-px-128-codes": ("48-px-128-codes", 0, {**AT_48, **length(3400, 250), "model.vocab_size": 128}),
     "80-px": ("80-px", 0, {**AT_80, **length(1250, 100)}),

@@ -107,6 +107,30 @@ fn quickstart_page() {
         assert_eq!(row(&rows, label), expected, "{label}");
     }
 
+    let shorter = [seeds("whitened-3000-steps-"), seeds("whitened-3000-steps-avx2-")];
+    let rows = table(&page, "k-NN, AVX-512, fewer steps");
+    for (label, features) in &ROWS[3..6] {
+        let expected: Vec<String> = shorter
+            .iter()
+            .flat_map(|runs| {
+                let shares: Vec<f64> =
+                    runs.iter().map(|run| 100.0 * run["knn"][features].as_f64().unwrap()).collect();
+                [joined(runs, |run| percent(&run["knn"][features])), format!("{:.1}", mean(&shares))]
+            })
+            .collect();
+        assert_eq!(row(&rows, label), expected, "{label}");
+    }
+    let former = data("quickstart-former-seed-0");
+    assert_eq!(
+        former["knn"],
+        data("quickstart-f32-seed-0")["knn"],
+        "the recipes of then have the digits of then"
+    );
+    for run in [&avx512[0], &shorter[0][0], &shorter[1][0], &former] {
+        let time = minutes(&run["seconds"]["total"]);
+        assert!(page.contains(&time), "the page does not say `{time}`");
+    }
+
     let (swept, fixed) = (data("quickstart-sweep-seed-0"), data("quickstart-f32-seed-0"));
     assert_eq!(swept["knn"], fixed["knn"], "the probe's protocol changes no features");
     let rows = table(&page, "linear probe, chosen rate");
