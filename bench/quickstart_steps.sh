@@ -7,7 +7,7 @@
 # from the second pass over the images on: in the first one they are decoded. Needs target/release/beit2 or $BEIT2, and Python 3.
 set -euo pipefail
 out=${1:?usage: bench/quickstart_steps.sh OUT [ROUNDS]}
-beit2=${BEIT2:-$(dirname "$0")/../target/release/beit2}
+beit2=$(realpath "${BEIT2:-$(dirname "$0")/../target/release/beit2}")
 mkdir -p "$out"
 cd "$out"
 
@@ -15,7 +15,7 @@ train() { # name, steps, warm-up of k-means or "", then the command and its sett
     local name=$1 steps=$2 kmeans=$3
     shift 3
     "$beit2" "$@" --out "$name" --seed 0 --quiet --restart --set schedule.steps="$steps" --set schedule.warmup_steps=10 \
-        --set logging.log_every=10 ${kmeans:+--set codebook.kmeans_warmup_steps="$kmeans"} > /dev/null 2> "$name.err"
+        --set logging.log_every=10 ${kmeans:+--set codebook.kmeans_warmup_steps="$kmeans"} > /dev/null 2> "$name.err" || { cat "$name.err" >&2; exit 1; }
     rm -rf "$name".old-*
     python3 - "$name" <<'PY'
 import json, statistics, sys
